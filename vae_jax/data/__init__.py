@@ -1,0 +1,31 @@
+"""Data: from a TFDS name or arrays to uint8 splits, and from those to what the likelihood sees."""
+
+from vae_jax.data.catalog import SOURCES, Listing, Source, list_datasets, load, prepare
+from vae_jax.data.datasets import Data, Split
+from vae_jax.data.pipeline import (
+    BINARIZATION_SEED,
+    PROTOCOLS,
+    Protocol,
+    SplitName,
+    Support,
+    batch_indices,
+    index_keys,
+)
+
+__all__ = [
+    "BINARIZATION_SEED",
+    "PROTOCOLS",
+    "SOURCES",
+    "Data",
+    "Listing",
+    "Protocol",
+    "Source",
+    "Split",
+    "SplitName",
+    "Support",
+    "batch_indices",
+    "index_keys",
+    "list_datasets",
+    "load",
+    "prepare",
+]

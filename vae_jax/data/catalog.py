@@ -1,0 +1,251 @@
+"""The data sets known by name: how each is split, and the way from a name to arrays."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae_jax.data import cache
+from vae_jax.data.datasets import Data, find_protocol
+from vae_jax.data.pipeline import SplitName
+from vae_jax.errors import VaeJaxError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set known by name.
+
+    Attributes:
+        name: its TFDS name.
+        sizes: images in each official split; where "valid" is missing, validation images are cut
+            from the end of the training split.
+        image_shape: (height, width, channels).
+        protocol: the default protocol; "threshold" means that the images are binary already.
+        manual_files: what `--manual-dir` must hold where TFDS cannot download it.
+        origin: where those files come from.
+        default_valid: how many validation images are cut where there is no official split.
+    """
+
+    name: str
+    sizes: Mapping[SplitName, int]
+    image_shape: tuple[int, int, int]
+    protocol: str
+    manual_files: tuple[str, ...] = ()
+    origin: str = ""
+    default_valid: int = 0
+
+
+_MNIST_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            "mnist",
+            {"train": 60_000, "test": 10_000},
+            (28, 28, 1),
+            "dynamic",
+            _MNIST_FILES,
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            default_valid=10_000,
+        ),
+        Source(
+            "fashion_mnist",
+            {"train": 60_000, "test": 10_000},
+            (28, 28, 1),
+            "dynamic",
+            _MNIST_FILES,
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            default_valid=10_000,
+        ),
+        Source(
+            "binarized_mnist",
+            {"train": 50_000, "valid": 10_000, "test": 10_000},
+            (28, 28, 1),
+            "threshold",
+            tuple(f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")),
+            "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+        ),
+        Source("mnist_5k", {"train": 4_000, "valid": 500, "test": 500}, (28, 28, 1), "dynamic"),
+        Source(
+            "frey_faces",
+            {"train": 1_565, "valid": 200, "test": 200},
+            (28, 20, 1),
+            "grey",
+            ("frey_rawface.mat",),
+            "https://cs.nyu.edu/~roweis/data/",
+        ),
+        Source(
+            "caltech101_silhouettes",
+            {"train": 4_100, "valid": 2_264, "test": 2_307},
+            (28, 28, 1),
+            "threshold",
+            ("caltech101_silhouettes_28_split1.mat",),
+            "https://people.cs.umass.edu/~marlin/data/",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `vae-jax data list` says of one data set.
+
+    Attributes:
+        source: the data set.
+        sizes: images in each split as `load` gives them by default.
+        prepared: whether `load` would find it in the cache.
+    """
+
+    source: Source
+    sizes: Mapping[SplitName, int]
+    prepared: bool
+
+
+def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
+    """Returns every data set known by name, prepared in DATA_DIR or not."""
+    root = _data_dir(data_dir)
+    return [
+        Listing(
+            source=source,
+            sizes=_split_sizes(source, None),
+            prepared=cache.folder(root, source.name).exists(),
+        )
+        for source in SOURCES.values()
+    ]
+
+
+def load(
+    name: str,
+    protocol: str | None = None,
+    *,
+    valid: int | None = None,
+    data_dir: str | Path | None = None,
+    manual_dir: str | Path | None = None,
+) -> Data:
+    """Loads a data set as memory maps, after preparing it where that was never done.
+
+    Args:
+        name: a name in `SOURCES`.
+        protocol: a name in `PROTOCOLS`; None is the data set's own.
+        valid: how many images to cut from the end of the official training split for validation;
+            None is the data set's own number.
+        data_dir: where TFDS and the cache keep their files; None is VAE_JAX_DATA_DIR, else
+            TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        manual_dir: a folder of files fetched by hand, those of NAME in its subfolder NAME if there
+            is one; None is VAE_JAX_MANUAL_DIR, if set.
+
+    Raises:
+        VaeJaxError: an argument is out of range, the data set cannot be prepared, or its cache is
+            corrupted.
+    """
+    source = _find_source(name)
+    protocol = protocol or source.protocol
+    find_protocol(protocol)
+    if source.protocol == "threshold" != protocol:
+        raise VaeJaxError(
+            f"{name} is binary already, so the protocol {protocol!r} does not apply: leave it at "
+            "'threshold'."
+        )
+    sizes = _split_sizes(source, valid)
+    prepare(name, data_dir, manual_dir)
+    arrays = cache.read(name, cache.folder(_data_dir(data_dir), name))
+    if "valid" in source.sizes:
+        split_rule = "the data set's own splits"
+    else:
+        for kind in ("images", "labels"):
+            whole = arrays[f"train_{kind}"]
+            arrays[f"train_{kind}"] = whole[: sizes["train"]]
+            arrays[f"valid_{kind}"] = whole[sizes["train"] :]
+        split_rule = (
+            f"validation is the last {sizes['valid']:,} of the {source.sizes['train']:,} official "
+            "training images"
+        )
+    return Data.from_arrays(
+        name,
+        *(arrays[f"{split}_images"] for split in sizes),
+        protocol=protocol,
+        labels={s: arrays[f"{s}_labels"] for s in sizes if f"{s}_labels" in arrays},
+        split_rule=split_rule,
+    )
+
+
+def prepare(
+    name: str, data_dir: str | Path | None = None, manual_dir: str | Path | None = None
+) -> None:
+    """Prepares a data set with TFDS in a subprocess, unless it is in the cache already.
+
+    Args:
+        name: a name in `SOURCES`.
+        data_dir: as for `load`.
+        manual_dir: as for `load`.
+
+    Raises:
+        VaeJaxError: the name is unknown, a file or TensorFlow is missing, or the disk refuses.
+    """
+    _find_source(name)
+    root = _data_dir(data_dir)
+    if cache.folder(root, name).exists():
+        return
+    print(f"Preparing {name} with TFDS in {root} (once)...", file=sys.stderr, flush=True)
+    manual_folder = _manual_folder(name, manual_dir)
+    command = [sys.executable, "-m", "vae_jax.data.tfds_prepare", name, str(root)]
+    child = subprocess.run(
+        command + ([] if manual_folder is None else [str(manual_folder)]),
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode == 1 and child.stdout.strip():
+        raise VaeJaxError(child.stdout.strip().splitlines()[-1])
+    if child.returncode:
+        raise VaeJaxError(
+            f"Preparing {name} in {root} broke off with exit code {child.returncode} "
+            f"({(child.stderr.strip() or 'no message').splitlines()[-1]}): run it again."
+        )
+
+
+def _find_source(name: str) -> Source:
+    if name not in SOURCES:
+        raise VaeJaxError(f"There is no data set {name!r}: choose one of {', '.join(SOURCES)}.")
+    return SOURCES[name]
+
+
+def _split_sizes(source: Source, valid: int | None) -> dict[SplitName, int]:
+    sizes = source.sizes
+    if "valid" in sizes:
+        if valid not in (None, sizes["valid"]):
+            raise VaeJaxError(
+                f"{source.name} has an official validation split of {sizes['valid']:,} images, so "
+                f"valid={valid} does not apply: leave it out."
+            )
+        return dict(sizes)
+    valid = source.default_valid if valid is None else valid
+    if not 0 <= valid < sizes["train"]:
+        raise VaeJaxError(
+            f"valid={valid} is out of range for {source.name}: cut 0 to {sizes['train'] - 1:,} of "
+            "its training images."
+        )
+    return {"train": sizes["train"] - valid, "valid": valid, "test": sizes["test"]}
+
+
+def _data_dir(data_dir: str | Path | None) -> Path:
+    chosen = data_dir or os.environ.get("VAE_JAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
+    return Path(chosen or "~/tensorflow_datasets").expanduser().absolute()
+
+
+def _manual_folder(name: str, manual_dir: str | Path | None) -> Path | None:
+    chosen = manual_dir or os.environ.get("VAE_JAX_MANUAL_DIR")
+    if not chosen:
+        return None
+    folder = Path(chosen).expanduser().absolute()
+    if not folder.is_dir():
+        raise VaeJaxError(f"The manual folder {folder} does not exist: make it or name another.")
+    return folder / name if (folder / name).is_dir() else folder

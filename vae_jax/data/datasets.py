@@ -1,0 +1,172 @@
+"""A data set in memory: three splits of uint8 images, a protocol, and a fingerprint."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vae_jax.data.pipeline import BINARIZATION_SEED, PROTOCOLS, Protocol, SplitName, Support
+from vae_jax.errors import VaeJaxError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and, where the data set has them, class labels.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        labels: int32 [N] or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set ready for training: three splits, possibly empty but the first, and a protocol.
+
+    Attributes:
+        name: what results call it.
+        protocol: how its bytes become x.
+        train: the images that training sees.
+        valid: the images for choosing between models.
+        test: the images for reported numbers alone.
+        split_rule: one clause that says where the splits come from.
+        fingerprint: sha256 over the images, labels and shapes of all splits.
+    """
+
+    name: str
+    protocol: Protocol
+    train: Split
+    valid: Split
+    test: Split
+    split_rule: str
+    fingerprint: str
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        train: np.ndarray,
+        valid: np.ndarray | None = None,
+        test: np.ndarray | None = None,
+        *,
+        protocol: str,
+        labels: Mapping[SplitName, np.ndarray] | None = None,
+        split_rule: str = "split by the user",
+    ) -> "Data":
+        """Makes a data set of arrays.
+
+        Args:
+            name: what results shall call it.
+            train: uint8 [N, H, W, C], at least one image.
+            valid: uint8 [N, H, W, C]; None is an empty split.
+            test: uint8 [N, H, W, C]; None is an empty split.
+            protocol: a name in `PROTOCOLS`.
+            labels: integers [N] for any of "train", "valid" and "test".
+            split_rule: one clause, for `description`.
+
+        Raises:
+            VaeJaxError: the protocol is unknown, an array is not uint8 [N, H, W, C], the shapes of
+                two splits differ, or there is no training image.
+        """
+        empty = np.empty((0, *train.shape[1:]), np.uint8)
+        images: dict[SplitName, np.ndarray] = {
+            "train": train,
+            "valid": empty if valid is None else valid,
+            "test": empty if test is None else test,
+        }
+        splits = {}
+        for split, array in images.items():
+            what = f"The {split} images of {name}"
+            _check_images(what, array)
+            if array.shape[1:] != train.shape[1:]:
+                raise VaeJaxError(
+                    f"{what} have the shape {array.shape[1:]} where its training images have "
+                    f"{train.shape[1:]}: give all splits the same image shape."
+                )
+            splits[split] = Split(array, _find_labels(name, split, len(array), labels or {}))
+        if not len(train):
+            raise VaeJaxError(f"{name} has no training image: give at least one.")
+        return cls(
+            name=name,
+            protocol=find_protocol(protocol),
+            **splits,
+            split_rule=split_rule,
+            fingerprint=_fingerprint(splits),
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def support(self) -> Support:
+        """The values that x takes under the protocol."""
+        return self.protocol.support
+
+    @property
+    def description(self) -> str:
+        """One sentence that says what the numbers of a run on this data are about."""
+        return (
+            f"{self.name}: {len(self.train):,} training, {len(self.valid):,} validation and "
+            f"{len(self.test):,} test images ({self.split_rule}), protocol {self.protocol.name} "
+            f"({self.protocol.description}; noise seed {BINARIZATION_SEED})."
+        )
+
+
+def find_protocol(name: str) -> Protocol:
+    """Returns the protocol of that name, or raises a VaeJaxError that lists the names."""
+    if name not in PROTOCOLS:
+        raise VaeJaxError(f"There is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
+
+
+def _check_images(what: str, images: np.ndarray) -> None:
+    if np.issubdtype(images.dtype, np.floating):
+        nan = np.argwhere(np.isnan(images))
+        if len(nan):
+            index = tuple(int(i) for i in nan[0])
+            raise VaeJaxError(
+                f"{what} hold a NaN, the first at index {index}: mend it and give uint8 values."
+            )
+    if images.dtype != np.uint8:
+        raise VaeJaxError(
+            f"{what} are {images.dtype}: give uint8 values from 0 to 255 (for images in [0, 1], "
+            "multiply by 255 and round)."
+        )
+    if images.ndim != 4:
+        raise VaeJaxError(
+            f"{what} have the shape {images.shape}: give [N, H, W, C], with C = 1 for grey images."
+        )
+
+
+def _find_labels(
+    name: str, split: SplitName, num_images: int, labels: Mapping[SplitName, np.ndarray]
+) -> np.ndarray | None:
+    if split not in labels:
+        return None
+    found = labels[split]
+    if found.shape != (num_images,) or not np.issubdtype(found.dtype, np.integer):
+        raise VaeJaxError(
+            f"The {split} labels of {name} are {found.dtype} of shape {found.shape}: give "
+            f"{num_images} integers, one per image."
+        )
+    return found.astype(np.int32, copy=False)
+
+
+def _fingerprint(splits: Mapping[SplitName, Split]) -> str:
+    digest = hashlib.sha256()
+    for name, split in splits.items():
+        for array in (split.images, split.labels):
+            digest.update(f"{name} {None if array is None else array.shape}\n".encode())
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

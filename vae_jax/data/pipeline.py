@@ -1,0 +1,153 @@
+"""From stored bytes to the x that a likelihood scores: protocols, noise keys, batch order.
+
+Everything here is a pure function of a seed, a step and the indices of the images, so that a run
+does not depend on the number of devices and a resumed one needs no saved iterator.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Support = Literal["binary", "uint8", "unit", "real"]
+SplitName = Literal["train", "valid", "test"]
+
+BINARIZATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How uint8 pixels v become the observed x.
+
+    Attributes:
+        name: what the command line and the results call it.
+        support: the values that x takes, matched against the likelihood's.
+        resampled: whether training draws new noise at every presentation of an image. Evaluation
+            splits, and training images where this is False, keep the noise of `index_keys`.
+        description: one clause for the record of a result.
+        apply: (uint8 [B, H, W, C], typed keys [B], one per image) -> float32 [B, H, W, C].
+    """
+
+    name: str
+    support: Support
+    resampled: bool
+    description: str
+    apply: Callable[[Array, Array], Array]
+
+
+def _bernoulli(images: Array, keys: Array) -> Array:
+    u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
+    return (u < images / 255).astype(jnp.float32)  # u is in [0, 1): v = 0 is never on, 255 always
+
+
+def _threshold(images: Array, keys: Array) -> Array:
+    return (images > 127).astype(jnp.float32)
+
+
+def _grey(images: Array, keys: Array) -> Array:
+    return images.astype(jnp.float32) / 255
+
+
+def _dequantize(images: Array, keys: Array) -> Array:
+    # u is an odd multiple of 2^-16, so v + u is exact in float32 and x never rounds to 0 or 1.
+    bits = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint16))(keys)
+    u = (bits | 1).astype(jnp.float32) / 65536
+    return (images + u) / 256
+
+
+_ONCE_FOR_EVALUATION = "drawn anew at each presentation in training and once for evaluation"
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="dynamic",
+            support="binary",
+            resampled=True,
+            description=f"x ~ Bernoulli(v/255), {_ONCE_FOR_EVALUATION}",
+            apply=_bernoulli,
+        ),
+        Protocol(
+            name="fixed",
+            support="binary",
+            resampled=False,
+            description="x ~ Bernoulli(v/255), drawn once per image",
+            apply=_bernoulli,
+        ),
+        Protocol(
+            name="threshold",
+            support="binary",
+            resampled=False,
+            description="x = 1 where v > 127, else 0",
+            apply=_threshold,
+        ),
+        Protocol(
+            name="grey",
+            support="uint8",
+            resampled=False,
+            description="x = v/255, the 256 grey levels",
+            apply=_grey,
+        ),
+        Protocol(
+            name="dequantize",
+            support="unit",
+            resampled=True,
+            description=f"x = (v + u)/256 with u ~ U(0, 1), {_ONCE_FOR_EVALUATION}",
+            apply=_dequantize,
+        ),
+    )
+}
+
+
+def index_keys(seed: int, split: SplitName, indices: Array) -> Array:
+    """Returns the noise keys that belong to images for good, one per image.
+
+    Args:
+        seed: `BINARIZATION_SEED` wherever the noise is part of the data.
+        split: which split the images are from; different splits get different noise.
+        indices: int32 [B], positions of the images in that split.
+
+    Returns:
+        Typed keys [B].
+    """
+    # A checksum, unlike 0, 1, 2, does not meet the small integers folded in elsewhere.
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(split.encode()))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+@functools.lru_cache(maxsize=16)  # two epochs for each of a few seeds trained side by side
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return generator.permutation(num_images).astype(np.int32)
+
+
+def batch_indices(
+    seed: int, first_step: int, num_steps: int, num_images: int, batch_size: int
+) -> np.ndarray:
+    """Returns which images the given training steps see.
+
+    Step s takes positions s * batch_size to (s + 1) * batch_size of an endless row of permutations,
+    one per epoch: every image is seen exactly once in each epoch, and a batch may straddle two.
+
+    Args:
+        seed: the run's seed, at least 0.
+        first_step: the first step wanted, counted from 0 at the start of the run.
+        num_steps: how many steps.
+        num_images: size of the training split.
+        batch_size: images per step over all devices; may exceed num_images.
+
+    Returns:
+        int32 [num_steps, batch_size], a function of (seed, step) alone.
+    """
+    start = first_step * batch_size
+    stop = start + num_steps * batch_size
+    epochs = range(start // num_images, stop // num_images + 1)
+    order = np.concatenate([_permutation(seed, epoch, num_images) for epoch in epochs])
+    offset = start % num_images
+    return order[offset : offset + stop - start].reshape(num_steps, batch_size)

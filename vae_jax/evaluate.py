@@ -1,0 +1,206 @@
+"""Likelihood bounds, rate, distortion and active units, with every image counted once."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array, lax
+
+from vae_jax import parallel
+from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
+from vae_jax.errors import VaeJaxError
+from vae_jax.experiment import Experiment
+from vae_jax.vae import fold_in_each
+
+ACTIVE_VARIANCE = 0.01
+# Floats in one array of (images x samples) decoded images: 16 MiB on each device.
+DECODED_FLOATS = 2**22
+
+
+def per_image(
+    model: nn.Module, variables: Any, x: Array, keys: Array, num_samples: int
+) -> dict[str, Any]:
+    """What K samples say of each image, in memory that does not grow with K.
+
+    Args:
+        model: returns Terms.
+        variables: its variables.
+        x: images `[B, H, W, C]` in the form of the protocol.
+        keys: `[B]`.
+        num_samples: K.
+
+    Returns:
+        `[B]` each, in nats: `nll` -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8);
+        `neg_elbo` -L_1, averaged over the K samples; `distortion` -E_q ln p(x|z); `rate_sampled`
+        E_q[ln q(z|x) - ln p(z)]; `rate` the exact KL where there is one; and `posterior_mean`,
+        E_q[z], `[B, d]`, a list with one for each layer.
+    """
+    chunk = min(num_samples, max(1, DECODED_FLOATS // x.size))
+    num_chunks = -(-num_samples // chunk)
+
+    def one_chunk(index: Array) -> dict[str, Any]:
+        terms = model.apply(variables, x, fold_in_each(keys, index), chunk)
+        used = (index * chunk + jnp.arange(chunk) < num_samples)[:, None]
+
+        def total(values: Array) -> Array:
+            return jnp.where(used, values, 0.0).sum(0)
+
+        qs = terms.q if isinstance(terms.q, tuple) else (terms.q,)
+        statistics = {
+            "log_sum_w": jax.nn.logsumexp(jnp.where(used, terms.log_w, -jnp.inf), axis=0),
+            "neg_elbo": total(-terms.log_w),
+            "distortion": total(-terms.log_px),
+            "rate_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
+            "posterior_mean": [q.mean.reshape(-1, *q.mean.shape[-2:]).mean(0) for q in qs],
+        }
+        if terms.kl is not None:
+            statistics["rate"] = terms.kl.sum(0)
+        return statistics
+
+    chunks = lax.map(one_chunk, jnp.arange(num_chunks))
+    sums = {name: chunks.pop(name).sum(0) for name in ("neg_elbo", "distortion", "rate_sampled")}
+    log_sum_w = jax.nn.logsumexp(chunks.pop("log_sum_w"), axis=0)
+    return {
+        "nll": math.log(num_samples) - log_sum_w,
+        **{name: value / num_samples for name, value in sums.items()},
+        **jax.tree.map(lambda values: values.mean(0), chunks),
+    }
+
+
+def make_evaluator(
+    experiment: Experiment, split: SplitName, num_samples: int, num_images: int | None = None
+) -> Callable[[Any], dict[str, Any]]:
+    """`per_image` for a whole split, on all devices.
+
+    Args:
+        experiment: its data and model.
+        split: of the data.
+        num_samples: K.
+        num_images: evenly spaced over the split; None takes all.
+
+    Returns:
+        A function of the model's variables `[D, S, ...]` (`parallel.replicate` of `Run.variables`),
+        to host arrays as of `per_image`, `[S, N, ...]`. An image's noise depends on its place in
+        the split alone, not on batches or devices.
+
+    Raises:
+        VaeJaxError: the split has no or not so many images.
+    """
+    images = getattr(experiment.data, split).images
+    total = len(images)
+    wanted = total if num_images is None else num_images
+    if not 1 <= wanted <= total:
+        raise VaeJaxError(
+            f"The {split} split of {experiment.data.name} has {total} images, not {wanted}."
+        )
+    rows = np.arange(wanted) * total // wanted
+    devices = jax.device_count()
+    at_once = max(1, DECODED_FLOATS // math.prod(images.shape[1:]) // min(num_samples, 64))
+    batch = devices * min(at_once, -(-wanted // devices))
+
+    def one_device(variables: Any, images: Array, indices: Array) -> dict[str, Any]:
+        data_keys = index_keys(BINARIZATION_SEED, split, indices)
+        x = experiment.data.protocol.apply(images, data_keys)
+        keys = fold_in_each(data_keys, 1)
+        return jax.vmap(lambda v: per_image(experiment.model, v, x, keys, num_samples))(variables)
+
+    on_devices = parallel.on_every_device(one_device)
+
+    def evaluate_split(variables: Any) -> dict[str, Any]:
+        batches = []
+        for first in range(0, wanted, batch):
+            own = rows[first : first + batch]
+            padded = np.resize(own, batch).astype(np.int32)
+            result = on_devices(
+                variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
+            )
+            batches.append(jax.tree.map(lambda x: parallel.gather(x, 1)[:, : len(own)], result))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, 1), *batches)
+
+    return evaluate_split
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a run on one split.
+
+    Attributes:
+        data: data set, split, protocol.
+        checkpoint: which one, and its step.
+        num_samples: K of `nll`.
+        num_images: evaluated.
+        mean: of each quantity over images, nats per image, `[S]`; see `per_image`.
+        standard_error: of those means over images, `[S]`.
+        active_units: for each layer, `[S]`: the units whose posterior mean E_q[z_u|x] has a
+            variance over the images above 0.01 (Burda et al. 2015, section 5.2).
+        bits_per_dim: nll / (ln 2 x dimensions), `[S]`; None for a density of continuous data.
+    """
+
+    data: str
+    checkpoint: str
+    num_samples: int
+    num_images: int
+    mean: dict[str, np.ndarray]
+    standard_error: dict[str, np.ndarray]
+    active_units: list[np.ndarray]
+    bits_per_dim: np.ndarray | None
+
+
+def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
+    """Negative log-likelihood in nats per image to bits per dimension.
+
+    For dequantized data, where x = (v + u)/256, the density's bound on the 256 levels' mass adds
+    8 bits (Theis et al. 2016, section 3.1). None where the measure carries no bits: densities of
+    data that are not dequantized.
+    """
+    dimensions = math.prod(experiment.data.image_shape)
+    bits = nll / (dimensions * math.log(2))
+    if experiment.model.likelihood.measure == "mass":
+        return bits
+    return bits + 8 if experiment.data.protocol.name == "dequantize" else None
+
+
+def evaluate(
+    run: Any, *, split: SplitName = "test", num_samples: int = 5000, num_images: int | None = None
+) -> Evaluation:
+    """Evaluates a run.
+
+    Args:
+        run: a `Run`.
+        split: of its data.
+        num_samples: K of the importance-weighted bound.
+        num_images: evenly spaced over the split; None takes all.
+
+    Raises:
+        VaeJaxError: the likelihood is no normalized density, or as for `make_evaluator`.
+    """
+    experiment = run.experiment
+    if experiment.model.likelihood.measure == "pseudo":
+        raise VaeJaxError(
+            f"{type(experiment.model.likelihood).__name__} is not a normalized density, so the "
+            "model has no likelihood to evaluate."
+        )
+    result = make_evaluator(experiment, split, num_samples, num_images)(
+        parallel.replicate(run.variables)
+    )
+    means = result.pop("posterior_mean")
+    count = result["nll"].shape[1]
+    mean = {name: values.mean(1, dtype=np.float64) for name, values in result.items()}
+    return Evaluation(
+        data=f"{experiment.data.description}, {split} split",
+        checkpoint=f"{run.checkpoint}, step {int(run.state.step[0])}",
+        num_samples=num_samples,
+        num_images=count,
+        mean=mean,
+        standard_error={
+            name: values.std(1, dtype=np.float64, ddof=min(1, count - 1)) / math.sqrt(count)
+            for name, values in result.items()
+        },
+        active_units=[(m.var(1) > ACTIVE_VARIANCE).sum(1) for m in means],
+        bits_per_dim=bits_per_dim(mean["nll"], experiment),
+    )

@@ -1,0 +1,134 @@
+"""The Experiment: everything that defines a run but its seed, and the files that define them."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import optax
+
+from vae_jax import likelihoods
+from vae_jax.data import Data
+from vae_jax.errors import VaeJaxError
+from vae_jax.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A data set, a model, an objective and how they are trained.
+
+    Attributes:
+        data: images with their protocol.
+        model: a Linen module that returns Terms.
+        objective: from Terms to a loss.
+        optimizer: optax transformation, with the schedule and the gradient clipping in it.
+        num_steps: optimizer steps in all.
+        batch_size: global batch, over all devices.
+        ema_decay: of an average of the parameters that evaluation then uses; None keeps none.
+        log_every: steps in one scan on the device, and between two lines of metrics.
+        checkpoint_every: steps between validations and checkpoints; a multiple of `log_every`.
+        keep_checkpoints: the latest so many are kept, and the best by validation.
+        max_nonfinite: training stops after so many skipped steps in a row.
+
+    Raises:
+        VaeJaxError: the data do not fit the likelihood, or a number makes no sense.
+    """
+
+    data: Data
+    model: nn.Module
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    num_steps: int
+    batch_size: int = 128
+    ema_decay: float | None = None
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    max_nonfinite: int = 100
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "log_every", "keep_checkpoints", "max_nonfinite"):
+            if getattr(self, name) < 1:
+                raise VaeJaxError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
+            raise VaeJaxError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a positive multiple of "
+                f"log_every ({self.log_every})."
+            )
+        if self.model.image_shape != self.data.image_shape:
+            raise VaeJaxError(
+                f"The model is for images of shape {self.model.image_shape}, {self.data.name} has "
+                f"{self.data.image_shape}: set image_shape."
+            )
+        likelihood, support = self.model.likelihood, self.data.support
+        if support not in likelihood.supports:
+            fitting = [other.__name__ for other in likelihoods.ALL if support in other.supports]
+            raise VaeJaxError(
+                f"{type(likelihood).__name__} gives no probability to {support} images (protocol "
+                f"{self.data.protocol.name} of {self.data.name}); these do: {', '.join(fitting)}."
+            )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file and the arguments that an experiment was made from, enough to make it again.
+
+    Attributes:
+        file: path of the experiment file, for the reader.
+        source: its text.
+        arguments: of its function `experiment`.
+    """
+
+    file: str
+    source: str
+    arguments: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the source."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    def make(self) -> Experiment:
+        """Runs the file's `experiment` function with the arguments."""
+        return load_module(self.file, self.source).experiment(**self.arguments)
+
+
+def load_module(file: str, source: str) -> ModuleType:
+    """An experiment file as a module.
+
+    Raises:
+        VaeJaxError: the file cannot be run, or does not define `experiment(*, ...)`.
+    """
+    module = ModuleType(Path(file).stem)
+    module.__file__ = file
+    try:
+        exec(compile(source, file, "exec"), module.__dict__)
+    except (ImportError, SyntaxError, NameError) as error:
+        raise VaeJaxError(f"The experiment file {file} cannot be run: {error}.") from error
+    function: Callable | None = getattr(module, "experiment", None)
+    if not callable(function) or any(
+        parameter.kind is not parameter.KEYWORD_ONLY
+        for parameter in inspect.signature(function).parameters.values()
+    ):
+        raise VaeJaxError(
+            f"The experiment file {file} must define `def experiment(*, ...) -> Experiment` with "
+            "keyword-only arguments."
+        )
+    return module
+
+
+def read_module(file: Path) -> ModuleType:
+    """The experiment file at a path.
+
+    Raises:
+        VaeJaxError: it is not there, or as for `load_module`.
+    """
+    try:
+        source = file.read_text()
+    except OSError as error:
+        raise VaeJaxError(f"The experiment file {file} cannot be read: {error.strerror}.") from error
+    return load_module(str(file), source)

@@ -1,0 +1,93 @@
+"""Models with several stochastic layers; they return the same Terms as `VAE`."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.vae import Terms, apply_flat, fold_in_each
+
+
+class HierarchicalVAE(nn.Module):
+    """Inference bottom-up, generation top-down (Burda et al. 2015, section 2).
+
+    q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1}),
+    p(x,z) = p(z_L) p(z_{L-1}|z_L) ... p(z_1|z_2) p(x|z_1).
+
+    Attributes (each sequence has the bottom layer first):
+        encoders: L networks, on x, z_1, ..., z_{L-1}.
+        posteriors: L, on the encoders' features.
+        prior: p(z_L).
+        decoders: L networks: the first towards x, then towards z_1, ..., z_{L-1}.
+        conditionals: L - 1: p(z_1|z_2), ..., on the features of decoders[1:].
+        likelihood: p(x|z_1), on the features of decoders[0].
+        image_shape: (H, W, C).
+    """
+
+    encoders: Sequence[nn.Module]
+    posteriors: Sequence[nn.Module]
+    prior: nn.Module
+    decoders: Sequence[nn.Module]
+    conditionals: Sequence[nn.Module]
+    likelihood: nn.Module
+    image_shape: Shape = (28, 28, 1)
+
+    def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
+        """As `VAE.__call__`; `kl` is None: only the sampled estimate exists, layer by layer."""
+        q = self.encode(x)
+        z = q.sample(fold_in_each(keys, 0), (num_samples,))
+        qs, zs = [q], [z]
+        for layer in range(1, len(self.encoders)):
+            sample_keys = jax.vmap(lambda k: fold_in_each(keys, k), out_axes=0)
+            q = self._infer(layer, z)
+            z = q.sample(sample_keys(layer * num_samples + jnp.arange(num_samples)))
+            qs.append(q)
+            zs.append(z)
+        ps = [self._generate(layer, z) for layer, z in enumerate(zs[1:])]
+        ps.append(self._top())
+        px = self.decode(zs[0])
+        return Terms(
+            z=tuple(zs),
+            log_px=px.log_prob(x),
+            log_pz=jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)]),
+            log_qz=jnp.stack([q.log_prob(z) for q, z in zip(qs, zs, strict=True)]),
+            kl=None,
+            q=tuple(qs),
+            p=tuple(ps),
+            reconstruction=px.mean,
+        )
+
+    def encode(self, x: Array) -> Normal:
+        """q(z_1|x) for images `[B, H, W, C]`."""
+        return self.posteriors[0](self.encoders[0](x))
+
+    def decode(self, z: Array) -> Distribution:
+        """p(x|z_1) for latents `[..., d_1]`: batch `[...]`, event `[H, W, C]`."""
+
+        def likelihood(z: Array) -> Distribution:
+            return self.likelihood(self.decoders[0](z, self.image_shape), self.image_shape)
+
+        return apply_flat(likelihood, z)
+
+    def sample(self, keys: Array) -> tuple[tuple[Array, ...], Distribution]:
+        """Latents of every layer `[N, d_l]`, bottom first, one draw for each key of `[N]`, and p(x|z_1)."""
+        z = jax.vmap(self._top().sample)(fold_in_each(keys, len(self.encoders) - 1))
+        zs = [z]
+        for layer in reversed(range(len(self.encoders) - 1)):
+            z = self._generate(layer, z).sample(fold_in_each(keys, layer))
+            zs.insert(0, z)
+        return tuple(zs), self.decode(z)
+
+    def _infer(self, layer: int, z: Array) -> Normal:
+        """q(z_{layer+1} | z_layer), counting layers from one."""
+        return apply_flat(lambda z: self.posteriors[layer](self.encoders[layer](z)), z)
+
+    def _generate(self, layer: int, z: Array) -> Normal:
+        """p(z_{layer+1} | z_{layer+2}), counting layers from one."""
+        return apply_flat(lambda z: self.conditionals[layer](self.decoders[layer + 1](z)), z)
+
+    def _top(self) -> Distribution:
+        return self.prior(self.encode, self.image_shape)

@@ -1,0 +1,32 @@
+"""The fully connected network."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax.distributions import Shape
+
+
+class MLP(nn.Module):
+    """Dense layers, each followed by the activation.
+
+    Attributes:
+        features: width of each layer.
+        activation: elementwise.
+        kernel_init: of every layer; biases start at zero.
+    """
+
+    features: Sequence[int]
+    activation: Callable[[Array], Array] = jax.nn.tanh
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    @nn.compact
+    def __call__(self, x: Array, image_shape: Shape | None = None) -> Array:
+        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape does not matter here."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.features:
+            x = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(x))
+        return x

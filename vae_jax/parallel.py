@@ -1,0 +1,105 @@
+"""Devices: the only file that knows them.
+
+A function of one device's view, with collectives over the axis `AXIS`, runs on every device by
+`on_every_device`. Its arguments carry a leading axis of this process's devices: `replicate` makes
+it of one value for all, `split` of a share for each.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vae_jax.errors import VaeJaxError
+
+AXIS = "batch"
+Tree = TypeVar("Tree")
+
+
+def start_processes() -> None:
+    """Joins the other processes of a run (`vae-jax train --distributed`).
+
+    Under Slurm, Open MPI or on a TPU pod JAX finds them by itself; elsewhere each process has
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+
+    Raises:
+        VaeJaxError: nothing says where the other processes are.
+    """
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise VaeJaxError(
+            f"No other process was found ({error}): start under Slurm or Open MPI, or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        ) from error
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the run folder."""
+    return jax.process_index() == 0
+
+
+def describe_devices() -> dict[str, Any]:
+    """What a result's record says of the hardware."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+
+
+def share_of(batch_size: int) -> int:
+    """Examples of a global batch on each device.
+
+    Raises:
+        VaeJaxError: the devices do not divide the batch.
+    """
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise VaeJaxError(
+            f"A batch of {batch_size} does not divide over {devices} devices: choose a multiple "
+            f"of {devices}, such as {-(-batch_size // devices) * devices}."
+        )
+    return batch_size // devices
+
+
+def on_every_device(function: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
+    """`function`, compiled, on every device at once; every argument has the device axis."""
+    return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums)
+
+
+def _put(leaf: Any) -> Array:
+    devices = jax.local_devices()
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def replicate(tree: Tree) -> Tree:
+    """A copy of every array on each device, `[...]` to `[devices, ...]`."""
+    devices = jax.local_device_count()
+    return jax.tree.map(lambda x: _put(np.broadcast_to(x, (devices, *np.shape(x)))), tree)
+
+
+def split(batch: np.ndarray, axis: int) -> Array:
+    """Each device's share of a global batch: `[..., B, ...]` to `[devices, ..., B/devices, ...]`.
+
+    Device i of all devices, those of other processes counted, gets the i-th run of examples.
+    """
+    shares = np.split(batch, jax.device_count(), axis)
+    first = jax.process_index() * jax.local_device_count()
+    return _put(np.stack(shares[first : first + jax.local_device_count()]))
+
+
+def unreplicate(tree: Tree) -> Tree:
+    """The first device's values as host arrays of their own, safe from donation."""
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+
+
+def gather(sharded: Array, axis: int) -> np.ndarray:
+    """Undoes `split` on the host: `[devices, ..., b, ...]` to `[..., devices * b, ...]`."""
+    return np.concatenate(list(np.asarray(sharded)), axis)

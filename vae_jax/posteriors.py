@@ -1,0 +1,30 @@
+"""q(z|x): a network's features become a distribution over latents."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax.distributions import Normal
+
+
+class DiagonalGaussian(nn.Module):
+    """q(z|x) = N(mu(h), diag sigma(h)²) with affine mu and ln sigma (Kingma & Welling 2013, eq. 9).
+
+    Also p(z_l | z_{l+1}) inside hierarchical models.
+
+    Attributes:
+        dim: latent dimensions d.
+        kernel_init: initializer of both affine maps.
+    """
+
+    dim: int
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    @nn.compact
+    def __call__(self, features: Array) -> Normal:
+        """Features `[B, ...]`, flattened, to a Normal with batch `[B]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
+        log_scale = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_scale")(h)
+        return Normal(loc, jnp.exp(log_scale))

@@ -1,0 +1,74 @@
+"""What training says while it runs: a progress bar on a terminal, plain lines on a pipe."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Steps, images/s, time left and the current loss, on standard error.
+
+    Args:
+        num_steps: steps in all.
+        images_per_step: over all devices and seeds.
+
+    Attributes:
+        images_per_second: since the first chunk of this process, which has the compilation in
+            it, was finished; None before the second is.
+    """
+
+    def __init__(self, num_steps: int, images_per_step: int):
+        self.num_steps = num_steps
+        self.images_per_step = images_per_step
+        self.images_per_second: float | None = None
+        self._first: tuple[int, float] | None = None
+        self._last_line = -SECONDS_BETWEEN_LINES
+        self._plain = not sys.stderr.isatty()
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=self._plain,
+        )
+        self._task = self._bar.add_task("", total=num_steps, status="compiling")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def say(self, sentence: str) -> None:
+        """A line of its own."""
+        if self._plain:
+            print(sentence, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(sentence)
+
+    def update(self, step: int, loss: float) -> None:
+        """A chunk that ends at `step` is finished; `loss` is its mean in nats."""
+        now = time.perf_counter()
+        status = f"loss {loss:.2f} nats"
+        if self._first is None:
+            self._first = step, now
+        else:
+            first_step, start = self._first
+            self.images_per_second = (step - first_step) * self.images_per_step / (now - start)
+            status = f"{self.images_per_second:,.0f} images/s, {status}"
+        self._bar.update(self._task, completed=step, status=status)
+        due = now - self._last_line >= SECONDS_BETWEEN_LINES or step == self.num_steps
+        if self._plain and due:
+            self._last_line = now
+            if self.images_per_second:
+                left = (self.num_steps - step) * self.images_per_step / self.images_per_second
+                status += f", {left:.0f} s left"
+            self.say(f"step {step}/{self.num_steps}, {status}")

@@ -1,0 +1,353 @@
+"""Training: one step, many steps in one scan, and the loop around them."""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import Array, lax
+
+from vae_jax import parallel
+from vae_jax.checkpoint import Checkpoints, Which, fingerprint
+from vae_jax.data import BINARIZATION_SEED, batch_indices, index_keys
+from vae_jax.errors import VaeJaxError
+from vae_jax.evaluate import make_evaluator
+from vae_jax.experiment import Experiment, Origin
+from vae_jax.interruption import Interrupted, signals
+from vae_jax.objectives import Metrics
+from vae_jax.progress import Progress
+from vae_jax.run import Run, RunFolder, jsonable
+from vae_jax.vae import fold_in_each
+
+# What a key is folded with, so that no two uses of a seed share noise.
+INIT, STEP = 0, 1
+PROTOCOL, POSTERIOR = 0, 1
+
+
+@struct.dataclass
+class TrainState:
+    """All that training carries from step to step; seed, data and step give everything else.
+
+    Attributes:
+        step: steps taken, skipped ones counted.
+        params: the parameters.
+        model_state: the model's other variable collections.
+        ema_params: running average of the parameters, or None.
+        opt_state: optax's.
+        skipped: steps skipped because the loss or a gradient was not finite.
+        skipped_in_a_row: those since the last good step.
+    """
+
+    step: Array
+    params: Any
+    model_state: Any
+    ema_params: Any
+    opt_state: Any
+    skipped: Array
+    skipped_in_a_row: Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The model's variables to evaluate with: the running average where one is kept."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, **self.model_state}
+
+
+def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
+    """The state before the first step, a function of the seed alone."""
+    key = jax.random.fold_in(jax.random.key(seed), INIT)
+    x = jnp.zeros((1, *experiment.data.image_shape))
+    variables = dict(experiment.model.init(key, x, key[None]))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        ema_params=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
+        opt_state=experiment.optimizer.init(params),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def loss_and_gradients(
+    experiment: Experiment, state: TrainState, images: Array, indices: Array, seed: Array
+) -> tuple[Array, Metrics, Any, Any]:
+    """Loss, metrics, model state and gradients of one batch, the same on every device.
+
+    One device's view: `indices` `[b]` are its share of the batch's rows in `images`, `[N,H,W,C]`
+    uint8. An example's noise depends on the seed, the step and its place in the global batch.
+    """
+    place = lax.axis_index(parallel.AXIS) * len(indices) + jnp.arange(len(indices))
+    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
+    protocol = experiment.data.protocol
+    drawn_anew, drawn_once = fold_in_each(keys, PROTOCOL), index_keys(BINARIZATION_SEED, "train", indices)
+    x = protocol.apply(images[indices], drawn_anew if protocol.resampled else drawn_once)
+
+    def loss_of(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
+        terms, model_state = experiment.model.apply(
+            {"params": params, **state.model_state},
+            x,
+            fold_in_each(keys, POSTERIOR),
+            experiment.objective.num_samples,
+            mutable=list(state.model_state),
+        )
+        loss, metrics = experiment.objective(terms, state.step)
+        return loss, (metrics, model_state)
+
+    (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params
+    )
+    return lax.pmean((loss, metrics, model_state, gradients), parallel.AXIS)
+
+
+def train_step(
+    experiment: Experiment, state: TrainState, images: Array, indices: Array, seed: Array
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step; a step whose loss or gradients are not finite changes no parameter."""
+    loss, metrics, model_state, gradients = loss_and_gradients(
+        experiment, state, images, indices, seed
+    )
+    updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = None
+    if experiment.ema_decay is not None:
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - experiment.ema_decay)
+
+    gradient_norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    new = (params, model_state, ema_params, opt_state)
+    old = (state.params, state.model_state, state.ema_params, state.opt_state)
+    kept = jax.tree.map(partial(jnp.where, finite), new, old)
+    state = TrainState(
+        state.step + 1,
+        *kept,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+    counters = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+    return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
+
+
+def make_train_chunk(experiment: Experiment):
+    """Many steps in one call: scanned over steps, mapped over seeds, on every device.
+
+    Returns:
+        A function of state `[D, S, ...]` (donated), images `[D, N, H, W, C]`, indices
+        `[D, S, steps, b]` and seeds `[D, S]`, to the new state and each step's metrics
+        `[D, S, steps]`; D devices, S seeds.
+    """
+
+    def chunk(state: TrainState, images: Array, indices: Array, seed: Array):
+        def step(state: TrainState, indices: Array):
+            return train_step(experiment, state, images, indices, seed)
+
+        return lax.scan(step, state, indices)
+
+    return parallel.on_every_device(jax.vmap(chunk, (0, None, 0, 0)), donate_argnums=(0,))
+
+
+def next_indices(experiment: Experiment, seeds: np.ndarray, step: int) -> Array:
+    """The rows of the chunk that starts at `step`, on the devices: `[D, S, steps, b]`."""
+    stop = min((step // experiment.log_every + 1) * experiment.log_every, experiment.num_steps)
+    count, batch = len(experiment.data.train), experiment.batch_size
+    rows = [batch_indices(int(seed), step, stop - step, count, batch) for seed in seeds]
+    return parallel.split(np.stack(rows), axis=2)
+
+
+def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, np.ndarray]]:
+    """From a state on the devices to the validation split's mean bounds, nats per image, `[S]`.
+
+    The KL weighs one, whatever beta training is at; `valid_nll` has the objective's K. The empty
+    dictionary where there is no validation split.
+    """
+    if len(experiment.data.valid) == 0:
+        return lambda state: {}
+    evaluator = make_evaluator(experiment, "valid", experiment.objective.num_samples)
+
+    def validate(state: TrainState) -> dict[str, np.ndarray]:
+        result = evaluator(state.variables)
+        return {f"valid_{name}": result[name].mean(1) for name in ("neg_elbo", "nll")}
+
+    return validate
+
+
+def over_steps(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A chunk's metrics `[S, steps]` to `[S]`: means over the finite steps; counters at the end."""
+    counters = ("skipped", "skipped_in_a_row")
+    return {
+        name: values[:, -1]
+        if name in counters
+        else np.ma.masked_invalid(values).mean(1).filled(np.nan)
+        for name, values in metrics.items()
+    }
+
+
+def log(
+    run_folder: RunFolder, progress: Progress, step: int, row: dict[str, np.ndarray]
+) -> None:
+    """One line of metrics.jsonl and of the progress display."""
+    if parallel.is_main_process():
+        run_folder.append_metrics({"step": step, "time": time.time()} | row)
+        progress.update(step, float(row["loss"].mean()))
+
+
+def save(
+    run_folder: RunFolder,
+    checkpoints: Checkpoints,
+    step: int,
+    state: TrainState,
+    validation: dict[str, np.ndarray],
+) -> None:
+    """Starts writing a checkpoint, and logs its validation."""
+    if parallel.is_main_process():
+        if validation:
+            run_folder.append_metrics({"step": step, "time": time.time()} | validation)
+        score = float(validation["valid_nll"].mean()) if validation else None
+        checkpoints.save(step, state, score)
+
+
+def train(
+    experiment: Experiment,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    num_seeds: int = 1,
+    origin: Origin | None = None,
+) -> Run:
+    """Trains, or goes on training, in a run folder.
+
+    Args:
+        experiment: what to train.
+        folder: the run folder; an unfinished run of the same experiment in it is resumed.
+        seed: of the first replica.
+        num_seeds: replicas with seeds `seed`, `seed + 1`, ..., trained in one program.
+        origin: the experiment's file and arguments, so that the folder alone can bring it back.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        VaeJaxError: the folder holds another experiment or cannot be written, the devices do not
+            divide the batch, or the loss stayed non-finite.
+        Interrupted: SIGTERM or SIGINT came; the state was saved.
+    """
+    parallel.share_of(experiment.batch_size)
+    seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
+    run_folder = RunFolder(Path(folder))
+    run_folder.claim(experiment, seed, num_seeds, origin)
+    initial_state = jax.jit(jax.vmap(partial(init_state, experiment)))
+    with (
+        Checkpoints(run_folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
+        Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
+        signals() as received,
+    ):
+        restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
+        if restored is None:
+            state = jax.tree.map(np.asarray, initial_state(seeds))
+        else:
+            state, warnings = restored
+            for warning in warnings:
+                progress.say(warning)
+        step = int(state.step[0])
+        if run_folder.summary.exists() and step == experiment.num_steps:
+            progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
+            return Run(run_folder, experiment, state, "latest")
+        if step > 0:
+            progress.say(f"Going on from step {step} of {run_folder.path}.")
+        checkpoints.set_aside_after(step)
+        run_folder.truncate_metrics(step)
+
+        train_chunk = make_train_chunk(experiment)
+        validate = make_validation(experiment)
+        images = parallel.replicate(experiment.data.train.images)
+        device_seeds = parallel.replicate(seeds)
+        device_state = parallel.replicate(state)
+        indices = next_indices(experiment, seeds, step)
+        host_work: list[Callable[[], None]] = []
+        while step < experiment.num_steps:
+            device_state, metrics = train_chunk(device_state, images, indices, device_seeds)
+            # The devices are busy: time for the host's work on the chunk before.
+            for work in host_work:
+                work()
+            step += indices.shape[-2]
+            indices = next_indices(experiment, seeds, step)
+            row = over_steps(parallel.unreplicate(metrics))
+            host_work = [partial(log, run_folder, progress, step, row)]
+            if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
+                raise VaeJaxError(
+                    f"The loss or its gradients were not finite in the {experiment.max_nonfinite} "
+                    f"steps before step {step}: lower the learning rate or clip the gradients; the "
+                    f"last good checkpoint stays in {run_folder.checkpoints}."
+                )
+            if received or step % experiment.checkpoint_every == 0 or step == experiment.num_steps:
+                state = parallel.unreplicate(device_state)
+                validation = {} if received else validate(device_state)
+                host_work.append(partial(save, run_folder, checkpoints, step, state, validation))
+            if received:
+                break
+        for work in host_work:
+            work()
+        checkpoints.wait()
+        if received and step < experiment.num_steps:
+            raise Interrupted(received[0], step)
+
+        final = validate(parallel.replicate(state))
+        run_folder.write_summary(
+            {
+                "step": step,
+                "params_sha256": fingerprint(state.params),
+                "images_per_second": progress.images_per_second,
+                "skipped_steps": jsonable(state.skipped),
+            }
+            | {name: jsonable(values) for name, values in final.items()}
+        )
+        return Run(run_folder, experiment, state, "latest")
+
+
+def load_run(
+    folder: str | Path, checkpoint: Which = "latest", experiment: Experiment | None = None
+) -> Run:
+    """A run from its folder.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the latest, or the best by validation.
+        experiment: needed when the run was started from Python and not from an experiment file.
+
+    Raises:
+        VaeJaxError: it is no run folder, has no such checkpoint, or its data are not the same.
+    """
+    run_folder = RunFolder(Path(folder))
+    record = run_folder.read_record()
+    if experiment is None:
+        if record["source"] is None:
+            raise VaeJaxError(
+                f"{run_folder.path} was trained from Python, not from an experiment file: call "
+                "load_run(folder, experiment=...)."
+            )
+        arguments = record["experiment"]["arguments"]
+        experiment = Origin(record["file"], record["source"], arguments).make()
+    if experiment.data.fingerprint != record["data"]["fingerprint"]:
+        raise VaeJaxError(
+            f"{run_folder.path} was trained on other data than {experiment.data.name} has now "
+            "(the fingerprints differ)."
+        )
+    seeds = np.arange(record["num_seeds"], dtype=np.uint32)
+    like = jax.eval_shape(jax.vmap(lambda seed: init_state(experiment, seed)), seeds)
+    with Checkpoints(run_folder.checkpoints) as checkpoints:
+        restored = checkpoints.restore(like, checkpoint)
+    if restored is None:
+        raise VaeJaxError(f"{run_folder.path} has no {checkpoint} checkpoint yet.")
+    state, warnings = restored
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    return Run(run_folder, experiment, state, checkpoint)

@@ -1,0 +1,124 @@
+"""The variational autoencoder and its Terms."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from vae_jax.distributions import Distribution, Shape, exact_kl
+
+D = TypeVar("D", bound=Distribution)
+
+
+@struct.dataclass
+class Terms:
+    """All that an objective or an estimator needs, per sample k and example b; nothing is averaged.
+
+    Attributes:
+        z: latents `[K, B, ...]`; a tuple, bottom layer first, in hierarchical models.
+        log_px: ln p(x|z), `[K, B]`, nats, summed over pixels.
+        log_pz: ln p(z), layer by layer, `[L, K, B]`.
+        log_qz: ln q(z|x), layer by layer, `[L, K, B]`.
+        kl: exact KL(q(z|x) || p(z)) in nats, `[L, B]`; None where no closed form exists.
+        q: the posterior; a tuple of L in hierarchical models.
+        p: the prior; a tuple of L conditionals in hierarchical models.
+        reconstruction: mean of p(x|z), `[K, B, H, W, C]`.
+    """
+
+    z: Array | tuple[Array, ...]
+    log_px: Array
+    log_pz: Array
+    log_qz: Array
+    kl: Array | None
+    q: Distribution | tuple[Distribution, ...]
+    p: Distribution | tuple[Distribution, ...]
+    reconstruction: Array
+
+    @property
+    def log_w(self) -> Array:
+        """Log importance weights ln p(x, z) - ln q(z|x), `[K, B]` (Burda et al. 2015, eq. 8)."""
+        return self.log_px + (self.log_pz - self.log_qz).sum(0)
+
+    @property
+    def kl_sampled(self) -> Array:
+        """The sampled estimate of the KL, the mean over K of ln q - ln p, `[L, B]`."""
+        return (self.log_qz - self.log_pz).mean(1)
+
+
+def apply_flat(conditional: Callable[[Array], D], z: Array) -> D:
+    """p(. | z) for latent vectors `[..., d]`, through networks that take one leading axis `[N, d]`."""
+    batch = z.shape[:-1]
+    flat = conditional(z.reshape(-1, z.shape[-1]))
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
+
+
+def fold_in_each(keys: Array, purpose: Array | int) -> Array:
+    """Keys `[B]` for another purpose."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
+
+
+class VAE(nn.Module):
+    """encoder x posterior x prior x decoder x likelihood (Kingma & Welling 2013).
+
+    Attributes:
+        encoder: network from images `[B, H, W, C]` to features.
+        posterior: from features to q(z|x).
+        prior: p(z).
+        decoder: network from latents, and the image shape, to features.
+        likelihood: from features, and the image shape, to p(x|z).
+        image_shape: (H, W, C).
+    """
+
+    encoder: nn.Module
+    posterior: nn.Module
+    prior: nn.Module
+    decoder: nn.Module
+    likelihood: nn.Module
+    image_shape: Shape = (28, 28, 1)
+
+    def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
+        """Encode, sample, decode.
+
+        Args:
+            x: images `[B, H, W, C]`, scaled by the data set's protocol.
+            keys: `[B]` typed keys: each example draws its noise from its own.
+            num_samples: K.
+        """
+        q = self.encode(x)
+        p = self.prior(self.encode, self.image_shape)
+        z, log_qz = q.sample_and_log_prob(keys, (num_samples,))
+        log_pz = p.log_prob(z)
+        px = self.decode(z)
+        kl = exact_kl(q, p)
+        return Terms(
+            z=z,
+            log_px=px.log_prob(x),
+            log_pz=log_pz[None],
+            log_qz=log_qz[None],
+            kl=None if kl is None else kl[None],
+            q=q,
+            p=p,
+            reconstruction=px.mean,
+        )
+
+    def encode(self, x: Array) -> Distribution:
+        """q(z|x) for images `[B, H, W, C]`."""
+        return self.posterior(self.encoder(x))
+
+    def decode(self, z: Array) -> Distribution:
+        """p(x|z) for latents `[..., d]`: batch `[...]`, event `[H, W, C]`."""
+
+        def likelihood(z: Array) -> Distribution:
+            return self.likelihood(self.decoder(z, self.image_shape), self.image_shape)
+
+        return apply_flat(likelihood, z)
+
+    def sample(self, keys: Array) -> tuple[Array, Distribution]:
+        """Latents `[N, d]` from the prior, one for each key of `[N]`, and p(x|z) there."""
+        p = self.prior(self.encode, self.image_shape)
+        z = jax.vmap(p.sample)(keys)
+        return z, self.decode(z)
