@@ -1,40 +1,9 @@
-"""Variational autoencoders for images: encoder x posterior x prior x decoder x likelihood x objective."""
+"""VAEs for images: encoder x posterior x prior x decoder x likelihood x objective.
 
-from vae_jax.data import Data, load
-from vae_jax.errors import VaeJaxError
-from vae_jax.evaluate import Evaluation, evaluate
-from vae_jax.experiment import Experiment
-from vae_jax.hierarchical import HierarchicalVAE
-from vae_jax.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian, HeteroscedasticGaussian
-from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
-from vae_jax.objectives import ELBO, IWAE
-from vae_jax.posteriors import DiagonalGaussian
-from vae_jax.priors import StandardNormal, VampPrior
-from vae_jax.train import load_run, train
-from vae_jax.vae import VAE, Terms
+The public names stand in `__init__.pyi`; each is imported when it is first used, so that
+`vae-jax --help` does not wait for JAX.
+"""
 
-__all__ = [
-    "ELBO",
-    "IWAE",
-    "MLP",
-    "VAE",
-    "Bernoulli",
-    "ConvDecoder",
-    "ConvEncoder",
-    "Data",
-    "DiagonalGaussian",
-    "DiscretizedLogistic",
-    "Evaluation",
-    "Experiment",
-    "Gaussian",
-    "HeteroscedasticGaussian",
-    "HierarchicalVAE",
-    "StandardNormal",
-    "Terms",
-    "VaeJaxError",
-    "VampPrior",
-    "evaluate",
-    "load",
-    "load_run",
-    "train",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

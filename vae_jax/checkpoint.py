@@ -23,13 +23,13 @@ _METRIC = "validation"
 
 
 def fingerprint(tree: Any) -> str:
-    """SHA-256 over all arrays of a tree in the order of their paths: names, types, shapes, bytes."""
+    """SHA-256 over a tree's arrays in the order of their paths: names, types, shapes, bytes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     digest = hashlib.sha256()
     for name, leaf in sorted(named.items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(leaf.tobytes())
     return digest.hexdigest()
 
 
@@ -114,9 +114,9 @@ class Checkpoints:
         """Steps that have a checkpoint, the wanted one first."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         if which == "best":
-            scores = {step: self._manager.metrics(step) for step in steps}
-            steps = [step for step in steps if scores[step] is not None]
-            steps.sort(key=lambda step: scores[step][_METRIC])
+            metrics = {step: self._manager.metrics(step) for step in steps}
+            scores = {step: score[_METRIC] for step, score in metrics.items() if score}
+            steps = sorted(scores, key=scores.__getitem__)
         return steps
 
     def restore(self, like: State, which: Which = "latest") -> tuple[State, list[str]] | None:
@@ -152,9 +152,9 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), fingerprint=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=arguments)
-        state = jax.tree.map(np.asarray, restored.state)
-        if fingerprint(state) != restored.fingerprint["sha256"]:
+        restored: Any = self._manager.restore(step, args=arguments)
+        state = jax.tree.map(np.asarray, restored["state"])
+        if fingerprint(state) != restored["fingerprint"]["sha256"]:
             raise ValueError("its SHA-256 differs")
         return state
 

@@ -1,8 +1,9 @@
 """Densities as pytrees.
 
-A distribution is a frozen dataclass of arrays registered with JAX, so `jax.tree.map(stop_gradient, q)`,
-`jax.vmap` and `jax.jit` see through it. Its parameters have shape `[*batch, *event]`; densities are in
-nats and summed over the event, so `log_prob` of `[K, *batch, *event]` is `[K, *batch]`.
+A distribution is a frozen dataclass of arrays registered with JAX, so that
+`jax.tree.map(stop_gradient, q)`, `jax.vmap` and `jax.jit` see through it. Its parameters have shape
+`[*batch, *event]`; densities are in nats and summed over the event, so that `log_prob` of
+`[K, *batch, *event]` is `[K, *batch]`.
 """
 
 import abc
@@ -82,14 +83,17 @@ class Elementwise(Distribution):
 
     @property
     def batch_shape(self) -> Shape:
+        """As the base class says."""
         return self.loc.shape[: self.loc.ndim - self.event_ndims]
 
     @property
     def event_shape(self) -> Shape:
+        """As the base class says."""
         return self.loc.shape[self.loc.ndim - self.event_ndims :]
 
     @property
     def mean(self) -> Array:
+        """`[*batch, *event]`."""
         return self.loc
 
 
@@ -132,7 +136,7 @@ class Bernoulli(Elementwise):
 
 @struct.dataclass
 class DiscretizedLogistic(Elementwise):
-    """A logistic density integrated over the 256 bins of 8-bit data (Kingma et al. 2016, section 5.2).
+    """A logistic density integrated over 256 bins (Kingma et al. 2016, IAF, section 5.2).
 
     Values lie on the grid k/255, k = 0..255; a bin reaches half a step to either side, the first
     and the last to infinity, so that the masses sum to one. `loc` and `scale` are in grid units
@@ -172,21 +176,24 @@ class DiscretizedLogistic(Elementwise):
 
 @struct.dataclass
 class Mixture(Distribution):
-    """sum_c w_c p_c(x): `components` has batch shape `[C]`, `log_weights` is `[C]` and sums to one."""
+    """sum_c w_c p_c(x): `components` has batch `[C]`, `log_weights` is `[C]`."""
 
     log_weights: Array
     components: Normal
 
     @property
     def batch_shape(self) -> Shape:
+        """As the base class says."""
         return ()
 
     @property
     def event_shape(self) -> Shape:
+        """As the base class says."""
         return self.components.event_shape
 
     @property
     def mean(self) -> Array:
+        """`[*batch, *event]`."""
         return jnp.tensordot(jnp.exp(self.log_weights), self.components.mean, axes=1)
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:

@@ -44,7 +44,7 @@ def per_image(
     num_chunks = -(-num_samples // chunk)
 
     def one_chunk(index: Array) -> dict[str, Any]:
-        terms = model.apply(variables, x, fold_in_each(keys, index), chunk)
+        terms: Any = model.apply(variables, x, fold_in_each(keys, index), chunk)
         used = (index * chunk + jnp.arange(chunk) < num_samples)[:, None]
 
         def total(values: Array) -> Array:
@@ -119,8 +119,8 @@ def make_evaluator(
             result = on_devices(
                 variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
             )
-            batches.append(jax.tree.map(lambda x: parallel.gather(x, 1)[:, : len(own)], result))
-        return jax.tree.map(lambda *parts: np.concatenate(parts, 1), *batches)
+            batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
 
     return evaluate_split
 

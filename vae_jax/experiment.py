@@ -8,13 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import flax.linen as nn
 import optax
 
 from vae_jax import likelihoods
 from vae_jax.data import Data
 from vae_jax.errors import VaeJaxError
+from vae_jax.hierarchical import HierarchicalVAE
 from vae_jax.objectives import Objective
+from vae_jax.vae import VAE
+
+Model = VAE | HierarchicalVAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Experiment:
 
     Attributes:
         data: images with their protocol.
-        model: a Linen module that returns Terms.
+        model: returns Terms.
         objective: from Terms to a loss.
         optimizer: optax transformation, with the schedule and the gradient clipping in it.
         num_steps: optimizer steps in all.
@@ -39,7 +42,7 @@ class Experiment:
     """
 
     data: Data
-    model: nn.Module
+    model: Model
     objective: Objective
     optimizer: optax.GradientTransformation
     num_steps: int
@@ -121,14 +124,14 @@ def load_module(file: str, source: str) -> ModuleType:
     return module
 
 
-def read_module(file: Path) -> ModuleType:
-    """The experiment file at a path.
+def read_module(file: Path) -> tuple[str, ModuleType]:
+    """The source of an experiment file, and its module.
 
     Raises:
         VaeJaxError: it is not there, or as for `load_module`.
     """
     try:
         source = file.read_text()
-    except OSError as error:
-        raise VaeJaxError(f"The experiment file {file} cannot be read: {error.strerror}.") from error
-    return load_module(str(file), source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise VaeJaxError(f"The experiment file {file} cannot be read: {error}.") from error
+    return source, load_module(str(file), source)

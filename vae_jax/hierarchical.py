@@ -46,8 +46,7 @@ class HierarchicalVAE(nn.Module):
             z = q.sample(sample_keys(layer * num_samples + jnp.arange(num_samples)))
             qs.append(q)
             zs.append(z)
-        ps = [self._generate(layer, z) for layer, z in enumerate(zs[1:])]
-        ps.append(self._top())
+        ps = [*(self._generate(layer, z) for layer, z in enumerate(zs[1:])), self._top()]
         px = self.decode(zs[0])
         return Terms(
             z=tuple(zs),
@@ -73,7 +72,7 @@ class HierarchicalVAE(nn.Module):
         return apply_flat(likelihood, z)
 
     def sample(self, keys: Array) -> tuple[tuple[Array, ...], Distribution]:
-        """Latents of every layer `[N, d_l]`, bottom first, one draw for each key of `[N]`, and p(x|z_1)."""
+        """Latents of every layer `[N, d_l]`, bottom first, a draw for each key, and p(x|z_1)."""
         z = jax.vmap(self._top().sample)(fold_in_each(keys, len(self.encoders) - 1))
         zs = [z]
         for layer in reversed(range(len(self.encoders) - 1)):

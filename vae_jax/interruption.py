@@ -13,7 +13,7 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
         self.signal_number = signal_number
         name = signal.Signals(signal_number).name
         super().__init__(
-            f"Stopped by {name} after step {step}, which is saved: the same command goes on from it."
+            f"Stopped by {name} after step {step}, which is saved; the same command goes on."
         )
 
 
@@ -24,7 +24,7 @@ def signals() -> Iterator[list[int]]:
 
     def receive(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

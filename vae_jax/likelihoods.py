@@ -29,7 +29,7 @@ def per_pixel(
     features: Array,
     image_shape: Shape,
     name: str,
-    kernel_init: Initializer = nn.initializers.glorot_uniform(),
+    kernel_init: Initializer,
     bias_init: Initializer = nn.initializers.zeros,
 ) -> Array:
     """One affine output for each pixel and channel, `[N, H, W, C]`, inside a compact method.

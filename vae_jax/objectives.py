@@ -33,7 +33,7 @@ class Objective(Protocol):
 
 
 def _report(terms: Terms) -> Metrics:
-    """Distortion and rate; `kl` is the exact rate, `kl_sampled` its estimate, summed over layers."""
+    """Distortion, and the rate summed over layers: `kl` exact, `kl_sampled` estimated."""
     metrics = {
         "distortion": -terms.log_px.mean(),
         "kl_sampled": terms.kl_sampled.sum(0).mean(),

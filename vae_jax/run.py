@@ -111,7 +111,9 @@ class RunFolder:
         if not parallel.is_main_process():
             return
         identity = {
-            "experiment": None if origin is None else {
+            "experiment": None
+            if origin is None
+            else {
                 "arguments": origin.arguments,
                 "source_sha256": origin.sha256,
             },
@@ -126,12 +128,12 @@ class RunFolder:
         }
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
         if self.record.exists():
-            recorded = self.read_record()
-            for name, value in identity.items():
-                if recorded.get(name) != value:
+            there, here = _flat(self.read_record()), _flat(identity)
+            for name, value in here.items():
+                if there.get(name) != value:
                     raise VaeJaxError(
-                        f"{self.path} holds another experiment: its {name} is "
-                        f"{recorded.get(name)}, not {value}; choose another --workdir."
+                        f"{self.path} is the run of another experiment ({name} is "
+                        f"{there.get(name)} there, {value} here): choose another --workdir."
                     )
             return
         with writing(self.path):
@@ -195,6 +197,17 @@ class RunFolder:
             temporary = self.metrics.with_name(".metrics.jsonl")
             temporary.write_text("".join(kept))
             temporary.rename(self.metrics)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        below = (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+        flat |= below
+    return flat
 
 
 def jsonable(value: Any) -> Any:

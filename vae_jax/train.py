@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.data import BINARIZATION_SEED, batch_indices, index_keys
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluate import make_evaluator
-from vae_jax.experiment import Experiment, Origin
+from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interruption import Interrupted, signals
 from vae_jax.objectives import Metrics
 from vae_jax.progress import Progress
@@ -89,7 +89,10 @@ def loss_and_gradients(
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
     protocol = experiment.data.protocol
-    drawn_anew, drawn_once = fold_in_each(keys, PROTOCOL), index_keys(BINARIZATION_SEED, "train", indices)
+    drawn_anew, drawn_once = (
+        fold_in_each(keys, PROTOCOL),
+        index_keys(BINARIZATION_SEED, "train", indices),
+    )
     x = protocol.apply(images[indices], drawn_anew if protocol.resampled else drawn_once)
 
     def loss_of(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
@@ -191,9 +194,7 @@ def over_steps(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def log(
-    run_folder: RunFolder, progress: Progress, step: int, row: dict[str, np.ndarray]
-) -> None:
+def log(run_folder: RunFolder, progress: Progress, step: int, row: dict[str, np.ndarray]) -> None:
     """One line of metrics.jsonl and of the progress display."""
     if parallel.is_main_process():
         run_folder.append_metrics({"step": step, "time": time.time()} | row)
@@ -311,6 +312,20 @@ def train(
             | {name: jsonable(values) for name, values in final.items()}
         )
         return Run(run_folder, experiment, state, "latest")
+
+
+def train_file(
+    file: str | Path,
+    folder: str | Path,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    num_seeds: int = 1,
+) -> Run:
+    """Trains the experiment of a file with arguments of its `experiment` function; see `train`."""
+    source, _ = read_module(Path(file))
+    origin = Origin(str(file), source, dict(arguments or {}))
+    return train(origin.make(), folder, seed=seed, num_seeds=num_seeds, origin=origin)
 
 
 def load_run(

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -50,7 +49,7 @@ class Terms:
 
 
 def apply_flat(conditional: Callable[[Array], D], z: Array) -> D:
-    """p(. | z) for latent vectors `[..., d]`, through networks that take one leading axis `[N, d]`."""
+    """p(. | z) for latent vectors `[..., d]`, through networks that take `[N, d]`."""
     batch = z.shape[:-1]
     flat = conditional(z.reshape(-1, z.shape[-1]))
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)

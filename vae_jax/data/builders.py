@@ -39,11 +39,20 @@ def _examples(images: np.ndarray, labels: np.ndarray | None) -> Examples:
         yield i, {"image": image} if labels is None else {"image": image, "label": int(labels[i])}
 
 
-def _find(folder: Path, *names: str) -> Path:
+class MissingFileError(Exception):
+    """A file that has to be fetched by hand is not in the manual folder."""
+
+
+def _find(dl_manager: tfds.download.DownloadManager, *names: str) -> Path:
+    """Returns the first of these files that the manual folder holds."""
+    try:
+        folder = Path(dl_manager.manual_dir)
+    except AssertionError:  # TFDS's way to say that there is no such folder
+        raise MissingFileError from None
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{' or '.join(names)} is not in {folder}")
+    raise MissingFileError
 
 
 class Mnist5k(tfds.core.GeneratorBasedBuilder):
@@ -114,7 +123,7 @@ class FreyFaces(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         from scipy.io import loadmat
 
-        path = _find(Path(dl_manager.manual_dir), "frey_rawface.mat", "frey_faces.npz")
+        path = _find(dl_manager, "frey_rawface.mat", "frey_faces.npz")
         try:
             frames = loadmat(path)["ff"].T if path.suffix == ".mat" else np.load(path)["image"]
             images = frames.astype(np.uint8).reshape(1965, 28, 20, 1)
@@ -162,7 +171,7 @@ class Caltech101Silhouettes(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         from scipy.io import loadmat
 
-        path = _find(Path(dl_manager.manual_dir), self.FILE)
+        path = _find(dl_manager, self.FILE)
         if hashlib.md5(path.read_bytes()).hexdigest() != self.MD5:
             raise VaeJaxError(
                 f"{path} is not the official file (its md5 is not {self.MD5}): fetch it again."

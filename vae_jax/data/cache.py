@@ -1,11 +1,8 @@
 """The prepared arrays on disk: written whole or not at all, checked when read, memory-mapped."""
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +26,16 @@ def write(target: Path, arrays: dict[str, np.ndarray], version: str) -> None:
     """Writes arrays as TARGET/{name}.npy with a manifest, in one rename.
 
     Args:
-        target: the folder to make; one that another process finished meanwhile is kept as it is.
+        target: the folder to make; the caller sees that nobody else is making it.
         arrays: what to write.
         version: the TFDS version of the data set, for the record.
 
     Raises:
         OSError: the disk is full or the folder not writable; nothing is left behind.
     """
-    partial = Path(tempfile.mkdtemp(prefix="vae_jax.partial-", dir=target.parent))
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process's
+    partial.mkdir()
     try:
         files = {}
         for name, array in arrays.items():
@@ -45,21 +44,9 @@ def write(target: Path, arrays: dict[str, np.ndarray], version: str) -> None:
             files[path.name] = {"sha256": _sha256(path), "shape": array.shape}
         manifest = {"tfds_version": version, "files": files}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        partial.chmod(0o755)  # mkdtemp's folders are private, a data folder is often shared
-        with contextlib.suppress(FileExistsError):
-            _rename_new(partial, target)
+        partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    """Renames a folder; raises FileExistsError where the target exists and is not empty."""
-    try:
-        os.rename(source, target)
-    except OSError:
-        if target.exists():
-            raise FileExistsError(target) from None
-        raise
 
 
 def read(name: str, source: Path) -> dict[str, np.ndarray]:

@@ -194,8 +194,8 @@ def prepare(
     root = _data_dir(data_dir)
     if cache.folder(root, name).exists():
         return
-    print(f"Preparing {name} with TFDS in {root} (once)...", file=sys.stderr, flush=True)
     manual_folder = _manual_folder(name, manual_dir)
+    print(f"Preparing {name} with TFDS in {root} (once)...", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "vae_jax.data.tfds_prepare", name, str(root)]
     child = subprocess.run(
         command + ([] if manual_folder is None else [str(manual_folder)]),

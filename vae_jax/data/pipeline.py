@@ -43,7 +43,7 @@ class Protocol:
 
 def _bernoulli(images: Array, keys: Array) -> Array:
     u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
-    return (u < images / 255).astype(jnp.float32)  # u is in [0, 1): v = 0 is never on, 255 always
+    return (255 * u < images).astype(jnp.float32)  # u is in [0, 1): 0 is never on, 255 always
 
 
 def _threshold(images: Array, keys: Array) -> Array:

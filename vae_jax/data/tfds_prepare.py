@@ -4,9 +4,13 @@ The only process that imports TensorFlow. `vae_jax.data.prepare` starts it, hide
 and TFDS print, and where it exits with 1 takes the last line of its stdout for the error.
 """
 
+import errno
+import fcntl
 import importlib
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +21,40 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from vae_jax.data import cache
+from vae_jax.data.builders import MissingFileError  # and registers our builders with TFDS
 from vae_jax.data.catalog import SOURCES, Source
 from vae_jax.errors import VaeJaxError
 
+# What the C++ writers under TFDS say in a RuntimeError rather than an OSError.
+_DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def _build(source: Source, data_dir: Path, manual_folder: Path | None) -> tfds.core.DatasetBuilder:
-    importlib.import_module("vae_jax.data.builders")  # registers ours with TFDS
     downloader.MAX_RETRIES = 4  # TFDS's 10 keep a machine without internet waiting for 200 s
     tfds.disable_progress_bar()
     builder = tfds.builder(source.name, data_dir=data_dir)
     if not builder.is_prepared():
         importlib.import_module("tensorflow")  # TFDS would miss it only halfway through
-        config = tfds.download.DownloadConfig(manual_dir=manual_folder, try_download_gcs=False)
-        builder.download_and_prepare(download_config=config, file_format="array_record")
+        # TFDS names what it extracts by file name alone: in its usual shared folder it takes
+        # MNIST's images for Fashion-MNIST's, whose files are named alike.
+        with tempfile.TemporaryDirectory(dir=data_dir / source.name) as extract_dir:
+            config = tfds.download.DownloadConfig(
+                extract_dir=extract_dir, manual_dir=manual_folder, try_download_gcs=False
+            )
+            builder.download_and_prepare(download_config=config, file_format="array_record")
     return builder
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
     """Decodes a split, in the order in which its builder generates it."""
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        records = builder.as_data_source(split)
+        records = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
         decoded = records.__getitems__(range(len(records)))
         columns = {key: np.stack([example[key] for example in decoded]) for key in decoded[0]}
-    else:  # prepared earlier by the user, in TFDS's own default format
-        columns = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    else:  # prepared earlier by the user, in TFDS's default format
+        dataset = builder.as_dataset(split, batch_size=-1)  # pyright: ignore[reportCallIssue]
+        columns = tfds.as_numpy(dataset)
     # TFDS writes examples sorted by the hash of their key, which here is their index.
     size = builder.info.splits[split].num_examples
     written = sorted(range(size), key=hashing.Hasher(split).hash_key)
@@ -50,7 +62,13 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray
 
 
 def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None:
-    (data_dir / source.name).mkdir(parents=True, exist_ok=True)
+    """Makes the cache of a data set, unless another process makes it first."""
+    folder = data_dir / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "vae_jax.lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
+    if cache.folder(data_dir, source.name).exists():
+        return
     builder = _build(source, data_dir, manual_folder)
     arrays = {}
     for split in source.sizes:
@@ -66,7 +84,6 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
 def _explain(error: Exception, source: Source, data_dir: Path, manual_folder: Path | None) -> str:
     """Returns one sentence that says what is wrong, where, and what to do."""
     wrong_file = re.search(r"downloaded to (.*), has wrong checksum", str(error))
-    files = f"{' and '.join(source.manual_files)} from {source.origin}"
     match error:
         case VaeJaxError():
             return str(error)
@@ -80,13 +97,16 @@ def _explain(error: Exception, source: Source, data_dir: Path, manual_folder: Pa
                 f"Preparing {source.name} needs {error.name}, which is not installed: run "
                 "`pip install 'vae_jax[prepare]'`."
             )
-        case requests.RequestException() | tfds.download.DownloadError():
-            where = manual_folder or "a folder named by --manual-dir or VAE_JAX_MANUAL_DIR"
-            return f"{source.name} could not be downloaded: put {files} into {where}."
-        case OSError():
+        case requests.RequestException() | tfds.download.DownloadError() | MissingFileError():
+            where = manual_folder or "a folder that --manual-dir or VAE_JAX_MANUAL_DIR names"
             return (
-                f"Preparing {source.name} in {data_dir} failed ({error.strerror or error}): make room "
-                "there or choose another folder with --data-dir or VAE_JAX_DATA_DIR."
+                f"The files of {source.name} are not at hand and could not be downloaded: put "
+                f"{', '.join(source.manual_files)} from {source.origin} into {where}."
+            )
+        case _ if isinstance(error, OSError) or any(text in str(error) for text in _DISK_FULL):
+            return (
+                f"Preparing {source.name} in {data_dir} failed ({error}): see that this folder can "
+                "be written and has room, or choose another with --data-dir or VAE_JAX_DATA_DIR."
             )
     return (
         f"Preparing {source.name} in {data_dir} failed ({type(error).__name__}: {error}): mend "

@@ -29,14 +29,27 @@ def _pads(spatial: Sequence[int], kernel: Array, stride: int) -> list[tuple[int,
 
 
 def conv(x: Array, kernel: Array, stride: int) -> Array:
-    """Cross-correlation with "SAME" padding: `[N,H,W,I]`, `[h,w,I,O]` to `[N,H',W',O]`, H' = ceil(H/stride)."""
+    """Strided cross-correlation with "SAME" padding.
+
+    Args:
+        x: `[N, H, W, I]`.
+        kernel: `[h, w, I, O]`.
+        stride: in both directions.
+
+    Returns:
+        `[N, ceil(H/stride), ceil(W/stride), O]`.
+    """
     pads = _pads(x.shape[1:3], kernel, stride)
 
     def as_matrix_product(x: Array, kernel: Array) -> Array:
         rows, columns = (-(-n // stride) for n in x.shape[1:3])
         padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
         patches = [
-            padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+            padded[
+                :,
+                i : i + stride * (rows - 1) + 1 : stride,
+                j : j + stride * (columns - 1) + 1 : stride,
+            ]
             for i in range(kernel.shape[0])
             for j in range(kernel.shape[1])
         ]
@@ -51,8 +64,18 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
     return lax.platform_dependent(x, kernel, cpu=as_matrix_product, default=library)
 
 
-def conv_transpose(x: Array, kernel: Array, stride: int, spatial: tuple[int, int]) -> Array:
-    """The transpose of `conv` from images of size `spatial`: `[N,H',W',O]`, `[h,w,I,O]` to `[N,H,W,I]`."""
+def conv_transpose(x: Array, kernel: Array, stride: int, spatial: Shape) -> Array:
+    """The transpose of `conv` as a linear map of images of size `spatial`.
+
+    Args:
+        x: `[N, H', W', O]`, of the size that `conv` would make of `spatial`.
+        kernel: `[h, w, I, O]`.
+        stride: in both directions.
+        spatial: (H, W) of the result.
+
+    Returns:
+        `[N, H, W, I]`.
+    """
     height, width = spatial
     pads = _pads(spatial, kernel, stride)
 
@@ -62,20 +85,13 @@ def conv_transpose(x: Array, kernel: Array, stride: int, spatial: tuple[int, int
         pixels = jnp.einsum("nrco,ijko->nrcijk", x, kernel)
         full = [n + low + high for n, (low, high) in zip(spatial, pads, strict=True)]
         zero = jnp.zeros((), x.dtype)
-        placed = sum(
-            lax.pad(
-                pixels[:, :, :, i, j],
-                zero,
-                [
-                    (0, 0, 0),
-                    (i, full[0] - i - stride * (rows - 1) - 1, stride - 1),
-                    (j, full[1] - j - stride * (columns - 1) - 1, stride - 1),
-                    (0, 0, 0),
-                ],
-            )
-            for i in range(kernel.shape[0])
-            for j in range(kernel.shape[1])
-        )
+        placed = jnp.zeros((x.shape[0], *full, kernel.shape[2]), x.dtype)
+        for i in range(kernel.shape[0]):
+            for j in range(kernel.shape[1]):
+                after_i = full[0] - i - stride * (rows - 1) - 1
+                after_j = full[1] - j - stride * (columns - 1) - 1
+                spread = [(0, 0, 0), (i, after_i, stride - 1), (j, after_j, stride - 1), (0, 0, 0)]
+                placed += lax.pad(pixels[:, :, :, i, j], zero, spread)
         (top, _), (left, _) = pads
         return placed[:, top : top + height, left : left + width]
 

@@ -1,0 +1,97 @@
+"""Eight CPU devices for every test, and the one model whose likelihood has a closed form."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # before JAX starts
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vae_jax import MLP, VAE, DiagonalGaussian, Gaussian, StandardNormal
+
+
+def _identity(x):
+    return x
+
+
+@dataclass(frozen=True)
+class LinearGaussian:
+    """A linear-Gaussian VAE = probabilistic PCA at its optimum for some data (Lucas et al. 2019).
+
+    Attributes:
+        model: made of the package's own parts.
+        variables: float64 host arrays with the maximum-likelihood W, mean and noise, and the exact
+            posterior.
+        mean, covariance: of the marginal p(x), flattened images.
+        optimum: the highest average log-likelihood of the data, nats per image, from the
+            eigenvalues alone.
+    """
+
+    model: VAE
+    variables: dict[str, Any]
+    mean: np.ndarray
+    covariance: np.ndarray
+    optimum: float
+
+    def log_likelihood(self, x: np.ndarray) -> np.ndarray:
+        """Exact ln p(x), `[B]`, by SciPy."""
+        return stats.multivariate_normal.logpdf(x.reshape(len(x), -1), self.mean, self.covariance)
+
+    @classmethod
+    def fit(cls, x: np.ndarray, latents: int) -> "LinearGaussian":
+        """The maximum-likelihood solution for images `[N, H, W, C]` (Tipping & Bishop 1999)."""
+        flat = x.reshape(len(x), -1).astype(np.float64)
+        mean = flat.mean(0)
+        eigenvalues, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
+        eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+        noise = eigenvalues[latents:].mean()
+        weights = vectors[:, :latents] * np.sqrt(eigenvalues[:latents] - noise)
+        # The posterior is N(M^-1 W'(x - mean), noise M^-1), M = W'W + noise I, diagonal here.
+        m = eigenvalues[:latents]
+        to_posterior = weights / m
+        size = flat.shape[1]
+        log_likelihood = -0.5 * (
+            size * math.log(2 * math.pi)
+            + np.log(m).sum()
+            + (size - latents) * math.log(noise)
+            + size
+        )
+        return cls(
+            model=VAE(
+                encoder=MLP(()),
+                posterior=DiagonalGaussian(latents),
+                prior=StandardNormal(latents),
+                decoder=MLP(()),
+                likelihood=Gaussian(squash=_identity),
+                image_shape=x.shape[1:],
+            ),
+            variables={
+                "params": {
+                    "posterior": {
+                        "loc": {"kernel": to_posterior, "bias": -mean @ to_posterior},
+                        "log_scale": {
+                            "kernel": np.zeros((size, latents)),
+                            "bias": 0.5 * np.log(noise / m),
+                        },
+                    },
+                    "likelihood": {
+                        "loc": {"kernel": weights.T, "bias": mean},
+                        "log_scale": np.asarray(0.5 * math.log(noise)),
+                    },
+                }
+            },
+            mean=mean,
+            covariance=weights @ weights.T + noise * np.eye(size),
+            optimum=float(log_likelihood),
+        )
+
+
+@pytest.fixture(scope="session")
+def fit_linear_gaussian():
+    """`LinearGaussian.fit`."""
+    return LinearGaussian.fit

@@ -1,0 +1,327 @@
+"""The command `vae-jax`.
+
+
+Whatever needs JAX is imported where it is used, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.extras import SubcommandApp
+
+from vae_jax.errors import VaeJaxError
+from vae_jax.interruption import Interrupted
+
+DESCRIPTION = "Variational autoencoders for images: train, evaluate, draw; resume exactly."
+
+app = SubcommandApp()
+data_app = SubcommandApp()
+
+File = Annotated[Path, tyro.conf.Positional]
+Folder = Annotated[Path, tyro.conf.Positional]
+Checkpoint = Literal["latest", "best"]
+Split = Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` takes beside the experiment's own arguments."""
+
+    workdir: Path
+    """The run folder."""
+    seed: int = 0
+    """Seed of the first replica."""
+    seeds: int = 1
+    """Replicas with consecutive seeds, trained in one program."""
+    distributed: bool = False
+    """This is one of several processes that train together."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where data sets are."""
+
+    data_dir: Path | None = None
+    """Prepared data sets (None: $VAE_JAX_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    manual_dir: Path | None = None
+    """Files that you downloaded yourself (None: $VAE_JAX_MANUAL_DIR)."""
+
+    def use(self) -> None:
+        """Makes them this process's."""
+        for name, folder in dataclasses.asdict(self).items():
+            if folder is not None:
+                os.environ[f"VAE_JAX_{name.upper()}"] = str(folder)
+
+
+Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
+app.command(data_app, name="data", help="The data sets: list, prepare.")
+
+
+def parse(
+    function: Callable[..., Any], command: str, flags: Sequence[str], *options: Any
+) -> list[Any]:
+    """Parses the flags of a command whose flags are options and the arguments of a function.
+
+    Returns:
+        The options as the flags set them, then the function's arguments as a dictionary.
+    """
+
+    @functools.wraps(function)
+    def arguments(**values: Any) -> dict[str, Any]:
+        return values
+
+    fields: list[tuple[str, Any, Any]] = [
+        (
+            type(default).__name__,
+            Annotated[type(default), tyro.conf.arg(name="")],
+            dataclasses.field(default=default),
+        )
+        for default in options
+    ]
+    collect = tyro.conf.arg(name="", constructor=arguments)
+    fields.append(("arguments", Annotated[dict, collect], dataclasses.field()))
+    parsed = tyro.cli(
+        dataclasses.make_dataclass("Command", fields, kw_only=True),
+        prog=f"vae-jax {command}",
+        description=(function.__doc__ or "").split("\n")[0],
+        args=list(flags),
+    )
+    return [getattr(parsed, name) for name, _, _ in fields]
+
+
+def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
+    """`vae-jax train FILE ...`: the flags are those of the file's `experiment` function."""
+    from vae_jax.experiment import read_module
+
+    _, module = read_module(file)
+    defaults = TrainOptions(workdir=Path("runs") / file.stem), DataOptions()
+    options, data, arguments = parse(module.experiment, f"train {file}", flags, *defaults)
+    data.use()
+    from vae_jax import parallel
+    from vae_jax.figures import draw
+    from vae_jax.train import train_file
+
+    if options.distributed:
+        parallel.start_processes()
+    run = train_file(file, options.workdir, arguments, seed=options.seed, num_seeds=options.seeds)
+    if parallel.is_main_process() and not run.folder.figures.exists():
+        print_paths(draw(run))
+
+
+def draw_file_with_flags(file: Path, flags: Sequence[str]) -> None:
+    """`vae-jax figures FILE ...`: the flags are those of the file's `figures` function."""
+    from vae_jax.experiment import read_module
+
+    _, module = read_module(file)
+    if not hasattr(module, "figures"):
+        raise VaeJaxError(f"{file} has no function `figures(*, ...) -> list[Path]` to draw with.")
+    data, arguments = parse(module.figures, f"figures {file}", flags, DataOptions())
+    data.use()
+    print_paths(module.figures(**arguments))
+
+
+@app.command
+def train(file: File) -> None:
+    """Trains the experiment of FILE, or goes on with it; `train FILE --help` lists its flags."""
+    train_file_with_flags(file, [])
+
+
+@app.command
+def evaluate(
+    run: Folder,
+    *,
+    num_samples: int = 5000,
+    num_images: int | None = None,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
+
+    Args:
+        run: the run folder.
+        num_samples: K of the importance-weighted bound on the NLL.
+        num_images: evenly spaced over the split; None takes all.
+        split: of the data.
+        checkpoint: the latest, or the best by validation.
+    """
+    from vae_jax import report
+    from vae_jax.evaluate import evaluate as evaluate_run
+    from vae_jax.train import load_run
+
+    start = time.perf_counter()
+    loaded = load_run(run, checkpoint)
+    evaluation = evaluate_run(loaded, split=split, num_samples=num_samples, num_images=num_images)
+    report.record(loaded, evaluation, time.perf_counter() - start)
+    report.show(loaded, evaluation)
+    print_paths(sorted(loaded.folder.figures.glob("*.png")))
+
+
+@app.command
+def sample(
+    run: Folder, *, out: Path, num: int = 64, seed: int = 0, checkpoint: Checkpoint = "latest"
+) -> None:
+    """Means of p(x|z) with z from the prior, as one picture.
+
+    Args:
+        run: the run folder.
+        out: a .png, .jpg or .webp file.
+        num: how many.
+        seed: of the prior's draws.
+        checkpoint: the latest, or the best by validation.
+    """
+    from vae_jax import generate, plots
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint)
+    print_paths([plots.save_images(generate.sample(loaded, num, seed), out)])
+
+
+@app.command
+def reconstruct(
+    run: Folder,
+    *,
+    out: Path,
+    num: int = 20,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Images of a split beside the decoder's means at their posterior means, as a figure.
+
+    Args:
+        run: the run folder.
+        out: a .png file.
+        num: how many.
+        split: of the data.
+        checkpoint: the latest, or the best by validation.
+    """
+    from vae_jax import generate, plots
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint)
+    figure = plots.reconstructions(*generate.reconstruct(loaded, split, num))
+    print_paths([plots.save(figure, out)])
+
+
+@app.command
+def interpolate(
+    run: Folder,
+    *,
+    out: Path,
+    pairs: int = 6,
+    steps: int = 11,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Decoded straight lines between the posterior means of pairs of images, as a figure.
+
+    Args:
+        run: the run folder.
+        out: a .png file.
+        pairs: how many lines.
+        steps: pictures on each.
+        split: where the pairs come from.
+        checkpoint: the latest, or the best by validation.
+    """
+    from vae_jax import generate, plots
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint)
+    figure = plots.interpolations(generate.interpolate(loaded, split, pairs, steps))
+    print_paths([plots.save(figure, out)])
+
+
+@app.command
+def traverse(
+    run: Folder,
+    *,
+    out: Path,
+    row: int = 0,
+    steps: int = 11,
+    latents: int = 10,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """One latent at a time moved from -3 to 3, the most used first, as a figure.
+
+    Args:
+        run: the run folder.
+        out: a .png file.
+        row: the image whose other latents stay, by its place in the split.
+        steps: values of each latent.
+        latents: how many latents.
+        split: where the image comes from.
+        checkpoint: the latest, or the best by validation.
+    """
+    from vae_jax import generate, plots
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint)
+    images, values, dims = generate.traverse(loaded, split, row, steps, latents)
+    figure = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
+    print_paths([plots.save(figure, out)])
+
+
+@app.command
+def figures(file: File) -> None:
+    """Draws the paper's figures of FILE; `figures FILE --help` lists its flags."""
+    draw_file_with_flags(file, [])
+
+
+@data_app.command(name="list")
+def data_list(options: Unprefixed = DataOptions()) -> None:
+    """The data sets known by name, and which are prepared."""
+    options.use()
+    from vae_jax import report
+
+    report.show_datasets()
+
+
+@data_app.command(name="prepare")
+def data_prepare(
+    name: Annotated[str, tyro.conf.Positional], options: Unprefixed = DataOptions()
+) -> None:
+    """Prepares a data set with TFDS, once.
+
+    Args:
+        name: as `vae-jax data list` has it.
+        options: where.
+    """
+    options.use()
+    from vae_jax.data import prepare
+
+    prepare(name)
+
+
+def print_paths(paths: Sequence[Path]) -> None:
+    """One path a line, for a person or a pipe."""
+    for path in paths:
+        print(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; ends with 2 after bad input, 128 + the signal's number after a signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        match arguments:
+            case ["train", file, *flags] if not file.startswith("-"):
+                train_file_with_flags(Path(file), flags)
+            case ["figures", file, *flags] if not file.startswith("-"):
+                draw_file_with_flags(Path(file), flags)
+            case _:
+                app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
+    except VaeJaxError as error:
+        print(f"vae-jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal_number)

@@ -1,0 +1,114 @@
+"""Pictures from a trained model: samples, reconstructions, interpolations, traversals, manifolds.
+
+Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1].
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import ndtri
+
+from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
+from vae_jax.distributions import Distribution
+from vae_jax.errors import VaeJaxError
+from vae_jax.run import Run
+
+
+def _apply(run: Run, method: str, *arguments: Any) -> Any:
+    """A method of the model, compiled, with the run's variables."""
+    function = partial(run.experiment.model.apply, method=method)
+    return jax.jit(function)(run.seed_variables, *arguments)
+
+
+def _pictures(px: Distribution) -> np.ndarray:
+    # An unsquashed Gaussian's mean can leave the range that a picture has.
+    return np.clip(np.asarray(px.mean), 0.0, 1.0)
+
+
+def images_of(run: Run, split: SplitName, rows: np.ndarray) -> Array:
+    """Images `[n, H, W, C]` as the model sees them.
+
+    Raises:
+        VaeJaxError: the split has no such rows.
+    """
+    images = getattr(run.experiment.data, split).images
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
+        raise VaeJaxError(
+            f"The {split} split of {run.experiment.data.name} has {len(images)} images; rows "
+            f"{rows.min()} to {rows.max()} were asked for."
+        )
+    keys = index_keys(BINARIZATION_SEED, split, jnp.asarray(rows))
+    return run.experiment.data.protocol.apply(images[rows], keys)
+
+
+def posterior_means(run: Run, x: Array) -> Array:
+    """E_q[z] of the bottom layer, `[n, d]`."""
+    q: Distribution = _apply(run, "encode", x)
+    return q.mean
+
+
+def decode_means(run: Run, z: Array) -> np.ndarray:
+    """Means of p(x|z) for latents `[..., d]` of the bottom layer: `[..., H, W, C]`."""
+    px: Distribution = _apply(run, "decode", z)
+    return _pictures(px)
+
+
+def sample(run: Run, num: int, seed: int = 0) -> np.ndarray:
+    """Means of p(x|z) with z from the prior, `[num, H, W, C]`."""
+    keys = jax.random.split(jax.random.key(seed), num)
+    _, px = _apply(run, "sample", keys)
+    return _pictures(px)
+
+
+def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `num` images of a split, and the decoder's means at their E_q[z]."""
+    x = images_of(run, split, np.arange(num))
+    return np.asarray(x), decode_means(run, posterior_means(run, x))
+
+
+def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarray:
+    """Along straight lines between the E_q[z] of images 2i and 2i+1: `[pairs, steps, H, W, C]`."""
+    z = posterior_means(run, images_of(run, split, np.arange(2 * pairs)))
+    weights = jnp.linspace(0, 1, steps)[:, None]
+    return decode_means(run, (1 - weights) * z[0::2, None] + weights * z[1::2, None])
+
+
+def traverse(
+    run: Run, split: SplitName, row: int, steps: int, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One latent at a time moved over -3 ... 3, the others at one image's E_q[z].
+
+    Args:
+        run: a `Run`.
+        split: of the data.
+        row: the image's place in it.
+        steps: values for each latent.
+        most: so many latents are shown: those whose E_q[z] vary most over the split's first
+            thousand images.
+
+    Returns:
+        Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`.
+    """
+    split_size = len(getattr(run.experiment.data, split))
+    variance = posterior_means(run, images_of(run, split, np.arange(min(1000, split_size)))).var(0)
+    dims = np.argsort(-np.asarray(variance))[:most]
+    z = posterior_means(run, images_of(run, split, np.array([row])))[0]
+    values = np.linspace(-3, 3, steps)
+    moved = jnp.stack([jnp.stack([z.at[d].set(v) for v in values]) for d in dims])
+    return decode_means(run, moved), values, dims
+
+
+def manifold(run: Run, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """A 2-D latent space through the inverse normal CDF (Kingma & Welling 2013, figure 4).
+
+    Returns:
+        Images `[n, n, H, W, C]`, rows of ascending z_2, columns of ascending z_1, and the values
+        `[n]` of either.
+    """
+    values = ndtri((jnp.arange(n) + 0.5) / n)
+    z_2, z_1 = jnp.meshgrid(values, values, indexing="ij")
+    return decode_means(run, jnp.stack([z_1, z_2], -1)), np.asarray(values)

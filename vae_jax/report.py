@@ -1,0 +1,115 @@
+"""Tables for the terminal, and the record of what they showed."""
+
+import datetime
+import json
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vae_jax import parallel
+from vae_jax.data import list_datasets
+from vae_jax.evaluate import Evaluation
+from vae_jax.run import Run, jsonable, write_json
+
+
+def _over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
+    """One seed: the value, ± its standard error over images; several: mean ± sd over seeds."""
+    if len(values) > 1:
+        return f"{values.mean():.2f} ± {values.std(ddof=1):.2f} (sd of {len(values)} seeds)"
+    if standard_error is None:
+        return f"{values[0]:.3f}"
+    return f"{values[0]:.2f} ± {standard_error[0]:.2f} (s.e.)"
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """Name, value and unit of each quantity."""
+    names = {
+        "neg_elbo": "negative ELBO",
+        "nll": f"NLL, importance-weighted bound, K = {evaluation.num_samples}",
+        "rate": "rate, exact KL(q(z|x) || p(z))",
+        "rate_sampled": "rate, sampled",
+        "distortion": "distortion, -E_q[ln p(x|z)]",
+    }
+    rows = [
+        (label, _over_seeds(evaluation.mean[name], evaluation.standard_error[name]), "nats")
+        for name, label in names.items()
+        if name in evaluation.mean
+    ]
+    if evaluation.bits_per_dim is not None:
+        rows.append(("NLL", _over_seeds(evaluation.bits_per_dim), "bits/dim"))
+    active = " + ".join(
+        str(units[0]) if len(units) == 1 else f"{units.mean():.1f}"
+        for units in evaluation.active_units
+    )
+    return [*rows, ("active units", active, "")]
+
+
+def show(run: Run, evaluation: Evaluation) -> None:
+    """Prints what was reached."""
+    table = Table(title=f"{run.folder.path}: {evaluation.checkpoint}", title_justify="left")
+    for column in ("", "mean over images", ""):
+        table.add_column(column)
+    for row in rows_of(evaluation):
+        table.add_row(*map(Text, row))
+    summary = json.loads(run.folder.summary.read_text()) if run.folder.summary.exists() else {}
+    if summary.get("images_per_second"):
+        table.add_row("training speed", f"{summary['images_per_second']:,.0f}", "images/s")
+    table.caption = f"{evaluation.num_images:,} images. {evaluation.data}."
+    _print(table)
+
+
+def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
+    """Adds the numbers to evaluation.json, with the command that printed them."""
+    path = run.folder.evaluation
+    content: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    content.append(
+        {
+            "command": shlex.join(["vae-jax", *sys.argv[1:]]),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "devices": parallel.describe_devices(),
+            "data": evaluation.data,
+            "checkpoint": evaluation.checkpoint,
+            "num_samples": evaluation.num_samples,
+            "num_images": evaluation.num_images,
+            "mean": {name: jsonable(v) for name, v in evaluation.mean.items()},
+            "standard_error": {name: jsonable(v) for name, v in evaluation.standard_error.items()},
+            "active_units": [jsonable(units) for units in evaluation.active_units],
+            "bits_per_dim": None
+            if evaluation.bits_per_dim is None
+            else jsonable(evaluation.bits_per_dim),
+        }
+    )
+    write_json(path, content)
+
+
+def show_datasets() -> None:
+    """Prints the data sets known by name."""
+    table = Table()
+    for column in (
+        "name",
+        "train / valid / test",
+        "image",
+        "prepared",
+        "files, if TFDS cannot load",
+    ):
+        table.add_column(column)
+    for listing in list_datasets():
+        source = listing.source
+        table.add_row(
+            source.name,
+            " / ".join(f"{size:,}" for size in listing.sizes.values()),
+            "x".join(map(str, source.image_shape)),
+            "yes" if listing.prepared else "no",
+            "\n".join(source.manual_files),
+        )
+    _print(table)
