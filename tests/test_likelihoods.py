@@ -225,10 +225,13 @@ def test_a_fixed_scale_is_no_parameter():
     assert set(params) == {"loc"}
 
 
-def test_heteroscedastic_scales_stay_above_their_limit():
-    p = conditional(HeteroscedasticGaussian, IMAGE, jnp.full((N, F), -1e4), jnp_abs)
-    assert p.scale.min() == pytest.approx(1e-3)
+@pytest.mark.parametrize("level", [-1e4, 1e4])
+def test_heteroscedastic_scales_stay_within_their_limits(level):
+    """min_scale, and far beyond any data's range: the density has no bound without the former."""
 
+    def positive(variables):
+        return jax.tree.map(jnp.abs, variables)
 
-def jnp_abs(variables):
-    return jax.tree.map(jnp.abs, variables)
+    p = conditional(HeteroscedasticGaussian, IMAGE, jnp.full((N, F), level), positive)
+    expected = 1e-3 if level < 0 else 1e-3 + np.exp(10)
+    np.testing.assert_allclose(p.scale, np.full((N, *IMAGE), expected), rtol=1e-6)

@@ -170,7 +170,9 @@ def test_reconstruction_labels_stand_beside_their_rows():
 
 
 def test_interpolation_frames_only_the_end_points():
-    picture = shown(plots.interpolations(np.zeros((2, 4, 28, 28, 1))))
+    x = images(2, 4, 28, 28, 1)
+    picture = shown(plots.interpolations(x))
+    np.testing.assert_array_equal(picture[1:29, 1:29], np.round(255 * x[0, 0]).repeat(3, -1))
     coloured = (picture.max(-1) != picture.min(-1)).any(0)
     first, last = coloured[:30], coloured[-30:]
     assert first.all()

@@ -32,6 +32,7 @@ class Experiment:
         num_steps: optimizer steps in all.
         batch_size: global batch, over all devices.
         ema_decay: of an average of the parameters that evaluation then uses; None keeps none.
+        shuffle: visit the training images in a new order in each epoch, or always as they stand.
         log_every: steps in one scan on the device, and between two lines of metrics.
         checkpoint_every: steps between validations and checkpoints; a multiple of `log_every`.
         keep_checkpoints: the latest so many are kept, and the best by validation.
@@ -48,6 +49,7 @@ class Experiment:
     num_steps: int
     batch_size: int = 128
     ema_decay: float | None = None
+    shuffle: bool = True
     log_every: int = 100
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2

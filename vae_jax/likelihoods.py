@@ -24,6 +24,9 @@ from vae_jax.distributions import Normal, Shape
 
 Measure = Literal["mass", "density", "pseudo"]
 
+# No pixel needs a scale of e^10 times the data's range, and e^89 overflows float32.
+_MAX_LOG_SCALE = 10.0
+
 
 def per_pixel(
     features: Array,
@@ -128,6 +131,7 @@ class HeteroscedasticGaussian(nn.Module):
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
         loc = per_pixel(features, image_shape, "loc", self.kernel_init)
         log_scale = per_pixel(features, image_shape, "log_scale", self.kernel_init)
+        log_scale = jnp.minimum(log_scale, _MAX_LOG_SCALE)
         return Normal(self.squash(loc), self.min_scale + jnp.exp(log_scale), event_ndims=3)
 
 
@@ -150,6 +154,7 @@ class DiscretizedLogistic(nn.Module):
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
         loc = 0.5 + per_pixel(features, image_shape, "loc", self.kernel_init)
         log_scale = per_pixel(features, image_shape, "log_scale", self.kernel_init)
+        log_scale = jnp.minimum(log_scale, _MAX_LOG_SCALE)
         # Below 1e-4 of the range, a 40th of a grid step, a bin holds all the mass there is.
         scale = jnp.maximum(self.initial_scale * jnp.exp(log_scale), 1e-4)
         return DiscretizedLogisticDistribution(loc, scale=scale, event_ndims=3)

@@ -40,7 +40,7 @@ PALETTE += ["#56B4E9", "#F0E442", "#882255", "#999999", "#000000"]
 MARKERS = "o^sDvP"
 SPLIT = re.compile(r"(?<![a-z])(train|valid|test)(?:ing|ation)?(?![a-z])", re.IGNORECASE)
 SPLIT_STYLE: dict[str, dict[str, Any]] = {
-    "train": {"linewidth": 1.0, "alpha": 0.7},
+    "train": {"linewidth": 1.0, "alpha": 0.6},
     "valid": {"linewidth": 1.6},
     "test": {"linewidth": 1.6, "linestyle": (0, (3, 1.2))},
 }

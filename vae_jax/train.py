@@ -162,7 +162,11 @@ def next_indices(experiment: Experiment, seeds: np.ndarray, step: int) -> Array:
     """The rows of the chunk that starts at `step`, on the devices: `[D, S, steps, b]`."""
     stop = min((step // experiment.log_every + 1) * experiment.log_every, experiment.num_steps)
     count, batch = len(experiment.data.train), experiment.batch_size
-    rows = [batch_indices(int(seed), step, stop - step, count, batch) for seed in seeds]
+    if experiment.shuffle:
+        rows = [batch_indices(int(seed), step, stop - step, count, batch) for seed in seeds]
+    else:
+        in_order = np.arange(step * batch, stop * batch, dtype=np.int64) % count
+        rows = [in_order.astype(np.int32).reshape(-1, batch)] * len(seeds)
     return parallel.split(np.stack(rows), axis=2)
 
 

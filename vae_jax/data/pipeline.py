@@ -61,7 +61,7 @@ def _dequantize(images: Array, keys: Array) -> Array:
     return (images + u) / 256
 
 
-_ONCE_FOR_EVALUATION = "drawn anew at each presentation in training and once for evaluation"
+_RESAMPLED = "drawn anew at each presentation in training and once for evaluation"
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -70,7 +70,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="dynamic",
             support="binary",
             resampled=True,
-            description=f"x ~ Bernoulli(v/255), {_ONCE_FOR_EVALUATION}",
+            description=f"x ~ Bernoulli(v/255), {_RESAMPLED}",
             apply=_bernoulli,
         ),
         Protocol(
@@ -98,7 +98,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="dequantize",
             support="unit",
             resampled=True,
-            description=f"x = (v + u)/256 with u ~ U(0, 1), {_ONCE_FOR_EVALUATION}",
+            description=f"x = (v + u)/256 with u ~ U(0, 1), {_RESAMPLED}",
             apply=_dequantize,
         ),
     )

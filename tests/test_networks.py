@@ -1,0 +1,160 @@
+"""The convolution and its adjoint against the library's, and every image size met exactly."""
+
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
+from vae_jax.networks.conv import conv, conv_transpose
+
+# Every kernel width meets an odd height and an even width; (h, w) differ, so no axis is swapped.
+SIZE = (7, 8)
+KERNELS = [(1, 1), (2, 3), (3, 2), (4, 5), (5, 4)]
+CASES = [
+    *itertools.product(["cpu"], KERNELS, [1, 2, 3]),
+    *itertools.product(["default"], [(3, 2), (4, 5)], [1, 2, 3]),
+]
+cases = pytest.mark.parametrize(("branch", "kernel", "stride"), CASES, indirect=["branch"])
+
+
+@pytest.fixture
+def branch(request, monkeypatch):
+    """The CPU's matrix product as it is, or the accelerators' branch run on the CPU instead."""
+    if request.param == "default":
+
+        def take_default(*operands, cpu, default):
+            del cpu
+            return default(*operands)
+
+        monkeypatch.setattr(lax, "platform_dependent", take_default)
+
+
+def library_conv(x, kernel, stride):
+    """XLA's own convolution with its own "SAME"."""
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def arrays(kernel, stride):
+    """x `[2, 7, 8, 2]`, kernel `[h, w, 2, 3]`, y `[2, ceil(7/s), ceil(8/s), 3]`, standard normal."""
+    generator = np.random.default_rng(0)
+    small = [-(-n // stride) for n in SIZE]
+    shapes = ((2, *SIZE, 2), (*kernel, 2, 3), (2, *small, 3))
+    return [generator.normal(size=shape) for shape in shapes]
+
+
+@cases
+def test_conv_is_the_librarys(branch, kernel, stride):
+    """Value and both gradients against XLA's "SAME" convolution, in float64."""
+    with jax.enable_x64(True):
+        x, kernel, y = arrays(kernel, stride)
+
+        @jax.jit
+        def both(x, kernel, y):
+            results = []
+            for function in (conv, library_conv):
+                value, pullback = jax.vjp(partial(function, stride=stride), x, kernel)
+                results.append((value, *pullback(y)))
+            return results
+
+        ours, librarys = both(x, kernel, y)
+        for mine, theirs in zip(ours, librarys, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@cases
+def test_conv_transpose_is_the_adjoint(branch, kernel, stride):
+    """<conv(x), y> = <x, conv_transpose(y)>; value and gradients are the library's transpose's."""
+    with jax.enable_x64(True):
+        x, kernel, y = arrays(kernel, stride)
+
+        def ours(y, kernel):
+            return conv_transpose(y, kernel, stride, SIZE)
+
+        def librarys(y, kernel):
+            return jax.linear_transpose(lambda x: library_conv(x, kernel, stride), x)(y)[0]
+
+        @jax.jit
+        def both(x, kernel, y):
+            results = []
+            for function in (ours, librarys):
+                value, pullback = jax.vjp(function, y, kernel)
+                results.append((value, *pullback(x)))
+            return library_conv(x, kernel, stride), *results
+
+        convolved, mine, theirs = both(x, kernel, y)
+        assert np.vdot(convolved, y) == pytest.approx(np.vdot(x, mine[0]), rel=1e-12)
+        for a, b in zip(mine, theirs, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_conv_encoder_is_flaxs():
+    """The same parameters in Flax's nn.Conv with "SAME" padding."""
+    encoder = ConvEncoder((3, 4), dense=5, kernel_size=3)
+    x = jax.random.normal(jax.random.key(0), (2, 7, 8, 2))
+    features, variables = jax.jit(encoder.init_with_output)(jax.random.key(1), x)
+    params = variables["params"]
+    h = x
+    for layer, width in enumerate((3, 4)):
+        flax = nn.Conv(width, (3, 3), strides=2, padding="SAME")
+        weights = {"kernel": params[f"kernel_{layer}"], "bias": params[f"bias_{layer}"]}
+        h = jax.nn.relu(flax.apply({"params": weights}, h))
+    expected = jax.nn.relu(nn.Dense(5).apply({"params": params["Dense_0"]}, h.reshape(2, -1)))
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    assert np.any(features > 0)
+
+
+def test_conv_decoder_is_flaxs():
+    """The same parameters in Flax's nn.ConvTranspose, whose sizes are always doubled."""
+    decoder = ConvDecoder((3, 4, 2), dense=5)
+    z = jax.random.normal(jax.random.key(0), (2, 6))
+    features, variables = jax.jit(decoder.init_with_output, static_argnums=2)(
+        jax.random.key(1), z, (8, 12, 1)
+    )
+    params = variables["params"]
+    h = z
+    for layer, width in enumerate((5, 2 * 3 * 3)):
+        h = jax.nn.relu(nn.Dense(width).apply({"params": params[f"Dense_{layer}"]}, h))
+    h = h.reshape(2, 2, 3, 3)
+    for layer, width in enumerate((4, 2)):
+        flax = nn.ConvTranspose(width, (4, 4), strides=(2, 2), transpose_kernel=True)
+        weights = {"kernel": params[f"kernel_{layer}"], "bias": params[f"bias_{layer}"]}
+        h = jax.nn.relu(flax.apply({"params": weights}, h))
+    assert features.shape == (2, 8, 12, 2)
+    np.testing.assert_allclose(features, h, rtol=1e-4, atol=1e-5)
+    assert np.any(features > 0)
+
+
+@pytest.mark.parametrize("size", [*((n, n) for n in range(8, 34)), (28, 20)])
+def test_conv_networks_meet_any_image_size(size):
+    """Shapes alone, traced and not run; odd sizes halve to their ceiling and come back exactly."""
+    shape = (*size, 3)
+
+    def decode(key):
+        decoder = ConvDecoder((4, 3, 2), dense=4)
+        return decoder.init_with_output(key, jnp.zeros((2, 5)), shape)[0]
+
+    def encode(key):
+        return ConvEncoder((2, 3), dense=4).init_with_output(key, jnp.zeros((2, *shape)))[0]
+
+    assert jax.eval_shape(decode, jax.random.key(0)).shape == (2, *size, 2)
+    assert jax.eval_shape(encode, jax.random.key(0)).shape == (2, 4)
+
+
+def test_mlp_is_a_chain_of_dense_layers():
+    """In NumPy, from the parameters; the image is flattened, its shape ignored."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 2, 1)).astype(np.float32)
+    output, variables = MLP((5, 4)).init_with_output(jax.random.key(0), x, (3, 2, 1))
+    h = x.reshape(2, -1)
+    for layer in range(2):
+        dense = variables["params"][f"Dense_{layer}"]
+        h = np.tanh(h @ dense["kernel"] + dense["bias"])
+    np.testing.assert_allclose(output, h, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(MLP(()).apply({}, x), x.reshape(2, -1))

@@ -1,0 +1,56 @@
+"""An experiment that trains in no time: what the tests of training run, in process and as a file."""
+
+import numpy as np
+import optax
+
+from vae_jax import ELBO, MLP, VAE, Bernoulli, Data, DiagonalGaussian, Experiment, StandardNormal
+
+IMAGE_SHAPE = (4, 4, 1)
+
+
+def images(count: int, seed: int) -> np.ndarray:
+    """A bright bar in a random row or column of each grey image, uint8 `[count, 4, 4, 1]`."""
+    generator = np.random.default_rng(seed)
+    bars = np.concatenate([np.repeat(np.eye(4), 4, 1), np.tile(np.eye(4), 4)]).reshape(8, 4, 4, 1)
+    noisy = 40 + 150 * bars[generator.integers(8, size=count)]
+    return (noisy + generator.integers(-40, 40, noisy.shape)).astype(np.uint8)
+
+
+def data(protocol: str = "dynamic") -> Data:
+    """90 training images, so that a batch of 16 straddles epochs, and 21 in the other splits."""
+    splits = (images(count, seed) for seed, count in enumerate((90, 21, 21)))
+    return Data.from_arrays("bars", *splits, protocol=protocol)
+
+
+def model() -> VAE:
+    """MLPs with 2 latents."""
+    return VAE(
+        encoder=MLP((8,)),
+        posterior=DiagonalGaussian(2),
+        prior=StandardNormal(2),
+        decoder=MLP((8,)),
+        likelihood=Bernoulli(),
+        image_shape=IMAGE_SHAPE,
+    )
+
+
+def experiment(
+    *,
+    num_steps: int = 40,
+    learning_rate: float = 1e-2,
+    batch_size: int = 16,
+    log_every: int = 5,
+    checkpoint_every: int = 10,
+) -> Experiment:
+    """Bars, with Adam and a running average of the parameters."""
+    return Experiment(
+        data=data(),
+        model=model(),
+        objective=ELBO(),
+        optimizer=optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        ema_decay=0.9,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
