@@ -171,25 +171,17 @@ def test_sampling_from_a_vamp_prior(built):
 
 
 def test_a_learned_scale_is_moved_by_the_optimizer():
-    """A step of gradient descent moves likelihood/log_scale by -rate x its gradient, which is
-    D - E sum (x - m)²/s² for the negative log-likelihood: D(1 - mean (x - m)²) at s = 1."""
+    """One train step of gradient descent moves likelihood/log_scale by -rate x its gradient.
+
+    With every mean at a grey 1/2 and s = 1 that gradient is D - E sum (x - 1/2)², in closed form.
+    """
     images = np.random.default_rng(0).integers(0, 256, (B, *SHAPE), np.uint8)
     rate = 0.01
-    # Nothing but the scale is learned, and the mean image is a grey 1/2.
-    optimizer = optax.chain(
-        optax.sgd(rate),
-        optax.masked(
-            optax.set_to_zero(),
-            lambda params: jax.tree.map_with_path(
-                lambda path, _: "log_scale" not in jax.tree_util.keystr(path[:2]), params
-            ),
-        ),
-    )
     experiment = Experiment(
         data=Data.from_arrays("grey", images, protocol="grey"),
         model=BASE.clone(likelihood=Gaussian(kernel_init=jax.nn.initializers.zeros)),
         objective=ELBO(),
-        optimizer=optimizer,
+        optimizer=optax.sgd(rate),
         num_steps=1,
         batch_size=B,
     )
@@ -197,16 +189,11 @@ def test_a_learned_scale_is_moved_by_the_optimizer():
     assert state.params["likelihood"]["log_scale"] == 0
 
     def step(state):
-        return train_step(experiment, state, images, jnp.arange(B), jnp.uint32(0))[0]
+        indices, seed = jnp.arange(B), jnp.uint32(0)
+        return train_step(experiment, state, jnp.asarray(images), indices, seed)[0]
 
     one_device = jax.jit(jax.vmap(step, axis_name=parallel.AXIS))
     after = one_device(jax.tree.map(lambda leaf: leaf[None], state))
     error = ((images / 255 - 0.5) ** 2).reshape(B, -1).sum(1).mean()
     expected = -rate * (np.prod(SHAPE) - error)
     assert after.params["likelihood"]["log_scale"][0] == pytest.approx(expected, rel=1e-4)
-    for path, leaf in jax.tree.leaves_with_path(after.params):
-        if "log_scale" not in jax.tree_util.keystr(path[:2]):
-            before = state.params
-            for key in path:
-                before = before[key.key]
-            np.testing.assert_array_equal(leaf[0], before)

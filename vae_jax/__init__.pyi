@@ -1,3 +1,5 @@
+from . import generate as generate
+from . import plots as plots
 from .data import Data as Data
 from .data import Split as Split
 from .data import load as load
@@ -22,5 +24,6 @@ from .priors import VampPrior as VampPrior
 from .run import Run as Run
 from .train import load_run as load_run
 from .train import train as train
+from .train import train_file as train_file
 from .vae import VAE as VAE
 from .vae import Terms as Terms

@@ -5,12 +5,14 @@ A function of one device's view, with collectives over the axis `AXIS`, runs on 
 it of one value for all, `split` of a share for each.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vae_jax.errors import VaeJaxError
@@ -28,8 +30,11 @@ def start_processes() -> None:
     Raises:
         VaeJaxError: nothing says where the other processes are.
     """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     try:
-        jax.distributed.initialize()
+        # JAX itself reads the address alone.
+        given = {name[4:].lower(): int(os.environ[name]) for name in names if name in os.environ}
+        jax.distributed.initialize(**given)
     except ValueError as error:
         raise VaeJaxError(
             f"No other process was found ({error}): start under Slurm or Open MPI, or set "
@@ -40,6 +45,11 @@ def start_processes() -> None:
 def is_main_process() -> bool:
     """Whether this process writes the run folder."""
     return jax.process_index() == 0
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; each one waits here for the others."""
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def describe_devices() -> dict[str, Any]:
@@ -101,5 +111,6 @@ def unreplicate(tree: Tree) -> Tree:
 
 
 def gather(sharded: Array, axis: int) -> np.ndarray:
-    """Undoes `split` on the host: `[devices, ..., b, ...]` to `[..., devices * b, ...]`."""
-    return np.concatenate(list(np.asarray(sharded)), axis)
+    """Undoes `split`, in every process: `[devices, ..., b, ...]` to `[..., all devices * b, ...]`."""
+    every_process = multihost_utils.process_allgather(np.asarray(sharded))
+    return np.concatenate(np.concatenate(every_process), axis)

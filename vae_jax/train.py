@@ -125,7 +125,7 @@ def train_step(
     if experiment.ema_decay is not None:
         ema_params = optax.incremental_update(params, state.ema_params, 1 - experiment.ema_decay)
 
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     new = (params, model_state, ema_params, opt_state)
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
