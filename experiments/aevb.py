@@ -35,9 +35,9 @@ from vae_jax import (
     generate,
     load,
     plots,
+    train_file,
 )
 from vae_jax.figures import bound_curves
-from vae_jax.train import train_file
 
 BATCH_SIZE = 100
 
@@ -47,7 +47,7 @@ def experiment(
     dataset: Literal["mnist", "frey_faces"] = "mnist",
     latent_dim: int = 2,
     num_samples: int = 1_000_000,
-    learning_rate: float = 0.02,
+    learning_rate: float | None = None,
     init_stddev: float = 0.1,
 ) -> Experiment:
     """One curve of Figure 2.
@@ -56,15 +56,18 @@ def experiment(
         dataset: mnist or frey_faces.
         latent_dim: N_z.
         num_samples: training samples seen in all.
-        learning_rate: Adagrad's; the paper chose from 0.01, 0.02 and 0.1 by the first iterations.
+        learning_rate: Adagrad's. The paper chose from 0.01, 0.02 and 0.1 by the training bound of
+            the first iterations; so did we, at N_z = 10 after 10^5 samples: None is 0.02 on MNIST
+            and 0.01 on Frey Faces.
         init_stddev: of the initial weights, reading the paper's N(0, 0.01) as a variance.
     """
     data = load(dataset)
     init = jax.nn.initializers.normal(init_stddev)
     if dataset == "mnist":
-        hidden, likelihood = 500, Bernoulli(kernel_init=init)
+        hidden, default_rate, likelihood = 500, 0.02, Bernoulli(kernel_init=init)
     else:
-        hidden, likelihood = 200, HeteroscedasticGaussian(kernel_init=init)
+        hidden, default_rate = 200, 0.01
+        likelihood = HeteroscedasticGaussian(kernel_init=init)
     return Experiment(
         data=data,
         model=VAE(
@@ -79,7 +82,7 @@ def experiment(
         # ln N(theta; 0, I), a share of 1/N of it for each image, is this much weight decay.
         optimizer=optax.chain(
             optax.add_decayed_weights(1 / len(data.train)),
-            optax.adagrad(learning_rate, initial_accumulator_value=0.0, eps=1e-8),
+            optax.adagrad(learning_rate or default_rate, initial_accumulator_value=0.0, eps=1e-8),
         ),
         batch_size=BATCH_SIZE,
         num_steps=num_samples // BATCH_SIZE,
@@ -106,7 +109,8 @@ def figures(*, workdir: Path = Path("runs/aevb"), num_samples: int = 1_000_000) 
         panels = {
             f"{title}, $N_z$ = {latent_dim}": lower_bound(run)
             for (name, latent_dim), run in runs.items()
-            if name == dataset and (dataset, latent_dim) != ("mnist", 2)  # not in the paper's figure
+            if name == dataset
+            and (dataset, latent_dim) != ("mnist", 2)  # not in the paper's figure
         }
         paths.append(plots.save(plots.curve_panels(panels), workdir / f"figure2_{dataset}.png"))
         manifold = plots.manifold(*generate.manifold(runs[dataset, 2], 20))
@@ -122,6 +126,5 @@ def figures(*, workdir: Path = Path("runs/aevb"), num_samples: int = 1_000_000) 
 def lower_bound(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Training and validation ELBO in nats against training samples seen."""
     return {
-        split: (steps * BATCH_SIZE, -values)
-        for split, (steps, values) in bound_curves(run).items()
+        split: (steps * BATCH_SIZE, -values) for split, (steps, values) in bound_curves(run).items()
     }

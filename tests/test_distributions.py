@@ -357,4 +357,3 @@ def test_vamp_prior_learns_its_pseudo_inputs_within_the_unit_interval(vamp):
     assert mean_log_prob(black - 3) == mean_log_prob(black)
     assert mean_log_prob(white + 3) == mean_log_prob(white)
     assert mean_log_prob(white) != mean_log_prob(black)
-

@@ -141,9 +141,15 @@ def test_iwae_gradient_weighs_samples_by_their_normalised_weights(model):
     """
     with jax.enable_x64(True):
         params, terms = flat_problem(model)
-        gradient = jax.jit(jax.grad(lambda params: IWAE(K)(terms(params), STEP)[0]))(params)
-        jacobian = jax.jit(jax.jacfwd(lambda params: terms(params).log_w))(params)
-        weights = special.softmax(np.asarray(terms(params).log_w), axis=0)
+
+        @jax.jit
+        def derivatives(params):
+            gradient = jax.grad(lambda params: IWAE(K)(terms(params), STEP)[0])(params)
+            log_w = terms(params).log_w
+            return gradient, log_w, jax.jacfwd(lambda params: terms(params).log_w)(params)
+
+        gradient, log_w, jacobian = derivatives(params)
+        weights = special.softmax(np.asarray(log_w), axis=0)
     expected = -np.einsum("kb,kbp->p", weights, jacobian) / B
     np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-11)
     assert np.ptp(weights, axis=0).min() > 0.05  # or the test would not tell a mean from it

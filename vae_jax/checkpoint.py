@@ -158,8 +158,14 @@ class Checkpoints:
             raise ValueError("its SHA-256 differs")
         return state
 
-    def set_aside_after(self, step: int) -> None:
-        """Moves damaged checkpoints later than `step` out of the way, to be written again."""
+    def clean_up(self, step: int) -> None:
+        """Makes room to go on from `step`, in the one process that writes.
+
+        What a killed process was writing is deleted; checkpoints later than `step`, which are
+        damaged, move to `damaged_checkpoints`, to be written again.
+        """
+        for unfinished in self.folder.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
         later = [s for s in self._manager.all_steps() if s > step]
         for damaged in later:
             target = self.folder.with_name("damaged_checkpoints") / str(damaged)

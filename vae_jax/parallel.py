@@ -47,9 +47,14 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process; each one waits here for the others."""
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+def largest(value: int) -> int:
+    """The largest value that any process has; each waits here for the others."""
+    return int(multihost_utils.process_allgather(np.asarray(value)).max())
+
+
+def from_main_process(tree: Tree) -> Tree:
+    """The main process's value of a tree of host arrays; each waits here for the others."""
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
 def describe_devices() -> dict[str, Any]:

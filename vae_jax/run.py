@@ -173,7 +173,7 @@ class RunFolder:
             raise VaeJaxError(
                 f"{self.path} is no run folder: it has no experiment.json."
             ) from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise VaeJaxError(f"{self.record} is damaged: {error}.") from error
 
     def append_metrics(self, line: dict[str, Any]) -> None:

@@ -245,10 +245,15 @@ def train(
             divide the batch, or the loss stayed non-finite.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
+    if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
+        raise VaeJaxError(
+            f"seed {seed} and {num_seeds} seeds: seeds go from 0 to 2^32 - 1, and one is the least."
+        )
     parallel.share_of(experiment.batch_size)
     seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
     run_folder = RunFolder(Path(folder))
     run_folder.claim(experiment, seed, num_seeds, origin)
+    parallel.largest(0)  # nobody writes there before it is claimed
     initial_state = jax.jit(jax.vmap(partial(init_state, experiment)))
     with (
         Checkpoints(run_folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
@@ -262,14 +267,16 @@ def train(
             state, warnings = restored
             for warning in warnings:
                 progress.say(warning)
+        state = parallel.from_main_process(state)
         step = int(state.step[0])
         if run_folder.summary.exists() and step == experiment.num_steps:
             progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
             return Run(run_folder, experiment, state, "latest")
         if step > 0:
             progress.say(f"Going on from step {step} of {run_folder.path}.")
-        checkpoints.set_aside_after(step)
-        run_folder.truncate_metrics(step)
+        if parallel.is_main_process():
+            checkpoints.clean_up(step)
+            run_folder.truncate_metrics(step)
 
         train_chunk = make_train_chunk(experiment)
         validate = make_validation(experiment)
@@ -278,6 +285,7 @@ def train(
         device_state = parallel.replicate(state)
         indices = next_indices(experiment, seeds, step)
         host_work: list[Callable[[], None]] = []
+        stopped_by = 0
         while step < experiment.num_steps:
             device_state, metrics = train_chunk(device_state, images, indices, device_seeds)
             # The devices are busy: time for the host's work on the chunk before.
@@ -293,17 +301,19 @@ def train(
                     f"steps before step {step}: lower the learning rate or clip the gradients; the "
                     f"last good checkpoint stays in {run_folder.checkpoints}."
                 )
-            if received or step % experiment.checkpoint_every == 0 or step == experiment.num_steps:
+            stopped_by = parallel.largest(max(received, default=0))
+            due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
+            if due or stopped_by:
                 state = parallel.unreplicate(device_state)
-                validation = {} if received else validate(device_state)
+                validation = validate(device_state) if due else {}
                 host_work.append(partial(save, run_folder, checkpoints, step, state, validation))
-            if received:
+            if stopped_by:
                 break
         for work in host_work:
             work()
         checkpoints.wait()
-        if received and step < experiment.num_steps:
-            raise Interrupted(received[0], step)
+        if stopped_by and step < experiment.num_steps:
+            raise Interrupted(stopped_by, step)
 
         final = validate(parallel.replicate(state))
         run_folder.write_summary(
