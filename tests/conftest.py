@@ -40,7 +40,8 @@ class LinearGaussian:
 
     def log_likelihood(self, x: np.ndarray) -> np.ndarray:
         """Exact ln p(x), `[B]`, by SciPy."""
-        return stats.multivariate_normal.logpdf(x.reshape(len(x), -1), self.mean, self.covariance)
+        normal: Any = stats.multivariate_normal
+        return normal.logpdf(x.reshape(len(x), -1), self.mean, self.covariance)
 
     @classmethod
     def fit(cls, x: np.ndarray, latents: int) -> "LinearGaussian":

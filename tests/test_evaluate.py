@@ -1,6 +1,8 @@
-"""Evaluation: every image once, at the K asked for, against closed forms and hand-made posteriors."""
+"""Evaluation: every image once, at the K asked for, against closed forms and SciPy."""
 
+import importlib
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -21,6 +23,7 @@ from vae_jax import (
     Data,
     DiagonalGaussian,
     Experiment,
+    Gaussian,
     HierarchicalVAE,
     StandardNormal,
     Terms,
@@ -28,6 +31,341 @@ from vae_jax import (
     evaluate,
     parallel,
 )
-from vae_jax import evaluate as _  # noqa: F401
-from vae_jax.distributions import Distribution, Normal
+from vae_jax.data import BINARIZATION_SEED, index_keys
+from vae_jax.distributions import Elementwise, Normal
 from vae_jax.evaluate import bits_per_dim, make_evaluator, per_image
+from vae_jax.run import Run, RunFolder
+from vae_jax.train import init_state
+from vae_jax.vae import fold_in_each
+
+MODULE = importlib.import_module("vae_jax.evaluate")  # `vae_jax.evaluate` is the function
+SHAPE, D, N = (4, 4, 1), 2, 13
+BASE = VAE(
+    encoder=MLP(()),
+    posterior=DiagonalGaussian(D),
+    prior=StandardNormal(D),
+    decoder=MLP(()),
+    likelihood=Bernoulli(),
+    image_shape=SHAPE,
+)
+
+
+def keys(seed: int, n: int) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def make_images(count: int) -> np.ndarray:
+    """Two random patterns in random mixtures, and noise."""
+    generator = np.random.default_rng(0)
+    patterns = generator.normal(size=(2, *SHAPE))
+    grey = np.tensordot(generator.normal(size=(count, 2)), patterns, 1) * 25 + 128
+    return np.clip(grey + 12 * generator.normal(size=grey.shape), 0, 255).astype(np.uint8)
+
+
+def make_experiment(model: Any, protocol: str, test: np.ndarray | None = None) -> Experiment:
+    images = make_images(60)
+    return Experiment(
+        data=Data.from_arrays("patterns", images, None, test, protocol=protocol),
+        model=model,
+        objective=ELBO(),
+        optimizer=optax.sgd(0.1),
+        num_steps=1,
+    )
+
+
+def on_devices(*seeds):
+    """One model's variables for each seed, as training keeps them: `[D, S, ...]`."""
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *seeds)
+    return parallel.replicate(stacked)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Three samples and one image for each device at a time."""
+    monkeypatch.setattr(MODULE, "SAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr(MODULE, "DECODED_FLOATS", 3 * math.prod(SHAPE))
+
+
+# --- K samples of one batch ---------------------------------------------------------------------
+
+
+class Stub:
+    """Terms by rule: what `per_image` makes of known log-weights."""
+
+    def __init__(self, terms):
+        self.apply: Any = lambda variables, x, keys, num_samples: terms(keys, num_samples)
+
+
+SLOTS = np.array([-900.0, -902.0, -899.5], np.float32)  # their weights underflow
+
+
+def by_slot(keys, num_samples) -> Any:
+    """The k-th of a chunk's samples always has the same log p(x|z) = SLOTS[k]; two layers."""
+    ones = jnp.ones((num_samples, len(keys)))
+    unused: Any = None
+    q = Normal(jnp.arange(2.0)[:, None] + jnp.zeros((2, D)), jnp.ones((2, D)))
+    return Terms(
+        z=unused,
+        log_px=jnp.asarray(SLOTS)[:num_samples, None] * ones,
+        log_pz=jnp.stack([-ones, -2 * ones]),
+        log_qz=jnp.stack([-0.5 * ones, 3 * ones]),
+        kl=jnp.array([[1.0, 2.0], [0.5, 0.25]]),
+        q=q,
+        p=unused,
+        reconstruction=unused,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "counts"), [(1, (1, 0, 0)), (3, (1, 1, 1)), (7, (3, 2, 2))]
+)
+@pytest.mark.usefixtures("small_pieces")
+def test_exactly_k_weights_count(num_samples, counts):
+    """Chunks of three: K = 7 takes the slots 0 1 2 0 1 2 0 and no ninth sample.
+
+    SciPy's logsumexp of weights log p(x|z) + (-1 + 0.5) + (-2 - 3), with multiplicities.
+    """
+    model: Any = Stub(by_slot)
+    result = per_image(model, {}, jnp.zeros((2, *SHAPE)), keys(0, 2), num_samples)
+    log_w = SLOTS - 5.5
+    with np.errstate(divide="ignore"):
+        nll = np.log(num_samples) - special.logsumexp(log_w + np.log(counts))
+    average = np.array(counts) / num_samples
+    np.testing.assert_allclose(result["nll"], [nll, nll], rtol=1e-6)
+    np.testing.assert_allclose(result["neg_elbo"], [-average @ log_w] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result["distortion"], [-average @ SLOTS] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result["rate_sampled"], [5.5, 5.5], rtol=1e-6)
+    np.testing.assert_allclose(result["rate"], [1.5, 2.25], rtol=1e-6)
+    np.testing.assert_allclose(result["posterior_mean"][0], [[0, 0], [1, 1]])
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_chunks_do_not_share_noise():
+    """3000 standard normal log-weights in chunks of three average to 0 ± 5/sqrt(3000).
+
+    Were the chunks alike, or the examples, the averages would be as wide as 1/sqrt(3), or equal.
+    """
+
+    def normal(keys, num_samples):
+        log_px = jax.vmap(lambda key: jax.random.normal(key, (num_samples,)), out_axes=1)(keys)
+        terms = by_slot(keys, num_samples)
+        return terms.replace(log_px=log_px, log_pz=terms.log_qz, kl=None)
+
+    model: Any = Stub(normal)
+    result = per_image(model, {}, jnp.zeros((2, *SHAPE)), keys(0, 2), 3000)
+    assert np.abs(result["neg_elbo"]).max() < 5 / math.sqrt(3000)
+    # ln E[w] = 1/2 for a log-normal weight, whose sd is sqrt(e² - e) = 2.16.
+    np.testing.assert_allclose(result["nll"], -0.5, atol=5 * 2.16 / math.exp(0.5) / math.sqrt(3000))
+    assert result["neg_elbo"][0] != result["neg_elbo"][1]
+    assert "rate" not in result
+
+
+def test_posterior_means_of_every_layer():
+    """E[z_2|x] of q(z_2|z_1) with mean 2 z_1 + 1 is 2 E[z_1|x] + 1, E[z_1|x] the image's sum."""
+    model = HierarchicalVAE(
+        encoders=[MLP(()), MLP(())],
+        posteriors=[DiagonalGaussian(1), DiagonalGaussian(1)],
+        prior=StandardNormal(1),
+        decoders=[MLP(()), MLP(())],
+        conditionals=[DiagonalGaussian(1)],
+        likelihood=Bernoulli(),
+        image_shape=SHAPE,
+    )
+    x = np.random.default_rng(0).integers(0, 2, (3, *SHAPE)).astype(np.float32)
+    params = jax.jit(model.init)(jax.random.key(0), x, keys(0, 3))["params"]
+    params = jax.tree.map(np.zeros_like, params)
+    params["posteriors_0"]["loc"]["kernel"][:] = 1
+    params["posteriors_1"]["loc"] = {"kernel": np.full((1, 1), 2.0), "bias": np.ones(1)}
+    evaluated = jax.jit(partial(per_image, model, num_samples=1000))
+    first, second = evaluated({"params": params}, x, keys(1, 3))["posterior_mean"]
+    total = x.reshape(3, -1).sum(1, keepdims=True)
+    np.testing.assert_allclose(first, total, rtol=1e-6)
+    # z_1 has unit variance, so the average of 2 z_1 + 1 has the standard error 2/sqrt(1000).
+    np.testing.assert_allclose(second, 2 * total + 1, atol=5 * 2 / math.sqrt(1000))
+
+
+# --- A split on all devices ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_every_image_has_its_likelihood_in_its_place(fit_linear_gaussian):
+    """13 images over 8 devices, one at a time: -ln p(x) by SciPy for each, the posterior exact.
+
+    A dropped last batch, a counted padding or a log p where an NLL was promised would show.
+    """
+    test = make_images(60 + N)[60:]
+    ppca = fit_linear_gaussian(make_images(60) / 255, D)
+    evaluator = make_evaluator(make_experiment(ppca.model, "grey", test), "test", 5)
+    result = evaluator(on_devices(ppca.variables))
+    expected = -ppca.log_likelihood(test / 255)
+    assert result["nll"].shape == (1, N)
+    np.testing.assert_allclose(result["nll"][0], expected, atol=2e-3)
+    np.testing.assert_allclose(result["neg_elbo"][0], expected, atol=2e-3)
+    assert len(set(expected.round(2))) == N
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Dynamically binarized images, and two seeds' variables of a VAE that is not trained."""
+    experiment = make_experiment(BASE, "dynamic", make_images(60 + N)[60:])
+    init = jax.jit(partial(init_state, experiment))
+    states = [init(seed) for seed in (0, 1)]
+    return experiment, [state.variables for state in states]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_split_is_its_images_one_by_one(noisy):
+    """Seeds x images against `per_image` of each image alone, with the noise of its place."""
+    experiment, seeds = noisy
+    result = make_evaluator(experiment, "test", 7)(on_devices(*seeds))
+    assert result["nll"].shape == (2, N)
+    alone = jax.jit(partial(per_image, BASE, num_samples=7))
+    for n in range(N):
+        data_keys = index_keys(BINARIZATION_SEED, "test", jnp.array([n]))
+        x = experiment.data.protocol.apply(experiment.data.test.images[n : n + 1], data_keys)
+        for s, variables in enumerate(seeds):
+            one = alone(variables, x, fold_in_each(data_keys, 1))
+            for name in ("nll", "neg_elbo", "distortion", "rate", "rate_sampled"):
+                np.testing.assert_allclose(result[name][s, n], one[name][0], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                result["posterior_mean"][0][s, n], one["posterior_mean"][0][0], atol=1e-5
+            )
+
+
+def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkeypatch):
+    """4 of 13 images are numbers 0, 3, 6, 9; each has the same numbers as among all 13.
+
+    K is above the samples at once, and the batch differs: neither may reach the noise.
+    """
+    experiment, seeds = noisy
+    variables = on_devices(seeds[0])
+    everything = make_evaluator(experiment, "test", 100)(variables)
+    monkeypatch.setattr(MODULE, "DECODED_FLOATS", math.prod(SHAPE) * 64)
+    some = make_evaluator(experiment, "test", 100, num_images=4)(variables)
+    for name in ("nll", "neg_elbo", "distortion", "rate"):
+        expected = everything[name][:, [0, 3, 6, 9]]
+        np.testing.assert_allclose(some[name], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_images", [0, N + 1])
+def test_a_wrong_number_of_images_is_refused(noisy, num_images):
+    with pytest.raises(
+        VaeJaxError, match=f"test split of patterns has 13 images, not {num_images}"
+    ):
+        make_evaluator(noisy[0], "test", 1, num_images)
+
+
+def test_an_empty_split_is_refused(noisy):
+    with pytest.raises(VaeJaxError, match="valid split of patterns"):
+        make_evaluator(noisy[0], "valid", 1)
+
+
+# --- The report ---------------------------------------------------------------------------------
+
+
+def make_run(experiment: Experiment, folder, variables) -> Run:
+    """A run whose parameters, `[S, ...]`, are given."""
+    seeds = np.arange(jax.tree.leaves(variables)[0].shape[0], dtype=np.uint32)
+    state = jax.jit(jax.vmap(partial(init_state, experiment)))(seeds)
+    return Run(RunFolder(folder), experiment, state.replace(params=variables["params"]), "latest")
+
+
+def test_evaluation(noisy, tmp_path):
+    """Means and SciPy's standard errors over images for each seed; units counted by hand.
+
+    A unit's posterior mean is a x (sum of the image), its variance a² x that of the sums: a is
+    chosen for 0.02 (active) or 0.005 (not). Seed 0 has one active unit, seed 1 has two.
+    """
+    test = (np.random.default_rng(0).integers(0, 2, (N, *SHAPE)) * 255).astype(np.uint8)
+    experiment = make_experiment(BASE, "threshold", test)
+    sums = (test // 255).reshape(N, -1).sum(1)
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *noisy[1])["params"]
+    kernel = params["posterior"]["loc"]["kernel"]
+    assert kernel.shape == (2, 16, D)
+    kernel[0] = np.sqrt([0.02, 0.005]) / sums.std()
+    kernel[1] = np.sqrt([0.02, 0.02]) / sums.std()
+    run = make_run(experiment, tmp_path, {"params": params})
+
+    evaluation = evaluate(run, num_samples=3)
+    values = make_evaluator(experiment, "test", 3)(parallel.replicate(run.variables))
+    assert [list(units) for units in evaluation.active_units] == [[1, 2]]
+    assert (evaluation.num_samples, evaluation.num_images) == (3, N)
+    for name in ("nll", "neg_elbo", "distortion", "rate", "rate_sampled"):
+        np.testing.assert_allclose(evaluation.mean[name], values[name].mean(1), rtol=1e-6)
+        expected = stats.sem(values[name].astype(np.float64), axis=1)
+        np.testing.assert_allclose(evaluation.standard_error[name], expected, rtol=1e-5)
+    bits = evaluation.mean["nll"] / (16 * math.log(2))
+    assert evaluation.bits_per_dim == pytest.approx(bits)
+    for said in ("patterns", "test split", "threshold"):
+        assert said in evaluation.data
+    assert evaluation.checkpoint == "latest, step 0"
+
+
+class Pseudo(Bernoulli):
+    measure: ClassVar = "pseudo"
+
+
+def test_no_likelihood_of_what_is_not_normalized():
+    experiment = make_experiment(BASE.clone(likelihood=Pseudo()), "dynamic", make_images(3))
+    with pytest.raises(VaeJaxError, match="Pseudo is not a normalized density"):
+        evaluate(SimpleNamespace(experiment=experiment))
+
+
+# --- Bits per dimension -------------------------------------------------------------------------
+
+
+@struct.dataclass
+class UniformDensity(Elementwise):
+    """1 on [0, 1] for every pixel."""
+
+    def sample(self, key, sample_shape=()):
+        raise NotImplementedError
+
+    def log_prob(self, value):
+        inside = jnp.where((value >= 0) & (value <= 1), 0.0, -jnp.inf)
+        return (inside + 0 * self.loc).sum((-3, -2, -1))
+
+
+class Uniform(nn.Module):
+    """Knows nothing of the image: every level of 256 is as likely."""
+
+    supports: ClassVar = frozenset({"unit"})
+    measure: ClassVar = "density"
+
+    def __call__(self, features, image_shape):
+        return UniformDensity(jnp.full((len(features), *image_shape), 0.5), event_ndims=3)
+
+
+def bits_of(likelihood: nn.Module) -> np.ndarray:
+    """Bits per dimension of dequantized images, decoder and posterior blind: `[N]`."""
+    model = BASE.clone(likelihood=likelihood)
+    experiment = make_experiment(model, "dequantize", make_images(60 + N)[60:])
+    shapes = jax.eval_shape(partial(init_state, experiment), 0).variables
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
+    nll = make_evaluator(experiment, "test", 2)(on_devices(variables))["nll"]
+    bits = bits_per_dim(nll, experiment)
+    assert bits is not None
+    return bits[0]
+
+
+def test_a_uniform_density_takes_eight_bits():
+    """256 equally likely levels, exactly: the scaling of the data to [0, 1] is accounted for."""
+    np.testing.assert_array_equal(bits_of(Uniform()), np.full(N, 8.0))
+
+
+def test_a_gaussian_takes_the_bits_of_its_levels():
+    """N(1/2, 0.3²) of dequantized pixels against -log2 of SciPy's mass of each level's cell.
+
+    The density varies by a 10,000th over a cell of 1/256, and sqrt(16) pixels average the noise.
+    """
+    v = make_images(60 + N)[60:].reshape(N, -1)
+    mass = stats.norm.cdf((v + 1) / 256, 0.5, 0.3) - stats.norm.cdf(v / 256, 0.5, 0.3)
+    bits = bits_of(Gaussian(scale=0.3))
+    np.testing.assert_allclose(bits, -np.log2(mass).mean(1), atol=5e-3)
+
+
+def test_bits_of_a_mass_and_of_a_density(noisy):
+    """A fair coin for each pixel costs one bit; a density of data that are not noisy has none."""
+    nll = np.array([16 * math.log(2)])
+    assert bits_per_dim(nll, noisy[0]) == pytest.approx(1.0)
+    assert bits_per_dim(nll, make_experiment(BASE.clone(likelihood=Gaussian()), "grey")) is None

@@ -1,5 +1,7 @@
 """Models with two and three stochastic layers against NumPy, SciPy and an exact marginal."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def make(depth: int, hidden: tuple[int, ...], likelihood) -> HierarchicalVAE:
 @pytest.fixture(scope="module")
 def built():
     """For each depth a model, its parameters and compiled `apply` and `sample`."""
-    made = {}
+    made: Any = {}
     for depth in (2, 3):
         model = make(depth, (5,), Bernoulli())
         x = jnp.zeros((1, *SHAPE))
@@ -84,10 +86,10 @@ def conditionals(params, z):
 
 @depths
 def test_terms_in_numpy(built, x, depth):
-    """q(z_1|x) q(z_2|z_1) ..., p(z_L) ... p(z_1|z_2) p(x|z_1) written out (Burda et al., sec. 2)."""
+    """q(z_1|x) q(z_2|z_1) ..., p(z_L) ... p(z_1|z_2) p(x|z_1) written out (Burda et al.)."""
     params, apply, _ = built[depth]
     terms = apply(x, keys(1, B), K)
-    z = [np.float64(layer) for layer in terms.z]
+    z = [np.asarray(layer, np.float64) for layer in terms.z]
     assert [layer.shape for layer in z] == [(K, B, d) for d in WIDTHS[:depth]]
     log_qz = [log_normal(*args) for args in zip(z, *zip(*posteriors(params, x, z)))]  # noqa: B905
     p = [*conditionals(params, z), (0.0, 1.0)]
@@ -132,7 +134,7 @@ def test_posterior_noise_is_standard_and_independent_between_layers(built, x, de
     A key used for two layers, or for two samples, would correlate them.
     """
     params, apply, _ = built[depth]
-    z = [np.float64(layer) for layer in apply(x, keys(2, B), 1000).z]
+    z = [np.asarray(layer, np.float64) for layer in apply(x, keys(2, B), 1000).z]
     noise = [
         (layer - loc) / scale
         for layer, (loc, scale) in zip(z, posteriors(params, x, z), strict=True)
@@ -145,7 +147,7 @@ def test_sampling_is_ancestral(built, depth):
     """z_L ~ N(0, I), then (z_l - loc(z_{l+1})) / scale standard normal; p(x|z_1) last."""
     params, _, sample = built[depth]
     z, px = sample(keys(3, 4000))
-    z = [np.float64(layer) for layer in z]
+    z = [np.asarray(layer, np.float64) for layer in z]
     assert [layer.shape for layer in z] == [(4000, d) for d in WIDTHS[:depth]]
     noise = [
         (layer - loc) / scale
@@ -190,10 +192,11 @@ def test_importance_weights_are_unbiased(depth):
         kernel = head["kernel"]
         mean = mean @ kernel + head["bias"]
         covariance = kernel.T @ covariance @ kernel + noise * np.eye(kernel.shape[1])
-    log_px = stats.multivariate_normal.logpdf(x.reshape(-1), mean, covariance)
+    marginal: Any = stats.multivariate_normal
+    log_px = marginal.logpdf(x.reshape(-1), mean, covariance)
 
     count = 200_000
-    sampled = jax.jit(lambda x, keys: model.apply({"params": params}, x, keys, count).log_w)
-    weights = np.exp(np.float64(sampled(x, keys(4, 1)))[:, 0] - log_px)
+    terms: Any = jax.jit(model.apply, static_argnums=3)({"params": params}, x, keys(4, 1), count)
+    weights = np.exp(np.asarray(terms.log_w, np.float64)[:, 0] - log_px)
     assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(count)
     assert weights.std() / np.sqrt(count) < 0.02

@@ -3,7 +3,8 @@
 A new likelihood in that tuple is tested by all of this without a line here.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +42,18 @@ def grid_of(cls) -> Grid:
     return Grid(edges[:-1] + step / 2, step, step / 2)
 
 
-def conditional(cls, image_shape, features=None, transform=lambda variables: variables):
+def conditional(cls, image_shape, features=None, transform=lambda variables: variables) -> Any:
     """p(x|z) of a freshly made likelihood; N examples with features of their own."""
     likelihood = cls()
     if features is None:
         features = jax.random.normal(jax.random.key(1), (N, F))
-    variables = likelihood.init(jax.random.key(0), features, image_shape)
-    return likelihood.apply(transform(variables), features, image_shape)
+
+    @jax.jit
+    def make(features):
+        variables = likelihood.init(jax.random.key(0), features, image_shape)
+        return likelihood.apply(transform(variables), features, image_shape)
+
+    return make(features)
 
 
 def pixel_masses(cls, p):
@@ -188,41 +194,40 @@ def test_output_bias_starts_at_the_training_means_logits():
     """Burda et al. (2015): with the features at zero, the mean image is the training mean."""
     mean = np.random.default_rng(0).uniform(0.01, 0.99, IMAGE).astype(np.float32)
 
-    def bias_init(key, shape, dtype=jnp.float32):
-        return jnp.asarray(np.log(mean / (1 - mean)), dtype).reshape(shape)
-
-    likelihood = Bernoulli(bias_init=bias_init)
-    features = jnp.zeros((N, F))
-    variables = likelihood.init(jax.random.key(0), features, IMAGE)
-    shown = likelihood.apply(variables, features, IMAGE).mean
-    np.testing.assert_allclose(shown, np.broadcast_to(mean, (N, *IMAGE)), rtol=1e-5)
+    bias_init = jax.nn.initializers.constant(np.log(mean / (1 - mean)).reshape(-1))
+    p = conditional(partial(Bernoulli, bias_init=bias_init), IMAGE, jnp.zeros((N, F)))
+    np.testing.assert_allclose(p.mean, np.broadcast_to(mean, (N, *IMAGE)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("log_scale", [-1.0, 0.5])
 def test_a_learned_scale_has_the_gradient_of_maximum_likelihood(log_scale):
     """d ln p / d ln s = sum_i (x_i - m_i)²/s² - D; one parameter, `log_scale`."""
-    features = jax.random.normal(jax.random.key(1), (1, F))
-    likelihood = Gaussian()
-    params = likelihood.init(jax.random.key(0), features, IMAGE)["params"]
-    assert params["log_scale"].shape == ()
-    x = np.random.default_rng(0).uniform(size=(1, *IMAGE)).astype(np.float32)
+    x = np.random.default_rng(0).uniform(size=(N, *IMAGE)).astype(np.float32)
 
     def log_prob(log_scale):
-        variables = {"params": {**params, "log_scale": log_scale}}
-        p = likelihood.apply(variables, features, IMAGE)
-        return p.log_prob(x)[0], p.mean
+        def at(variables):
+            return {"params": {**variables["params"], "log_scale": log_scale}}
+
+        p = conditional(Gaussian, IMAGE, transform=at)
+        return p.log_prob(x)[0], p.mean[0]
 
     gradient, mean = jax.grad(log_prob, has_aux=True)(jnp.asarray(log_scale))
-    expected = ((x - np.asarray(mean)) ** 2).sum() / np.exp(2 * log_scale) - x.size
+    expected = ((x[0] - np.asarray(mean)) ** 2).sum() / np.exp(2 * log_scale) - x[0].size
     assert gradient == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_fixed_scale_is_no_parameter():
-    p = conditional(lambda: Gaussian(scale=0.25), IMAGE)
-    np.testing.assert_array_equal(p.scale, np.full((N, *IMAGE), 0.25, np.float32))
-    features = jnp.ones((N, F))
-    params = Gaussian(scale=0.25).init(jax.random.key(0), features, IMAGE)["params"]
-    assert set(params) == {"loc"}
+@pytest.mark.parametrize(("scale", "learned"), [(0.25, {"loc"}), (None, {"loc", "log_scale"})])
+def test_a_fixed_scale_is_no_parameter(scale, learned):
+    found = []
+
+    def look(variables):
+        found.append(set(variables["params"]))
+        return variables
+
+    p = conditional(partial(Gaussian, scale=scale), IMAGE, transform=look)
+    assert found == [learned]
+    expected = np.full((N, *IMAGE), scale or 1.0, np.float32)
+    np.testing.assert_array_equal(p.scale, expected)
 
 
 @pytest.mark.parametrize("level", [-1e4, 1e4])

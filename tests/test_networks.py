@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,10 @@ def branch(request, monkeypatch):
         monkeypatch.setattr(lax, "platform_dependent", take_default)
 
 
+def apply(module: nn.Module, params, x) -> Any:
+    return module.apply({"params": params}, x)
+
+
 def library_conv(x, kernel, stride):
     """XLA's own convolution with its own "SAME"."""
     return lax.conv_general_dilated(
@@ -43,7 +48,7 @@ def library_conv(x, kernel, stride):
 
 
 def arrays(kernel, stride):
-    """x `[2, 7, 8, 2]`, kernel `[h, w, 2, 3]`, y `[2, ceil(7/s), ceil(8/s), 3]`, standard normal."""
+    """Standard normal x `[2, 7, 8, 2]`, kernel `[h, w, 2, 3]`, y `[2, ceil(7/s), ceil(8/s), 3]`."""
     generator = np.random.default_rng(0)
     small = [-(-n // stride) for n in SIZE]
     shapes = ((2, *SIZE, 2), (*kernel, 2, 3), (2, *small, 3))
@@ -105,8 +110,8 @@ def test_conv_encoder_is_flaxs():
     for layer, width in enumerate((3, 4)):
         flax = nn.Conv(width, (3, 3), strides=2, padding="SAME")
         weights = {"kernel": params[f"kernel_{layer}"], "bias": params[f"bias_{layer}"]}
-        h = jax.nn.relu(flax.apply({"params": weights}, h))
-    expected = jax.nn.relu(nn.Dense(5).apply({"params": params["Dense_0"]}, h.reshape(2, -1)))
+        h = jax.nn.relu(apply(flax, weights, h))
+    expected = jax.nn.relu(apply(nn.Dense(5), params["Dense_0"], h.reshape(2, -1)))
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
     assert np.any(features > 0)
 
@@ -121,12 +126,12 @@ def test_conv_decoder_is_flaxs():
     params = variables["params"]
     h = z
     for layer, width in enumerate((5, 2 * 3 * 3)):
-        h = jax.nn.relu(nn.Dense(width).apply({"params": params[f"Dense_{layer}"]}, h))
+        h = jax.nn.relu(apply(nn.Dense(width), params[f"Dense_{layer}"], h))
     h = h.reshape(2, 2, 3, 3)
     for layer, width in enumerate((4, 2)):
         flax = nn.ConvTranspose(width, (4, 4), strides=(2, 2), transpose_kernel=True)
         weights = {"kernel": params[f"kernel_{layer}"], "bias": params[f"bias_{layer}"]}
-        h = jax.nn.relu(flax.apply({"params": weights}, h))
+        h = jax.nn.relu(apply(flax, weights, h))
     assert features.shape == (2, 8, 12, 2)
     np.testing.assert_allclose(features, h, rtol=1e-4, atol=1e-5)
     assert np.any(features > 0)
@@ -154,7 +159,7 @@ def test_mlp_is_a_chain_of_dense_layers():
     output, variables = MLP((5, 4)).init_with_output(jax.random.key(0), x, (3, 2, 1))
     h = x.reshape(2, -1)
     for layer in range(2):
-        dense = variables["params"][f"Dense_{layer}"]
+        dense: Any = variables["params"][f"Dense_{layer}"]
         h = np.tanh(h @ dense["kernel"] + dense["bias"])
     np.testing.assert_allclose(output, h, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(MLP(()).apply({}, x), x.reshape(2, -1))

@@ -5,6 +5,7 @@ and renamed when whole, with a SHA-256 over its arrays that is checked when it i
 """
 
 import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -45,13 +46,14 @@ class Checkpoints:
         absl_logging.set_verbosity(absl_logging.ERROR)
         self.folder = folder.absolute()
         process = jax.process_index()
-        best = BestN(
-            get_metric_fn=lambda metrics: -metrics[_METRIC],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+
+        def score(metrics: dict[str, float]) -> float:
+            return -metrics[_METRIC]
+
+        best = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            best_fn=score,  # without which Orbax does not write the metrics down
             # The state is the same in every process: each reads alone, and one writes.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=process,
@@ -75,7 +77,8 @@ class Checkpoints:
         Args:
             step: its name.
             state: a pytree.
-            validation: what `best` minimises; None if it was not measured.
+            validation: what `best` minimises; None if it was not measured, and if it is not
+                finite it is as good as not.
 
         Raises:
             VaeJaxError: this one, or the one before, cannot be written.
@@ -84,7 +87,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             fingerprint=ocp.args.JsonSave({"sha256": fingerprint(state)}),
         )
-        metrics = None if validation is None else {_METRIC: validation}
+        measured = validation is not None and math.isfinite(validation)
+        metrics = {_METRIC: validation} if measured else None
         try:
             self._manager.check_for_errors()
             self._manager.save(step, args=arguments, metrics=metrics)

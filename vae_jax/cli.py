@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -325,3 +326,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)
+    except KeyboardInterrupt:  # while training did not run
+        sys.exit(128 + signal.SIGINT)

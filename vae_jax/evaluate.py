@@ -18,8 +18,10 @@ from vae_jax.experiment import Experiment
 from vae_jax.vae import fold_in_each
 
 ACTIVE_VARIANCE = 0.01
-# Floats in one array of (images x samples) decoded images: 16 MiB on each device.
-DECODED_FLOATS = 2**22
+# Samples drawn at once from one key: a constant, so that an image's noise depends on nothing else.
+SAMPLES_AT_ONCE = 64
+# Floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
+DECODED_FLOATS = 2**20
 
 
 def per_image(
@@ -40,7 +42,7 @@ def per_image(
         E_q[ln q(z|x) - ln p(z)]; `rate` the exact KL where there is one; and `posterior_mean`,
         E_q[z], `[B, d]`, a list with one for each layer.
     """
-    chunk = min(num_samples, max(1, DECODED_FLOATS // x.size))
+    chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = -(-num_samples // chunk)
 
     def one_chunk(index: Array) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def make_evaluator(
         )
     rows = np.arange(wanted) * total // wanted
     devices = jax.device_count()
-    at_once = max(1, DECODED_FLOATS // math.prod(images.shape[1:]) // min(num_samples, 64))
+    decoded = math.prod(images.shape[1:]) * min(num_samples, SAMPLES_AT_ONCE)
+    at_once = max(1, DECODED_FLOATS // decoded)
     batch = devices * min(at_once, -(-wanted // devices))
 
     def one_device(variables: Any, images: Array, indices: Array) -> dict[str, Any]:

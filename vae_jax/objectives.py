@@ -13,6 +13,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from vae_jax.vae import Terms
 
@@ -59,17 +60,15 @@ class ELBO:
     """
 
     num_samples: int = 1
-    beta: float | Callable[[Array], Array] = 1.0
+    beta: float | Callable[[Array], ArrayLike] = 1.0
 
     def __call__(self, terms: Terms, step: Array) -> tuple[Array, Metrics]:
         """Loss -ELBO_beta; the metric `neg_elbo` has beta = 1 whatever beta is."""
-        beta = self.beta(step) if callable(self.beta) else self.beta
         distortion = -terms.log_px.mean(0)
         rate = (terms.kl_sampled if terms.kl is None else terms.kl).sum(0)
-        metrics = {
-            "neg_elbo": (distortion + rate).mean(),
-            "beta": jnp.asarray(beta, distortion.dtype),
-        }
+        beta = self.beta(step) if callable(self.beta) else self.beta
+        beta = jnp.asarray(beta, distortion.dtype)
+        metrics = {"neg_elbo": (distortion + rate).mean(), "beta": beta}
         return (distortion + beta * rate).mean(), metrics | _report(terms)
 
 

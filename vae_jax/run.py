@@ -137,7 +137,8 @@ class RunFolder:
                     )
             return
         with writing(self.path):
-            if self.path.is_dir() and any(self.path.iterdir()):
+            unfinished = set(self.path.glob(f".{self.record.name}.*"))  # by a killed process
+            if self.path.is_dir() and set(self.path.iterdir()) - unfinished:
                 raise VaeJaxError(
                     f"{self.path} is not empty and not a run folder: choose another --workdir."
                 )

@@ -89,11 +89,11 @@ def loss_and_gradients(
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
     protocol = experiment.data.protocol
-    drawn_anew, drawn_once = (
-        fold_in_each(keys, PROTOCOL),
-        index_keys(BINARIZATION_SEED, "train", indices),
-    )
-    x = protocol.apply(images[indices], drawn_anew if protocol.resampled else drawn_once)
+    if protocol.resampled:
+        x_keys = fold_in_each(keys, PROTOCOL)
+    else:
+        x_keys = index_keys(BINARIZATION_SEED, "train", indices)
+    x = protocol.apply(images[indices], x_keys)
 
     def loss_of(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
         terms, model_state = experiment.model.apply(
@@ -269,7 +269,7 @@ def train(
                 progress.say(warning)
         state = parallel.from_main_process(state)
         step = int(state.step[0])
-        if run_folder.summary.exists() and step == experiment.num_steps:
+        if parallel.largest(run_folder.summary.exists()) and step == experiment.num_steps:
             progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
             return Run(run_folder, experiment, state, "latest")
         if step > 0:

@@ -1,0 +1,112 @@
+"""Starting runs, in this process and in others, with compiled programs shared between them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from vae_jax.run import RunFolder
+
+ROOT = Path(__file__).parent.parent
+TINY = Path(__file__).with_name("tiny.py")
+CLI = ("-c", "from vae_jax.cli import main; main()")
+# A run without figures: file, folder, arguments in JSON.
+BARE = (
+    "-c",
+    "import sys, json; from vae_jax.train import train_file; "
+    "train_file(*sys.argv[1:3], json.loads(sys.argv[3]))",
+)
+
+_cache = tempfile.TemporaryDirectory(prefix="vae_jax_compiled_")
+_CACHE_SETTINGS = {
+    "jax_compilation_cache_dir": _cache.name,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+}
+for _name, _value in _CACHE_SETTINGS.items():
+    jax.config.update(_name, _value)
+
+
+@contextlib.contextmanager
+def on_devices(count: int) -> Iterator[None]:
+    """This process as it would be with so many devices."""
+    devices = jax.devices()[:count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: devices)
+        patch.setattr(jax, "local_devices", lambda: devices)
+        patch.setattr(jax, "device_count", lambda: count)
+        patch.setattr(jax, "local_device_count", lambda: count)
+        patch.setattr(jax, "pmap", partial(jax.pmap, devices=devices))
+        yield
+
+
+@contextlib.contextmanager
+def interrupted_after(step: int) -> Iterator[None]:
+    """SIGTERM reaches this process when the training metrics of this step are written."""
+    append = RunFolder.append_metrics
+
+    def append_and_raise(self: RunFolder, line: dict[str, Any]) -> None:
+        append(self, line)
+        if line["step"] == step and "loss" in line:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append_metrics", append_and_raise)
+        yield
+
+
+def start(
+    program: tuple[str, ...], *arguments: Any, devices: int = 1, cwd: Path = ROOT, **env: Any
+) -> subprocess.Popen[str]:
+    """A Python process with pipes, on so many devices."""
+    settings = {name.upper(): str(value) for name, value in (_CACHE_SETTINGS | env).items()}
+    settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        env=os.environ | settings,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """What became of a process."""
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    """Returns when the condition holds; the process has to be running still."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for what the clock says."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """summary.json, but for what the clock says."""
+    content = json.loads((folder / "summary.json").read_text())
+    del content["images_per_second"]
+    return content
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The checkpoints of a run; anything else in their folder is an error."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())

@@ -1,0 +1,222 @@
+"""Checkpoints: what is kept, what comes back, and what happens to damaged ones."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from running import checkpoint_steps, interrupted_after, on_devices, summary
+
+from vae_jax import VaeJaxError, load_run, train
+from vae_jax.checkpoint import Checkpoints, fingerprint
+from vae_jax.interruption import Interrupted
+from vae_jax.run import Run
+
+
+def state_at(step: int) -> dict[str, Any]:
+    """Stands for a training state; every leaf tells its step."""
+    generator = np.random.default_rng(step)
+    return {
+        "step": np.asarray(step, np.int32),
+        "params": {"kernel": generator.normal(size=(40, 30)).astype(np.float32)},
+        "opt_state": ({"count": np.asarray([step], np.uint32)}, ()),
+        "ema_params": None,
+    }
+
+
+def write(folder: Path, validations: list[float | None], keep: int = 2) -> None:
+    """Checkpoints of steps 10, 20, ... with these validations."""
+    with Checkpoints(folder, keep) as checkpoints:
+        for i, validation in enumerate(validations, start=1):
+            checkpoints.save(10 * i, state_at(10 * i), validation)
+        checkpoints.wait()
+
+
+def steps(folder: Path) -> list[int]:
+    return checkpoint_steps(folder.parent)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def test_a_state_comes_back_to_the_bit(folder: Path) -> None:
+    write(folder, [None])
+    with Checkpoints(folder) as checkpoints:
+        restored, warnings = checkpoints.restore(state_at(0)) or pytest.fail("nothing restored")
+    assert fingerprint(restored) == fingerprint(state_at(10))
+    assert restored["opt_state"][1] == ()
+    assert restored["ema_params"] is None
+    assert warnings == []
+
+
+def test_an_empty_folder_has_no_checkpoint(folder: Path) -> None:
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(state_at(0)) is None
+        assert checkpoints.restore(state_at(0), "best") is None
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_bytes() -> None:
+    a = np.arange(4, dtype=np.float32)
+    trees = [{"a": a}, {"b": a}, {"a": a.reshape(2, 2)}, {"a": a.view(np.int32)}, {"a": -a}]
+    assert len({fingerprint(tree) for tree in trees}) == len(trees)
+    assert fingerprint({"a": a, "b": -a}) == fingerprint({"b": -a, "a": a.copy()})
+
+
+def test_the_latest_and_the_best_are_kept(folder: Path) -> None:
+    write(folder, [3.0, 1.0, 2.0, 5.0, 4.0])
+    assert steps(folder) == [20, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("validations", "best"),
+    [
+        ([3.0, 1.0, 2.0, 5.0], 20),
+        ([3.0, 2.0, 2.0], 30),  # the later one of equals
+        ([3.0, math.nan, 5.0, math.inf], 10),
+        ([4.0, None, 5.0, None], 10),  # not measured, as after a signal
+    ],
+)
+def test_the_best_is_that_of_the_lowest_validation(
+    validations: list[float | None], best: int, folder: Path
+) -> None:
+    write(folder, validations)
+    with Checkpoints(folder) as checkpoints:  # as another process finds them
+        restored, _ = checkpoints.restore(state_at(0), "best") or pytest.fail("nothing restored")
+    # Parameters, optimizer and step all are that step's.
+    assert fingerprint(restored) == fingerprint(state_at(best))
+
+
+def test_the_best_survives_going_on_in_another_process(folder: Path) -> None:
+    write(folder, [1.0, 2.0, 3.0])
+    with Checkpoints(folder, 2) as checkpoints:
+        for step in (40, 50):
+            checkpoints.save(step, state_at(step), 4.0)
+    assert steps(folder) == [10, 40, 50]
+
+
+def test_going_on_deletes_what_a_killed_process_was_writing(folder: Path) -> None:
+    write(folder, [1.0])
+    shutil.copytree(folder / "10", folder / "20.orbax-checkpoint-tmp-7")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.clean_up(10)
+    assert steps(folder) == [10]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for i in range(0, len(content), 16):
+        content[i] ^= 0x55
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+def test_no_damage_to_any_file_of_the_newest_goes_unnoticed(
+    damage: Callable[[Path], Any], which: Any, folder: Path
+) -> None:
+    write(folder, [2.0, 1.0])
+    shutil.copytree(folder, kept := folder.with_name("kept"))
+    noticed = 0
+    for file in [path.relative_to(folder) for path in (folder / "20").rglob("*") if path.is_file()]:
+        damage(folder / file)
+        with Checkpoints(folder) as checkpoints:
+            found, warnings = checkpoints.restore(state_at(0), which) or pytest.fail(str(file))
+        # Either the older state, and a sentence, or a file without which the newest is whole.
+        assert fingerprint(found) == fingerprint(state_at(10 if warnings else 20)), file
+        if warnings:
+            noticed += 1
+            assert f"The checkpoint of step 20 in {folder} is damaged" in warnings[0], file
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+    assert noticed >= 3
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def flip_data(folder: Path) -> None:
+    flip(max(folder.rglob("*/d/*"), key=lambda path: path.stat().st_size))
+
+
+@pytest.fixture(autouse=True)
+def one_device() -> Iterator[None]:
+    with on_devices(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run never interrupted."""
+    with on_devices(1):
+        return train(tiny.experiment(), tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.mark.parametrize("damage", [empty, flip_data])
+def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
+    damage: Callable[[Path], Any],
+    straight: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted), interrupted_after(15):
+        train(tiny.experiment(), run)
+    assert checkpoint_steps(run) == [10, 20]
+    damage(run / "checkpoints" / "20")
+    train(tiny.experiment(), run)
+    said = capsys.readouterr().err
+    assert f"The checkpoint of step 20 in {run / 'checkpoints'} is damaged" in said
+    assert f"Going on from step 10 of {run}." in said
+    assert summary(run) == summary(straight.folder.path)
+    assert checkpoint_steps(run) == checkpoint_steps(straight.folder.path)
+
+
+def test_a_finished_run_with_a_damaged_end_is_finished_again(
+    straight: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight.folder.path, run)
+    flip_data(run / "checkpoints" / "40")
+    train(tiny.experiment(), run)
+    assert "Going on from step 30" in capsys.readouterr().err
+    assert fingerprint(load_run(run, experiment=tiny.experiment()).state) == fingerprint(
+        straight.state
+    )
+
+
+def test_where_every_checkpoint_is_damaged_one_sentence_says_so(
+    straight: Run, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight.folder.path, run)
+    for step in (30, 40):
+        flip_data(run / "checkpoints" / str(step))
+    for function in (train, load_run_of_tiny):
+        with pytest.raises(VaeJaxError, match=r"No checkpoint in .* can be read.*step 40"):
+            function(tiny.experiment(), run)
+    assert checkpoint_steps(run) == [30, 40]  # nothing is thrown away
+
+
+def load_run_of_tiny(experiment: Any, folder: Path) -> Run:
+    return load_run(folder, experiment=experiment)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_sentence(folder: Path) -> None:
+    with Checkpoints(folder) as checkpoints:
+        shutil.rmtree(folder)
+        folder.write_text("not a folder")
+        with pytest.raises(VaeJaxError, match="could not be written .* free some space"):
+            checkpoints.save(10, state_at(10), None)
+            checkpoints.wait()

@@ -1,0 +1,316 @@
+"""The documents: every reference resolves, every quotation is true, every block of code runs."""
+
+import ast
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import test_likelihoods
+import tiny
+from running import on_devices
+from scipy import special, stats
+
+from vae_jax import ELBO, IWAE, Data, Experiment, Terms, evaluate, likelihoods, train
+from vae_jax.train import init_state
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = re.compile(r"`([\w./]+\.py)::([\w.]+)`")
+
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+# --- References ---------------------------------------------------------------------------------
+
+
+def names_of(statement: ast.stmt) -> set[str]:
+    """What a statement of a module's or a class's body defines."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Assign(targets=targets):
+            found = [node for target in targets for node in ast.walk(target)]
+        case ast.AnnAssign(target=target):
+            found = [target]
+        case _:
+            found = []
+    return {node.id for node in found if isinstance(node, ast.Name)}
+
+
+@functools.cache
+def source_of(path: str, name: str) -> str | None:
+    """The text that defines a qualified name; None if the file does not define it."""
+    text = (ROOT / path).read_text()
+    scope: Any = ast.parse(text)
+    for part in name.split("."):
+        found = [node for node in getattr(scope, "body", []) if part in names_of(node)]
+        if not found:
+            return None
+        scope = found[-1]
+    return ast.get_source_segment(text, scope)
+
+
+@every_document
+def test_references_resolve(document: Path):
+    """`path::qualified.name` is a file of the repository, and defined there."""
+    references = REFERENCE.findall(document.read_text())
+    missing = [
+        f"{path}::{name}"
+        for path, name in references
+        if not (ROOT / path).is_file() or source_of(path, name) is None
+    ]
+    assert not missing
+    assert references or document.name not in ("math.md", "extending.md")
+
+
+def test_an_unresolved_reference_is_noticed():
+    assert source_of("vae_jax/objectives.py", "ELBO.__call__") is not None
+    assert source_of("vae_jax/objectives.py", "ELBO.nothing") is None
+    assert source_of("vae_jax/train.py", "POSTERIOR") is not None
+
+
+@every_document
+def test_relative_links_exist(document: Path):
+    text = document.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    files = [link.split("#")[0] for link in links if not re.match(r"\w+:", link)]
+    assert not [file for file in files if not (document.parent / file).exists()]
+
+
+def test_code_lines_in_math_are_those_of_the_code():
+    """In a table's last column, code beside a reference stands in what is referred to."""
+    rows = re.findall(r"^\|(.*)\|$", (ROOT / "docs/math.md").read_text(), re.MULTILINE)
+    quoted = 0
+    for row in rows:
+        cells = row.split("|")
+        assert len(cells) == 4, row
+        sources = [" ".join(str(source_of(*r)).split()) for r in REFERENCE.findall(cells[-1])]
+        for line in re.findall(r"`([^`]+)`", REFERENCE.sub("", cells[-1])):
+            assert any(line in source for source in sources), line
+            quoted += 1
+    assert quoted > 25
+
+
+# --- Blocks of code -----------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """A fenced block, the heading above it, and the HTML comment right before it."""
+
+    heading: str
+    mark: str
+    language: str
+    text: str
+
+
+def blocks(document: str) -> list[Block]:
+    pattern = r"^## ([^\n]+)$|(?:^<!-- ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$"
+    heading, found = "", []
+    for match in re.finditer(pattern, (ROOT / document).read_text(), re.MULTILINE | re.DOTALL):
+        if match[1]:
+            heading = match[1]
+        else:
+            found.append(Block(heading, match[2] or "", match[3], match[4]))
+    return found
+
+
+EXTENDING = blocks("docs/extending.md")
+
+
+@functools.cache
+def namespace(heading: str) -> dict[str, Any]:
+    """What the Python of a section defines, its blocks run in order."""
+    names: dict[str, Any] = {"__name__": "extending"}
+    for block in EXTENDING:
+        if block.heading.startswith(heading) and block.language == "python" and not block.mark:
+            exec(compile(block.text, f"docs/extending.md, {heading}", "exec"), names)
+    return names
+
+
+def stripped(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def test_quotations_are_verbatim():
+    """Blocks marked `verbatim`, but for indentation and what `...` leaves out.
+
+    Of a diff, the lines that it finds in the file.
+    """
+    quotations = [block for block in EXTENDING if block.mark.startswith("verbatim: ")]
+    assert len(quotations) >= 7
+    for block in quotations:
+        text = block.text
+        if block.language == "diff":
+            text = "".join(line[1:] for line in text.splitlines(keepends=True) if line[0] != "+")
+        file = stripped((ROOT / block.mark.removeprefix("verbatim: ")).read_text())
+        for part in stripped(text).split("\n...\n"):
+            assert part
+            assert part in file
+
+
+def test_every_block_is_run_or_compared():
+    marks = {block.mark.split(":")[0] for block in EXTENDING}
+    assert marks == {"", "verbatim", "file"}
+    assert {block.language for block in EXTENDING if not block.mark} == {"python", "sh"}
+
+
+def test_the_laplace_density_is_scipys():
+    distribution = namespace("A likelihood")["LaplaceDistribution"]
+    generator = np.random.default_rng(0)
+    loc, value = generator.normal(size=(2, 5, 4, 3, 2)).astype(np.float32)
+    scale = generator.uniform(0.1, 2.0, loc.shape).astype(np.float32)
+    p = distribution(jnp.asarray(loc), jnp.asarray(scale), event_ndims=3)
+    expected = stats.laplace.logpdf(value, loc, scale).sum((1, 2, 3))
+    np.testing.assert_allclose(p.log_prob(value), expected, rtol=1e-5)
+    exact = jax.vmap(lambda key: p.sample(key, (3,)))(jax.random.split(jax.random.key(0), 2000))
+    ks = stats.kstest(((np.asarray(exact) - loc) / scale).ravel()[:20000], stats.laplace.cdf)
+    assert ks.pvalue > 1e-4
+
+
+SHARED = [
+    function
+    for function in vars(test_likelihoods).values()
+    for mark in getattr(function, "pytestmark", [])
+    if mark.args[:2] == ("cls", likelihoods.ALL)
+]
+
+
+@pytest.mark.parametrize("property_test", SHARED, ids=lambda function: function.__name__)
+def test_the_laplace_likelihood_passes_the_shared_tests(property_test):
+    """Those that run over `likelihoods.ALL`: what they would say if it stood there."""
+    assert len(SHARED) >= 7
+    property_test(namespace("A likelihood")["Laplace"])
+
+
+def tiny_data(protocol: str) -> Data:
+    """Bars, upright and lying, of 28 by 28 pixels."""
+    splits = (
+        tiny.images(count, seed).repeat(7, 1).repeat(7, 2) for seed, count in ((0, 64), (1, 9))
+    )
+    train, test = splits
+    return Data.from_arrays("bars", train, test=test, protocol=protocol)
+
+
+@pytest.mark.parametrize("heading", ["A likelihood", "A prior", "A network"])
+def test_the_models_fit_together(heading):
+    """Each section's model maps images `[3, 28, 28, 1]` to Terms; traced, not run."""
+    x, keys = jnp.zeros((3, 28, 28, 1)), jax.random.split(jax.random.key(0), 3)
+    model = namespace(heading)["model"]
+
+    def shapes():
+        terms, variables = model.init_with_output(keys[0], x, keys)
+        assert (terms.kl is None) == (heading == "A prior")
+        return terms.log_w, variables
+
+    log_w, _ = jax.eval_shape(shapes)
+    assert log_w.shape == (1, 3)
+
+
+def test_the_new_parts_train_together(tmp_path):
+    """The loss falls, every parameter moves, and evaluation finds the quantities it should."""
+    network = partial(namespace("A network")["ResidualMLP"], width=16, num_blocks=1)
+    model = namespace("A likelihood")["model"].clone(
+        encoder=network(), decoder=network(), prior=namespace("A prior")["GaussianMixture"](3, 8)
+    )
+    experiment = Experiment(
+        data=tiny_data("dequantize"),
+        model=model,
+        objective=ELBO(),
+        optimizer=optax.adam(3e-3),
+        num_steps=20,
+        batch_size=16,
+        log_every=10,
+        checkpoint_every=20,
+    )
+    with on_devices(1):
+        run = train(experiment, tmp_path / "run")
+        result = evaluate(run, num_samples=4)
+        before = jax.jit(lambda: init_state(experiment, 0).params)()
+    first, last = (line["loss"] for line in run.folder.read_metrics())
+    assert last < first
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, run.seed_variables["params"])
+    assert all(jax.tree.leaves(moved)), moved
+    assert {"log_scale", "logits"} <= moved["likelihood"].keys() | moved["prior"].keys()
+    assert set(result.mean) == {"nll", "neg_elbo", "distortion", "rate_sampled"}
+    assert all(np.isfinite(values).all() for values in result.mean.values())
+    assert result.bits_per_dim is not None
+
+
+def test_miwae_lies_between_iwae_and_elbo():
+    """Rainforth et al. (2018): M = 1 is the IWAE, K = 1 the ELBO; between, a mean of bounds."""
+    objective = namespace("An objective")["MIWAE"]
+    log_p = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
+    nothing: Any = None
+    terms = Terms(
+        z=nothing,
+        log_px=jnp.asarray(log_p[0]),
+        log_pz=jnp.asarray(log_p[1:2]),
+        log_qz=jnp.asarray(log_p[2:]),
+        kl=None,
+        q=nothing,
+        p=nothing,
+        reconstruction=nothing,
+    )
+    iwae, names = IWAE(6)(terms, jnp.int32(0))
+    losses = {}
+    for m, k in ((1, 6), (2, 3), (6, 1)):
+        assert objective(m, k).num_samples == 6
+        loss, metrics = objective(m, k)(terms, jnp.int32(0))
+        assert metrics.keys() <= names.keys()
+        losses[k] = float(loss)
+    assert losses[6] == pytest.approx(float(iwae), rel=1e-6)
+    assert losses[1] == pytest.approx(-float(terms.log_w.mean()), rel=1e-6)
+    bounds = special.logsumexp(np.asarray(terms.log_w).reshape(2, 3, 4), axis=1) - np.log(3)
+    assert losses[3] == pytest.approx(-bounds.mean(), rel=1e-6)
+
+
+# --- As a user runs it: a process of its own, on the machine's own devices ----------------------
+
+
+def as_a_user(command: list[str], folder: Path) -> str:
+    """Standard output of a command run in a folder, warnings being errors."""
+    hidden = ("XLA_FLAGS", "VAE_JAX_DATA_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "VAE_JAX_DATA_DIR": str(folder / "data"),
+        "PYTHONWARNINGS": "error",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_experiment_file_runs(tmp_path):
+    """The blocks of `squares.py` in one file, and the commands below them."""
+    file = [block.text for block in EXTENDING if block.mark == "file: squares.py"]
+    assert len(file) == 2
+    (tmp_path / "squares.py").write_text("\n\n".join(file))
+    (commands,) = (block.text for block in EXTENDING if block.language == "sh")
+    as_a_user(["bash", "-e", "-c", commands], tmp_path)
+    record = json.loads((tmp_path / "runs/squares/experiment.json").read_text())
+    assert record["experiment"]["arguments"] == {"latent_dim": 3, "k": 5, "num_steps": 500}
+    (evaluation,) = json.loads((tmp_path / "runs/squares/evaluation.json").read_text())
+    assert evaluation["num_images"] == 200
+    assert evaluation["mean"]["nll"] < 60  # 104 nats: each pixel on in 36/256 of the images
+
+
+def test_the_readmes_python_runs(tmp_path):
+    """Its first block as it stands, but for fewer steps."""
+    python = [block.text for block in blocks("README.md") if block.language == "python"]
+    assert python, "README.md has no Python block"
+    shorter, count = re.subn(r"num_steps=\d+", "num_steps=50", python[0])
+    assert count == 1
+    (tmp_path / "readme.py").write_text(shorter)
+    as_a_user([sys.executable, "readme.py"], tmp_path)
+    assert list(tmp_path.glob("runs/*/summary.json"))

@@ -1,0 +1,217 @@
+"""Devices: the same gradients, noise and training on 1, 2, 4 and 8 of them, and in two processes."""
+
+import dataclasses
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax import Array, lax
+from running import (
+    CLI,
+    TINY,
+    checkpoint_steps,
+    finish,
+    interrupted_after,
+    on_devices,
+    rows,
+    start,
+    wait_until,
+)
+
+from vae_jax import (
+    ELBO,
+    IWAE,
+    Bernoulli,
+    ConvDecoder,
+    ConvEncoder,
+    Experiment,
+    VampPrior,
+    load_run,
+    train,
+)
+from vae_jax import evaluate as evaluate_run
+from vae_jax.interruption import Interrupted
+from vae_jax.objectives import Metrics, Objective
+from vae_jax.parallel import AXIS, gather, on_every_device, replicate, split, unreplicate
+from vae_jax.run import Run
+from vae_jax.train import init_state, loss_and_gradients
+from vae_jax.vae import Terms
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """An objective whose metrics hold what depends on each example's noise, in global order."""
+
+    objective: Objective
+
+    @property
+    def num_samples(self) -> int:
+        return self.objective.num_samples
+
+    def __call__(self, terms: Terms, step: Array) -> tuple[Array, Metrics]:
+        loss, metrics = self.objective(terms, step)
+        whole = partial(lax.all_gather, axis_name=AXIS, axis=1, tiled=True)
+        # log_px depends on the binarization of x, z on that and on the posterior's noise.
+        return loss, metrics | {"z": whole(terms.z), "log_px": whole(terms.log_px)}
+
+
+PLAIN = tiny.model()
+MODELS = {
+    "mlp": (PLAIN, ELBO()),
+    "vamp_iwae": (PLAIN.clone(prior=VampPrior(5)), IWAE(num_samples=3)),
+    "conv": (
+        PLAIN.clone(
+            encoder=ConvEncoder((3, 4), dense=6),
+            decoder=ConvDecoder((4, 3), dense=6),
+            likelihood=Bernoulli(),
+        ),
+        ELBO(num_samples=2),
+    ),
+}
+
+
+def one_batch(experiment: Experiment, devices: int) -> Any:
+    """Loss, metrics, model state and gradients of a batch of 8, with the axis of devices."""
+    seed = np.uint32(3)
+    with on_devices(devices):
+        state = jax.jit(partial(init_state, experiment))(seed).replace(step=jnp.asarray(7))
+        function = on_every_device(partial(loss_and_gradients, experiment))
+        images, batch = experiment.data.train.images, np.arange(20, 28, dtype=np.int32)
+        return function(replicate(state), replicate(images), split(batch, 0), replicate(seed))
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Leaf by leaf: the difference's norm is within `tolerance` of the leaf's."""
+
+    def compare(path: Any, actual: Array, expected: Array) -> None:
+        difference = np.linalg.norm(np.subtract(actual, expected))
+        allowed = tolerance * np.linalg.norm(expected) + 1e-12
+        assert difference <= allowed, f"{jax.tree_util.keystr(path)}: {difference} > {allowed}"
+
+    jax.tree_util.tree_map_with_path(compare, actual, expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_metrics_and_noise_are_the_same_on_1_2_and_8_devices(name: str) -> None:
+    model, objective = MODELS[name]
+    experiment = dataclasses.replace(
+        tiny.experiment(), model=model, objective=Exposed(objective), batch_size=8
+    )
+    one, two, eight = (unreplicate(one_batch(experiment, devices)) for devices in (1, 2, 8))
+    _, metrics, _, gradients = one
+    assert metrics["z"].shape == (objective.num_samples, 8, 2)
+    assert len(np.unique(metrics["z"])) == metrics["z"].size, "two examples share their noise"
+    assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(gradients))
+    assert_close(two, one, 1e-5)
+    assert_close(eight, one, 1e-5)
+
+
+def test_every_device_has_the_same_gradients() -> None:
+    for leaf in jax.tree.leaves(one_batch(tiny.experiment(batch_size=8), 8)):
+        assert (np.asarray(leaf) == np.asarray(leaf)[:1]).all()
+
+
+def test_replicate_split_and_gather_undo_each_other() -> None:
+    batch = np.arange(48).reshape(2, 24)
+    with on_devices(4):
+        shares = split(batch, 1)
+        assert shares.shape == (4, 2, 6)
+        np.testing.assert_array_equal(shares[1], batch[:, 6:12])
+        np.testing.assert_array_equal(gather(shares, 1), batch)
+        np.testing.assert_array_equal(replicate({"x": batch})["x"][3], batch)
+        np.testing.assert_array_equal(unreplicate(replicate(batch)), batch)
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on 8 devices, never interrupted."""
+    return train(tiny.experiment(), tmp_path_factory.mktemp("runs") / "run")
+
+
+def assert_same_run(run: Run, expected: Run) -> None:
+    """To float tolerance: the parameters, their average, the optimizer, and every metric."""
+    assert_close(run.state, expected.state, 1e-4)
+    ours, theirs = (rows(run.folder.path) for run in (run, expected))
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
+
+
+def test_training_on_one_device_is_training_on_eight(on_eight: Run, tmp_path: Path) -> None:
+    with on_devices(1):
+        run = train(tiny.experiment(), tmp_path / "run")
+    assert_same_run(run, on_eight)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_checkpoint_of_eight_devices_goes_on_on_fewer(
+    devices: int, on_eight: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted), interrupted_after(15):
+        train(tiny.experiment(), tmp_path / "run")
+    with on_devices(devices):
+        run = train(tiny.experiment(), tmp_path / "run")
+    assert_same_run(run, on_eight)
+
+
+def test_evaluation_does_not_depend_on_devices(on_eight: Run) -> None:
+    eight = evaluate_run(on_eight, num_samples=5)
+    with on_devices(2):
+        two = evaluate_run(on_eight, num_samples=5)
+    assert eight.num_images == 21  # not a multiple of 8 or of 2: nothing dropped, nothing twice
+    for name, mean in eight.mean.items():
+        np.testing.assert_allclose(two.mean[name], mean, rtol=1e-5)
+        np.testing.assert_allclose(
+            two.standard_error[name], eight.standard_error[name], rtol=1e-4, atol=1e-6
+        )
+
+
+def start_two(folders: tuple[Path, Path]) -> list[subprocess.Popen[str]]:
+    """`vae-jax train --distributed` in two processes of two devices, each in a folder of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        start(
+            CLI,
+            *("train", TINY, "--distributed", "--workdir", "run", "--num-steps", 100),
+            devices=2,
+            cwd=folder,
+            jax_coordinator_address=address,
+            jax_num_processes=2,
+            jax_process_id=process,
+        )
+        for process, folder in enumerate(folders)
+    ]
+
+
+def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
+    folders = tmp_path / "0", tmp_path / "1"
+    for folder in folders:
+        folder.mkdir()
+    workdir = folders[0] / "run"
+
+    first, second = start_two(folders)
+    wait_until(lambda: (workdir / "metrics.jsonl").exists() and rows(workdir), first)
+    second.send_signal(signal.SIGTERM)  # only one of them is told
+    stopped = [finish(process) for process in (first, second)]
+    assert [process.returncode for process in stopped] == [143, 143], stopped
+    (step,) = checkpoint_steps(workdir)[-1:]
+    assert step < 100
+
+    done = [finish(process) for process in start_two(folders)]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert f"Going on from step {step}" in done[0].stderr
+    assert not [path for path in folders[1].rglob("*") if path.is_file()], "process 1 wrote"
+    with on_devices(4):
+        expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")
+    assert_same_run(load_run(workdir), expected)

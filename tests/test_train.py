@@ -1,0 +1,401 @@
+"""Training: every step against what it should do, resumption against the run never interrupted."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax import Array, lax
+from running import checkpoint_steps, interrupted_after, on_devices, rows, summary
+
+from vae_jax import ELBO, Experiment, Gaussian, VaeJaxError, evaluate, load_run, train
+from vae_jax.checkpoint import fingerprint
+from vae_jax.data import batch_indices
+from vae_jax.interruption import Interrupted
+from vae_jax.objectives import Metrics
+from vae_jax.parallel import AXIS, replicate, split, unreplicate
+from vae_jax.train import TrainState, init_state, make_train_chunk
+from vae_jax.vae import Terms
+
+TINY = tiny.experiment()
+
+
+@pytest.fixture(autouse=True)
+def two_devices() -> Iterator[None]:
+    """The smallest number of devices that has to agree."""
+    with on_devices(2):
+        yield
+
+
+def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[str, Any]]]:
+    """The state after each of 0, 1, ..., `num_steps` steps, and the metrics of the last of them."""
+    train_chunk = make_train_chunk(experiment)
+    seeds = np.zeros(1, np.uint32)
+    count, batch = len(experiment.data.train), experiment.batch_size
+    state = jax.jit(jax.vmap(partial(init_state, experiment)))(seeds)
+    on_devices = replicate(state)
+    walked: list[tuple[TrainState, dict[str, Any]]] = [(jax.tree.map(np.asarray, state), {})]
+    for step in range(num_steps):
+        indices = split(batch_indices(0, step, 1, count, batch)[None], 2)
+        images = replicate(experiment.data.train.images)
+        on_devices, metrics = train_chunk(on_devices, images, indices, replicate(seeds))
+        walked.append((unreplicate(on_devices), jax.tree.map(np.squeeze, unreplicate(metrics))))
+    return walked
+
+
+def change(before: Any, after: Any) -> float:
+    """The norm of the difference of two trees."""
+    return float(optax.tree.norm(jax.tree.map(np.subtract, after, before)))
+
+
+def equal(one: Any, other: Any) -> bool:
+    return fingerprint(one) == fingerprint(other)
+
+
+# Optimization
+
+
+@pytest.fixture(scope="module")
+def walked() -> list[tuple[TrainState, dict[str, Any]]]:
+    """Twelve plain steps."""
+    with on_devices(2):
+        return walk(TINY, 12)
+
+
+def test_ema_is_the_running_average_of_the_parameters(walked: list) -> None:
+    params = [state.params for state, _ in walked]
+    expected = params[0]
+    for new in params[1:]:
+        expected = jax.tree.map(lambda average, p: 0.9 * average + 0.1 * p, expected, new)
+    actual = walked[-1][0].ema_params
+    assert change(params[-1], actual) > 1e-2
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), actual, expected)
+
+
+def test_ema_starts_in_memory_of_its_own() -> None:
+    state = init_state(TINY, 0)  # donated to a step, one buffer must not stand for two leaves
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_a_clipped_step_is_as_long_as_the_limit() -> None:
+    limit = optax.chain(optax.clip_by_global_norm(1e-2), optax.sgd(1.0))
+    walked = walk(dataclasses.replace(TINY, optimizer=limit), 2)
+    for (before, _), (after, metrics) in zip(walked, walked[1:], strict=False):
+        assert metrics["gradient_norm"] > 1e-2  # as it was before clipping
+        assert change(before.params, after.params) == pytest.approx(1e-2, rel=1e-4)
+
+
+def test_a_learned_decoder_variance_is_trained() -> None:
+    experiment = dataclasses.replace(
+        TINY, data=tiny.data("grey"), model=tiny.model().clone(likelihood=Gaussian())
+    )
+    log_scales = [
+        float(state.params["likelihood"]["log_scale"][0]) for state, _ in walk(experiment, 5)
+    ]
+    assert log_scales[0] == 0
+    assert log_scales == sorted(log_scales, reverse=True)  # the data's deviation is far below 1
+    assert log_scales[-1] < -0.02
+
+
+def test_beta_warms_up_in_training_while_the_bound_keeps_beta_one() -> None:
+    warm_up = ELBO(beta=optax.linear_schedule(0.0, 1.0, 8))
+    metrics = [m for _, m in walk(dataclasses.replace(TINY, objective=warm_up), 10)[1:]]
+    for step, m in enumerate(metrics):
+        assert m["beta"] == pytest.approx(min(1.0, step / 8))
+        assert m["loss"] == pytest.approx(m["distortion"] + m["beta"] * m["kl"], rel=1e-5)
+        assert m["neg_elbo"] == pytest.approx(m["distortion"] + m["kl"], rel=1e-5)
+        assert m["kl"] > 0.01
+
+
+def test_validation_has_beta_one_whatever_training_has(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(TINY, objective=ELBO(beta=0.0))
+    run = train(experiment, tmp_path / "run")
+    mean = evaluate(run, split="valid", num_samples=1).mean
+    validation = [row["valid_neg_elbo"] for row in rows(tmp_path / "run") if "valid_nll" in row]
+    assert mean["rate_sampled"] > 1  # which a validation with beta = 0 would leave out
+    assert validation[-1] == pytest.approx(mean["distortion"] + mean["rate_sampled"], rel=1e-5)
+    assert validation[-1] == summary(tmp_path / "run")["valid_neg_elbo"]
+
+
+def test_evaluation_uses_the_average_where_one_is_kept(tmp_path: Path) -> None:
+    run = train(TINY, tmp_path / "ema")
+    assert equal(run.variables, {"params": run.state.ema_params})
+    assert not equal(run.state.ema_params, run.state.params)
+    plain = train(dataclasses.replace(TINY, ema_decay=None), tmp_path / "plain")
+    assert equal(plain.variables, {"params": plain.state.params})
+    assert equal(plain.state.params, run.state.params)  # averaging does not touch training
+    assert evaluate(run).mean["nll"] != evaluate(plain).mean["nll"]
+
+
+# Steps that are not finite
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """The ELBO, but for steps at which the loss, or its gradient alone, is NaN."""
+
+    bad: Callable[[Array], Array]
+    loss_too: bool = True
+    num_samples: int = 1
+
+    def __call__(self, terms: Terms, step: Array) -> tuple[Array, Metrics]:
+        loss, metrics = ELBO()(terms, step)
+        if self.loss_too:
+            return jnp.where(self.bad(step), jnp.nan, 1.0) * loss, metrics
+        # sqrt is 0 at 0, its derivative infinite, and infinity times 0 is NaN.
+        return loss + jnp.sqrt(jnp.where(self.bad(step), 0.0, 1.0) * jnp.square(loss)), metrics
+
+
+@pytest.mark.parametrize("loss_too", [True, False], ids=["loss", "gradient_alone"])
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(loss_too: bool) -> None:
+    bad = (2, 3, 4, 7)
+    faulty = Faulty(lambda step: jnp.isin(step, jnp.array(bad)), loss_too)
+    walked = walk(dataclasses.replace(TINY, objective=faulty), 10)
+    in_a_row = 0
+    for step, ((before, _), (after, metrics)) in enumerate(zip(walked, walked[1:], strict=False)):
+        in_a_row = in_a_row + 1 if step in bad else 0
+        assert np.isfinite(metrics["loss"]) == (step not in bad or not loss_too)
+        assert np.isfinite(metrics["gradient_norm"]) == (step not in bad)
+        assert after.step == step + 1
+        assert after.skipped == metrics["skipped"] == sum(b <= step for b in bad)
+        assert after.skipped_in_a_row == metrics["skipped_in_a_row"] == in_a_row
+        for part in ("params", "opt_state", "ema_params"):
+            unchanged = equal(getattr(before, part), getattr(after, part))
+            assert unchanged == (step in bad), f"{part} at step {step}"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(walked[-1][0]))
+
+
+def test_a_run_counts_the_steps_it_skipped_and_ends(tmp_path: Path) -> None:
+    faulty = dataclasses.replace(TINY, objective=Faulty(lambda step: step % 10 == 3))
+    train(faulty, tmp_path / "run")
+    assert summary(tmp_path / "run")["skipped_steps"] == 4
+    losses = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert [row["skipped"] for row in losses] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert np.isfinite([row["loss"] for row in losses]).all()  # means over the finite steps
+
+
+def test_training_stops_when_nothing_is_finite_any_more(tmp_path: Path) -> None:
+    faulty = dataclasses.replace(TINY, objective=Faulty(lambda step: step >= 20), max_nonfinite=7)
+    for _ in range(2):  # the same command again ends the same way
+        with pytest.raises(VaeJaxError, match="not finite in the 7 steps before step 30"):
+            train(faulty, tmp_path / "run")
+        assert checkpoint_steps(tmp_path / "run") == [10, 20]
+        assert not (tmp_path / "run" / "summary.json").exists()
+    run = load_run(tmp_path / "run", experiment=faulty)
+    assert run.state.step == [20]
+    assert run.state.skipped == [0]
+    assert np.isfinite(evaluate(run).mean["nll"]).all()
+
+
+# Resumption
+
+
+def assert_same_bytes(folder: Path, expected: Path, experiment: Experiment) -> None:
+    """The whole state, every metric, and which checkpoints there are."""
+    assert equal(*(load_run(path, experiment=experiment).state for path in (folder, expected)))
+    assert rows(folder) == rows(expected)
+    assert summary(folder) == summary(expected)
+    assert checkpoint_steps(folder) == checkpoint_steps(expected)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run never interrupted."""
+    with on_devices(2):
+        return train(TINY, tmp_path_factory.mktemp("runs") / "run").folder.path
+
+
+# The signal after the chunk that ends at `step` stops the next one: between two checkpoints, at
+# one, at the end.
+@pytest.mark.parametrize(("step", "stopped_at"), [(10, 15), (15, 20), (30, 35)])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    step: int, stopped_at: int, straight: Path, tmp_path: Path
+) -> None:
+    with (
+        interrupted_after(step),
+        pytest.raises(Interrupted, match=f"SIGTERM after step {stopped_at}, which is saved"),
+    ):
+        train(TINY, tmp_path / "run")
+    assert load_run(tmp_path / "run", experiment=TINY).state.step == [stopped_at]
+    train(TINY, tmp_path / "run")
+    assert_same_bytes(tmp_path / "run", straight, TINY)
+
+
+def test_a_signal_at_the_end_leaves_the_run_finished(straight: Path, tmp_path: Path) -> None:
+    with interrupted_after(35):
+        train(TINY, tmp_path / "run")
+    assert_same_bytes(tmp_path / "run", straight, TINY)
+
+
+def test_metrics_have_every_step_once(straight: Path) -> None:
+    training = [row["step"] for row in rows(straight) if "loss" in row]
+    validation = [row["step"] for row in rows(straight) if "valid_nll" in row]
+    assert training == list(range(5, 41, 5))
+    assert validation == [10, 20, 30, 40]
+
+
+def test_the_step_count_of_a_schedule_survives_resumption(tmp_path: Path) -> None:
+    once = optax.sgd(lambda count: jnp.where(count == 25, 0.1, 0.0))
+    experiment = dataclasses.replace(TINY, optimizer=once, num_steps=30)
+    with pytest.raises(Interrupted), interrupted_after(10):
+        train(experiment, tmp_path / "run")
+    interrupted = load_run(tmp_path / "run", experiment=experiment).state
+    final = train(experiment, tmp_path / "run").state
+    assert change(interrupted.params, final.params) > 1e-3
+    count = jax.tree.leaves(final.opt_state)
+    assert [leaf.item() for leaf in count] == [30]
+
+
+def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
+    train(TINY, tmp_path / "run", seed=1)
+    assert summary(tmp_path / "run")["params_sha256"] != summary(straight)["params_sha256"]
+
+
+def test_params_sha256_is_that_of_the_checkpoint(straight: Path) -> None:
+    params = load_run(straight, experiment=TINY).state.params
+    assert summary(straight)["params_sha256"] == fingerprint(params)
+
+
+# Seeds
+
+
+def test_two_seeds_at_once_are_the_two_runs(straight: Path, tmp_path: Path) -> None:
+    both = train(TINY, tmp_path / "both", seed=0, num_seeds=2).state
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(both)} == {2}
+    one = load_run(straight, experiment=TINY).state
+    other = train(TINY, tmp_path / "other", seed=1).state
+    separate = jax.tree.map(lambda *leaves: np.concatenate(leaves), one, other)
+    assert change(separate, both) < 1e-4 < 1e-1 < change(one.params, other.params)
+    for row, expected in zip(rows(tmp_path / "both"), rows(straight), strict=True):
+        for name in row.keys() - {"step"}:
+            assert len(row[name]) == 2
+            assert row[name][0] == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
+
+
+def test_two_seeds_are_resumed_together(tmp_path: Path) -> None:
+    for name, step in (("straight", None), ("resumed", 10)):
+        if step is not None:
+            with pytest.raises(Interrupted), interrupted_after(step):
+                train(TINY, tmp_path / name, num_seeds=2)
+        train(TINY, tmp_path / name, num_seeds=2)
+    assert_same_bytes(tmp_path / "resumed", tmp_path / "straight", TINY)
+
+
+@pytest.mark.parametrize(("seed", "num_seeds"), [(0, 0), (-1, 1), (2**32 - 1, 2)])
+def test_seeds_that_do_not_exist_are_refused(seed: int, num_seeds: int, tmp_path: Path) -> None:
+    with pytest.raises(VaeJaxError, match="seeds go from 0 to"):
+        train(TINY, tmp_path / "run", seed=seed, num_seeds=num_seeds)
+    assert not (tmp_path / "run").exists()
+
+
+# Other variable collections
+
+
+class Centered(nn.Module):
+    """An encoder that subtracts a running mean of its inputs, as batch normalization does."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(len(x), -1)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[1:])
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            mean.value = 0.9 * mean.value + 0.1 * lax.pmean(x.mean(0), AXIS)
+        return nn.tanh(nn.Dense(8)(x - mean.value))
+
+
+@pytest.fixture
+def centered() -> Experiment:
+    model = tiny.model().clone(encoder=Centered())
+    return dataclasses.replace(TINY, data=tiny.data("threshold"), model=model)
+
+
+def running_mean(experiment: Experiment, num_steps: int) -> np.ndarray:
+    """What `Centered` has after so many steps, by hand."""
+    x = (experiment.data.train.images > 127).reshape(90, -1).astype(np.float32)
+    mean = np.zeros(16)
+    for batch in batch_indices(0, 0, num_steps, 90, experiment.batch_size):
+        mean = 0.9 * mean + 0.1 * x[batch].mean(0)
+    return mean
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_model_state_is_trained_saved_and_restored(
+    devices: int, centered: Experiment, tmp_path: Path
+) -> None:
+    with on_devices(devices):
+        with pytest.raises(Interrupted), interrupted_after(10):
+            train(centered, tmp_path / "run")
+        half = load_run(tmp_path / "run", experiment=centered)
+        train(centered, tmp_path / "run")
+    final = load_run(tmp_path / "run", experiment=centered)
+    for run, num_steps in ((half, 15), (final, 40)):
+        mean = run.variables["batch_stats"]["encoder"]["mean"][0]
+        np.testing.assert_allclose(mean, running_mean(centered, num_steps), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(evaluate(final).mean["nll"]).all()  # which does not change the mean
+
+
+def test_every_device_has_the_same_model_state(centered: Experiment) -> None:
+    images = replicate(centered.data.train.images)
+    seeds = np.zeros(1, np.uint32)
+    state = replicate(jax.jit(jax.vmap(partial(init_state, centered)))(seeds))
+    indices = split(batch_indices(0, 0, 3, 90, 16)[None], 2)
+    state, _ = make_train_chunk(centered)(state, images, indices, replicate(seeds))
+    for leaf in jax.tree.leaves(state):
+        assert (np.asarray(leaf[0]) == np.asarray(leaf[1])).all()
+
+
+# Best and latest
+
+
+@pytest.fixture(scope="module")
+def overtrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Experiment]:
+    """A run that climbs the loss after step 20."""
+    uphill = optax.adam(lambda count: jnp.where(count < 20, 1e-2, -1e-2))
+    experiment = dataclasses.replace(TINY, optimizer=uphill, keep_checkpoints=1)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with on_devices(2):
+        train(experiment, folder)
+    return folder, experiment
+
+
+def test_the_best_checkpoint_is_of_the_step_that_validated_best(
+    overtrained: tuple[Path, Experiment],
+) -> None:
+    folder, experiment = overtrained
+    validation = {row["step"]: row["valid_nll"] for row in rows(folder) if "valid_nll" in row}
+    assert min(validation, key=validation.__getitem__) == 20
+    assert checkpoint_steps(folder) == [20, 40]
+    assert load_run(folder, "latest", experiment).state.step == [40]
+    best = load_run(folder, "best", experiment)
+    assert best.state.step == [20]
+    assert evaluate(best, split="valid", num_samples=1).mean["nll"] == pytest.approx(validation[20])
+
+
+def test_the_best_checkpoint_pairs_parameters_and_optimizer_of_one_step(
+    overtrained: tuple[Path, Experiment],
+) -> None:
+    folder, experiment = overtrained
+    best = load_run(folder, "best", experiment).state
+    expected, _ = walk(experiment, 20)[-1]
+    assert best.opt_state[0].count == [20]
+    for part in ("params", "opt_state", "ema_params"):
+        assert change(getattr(expected, part), getattr(best, part)) < 1e-4, part
+
+
+def test_experiment_json_says_what_a_run_from_python_was(straight: Path) -> None:
+    record = json.loads((straight / "experiment.json").read_text())
+    assert record["experiment"] is None
+    assert record["data"]["fingerprint"] == TINY.data.fingerprint
+    with pytest.raises(VaeJaxError, match=r"load_run\(folder, experiment=...\)"):
+        load_run(straight)
