@@ -28,6 +28,7 @@ BARE = (
     "train_file(*sys.argv[1:3], json.loads(sys.argv[3]))",
 )
 
+_every_device, _pmap = jax.devices, jax.pmap
 _cache = tempfile.TemporaryDirectory(prefix="vae_jax_compiled_")
 _CACHE_SETTINGS = {
     "jax_compilation_cache_dir": _cache.name,
@@ -40,13 +41,13 @@ for _name, _value in _CACHE_SETTINGS.items():
 @contextlib.contextmanager
 def on_devices(count: int) -> Iterator[None]:
     """This process as it would be with so many devices."""
-    devices = jax.devices()[:count]
+    devices = _every_device()[:count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: devices)
         patch.setattr(jax, "local_devices", lambda: devices)
         patch.setattr(jax, "device_count", lambda: count)
         patch.setattr(jax, "local_device_count", lambda: count)
-        patch.setattr(jax, "pmap", partial(jax.pmap, devices=devices))
+        patch.setattr(jax, "pmap", partial(_pmap, devices=devices))
         yield
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what comes back, and what happens to damaged ones."""
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,26 @@ def test_a_fingerprint_is_of_names_types_shapes_and_bytes() -> None:
     assert fingerprint({"a": a, "b": -a}) == fingerprint({"b": -a, "a": a.copy()})
 
 
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"params": {"kernel": np.zeros((40, 31), np.float32)}}, "here it is float32[40, 31]"),
+        ({"params": {"kernel": np.zeros((40, 30), np.float16)}}, "here it is float16[40, 30]"),
+        ({"params": {}}, "here it is None"),
+        ({"ema_params": np.zeros(3, np.float32)}, "its ['ema_params'] is None"),
+    ],
+)
+def test_the_state_of_another_model_is_refused(
+    other: dict[str, Any], difference: str, folder: Path
+) -> None:
+    write(folder, [None])
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(VaeJaxError, match="another model or optimizer.*" + re.escape(difference)),
+    ):
+        checkpoints.restore(state_at(0) | other)
+
+
 def test_the_latest_and_the_best_are_kept(folder: Path) -> None:
     write(folder, [3.0, 1.0, 2.0, 5.0, 4.0])
     assert steps(folder) == [20, 40, 50]
@@ -102,7 +123,7 @@ def test_the_best_survives_going_on_in_another_process(folder: Path) -> None:
 
 def test_going_on_deletes_what_a_killed_process_was_writing(folder: Path) -> None:
     write(folder, [1.0])
-    shutil.copytree(folder / "10", folder / "20.orbax-checkpoint-tmp-7")
+    shutil.copytree(folder / "10", folder / "20.partial.orbax-checkpoint-tmp")
     with Checkpoints(folder) as checkpoints:
         checkpoints.clean_up(10)
     assert steps(folder) == [10]
@@ -126,19 +147,15 @@ def test_no_damage_to_any_file_of_the_newest_goes_unnoticed(
 ) -> None:
     write(folder, [2.0, 1.0])
     shutil.copytree(folder, kept := folder.with_name("kept"))
-    noticed = 0
     for file in [path.relative_to(folder) for path in (folder / "20").rglob("*") if path.is_file()]:
         damage(folder / file)
         with Checkpoints(folder) as checkpoints:
             found, warnings = checkpoints.restore(state_at(0), which) or pytest.fail(str(file))
-        # Either the older state, and a sentence, or a file without which the newest is whole.
-        assert fingerprint(found) == fingerprint(state_at(10 if warnings else 20)), file
-        if warnings:
-            noticed += 1
-            assert f"The checkpoint of step 20 in {folder} is damaged" in warnings[0], file
+        assert fingerprint(found) == fingerprint(state_at(10)), file
+        (warning,) = warnings
+        assert f"The checkpoint of step 20 in {folder} is damaged" in warning
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
-    assert noticed >= 3
 
 
 def empty(folder: Path) -> None:
@@ -204,7 +221,7 @@ def test_where_every_checkpoint_is_damaged_one_sentence_says_so(
     for step in (30, 40):
         flip_data(run / "checkpoints" / str(step))
     for function in (train, load_run_of_tiny):
-        with pytest.raises(VaeJaxError, match=r"No checkpoint in .* can be read.*step 40"):
+        with pytest.raises(VaeJaxError, match="Every latest checkpoint in .* is damaged"):
             function(tiny.experiment(), run)
     assert checkpoint_steps(run) == [30, 40]  # nothing is thrown away
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from vae_jax import MLP, Bernoulli, DiagonalGaussian, Gaussian, HierarchicalVAE, StandardNormal
+from vae_jax import (
+    MLP,
+    Bernoulli,
+    DiagonalGaussian,
+    Gaussian,
+    HierarchicalVAE,
+    StandardNormal,
+    VaeJaxError,
+    VampPrior,
+)
 
 SHAPE, B, K = (3, 2, 1), 4, 6
 WIDTHS = (4, 3, 2)  # d_1, d_2, d_3
@@ -200,3 +209,10 @@ def test_importance_weights_are_unbiased(depth):
     weights = np.exp(np.asarray(terms.log_w, np.float64)[:, 0] - log_px)
     assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(count)
     assert weights.std() / np.sqrt(count) < 0.02
+
+
+def test_a_prior_made_of_q_is_refused_on_top() -> None:
+    """q(z_L|x) has no density when the layers below are sampled, so a VampPrior has no meaning."""
+    model = make(2, (), Bernoulli()).clone(prior=VampPrior(3))
+    with pytest.raises(VaeJaxError, match="StandardNormal"):
+        model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), keys(0, 1))

@@ -1,5 +1,7 @@
 """The VAE's Terms against NumPy and SciPy from the model's own conditional parameters."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,7 +187,7 @@ def test_a_learned_scale_is_moved_by_the_optimizer():
         num_steps=1,
         batch_size=B,
     )
-    state = init_state(experiment, 0)
+    state = jax.jit(partial(init_state, experiment))(0)
     assert state.params["likelihood"]["log_scale"] == 0
 
     def step(state):

@@ -1,12 +1,14 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint is one training state on the host, written in the background under a temporary name
-and renamed when whole, with a SHA-256 over its arrays that is checked when it is read.
+and renamed when whole. Its manifest has a SHA-256 of every file, checked before any is read.
 """
 
 import hashlib
+import json
 import math
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,13 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vae_jax.errors import VaeJaxError
 
 State = TypeVar("State")
 Which = Literal["latest", "best"]
-_METRIC = "validation"
+_MANIFEST = "manifest.json"
 
 
 def fingerprint(tree: Any) -> str:
@@ -34,42 +35,60 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def _arrays(tree: Any) -> dict[str, str]:
+    """Path, type and shape of every array of a tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Path and SHA-256 of every file of a checkpoint but the manifest."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _MANIFEST:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[str(path.relative_to(folder))] = digest
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))[:200]
+
+
 class Checkpoints:
     """The checkpoints of one run: the latest so many, and the best by validation.
 
     Args:
-        folder: where they are; made if absent.
+        folder: where they are, each in a folder named by its step; made if absent.
         keep: how many of the latest stay.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
         absl_logging.set_verbosity(absl_logging.ERROR)
         self.folder = folder.absolute()
-        process = jax.process_index()
-
-        def score(metrics: dict[str, float]) -> float:
-            return -metrics[_METRIC]
-
-        best = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-            best_fn=score,  # without which Orbax does not write the metrics down
-            # The state is the same in every process: each reads alone, and one writes.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=process,
-                active_processes={process},
-                barrier_sync_key_prefix=f"process{process}",
-            ),
-            create=False,
-        )
+        self.keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        process = jax.process_index()
+        # The state is the same in every process: each reads alone, and one writes.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process{process}",
+        )
+        self._orbax = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        self._writer.shutdown()
+        self._orbax.close()
 
     def save(self, step: int, state: Any, validation: float | None) -> None:
         """Starts writing a state of host arrays, which must not change afterwards.
@@ -77,23 +96,14 @@ class Checkpoints:
         Args:
             step: its name.
             state: a pytree.
-            validation: what `best` minimises; None if it was not measured, and if it is not
-                finite it is as good as not.
+            validation: what `best` minimises; None if it was not measured. What is not finite
+                never is the best.
 
         Raises:
-            VaeJaxError: this one, or the one before, cannot be written.
+            VaeJaxError: the one before could not be written.
         """
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            fingerprint=ocp.args.JsonSave({"sha256": fingerprint(state)}),
-        )
-        measured = validation is not None and math.isfinite(validation)
-        metrics = {_METRIC: validation} if measured else None
-        try:
-            self._manager.check_for_errors()
-            self._manager.save(step, args=arguments, metrics=metrics)
-        except Exception as error:
-            raise self._not_written(error) from error
+        self.wait()
+        self._writing = self._writer.submit(self._write, step, state, validation)
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -102,26 +112,53 @@ class Checkpoints:
             VaeJaxError: it could not be written.
         """
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._not_written(error) from error
+            if self._writing is not None:
+                self._writing.result()
+        except Exception as error:  # Orbax raises many kinds for a full disk
+            raise VaeJaxError(
+                f"A checkpoint could not be written to {self.folder} ({_first_line(error)}): free "
+                "some space, then give the same command again to go on from the last good one."
+            ) from error
 
-    def _not_written(self, error: Exception) -> VaeJaxError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        return VaeJaxError(
-            f"A checkpoint could not be written to {self.folder} ({reason}): free some space, then "
-            f"give the same command again to go on from the last good one."
-        )
+    def _write(self, step: int, state: Any, validation: float | None) -> None:
+        partial = self.folder / f"{step}.partial"
+        try:
+            self._orbax.save(partial, args=ocp.args.StandardSave(state), force=True)
+            measured = validation is not None and math.isfinite(validation)
+            manifest = {
+                "validation": validation if measured else None,
+                "arrays": _arrays(state),
+                "files": _files(partial),
+            }
+            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+            partial.rename(self.folder / str(step))
+            kept = {*self.steps()[: self.keep], *self.steps("best")[:1]}
+            for old in set(self.steps()) - kept:
+                shutil.rmtree((self.folder / str(old)).rename(self.folder / f"{old}.old"))
+        except Exception:
+            self._delete_unfinished()
+            raise
+
+    def _delete_unfinished(self) -> None:
+        for path in self.folder.glob("*.*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        """The manifest; that of a damaged checkpoint fits nothing."""
+        try:
+            return json.loads((self.folder / str(step) / _MANIFEST).read_text())
+        except (OSError, ValueError):
+            return {"validation": None, "arrays": {}, "files": None}
 
     def steps(self, which: Which = "latest") -> list[int]:
         """Steps that have a checkpoint, the wanted one first."""
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if which == "best":
-            metrics = {step: self._manager.metrics(step) for step in steps}
-            scores = {step: score[_METRIC] for step, score in metrics.items() if score}
-            steps = sorted(scores, key=scores.__getitem__)
-        return steps
+        names = [path.name for path in self.folder.iterdir()]
+        steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        if which == "latest":
+            return steps
+        scores = {step: self._manifest(step)["validation"] for step in steps}
+        measured = [step for step in steps if scores[step] is not None]
+        return sorted(measured, key=scores.__getitem__)
 
     def restore(self, like: State, which: Which = "latest") -> tuple[State, list[str]] | None:
         """Reads a state; one that is damaged is passed over for the next.
@@ -135,32 +172,37 @@ class Checkpoints:
             there is no checkpoint at all.
 
         Raises:
-            VaeJaxError: there are some, but none can be read.
+            VaeJaxError: there are some, but each is damaged; or one is of another model.
         """
         skipped: list[str] = []
-        for step in self.steps(which):
-            try:
+        unknown = {step for step in self.steps() if self._manifest(step)["files"] is None}
+        for step in [*unknown, *(step for step in self.steps(which) if step not in unknown)]:
+            if _files(self.folder / str(step)) == self._manifest(step)["files"]:
                 return self._read(step, like), skipped
-            except Exception as error:  # Orbax raises many kinds for damaged files
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                skipped.append(
-                    f"The checkpoint of step {step} in {self.folder} is damaged ({reason[:200]}); "
-                    "going back to the one before."
-                )
+            skipped.append(
+                f"The checkpoint of step {step} in {self.folder} is damaged (its files are not "
+                "those that were written) and passed over."
+            )
         if skipped:
-            raise VaeJaxError(f"No checkpoint in {self.folder} can be read: {skipped[0]}")
+            raise VaeJaxError(
+                f"Every {which} checkpoint in {self.folder} is damaged: delete the run folder to "
+                "start anew."
+            )
         return None
 
     def _read(self, step: int, like: State) -> State:
+        there, here = self._manifest(step)["arrays"], _arrays(like)
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                raise VaeJaxError(
+                    f"The checkpoint of step {step} in {self.folder} is of another model or "
+                    f"optimizer (its {name} is {there.get(name)}, here it is {here.get(name)}): "
+                    "choose another run folder."
+                )
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), fingerprint=ocp.args.JsonRestore()
-        )
-        restored: Any = self._manager.restore(step, args=arguments)
-        state = jax.tree.map(np.asarray, restored["state"])
-        if fingerprint(state) != restored["fingerprint"]["sha256"]:
-            raise ValueError("its SHA-256 differs")
-        return state
+        arguments = ocp.args.StandardRestore(abstract)
+        state: Any = self._orbax.restore(self.folder / str(step), args=arguments)
+        return jax.tree.map(np.asarray, state)
 
     def clean_up(self, step: int) -> None:
         """Makes room to go on from `step`, in the one process that writes.
@@ -168,13 +210,9 @@ class Checkpoints:
         What a killed process was writing is deleted; checkpoints later than `step`, which are
         damaged, move to `damaged_checkpoints`, to be written again.
         """
-        for unfinished in self.folder.glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
-        later = [s for s in self._manager.all_steps() if s > step]
-        for damaged in later:
+        self._delete_unfinished()
+        for damaged in [s for s in self.steps() if s > step]:
             target = self.folder.with_name("damaged_checkpoints") / str(damaged)
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
             (self.folder / str(damaged)).rename(target)
-        if later:
-            self._manager.reload()

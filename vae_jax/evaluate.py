@@ -98,7 +98,8 @@ def make_evaluator(
     wanted = total if num_images is None else num_images
     if not 1 <= wanted <= total:
         raise VaeJaxError(
-            f"The {split} split of {experiment.data.name} has {total} images, not {wanted}."
+            f"The {split} split of {experiment.data.name} has {total} images: it cannot be "
+            f"evaluated on {wanted}."
         )
     rows = np.arange(wanted) * total // wanted
     devices = jax.device_count()
@@ -154,6 +155,14 @@ class Evaluation:
     bits_per_dim: np.ndarray | None
 
 
+def standard_error_of_mean(values: np.ndarray) -> np.ndarray:
+    """Of the mean over images, `[S, N]` to `[S]`; nan for a single image, which has none."""
+    count = values.shape[1]
+    if count == 1:
+        return np.full(len(values), np.nan)
+    return values.std(1, dtype=np.float64, ddof=1) / math.sqrt(count)
+
+
 def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
     """Negative log-likelihood in nats per image to bits per dimension.
 
@@ -200,10 +209,7 @@ def evaluate(
         num_samples=num_samples,
         num_images=count,
         mean=mean,
-        standard_error={
-            name: values.std(1, dtype=np.float64, ddof=min(1, count - 1)) / math.sqrt(count)
-            for name, values in result.items()
-        },
+        standard_error={name: standard_error_of_mean(values) for name, values in result.items()},
         active_units=[(m.var(1) > ACTIVE_VARIANCE).sum(1) for m in means],
         bits_per_dim=bits_per_dim(mean["nll"], experiment),
     )

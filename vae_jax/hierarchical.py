@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.errors import VaeJaxError
 from vae_jax.vae import Terms, apply_flat, fold_in_each
+
+
+def _no_density(x: Array) -> Normal:
+    raise VaeJaxError(
+        "The prior wants q(z|x), which has no density in the top layer of a HierarchicalVAE (the "
+        "layers below are sampled): take one that does not, such as StandardNormal."
+    )
 
 
 class HierarchicalVAE(nn.Module):
@@ -20,7 +28,7 @@ class HierarchicalVAE(nn.Module):
     Attributes (each sequence has the bottom layer first):
         encoders: L networks, on x, z_1, ..., z_{L-1}.
         posteriors: L, on the encoders' features.
-        prior: p(z_L).
+        prior: p(z_L); one that is made of q(z|x), like the VampPrior, is refused.
         decoders: L networks: the first towards x, then towards z_1, ..., z_{L-1}.
         conditionals: L - 1: p(z_1|z_2), ..., on the features of decoders[1:].
         likelihood: p(x|z_1), on the features of decoders[0].
@@ -89,4 +97,4 @@ class HierarchicalVAE(nn.Module):
         return apply_flat(lambda z: self.conditionals[layer](self.decoders[layer + 1](z)), z)
 
     def _top(self) -> Distribution:
-        return self.prior(self.encode, self.image_shape)
+        return self.prior(_no_density, self.image_shape)
