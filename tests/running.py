@@ -90,15 +90,27 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     """Returns when the condition holds; the process has to be running still."""
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
+    try:
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, but for what the clock says."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+def last_step(folder: Path) -> int:
+    """Of metrics.jsonl, which may be in the making."""
+    lines = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").exists() else ""
+    whole = lines[: lines.rfind("\n") + 1].splitlines()
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_from_arrays_describes_what_it_holds() -> None:
     assert data.valid.labels is None
     assert data.description == (
         "mine: 5 training, 2 validation and 0 test images (split by the user), protocol grey "
-        "(x = v/255, the 256 grey levels; noise seed 0)."
+        "(x = v/255, the 256 grey levels; noise seed 0)"
     )
 
 

@@ -243,7 +243,7 @@ def test_the_new_parts_train_together(tmp_path):
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, run.seed_variables["params"])
     assert all(jax.tree.leaves(moved)), moved
     assert {"log_scale", "logits"} <= moved["likelihood"].keys() | moved["prior"].keys()
-    assert set(result.mean) == {"nll", "neg_elbo", "distortion", "rate_sampled"}
+    assert set(result.mean) == {"nll", "neg_elbo", "distortion", "kl_sampled"}
     assert all(np.isfinite(values).all() for values in result.mean.values())
     assert result.bits_per_dim is not None
 

@@ -134,8 +134,8 @@ def test_exactly_k_weights_count(num_samples, counts):
     np.testing.assert_allclose(result["nll"], [nll, nll], rtol=1e-6)
     np.testing.assert_allclose(result["neg_elbo"], [-average @ log_w] * 2, rtol=1e-6)
     np.testing.assert_allclose(result["distortion"], [-average @ SLOTS] * 2, rtol=1e-6)
-    np.testing.assert_allclose(result["rate_sampled"], [5.5, 5.5], rtol=1e-6)
-    np.testing.assert_allclose(result["rate"], [1.5, 2.25], rtol=1e-6)
+    np.testing.assert_allclose(result["kl_sampled"], [5.5, 5.5], rtol=1e-6)
+    np.testing.assert_allclose(result["kl"], [1.5, 2.25], rtol=1e-6)
     np.testing.assert_allclose(result["posterior_mean"][0], [[0, 0], [1, 1]])
 
 
@@ -157,7 +157,7 @@ def test_chunks_do_not_share_noise():
     # ln E[w] = 1/2 for a log-normal weight, whose sd is sqrt(e² - e) = 2.16.
     np.testing.assert_allclose(result["nll"], -0.5, atol=5 * 2.16 / math.exp(0.5) / math.sqrt(3000))
     assert result["neg_elbo"][0] != result["neg_elbo"][1]
-    assert "rate" not in result
+    assert "kl" not in result
 
 
 def test_posterior_means_of_every_layer():
@@ -225,7 +225,7 @@ def test_a_split_is_its_images_one_by_one(noisy):
         x = experiment.data.protocol.apply(experiment.data.test.images[n : n + 1], data_keys)
         for s, variables in enumerate(seeds):
             one = alone(variables, x, fold_in_each(data_keys, 1))
-            for name in ("nll", "neg_elbo", "distortion", "rate", "rate_sampled"):
+            for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
                 np.testing.assert_allclose(result[name][s, n], one[name][0], rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(
                 result["posterior_mean"][0][s, n], one["posterior_mean"][0][0], atol=1e-5
@@ -242,7 +242,7 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     everything = make_evaluator(experiment, "test", 100)(variables)
     monkeypatch.setattr(MODULE, "DECODED_FLOATS", math.prod(SHAPE) * 64)
     some = make_evaluator(experiment, "test", 100, num_images=4)(variables)
-    for name in ("nll", "neg_elbo", "distortion", "rate"):
+    for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
         np.testing.assert_allclose(some[name], expected, rtol=1e-5, atol=1e-5)
 
@@ -290,7 +290,7 @@ def test_evaluation(noisy, tmp_path):
     values = make_evaluator(experiment, "test", 3)(parallel.replicate(run.variables))
     assert [list(units) for units in evaluation.active_units] == [[1, 2]]
     assert (evaluation.num_samples, evaluation.num_images) == (3, N)
-    for name in ("nll", "neg_elbo", "distortion", "rate", "rate_sampled"):
+    for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
         np.testing.assert_allclose(evaluation.mean[name], values[name].mean(1), rtol=1e-6)
         expected = stats.sem(values[name].astype(np.float64), axis=1)
         np.testing.assert_allclose(evaluation.standard_error[name], expected, rtol=1e-5)

@@ -21,6 +21,7 @@ from running import (
     checkpoint_steps,
     finish,
     interrupted_after,
+    last_step,
     on_devices,
     rows,
     start,
@@ -201,7 +202,7 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
     workdir = folders[0] / "run"
 
     first, second = start_two(folders)
-    wait_until(lambda: (workdir / "metrics.jsonl").exists() and rows(workdir), first)
+    wait_until(lambda: last_step(workdir), first)
     second.send_signal(signal.SIGTERM)  # only one of them is told
     stopped = [finish(process) for process in (first, second)]
     assert [process.returncode for process in stopped] == [143, 143], stopped

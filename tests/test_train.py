@@ -123,8 +123,8 @@ def test_validation_has_beta_one_whatever_training_has(tmp_path: Path) -> None:
     run = train(experiment, tmp_path / "run")
     mean = evaluate(run, split="valid", num_samples=1).mean
     validation = [row["valid_neg_elbo"] for row in rows(tmp_path / "run") if "valid_nll" in row]
-    assert mean["rate_sampled"] > 1  # which a validation with beta = 0 would leave out
-    assert validation[-1] == pytest.approx(mean["distortion"] + mean["rate_sampled"], rel=1e-5)
+    assert mean["kl_sampled"] > 1  # which a validation with beta = 0 would leave out
+    assert validation[-1] == pytest.approx(mean["distortion"] + mean["kl_sampled"], rel=1e-5)
     assert validation[-1] == summary(tmp_path / "run")["valid_neg_elbo"]
 
 

@@ -22,13 +22,13 @@ def data(protocol: str = "dynamic") -> Data:
     return Data.from_arrays("bars", *splits, protocol=protocol)
 
 
-def model() -> VAE:
+def model(hidden: int = 8) -> VAE:
     """MLPs with 2 latents."""
     return VAE(
-        encoder=MLP((8,)),
+        encoder=MLP((hidden,)),
         posterior=DiagonalGaussian(2),
         prior=StandardNormal(2),
-        decoder=MLP((8,)),
+        decoder=MLP((hidden,)),
         likelihood=Bernoulli(),
         image_shape=IMAGE_SHAPE,
     )
@@ -41,11 +41,12 @@ def experiment(
     batch_size: int = 16,
     log_every: int = 5,
     checkpoint_every: int = 10,
+    hidden: int = 8,
 ) -> Experiment:
     """Bars, with Adam and a running average of the parameters."""
     return Experiment(
         data=data(),
-        model=model(),
+        model=model(hidden),
         objective=ELBO(),
         optimizer=optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)),
         num_steps=num_steps,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -65,7 +66,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 1):
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        absl_logging.set_verbosity(absl_logging.FATAL)  # its errors are raised too
         self.folder = folder.absolute()
         self.keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +85,21 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
+        hook = self._hook = sys.unraisablehook
+
+        def quiet(unraisable: Any) -> None:
+            # When one file cannot be written, Orbax is gone before it hears of the others; the
+            # first failure is an exception and enough.
+            if str(unraisable.exc_value) != "Event loop is closed":
+                hook(unraisable)
+
+        sys.unraisablehook = quiet
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._writer.shutdown()
         self._orbax.close()
+        sys.unraisablehook = self._hook
 
     def save(self, step: int, state: Any, validation: float | None) -> None:
         """Starts writing a state of host arrays, which must not change afterwards.

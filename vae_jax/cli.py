@@ -155,6 +155,7 @@ def evaluate(
         split: of the data.
         checkpoint: the latest, or the best by validation.
     """
+    check_counts(num_samples=num_samples)
     from vae_jax import report
     from vae_jax.evaluate import evaluate as evaluate_run
     from vae_jax.train import load_run
@@ -180,6 +181,7 @@ def sample(
         seed: of the prior's draws.
         checkpoint: the latest, or the best by validation.
     """
+    check_counts(num=num)
     from vae_jax import generate, plots
     from vae_jax.train import load_run
 
@@ -205,6 +207,7 @@ def reconstruct(
         split: of the data.
         checkpoint: the latest, or the best by validation.
     """
+    check_counts(num=num)
     from vae_jax import generate, plots
     from vae_jax.train import load_run
 
@@ -233,6 +236,7 @@ def interpolate(
         split: where the pairs come from.
         checkpoint: the latest, or the best by validation.
     """
+    check_counts(pairs=pairs, steps=steps)
     from vae_jax import generate, plots
     from vae_jax.train import load_run
 
@@ -263,6 +267,7 @@ def traverse(
         split: where the image comes from.
         checkpoint: the latest, or the best by validation.
     """
+    check_counts(steps=steps, latents=latents)
     from vae_jax import generate, plots
     from vae_jax.train import load_run
 
@@ -303,6 +308,17 @@ def data_prepare(
     prepare(name)
 
 
+def check_counts(**counts: int) -> None:
+    """Refuses to count to nothing.
+
+    Raises:
+        VaeJaxError: one of them is below 1.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise VaeJaxError(f"--{name.replace('_', '-')} is {count}: it must be at least 1.")
+
+
 def print_paths(paths: Sequence[Path]) -> None:
     """One path a line, for a person or a pipe."""
     for path in paths:
@@ -323,8 +339,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VaeJaxError as error:
         print(f"vae-jax: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"vae-jax: A file cannot be read or written ({reason}).", file=sys.stderr)
+        sys.exit(2)
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:  # while training did not run
         sys.exit(128 + signal.SIGINT)

@@ -179,7 +179,7 @@ class Mixture(Distribution):
     """sum_c w_c p_c(x): `components` has batch `[C]`, `log_weights` is `[C]`."""
 
     log_weights: Array
-    components: Normal
+    components: Distribution
 
     @property
     def batch_shape(self) -> Shape:

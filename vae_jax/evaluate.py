@@ -38,8 +38,8 @@ def per_image(
 
     Returns:
         `[B]` each, in nats: `nll` -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8);
-        `neg_elbo` -L_1, averaged over the K samples; `distortion` -E_q ln p(x|z); `rate_sampled`
-        E_q[ln q(z|x) - ln p(z)]; `rate` the exact KL where there is one; and `posterior_mean`,
+        `neg_elbo` -L_1, averaged over the K samples; `distortion` -E_q ln p(x|z); `kl_sampled`
+        E_q[ln q(z|x) - ln p(z)]; `kl` the exact KL where there is one; and `posterior_mean`,
         E_q[z], `[B, d]`, a list with one for each layer.
     """
     chunk = min(num_samples, SAMPLES_AT_ONCE)
@@ -57,15 +57,15 @@ def per_image(
             "log_sum_w": jax.nn.logsumexp(jnp.where(used, terms.log_w, -jnp.inf), axis=0),
             "neg_elbo": total(-terms.log_w),
             "distortion": total(-terms.log_px),
-            "rate_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
+            "kl_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
             "posterior_mean": [q.mean.reshape(-1, *q.mean.shape[-2:]).mean(0) for q in qs],
         }
         if terms.kl is not None:
-            statistics["rate"] = terms.kl.sum(0)
+            statistics["kl"] = terms.kl.sum(0)
         return statistics
 
     chunks = lax.map(one_chunk, jnp.arange(num_chunks))
-    sums = {name: chunks.pop(name).sum(0) for name in ("neg_elbo", "distortion", "rate_sampled")}
+    sums = {name: chunks.pop(name).sum(0) for name in ("neg_elbo", "distortion", "kl_sampled")}
     log_sum_w = jax.nn.logsumexp(chunks.pop("log_sum_w"), axis=0)
     return {
         "nll": math.log(num_samples) - log_sum_w,

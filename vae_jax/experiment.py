@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class Experiment:
         for name in ("num_steps", "batch_size", "log_every", "keep_checkpoints", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise VaeJaxError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise VaeJaxError(f"ema_decay is {self.ema_decay}; it must be in [0, 1), or None.")
         if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
             raise VaeJaxError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a positive multiple of "
@@ -98,8 +101,20 @@ class Origin:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def make(self) -> Experiment:
-        """Runs the file's `experiment` function with the arguments."""
-        return load_module(self.file, self.source).experiment(**self.arguments)
+        """Runs the file's `experiment` function with the arguments.
+
+        Raises:
+            VaeJaxError: they make no experiment.
+        """
+        try:
+            made = load_module(self.file, self.source).experiment(**self.arguments)
+        except ValueError as error:
+            raise VaeJaxError(f"These arguments do not suit {self.file}: {error}") from error
+        if not isinstance(made, Experiment):
+            raise VaeJaxError(
+                f"`experiment` in {self.file} returned {made!r}: let it return an Experiment."
+            )
+        return made
 
 
 def load_module(file: str, source: str) -> ModuleType:
@@ -108,11 +123,12 @@ def load_module(file: str, source: str) -> ModuleType:
     Raises:
         VaeJaxError: the file cannot be run, or does not define `experiment(*, ...)`.
     """
-    module = ModuleType(Path(file).stem)
+    module = ModuleType(f"experiment_file_{Path(file).stem}")
     module.__file__ = file
+    sys.modules[module.__name__] = module  # where dataclasses look up annotations
     try:
         exec(compile(source, file, "exec"), module.__dict__)
-    except (ImportError, SyntaxError, NameError) as error:
+    except (ImportError, SyntaxError, NameError, ValueError) as error:
         raise VaeJaxError(f"The experiment file {file} cannot be run: {error}.") from error
     function: Callable | None = getattr(module, "experiment", None)
     if not callable(function) or any(

@@ -1,5 +1,6 @@
 """The standard figures of a run, drawn when its training ends."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,9 @@ def draw(run: Run) -> list[Path]:
         labels = getattr(data, split).labels
         drawn["latents"] = plots.latent_scatter(z, None if labels is None else labels[rows])
         drawn["manifold"] = plots.manifold(*generate.manifold(run, 20))
-    return [
-        plots.save(figure, run.folder.figures / f"{name}.png") for name, figure in drawn.items()
-    ]
+    partial = run.folder.figures.with_name("figures.partial")
+    for name, figure in drawn.items():
+        plots.save(figure, partial / f"{name}.png")
+    shutil.rmtree(run.folder.figures, ignore_errors=True)
+    partial.rename(run.folder.figures)
+    return [run.folder.figures / f"{name}.png" for name in drawn]

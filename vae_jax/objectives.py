@@ -29,11 +29,15 @@ class Objective(Protocol):
         ...
 
     def __call__(self, terms: Terms, step: Array) -> tuple[Array, Metrics]:
-        """Loss (scalar, nats per image) and metrics (scalars)."""
+        """Loss (scalar, nats per image) and metrics (scalars).
+
+        The metrics have `neg_elbo`, at beta = 1, and those of `rate_and_distortion`: a run's
+        figures are drawn from them.
+        """
         ...
 
 
-def _report(terms: Terms) -> Metrics:
+def rate_and_distortion(terms: Terms) -> Metrics:
     """Distortion, and the rate summed over layers: `kl` exact, `kl_sampled` estimated."""
     metrics = {
         "distortion": -terms.log_px.mean(),
@@ -69,7 +73,7 @@ class ELBO:
         beta = self.beta(step) if callable(self.beta) else self.beta
         beta = jnp.asarray(beta, distortion.dtype)
         metrics = {"neg_elbo": (distortion + rate).mean(), "beta": beta}
-        return (distortion + beta * rate).mean(), metrics | _report(terms)
+        return (distortion + beta * rate).mean(), metrics | rate_and_distortion(terms)
 
 
 def importance_bound(log_w: Array) -> Array:
@@ -94,4 +98,4 @@ class IWAE:
         """Loss -L_K; the metric `neg_elbo` is -L_1, the mean of the log-weights."""
         del step
         loss = -importance_bound(terms.log_w).mean()
-        return loss, {"neg_elbo": -terms.log_w.mean()} | _report(terms)
+        return loss, {"neg_elbo": -terms.log_w.mean()} | rate_and_distortion(terms)

@@ -35,8 +35,8 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     names = {
         "neg_elbo": "negative ELBO",
         "nll": f"NLL, importance-weighted bound, K = {evaluation.num_samples}",
-        "rate": "rate, exact KL(q(z|x) || p(z))",
-        "rate_sampled": "rate, sampled",
+        "kl": "rate, exact KL(q(z|x) || p(z))",
+        "kl_sampled": "rate, sampled",
         "distortion": "distortion, -E_q[ln p(x|z)]",
     }
     rows = [

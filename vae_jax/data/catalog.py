@@ -157,17 +157,17 @@ def load(
     sizes = _split_sizes(source, valid)
     prepare(name, data_dir, manual_dir)
     arrays = cache.read(name, cache.folder(_data_dir(data_dir), name))
-    if "valid" in source.sizes:
-        split_rule = "the data set's own splits"
-    else:
+    split_rule = "the data set's own splits"
+    if "valid" not in source.sizes:
         for kind in ("images", "labels"):
             whole = arrays[f"train_{kind}"]
             arrays[f"train_{kind}"] = whole[: sizes["train"]]
             arrays[f"valid_{kind}"] = whole[sizes["train"] :]
-        split_rule = (
-            f"validation is the last {sizes['valid']:,} of the {source.sizes['train']:,} official "
-            "training images"
-        )
+        if sizes["valid"]:
+            split_rule = (
+                f"validation is the last {sizes['valid']:,} of the {source.sizes['train']:,} "
+                "official training images"
+            )
     return Data.from_arrays(
         name,
         *(arrays[f"{split}_images"] for split in sizes),

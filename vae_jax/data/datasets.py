@@ -114,11 +114,11 @@ class Data:
 
     @property
     def description(self) -> str:
-        """One sentence that says what the numbers of a run on this data are about."""
+        """One clause that says what the numbers of a run on this data are about."""
         return (
             f"{self.name}: {len(self.train):,} training, {len(self.valid):,} validation and "
             f"{len(self.test):,} test images ({self.split_rule}), protocol {self.protocol.name} "
-            f"({self.protocol.description}; noise seed {BINARIZATION_SEED})."
+            f"({self.protocol.description}; noise seed {BINARIZATION_SEED})"
         )
 
 

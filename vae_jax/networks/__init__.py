@@ -1,4 +1,7 @@
-"""Linen modules from arrays to features: no probability here; any can be encoder or decoder."""
+"""Linen modules from arrays to features: no probability here.
+
+An encoder takes images `[N, H, W, C]`, a decoder latents `[N, ...]` and the image shape.
+"""
 
 from vae_jax.networks.conv import ConvDecoder, ConvEncoder
 from vae_jax.networks.mlp import MLP

@@ -1,0 +1,306 @@
+"""The command from data to figures, as a user of the quickstart gives it."""
+
+import hashlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from running import ROOT, TINY, finish, last_step, on_devices, rows, start
+
+from vae_jax import plots
+from vae_jax.cli import main
+from vae_jax.data import prepare
+from vae_jax.train import load_run, train_file
+
+QUICKSTART = ROOT / "experiments" / "quickstart.py"
+FLAGS = ["--epochs", 3, "--hidden", 32, "--latent-dim", 2, "--seed", 7]
+TRAIN = (
+    "-c",
+    "import sys; from vae_jax.cli import main; main(); "
+    "sys.exit('tensorflow was imported') if 'tensorflow' in sys.modules else None",
+)
+FIGURES = {
+    "interpolations",
+    "latents",
+    "learning_curves",
+    "manifold",
+    "rate_and_distortion",
+    "reconstructions",
+    "samples",
+    "traversals",
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mnist_5k is prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare("mnist_5k", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The quickstart's run folder, and what the process that trained it said."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    process = start(
+        TRAIN, "train", QUICKSTART, "--workdir", folder, *FLAGS, vae_jax_data_dir=data_dir
+    )
+    return folder, finish(process)
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Any], data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run folder, for commands in this process."""
+    monkeypatch.setenv("VAE_JAX_DATA_DIR", str(data_dir))
+    return trained[0]
+
+
+def vae_jax(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """What a command printed."""
+    with on_devices(1):
+        main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def test_training_ends_well_without_tensorflow(trained: tuple[Path, Any]) -> None:
+    assert trained[1].returncode == 0, trained[1].stderr
+
+
+def test_progress_on_a_pipe_is_plain_lines(trained: tuple[Path, Any]) -> None:
+    lines = trained[1].stderr.splitlines()
+    assert "\x1b" not in trained[1].stderr
+    assert "\r" not in trained[1].stderr
+    assert re.fullmatch(r"step 100/120, loss \d+\.\d\d nats", lines[0])
+    assert re.fullmatch(r"step 120/120, [\d,]+ images/s, loss \d+\.\d\d nats, 0 s left", lines[-1])
+
+
+def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    progress = (
+        "from vae_jax.progress import Progress\n"
+        "with Progress(20, 8) as p: p.update(10, 3.25); p.say('hello'); p.update(20, 3.0)"
+    )
+    done = subprocess.run([sys.executable, "-c", progress], stderr=theirs, check=True)
+    said = os.read(ours, 100_000).decode()
+    assert done.returncode == 0
+    assert "20/20" in said
+    assert "hello" in said
+    assert "images/s, loss 3.00 nats" in said
+    assert "\x1b" in said
+
+
+def test_every_figure_is_drawn_and_named(trained: tuple[Path, Any]) -> None:
+    folder, done = trained
+    drawn = list((folder / "figures").iterdir())
+    assert {path.stem for path in drawn} == FIGURES
+    assert {Path(line) for line in done.stdout.splitlines()} == set(drawn)
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert np.ptp(np.asarray(picture.convert("L"))) > 50, path
+
+
+def test_figures_that_were_interrupted_are_drawn_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", TINY, "--workdir", tmp_path / "run", "--num-steps", 10]
+    save, saved = plots.save, []
+
+    def save_two(figure: Any, path: Path) -> Path:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        return save(figure, path)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(plots, "save", save_two)
+        vae_jax(capsys, *command)
+    assert stopped.value.code == 130
+    vae_jax(capsys, *command)
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES
+    assert not (tmp_path / "run" / "figures.partial").exists()
+
+
+def test_training_lowers_the_bound(trained: tuple[Path, Any]) -> None:
+    first, last = (row["neg_elbo"] for row in rows(trained[0]) if "neg_elbo" in row)
+    assert last < first < 784 * np.log(2)
+    assert last_step(trained[0]) == 120
+
+
+def test_experiment_json_says_how_to_do_it_again(trained: tuple[Path, Any], data_dir: Path) -> None:
+    record = json.loads((trained[0] / "experiment.json").read_text())
+    assert record["file"] == str(QUICKSTART)
+    assert record["experiment"]["arguments"] == {
+        "latent_dim": 2,
+        "hidden": 32,
+        "epochs": 3,
+        "learning_rate": 1e-3,
+    }
+    assert record["seed"] == 7
+    assert len(record["data"]["fingerprint"]) == 64
+    assert "4,000 training" in record["data"]["description"]
+
+
+def test_params_sha256_is_of_the_arrays_in_the_last_checkpoint(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 120
+    state = ocp.StandardCheckpointer().restore(run / "checkpoints" / "120")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state["params"])
+    arrays = {"".join(f"['{key.key}']" for key in path): np.asarray(x) for path, x in leaves}
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].tobytes())
+    assert len(arrays) == 10
+    assert summary["params_sha256"] == digest.hexdigest()
+
+
+def test_evaluate_prints_a_table_and_records_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "evaluation.json").unlink(missing_ok=True)
+    printed = vae_jax(capsys, "evaluate", run, "--num-samples", 20, "--num-images", 50)
+    value = r"(\d+\.\d\d) ± (\d+\.\d\d)"
+    found = {
+        name: re.search(pattern, printed)
+        for name, pattern in {
+            "neg_elbo": rf"negative ELBO\W+{value}",
+            "nll": rf"NLL.*K = 20\W+{value}",
+            "rate": rf"rate, exact.*?{value}",
+            "distortion": rf"distortion.*?{value}",
+            "active": r"active units\W+([0-2])\b",
+            "speed": r"([\d,]+) images/s|([\d,]+)\W+images/s",
+            "what": r"50 images\. mnist_5k: .*",
+            "bits": r"bits/dim",
+            "step": r"latest, step 120",
+        }.items()
+    }
+    assert [name for name, match in found.items() if match is None] == [], printed
+    (entry,) = json.loads((run / "evaluation.json").read_text())
+    for name in ("neg_elbo", "nll", "distortion"):
+        match = found[name] or pytest.fail(name)
+        assert match[1] == f"{entry['mean'][name]:.2f}"
+        assert match[2] == f"{entry['standard_error'][name]:.2f}"
+    assert entry["mean"]["nll"] < entry["mean"]["neg_elbo"]
+    assert entry["num_samples"] == 20
+    assert entry["num_images"] == 50
+    assert {Path(line).stem for line in printed.splitlines() if line.endswith(".png")} == FIGURES
+
+    vae_jax(capsys, "evaluate", run, "--num-samples", 2, "--num-images", 9, "--checkpoint", "best")
+    first, second = json.loads((run / "evaluation.json").read_text())
+    assert first == entry
+    assert second["checkpoint"].startswith("best, step ")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "size"),
+    [
+        (["sample", "--num", 6], "samples.png", None),
+        (["sample", "--num", 6], "samples.jpg", None),
+        (["reconstruct", "--num", 4], "reconstructions.png", None),
+        (["interpolate", "--pairs", 2, "--steps", 5, "--split", "valid"], "lines.png", None),
+        (["traverse", "--row", 3, "--steps", 5], "traversals.png", None),
+        (["sample", "--num", 4, "--checkpoint", "best"], "deeper/samples.png", (56, 56)),
+    ],
+)
+def test_pictures_are_written_and_named(
+    command: list[Any],
+    name: str,
+    size: tuple[int, int] | None,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / name
+    name_of_command, *flags = command
+    assert vae_jax(capsys, name_of_command, run, "--out", out, *flags) == f"{out}\n"
+    with Image.open(out) as picture:
+        assert picture.format == {".png": "PNG", ".jpg": "JPEG"}[out.suffix]
+        assert picture.size == (size or picture.size)
+        assert np.ptp(np.asarray(picture.convert("L"))) > 50
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_samples_are_those_of_their_seed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        vae_jax(
+            capsys, "sample", run, "--num", 2, "--seed", seed, "--out", tmp_path / f"{name}.png"
+        )
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_the_folder_alone_brings_the_run_back(run: Path) -> None:
+    with on_devices(1):
+        loaded = load_run(run)
+        assert loaded.experiment.num_steps == 120
+        again = train_file(
+            QUICKSTART,
+            run,
+            json.loads((run / "experiment.json").read_text())["experiment"]["arguments"],
+            seed=7,
+        )  # finished: nothing to do
+    assert again.state.step == loaded.state.step == [120]
+
+
+def test_data_list_and_prepare(
+    data_dir: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = vae_jax(capsys, "data", "list", "--data-dir", data_dir)
+    line = next(line for line in listed.splitlines() if "mnist_5k" in line)
+    assert re.search(r"4,000 / 500 / 500.*28x28x1.*yes", line)
+    assert re.search(r"frey_faces.*\bno\b", listed)
+    before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
+    vae_jax(capsys, "data", "prepare", "mnist_5k", "--data-dir", data_dir)  # once is enough
+    assert {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ([], ["train", "evaluate", "sample", "reconstruct", "interpolate", "traverse", "figures"]),
+        (["train"], ["train FILE --help"]),
+        (
+            ["train", QUICKSTART],
+            ["--latent-dim", "--epochs", "--workdir", "--seeds", "passes over"],
+        ),
+        (["evaluate"], ["--num-samples", "--checkpoint", "importance-weighted"]),
+        (["sample"], ["--out", "--seed", "prior's draws"]),
+        (["reconstruct"], ["--out", "--split"]),
+        (["interpolate"], ["--pairs", "--steps"]),
+        (["traverse"], ["--row", "--latents"]),
+        (["figures"], ["FILE"]),
+        (["data"], ["list", "prepare"]),
+        (["data", "list"], ["--data-dir"]),
+        (["data", "prepare"], ["--data-dir", "--manual-dir"]),
+    ],
+)
+def test_help(command: list[Any], said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, command), "--help"])
+    assert not stopped.value.code
+    printed = capsys.readouterr().out
+    assert [text for text in said if text not in printed] == []
+
+
+def test_help_does_not_wait_for_jax() -> None:
+    source = (
+        "import sys; from vae_jax.cli import main\n"
+        "try: main(['evaluate', '--help'])\n"
+        "finally: sys.stderr.write(str({'jax', 'flax', 'orbax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stderr == "set()"

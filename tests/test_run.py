@@ -1,0 +1,301 @@
+"""Run folders: killed, stopped and full runs go on to the bytes of the run never interrupted."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from running import (
+    BARE,
+    CLI,
+    ROOT,
+    TINY,
+    checkpoint_steps,
+    finish,
+    last_step,
+    on_devices,
+    rows,
+    start,
+    summary,
+    wait_until,
+)
+
+from vae_jax import VaeJaxError, train
+from vae_jax.run import RunFolder
+from vae_jax.train import train_file
+
+# 150 checkpoints: long enough to be killed at any moment.
+ARGUMENTS = {"num_steps": 3000, "log_every": 10, "checkpoint_every": 20}
+FLAGS = [
+    part for name, value in ARGUMENTS.items() for part in (f"--{name.replace('_', '-')}", value)
+]
+
+
+def start_bare(folder: Path, devices: int, **arguments: int) -> subprocess.Popen[str]:
+    return start(BARE, TINY, folder, json.dumps(ARGUMENTS | arguments), devices=devices)
+
+
+Straight = Callable[[int], tuple[Path, float]]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """From a number of devices to the run never interrupted, and the seconds it took."""
+
+    @cache
+    def run(devices: int) -> tuple[Path, float]:
+        folder = tmp_path_factory.mktemp("straight") / "run"
+        begun = time.perf_counter()
+        done = finish(start_bare(folder, devices))
+        assert done.returncode == 0, done.stderr
+        return folder, time.perf_counter() - begun
+
+    return run
+
+
+def kill_at_random(folder: Path, devices: int, phase: str, seconds: float) -> None:
+    """Starts the run, and kills it with SIGKILL in a phase of its life."""
+    process = start_bare(folder, devices)
+    match phase:
+        case "start":
+            time.sleep(random.uniform(0.2, 2.0))
+        case "training":
+            enough = last_step(folder) + random.uniform(10, 1000)
+            wait_until(lambda: last_step(folder) > enough, process)
+        case "writing":
+            enough = last_step(folder) + random.uniform(10, 500)
+            wait_until(lambda: last_step(folder) > enough, process)
+            partial = folder / "checkpoints"
+            wait_until(lambda: any(partial.glob("*.partial*")), process)
+        case "anywhere":
+            time.sleep(random.uniform(0, seconds))
+    process.kill()
+    assert finish(process).returncode in (-signal.SIGKILL, 0 if phase == "anywhere" else -9)
+
+
+def assert_kills_leave_no_trace(
+    straight: Straight, folder: Path, devices: int, phases: list[str]
+) -> None:
+    expected, seconds = straight(devices)
+    for phase in phases:
+        kill_at_random(folder, devices, phase, seconds)
+    done = finish(start_bare(folder, devices))
+    assert done.returncode == 0, done.stderr
+    assert summary(folder) == summary(expected)  # with params_sha256
+    assert rows(folder) == rows(expected)
+    assert checkpoint_steps(folder) == checkpoint_steps(expected)
+
+
+@pytest.mark.parametrize(
+    ("devices", "phases"),
+    [(1, ["start", "training", "writing"]), (4, ["training", "writing"])],
+    ids=["one_device", "four_devices"],
+)
+def test_a_killed_run_ends_as_the_run_never_killed(
+    devices: int, phases: list[str], straight: Straight, tmp_path: Path
+) -> None:
+    assert_kills_leave_no_trace(straight, tmp_path / "run", devices, phases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_ten_kills_at_random_moments_leave_no_trace(
+    devices: int, straight: Straight, tmp_path: Path
+) -> None:
+    phases = ["start", "training", "writing"] * 2 + ["anywhere"] * 4
+    random.shuffle(phases)
+    assert_kills_leave_no_trace(straight, tmp_path / "run", devices, phases)
+
+
+def test_a_kill_while_the_folder_is_claimed_does_not_spoil_it(tmp_path: Path) -> None:
+    (tmp_path / ".experiment.json.123").write_text('{"half')
+    with on_devices(1):
+        RunFolder(tmp_path).claim(tiny.experiment(), 0, 1, None)
+    assert (tmp_path / "experiment.json").exists()
+
+
+# Signals
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that SIGTERM stopped, started by the command `vae-jax`."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    process = start(CLI, "train", TINY, "--workdir", folder, *FLAGS)
+    wait_until(lambda: last_step(folder) > 100, process)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.returncode == 143, done.stderr
+    step = checkpoint_steps(folder)[-1]
+    assert 100 < step < 3000
+    assert done.stderr.splitlines()[-1] == (
+        f"Stopped by SIGTERM after step {step}, which is saved; the same command goes on."
+    )
+    assert not (folder / "summary.json").exists()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(stopped: Path) -> Path:
+    """The same run, finished by the same command."""
+    step = checkpoint_steps(stopped)[-1]
+    done = finish(start(CLI, "train", TINY, "--workdir", stopped, *FLAGS))
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from step {step} of {stopped}." in done.stderr
+    return stopped
+
+
+def test_a_run_stopped_by_sigterm_ends_as_the_run_never_stopped(
+    finished: Path, straight: Straight
+) -> None:
+    expected, _ = straight(1)
+    assert summary(finished) == summary(expected)
+    assert rows(finished) == rows(expected)
+
+
+def test_sigint_stops_and_saves_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(CLI, "train", TINY, "--workdir", folder, *FLAGS)
+    wait_until(lambda: last_step(folder) > 100, process)
+    process.send_signal(signal.SIGINT)
+    begun = time.perf_counter()
+    done = finish(process)
+    assert time.perf_counter() - begun < 10
+    assert done.returncode == 130
+    assert "Stopped by SIGINT after step" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_says_so_and_touches_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def snapshot() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+
+    before = snapshot()
+    with on_devices(1):
+        train_file(TINY, finished, ARGUMENTS)
+    assert "is finished (3000 steps); there is nothing to do." in capsys.readouterr().err
+    assert snapshot() == before
+
+
+# A full disk: files may not grow, as root's processes cannot be kept out otherwise.
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    # The weights are some 40 KB; what else is written stays below 20.
+    arguments = {"hidden": 64, "num_steps": 400}
+    flags = [*FLAGS, "--hidden", 64, "--num-steps", 400]
+    process = start(CLI, "train", TINY, "--workdir", folder, *flags)
+    wait_until(lambda: list(folder.glob("checkpoints/20")), process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    done = finish(process)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("vae-jax: ")]
+    assert f"could not be written to {folder / 'checkpoints'}" in sentence
+    assert "free some space" in sentence
+    step = checkpoint_steps(folder)[-1]  # and nothing half-written
+    assert step < 400
+
+    both = "; ".join(
+        (
+            "from vae_jax.train import train_file",
+            f"a = {(ARGUMENTS | arguments)!r}",
+            f"train_file({str(TINY)!r}, {str(folder)!r}, a)",
+            f"train_file({str(TINY)!r}, {str(tmp_path / 'straight')!r}, a)",
+        )
+    )
+    done = finish(start(("-c", both)))
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from step {step}" in done.stderr
+    assert summary(folder) == summary(tmp_path / "straight")
+
+
+# Whose folder it is
+
+
+@pytest.fixture
+def taken(straight: Straight, tmp_path: Path) -> Path:
+    """A copy of a finished run, and its content, to see whether it is touched."""
+    shutil.copytree(straight(1)[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"arguments": ARGUMENTS | {"learning_rate": 1e-3}}, "experiment.arguments.learning_rate"),
+        ({"arguments": ARGUMENTS | {"num_steps": 3500}}, "experiment.arguments.num_steps is 3000"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"num_seeds": 2}, "num_seeds is 1 there, 2 here"),
+        ({"file": "changed.py"}, "experiment.source_sha256"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused_with_the_difference(
+    change: dict[str, Any],
+    difference: str,
+    taken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = content(taken)
+    changed = tmp_path / "changed.py"
+    changed.write_text(TINY.read_text().replace('"bars"', '"bars of another brightness"'))
+    command = {"file": TINY, "folder": taken, "arguments": ARGUMENTS} | change
+    monkeypatch.chdir(tmp_path)
+    with on_devices(1), pytest.raises(VaeJaxError, match="another experiment") as raised:
+        train_file(**command)
+    assert difference in str(raised.value)
+    assert content(taken) == before
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    with on_devices(1):
+        RunFolder(tmp_path / "run").claim(tiny.experiment(), 0, 1, None)
+        original, tiny.images = tiny.images, lambda count, seed: 255 - original(count, seed)
+        try:
+            with pytest.raises(VaeJaxError, match=r"data\.fingerprint"):
+                train(tiny.experiment(), tmp_path / "run")
+        finally:
+            tiny.images = original
+
+
+def test_a_folder_used_for_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    with on_devices(1), pytest.raises(VaeJaxError, match="not empty and not a run folder"):
+        train(tiny.experiment(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_experiment_json_says_what_the_run_is(straight: Straight) -> None:
+    record = json.loads((straight(1)[0] / "experiment.json").read_text())
+    assert record["file"] == str(TINY)
+    assert record["source"] == TINY.read_text()
+    assert record["experiment"]["arguments"] == ARGUMENTS
+    assert record["data"]["fingerprint"] == tiny.data().fingerprint
+    assert "90 training, 21 validation and 21 test images" in record["data"]["description"]
+    assert (record["seed"], record["num_seeds"]) == (0, 1)
+    assert (record["num_steps"], record["batch_size"]) == (3000, 16)
+    assert record["devices"] == {"platform": "cpu", "kind": "cpu", "devices": 1, "processes": 1}
+    for package in ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "python"):
+        assert record["versions"][package][0].isdigit()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode == 0:  # a release has no history
+        assert len(record["git_commit"].removesuffix("+changes")) == 40
