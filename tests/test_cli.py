@@ -123,9 +123,10 @@ def test_figures_that_were_interrupted_are_drawn_by_the_same_command(
         saved.append(path)
         return save(figure, path)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(plots, "save", save_two)
+    monkeypatch.setattr(plots, "save", save_two)
+    with pytest.raises(SystemExit) as stopped:
         vae_jax(capsys, *command)
+    monkeypatch.setattr(plots, "save", save)
     assert stopped.value.code == 130
     vae_jax(capsys, *command)
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES

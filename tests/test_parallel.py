@@ -1,4 +1,4 @@
-"""Devices: the same gradients, noise and training on 1, 2, 4 and 8 of them, and in two processes."""
+"""Devices: the same gradients, noise and training on 1 to 8 of them, and in two processes."""
 
 import dataclasses
 import signal
@@ -177,7 +177,7 @@ def test_evaluation_does_not_depend_on_devices(on_eight: Run) -> None:
 
 
 def start_two(folders: tuple[Path, Path]) -> list[subprocess.Popen[str]]:
-    """`vae-jax train --distributed` in two processes of two devices, each in a folder of its own."""
+    """`vae-jax train --distributed` in two processes of two devices, each in its own folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_ema_starts_in_memory_of_its_own() -> None:
 def test_a_clipped_step_is_as_long_as_the_limit() -> None:
     limit = optax.chain(optax.clip_by_global_norm(1e-2), optax.sgd(1.0))
     walked = walk(dataclasses.replace(TINY, optimizer=limit), 2)
-    for (before, _), (after, metrics) in zip(walked, walked[1:], strict=False):
+    for (before, _), (after, metrics) in pairwise(walked):
         assert metrics["gradient_norm"] > 1e-2  # as it was before clipping
         assert change(before.params, after.params) == pytest.approx(1e-2, rel=1e-4)
 
@@ -134,7 +135,8 @@ def test_evaluation_uses_the_average_where_one_is_kept(tmp_path: Path) -> None:
     assert not equal(run.state.ema_params, run.state.params)
     plain = train(dataclasses.replace(TINY, ema_decay=None), tmp_path / "plain")
     assert equal(plain.variables, {"params": plain.state.params})
-    assert equal(plain.state.params, run.state.params)  # averaging does not touch training
+    # Averaging does not touch training; another program may round otherwise.
+    assert change(plain.state.params, run.state.params) < 1e-5
     assert evaluate(run).mean["nll"] != evaluate(plain).mean["nll"]
 
 
@@ -163,7 +165,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(loss_to
     faulty = Faulty(lambda step: jnp.isin(step, jnp.array(bad)), loss_too)
     walked = walk(dataclasses.replace(TINY, objective=faulty), 10)
     in_a_row = 0
-    for step, ((before, _), (after, metrics)) in enumerate(zip(walked, walked[1:], strict=False)):
+    for step, ((before, _), (after, metrics)) in enumerate(pairwise(walked)):
         in_a_row = in_a_row + 1 if step in bad else 0
         assert np.isfinite(metrics["loss"]) == (step not in bad or not loss_too)
         assert np.isfinite(metrics["gradient_norm"]) == (step not in bad)
@@ -360,7 +362,7 @@ def test_every_device_has_the_same_model_state(centered: Experiment) -> None:
 @pytest.fixture(scope="module")
 def overtrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Experiment]:
     """A run that climbs the loss after step 20."""
-    uphill = optax.adam(lambda count: jnp.where(count < 20, 1e-2, -1e-2))
+    uphill = optax.adam(lambda count: jnp.where(jnp.asarray(count) < 20, 1e-2, -1e-2))
     experiment = dataclasses.replace(TINY, optimizer=uphill, ema_decay=None, keep_checkpoints=1)
     folder = tmp_path_factory.mktemp("runs") / "run"
     with on_devices(2):

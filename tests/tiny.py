@@ -1,4 +1,4 @@
-"""An experiment that trains in no time: what the tests of training run, in process and as a file."""
+"""An experiment that trains in no time, for the tests of training: in process and as a file."""
 
 import numpy as np
 import optax

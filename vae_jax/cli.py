@@ -339,6 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VaeJaxError as error:
         print(f"vae-jax: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"vae-jax: A file cannot be read or written ({reason}).", file=sys.stderr)
@@ -346,8 +349,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:  # while training did not run
         sys.exit(128 + signal.SIGINT)

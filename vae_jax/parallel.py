@@ -30,11 +30,14 @@ def start_processes() -> None:
     Raises:
         VaeJaxError: nothing says where the other processes are.
     """
-    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+    def given(name: str) -> int | None:
+        return int(os.environ[name]) if name in os.environ else None
+
     try:
-        # JAX itself reads the address alone.
-        given = {name[4:].lower(): int(os.environ[name]) for name in names if name in os.environ}
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(  # which by itself reads the address alone
+            num_processes=given("JAX_NUM_PROCESSES"), process_id=given("JAX_PROCESS_ID")
+        )
     except ValueError as error:
         raise VaeJaxError(
             f"No other process was found ({error}): start under Slurm or Open MPI, or set "
@@ -116,6 +119,6 @@ def unreplicate(tree: Tree) -> Tree:
 
 
 def gather(sharded: Array, axis: int) -> np.ndarray:
-    """Undoes `split`, in every process: `[devices, ..., b, ...]` to `[..., all devices * b, ...]`."""
+    """Undoes `split`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
     every_process = multihost_utils.process_allgather(np.asarray(sharded))
     return np.concatenate(np.concatenate(every_process), axis)

@@ -115,7 +115,7 @@ class RunFolder:
             if origin is None
             else {
                 "arguments": origin.arguments,
-                "source_sha256": origin.sha256,
+                "code_sha256": origin.sha256,
             },
             "data": {
                 "description": experiment.data.description,
