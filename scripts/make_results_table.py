@@ -34,7 +34,7 @@ def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
     summary = json.loads(folder.summary.read_text())
     arguments = record["experiment"]["arguments"]
     module = load_module(record["file"], record["source"])
-    published = module.published(**arguments) if hasattr(module, "published") else "none"
+    published = module.published(**arguments) if hasattr(module, "published") else "no number"
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in arguments.items())
     images = record["num_steps"] * record["batch_size"] * record["num_seeds"]
     seconds = images / summary["images_per_second"]
