@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vae_jax.experiment import load_module
+from vae_jax.experiment import read_module
 from vae_jax.run import RunFolder
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
@@ -33,7 +33,7 @@ def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
     record = folder.read_record()
     summary = json.loads(folder.summary.read_text())
     arguments = record["experiment"]["arguments"]
-    module = load_module(record["file"], record["source"])
+    _, module = read_module(Path(record["file"]))
     published = module.published(**arguments) if hasattr(module, "published") else "no number"
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in arguments.items())
     images = record["num_steps"] * record["batch_size"] * record["num_seeds"]
@@ -49,7 +49,7 @@ def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
             f"{evaluation['num_samples']:,}, {evaluation['num_images']:,})",
             per_seed(mean["neg_elbo"]),
             " + ".join(per_seed(units, 0) for units in evaluation["active_units"]),
-            f"{seconds / 60:.0f} min at {summary['images_per_second']:,.0f} images/s, "
+            f"{seconds:,.0f} s at {summary['images_per_second']:,.0f} images/s, "
             f"{record['started'][:10]}, {record['devices']['devices']} x {devices['kind']}",
             f"`{evaluation['command']}`, {evaluation['checkpoint']}, "
             f"{evaluation['seconds']:.0f} s, {evaluation['date'][:10]} |",
