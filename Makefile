@@ -1,5 +1,5 @@
 # Every target works in a fresh clone: it first makes .venv from the pinned requirements.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(shell which python3.11 python3))
 BIN := .venv/bin
 
 .PHONY: demo test test-all figures lint
