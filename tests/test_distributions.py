@@ -82,10 +82,11 @@ def test_draw_with_a_key_for_each_leading_axis():
     noise = draw(jax.random.normal, pair_keys, (), shape)
     for k, b in itertools.product(range(K), range(B)):
         alone = jax.random.normal(pair_keys[k, b], (D,))
-        np.testing.assert_array_equal(noise[k, b], alone)
+        np.testing.assert_allclose(noise[k, b], alone, rtol=1e-6)  # another program may round so
     many = draw(jax.random.normal, pair_keys, (7,), shape)
     assert many.shape == (7, K, B, D)
-    np.testing.assert_array_equal(many[:, 3, 2], jax.random.normal(pair_keys[3, 2], (7, D)))
+    alone = jax.random.normal(pair_keys[3, 2], (7, D))
+    np.testing.assert_allclose(many[:, 3, 2], alone, rtol=1e-6)
 
 
 @batched
@@ -202,7 +203,8 @@ def test_normal_samples():
     """Kolmogorov-Smirnov against SciPy, each of 12 components at a significance of 1e-4."""
     z = np.asarray(BATCHED["normal"].sample(jax.random.key(3), (4000,)))
     for b, d in itertools.product(range(B), range(D)):
-        assert stats.kstest(z[:, b, d], "norm", (LOC[b, d], SCALE[b, d])).pvalue > 1e-4
+        cdf = stats.norm(LOC[b, d], SCALE[b, d]).cdf
+        assert stats.kstest(z[:, b, d], cdf).pvalue > 1e-4
 
 
 def test_normal_samples_are_reparameterized():
