@@ -3,7 +3,6 @@
 import importlib
 import math
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -305,10 +304,10 @@ class Pseudo(Bernoulli):
     measure: ClassVar = "pseudo"
 
 
-def test_no_likelihood_of_what_is_not_normalized():
+def test_no_likelihood_of_what_is_not_normalized(tmp_path):
     experiment = make_experiment(BASE.clone(likelihood=Pseudo()), "dynamic", make_images(3))
     with pytest.raises(VaeJaxError, match="Pseudo is not a normalized density"):
-        evaluate(SimpleNamespace(experiment=experiment))
+        evaluate(make_run(experiment, tmp_path, {"params": np.zeros((1, 1))}))
 
 
 # --- Bits per dimension -------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Bernoulli(Elementwise):
 
 @struct.dataclass
 class DiscretizedLogistic(Elementwise):
-    """A logistic density integrated over 256 bins (Kingma et al. 2016, IAF, section 5.2).
+    """A logistic density integrated over 256 bins (Kingma et al. 2016, the IAF paper).
 
     Values lie on the grid k/255, k = 0..255; a bin reaches half a step to either side, the first
     and the last to infinity, so that the masses sum to one. `loc` and `scale` are in grid units

@@ -15,6 +15,7 @@ from vae_jax import parallel
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
+from vae_jax.run import Run
 from vae_jax.vae import fold_in_each
 
 ACTIVE_VARIANCE = 0.01
@@ -178,12 +179,12 @@ def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
 
 
 def evaluate(
-    run: Any, *, split: SplitName = "test", num_samples: int = 5000, num_images: int | None = None
+    run: Run, *, split: SplitName = "test", num_samples: int = 5000, num_images: int | None = None
 ) -> Evaluation:
     """Evaluates a run.
 
     Args:
-        run: a `Run`.
+        run: the trained model.
         split: of its data.
         num_samples: K of the importance-weighted bound.
         num_images: evenly spaced over the split; None takes all.

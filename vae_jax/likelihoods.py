@@ -136,7 +136,7 @@ class HeteroscedasticGaussian(nn.Module):
 
 
 class DiscretizedLogistic(nn.Module):
-    """A logistic integrated over the 256 levels of each pixel (Kingma et al. 2016, section 5.2).
+    """A logistic integrated over the 256 levels of each pixel (Kingma et al. 2016, the IAF paper).
 
     Attributes:
         kernel_init: of the two affine maps, to the location and to the log-scale of each pixel.
