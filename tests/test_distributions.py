@@ -10,8 +10,10 @@ import numpyro.distributions as dist
 import pytest
 from scipy import special, stats
 
-from vae_jax import MLP, VAE, Bernoulli, DiagonalGaussian, VampPrior, distributions
-from vae_jax.distributions import DiscretizedLogistic, Mixture, Normal, draw, exact_kl
+from vae_jax import MLP, VAE, Bernoulli, DiagonalGaussian, VampPrior
+from vae_jax.distributions import Mixture, Normal, draw, exact_kl
+from vae_jax.likelihoods.bernoulli import BernoulliDistribution
+from vae_jax.likelihoods.logistic import DiscretizedLogisticDistribution
 
 K, B, D = 5, 4, 3
 LEVELS = np.arange(256) / 255
@@ -26,8 +28,10 @@ def mixture() -> Any:
 
 BATCHED: dict[str, Any] = {
     "normal": Normal(jnp.asarray(LOC), jnp.asarray(SCALE)),
-    "bernoulli": distributions.Bernoulli(jnp.asarray(LOC)),
-    "discretized_logistic": DiscretizedLogistic(jnp.asarray(LOC), scale=jnp.asarray(SCALE)),
+    "bernoulli": BernoulliDistribution(jnp.asarray(LOC)),
+    "discretized_logistic": DiscretizedLogisticDistribution(
+        jnp.asarray(LOC), scale=jnp.asarray(SCALE)
+    ),
 }
 EVERY = BATCHED | {"mixture": mixture()}
 batched = pytest.mark.parametrize("p", BATCHED.values(), ids=BATCHED)
@@ -122,7 +126,7 @@ def test_bernoulli_is_scipys(event):
     x = np.random.default_rng(0).integers(0, 2, (K, B, *event))
     logits = LOC.reshape(B, *event)
     expected = stats.bernoulli.logpmf(x, special.expit(logits)).reshape(K, B, D).sum(-1)
-    p = distributions.Bernoulli(jnp.asarray(logits), event_ndims=len(event))
+    p = BernoulliDistribution(jnp.asarray(logits), event_ndims=len(event))
     np.testing.assert_allclose(p.log_prob(jnp.asarray(x)), expected, rtol=2e-6)
     np.testing.assert_allclose(p.mean, special.expit(logits), rtol=1e-6)
 
@@ -133,7 +137,7 @@ def test_bernoulli_at_extreme_logits(logit):
     for x in (0.0, 1.0):
 
         def log_prob(logit, x=x):
-            return distributions.Bernoulli(logit[None]).log_prob(jnp.array([x]))
+            return BernoulliDistribution(logit[None]).log_prob(jnp.array([x]))
 
         value, gradient = jax.value_and_grad(log_prob)(jnp.asarray(logit))
         expected = -np.logaddexp(0, -logit if x else logit)
@@ -151,7 +155,7 @@ def discretized_logistic_mass(loc: float, scale: float) -> np.ndarray:
 @pytest.mark.parametrize("scale", [0.002, 0.05, 3.0])
 def test_discretized_logistic_is_a_difference_of_scipys_cdf(loc, scale):
     with jax.enable_x64(True):
-        p = DiscretizedLogistic(jnp.full(1, loc), scale=jnp.full(1, scale))
+        p = DiscretizedLogisticDistribution(jnp.full(1, loc), scale=jnp.full(1, scale))
         mass = np.exp(p.log_prob(jnp.asarray(LEVELS)[:, None]))
     assert mass.sum() == pytest.approx(1.0, abs=1e-12)
     np.testing.assert_allclose(mass, discretized_logistic_mass(loc, scale), rtol=1e-9, atol=1e-14)
@@ -162,7 +166,7 @@ def log_mass_and_gradients(loc, scale):
     """ln mass of the 256 levels in float32, and its derivatives by loc and scale, `[256]` each."""
 
     def log_mass(loc, scale):
-        p = DiscretizedLogistic(loc[None], scale=scale[None])
+        p = DiscretizedLogisticDistribution(loc[None], scale=scale[None])
         return p.log_prob(jnp.asarray(LEVELS, jnp.float32)[:, None])
 
     return log_mass(loc, scale), jax.jacfwd(log_mass, (0, 1))(loc, scale)
@@ -226,7 +230,7 @@ def test_bernoulli_samples():
 def test_discretized_logistic_samples():
     """Chi-squared of the levels' counts against SciPy's cdf; rare levels are pooled."""
     loc, scale, count = 0.1, 0.05, 20000
-    p = DiscretizedLogistic(jnp.full(1, loc), scale=jnp.full(1, scale))
+    p = DiscretizedLogisticDistribution(jnp.full(1, loc), scale=jnp.full(1, scale))
     x = np.asarray(p.sample(jax.random.key(5), (count,)), np.float64)[:, 0] * 255
     np.testing.assert_allclose(x, np.round(x), atol=1e-4)
     expected = count * discretized_logistic_mass(loc, scale)
@@ -275,7 +279,7 @@ def test_exact_kl_to_the_standard_normal():
 
 def test_exact_kl_of_bernoullis_is_the_enumerated_sum():
     """sum over the 2^D values of q(x) ln q(x)/p(x), with SciPy's masses."""
-    q, p = BATCHED["bernoulli"], distributions.Bernoulli(jnp.asarray(LOC[::-1] * 2))
+    q, p = BATCHED["bernoulli"], BernoulliDistribution(jnp.asarray(LOC[::-1] * 2))
     values = np.array(list(itertools.product((0, 1), repeat=D)))[:, None]
     log_q, log_p = (
         stats.bernoulli.logpmf(values, special.expit(np.float64(r.loc))).sum(-1) for r in (q, p)
@@ -288,7 +292,7 @@ def test_exact_kl_of_bernoullis_is_the_enumerated_sum():
     ("q", "p"),
     [
         (BATCHED["normal"], Normal(jnp.full(D, 0.3), jnp.full(D, 1.2))),
-        (BATCHED["bernoulli"], distributions.Bernoulli(jnp.full((B, D), 0.3))),
+        (BATCHED["bernoulli"], BernoulliDistribution(jnp.full((B, D), 0.3))),
     ],
     ids=["normal", "bernoulli"],
 )
@@ -327,7 +331,7 @@ def vamp():
 
 def prior_log_prob(model, params, z):
     def log_prob(model, z):
-        return model.prior(model.encode, SHAPE).log_prob(z)
+        return model.prior(model).log_prob(z)
 
     return model.apply({"params": params}, z, method=log_prob)
 

@@ -104,7 +104,10 @@ def by_slot(keys, num_samples) -> Any:
     unused: Any = None
     q = Normal(jnp.arange(2.0)[:, None] + jnp.zeros((2, D)), jnp.ones((2, D)))
     return Terms(
+        x=unused,
+        keys=keys,
         z=unused,
+        path=None,
         log_px=jnp.asarray(SLOTS)[:num_samples, None] * ones,
         log_pz=jnp.stack([-ones, -2 * ones]),
         log_qz=jnp.stack([-0.5 * ones, 3 * ones]),

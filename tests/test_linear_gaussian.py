@@ -48,11 +48,14 @@ def exact_terms(model, variables, x) -> Terms:
     offsets = math.sqrt(D) * jnp.concatenate([jnp.eye(D), -jnp.eye(D)])
     z = q.loc + q.scale * offsets[:, None]
     px = model.apply(variables, z, method="decode")
-    p = model.apply(variables, method=lambda model: model.prior(model.encode, SHAPE))
+    p = model.apply(variables, method=lambda model: model.prior(model))
     kl = exact_kl(q, p)
     assert kl is not None
     return Terms(
+        x=x,
+        keys=example_keys(len(x)),
         z=z,
+        path=None,
         log_px=px.log_prob(x),
         log_pz=p.log_prob(z)[None],
         log_qz=q.log_prob(z)[None],

@@ -31,7 +31,10 @@ def make_terms(log_px, log_pz, log_qz, kl=None) -> Terms:
     """Terms of the given numbers; what objectives must not look at is None."""
     unused: Any = None
     return Terms(
+        x=unused,
+        keys=unused,
         z=unused,
+        path=unused,
         log_px=jnp.asarray(log_px),
         log_pz=jnp.asarray(log_pz),
         log_qz=jnp.asarray(log_qz),
@@ -148,7 +151,7 @@ def derivatives(request):
         @jax.jit
         def all_of_them(params):
             result = {"directions": directions, "log_w": terms(params).log_w}
-            result["jacobian"] = jax.jacfwd(lambda params: terms(params).log_w)(params)
+            result["jacobian"] = jax.jacrev(lambda params: terms(params).log_w)(params)
             points = jnp.stack([params + H * directions, params - H * directions])
             for name, objective in OBJECTIVES.items():
 

@@ -40,8 +40,9 @@ from vae_jax import (
     train,
 )
 from vae_jax import evaluate as evaluate_run
+from vae_jax.compatibility import Requirements
 from vae_jax.interruption import Interrupted
-from vae_jax.objectives import Metrics, Objective
+from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.parallel import AXIS, gather, on_every_device, replicate, split, unreplicate
 from vae_jax.run import Run
 from vae_jax.train import init_state, loss_and_gradients
@@ -58,8 +59,12 @@ class Exposed:
     def num_samples(self) -> int:
         return self.objective.num_samples
 
-    def __call__(self, terms: Terms, step: Array) -> tuple[Array, Metrics]:
-        loss, metrics = self.objective(terms, step)
+    @property
+    def requires(self) -> Requirements:
+        return self.objective.requires
+
+    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+        loss, metrics = self.objective(terms, step, model)
         whole = partial(lax.all_gather, axis_name=AXIS, axis=1, tiled=True)
         # log_px depends on the binarization of x, z on that and on the posterior's noise.
         return loss, metrics | {"z": whole(terms.z), "log_px": whole(terms.log_px)}

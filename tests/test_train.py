@@ -23,7 +23,7 @@ from vae_jax import ELBO, Experiment, Gaussian, VaeJaxError, evaluate, load_run,
 from vae_jax.checkpoint import fingerprint
 from vae_jax.data import batch_indices
 from vae_jax.interruption import Interrupted
-from vae_jax.objectives import Metrics
+from vae_jax.objectives.base import Metrics
 from vae_jax.parallel import AXIS, replicate, split, unreplicate
 from vae_jax.train import TrainState, init_state, make_train_chunk
 from vae_jax.vae import Terms

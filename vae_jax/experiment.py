@@ -12,11 +12,11 @@ from typing import Any
 
 import optax
 
-from vae_jax import likelihoods
+from vae_jax.compatibility import check
 from vae_jax.data import Data
 from vae_jax.errors import VaeJaxError
 from vae_jax.hierarchical import HierarchicalVAE
-from vae_jax.objectives import Objective
+from vae_jax.objectives.base import Objective
 from vae_jax.vae import VAE
 
 Model = VAE | HierarchicalVAE
@@ -41,7 +41,7 @@ class Experiment:
         max_nonfinite: training stops after so many skipped steps in a row.
 
     Raises:
-        VaeJaxError: the data do not fit the likelihood, or a number makes no sense.
+        VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
     """
 
     data: Data
@@ -73,13 +73,7 @@ class Experiment:
                 f"The model is for images of shape {self.model.image_shape}, {self.data.name} has "
                 f"{self.data.image_shape}: set image_shape."
             )
-        likelihood, support = self.model.likelihood, self.data.support
-        if support not in likelihood.supports:
-            fitting = [other.__name__ for other in likelihoods.ALL if support in other.supports]
-            raise VaeJaxError(
-                f"{type(likelihood).__name__} gives no probability to {support} images (protocol "
-                f"{self.data.protocol.name} of {self.data.name}); these do: {', '.join(fitting)}."
-            )
+        check(self.model, self.objective, self.data)
 
 
 @dataclass(frozen=True)

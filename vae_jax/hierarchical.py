@@ -12,13 +12,6 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.vae import Terms, apply_flat, fold_in_each
 
 
-def _no_density(x: Array) -> Normal:
-    raise VaeJaxError(
-        "The prior wants q(z|x), which has no density in the top layer of a HierarchicalVAE (the "
-        "layers below are sampled): take one that does not, such as StandardNormal."
-    )
-
-
 class HierarchicalVAE(nn.Module):
     """Inference bottom-up, generation top-down (Burda et al. 2015, section 2).
 
@@ -32,6 +25,7 @@ class HierarchicalVAE(nn.Module):
         decoders: L networks: the first towards x, then towards z_1, ..., z_{L-1}.
         conditionals: L - 1: p(z_1|z_2), ..., on the features of decoders[1:].
         likelihood: p(x|z_1), on the features of decoders[0].
+        critic: what the objective plays against, if it needs one.
         image_shape: (H, W, C).
     """
 
@@ -41,6 +35,7 @@ class HierarchicalVAE(nn.Module):
     decoders: Sequence[nn.Module]
     conditionals: Sequence[nn.Module]
     likelihood: nn.Module
+    critic: nn.Module | None = None
     image_shape: Shape = (28, 28, 1)
 
     def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
@@ -57,7 +52,10 @@ class HierarchicalVAE(nn.Module):
         ps = [*(self._generate(layer, z) for layer, z in enumerate(zs[1:])), self._top()]
         px = self.decode(zs[0])
         return Terms(
+            x=x,
+            keys=keys,
             z=tuple(zs),
+            path=None,
             log_px=px.log_prob(x),
             log_pz=jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)]),
             log_qz=jnp.stack([q.log_prob(z) for q, z in zip(qs, zs, strict=True)]),
@@ -97,4 +95,10 @@ class HierarchicalVAE(nn.Module):
         return apply_flat(lambda z: self.conditionals[layer](self.decoders[layer + 1](z)), z)
 
     def _top(self) -> Distribution:
-        return self.prior(_no_density, self.image_shape)
+        if self.prior.needs:
+            raise VaeJaxError(
+                f"{type(self.prior).__name__} is made of q(z|x), which has no density in the top "
+                "layer of a HierarchicalVAE (the layers below are sampled): take a prior that is "
+                "not, such as StandardNormal."
+            )
+        return self.prior(self)

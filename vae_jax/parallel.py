@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -84,6 +84,34 @@ def share_of(batch_size: int) -> int:
             f"of {devices}, such as {-(-batch_size // devices) * devices}."
         )
     return batch_size // devices
+
+
+def _inside() -> bool:
+    """Whether a function of `on_every_device` is being traced."""
+    try:
+        lax.axis_index(AXIS)
+    except NameError:
+        return False
+    return True
+
+
+def whole_batch(share: Array, axis: int = 0) -> Array:
+    """Every device's examples in global order, `[b, ...]` to `[B, ...]`, differentiably.
+
+    Estimators that look at the batch as a whole gather it first, so that they do not change with
+    the number of devices. Outside of `on_every_device` the share is the batch.
+    """
+    return lax.all_gather(share, AXIS, axis=axis, tiled=True) if _inside() else share
+
+
+def batch_mean(share: Array) -> Array:
+    """The mean over the devices of equal shares' means."""
+    return lax.pmean(share, AXIS) if _inside() else share
+
+
+def batch_offset(share: int) -> Array | int:
+    """The place in the global batch of this device's first example, of `share` on each device."""
+    return lax.axis_index(AXIS) * share if _inside() else 0
 
 
 def on_every_device(function: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:

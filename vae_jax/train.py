@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from flax import struct
 from jax import Array, lax
 
@@ -21,7 +22,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.evaluate import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interruption import Interrupted, signals
-from vae_jax.objectives import Metrics
+from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.progress import Progress
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.vae import fold_in_each
@@ -60,14 +61,26 @@ class TrainState:
         return {"params": params, **self.model_state}
 
 
+def loss_and_metrics(
+    model: nn.Module, objective: Objective, x: Array, keys: Array, step: Array
+) -> tuple[Array, Metrics]:
+    """The objective at the model's Terms for images `[B, H, W, C]` and keys `[B]`.
+
+    Runs in the scope of the model, so that the objective can call its parts.
+    """
+    return objective(model(x, keys, objective.num_samples), step, model)
+
+
 def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
     """The state before the first step, a function of the seed alone."""
     key = jax.random.fold_in(jax.random.key(seed), INIT)
     x = jnp.zeros((1, *experiment.data.image_shape))
-    variables = dict(experiment.model.init(key, x, key[None]))
+    step = jnp.zeros((), jnp.int32)
+    init = nn.init(loss_and_metrics, experiment.model)  # which also calls a critic
+    variables = dict(init(key, experiment.objective, x, key[None], step))
     params = variables.pop("params")
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=step,
         params=params,
         model_state=variables,
         ema_params=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
@@ -85,7 +98,7 @@ def loss_and_gradients(
     One device's view: `indices` `[b]` are its share of the batch's rows in `images`, `[N,H,W,C]`
     uint8. An example's noise depends on the seed, the step and its place in the global batch.
     """
-    place = lax.axis_index(parallel.AXIS) * len(indices) + jnp.arange(len(indices))
+    place = parallel.batch_offset(len(indices)) + jnp.arange(len(indices))
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
     protocol = experiment.data.protocol
@@ -95,15 +108,16 @@ def loss_and_gradients(
         x_keys = index_keys(BINARIZATION_SEED, "train", indices)
     x = protocol.apply(images[indices], x_keys)
 
+    apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))
+
     def loss_of(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
-        terms, model_state = experiment.model.apply(
+        (loss, metrics), model_state = apply(
             {"params": params, **state.model_state},
+            experiment.objective,
             x,
             fold_in_each(keys, POSTERIOR),
-            experiment.objective.num_samples,
-            mutable=list(state.model_state),
+            state.step,
         )
-        loss, metrics = experiment.objective(terms, state.step)
         return loss, (metrics, model_state)
 
     (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(

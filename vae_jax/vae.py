@@ -1,10 +1,12 @@
 """The variational autoencoder and its Terms."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -18,7 +20,11 @@ class Terms:
     """All that an objective or an estimator needs, per sample k and example b; nothing is averaged.
 
     Attributes:
+        x: images `[B, H, W, C]` as the likelihood sees them.
+        keys: `[B]`, to fold in for more noise (`fold_in_each`); what is drawn here used them bare.
         z: latents `[K, B, ...]`; a tuple, bottom layer first, in hierarchical models.
+        path: zeros `[K, B]`; adding `(c * path).sum()` to a loss multiplies the gradient that
+            passes through z[k, b] by 1 + c[k, b] (`weigh_path`). None in hierarchical models.
         log_px: ln p(x|z), `[K, B]`, nats, summed over pixels.
         log_pz: ln p(z), layer by layer, `[L, K, B]`.
         log_qz: ln q(z|x), layer by layer, `[L, K, B]`.
@@ -28,7 +34,10 @@ class Terms:
         reconstruction: mean of p(x|z), `[K, B, H, W, C]`.
     """
 
+    x: Array
+    keys: Array
     z: Array | tuple[Array, ...]
+    path: Array | None
     log_px: Array
     log_pz: Array
     log_qz: Array
@@ -48,10 +57,37 @@ class Terms:
         return (self.log_qz - self.log_pz).mean(1)
 
 
-def apply_flat(conditional: Callable[[Array], D], z: Array) -> D:
-    """p(. | z) for latent vectors `[..., d]`, through networks that take `[N, d]`."""
-    batch = z.shape[:-1]
-    flat = conditional(z.reshape(-1, z.shape[-1]))
+@jax.custom_vjp
+def weigh_path(z: Array, weights: Array) -> tuple[Array, Array]:
+    """The identity, whose backward pass multiplies z's cotangent by 1 + that of `weights`.
+
+    So one backward pass gives the parameters behind z another weight for each sample than the
+    parameters in front of it, as doubly reparameterized gradients need (Tucker et al. 2019).
+
+    Args:
+        z: `[K, B, ...]`.
+        weights: zeros `[K, B]`.
+    """
+    return z, weights
+
+
+def _weigh_path_forward(z: Array, weights: Array) -> tuple[tuple[Array, Array], None]:
+    return (z, weights), None
+
+
+def _weigh_path_backward(_: None, cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    of_z, weights = cotangents
+    factor = 1 + weights.reshape(weights.shape + (1,) * (of_z.ndim - weights.ndim))
+    return factor * of_z, jnp.zeros_like(weights)
+
+
+weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
+
+
+def apply_flat(conditional: Callable[[Array], D], z: Array, event_ndims: int = 1) -> D:
+    """p(. | z) for latents `[*batch, *event]`, through networks that take `[N, *event]`."""
+    batch, event = z.shape[: z.ndim - event_ndims], z.shape[z.ndim - event_ndims :]
+    flat = conditional(z.reshape(math.prod(batch), *event))
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
 
 
@@ -69,6 +105,7 @@ class VAE(nn.Module):
         prior: p(z).
         decoder: network from latents, and the image shape, to features.
         likelihood: from features, and the image shape, to p(x|z).
+        critic: what the objective plays against, if it needs one.
         image_shape: (H, W, C).
     """
 
@@ -77,6 +114,7 @@ class VAE(nn.Module):
     prior: nn.Module
     decoder: nn.Module
     likelihood: nn.Module
+    critic: nn.Module | None = None
     image_shape: Shape = (28, 28, 1)
 
     def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
@@ -88,13 +126,17 @@ class VAE(nn.Module):
             num_samples: K.
         """
         q = self.encode(x)
-        p = self.prior(self.encode, self.image_shape)
+        p = self.prior(self)
         z, log_qz = q.sample_and_log_prob(keys, (num_samples,))
+        z, path = weigh_path(z, jnp.zeros(z.shape[:2], z.dtype))
         log_pz = p.log_prob(z)
         px = self.decode(z)
         kl = exact_kl(q, p)
         return Terms(
+            x=x,
+            keys=keys,
             z=z,
+            path=path,
             log_px=px.log_prob(x),
             log_pz=log_pz[None],
             log_qz=log_qz[None],
@@ -109,15 +151,18 @@ class VAE(nn.Module):
         return self.posterior(self.encoder(x))
 
     def decode(self, z: Array) -> Distribution:
-        """p(x|z) for latents `[..., d]`: batch `[...]`, event `[H, W, C]`."""
+        """p(x|z) for latents `[..., *event]`: batch `[...]`, event `[H, W, C]`."""
 
         def likelihood(z: Array) -> Distribution:
             return self.likelihood(self.decoder(z, self.image_shape), self.image_shape)
 
-        return apply_flat(likelihood, z)
+        return apply_flat(likelihood, z, self.posterior.event_ndims)
 
     def sample(self, keys: Array) -> tuple[Array, Distribution]:
-        """Latents `[N, d]` from the prior, one for each key of `[N]`, and p(x|z) there."""
-        p = self.prior(self.encode, self.image_shape)
-        z = jax.vmap(p.sample)(keys)
+        """Latents `[N, *event]` from the prior, one for each key of `[N]`, and p(x|z) there."""
+        z = jax.vmap(self.prior(self).sample)(keys)
         return z, self.decode(z)
+
+    def log_joint(self, x: Array, z: Array) -> Array:
+        """ln p(x|z) + ln p(z) for images `[B, H, W, C]` and latents `[..., B, *event]`, nats."""
+        return self.decode(z).log_prob(x) + self.prior(self).log_prob(z)

@@ -1,10 +1,13 @@
-"""q(z|x): a network's features become a distribution over latents."""
+"""Gaussian posteriors."""
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 
+from vae_jax.compatibility import Space, Trait
 from vae_jax.distributions import Normal
 
 
@@ -20,6 +23,12 @@ class DiagonalGaussian(nn.Module):
 
     dim: int
     kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset(
+        {"density", "path", "factors", "amortized", "noise"}
+    )
 
     @nn.compact
     def __call__(self, features: Array) -> Normal:

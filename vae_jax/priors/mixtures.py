@@ -1,27 +1,13 @@
-"""p(z): called with `encode`, the map from images to q(z|x), and the image shape.
+"""Mixture priors."""
 
-Most priors ignore both; the VampPrior is made of them.
-"""
-
-from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.distributions import Mixture, Normal, Shape
-
-Encode = Callable[[Array], Normal]
-
-
-class StandardNormal(nn.Module):
-    """p(z) = N(0, I) over `[dim]`."""
-
-    dim: int
-
-    def __call__(self, encode: Encode, image_shape: Shape) -> Normal:
-        """Batch `[]`, event `[dim]`."""
-        return Normal(jnp.zeros(self.dim), jnp.ones(self.dim))
+from vae_jax.compatibility import Space, Trait
+from vae_jax.distributions import Mixture, Shape
 
 
 class VampPrior(nn.Module):
@@ -37,13 +23,18 @@ class VampPrior(nn.Module):
     mean: float = 0.05
     stddev: float = 0.01
 
+    spaces: ClassVar[frozenset[Space]] = frozenset({"real", "sphere"})
+    needs: ClassVar[frozenset[Trait]] = frozenset({"density", "amortized"})
+    factors: ClassVar[bool] = False
+
     @nn.compact
-    def __call__(self, encode: Encode, image_shape: Shape) -> Mixture:
+    def __call__(self, model: Any) -> Mixture:
         """Batch `[]`, event that of q."""
 
         def init(key: Array, shape: Shape) -> Array:
             return self.mean + self.stddev * nn.initializers.normal(1.0)(key, shape)
 
-        pseudo_inputs = self.param("pseudo_inputs", init, (self.num_components, *image_shape))
+        shape = (self.num_components, *model.image_shape)
+        pseudo_inputs = self.param("pseudo_inputs", init, shape)
         log_weights = jnp.full(self.num_components, -jnp.log(self.num_components))
-        return Mixture(log_weights, encode(jnp.clip(pseudo_inputs, 0.0, 1.0)))
+        return Mixture(log_weights, model.encode(jnp.clip(pseudo_inputs, 0.0, 1.0)))

@@ -1,0 +1,202 @@
+"""Which parts make a model that means something, and a sentence for those that do not.
+
+Every part declares what it is (see `vae_jax.posteriors`, `vae_jax.priors`, `vae_jax.likelihoods`)
+and every objective what it requires. Refusals name the public parts that would fit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+import vae_jax
+from vae_jax.errors import VaeJaxError
+
+if TYPE_CHECKING:
+    from vae_jax.data import Data
+
+Space = Literal["real", "sphere", "onehot", "simplex", "codes"]
+Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
+
+SPACES: frozenset[Space] = frozenset({"real", "sphere", "onehot", "simplex", "codes"})
+_SPACE_NAMES: dict[Space, str] = {
+    "real": "real vectors",
+    "sphere": "unit vectors",
+    "onehot": "one-hot vectors",
+    "simplex": "probability vectors",
+    "codes": "codes of a codebook",
+}
+_TRAIT_NAMES: dict[Trait, str] = {
+    "density": "a density of q(z|x)",
+    "path": "a density of q(z|x) that is differentiable along z",
+    "factors": "a q(z|x) of independent components with a KL each",
+    "amortized": "a q(z|x) all of whose parameters depend on x",
+    "noise": "a q(z|x) from which two draws differ",
+    "codebook": "a codebook",
+}
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What an objective needs of a model.
+
+    Attributes:
+        posterior: traits of q(z|x), of every layer.
+        without: traits that q(z|x) must not have.
+        spaces: where z may live.
+        factorized_prior: whether p(z) must have independent components.
+        critic: names of critic classes of which the model must have one; empty if it needs none.
+        one_layer: whether hierarchical models are excluded.
+    """
+
+    posterior: frozenset[Trait] = frozenset()
+    without: frozenset[Trait] = frozenset()
+    spaces: frozenset[Space] = SPACES
+    factorized_prior: bool = False
+    critic: tuple[str, ...] = ()
+    one_layer: bool = False
+
+
+def public(kind: Literal["posterior", "prior", "likelihood"]) -> list[type]:
+    """The public parts of a kind, told by what they declare, in alphabetical order."""
+    declares = {"posterior": "traits", "prior": "spaces", "likelihood": "supports"}[kind]
+    named = [getattr(vae_jax, name) for name in sorted(vae_jax.__all__)]
+    return [part for part in named if isinstance(part, type) and hasattr(part, declares)]
+
+
+def _fitting(kind: Literal["posterior", "prior", "likelihood"], fits: Callable[[Any], bool]) -> str:
+    names = [part.__name__ for part in public(kind) if fits(part)]
+    return f"these do: {', '.join(names)}" if names else "no part of this package does"
+
+
+def check_data(likelihood: Any, data: "Data") -> None:
+    """The likelihood gives a probability to what the data's protocol makes.
+
+    Raises:
+        VaeJaxError: it does not.
+    """
+    if data.support not in likelihood.supports:
+        raise VaeJaxError(
+            f"{type(likelihood).__name__} gives no probability to {data.support} images (protocol "
+            f"{data.protocol.name} of {data.name}); "
+            f"{_fitting('likelihood', lambda part: data.support in part.supports)}."
+        )
+
+
+def check_prior(posterior: Any, prior: Any) -> None:
+    """The prior covers the space of the posterior and can be made of it.
+
+    Raises:
+        VaeJaxError: it does not, or cannot.
+    """
+    name, q_name = type(prior).__name__, type(posterior).__name__
+    if posterior.space not in prior.spaces:
+        raise VaeJaxError(
+            f"{name} gives no density to {_SPACE_NAMES[posterior.space]}, the latents of {q_name}; "
+            f"{_fitting('prior', lambda p: fits_prior(posterior, p))}."
+        )
+    for trait in sorted(prior.needs - posterior.traits):
+        raise VaeJaxError(
+            f"{name} needs {_TRAIT_NAMES[trait]}, which {q_name} does not have; "
+            f"{_fitting('posterior', lambda q: fits_prior(q, prior))}."
+        )
+
+
+def fits_prior(posterior: Any, prior: Any) -> bool:
+    """Whether `check_prior` lets the pair pass."""
+    return posterior.space in prior.spaces and prior.needs <= posterior.traits
+
+
+def fits_posterior(requires: Requirements, posterior: Any) -> bool:
+    """Whether an objective with these requirements takes the posterior."""
+    return (
+        posterior.space in requires.spaces
+        and requires.posterior <= posterior.traits
+        and not requires.without & posterior.traits
+    )
+
+
+def check_objective(objective: Any, model: Any) -> None:
+    """The model has what the objective requires.
+
+    Raises:
+        VaeJaxError: it has not.
+    """
+    requires: Requirements = objective.requires
+    name, several = type(objective).__name__, hasattr(model, "posteriors")
+    if requires.one_layer and several:
+        raise VaeJaxError(
+            f"{name} is for models with one layer of latents, and {type(model).__name__} has "
+            "several: take a VAE, or another objective, such as ELBO."
+        )
+    for posterior in model.posteriors if several else [model.posterior]:
+        missing = sorted(requires.posterior - posterior.traits)
+        excess = sorted(requires.without & posterior.traits)
+        if missing:
+            problem = f"needs {_TRAIT_NAMES[missing[0]]}, which {type(posterior).__name__} lacks"
+        elif excess:
+            problem = f"has no use for {_TRAIT_NAMES[excess[0]]}, as {type(posterior).__name__} has"
+        elif posterior.space not in requires.spaces:
+            problem = (
+                f"has no meaning for {_SPACE_NAMES[posterior.space]}, the latents of "
+                f"{type(posterior).__name__}"
+            )
+        else:
+            continue
+        raise VaeJaxError(
+            f"{name} {problem}; for posteriors, "
+            f"{_fitting('posterior', lambda q: fits_posterior(requires, q))}."
+        )
+    if requires.factorized_prior and not model.prior.factors:
+        raise VaeJaxError(
+            f"{name} needs a prior with independent components, which "
+            f"{type(model.prior).__name__} has not; {_fitting('prior', lambda p: p.factors)}."
+        )
+    critic = type(model.critic).__name__
+    if requires.critic and critic not in requires.critic:
+        raise VaeJaxError(
+            f"{name} plays against a critic: give the model critic={' or '.join(requires.critic)}"
+            f"(...){'' if model.critic is None else f' instead of {critic}'}."
+        )
+    if model.critic is not None and not requires.critic:
+        raise VaeJaxError(
+            f"{name} has no use for a critic: leave {critic} out, or take another objective."
+        )
+
+
+def check_shapes(model: Any) -> None:
+    """Prior and posterior have events of the same shape; every network takes what it is given.
+
+    Raises:
+        VaeJaxError: the parts do not fit together.
+    """
+    x = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    try:
+        terms, _ = jax.eval_shape(model.init_with_output, key, x, keys)
+    except (TypeError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), repr(error))
+        raise VaeJaxError(f"The parts of the model do not fit together: {first}") from error
+    qs, ps = (each if isinstance(each, tuple) else (each,) for each in (terms.q, terms.p))
+    for q, p in zip(qs, ps, strict=True):
+        if q.event_shape != p.event_shape:
+            raise VaeJaxError(
+                f"The posterior's latents have the shape {q.event_shape}, the prior's "
+                f"{p.event_shape}: give both the same."
+            )
+
+
+def check(model: Any, objective: Any, data: "Data") -> None:
+    """Everything that has to fit before training.
+
+    Raises:
+        VaeJaxError: a combination has no meaning; the sentence names what would fit.
+    """
+    check_data(model.likelihood, data)
+    if hasattr(model, "posterior"):
+        check_prior(model.posterior, model.prior)
+    check_objective(objective, model)
+    check_shapes(model)

@@ -1,0 +1,129 @@
+"""What a density is, and the registry of exact KL divergences."""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+from flax import struct
+from jax import Array
+
+Shape = tuple[int, ...]
+
+
+def draw(
+    sampler: Callable[[Array, Shape], Array], key: Array, sample_shape: Shape, shape: Shape
+) -> Array:
+    """Noise of shape `[*sample_shape, *shape]`, from one key or from one key per example.
+
+    Args:
+        sampler: `(key, shape) -> noise`, e.g. `jax.random.normal`.
+        key: one typed key for everything; or keys `[B]` (or `[K, B]`), the leading axes of `shape`:
+            then example b's noise depends on `key[b]` alone, whatever the batch or the number of
+            devices around it.
+        sample_shape: leading axes of independent draws.
+        shape: `[*batch, *event]`.
+    """
+    if key.ndim == 0:
+        return sampler(key, sample_shape + shape)
+    rest = shape[key.ndim :]
+    per_example = jax.vmap(lambda k: sampler(k, sample_shape + rest), out_axes=len(sample_shape))
+    return per_example(key.reshape(-1)).reshape(sample_shape + shape)
+
+
+def split_key(key: Array, num: int = 2) -> tuple[Array, ...]:
+    """`num` keys for different purposes from one key, or from one key per example."""
+    if key.ndim == 0:
+        return tuple(jax.random.split(key, num))
+    keys = jax.vmap(lambda k: jax.random.split(k, num))(key.reshape(-1))
+    return tuple(keys[:, i].reshape(key.shape) for i in range(num))
+
+
+class Distribution(abc.ABC):
+    """What every density offers; see the package's docstring for shapes."""
+
+    exact_mean: ClassVar[bool] = True
+    """Whether `mean` is the mean; where it has no closed form, `mean` is a central point."""
+
+    @property
+    @abc.abstractmethod
+    def batch_shape(self) -> Shape:
+        """Shape of `log_prob` of one sample."""
+
+    @property
+    @abc.abstractmethod
+    def event_shape(self) -> Shape:
+        """Shape of one draw: `[d]` for a latent vector, `[H, W, C]` for an image."""
+
+    @property
+    @abc.abstractmethod
+    def mean(self) -> Array:
+        """Mean, `[*batch, *event]`."""
+
+    @abc.abstractmethod
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """Draws `[*sample_shape, *batch, *event]`; `key` is one key or one per example (`draw`)."""
+
+    @abc.abstractmethod
+    def log_prob(self, value: Array) -> Array:
+        """Log-density in nats, `[..., *batch]` for `value` of shape `[..., *batch, *event]`."""
+
+    def sample_and_log_prob(self, key: Array, sample_shape: Shape = ()) -> tuple[Array, Array]:
+        """A draw and its log-density; cheaper than two calls where the density shares work."""
+        value = self.sample(key, sample_shape)
+        return value, self.log_prob(value)
+
+
+def sum_event(x: Array, event_ndims: int) -> Array:
+    """Sums the last `event_ndims` axes."""
+    return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
+
+
+@struct.dataclass
+class Elementwise(Distribution):
+    """Independent components: `loc`'s last `event_ndims` axes are the event.
+
+    With `event_ndims=0` each component is an event of its own: `components` does that.
+    """
+
+    loc: Array
+    event_ndims: int = struct.field(pytree_node=False, default=1, kw_only=True)
+
+    @property
+    def batch_shape(self) -> Shape:
+        """As the base class says."""
+        return self.loc.shape[: self.loc.ndim - self.event_ndims]
+
+    @property
+    def event_shape(self) -> Shape:
+        """As the base class says."""
+        return self.loc.shape[self.loc.ndim - self.event_ndims :]
+
+    @property
+    def mean(self) -> Array:
+        """`[*batch, *event]`."""
+        return self.loc
+
+    @property
+    def components(self) -> "Elementwise":
+        """The same density with `log_prob` and KL component by component, `[*batch, *event]`."""
+        return self.replace(event_ndims=0)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_EXACT_KL: dict[tuple[type, type], Callable] = {}
+
+
+def register_kl(q_type: type, p_type: type) -> Callable[[Callable], Callable]:
+    """Declares a closed form of KL(q || p) for a pair of distribution types."""
+
+    def register(function: Callable) -> Callable:
+        _EXACT_KL[q_type, p_type] = function
+        return function
+
+    return register
+
+
+def exact_kl(q: Distribution, p: Distribution) -> Array | None:
+    """KL(q || p) in nats, `[*batch]`, or None where no closed form is registered."""
+    function = _EXACT_KL.get((type(q), type(p)))
+    return None if function is None else function(q, p)

@@ -1,0 +1,13 @@
+"""p(x|z): a network's features become a distribution over images.
+
+Each likelihood is a Linen module, in a file with the density that only it uses, with two
+declarations:
+
+- `supports`: the kinds of data it gives a meaning to: `"binary"`, `"uint8"` (the 256 levels on a
+  grid k/255), `"unit"` (reals in [0, 1]), `"real"`.
+- `measure`: `"mass"` (bits/dim defined), `"density"` (nats only, unless the data were
+  dequantized), `"pseudo"` (not normalized: no NLL).
+
+What is public is named in `vae_jax/__init__.pyi`, and that is what refusals offer and what the
+shared tests run over.
+"""

@@ -1,0 +1,59 @@
+"""Binary pixels."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+from flax import struct
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax.data.pipeline import Support
+from vae_jax.distributions import Elementwise, Shape, draw, register_kl, sum_event
+from vae_jax.likelihoods.base import Measure, per_pixel
+
+
+@struct.dataclass
+class BernoulliDistribution(Elementwise):
+    """P(x = 1) = sigmoid(loc): `loc` holds logits, values are 0 or 1."""
+
+    @property
+    def mean(self) -> Array:
+        """Probabilities, never logits."""
+        return jax.nn.sigmoid(self.loc)
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """Zeros and ones, float."""
+        uniform = draw(jax.random.uniform, key, sample_shape, self.loc.shape)
+        return (uniform < self.mean).astype(self.loc.dtype)
+
+    def log_prob(self, value: Array) -> Array:
+        """Sum of x l - ln(1 + e^l): finite, with finite gradients, at any logit."""
+        return sum_event(value * self.loc - jax.nn.softplus(self.loc), self.event_ndims)
+
+
+@register_kl(BernoulliDistribution, BernoulliDistribution)
+def _kl_bernoulli_bernoulli(q: BernoulliDistribution, p: BernoulliDistribution) -> Array:
+    kl = q.mean * (q.loc - p.loc) - jax.nn.softplus(q.loc) + jax.nn.softplus(p.loc)
+    return sum_event(kl, q.event_ndims)
+
+
+class Bernoulli(nn.Module):
+    """p(x|z) = prod Bernoulli(x_i; sigmoid(logit_i)), for binary images.
+
+    Attributes:
+        kernel_init, bias_init: of the affine map to logits. `bias_init` may hold the training
+            mean's logits, as Burda et al. (2015) do.
+    """
+
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+    bias_init: Initializer = nn.initializers.zeros
+
+    supports: ClassVar[frozenset[Support]] = frozenset({"binary"})
+    measure: ClassVar[Measure] = "mass"
+
+    @nn.compact
+    def __call__(self, features: Array, image_shape: Shape) -> BernoulliDistribution:
+        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+        logits = per_pixel(features, image_shape, "logits", self.kernel_init, self.bias_init)
+        return BernoulliDistribution(logits, event_ndims=3)

@@ -1,0 +1,45 @@
+"""The evidence lower bound, and ways to weigh its rate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from vae_jax.compatibility import Requirements
+from vae_jax.objectives.base import Metrics, rate_and_distortion
+from vae_jax.vae import Terms
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """The evidence lower bound, E_q[ln p(x|z)] - beta KL(q(z|x) || p(z)).
+
+    Kingma & Welling (2013), equation 3; beta as in Higgins et al. (2017). The KL is the exact one
+    where it exists, else the sampled estimate.
+
+    Attributes:
+        num_samples: K samples, over which the bound is averaged.
+        beta: the KL's weight, a number or a schedule of the step; a warm-up is
+            `optax.linear_schedule(0.0, 1.0, steps)`.
+    """
+
+    num_samples: int = 1
+    beta: float | Callable[[Array], ArrayLike] = 1.0
+
+    @property
+    def requires(self) -> Requirements:
+        """A density of q."""
+        return Requirements(posterior=frozenset({"density"}))
+
+    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+        """Loss -ELBO_beta; the metric `neg_elbo` has beta = 1 whatever beta is."""
+        del model
+        distortion = -terms.log_px.mean(0)
+        rate = (terms.kl_sampled if terms.kl is None else terms.kl).sum(0)
+        beta = self.beta(step) if callable(self.beta) else self.beta
+        beta = jnp.asarray(beta, distortion.dtype)
+        metrics = {"neg_elbo": (distortion + rate).mean(), "beta": beta}
+        return (distortion + beta * rate).mean(), metrics | rate_and_distortion(terms)

@@ -1,0 +1,39 @@
+"""An optimizer for each group of parameters: encoder, posterior, prior, decoder, ..., critic."""
+
+from typing import Any
+
+import jax
+import optax
+
+GROUPS = ("encoder", "posterior", "prior", "decoder", "likelihood", "critic")
+
+
+def by_group(
+    default: optax.GradientTransformation, **groups: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Moves each group of parameters with an optimizer of its own.
+
+    `by_group(optax.adam(1e-3), critic=optax.adam(1e-4))` is how a game is played: the objective is
+    one scalar, and the critic's optimizer moves the critic alone. `optax.set_to_zero()` freezes a
+    group.
+
+    Args:
+        default: for every group that is not named.
+        groups: optimizers by the name of a group, one of `GROUPS`.
+
+    Raises:
+        ValueError: there is no such group.
+    """
+    for name in groups:
+        if name not in GROUPS:
+            raise ValueError(f"there is no group of parameters {name!r}: {', '.join(GROUPS)}")
+
+    def labels(params: Any) -> Any:
+        def label(path: tuple[Any, ...], _: Any) -> str:
+            # A hierarchical model numbers its groups: encoders_0, posteriors_1, ...
+            name = path[0].key.rstrip("_0123456789").removesuffix("s")
+            return name if name in groups else "default"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.multi_transform({"default": default, **groups}, labels)
