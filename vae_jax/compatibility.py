@@ -62,13 +62,21 @@ class Requirements:
 def public(kind: Literal["posterior", "prior", "likelihood"]) -> list[type]:
     """The public parts of a kind, told by what they declare, in alphabetical order."""
     declares = {"posterior": "traits", "prior": "spaces", "likelihood": "supports"}[kind]
-    named = [getattr(vae_jax, name) for name in sorted(vae_jax.__all__)]
+    named = [getattr(vae_jax, name) for name in dir(vae_jax)]
     return [part for part in named if isinstance(part, type) and hasattr(part, declares)]
 
 
 def _fitting(kind: Literal["posterior", "prior", "likelihood"], fits: Callable[[Any], bool]) -> str:
     names = [part.__name__ for part in public(kind) if fits(part)]
     return f"these do: {', '.join(names)}" if names else "no part of this package does"
+
+
+def has_bound(model: Any) -> bool:
+    """Whether ln p(x, z) - ln q(z|x) bounds ln p(x): q has a density or is a mass on codes."""
+    posteriors = model.posteriors if hasattr(model, "posteriors") else [model.posterior]
+    return model.likelihood.measure != "pseudo" and all(
+        posterior.traits & {"density", "codebook"} for posterior in posteriors
+    )
 
 
 def check_data(likelihood: Any, data: "Data") -> None:

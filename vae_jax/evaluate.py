@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from vae_jax import parallel
+from vae_jax.compatibility import has_bound
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
@@ -88,7 +89,8 @@ def make_evaluator(
 
     Returns:
         A function of the model's variables `[D, S, ...]` (`parallel.replicate` of `Run.variables`),
-        to host arrays as of `per_image`, `[S, N, ...]`. An image's noise depends on its place in
+        to host arrays as of `per_image`, `[S, N, ...]`: all of them where the model has a bound on
+        the likelihood, else the distortion and the posterior means. An image's noise depends on its place in
         the split alone, not on batches or devices.
 
     Raises:
@@ -103,6 +105,7 @@ def make_evaluator(
             f"evaluated on {wanted}."
         )
     rows = np.arange(wanted) * total // wanted
+    bound = has_bound(experiment.model)
     devices = jax.device_count()
     decoded = math.prod(images.shape[1:]) * min(num_samples, SAMPLES_AT_ONCE)
     at_once = max(1, DECODED_FLOATS // decoded)
@@ -124,6 +127,8 @@ def make_evaluator(
             result = on_devices(
                 variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
             )
+            if not bound:
+                result = {name: result[name] for name in ("distortion", "posterior_mean")}
             batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
 
@@ -139,7 +144,9 @@ class Evaluation:
         checkpoint: which one, and its step.
         num_samples: K of `nll`.
         num_images: evaluated.
-        mean: of each quantity over images, nats per image, `[S]`; see `per_image`.
+        mean: of each quantity over images, nats per image, `[S]`; see `per_image`. Only the
+            distortion where q has no density (`Deterministic`) or p(x|z) is not normalized: then
+            there is no likelihood.
         standard_error: of those means over images, `[S]`.
         active_units: for each layer, `[S]`: the units whose posterior mean E_q[z_u|x] has a
             variance over the images above 0.01 (Burda et al. 2015, section 5.2).
@@ -190,19 +197,14 @@ def evaluate(
         num_images: evenly spaced over the split; None takes all.
 
     Raises:
-        VaeJaxError: the likelihood is no normalized density, or as for `make_evaluator`.
+        VaeJaxError: as for `make_evaluator`.
     """
     experiment = run.experiment
-    if experiment.model.likelihood.measure == "pseudo":
-        raise VaeJaxError(
-            f"{type(experiment.model.likelihood).__name__} is not a normalized density, so the "
-            "model has no likelihood to evaluate."
-        )
     result = make_evaluator(experiment, split, num_samples, num_images)(
         parallel.replicate(run.variables)
     )
     means = result.pop("posterior_mean")
-    count = result["nll"].shape[1]
+    count = result["distortion"].shape[1]
     mean = {name: values.mean(1, dtype=np.float64) for name, values in result.items()}
     return Evaluation(
         data=f"{experiment.data.description}, {split} split",
@@ -212,5 +214,5 @@ def evaluate(
         mean=mean,
         standard_error={name: standard_error_of_mean(values) for name, values in result.items()},
         active_units=[(m.var(1) > ACTIVE_VARIANCE).sum(1) for m in means],
-        bits_per_dim=bits_per_dim(mean["nll"], experiment),
+        bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
     )

@@ -1,6 +1,7 @@
 """The Experiment: everything that defines a run but its seed, and the files that define them."""
 
 import ast
+import copy
 import hashlib
 import inspect
 import sys
@@ -74,6 +75,12 @@ class Experiment:
                 f"{self.data.image_shape}: set image_shape."
             )
         check(self.model, self.objective, self.data)
+
+    def with_model(self, model: Model) -> "Experiment":
+        """The same with another model, to sample and evaluate: the objective may not suit it."""
+        other = copy.copy(self)
+        object.__setattr__(other, "model", model)
+        return other
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from vae_jax import generate, plots
+from vae_jax.compatibility import has_bound
 from vae_jax.run import Run
 
 
@@ -22,8 +23,9 @@ def curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray, np.nd
 
 
 def bound_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The negative ELBO in training and validation."""
-    return curves(run, {"train": "neg_elbo", "valid": "valid_neg_elbo"})
+    """The negative ELBO in training and validation; without one, the distortion."""
+    quantity = "neg_elbo" if has_bound(run.experiment.model) else "distortion"
+    return curves(run, {"train": quantity, "valid": f"valid_{quantity}"})
 
 
 def draw(run: Run) -> list[Path]:
@@ -36,9 +38,10 @@ def draw(run: Run) -> list[Path]:
     split = "valid" if len(data.valid) else "train"
     shown = len(getattr(data, split))
     name = f"{data.name}, {split} split"
+    quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
     drawn = {
         "learning_curves": plots.learning_curves(
-            bound_curves(run), ylabel="negative ELBO [nats per image]"
+            bound_curves(run), ylabel=f"{quantity} [nats per image]"
         ),
         "rate_and_distortion": plots.learning_curves(
             curves(run, {"train distortion": "distortion", "train rate": "kl_sampled"}),
@@ -50,15 +53,16 @@ def draw(run: Run) -> list[Path]:
         "reconstructions": plots.reconstructions(
             *generate.reconstruct(run, split, min(20, shown)), title=name
         ),
-        "interpolations": plots.interpolations(
-            generate.interpolate(run, split, min(6, shown // 2), 11)
-        ),
     }
-    images, values, dims = generate.traverse(run, split, 0, 11, 10)
-    drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
+    if generate.space_of(run) in ("real", "sphere"):
+        pairs = min(6, shown // 2)
+        drawn["interpolations"] = plots.interpolations(generate.interpolate(run, split, pairs, 11))
+    if generate.has_coordinates(run):
+        images, values, dims = generate.traverse(run, split, 0, 11, 10)
+        drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
     rows = np.arange(min(5000, shown))
     z = np.asarray(generate.posterior_means(run, generate.images_of(run, split, rows)))
-    if z.shape[-1] == 2:
+    if generate.has_coordinates(run) and z.shape[-1] == 2:
         labels = getattr(data, split).labels
         drawn["latents"] = plots.latent_scatter(z, None if labels is None else labels[rows])
         drawn["manifold"] = plots.manifold(*generate.manifold(run, 20))

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtri
 
+from vae_jax.compatibility import Space
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -45,14 +46,28 @@ def images_of(run: Run, split: SplitName, rows: np.ndarray) -> Array:
     return run.experiment.data.protocol.apply(images[rows], keys)
 
 
+def space_of(run: Run) -> Space:
+    """Where the latents of the bottom layer live."""
+    model: Any = run.experiment.model
+    return (model.posteriors[0] if hasattr(model, "posteriors") else model.posterior).space
+
+
 def posterior_means(run: Run, x: Array) -> Array:
-    """E_q[z] of the bottom layer, `[n, d]`."""
+    """E_q[z] of the bottom layer, `[n, *event]`, moved into the space that z lives in.
+
+    Of unit vectors the mean's direction, of one-hot vectors the likeliest.
+    """
     q: Distribution = _apply(run, "encode", x)
+    match space_of(run):
+        case "sphere":
+            return q.mean / jnp.linalg.norm(q.mean, axis=-1, keepdims=True)
+        case "onehot":
+            return jax.nn.one_hot(q.mean.argmax(-1), q.mean.shape[-1])
     return q.mean
 
 
 def decode_means(run: Run, z: Array) -> np.ndarray:
-    """Means of p(x|z) for latents `[..., d]` of the bottom layer: `[..., H, W, C]`."""
+    """Means of p(x|z) for latents `[..., *event]` of the bottom layer: `[..., H, W, C]`."""
     px: Distribution = _apply(run, "decode", z)
     return _pictures(px)
 
@@ -71,10 +86,40 @@ def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.nd
 
 
 def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarray:
-    """Along straight lines between the E_q[z] of images 2i and 2i+1: `[pairs, steps, H, W, C]`."""
+    """Along the shortest lines between the E_q[z] of images 2i and 2i+1.
+
+    Straight ones between real vectors, great circles between unit vectors.
+
+    Returns:
+        `[pairs, steps, H, W, C]`.
+
+    Raises:
+        VaeJaxError: between two latents of the model there is nothing, or the split is too small.
+    """
+    space = space_of(run)
+    if space not in ("real", "sphere"):
+        raise VaeJaxError(
+            f"There is nothing between two latents of {run.folder.path} (space {space!r}): only "
+            "real and unit vectors can be interpolated."
+        )
     z = posterior_means(run, images_of(run, split, np.arange(2 * pairs)))
-    weights = jnp.linspace(0, 1, steps)[:, None]
-    return decode_means(run, (1 - weights) * z[0::2, None] + weights * z[1::2, None])
+    ends = z[0::2, None], z[1::2, None]
+    weights = jnp.linspace(0, 1, steps).reshape(-1, *[1] * (z.ndim - 1))
+    if space == "sphere":
+        angle = jnp.arccos(jnp.clip((ends[0] * ends[1]).sum(-1, keepdims=True), -0.999, 0.999))
+        near, far = jnp.sin((1 - weights) * angle), jnp.sin(weights * angle)
+        line = (near * ends[0] + far * ends[1]) / jnp.sin(angle)
+        line = line / jnp.linalg.norm(line, axis=-1, keepdims=True)
+    else:
+        line = (1 - weights) * ends[0] + weights * ends[1]
+    return decode_means(run, line)
+
+
+def has_coordinates(run: Run) -> bool:
+    """Whether the bottom layer's latents are real vectors `[d]`."""
+    model: Any = run.experiment.model
+    posterior = model.posteriors[0] if hasattr(model, "posteriors") else model.posterior
+    return posterior.space == "real" and posterior.event_ndims == 1
 
 
 def traverse(
@@ -92,7 +137,15 @@ def traverse(
 
     Returns:
         Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`.
+
+    Raises:
+        VaeJaxError: the latents are no real vectors, or the split has no such row.
     """
+    if not has_coordinates(run):
+        raise VaeJaxError(
+            f"The latents of {run.folder.path} are no real vectors `[d]`, so there is no coordinate "
+            "to move along."
+        )
     split_size = len(getattr(run.experiment.data, split))
     variance = posterior_means(run, images_of(run, split, np.arange(min(1000, split_size)))).var(0)
     dims = np.argsort(-np.asarray(variance))[:most]

@@ -44,6 +44,8 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         for name, label in names.items()
         if name in evaluation.mean
     ]
+    if "nll" not in evaluation.mean:
+        rows.append(("NLL", "none: q(z|x) has no density, or p(x|z) is not normalized", ""))
     if evaluation.bits_per_dim is not None:
         rows.append(("NLL", _over_seeds(evaluation.bits_per_dim), "bits/dim"))
     active = " + ".join(

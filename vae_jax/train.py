@@ -187,8 +187,9 @@ def next_indices(experiment: Experiment, seeds: np.ndarray, step: int) -> Array:
 def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, np.ndarray]]:
     """From a state on the devices to the validation split's mean bounds, nats per image, `[S]`.
 
-    The KL weighs one, whatever beta training is at; `valid_nll` has the objective's K. The empty
-    dictionary where there is no validation split.
+    The KL weighs one, whatever beta training is at; `valid_nll` has the objective's K. Where the
+    model has no bound on the likelihood, the distortion alone; where there is no validation split,
+    nothing.
     """
     if len(experiment.data.valid) == 0:
         return lambda state: {}
@@ -196,7 +197,8 @@ def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, 
 
     def validate(state: TrainState) -> dict[str, np.ndarray]:
         result = evaluator(state.variables)
-        return {f"valid_{name}": result[name].mean(1) for name in ("neg_elbo", "nll")}
+        names = ("neg_elbo", "nll") if "nll" in result else ("distortion",)
+        return {f"valid_{name}": result[name].mean(1) for name in names}
 
     return validate
 
@@ -230,7 +232,8 @@ def save(
     if parallel.is_main_process():
         if validation:
             run_folder.append_metrics({"step": step, "time": time.time()} | validation)
-        score = float(validation["valid_nll"].mean()) if validation else None
+        # The last one: the NLL, or the distortion where there is none.
+        score = float(list(validation.values())[-1].mean()) if validation else None
         checkpoints.save(step, state, score)
 
 

@@ -4,6 +4,6 @@ An encoder takes images `[N, H, W, C]`, a decoder latents `[N, ...]` and the ima
 """
 
 from vae_jax.networks.conv import ConvDecoder, ConvEncoder
-from vae_jax.networks.mlp import MLP
+from vae_jax.networks.mlp import MLP, GatedMLP
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]

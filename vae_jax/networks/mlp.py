@@ -1,9 +1,10 @@
-"""The fully connected network."""
+"""Fully connected networks."""
 
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 
@@ -29,4 +30,25 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
             x = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(x))
+        return x
+
+
+class GatedMLP(nn.Module):
+    """Gated dense layers, (W x + b) * sigmoid(V x + c), as in Tomczak & Welling (2018).
+
+    Attributes:
+        features: width of each layer.
+        kernel_init: of every layer; biases start at zero.
+    """
+
+    features: Sequence[int]
+    kernel_init: Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: Array, image_shape: Shape | None = None) -> Array:
+        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape does not matter here."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.features:
+            gated, gate = jnp.split(nn.Dense(2 * width, kernel_init=self.kernel_init)(x), 2, -1)
+            x = gated * jax.nn.sigmoid(gate)
         return x

@@ -19,10 +19,12 @@ class DiagonalGaussian(nn.Module):
     Attributes:
         dim: latent dimensions d.
         kernel_init: initializer of both affine maps.
+        log_scale_range: limits that ln sigma is clipped to.
     """
 
     dim: int
     kernel_init: Initializer = nn.initializers.glorot_uniform()
+    log_scale_range: tuple[float, float] = (-jnp.inf, jnp.inf)
 
     space: ClassVar[Space] = "real"
     event_ndims: ClassVar[int] = 1
@@ -36,4 +38,4 @@ class DiagonalGaussian(nn.Module):
         h = features.reshape(features.shape[0], -1)
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         log_scale = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_scale")(h)
-        return Normal(loc, jnp.exp(log_scale))
+        return Normal(loc, jnp.exp(jnp.clip(log_scale, *self.log_scale_range)))
