@@ -198,10 +198,20 @@ def test_evaluate_prints_a_table_and_records_it(
     assert entry["num_images"] == 50
     assert {Path(line).stem for line in printed.splitlines() if line.endswith(".png")} == FIGURES
 
-    vae_jax(capsys, "evaluate", run, "--num-samples", 2, "--num-images", 9, "--checkpoint", "best")
+    few = ("--num-samples", 2, "--num-images", 9, "--checkpoint", "best")
+    more = ("--ais-temperatures", 3, "--ais-chains", 2, "--information", "--gaps")
+    printed = vae_jax(capsys, "evaluate", run, *few, *more)
     first, second = json.loads((run / "evaluation.json").read_text())
     assert first == entry
     assert second["checkpoint"].startswith("best, step ")
+    assert second["ais"] == {"num_temperatures": 3, "num_chains": 2, "num_leapfrog": 10}
+    for name, said in {
+        "nll_ais": r"annealed bound, T = 3,",
+        "simulated_nll_lower": "simulated images, at least",
+        "marginal_kl": r"KL\(q\(z\) \|\| p\(z\)\)",
+        "amortization_gap": "amortization gap",
+    }.items():
+        assert re.search(rf"{said}.*{second['mean'][name]:.2f} ±", printed), printed
 
 
 @pytest.mark.parametrize(

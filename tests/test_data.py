@@ -315,6 +315,20 @@ def test_caltech101_silhouettes_are_upright_figures_of_ones(
     assert sideways < 0.9 * (figures != figures[:, ::-1]).mean()
 
 
+def test_cifar10_4k_is_the_files_images_in_their_order(data_dir: Path, manual_dir: Path) -> None:
+    path = manual_dir / "cifar10_4k" / "cifar10_train_first4000.npz"
+    if not path.exists():
+        pytest.skip("the manual folder has no first 4,000 images of CIFAR-10")
+    data = load("cifar10_4k", data_dir=data_dir)
+    assert (data.support, data.image_shape) == ("uint8", (32, 32, 3))
+    splits = (data.train, data.valid, data.test)
+    assert [len(split) for split in splits] == [3200, 400, 400]
+    with np.load(path) as file:
+        np.testing.assert_array_equal(np.concatenate([s.images for s in splits]), file["image"])
+        labels = [split.labels for split in splits if split.labels is not None]
+        np.testing.assert_array_equal(np.concatenate(labels), file["label"])
+
+
 # Errors: one sentence each
 
 
@@ -354,11 +368,12 @@ def test_files_that_only_a_person_can_fetch(tmp_path: Path) -> None:
         prepare("frey_faces", tmp_path / "data", tmp_path)
 
 
-def test_altered_official_files(tmp_path: Path) -> None:
-    for file in SOURCES["mnist"].manual_files:
+@pytest.mark.parametrize("name", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
+def test_altered_official_files(name: str, tmp_path: Path) -> None:
+    for file in SOURCES[name].manual_files:
         (tmp_path / file).write_bytes(b"cut short")
-    with pytest.raises(VaeJaxError, match=rf"{tmp_path}/\S+-ubyte.gz is not the official file"):
-        prepare("mnist", tmp_path / "data", tmp_path)
+    with pytest.raises(VaeJaxError, match=rf"{tmp_path}/\S+\.gz is not the official file"):
+        prepare(name, tmp_path / "data", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +381,7 @@ def test_altered_official_files(tmp_path: Path) -> None:
     [
         ("frey_faces", "frey_rawface.mat"),
         ("caltech101_silhouettes", "caltech101_silhouettes_28_split1.mat"),
+        ("cifar10_4k", "cifar10_train_first4000.npz"),
     ],
 )
 def test_altered_manual_files(name: str, file: str, tmp_path: Path) -> None:

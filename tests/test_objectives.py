@@ -178,7 +178,7 @@ def flat_problem(model):
     return flat + 0.3 * jax.random.normal(jax.random.key(3), flat.shape), terms
 
 
-def test_iwae_gradient_weighs_samples_by_their_normalised_weights(derivatives):
+def test_iwae_weights_favour_the_best_samples_held_fixed_without_an_analytic_kl(derivatives):
     """Burda et al. (2015), eq. 14: sum_k w_k / sum w . grad log w_k, the weights held fixed.
 
     The gradients of each log_w come from a Jacobian and the softmax from SciPy. Weights that are

@@ -32,6 +32,7 @@ File = Annotated[Path, tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
 Checkpoint = Literal["latest", "best"]
 Split = Literal["train", "valid", "test"]
+Prior = Literal["model", "mixture", "flow", "vae", "autoregressive"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,10 @@ def evaluate(
     num_images: int | None = None,
     split: Split = "test",
     checkpoint: Checkpoint = "latest",
+    ais_temperatures: int | None = None,
+    ais_chains: int = 16,
+    information: bool = False,
+    gaps: bool = False,
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
@@ -154,15 +159,31 @@ def evaluate(
         num_images: evenly spaced over the split; None takes all.
         split: of the data.
         checkpoint: the latest, or the best by validation.
+        ais_temperatures: also bound the NLL by annealed importance sampling through so many
+            temperatures, and on as many simulated images from both sides. Slow: take few images.
+        ais_chains: of it, for each image.
+        information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
+        gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
+            with the best q(z|x) for each image. Slow: take few images.
     """
     check_counts(num_samples=num_samples)
     from vae_jax import report
+    from vae_jax.ais import AIS
     from vae_jax.evaluate import evaluate as evaluate_run
     from vae_jax.train import load_run
 
     start = time.perf_counter()
     loaded = load_run(run, checkpoint)
-    evaluation = evaluate_run(loaded, split=split, num_samples=num_samples, num_images=num_images)
+    ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
+    evaluation = evaluate_run(
+        loaded,
+        split=split,
+        num_samples=num_samples,
+        num_images=num_images,
+        ais=ais,
+        information=information,
+        gaps=gaps,
+    )
     report.record(loaded, evaluation, time.perf_counter() - start)
     report.show(loaded, evaluation)
     print_paths(sorted(loaded.folder.figures.glob("*.png")))
@@ -170,7 +191,13 @@ def evaluate(
 
 @app.command
 def sample(
-    run: Folder, *, out: Path, num: int = 64, seed: int = 0, checkpoint: Checkpoint = "latest"
+    run: Folder,
+    *,
+    out: Path,
+    num: int = 64,
+    seed: int = 0,
+    prior: Prior = "model",
+    checkpoint: Checkpoint = "latest",
 ) -> None:
     """Means of p(x|z) with z from the prior, as one picture.
 
@@ -179,6 +206,9 @@ def sample(
         out: a .png, .jpg or .webp file.
         num: how many.
         seed: of the prior's draws.
+        prior: the model's own, or a density fitted to the latents of the training images: a
+            mixture of Gaussians, a flow, a second VAE, or for codes an autoregressive model. It is
+            fitted once and kept in the run folder.
         checkpoint: the latest, or the best by validation.
     """
     check_counts(num=num)
@@ -186,6 +216,10 @@ def sample(
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint)
+    if prior != "model":
+        from vae_jax.posthoc import fitted
+
+        loaded = fitted(loaded, prior)
     print_paths([plots.save_images(generate.sample(loaded, num, seed), out)])
 
 

@@ -4,7 +4,7 @@ Every part declares what it is (see `vae_jax.posteriors`, `vae_jax.priors`, `vae
 and every objective what it requires. Refusals name the public parts that would fit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +47,7 @@ class Requirements:
         without: traits that q(z|x) must not have.
         spaces: where z may live.
         factorized_prior: whether p(z) must have independent components.
+        fixed_prior: whether p(z) must have no parameters, for the objective would not train them.
         critic: names of critic classes of which the model must have one; empty if it needs none.
         one_layer: whether hierarchical models are excluded.
     """
@@ -55,27 +56,40 @@ class Requirements:
     without: frozenset[Trait] = frozenset()
     spaces: frozenset[Space] = SPACES
     factorized_prior: bool = False
+    fixed_prior: bool = False
     critic: tuple[str, ...] = ()
     one_layer: bool = False
 
 
-def public(kind: Literal["posterior", "prior", "likelihood"]) -> list[type]:
+Kind = Literal["posterior", "prior", "likelihood", "objective"]
+_DECLARES = {
+    "posterior": "traits",
+    "prior": "spaces",
+    "likelihood": "supports",
+    "objective": "requires",
+}
+
+
+def public(kind: Kind) -> list[type]:
     """The public parts of a kind, told by what they declare, in alphabetical order."""
-    declares = {"posterior": "traits", "prior": "spaces", "likelihood": "supports"}[kind]
     named = [getattr(vae_jax, name) for name in dir(vae_jax)]
-    return [part for part in named if isinstance(part, type) and hasattr(part, declares)]
+    return [part for part in named if isinstance(part, type) and hasattr(part, _DECLARES[kind])]
 
 
-def _fitting(kind: Literal["posterior", "prior", "likelihood"], fits: Callable[[Any], bool]) -> str:
+def _fitting(kind: Kind, fits: Callable[[Any], bool]) -> str:
     names = [part.__name__ for part in public(kind) if fits(part)]
     return f"these do: {', '.join(names)}" if names else "no part of this package does"
 
 
+def posteriors_of(model: Any) -> Sequence[Any]:
+    """The posterior modules of a model's layers, bottom first."""
+    return model.posteriors if hasattr(model, "posteriors") else [model.posterior]
+
+
 def has_bound(model: Any) -> bool:
     """Whether ln p(x, z) - ln q(z|x) bounds ln p(x): q has a density or is a mass on codes."""
-    posteriors = model.posteriors if hasattr(model, "posteriors") else [model.posterior]
     return model.likelihood.measure != "pseudo" and all(
-        posterior.traits & {"density", "codebook"} for posterior in posteriors
+        posterior.traits & {"density", "codebook"} for posterior in posteriors_of(model)
     )
 
 
@@ -133,13 +147,13 @@ def check_objective(objective: Any, model: Any) -> None:
         VaeJaxError: it has not.
     """
     requires: Requirements = objective.requires
-    name, several = type(objective).__name__, hasattr(model, "posteriors")
-    if requires.one_layer and several:
+    name = type(objective).__name__
+    if requires.one_layer and hasattr(model, "posteriors"):
         raise VaeJaxError(
             f"{name} is for models with one layer of latents, and {type(model).__name__} has "
             "several: take a VAE, or another objective, such as ELBO."
         )
-    for posterior in model.posteriors if several else [model.posterior]:
+    for posterior in posteriors_of(model):
         missing = sorted(requires.posterior - posterior.traits)
         excess = sorted(requires.without & posterior.traits)
         if missing:
@@ -157,10 +171,18 @@ def check_objective(objective: Any, model: Any) -> None:
             f"{name} {problem}; for posteriors, "
             f"{_fitting('posterior', lambda q: fits_posterior(requires, q))}."
         )
+    top = posteriors_of(model)[-1]
     if requires.factorized_prior and not model.prior.factors:
         raise VaeJaxError(
             f"{name} needs a prior with independent components, which "
-            f"{type(model.prior).__name__} has not; {_fitting('prior', lambda p: p.factors)}."
+            f"{type(model.prior).__name__} has not; "
+            f"{_fitting('prior', lambda p: p.factors and fits_prior(top, p))}."
+        )
+    if requires.fixed_prior and model.prior.learned:
+        raise VaeJaxError(
+            f"{name} does not train a prior, so {type(model.prior).__name__} would stay as it is "
+            f"initialised; {_fitting('prior', lambda p: not p.learned and fits_prior(top, p))}, "
+            "and `vae-jax sample --prior` fits one afterwards."
         )
     critic = type(model.critic).__name__
     if requires.critic and critic not in requires.critic:
@@ -204,7 +226,13 @@ def check(model: Any, objective: Any, data: "Data") -> None:
         VaeJaxError: a combination has no meaning; the sentence names what would fit.
     """
     check_data(model.likelihood, data)
-    if hasattr(model, "posterior"):
-        check_prior(model.posterior, model.prior)
+    check_prior(posteriors_of(model)[-1], model.prior)
+    for module in [*posteriors_of(model)[1:], *getattr(model, "conditionals", ())]:
+        if "amortized" not in module.traits:
+            raise VaeJaxError(
+                f"{type(module).__name__} shares parameters between examples, which a layer that "
+                "is given latents cannot; "
+                f"{_fitting('posterior', lambda q: 'amortized' in q.traits)}."
+            )
     check_objective(objective, model)
     check_shapes(model)

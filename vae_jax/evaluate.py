@@ -12,18 +12,18 @@ from flax import linen as nn
 from jax import Array, lax
 
 from vae_jax import parallel
+from vae_jax.ais import AIS, make_annealer
 from vae_jax.compatibility import has_bound
-from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
-from vae_jax.errors import VaeJaxError
+from vae_jax.data import SplitName
+from vae_jax.distributions import Distribution
 from vae_jax.experiment import Experiment
+from vae_jax.inference_gap import inference_gaps, make_optimizer
+from vae_jax.information import make_decomposer
 from vae_jax.run import Run
+from vae_jax.splits import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
 from vae_jax.vae import fold_in_each
 
 ACTIVE_VARIANCE = 0.01
-# Samples drawn at once from one key: a constant, so that an image's noise depends on nothing else.
-SAMPLES_AT_ONCE = 64
-# Floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
-DECODED_FLOATS = 2**20
 
 
 def per_image(
@@ -42,7 +42,8 @@ def per_image(
         `[B]` each, in nats: `nll` -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8);
         `neg_elbo` -L_1, averaged over the K samples; `distortion` -E_q ln p(x|z); `kl_sampled`
         E_q[ln q(z|x) - ln p(z)]; `kl` the exact KL where there is one; and `posterior_mean`,
-        E_q[z], `[B, d]`, a list with one for each layer.
+        E_q[z], `[B, *event]`, a list with one for each layer (the mean of the samples where no
+        closed form exists).
     """
     chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = -(-num_samples // chunk)
@@ -54,13 +55,17 @@ def per_image(
         def total(values: Array) -> Array:
             return jnp.where(used, values, 0.0).sum(0)
 
-        qs = terms.q if isinstance(terms.q, tuple) else (terms.q,)
+        def mean_of(q: Distribution, z: Array) -> Array:
+            draws = q.mean if q.exact_mean else z
+            return draws.reshape(-1, len(x), *q.event_shape).mean(0)
+
+        qs, zs = (each if isinstance(each, tuple) else (each,) for each in (terms.q, terms.z))
         statistics = {
             "log_sum_w": jax.nn.logsumexp(jnp.where(used, terms.log_w, -jnp.inf), axis=0),
             "neg_elbo": total(-terms.log_w),
             "distortion": total(-terms.log_px),
             "kl_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
-            "posterior_mean": [q.mean.reshape(-1, *q.mean.shape[-2:]).mean(0) for q in qs],
+            "posterior_mean": [mean_of(q, z) for q, z in zip(qs, zs, strict=True)],
         }
         if terms.kl is not None:
             statistics["kl"] = terms.kl.sum(0)
@@ -90,49 +95,23 @@ def make_evaluator(
     Returns:
         A function of the model's variables `[D, S, ...]` (`parallel.replicate` of `Run.variables`),
         to host arrays as of `per_image`, `[S, N, ...]`: all of them where the model has a bound on
-        the likelihood, else the distortion and the posterior means. An image's noise depends on its place in
-        the split alone, not on batches or devices.
+        the likelihood, else the distortion and the posterior means. An image's noise depends on its
+        place in the split alone, not on batches or devices.
 
     Raises:
         VaeJaxError: the split has no or not so many images.
     """
-    images = getattr(experiment.data, split).images
-    total = len(images)
-    wanted = total if num_images is None else num_images
-    if not 1 <= wanted <= total:
-        raise VaeJaxError(
-            f"The {split} split of {experiment.data.name} has {total} images: it cannot be "
-            f"evaluated on {wanted}."
-        )
-    rows = np.arange(wanted) * total // wanted
     bound = has_bound(experiment.model)
-    devices = jax.device_count()
-    decoded = math.prod(images.shape[1:]) * min(num_samples, SAMPLES_AT_ONCE)
-    at_once = max(1, DECODED_FLOATS // decoded)
-    batch = devices * min(at_once, -(-wanted // devices))
 
-    def one_device(variables: Any, images: Array, indices: Array) -> dict[str, Any]:
-        data_keys = index_keys(BINARIZATION_SEED, split, indices)
-        x = experiment.data.protocol.apply(images, data_keys)
-        keys = fold_in_each(data_keys, 1)
-        return jax.vmap(lambda v: per_image(experiment.model, v, x, keys, num_samples))(variables)
+    def each_image(variables: Any, x: Array, keys: Array) -> dict[str, Any]:
+        result = per_image(experiment.model, variables, x, keys, num_samples)
+        return (
+            result if bound else {name: result[name] for name in ("distortion", "posterior_mean")}
+        )
 
-    on_devices = parallel.on_every_device(one_device)
-
-    def evaluate_split(variables: Any) -> dict[str, Any]:
-        batches = []
-        for first in range(0, wanted, batch):
-            own = rows[first : first + batch]
-            padded = np.resize(own, batch).astype(np.int32)
-            result = on_devices(
-                variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
-            )
-            if not bound:
-                result = {name: result[name] for name in ("distortion", "posterior_mean")}
-            batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
-        return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
-
-    return evaluate_split
+    pixels = math.prod(experiment.data.image_shape)
+    at_once = DECODED_FLOATS // (pixels * min(num_samples, SAMPLES_AT_ONCE))
+    return over_split(experiment, split, num_images, at_once, each_image)
 
 
 @dataclass(frozen=True)
@@ -144,9 +123,11 @@ class Evaluation:
         checkpoint: which one, and its step.
         num_samples: K of `nll`.
         num_images: evaluated.
-        mean: of each quantity over images, nats per image, `[S]`; see `per_image`. Only the
-            distortion where q has no density (`Deterministic`) or p(x|z) is not normalized: then
-            there is no likelihood.
+        ais: how annealed importance sampling was done, if it was.
+        mean: of each quantity over images, nats per image but for `ais_acceptance`, `[S]`: those
+            of `per_image`, and as asked for those of `make_annealer`, `decompose` and `gaps`. Where
+            q has no density (`Deterministic`) or p(x|z) is not normalized, `per_image` has the
+            distortion alone: then there is no bound on the likelihood.
         standard_error: of those means over images, `[S]`.
         active_units: for each layer, `[S]`: the units whose posterior mean E_q[z_u|x] has a
             variance over the images above 0.01 (Burda et al. 2015, section 5.2).
@@ -157,6 +138,7 @@ class Evaluation:
     checkpoint: str
     num_samples: int
     num_images: int
+    ais: AIS | None
     mean: dict[str, np.ndarray]
     standard_error: dict[str, np.ndarray]
     active_units: list[np.ndarray]
@@ -186,7 +168,14 @@ def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
 
 
 def evaluate(
-    run: Run, *, split: SplitName = "test", num_samples: int = 5000, num_images: int | None = None
+    run: Run,
+    *,
+    split: SplitName = "test",
+    num_samples: int = 5000,
+    num_images: int | None = None,
+    ais: AIS | None = None,
+    information: bool = False,
+    gaps: bool = False,
 ) -> Evaluation:
     """Evaluates a run.
 
@@ -195,15 +184,27 @@ def evaluate(
         split: of its data.
         num_samples: K of the importance-weighted bound.
         num_images: evenly spaced over the split; None takes all.
+        ais: also anneal, for these images and for as many simulated ones (`make_annealer`).
+        information: also divide the rate in two (`make_decomposer`).
+        gaps: also divide what the ELBO loses in two (`make_optimizer`).
 
     Raises:
-        VaeJaxError: as for `make_evaluator`.
+        VaeJaxError: as for `make_evaluator`, and for those of what is asked for.
     """
-    experiment = run.experiment
-    result = make_evaluator(experiment, split, num_samples, num_images)(
-        parallel.replicate(run.variables)
-    )
-    means = result.pop("posterior_mean")
+    experiment, variables = run.experiment, parallel.replicate(run.variables)
+    evaluators = [make_evaluator(experiment, split, num_samples, num_images)]
+    if ais is not None:
+        evaluators.append(make_annealer(experiment, split, ais, num_images))
+    if information:
+        evaluators.append(make_decomposer(experiment, split, num_images))
+    if gaps:
+        evaluators.append(make_optimizer(experiment, split, num_samples, num_images))
+    result: dict[str, Any] = {}
+    for evaluator in evaluators:
+        result |= evaluator(variables)
+    if gaps:
+        result |= inference_gaps(result)
+    means = [m.reshape(*m.shape[:2], -1) for m in result.pop("posterior_mean")]
     count = result["distortion"].shape[1]
     mean = {name: values.mean(1, dtype=np.float64) for name, values in result.items()}
     return Evaluation(
@@ -211,6 +212,7 @@ def evaluate(
         checkpoint=f"{run.checkpoint}, step {int(run.state.step[0])}",
         num_samples=num_samples,
         num_images=count,
+        ais=ais,
         mean=mean,
         standard_error={name: standard_error_of_mean(values) for name, values in result.items()},
         active_units=[(m.var(1) > ACTIVE_VARIANCE).sum(1) for m in means],

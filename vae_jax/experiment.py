@@ -17,10 +17,11 @@ from vae_jax.compatibility import check
 from vae_jax.data import Data
 from vae_jax.errors import VaeJaxError
 from vae_jax.hierarchical import HierarchicalVAE
+from vae_jax.ladder import LadderVAE
 from vae_jax.objectives.base import Objective
 from vae_jax.vae import VAE
 
-Model = VAE | HierarchicalVAE
+Model = VAE | HierarchicalVAE | LadderVAE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,8 +143,8 @@ def traverse(
     """
     if not has_coordinates(run):
         raise VaeJaxError(
-            f"The latents of {run.folder.path} are no real vectors `[d]`, so there is no coordinate "
-            "to move along."
+            f"The latents of {run.folder.path} are no real vectors `[d]`, so there is no "
+            "coordinate to move along."
         )
     split_size = len(getattr(run.experiment.data, split))
     variance = posterior_means(run, images_of(run, split, np.arange(min(1000, split_size)))).var(0)

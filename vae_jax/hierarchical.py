@@ -9,17 +9,15 @@ from jax import Array
 
 from vae_jax.distributions import Distribution, Normal, Shape
 from vae_jax.errors import VaeJaxError
+from vae_jax.likelihoods.base import observed
 from vae_jax.vae import Terms, apply_flat, fold_in_each
 
 
-class HierarchicalVAE(nn.Module):
-    """Inference bottom-up, generation top-down (Burda et al. 2015, section 2).
-
-    q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1}),
-    p(x,z) = p(z_L) p(z_{L-1}|z_L) ... p(z_1|z_2) p(x|z_1).
+class Hierarchy(nn.Module):
+    """p(x, z) = p(z_L) p(z_{L-1}|z_L) ... p(z_1|z_2) p(x|z_1); subclasses say how z is inferred.
 
     Attributes (each sequence has the bottom layer first):
-        encoders: L networks, on x, z_1, ..., z_{L-1}.
+        encoders: L networks; see the subclass.
         posteriors: L, on the encoders' features.
         prior: p(z_L); one that is made of q(z|x), like the VampPrior, is refused.
         decoders: L networks: the first towards x, then towards z_1, ..., z_{L-1}.
@@ -38,37 +36,6 @@ class HierarchicalVAE(nn.Module):
     critic: nn.Module | None = None
     image_shape: Shape = (28, 28, 1)
 
-    def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
-        """As `VAE.__call__`; `kl` is None: only the sampled estimate exists, layer by layer."""
-        q = self.encode(x)
-        z = q.sample(fold_in_each(keys, 0), (num_samples,))
-        qs, zs = [q], [z]
-        for layer in range(1, len(self.encoders)):
-            sample_keys = jax.vmap(lambda k: fold_in_each(keys, k), out_axes=0)
-            q = self._infer(layer, z)
-            z = q.sample(sample_keys(layer * num_samples + jnp.arange(num_samples)))
-            qs.append(q)
-            zs.append(z)
-        ps = [*(self._generate(layer, z) for layer, z in enumerate(zs[1:])), self._top()]
-        px = self.decode(zs[0])
-        return Terms(
-            x=x,
-            keys=keys,
-            z=tuple(zs),
-            path=None,
-            log_px=px.log_prob(x),
-            log_pz=jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)]),
-            log_qz=jnp.stack([q.log_prob(z) for q, z in zip(qs, zs, strict=True)]),
-            kl=None,
-            q=tuple(qs),
-            p=tuple(ps),
-            reconstruction=px.mean,
-        )
-
-    def encode(self, x: Array) -> Normal:
-        """q(z_1|x) for images `[B, H, W, C]`."""
-        return self.posteriors[0](self.encoders[0](x))
-
     def decode(self, z: Array) -> Distribution:
         """p(x|z_1) for latents `[..., d_1]`: batch `[...]`, event `[H, W, C]`."""
 
@@ -86,9 +53,38 @@ class HierarchicalVAE(nn.Module):
             zs.insert(0, z)
         return tuple(zs), self.decode(z)
 
-    def _infer(self, layer: int, z: Array) -> Normal:
-        """q(z_{layer+1} | z_layer), counting layers from one."""
-        return apply_flat(lambda z: self.posteriors[layer](self.encoders[layer](z)), z)
+    def log_prior(self, zs: Sequence[Array]) -> Array:
+        """ln p(z_1, ..., z_L) for latents `[..., d_l]`, bottom first: `[...]`, nats."""
+        log_pz = [p.log_prob(z) for p, z in zip(self._priors(zs), zs, strict=True)]
+        return jnp.stack(log_pz).sum(0)
+
+    def log_joint(self, x: Array, zs: Sequence[Array]) -> Array:
+        """ln p(x, z_1, ..., z_L) for images `[B, H, W, C]` and latents `[..., B, d_l]`, nats."""
+        return self.decode(zs[0]).log_prob(x) + self.log_prior(zs)
+
+    def _terms(
+        self,
+        x: Array,
+        keys: Array,
+        zs: Sequence[Array],
+        qs: Sequence[Distribution],
+        ps: Sequence[Distribution],
+        kl: Array | None,
+    ) -> Terms:
+        px = observed(self.likelihood, self.decode(zs[0]), x)
+        return Terms(
+            x=x,
+            keys=keys,
+            z=tuple(zs),
+            path=None,
+            log_px=px.log_prob(x),
+            log_pz=jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)]),
+            log_qz=jnp.stack([q.log_prob(z) for q, z in zip(qs, zs, strict=True)]),
+            kl=kl,
+            q=tuple(qs),
+            p=tuple(ps),
+            reconstruction=px.mean,
+        )
 
     def _generate(self, layer: int, z: Array) -> Normal:
         """p(z_{layer+1} | z_{layer+2}), counting layers from one."""
@@ -97,8 +93,54 @@ class HierarchicalVAE(nn.Module):
     def _top(self) -> Distribution:
         if self.prior.needs:
             raise VaeJaxError(
-                f"{type(self.prior).__name__} is made of q(z|x), which has no density in the top "
-                "layer of a HierarchicalVAE (the layers below are sampled): take a prior that is "
-                "not, such as StandardNormal."
+                f"{type(self.prior).__name__} is made of the model's q(z|x), which is not that of "
+                f"the top layer in a {type(self).__name__}: take a prior that is not, such as "
+                "StandardNormal."
             )
         return self.prior(self)
+
+    def _priors(self, zs: Sequence[Array]) -> list[Distribution]:
+        """p(z_1|z_2), ..., p(z_{L-1}|z_L), p(z_L)."""
+        return [*(self._generate(layer, z) for layer, z in enumerate(zs[1:])), self._top()]
+
+
+class HierarchicalVAE(Hierarchy):
+    """Inference bottom-up: q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1}).
+
+    Burda et al. (2015), section 2. The encoders are networks on x, z_1, ..., z_{L-1}.
+    """
+
+    def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
+        """As `VAE.__call__`; `kl` is None: only the sampled estimate exists, layer by layer."""
+        q = self.encode(x)
+        z = sample_layer(q, keys, 0, num_samples)
+        qs, zs = [q], [z]
+        for layer in range(1, len(self.encoders)):
+            q = self._infer(layer, z)
+            z = sample_layer(q, keys, layer, num_samples)
+            qs.append(q)
+            zs.append(z)
+        return self._terms(x, keys, zs, qs, self._priors(zs), kl=None)
+
+    def encode(self, x: Array) -> Normal:
+        """q(z_1|x) for images `[B, H, W, C]`."""
+        return self.posteriors[0](self.encoders[0](x))
+
+    def _infer(self, layer: int, z: Array) -> Normal:
+        """q(z_{layer+1} | z_layer), counting layers from one."""
+        return apply_flat(lambda z: self.posteriors[layer](self.encoders[layer](z)), z)
+
+
+def sample_layer(q: Distribution, keys: Array, place: int, num_samples: int) -> Array:
+    """Latents `[K, B, d]` of the layer that is inferred at a place, 0 first, of keys `[B]`.
+
+    Args:
+        q: of batch `[B]` at place 0, else `[K, B]`, given the latents before.
+        keys: of the examples.
+        place: in the order of inference.
+        num_samples: K.
+    """
+    if place == 0:
+        return q.sample(fold_in_each(keys, 0), (num_samples,))
+    purposes = place * num_samples + jnp.arange(num_samples)
+    return q.sample(jax.vmap(lambda purpose: fold_in_each(keys, purpose))(purposes))

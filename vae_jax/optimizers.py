@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-GROUPS = ("encoder", "posterior", "prior", "decoder", "likelihood", "critic")
+GROUPS = ("encoder", "posterior", "prior", "decoder", "conditional", "likelihood", "critic")
 
 
 def by_group(

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,6 +73,30 @@ def curve_panels(
     VaeJaxError if there is no curve.
     """
     return _curve_figure(panels, (2.7, 2.2), "log", "training samples evaluated", ylabel)
+
+
+def scaling(
+    panels: Mapping[str, Curves],
+    *,
+    xlabel: str,
+    ylabel: str,
+    yscale: Literal["linear", "log"] = "log",
+) -> Figure:
+    """Draws title -> name -> (x `[T]`, y `[T]`) over a logarithmic x-axis, three panels a row.
+
+    A power law is a line where the y-axis is logarithmic too. Every point is marked, and every
+    panel has a legend of its own.
+    """
+    figure, charts = _charts(len(panels), (4.2, 3.0))
+    for axes, (title, curves) in zip(charts, panels.items(), strict=True):
+        for (name, look), points in zip(_looks(curves).items(), curves.values(), strict=True):
+            axes.plot(*points, label=name, marker="o", ms=3, **look)
+        axes.set_title(title, fontsize=10)
+        axes.set(xscale="log", yscale=yscale)
+        axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    return figure
 
 
 def latent_scatter(

@@ -1,5 +1,6 @@
 """Tables for the terminal, and the record of what they showed."""
 
+import dataclasses
 import datetime
 import json
 import shlex
@@ -35,12 +36,24 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     names = {
         "neg_elbo": "negative ELBO",
         "nll": f"NLL, importance-weighted bound, K = {evaluation.num_samples}",
+        "nll_ais": f"NLL, annealed bound, {evaluation.ais}",
+        "simulated_nll_upper": "NLL of simulated images, at most",
+        "simulated_nll_lower": "NLL of simulated images, at least",
+        "ais_acceptance": "acceptance of annealed transitions",
         "kl": "rate, exact KL(q(z|x) || p(z))",
         "kl_sampled": "rate, sampled",
+        "mutual_information": f"mutual information I(x; z) of {evaluation.num_images:,} images",
+        "marginal_kl": "KL(q(z) || p(z)) of the aggregated posterior",
         "distortion": "distortion, -E_q[ln p(x|z)]",
+        "approximation_gap": "approximation gap, ln p(x) - L[q*]",
+        "amortization_gap": "amortization gap, L[q*] - L[q]",
     }
     rows = [
-        (label, _over_seeds(evaluation.mean[name], evaluation.standard_error[name]), "nats")
+        (
+            label,
+            _over_seeds(evaluation.mean[name], evaluation.standard_error[name]),
+            "" if name == "ais_acceptance" else "nats",
+        )
         for name, label in names.items()
         if name in evaluation.mean
     ]
@@ -83,6 +96,7 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
             "checkpoint": evaluation.checkpoint,
             "num_samples": evaluation.num_samples,
             "num_images": evaluation.num_images,
+            "ais": None if evaluation.ais is None else dataclasses.asdict(evaluation.ais),
             "mean": {name: jsonable(v) for name, v in evaluation.mean.items()},
             "standard_error": {name: jsonable(v) for name, v in evaluation.standard_error.items()},
             "active_units": [jsonable(units) for units in evaluation.active_units],

@@ -11,6 +11,7 @@ from flax import struct
 from jax import Array
 
 from vae_jax.distributions import Distribution, Shape, exact_kl
+from vae_jax.likelihoods.base import observed
 
 D = TypeVar("D", bound=Distribution)
 
@@ -28,7 +29,8 @@ class Terms:
         log_px: ln p(x|z), `[K, B]`, nats, summed over pixels.
         log_pz: ln p(z), layer by layer, `[L, K, B]`.
         log_qz: ln q(z|x), layer by layer, `[L, K, B]`.
-        kl: exact KL(q(z|x) || p(z)) in nats, `[L, B]`; None where no closed form exists.
+        kl: exact KL(q(z|x) || p(z)) in nats, `[L, B]`; None where no closed form exists. Where a
+            layer depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
         q: the posterior; a tuple of L in hierarchical models.
         p: the prior; a tuple of L conditionals in hierarchical models.
         reconstruction: mean of p(x|z), `[K, B, H, W, C]`.
@@ -55,6 +57,11 @@ class Terms:
     def kl_sampled(self) -> Array:
         """The sampled estimate of the KL, the mean over K of ln q - ln p, `[L, B]`."""
         return (self.log_qz - self.log_pz).mean(1)
+
+    @property
+    def rate(self) -> Array:
+        """KL(q(z|x) || p(z)), `[L, B]`: exact where that exists, else the sampled estimate."""
+        return self.kl_sampled if self.kl is None else self.kl
 
 
 @jax.custom_vjp
@@ -130,7 +137,7 @@ class VAE(nn.Module):
         z, log_qz = q.sample_and_log_prob(keys, (num_samples,))
         z, path = weigh_path(z, jnp.zeros(z.shape[:2], z.dtype))
         log_pz = p.log_prob(z)
-        px = self.decode(z)
+        px = observed(self.likelihood, self.decode(z), x)
         kl = exact_kl(q, p)
         return Terms(
             x=x,
@@ -163,6 +170,10 @@ class VAE(nn.Module):
         z = jax.vmap(self.prior(self).sample)(keys)
         return z, self.decode(z)
 
+    def log_prior(self, z: Array) -> Array:
+        """ln p(z) for latents `[..., *event]`: `[...]`, nats."""
+        return self.prior(self).log_prob(z)
+
     def log_joint(self, x: Array, z: Array) -> Array:
         """ln p(x|z) + ln p(z) for images `[B, H, W, C]` and latents `[..., B, *event]`, nats."""
-        return self.decode(z).log_prob(x) + self.prior(self).log_prob(z)
+        return self.decode(z).log_prob(x) + self.log_prior(z)

@@ -90,6 +90,23 @@ SOURCES: dict[str, Source] = {
             ("caltech101_silhouettes_28_split1.mat",),
             "https://people.cs.umass.edu/~marlin/data/",
         ),
+        Source(
+            "cifar10",
+            {"train": 50_000, "test": 10_000},
+            (32, 32, 3),
+            "grey",
+            ("cifar-10-binary.tar.gz",),
+            "https://www.cs.toronto.edu/~kriz/",
+            default_valid=5_000,
+        ),
+        Source(
+            "cifar10_4k",
+            {"train": 3_200, "valid": 400, "test": 400},
+            (32, 32, 3),
+            "grey",
+            ("cifar10_train_first4000.npz",),
+            "your own hand (the arrays image and label of CIFAR-10's first 4,000 training images)",
+        ),
     )
 }
 

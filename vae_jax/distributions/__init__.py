@@ -18,17 +18,46 @@ from vae_jax.distributions.base import (
     split_key,
     sum_event,
 )
+from vae_jax.distributions.categorical import Concrete, OneHotCategorical
+from vae_jax.distributions.codes import (
+    Codebook,
+    Coded,
+    ProductCodebook,
+    Quantized,
+    VectorCodebook,
+    nearest,
+)
+from vae_jax.distributions.heavy_tailed import Laplace, StudentT
+from vae_jax.distributions.hypersphere import (
+    HypersphericalUniformDistribution,
+    VonMisesFisherDistribution,
+)
 from vae_jax.distributions.mixture import Mixture
-from vae_jax.distributions.normal import Normal
+from vae_jax.distributions.normal import MultivariateNormal, Normal
+from vae_jax.distributions.transformed import Transformed
 
 __all__ = [
+    "Codebook",
+    "Coded",
+    "Concrete",
     "Distribution",
     "Elementwise",
+    "HypersphericalUniformDistribution",
+    "Laplace",
     "Mixture",
+    "MultivariateNormal",
     "Normal",
+    "OneHotCategorical",
+    "ProductCodebook",
+    "Quantized",
     "Shape",
+    "StudentT",
+    "Transformed",
+    "VectorCodebook",
+    "VonMisesFisherDistribution",
     "draw",
     "exact_kl",
+    "nearest",
     "register_kl",
     "split_key",
     "sum_event",

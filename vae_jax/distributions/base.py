@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -67,6 +68,12 @@ class Distribution(abc.ABC):
     @abc.abstractmethod
     def log_prob(self, value: Array) -> Array:
         """Log-density in nats, `[..., *batch]` for `value` of shape `[..., *batch, *event]`."""
+
+    def log_prob_pairs(self, value: Array) -> Array:
+        """Each value under each density of the batch, `[..., *event]` to `[..., *batch]`, nats."""
+        place = value.ndim - len(self.event_shape)
+        axes = tuple(range(place, place + len(self.batch_shape)))
+        return self.log_prob(jnp.expand_dims(value, axes))
 
     def sample_and_log_prob(self, key: Array, sample_shape: Shape = ()) -> tuple[Array, Array]:
         """A draw and its log-density; cheaper than two calls where the density shares work."""

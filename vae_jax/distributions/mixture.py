@@ -39,6 +39,5 @@ class Mixture(Distribution):
 
     def log_prob(self, value: Array) -> Array:
         """Log-sum-exp over the components."""
-        axis = value.ndim - len(self.event_shape)
-        log_p = self.components.log_prob(jnp.expand_dims(value, axis))
+        log_p = self.components.log_prob_pairs(value)
         return jax.nn.logsumexp(self.log_weights + log_p, axis=-1)

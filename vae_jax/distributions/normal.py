@@ -1,4 +1,4 @@
-"""The normal distribution with independent components."""
+"""Normal distributions, with independent components and with any covariance."""
 
 import math
 
@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.scipy.linalg import solve_triangular
 
-from vae_jax.distributions.base import Elementwise, Shape, draw, register_kl, sum_event
+from vae_jax.distributions.base import (
+    Distribution,
+    Elementwise,
+    Shape,
+    draw,
+    register_kl,
+    sum_event,
+)
 
 
 @struct.dataclass
@@ -27,6 +35,44 @@ class Normal(Elementwise):
         log_density = -0.5 * (eps**2 + math.log(2 * math.pi)) - jnp.log(self.scale)
         return sum_event(log_density, self.event_ndims)
 
+    def log_prob_pairs(self, value: Array) -> Array:
+        """As the base class says; for vectors in less memory and time than pair by pair."""
+        if self.loc.ndim != 2 or self.event_ndims != 1:
+            return super().log_prob_pairs(value)
+        scale = jnp.broadcast_to(self.scale, self.loc.shape)
+        distances = squared_distances(value.reshape(-1, value.shape[-1]), self.loc, 1 / scale)
+        log_normalizer = sum_event(jnp.log(scale) + 0.5 * math.log(2 * math.pi), 1)
+        log_density = -0.5 * distances - log_normalizer
+        return log_density.reshape(*value.shape[:-1], len(self.loc))
+
+
+@jax.custom_vjp
+def squared_distances(value: Array, loc: Array, precision_root: Array) -> Array:
+    """sum_j [(value_nj - loc_cj) r_cj]² for each pair, `[N, d]` and twice `[C, d]` to `[N, C]`.
+
+    The sum runs over differences, which no cancellation spoils; only its derivatives, sums over n
+    or c, are matrix products, so that nothing of size N x C x d is ever kept.
+    """
+    return (((value[:, None] - loc) * precision_root) ** 2).sum(-1)
+
+
+def _squared_distances_forward(value: Array, loc: Array, root: Array) -> tuple[Array, tuple]:
+    return squared_distances(value, loc, root), (value, loc, root)
+
+
+def _squared_distances_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
+    value, loc, root = residuals
+    precision = root**2
+    of_value = 2 * (value * (cotangent @ precision) - cotangent @ (precision * loc))
+    # sum_n g_nc, sum_n g_nc value_n, sum_n g_nc value_n²: moments of the values around each loc
+    mass, first, second = cotangent.sum(0)[:, None], cotangent.T @ value, cotangent.T @ value**2
+    of_loc = -2 * precision * (first - mass * loc)
+    of_root = 2 * root * (second - 2 * loc * first + mass * loc**2)
+    return of_value, of_loc, of_root
+
+
+squared_distances.defvjp(_squared_distances_forward, _squared_distances_backward)
+
 
 @register_kl(Normal, Normal)
 def _kl_normal_normal(q: Normal, p: Normal) -> Array:
@@ -34,3 +80,68 @@ def _kl_normal_normal(q: Normal, p: Normal) -> Array:
     ratio = q.scale / p.scale
     kl = 0.5 * (ratio**2 + ((q.loc - p.loc) / p.scale) ** 2 - 1) - jnp.log(ratio)
     return sum_event(kl, q.event_ndims)
+
+
+@struct.dataclass
+class MultivariateNormal(Distribution):
+    """N(loc, L Lᵀ): `loc` is `[*batch, d]`, `scale_tril` L `[*batch, d, d]`, lower triangular.
+
+    The diagonal of L is positive.
+    """
+
+    loc: Array
+    scale_tril: Array
+
+    @property
+    def batch_shape(self) -> Shape:
+        """As the base class says."""
+        return self.loc.shape[:-1]
+
+    @property
+    def event_shape(self) -> Shape:
+        """As the base class says."""
+        return self.loc.shape[-1:]
+
+    @property
+    def mean(self) -> Array:
+        """`[*batch, d]`."""
+        return self.loc
+
+    @property
+    def log_det_tril(self) -> Array:
+        """ln det L, `[*batch]`."""
+        return jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
+
+    @property
+    def inverse_tril(self) -> Array:
+        """L⁻¹, `[*batch, d, d]`."""
+        identity = jnp.eye(self.loc.shape[-1], dtype=self.scale_tril.dtype)
+        identity = jnp.broadcast_to(identity, self.scale_tril.shape)
+        return solve_triangular(self.scale_tril, identity, lower=True)
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """Reparameterized: loc + L eps."""
+        eps = draw(jax.random.normal, key, sample_shape, self.loc.shape)
+        return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
+
+    def log_prob(self, value: Array) -> Array:
+        """-1/2 sum [eps² + ln 2 pi] - ln det L with eps = L⁻¹ (x - loc)."""
+        eps = jnp.einsum("...ij,...j->...i", self.inverse_tril, value - self.loc)
+        return -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
+
+
+@register_kl(MultivariateNormal, Normal)
+def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Array:
+    # The cross terms of q's covariance meet zeros in the precision of p.
+    scale = jnp.broadcast_to(p.scale, p.loc.shape)
+    ratio = q.scale_tril / scale[..., None]
+    square = (ratio**2).sum((-2, -1)) + (((q.loc - p.loc) / scale) ** 2).sum(-1)
+    return 0.5 * (square - q.loc.shape[-1]) + jnp.log(scale).sum(-1) - q.log_det_tril
+
+
+@register_kl(MultivariateNormal, MultivariateNormal)
+def _kl_multivariate_multivariate(q: MultivariateNormal, p: MultivariateNormal) -> Array:
+    ratio = p.inverse_tril @ q.scale_tril
+    shift = jnp.einsum("...ij,...j->...i", p.inverse_tril, q.loc - p.loc)
+    square = (ratio**2).sum((-2, -1)) + (shift**2).sum(-1)
+    return 0.5 * (square - q.loc.shape[-1]) + p.log_det_tril - q.log_det_tril

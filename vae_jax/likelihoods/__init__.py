@@ -8,6 +8,10 @@ declarations:
 - `measure`: `"mass"` (bits/dim defined), `"density"` (nats only, unless the data were
   dequantized), `"pseudo"` (not normalized: no NLL).
 
+A likelihood may have a method `observe(px, x) -> px`, by which it sees the images x `[B, H, W, C]`
+beside the p(x|z) that it has made of them, batch `[K, B]`, before `log_px` is computed: in training
+`OptimalGaussian` then fits its scale. What it remembers is a variable outside of `"params"`.
+
 What is public is named in `vae_jax/__init__.pyi`, and that is what refusals offer and what the
 shared tests run over.
 """

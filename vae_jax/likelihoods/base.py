@@ -1,12 +1,13 @@
 """What the likelihoods share: declarations, and the affine map from features to pixels."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import flax.linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.distributions import Shape
+from vae_jax.distributions import Distribution, Shape
 
 Measure = Literal["mass", "density", "pseudo"]
 
@@ -14,30 +15,42 @@ Measure = Literal["mass", "density", "pseudo"]
 MAX_LOG_SCALE = 10.0
 
 
+def observed(likelihood: Any, px: Distribution, x: Array) -> Distribution:
+    """p(x|z), batch `[K, B]`, after a likelihood that wants to has seen images `[B, H, W, C]`."""
+    return likelihood.observe(px, x) if hasattr(likelihood, "observe") else px
+
+
 def per_pixel(
     features: Array,
-    image_shape: Shape,
+    shape: Shape,
     name: str,
     kernel_init: Initializer,
     bias_init: Initializer = nn.initializers.zeros,
 ) -> Array:
-    """One affine output for each pixel and channel, `[N, H, W, C]`, inside a compact method.
+    """Affine outputs for each pixel, `[N, H, W, ...]`, inside a compact method.
 
-    Vector features `[N, F]` go through a dense layer to all H*W*C outputs (so `bias_init` sees
-    shape `[H*W*C]`); spatial features `[N, H, W, F]` through a 1x1 convolution (bias `[C]`).
+    Vector features `[N, F]` go through a dense layer to all outputs (so `bias_init` sees shape
+    `[H * W * ...]`); spatial features `[N, H, W, F]` through a 1x1 convolution (bias `[...]`).
+
+    Args:
+        features: the decoder's.
+        shape: of one image's outputs: the image's (H, W, C), or (H, W) and whatever axes a pixel's
+            parameters have.
+        name: of the layer.
+        kernel_init, bias_init: of the layer.
 
     Raises:
         ValueError: spatial features of another height or width than the image.
     """
-    height, width, channels = image_shape
+    height, width, *own = shape
     if features.ndim == 2:
-        dense = nn.Dense(
-            height * width * channels, kernel_init=kernel_init, bias_init=bias_init, name=name
-        )
-        return dense(features).reshape(-1, height, width, channels)
-    if features.shape[1:3] != (height, width):
+        outputs = math.prod(shape)
+    elif features.shape[1:3] == (height, width):
+        outputs = math.prod(own)
+    else:
         raise ValueError(
             f"The decoder's features are {features.shape[1]}x{features.shape[2]} pixels, "
             f"the images {height}x{width}."
         )
-    return nn.Dense(channels, kernel_init=kernel_init, bias_init=bias_init, name=name)(features)
+    dense = nn.Dense(outputs, kernel_init=kernel_init, bias_init=bias_init, name=name)
+    return dense(features).reshape(-1, *shape)

@@ -1,4 +1,4 @@
-"""Gaussian pixels: one scale for all, given or learned, or a scale for each."""
+"""Gaussian pixels: one scale for all, given, learned or optimal, or a scale for each."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -6,16 +6,23 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
 from vae_jax.distributions import Normal, Shape
 from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel
+from vae_jax.parallel import batch_mean
+
+# Batches over which OptimalGaussian's running variance averages.
+MEMORY = 20
 
 
 class Gaussian(nn.Module):
     """p(x|z) = prod N(x_i; m_i, scale²), one scale for all pixels.
+
+    With the fixed scale 0.5**0.5 this is least squares: -ln p(x|z) is the squared error plus a
+    constant. Any other scale weighs the squared error, against the KL, by 1 / (2 scale²).
 
     Attributes:
         scale: the fixed standard deviation in units of the data; None learns it, as one parameter
@@ -41,6 +48,53 @@ class Gaussian(nn.Module):
         else:
             scale = jnp.asarray(self.scale, loc.dtype)
         return Normal(self.squash(loc), jnp.broadcast_to(scale, loc.shape), event_ndims=3)
+
+
+class OptimalGaussian(nn.Module):
+    """p(x|z) = prod N(x_i; m_i, s²) with the s that fits best: sigma-VAE (Rybkin et al. 2021).
+
+    In training s² is the mean squared error over all images, samples and pixels of the batch on
+    all devices, which maximizes their log-likelihood. It is handed to the loss as a constant: there
+    the derivative with respect to s is zero. A running mean of s², in the collection `running`, is
+    the scale of everything else; so evaluation is of a density that was fixed before.
+
+    Attributes:
+        min_scale: lower limit of s in units of the data.
+        squash: from the affine output to the mean.
+        kernel_init: of that affine map.
+    """
+
+    min_scale: float = 1e-3
+    squash: Callable[[Array], Array] = jax.nn.sigmoid
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
+    measure: ClassVar[Measure] = "density"
+
+    @nn.compact
+    def __call__(self, features: Array, image_shape: Shape) -> Normal:
+        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`, with the remembered scale."""
+        loc = self.squash(per_pixel(features, image_shape, "loc", self.kernel_init))
+        variance = self.variable("running", "variance", jnp.ones, ())
+        return self._of_variance(loc, variance.value)
+
+    def observe(self, px: Normal, x: Array) -> Normal:
+        """In training, p(x|z) with the scale that fits images `[B, H, W, C]` best.
+
+        Args:
+            px: batch `[K, B]`.
+            x: this device's share of the batch.
+        """
+        if self.is_initializing() or not self.is_mutable_collection("running"):
+            return px
+        variance = batch_mean(jnp.square(lax.stop_gradient(x - px.loc)).mean())
+        remembered = self.get_variable("running", "variance")
+        self.put_variable("running", "variance", remembered + (variance - remembered) / MEMORY)
+        return self._of_variance(px.loc, variance)
+
+    def _of_variance(self, loc: Array, variance: Array) -> Normal:
+        scale = jnp.maximum(jnp.sqrt(variance), self.min_scale)
+        return Normal(loc, jnp.broadcast_to(scale, loc.shape), event_ndims=3)
 
 
 class HeteroscedasticGaussian(nn.Module):

@@ -14,44 +14,60 @@ from vae_jax.distributions import Elementwise, Shape, draw, sum_event
 from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel
 
 
+def log_bin_mass(value: Array, loc: Array, scale: Array) -> Array:
+    """ln of a logistic's mass in the bin of each value k/255, exact in the tails.
+
+    A bin reaches half a step to either side of its value, the first and the last to infinity. With
+    w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), whose three
+    logarithms never cancel.
+    """
+    centred = value - loc
+    upper = (centred + 0.5 / 255) / scale
+    lower = (centred - 0.5 / 255) / scale
+    width = jnp.broadcast_to(1 / (255 * scale), upper.shape)
+    log_below = jax.nn.log_sigmoid(upper)
+    log_above = jax.nn.log_sigmoid(-lower)
+    interior = log_below + log_above + jnp.log(-jnp.expm1(-width))
+    return jnp.where(
+        value < 0.5 / 255, log_below, jnp.where(value > 254.5 / 255, log_above, interior)
+    )
+
+
+def nearest_level(value: Array) -> Array:
+    """The level k/255, k = 0..255, in whose bin a real value lies."""
+    return jnp.round(jnp.clip(value, 0.0, 1.0) * 255) / 255
+
+
+def bin_scale(log_scale: Array, initial_scale: float) -> Array:
+    """A logistic's scale from an affine output; `initial_scale` at output 0."""
+    # Below 1e-4 of the range, a 40th of a grid step, a bin holds all the mass there is.
+    return jnp.maximum(initial_scale * jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE)), 1e-4)
+
+
 @struct.dataclass
 class DiscretizedLogisticDistribution(Elementwise):
     """A logistic density integrated over 256 bins (Kingma et al. 2016, the IAF paper).
 
-    Values lie on the grid k/255, k = 0..255; a bin reaches half a step to either side, the first
-    and the last to infinity, so that the masses sum to one. `loc` and `scale` are in grid units
-    of [0, 1]; `scale` broadcasts against `loc`.
+    Values lie on the grid k/255, k = 0..255, and the masses sum to one (`log_bin_mass`). `loc` and
+    `scale` are in grid units of [0, 1]; `scale` broadcasts against `loc`.
     """
 
     scale: Array
+    exact_mean: ClassVar[bool] = False
 
     @property
     def mean(self) -> Array:
-        """The underlying logistic's location, clipped to [0, 1]."""
+        """The underlying logistic's location, clipped to [0, 1]: the median, within a level."""
         return jnp.clip(self.loc, 0.0, 1.0)
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """A logistic draw rounded to the nearest level."""
-        value = self.loc + self.scale * draw(jax.random.logistic, key, sample_shape, self.loc.shape)
-        return jnp.round(jnp.clip(value, 0.0, 1.0) * 255) / 255
+        noise = draw(jax.random.logistic, key, sample_shape, self.loc.shape)
+        return nearest_level(self.loc + self.scale * noise)
 
     def log_prob(self, value: Array) -> Array:
-        """ln [sigmoid(upper) - sigmoid(lower)], exact in the tails.
-
-        With w = upper - lower > 0 the bin's mass is
-        sigmoid(upper) sigmoid(-lower) (1 - e^-w), whose three logarithms never cancel.
-        """
-        centred = value - self.loc
-        upper = (centred + 0.5 / 255) / self.scale
-        lower = (centred - 0.5 / 255) / self.scale
-        width = jnp.broadcast_to(1 / (255 * self.scale), upper.shape)
-        log_below = jax.nn.log_sigmoid(upper)
-        log_above = jax.nn.log_sigmoid(-lower)
-        interior = log_below + log_above + jnp.log(-jnp.expm1(-width))
-        log_mass = jnp.where(
-            value < 0.5 / 255, log_below, jnp.where(value > 254.5 / 255, log_above, interior)
-        )
-        return sum_event(log_mass, self.event_ndims)
+        """ln [sigmoid(upper) - sigmoid(lower)], exact in the tails."""
+        return sum_event(log_bin_mass(value, self.loc, self.scale), self.event_ndims)
 
 
 class DiscretizedLogistic(nn.Module):
@@ -73,7 +89,5 @@ class DiscretizedLogistic(nn.Module):
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
         loc = 0.5 + per_pixel(features, image_shape, "loc", self.kernel_init)
         log_scale = per_pixel(features, image_shape, "log_scale", self.kernel_init)
-        log_scale = jnp.minimum(log_scale, MAX_LOG_SCALE)
-        # Below 1e-4 of the range, a 40th of a grid step, a bin holds all the mass there is.
-        scale = jnp.maximum(self.initial_scale * jnp.exp(log_scale), 1e-4)
+        scale = bin_scale(log_scale, self.initial_scale)
         return DiscretizedLogisticDistribution(loc, scale=scale, event_ndims=3)

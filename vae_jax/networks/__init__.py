@@ -5,5 +5,6 @@ An encoder takes images `[N, H, W, C]`, a decoder latents `[N, ...]` and the ima
 
 from vae_jax.networks.conv import ConvDecoder, ConvEncoder
 from vae_jax.networks.mlp import MLP, GatedMLP
+from vae_jax.networks.spectral import SpectralNorm
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "SpectralNorm"]

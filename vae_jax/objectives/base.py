@@ -2,7 +2,8 @@
 
 from typing import Any, Protocol
 
-from jax import Array
+import jax
+from jax import Array, lax
 
 from vae_jax.compatibility import Requirements
 from vae_jax.vae import Terms
@@ -38,6 +39,12 @@ class Objective(Protocol):
         ...
 
 
+def held_log_qz(terms: Terms) -> Array:
+    """ln q(z|x) of one layer with q's parameters held: gradients pass through z alone, `[K, B]`."""
+    q: Any = jax.tree.map(lax.stop_gradient, terms.q)
+    return q.log_prob(terms.z)
+
+
 def rate_and_distortion(terms: Terms) -> Metrics:
     """Distortion, and the rate summed over layers: `kl` exact, `kl_sampled` estimated."""
     metrics = {
@@ -49,3 +56,9 @@ def rate_and_distortion(terms: Terms) -> Metrics:
     for layer, kl in enumerate(terms.kl_sampled[1:], start=2):
         metrics[f"kl_sampled_z{layer}"] = kl.mean()
     return metrics
+
+
+def bound_metrics(terms: Terms) -> Metrics:
+    """`neg_elbo`, at beta = 1, and those of `rate_and_distortion`."""
+    neg_elbo = (terms.rate.sum(0) - terms.log_px.mean(0)).mean()
+    return {"neg_elbo": neg_elbo} | rate_and_distortion(terms)

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.compatibility import Requirements
-from vae_jax.objectives.base import Metrics, rate_and_distortion
+from vae_jax.objectives.base import Metrics, held_log_qz, rate_and_distortion
 from vae_jax.vae import Terms
 
 
@@ -24,21 +24,29 @@ class ELBO:
         num_samples: K samples, over which the bound is averaged.
         beta: the KL's weight, a number or a schedule of the step; a warm-up is
             `optax.linear_schedule(0.0, 1.0, steps)`.
+        sticking_the_landing: the rate is the sampled estimate with q's parameters held in ln q, so
+            that at the exact posterior each sample's gradient of q vanishes (Roeder et al. 2017).
     """
 
     num_samples: int = 1
     beta: float | Callable[[Array], ArrayLike] = 1.0
+    sticking_the_landing: bool = False
 
     @property
     def requires(self) -> Requirements:
-        """A density of q."""
+        """A density of q; to stick the landing, one that is differentiable in z."""
+        if self.sticking_the_landing:
+            return Requirements(posterior=frozenset({"density", "path"}), one_layer=True)
         return Requirements(posterior=frozenset({"density"}))
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
         """Loss -ELBO_beta; the metric `neg_elbo` has beta = 1 whatever beta is."""
         del model
         distortion = -terms.log_px.mean(0)
-        rate = (terms.kl_sampled if terms.kl is None else terms.kl).sum(0)
+        if self.sticking_the_landing:
+            rate = (held_log_qz(terms) - terms.log_pz[0]).mean(0)
+        else:
+            rate = terms.rate.sum(0)
         beta = self.beta(step) if callable(self.beta) else self.beta
         beta = jnp.asarray(beta, distortion.dtype)
         metrics = {"neg_elbo": (distortion + rate).mean(), "beta": beta}

@@ -4,11 +4,12 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.compatibility import Space, Trait
-from vae_jax.distributions import Normal
+from vae_jax.distributions import MultivariateNormal, Normal
 
 
 class DiagonalGaussian(nn.Module):
@@ -39,3 +40,32 @@ class DiagonalGaussian(nn.Module):
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         log_scale = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_scale")(h)
         return Normal(loc, jnp.exp(jnp.clip(log_scale, *self.log_scale_range)))
+
+
+class FullCovarianceGaussian(nn.Module):
+    """q(z|x) = N(mu(h), L(h) L(h)ᵀ), all entries of the Cholesky factor L affine but for an exp.
+
+    The exponential keeps the diagonal of L positive.
+
+    Attributes:
+        dim: latent dimensions d.
+        kernel_init: initializer of the affine maps.
+    """
+
+    dim: int
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Array) -> MultivariateNormal:
+        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
+        log_diagonal = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_diagonal")(h)
+        rows, columns = np.tril_indices(self.dim, -1)
+        below = nn.Dense(len(rows), kernel_init=self.kernel_init, name="below")(h)
+        scale_tril = jnp.exp(log_diagonal)[..., None] * jnp.eye(self.dim)
+        return MultivariateNormal(loc, scale_tril.at[:, rows, columns].set(below))

@@ -6,4 +6,5 @@ posterior for the codebook. Each declares, for `vae_jax.compatibility`:
 - `spaces`: where z may live (see `vae_jax.posteriors`).
 - `needs`: the traits that the posterior must have.
 - `factors`: whether its components are independent.
+- `learned`: whether it has parameters.
 """

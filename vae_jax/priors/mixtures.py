@@ -3,38 +3,89 @@
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from vae_jax.compatibility import Space, Trait
-from vae_jax.distributions import Mixture, Shape
+from vae_jax.distributions import Mixture, Normal, Shape
+
+
+class GaussianMixture(nn.Module):
+    """p(z) = sum_c w_c N(z; m_c, diag s_c²), all learned with the rest of the model.
+
+    Starts from equal weights, scales of one and means drawn from N(0, I).
+
+    Attributes:
+        num_components: C.
+        dim: latent dimensions d.
+    """
+
+    num_components: int
+    dim: int
+
+    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
+    needs: ClassVar[frozenset[Trait]] = frozenset()
+    factors: ClassVar[bool] = False
+    learned: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, model: Any) -> Mixture:
+        """Batch `[]`, event `[d]`."""
+        shape = (self.num_components, self.dim)
+        loc = self.param("loc", nn.initializers.normal(1.0), shape)
+        log_scale = self.param("log_scale", nn.initializers.zeros, shape)
+        logits = self.param("logits", nn.initializers.zeros, (self.num_components,))
+        return Mixture(jax.nn.log_softmax(logits), Normal(loc, jnp.exp(log_scale)))
 
 
 class VampPrior(nn.Module):
-    """p(z) = 1/C sum_c q(z | u_c), pseudo-inputs u_c learned (Tomczak & Welling 2018, equation 9).
+    """p(z) = sum_c w_c q(z | u_c): of pseudo-inputs u_c (Tomczak & Welling 2018, equation 9).
+
+    They are parameters or, fixed, exemplars: images that stay as they are, in the collection
+    "exemplars", while the encoder that maps them learns (Norouzi et al. 2020, whose prior also
+    leaves out the image that is being encoded; this one does not).
 
     Attributes:
         num_components: C.
         mean, stddev: of the normal that pseudo-inputs start from. The paper's code uses 0.05 and
             0.01 for MNIST and keeps u_c in [0, 1] by clipping, as we do.
+        images: uint8 `[N, H, W, C]`; given, each seed draws its pseudo-inputs from these instead.
+        fixed: whether pseudo-inputs stay what they start from.
+        learned_weights: whether the w_c are learned; else they are 1/C.
     """
 
     num_components: int
     mean: float = 0.05
     stddev: float = 0.01
+    images: np.ndarray | None = None
+    fixed: bool = False
+    learned_weights: bool = False
 
     spaces: ClassVar[frozenset[Space]] = frozenset({"real", "sphere"})
     needs: ClassVar[frozenset[Trait]] = frozenset({"density", "amortized"})
     factors: ClassVar[bool] = False
+    learned: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, model: Any) -> Mixture:
         """Batch `[]`, event that of q."""
-
-        def init(key: Array, shape: Shape) -> Array:
-            return self.mean + self.stddev * nn.initializers.normal(1.0)(key, shape)
-
         shape = (self.num_components, *model.image_shape)
-        pseudo_inputs = self.param("pseudo_inputs", init, shape)
-        log_weights = jnp.full(self.num_components, -jnp.log(self.num_components))
+        if self.fixed:
+            pseudo_inputs = self.variable(
+                "exemplars", "pseudo_inputs", lambda: self._start(self.make_rng(), shape)
+            ).value
+        else:
+            pseudo_inputs = self.param("pseudo_inputs", self._start, shape)
+        logits = jnp.zeros(self.num_components)
+        if self.learned_weights:
+            logits = self.param("logits", nn.initializers.zeros, logits.shape)
+        log_weights = jax.nn.log_softmax(logits)
         return Mixture(log_weights, model.encode(jnp.clip(pseudo_inputs, 0.0, 1.0)))
+
+    def _start(self, key: Array, shape: Shape) -> Array:
+        if self.images is None:
+            return self.mean + self.stddev * jax.random.normal(key, shape)
+        rows = jax.random.choice(key, len(self.images), shape[:1], replace=False)
+        return jnp.asarray(self.images)[rows] / 255.0

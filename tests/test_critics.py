@@ -1,0 +1,452 @@
+"""Games in one scalar: against losses written out by hand, closed forms, and on 1 to 8 devices."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax import Array, lax
+from scipy import stats
+from test_parallel import assert_close, one_batch
+
+from vae_jax import (
+    ELBO,
+    MLP,
+    VAE,
+    VAEGAN,
+    AdversarialAutoencoder,
+    DiagonalGaussian,
+    FactorVAE,
+    Gaussian,
+    ImageCritic,
+    LatentCritic,
+    StandardNormal,
+    VaeJaxError,
+    VampPrior,
+)
+from vae_jax.compatibility import check_objective
+from vae_jax.critics import frozen
+from vae_jax.objectives.factor_vae import permute_dims
+from vae_jax.optimizers import by_group
+from vae_jax.parallel import unreplicate
+from vae_jax.train import loss_and_metrics
+from vae_jax.vae import fold_in_each
+
+B, D = 6, 2
+MODEL = tiny.model().clone(likelihood=Gaussian())
+LATENT = MODEL.clone(critic=LatentCritic(MLP((5,))))
+IMAGE = MODEL.clone(critic=ImageCritic(MLP((7,)), MLP((5,))))
+X = jax.random.uniform(jax.random.key(0), (B, 4, 4, 1))
+KEYS = jax.random.split(jax.random.key(1), B)
+STEP = jnp.int32(0)
+
+
+def params_of(model: Any, objective: Any) -> Any:
+    """Random parameters, so that no gradient is small by chance."""
+    init = nn.init(loss_and_metrics, model)
+    shapes = jax.eval_shape(lambda key: init(key, objective, X, KEYS, STEP), KEYS[0])["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def gradients_of(model: Any, objective: Any, params: Any) -> Any:
+    """Of the one scalar."""
+
+    def loss(params: Any) -> Array:
+        apply = nn.apply(loss_and_metrics, model)
+        return apply({"params": params}, objective, X, KEYS, STEP)[0]
+
+    return jax.grad(loss)(params)
+
+
+class Game:
+    """A model taken apart: its groups as pure functions of their own parameters and of noise."""
+
+    def __init__(self, model: Any, params: Any):
+        self.model, self.params = model, params
+        self.eps = jax.vmap(lambda key: jax.random.normal(key, (D,)))(KEYS)
+        self.z_prior = jax.vmap(lambda key: jax.random.normal(key, (D,)))(fold_in_each(KEYS, 1))
+
+    def groups(self, *names: str) -> dict[str, Any]:
+        return {name: self.params[name] for name in names}
+
+    def apply(self, method: Any, own: Any, *arguments: Any) -> Any:
+        return self.model.apply({"params": self.params | own}, *arguments, method=method)
+
+    def encode(self, own: Any) -> tuple[Array, Array]:
+        """z, and KL in closed form."""
+        q = self.apply("encode", own, X)
+        kl = 0.5 * (q.loc**2 + q.scale**2 - 1 - 2 * jnp.log(q.scale)).sum(-1)
+        return q.loc + q.scale * self.eps, kl.mean()
+
+    def decode(self, own: Any, z: Array) -> Array:
+        return self.apply("decode", own, z).mean
+
+    def log_px(self, own: Any, z: Array) -> Array:
+        return self.apply("decode", own, z).log_prob(X).mean()
+
+    def critic(self, own: Any, value: Array) -> Any:
+        return self.apply(lambda model, value: model.critic(value), own, value)
+
+
+def log_d(logit: Array) -> Array:
+    return jnp.log(1 / (1 + jnp.exp(-logit)))
+
+
+def log_one_minus_d(logit: Array) -> Array:
+    return jnp.log(1 - 1 / (1 + jnp.exp(-logit)))
+
+
+def vaegan_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
+    """Algorithm 1 of Larsen et al. (2016): (a group's own parameters, its own loss)."""
+    z, _ = game.encode({})
+    x_tilde, x_p = game.decode({}, z), game.decode({}, game.z_prior)
+
+    def llike(x_tilde: Array) -> Array:
+        distance = (game.critic({}, X)[1] - game.critic({}, x_tilde)[1]) ** 2
+        return distance.sum() / (2 * B)
+
+    def gan(own: Any, x_tilde: Array, x_p: Array) -> Array:
+        real, fake, dream = (game.critic(own, each)[0] for each in (X, x_tilde, x_p))
+        return -(log_d(real) + log_one_minus_d(fake) + log_one_minus_d(dream)).mean()
+
+    def encoder(own: Any) -> Array:
+        z, kl = game.encode(own)
+        return kl + llike(game.decode({}, z))
+
+    def decoder(own: Any) -> Array:
+        x_tilde, x_p = game.decode(own, z), game.decode(own, game.z_prior)
+        return gamma * llike(x_tilde) - gan({}, x_tilde, x_p)
+
+    return [
+        (game.groups("encoder", "posterior"), encoder),
+        (game.groups("decoder", "likelihood"), decoder),
+        (game.groups("critic"), lambda own: gan(own, x_tilde, x_p)),
+    ]
+
+
+def adversarial_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
+    """Makhzani et al. (2016), section 2, the generator's loss non-saturating."""
+    z, _ = game.encode({})
+
+    def encoder(own: Any) -> Array:
+        z, _ = game.encode(own)
+        return -game.log_px({}, z) - weight * log_d(game.critic({}, z)).mean()
+
+    def critic(own: Any) -> Array:
+        return -(
+            log_d(game.critic(own, game.z_prior)) + log_one_minus_d(game.critic(own, z))
+        ).mean()
+
+    return [
+        (game.groups("encoder", "posterior"), encoder),
+        (game.groups("decoder", "likelihood"), lambda own: -game.log_px(own, z)),
+        (game.groups("critic"), critic),
+    ]
+
+
+def factor_vae_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
+    """Algorithm 2 of Kim & Mnih (2018), the critic's two minibatches being halves of one."""
+    z, _ = game.encode({})
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (D,)))(fold_in_each(KEYS, 1))
+    half = B // 2
+    permuted = jnp.stack(
+        [z[half:, j][jnp.argsort(noise[half:, j])] for j in range(D)],
+        axis=-1,
+    )
+
+    def encoder(own: Any) -> Array:
+        z, kl = game.encode(own)
+        logit = game.critic({}, z)
+        ratio = log_d(logit) - log_one_minus_d(logit)  # ln D / (1 - D)
+        return -game.log_px({}, z) + kl + gamma * ratio.mean()
+
+    def critic(own: Any) -> Array:
+        real, fake = log_d(game.critic(own, z[:half])), game.critic(own, permuted)
+        return -(real.sum() + log_one_minus_d(fake).sum()) / (2 * half)
+
+    return [
+        (game.groups("encoder", "posterior"), encoder),
+        (game.groups("decoder", "likelihood"), lambda own: -game.log_px(own, z)),
+        (game.groups("critic"), critic),
+    ]
+
+
+GAMES: dict[str, tuple[Any, Any, Any]] = {
+    "vaegan": (IMAGE, VAEGAN, vaegan_losses),
+    "adversarial": (LATENT, AdversarialAutoencoder, adversarial_losses),
+    "factor_vae": (LATENT, FactorVAE, factor_vae_losses),
+}
+every_game = pytest.mark.parametrize("name", GAMES)
+
+
+@every_game
+def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
+    """One scalar against three losses, each differentiated by its own copy of its parameters.
+
+    The three are written from the papers, with D = 1 / (1 + e^-logit), a KL in closed form, and
+    no stop_gradient: what is not a loss's argument is a constant to it. A weight of 1e-6 would be
+    lost to rounding if the decoder's part were taken as a difference.
+    """
+    model, objective, losses = GAMES[name]
+    params = params_of(model, objective(1.0))
+
+    @jax.jit
+    def both(params: Any, weight: Array) -> tuple[Any, Any]:
+        game = losses(Game(model, params), weight)
+        separate = [jax.grad(loss)(own) for own, loss in game]
+        expected = {name: value for group in separate for name, value in group.items()}
+        return jax.grad(scalar)(params, weight), expected
+
+    def scalar(params: Any, weight: Array) -> Array:
+        apply = nn.apply(loss_and_metrics, model)
+        return apply({"params": params}, objective(weight), X, KEYS, STEP)[0]
+
+    for weight in (0.3, 1e-6):
+        actual, expected = both(params, jnp.asarray(weight))
+        assert actual.keys() == expected.keys()
+        if objective is VAEGAN:  # the width of p(x|z) has no part in the game
+            assert actual["likelihood"].pop("log_scale") == 0
+            assert expected["likelihood"].pop("log_scale") == 0
+        assert all(np.abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(expected))
+        assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["latent", "image"])
+def test_a_frozen_critic_moves_its_input_alone(kind: str) -> None:
+    model, objective = (LATENT, FactorVAE(1.0)) if kind == "latent" else (IMAGE, VAEGAN(1.0))
+    params = params_of(model, objective)
+    value = jax.random.normal(jax.random.key(4), (3, D) if kind == "latent" else (3, 4, 4, 1))
+
+    @partial(jax.jit, static_argnums=2)
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def total(params: Any, value: Array, freeze: bool) -> Array:
+        def of(model: Any, value: Array) -> Any:
+            return frozen(model).critic(value) if freeze else model.critic(value)
+
+        outputs = model.apply({"params": params}, value, method=of)
+        return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(outputs))  # pyright: ignore
+
+    fixed, free = total(params, value, True), total(params, value, False)
+    np.testing.assert_allclose(fixed[0], free[0], rtol=1e-6)
+    np.testing.assert_allclose(fixed[1][1], free[1][1], rtol=1e-5)
+    assert optax.tree.norm(free[1][0]["critic"]) > 0.1
+    assert optax.tree.norm(fixed[1][0]) == 0
+
+
+def test_a_learned_prior_has_the_gradient_of_the_kl_alone() -> None:
+    """What is drawn from it is a constant to the game."""
+    model = IMAGE.clone(prior=VampPrior(3))
+    params = params_of(model, VAEGAN(1.0))
+    gradients = gradients_of(model, VAEGAN(1.0), params)
+
+    @jax.jit
+    @jax.grad
+    def rate(prior: Any) -> Array:
+        terms: Any = model.apply({"params": params | {"prior": prior}}, X, KEYS)
+        return terms.kl_sampled.mean()
+
+    expected = rate(params["prior"])
+    assert optax.tree.norm(expected) > 1e-3
+    assert_close(gradients["prior"], expected, 1e-5)
+
+
+def test_the_adversarial_encoder_and_its_critic_pull_in_opposite_ways() -> None:
+    """A small step of either down its gradient: the critic's error falls, D of the encoder rises.
+
+    The reconstruction's part is taken away: gradients are linear in the weight.
+    """
+    params = params_of(LATENT, AdversarialAutoencoder())
+    one, none = (gradients_of(LATENT, AdversarialAutoencoder(w), params) for w in (1.0, 0.0))
+    game = jax.tree.map(jnp.subtract, one, none)
+    assert optax.tree.norm(game["critic"]) == optax.tree.norm(game["decoder"]) == 0
+
+    @jax.jit
+    def metrics(params: Any) -> Any:
+        apply = nn.apply(loss_and_metrics, LATENT)
+        return apply({"params": params}, AdversarialAutoencoder(), X, KEYS, STEP)[1]
+
+    def after_a_step(group: str, gradients: Any) -> Any:
+        moved = jax.tree.map(lambda p, g: p - 1e-2 * g, params[group], gradients[group])
+        return metrics(params | {group: moved})
+
+    before = metrics(params)
+    encoder, critic = after_a_step("encoder", game), after_a_step("critic", one)
+    assert encoder["encoder_loss"] < before["encoder_loss"]
+    assert encoder["critic_loss"] > before["critic_loss"]
+    assert critic["critic_loss"] < before["critic_loss"]
+
+
+# Total correlation
+
+
+def test_permute_dims_keeps_marginals_and_breaks_dependence() -> None:
+    """Three equal columns become independent: correlations within 4 standard errors of 0."""
+    count = 4000
+    z = jnp.tile(jax.random.normal(jax.random.key(0), (count, 1)), 3)
+    permuted = permute_dims(z, jax.random.uniform(jax.random.key(1), z.shape))
+    np.testing.assert_array_equal(np.sort(permuted, 0), np.sort(z, 0))
+    correlation = np.corrcoef(permuted.T)[np.triu_indices(3, 1)]
+    assert (np.abs(correlation) < 4 / np.sqrt(count)).all()
+
+
+def test_every_pair_of_permutations_is_as_likely() -> None:
+    """Two columns of three, permuted apart: chi-square over the 6 x 6 outcomes, p > 1e-4."""
+    noise = jax.random.uniform(jax.random.key(0), (7200, 3, 2))
+    columns = jnp.tile(jnp.arange(3)[:, None], 2)
+    permuted = jax.vmap(permute_dims, (None, 0))(columns, noise)
+    outcomes, counts = np.unique(permuted, axis=0, return_counts=True)
+    assert len(outcomes) == 36
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+class Products(nn.Module):
+    """1, z and its products: a log-ratio of normal densities is linear in them."""
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        return jnp.concatenate([z, (z[:, :, None] * z[:, None, :]).reshape(len(z), -1)], -1)
+
+
+def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
+    """z normal with correlation r: TC = -1/2 ln(1 - r^2), and the log-ratio by SciPy.
+
+    x has that distribution up to the posterior's noise; only the critic is trained. It can
+    represent the log-ratio, so that what is left is noise of the optimizer.
+    """
+    scale, r, batch = 0.3, 0.7, 1024
+    covariance = np.array([[1.0, r], [r, 1.0]])
+    root = np.linalg.cholesky(covariance - scale**2 * np.eye(2)).astype(np.float32)
+    model = VAE(
+        encoder=MLP(()),
+        posterior=DiagonalGaussian(2),
+        prior=StandardNormal(2),
+        decoder=MLP(()),
+        likelihood=Gaussian(1.0),
+        critic=LatentCritic(Products()),
+        image_shape=(1, 2, 1),
+    )
+    optimizer = by_group(
+        optax.set_to_zero(), critic=optax.adam(optax.cosine_decay_schedule(0.1, 300))
+    )
+    objective = FactorVAE(gamma=1.0)
+
+    def batch_of(key: Array) -> tuple[Array, Array]:
+        x = jax.random.normal(key, (batch, 2)) @ root.T
+        return x.reshape(batch, 1, 2, 1), jax.random.split(key, batch)
+
+    def loss(params: Any, key: Array) -> tuple[Array, Any]:
+        apply = nn.apply(loss_and_metrics, model)
+        return apply({"params": params}, objective, *batch_of(key), STEP)
+
+    @jax.jit
+    def run() -> Any:
+        x, keys = batch_of(jax.random.key(0))
+        init = nn.init(loss_and_metrics, model)
+        params = init(jax.random.key(1), objective, x, keys, STEP)["params"]
+        zeros, log_scale = jnp.zeros((2, 2)), jnp.full(2, jnp.log(scale))
+        params["posterior"] = {
+            "loc": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)},
+            "log_scale": {"kernel": zeros, "bias": log_scale},
+        }
+
+        def step(carry: Any, key: Array) -> tuple[Any, Any]:
+            params, state = carry
+            gradients, metrics = jax.grad(loss, has_aux=True)(params, key)
+            updates, state = optimizer.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), metrics
+
+        keys = jax.random.split(jax.random.key(2), 350)  # the last 50 at a rate of zero
+        (trained, _), metrics = lax.scan(step, (params, optimizer.init(params)), keys)
+        return params, trained, metrics
+
+    start, trained, metrics = run()
+    assert_close(trained | {"critic": None}, start | {"critic": None}, 0.0)
+    estimates = metrics["total_correlation"][300:]
+    exact = -0.5 * np.log(1 - r**2)
+    assert estimates.mean() == pytest.approx(exact, abs=0.03)
+
+    z = np.random.default_rng(0).multivariate_normal([0, 0], covariance, size=1000)
+    normal: Any = stats.multivariate_normal
+    log_ratio = normal.logpdf(z, cov=covariance) - stats.norm.logpdf(z).sum(1)
+    logits = model.apply(
+        {"params": trained}, jnp.asarray(z, jnp.float32), method=lambda model, z: model.critic(z)
+    )
+    assert np.std(log_ratio) > 0.5
+    assert np.sqrt(np.mean((logits - log_ratio) ** 2)) < 0.1
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "factor_vae",  # the one that looks at the whole batch
+        pytest.param("vaegan", marks=pytest.mark.slow),
+        pytest.param("adversarial", marks=pytest.mark.slow),
+    ],
+)
+def test_a_game_is_the_same_on_every_number_of_devices(name: str) -> None:
+    model, objective, _ = GAMES[name]
+    experiment = dataclasses.replace(
+        tiny.experiment(),
+        data=tiny.data("grey"),
+        model=model,
+        objective=objective(1.0),
+        batch_size=8,
+    )
+    one = unreplicate(one_batch(experiment, 1))
+    assert optax.tree.norm(one[3]["critic"]) > 1e-2
+    for devices in (2, 8):
+        assert_close(unreplicate(one_batch(experiment, devices)), one, 1e-5)
+
+
+# Critics as parts
+
+
+def test_critics_look_at_each_example_alone() -> None:
+    x = jax.random.uniform(jax.random.key(0), (5, 4, 3, 1))
+    critic = ImageCritic(MLP((6,)), MLP((4,)))
+    (logits, features), variables = jax.jit(critic.init_with_output)(jax.random.key(1), x)
+    assert (logits.shape, features.shape) == ((5,), (5, 6))
+    np.testing.assert_allclose(features.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(features.var(-1), 1, rtol=1e-3)
+    alone = jax.jit(critic.apply)(variables, x[2:3])
+    np.testing.assert_allclose(alone[0], logits[2:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "said"),
+    [
+        (MODEL, FactorVAE(1.0), r"FactorVAE plays .*: give the model critic=LatentCritic\(...\)\."),
+        (
+            LATENT,
+            VAEGAN(1.0),
+            r"VAEGAN plays .*critic=ImageCritic\(...\) instead of LatentCritic\.",
+        ),
+        (IMAGE, AdversarialAutoencoder(), r"critic=LatentCritic\(...\) instead of ImageCritic\."),
+        (LATENT, ELBO(), "ELBO has no use for a critic: leave LatentCritic out"),
+        (
+            LATENT.clone(prior=VampPrior(3)),
+            FactorVAE(1.0),
+            "independent components.*StandardNormal",
+        ),
+    ],
+)
+def test_a_model_without_the_right_critic_is_refused(model: Any, objective: Any, said: str) -> None:
+    with pytest.raises(VaeJaxError, match=said):
+        check_objective(objective, model)
+
+
+@every_game
+def test_a_model_with_the_right_critic_passes(name: str) -> None:
+    model, objective, _ = GAMES[name]
+    check_objective(objective(1.0), model)

@@ -1,0 +1,462 @@
+"""Importance-weighted bounds and their gradient estimators, most of them exactly.
+
+Expectations over the noise are Gauss-Hermite quadratures in one dimension for each sample, so that
+bounds, expected gradients and variances of a model with one latent are known without noise.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from scipy import special
+from test_objectives import LOG_PX, LOG_PZ, LOG_QZ, STEP, TWO_LAYERS, VANILLA, make_terms
+
+from vae_jax import (
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    VAE,
+    Categorical,
+    RenyiBound,
+    Terms,
+    VaeJaxError,
+    VampPrior,
+)
+from vae_jax.compatibility import check_objective
+from vae_jax.distributions import Normal, exact_kl
+from vae_jax.vae import weigh_path
+
+Objective = Callable[..., Any]
+# Four samples each: the plain objective, and the one whose gradient goes another way.
+PAIRS: dict[str, tuple[Objective, Objective]] = {
+    "elbo": (ELBO(4), ELBO(4, sticking_the_landing=True)),
+    "iwae": (IWAE(4), IWAE(4, doubly_reparameterized=True)),
+    "miwae": (MIWAE(2, 2), MIWAE(2, 2, doubly_reparameterized=True)),
+    "piwae": (PIWAE(2, 2), PIWAE(2, 2, doubly_reparameterized=True)),
+    "ciwae": (CIWAE(4, 0.3), CIWAE(4, 0.3, doubly_reparameterized=True)),
+    "renyi": (RenyiBound(4, 0.4), RenyiBound(4, 0.4, doubly_reparameterized=True)),
+    "renyi above 1": (RenyiBound(4, 2.0), RenyiBound(4, 2.0, doubly_reparameterized=True)),
+    "renyi below 0": (RenyiBound(4, -1.0), RenyiBound(4, -1.0, doubly_reparameterized=True)),
+}
+OBJECTIVES = [objective for pair in PAIRS.values() for objective in pair]
+every_pair = pytest.mark.parametrize("name", PAIRS)
+INFERENCE = ("encoder", "posterior")
+
+
+def of_log_w(log_w: Any) -> Terms:
+    """Terms of log-weights `[K, B]` alone."""
+    zeros = jnp.zeros((1, *np.shape(log_w)))
+    return make_terms(log_w, zeros, zeros)
+
+
+# --- By hand ------------------------------------------------------------------------------------
+
+BY_HAND: dict[str, tuple[Objective, Callable[[np.ndarray], Any]]] = {
+    "miwae": (
+        MIWAE(2, 3),
+        lambda w: (np.log(w[:3].mean(0)) + np.log(w[3:].mean(0))) / 2,
+    ),
+    "ciwae": (
+        CIWAE(6, 0.3),
+        lambda w: 0.3 * np.log(w).mean(0) + 0.7 * np.log(w.mean(0)),
+    ),
+    "renyi 0.5": (RenyiBound(6, 0.5), lambda w: 2 * np.log(np.sqrt(w).mean(0))),
+    "renyi 3": (RenyiBound(6, 3.0), lambda w: np.log((w**-2.0).mean(0)) / -2),
+    "renyi -1": (RenyiBound(6, -1.0), lambda w: np.log((w**2.0).mean(0)) / 2),
+    "renyi 1": (RenyiBound(6, 1.0), lambda w: np.log(w).mean(0)),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_bounds_by_hand(name):
+    """From the papers' formulas for the weights themselves, in NumPy."""
+    objective, formula = BY_HAND[name]
+    log_w = np.random.default_rng(0).normal(size=(6, 5))
+    loss, metrics = objective(of_log_w(log_w), STEP)
+    assert objective.num_samples == 6
+    assert loss == pytest.approx(-formula(np.exp(log_w)).mean(), rel=1e-5)
+    assert metrics["neg_elbo"] == pytest.approx(-log_w.mean(), rel=1e-5)
+    assert {"distortion", "kl_sampled"} <= metrics.keys()
+
+
+def test_special_cases():
+    """Each family ends in the ELBO and in IWAE; alpha = 1 is a limit."""
+    terms = of_log_w(np.random.default_rng(1).normal(size=(6, 5)))
+
+    def loss(objective):
+        return float(objective(terms, STEP)[0])
+
+    elbo, iwae = loss(ELBO(6)), loss(IWAE(6))
+    assert iwae < elbo - 0.1
+    for objective in (MIWAE(6, 1), CIWAE(6, 1.0), RenyiBound(6, 1.0), RenyiBound(6, 1.0 + 1e-3)):
+        assert loss(objective) == pytest.approx(elbo, abs=2e-3)
+    for objective in (MIWAE(1, 6), CIWAE(6, 0.0), RenyiBound(6, 0.0)):
+        assert loss(objective) == pytest.approx(iwae, abs=1e-6)
+    # each falls in alpha, from the largest weight to the smallest
+    alphas = (-50.0, -1.0, 0.0, 0.5, 1.0, 2.0, 50.0)
+    losses = [loss(RenyiBound(6, alpha)) for alpha in alphas]
+    assert (np.diff(losses) > 0.01).all()
+
+
+def test_layers_add_up():
+    """ln w of two layers is ln p(x|z) + sum_l ln p(z_l) - ln q(z_l): SciPy."""
+    log_w = np.asarray(LOG_PX) + (np.asarray(LOG_PZ) - np.asarray(LOG_QZ)).sum(0)
+    terms = make_terms(LOG_PX, LOG_PZ, LOG_QZ)
+    iwae = special.logsumexp(log_w, axis=0).mean() - math.log(2)
+    expected = {
+        MIWAE(2, 1): log_w.mean(),
+        CIWAE(2, 0.5): (log_w.mean() + iwae) / 2,
+        RenyiBound(2, 0.5): 2 * (special.logsumexp(log_w / 2, axis=0).mean() - math.log(2)),
+    }
+    for objective, value in expected.items():
+        assert objective(terms, STEP)[0] == pytest.approx(-value, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "piwae"])
+def test_plain_gradients_by_central_differences(name):
+    """In ln p(x|z), ln p(z) and ln q(z|x), which is all a plain objective sees; float64.
+
+    PIWAE's is the gradient of no one function.
+    """
+    objective = PAIRS[name][0]
+    generator = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        flat, unravel = ravel_pytree([generator.normal(size=(4, 3)), *np.ones((2, 2, 4, 3))])
+        flat = flat + generator.normal(size=len(flat))
+        loss = jax.jit(lambda flat: objective(make_terms(*unravel(flat)), STEP)[0])
+        gradient = np.asarray(jax.jit(jax.grad(loss))(flat))
+        steps = 1e-5 * np.eye(len(flat))
+        losses = jax.jit(jax.vmap(loss))(np.concatenate([flat + steps, flat - steps]))
+    above, below = np.split(np.asarray(losses), 2)
+    np.testing.assert_allclose((above - below) / 2e-5, gradient, atol=1e-9)
+    assert np.abs(gradient).max() > 0.05
+
+
+def test_no_nan_at_log_weights_ten_thousand_nats_apart():
+    """Values, gradients and path weights are finite where all weights but one underflow."""
+    log_px = jnp.asarray([[0.0, -1e4], [-1e4, -1e4], [-20.0, -2e4], [-1e4, 0.0]])
+    q, p = Normal(jnp.zeros((2, 1)), jnp.ones((2, 1))), Normal(jnp.zeros(1), jnp.ones(1))
+    z = jnp.linspace(-1.0, 1.0, 8).reshape(4, 2, 1)
+
+    class Model:
+        """Decodes to the same log-likelihoods."""
+
+        likelihood = None
+
+        def decode(self, z):
+            return self
+
+        def log_prob(self, x):
+            return log_px
+
+    def loss(log_px, path, objective):
+        terms: Any = make_terms(log_px, p.log_prob(z)[None], q.log_prob(z)[None])
+        return objective(terms.replace(z=z, q=q, p=p, path=path), STEP, Model())[0]
+
+    @jax.jit
+    def everything(log_px, path):
+        return [jax.value_and_grad(loss, (0, 1))(log_px, path, each) for each in OBJECTIVES]
+
+    results = jax.tree.leaves(everything(log_px, jnp.zeros((4, 2))))
+    assert len(results) == 3 * len(OBJECTIVES)
+    assert all(np.isfinite(result).all() for result in results)
+
+
+# --- Exact expectations -------------------------------------------------------------------------
+
+SHAPE, NODES = (1, 3, 1), 12
+
+
+@pytest.fixture(scope="module")
+def exact(fit_linear_gaussian):
+    """One latent, three pixels."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 1)) * [1.0, -0.7, 0.4] + 0.5 * generator.normal(size=(50, 3))
+    return fit_linear_gaussian(x.reshape(50, *SHAPE), 1)
+
+
+@pytest.fixture(scope="module")
+def wrong(exact):
+    """Its parameters, with a posterior that is off in place and width, and depends on x in both."""
+    return jax.tree.map(
+        lambda p, noise: p + noise,
+        exact.variables["params"],
+        {
+            "posterior": {
+                "loc": {"kernel": np.full((3, 1), 0.05), "bias": np.full(1, 0.2)},
+                "log_scale": {"kernel": np.full((3, 1), 0.1), "bias": np.full(1, 0.1)},
+            },
+            "likelihood": {
+                "loc": {"kernel": np.full((1, 3), 0.1), "bias": np.full(3, -0.1)},
+                "log_scale": np.asarray(0.1),
+            },
+        },
+    )
+
+
+def terms_of_noise(model: VAE, params: Any, x: Array, eps: Array) -> tuple[Terms, Any]:
+    """What the model returns if its noise is `eps` `[K, B, d]`, and the bound model."""
+    bound = model.bind({"params": params})
+    q: Any = bound.encode(x)
+    p, px_of = bound.prior(bound), bound.decode
+    z = q.loc + q.scale * eps
+    log_qz = q.log_prob(z)
+    z, path = weigh_path(z, jnp.zeros(eps.shape[:2], eps.dtype))
+    px, kl = px_of(z), exact_kl(q, p)
+    terms = Terms(
+        x=x,
+        keys=jax.random.split(jax.random.key(0), len(x)),
+        z=z,
+        path=path,
+        log_px=px.log_prob(x),
+        log_pz=p.log_prob(z)[None],
+        log_qz=log_qz[None],
+        kl=None if kl is None else kl[None],
+        q=q,
+        p=p,
+        reconstruction=px.mean,
+    )
+    return terms, bound
+
+
+def quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes `[N, 4]` and weights `[N]` of the mean over four independent N(0, 1)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    nodes = np.stack(np.meshgrid(*[points] * 4, indexing="ij"), -1).reshape(-1, 4)
+    each = np.stack(np.meshgrid(*[weights / weights.sum()] * 4, indexing="ij"), -1)
+    return nodes, each.prod(-1).ravel()
+
+
+X = np.asarray([0.9, -0.2, 0.6]).reshape(1, *SHAPE)
+
+
+@pytest.fixture(scope="module")
+def losses_and_gradients(exact):
+    """By objective: the loss at each node `[N]`, and the gradient there, leaves `[N, ...]`."""
+    nodes = quadrature()[0]
+
+    @jax.jit
+    def at_nodes(params):
+        def loss(params, eps, objective):
+            terms, bound = terms_of_noise(exact.model, params, jnp.asarray(X), eps[:, None, None])
+            return objective(terms, STEP, bound)[0]
+
+        def of(objective):
+            return lambda eps: jax.value_and_grad(loss)(params, eps, objective)
+
+        return [jax.vmap(of(objective))(nodes) for objective in OBJECTIVES]
+
+    def at(params):
+        with jax.enable_x64(True):
+            results = jax.tree.map(np.asarray, at_nodes(jax.tree.map(jnp.asarray, params)))
+        return dict(zip(OBJECTIVES, results, strict=True))
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def at_wrong(losses_and_gradients, wrong):
+    return losses_and_gradients(wrong)
+
+
+@pytest.fixture(scope="module")
+def at_exact(losses_and_gradients, exact):
+    return losses_and_gradients(exact.variables["params"])
+
+
+def moments(gradients: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Exact mean and variance of each component."""
+    _, weights = quadrature()
+    flat = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(gradients)], 1)
+    mean = weights @ flat
+    return mean, weights @ (flat - mean) ** 2
+
+
+def test_bounds_are_ordered_below_the_exact_likelihood(exact, wrong, at_wrong):
+    """ELBO < Rényi, CIWAE, MIWAE < IWAE < ln p(x), all exact, the last by SciPy.
+
+    At the exact posterior all are ln p(x). With alpha > 1 the bound is below the ELBO.
+    """
+    _, weights = quadrature()
+    bound = {objective: -weights @ losses for objective, (losses, _) in at_wrong.items()}
+    names = {name: bound[plain] for name, (plain, _) in PAIRS.items()}
+
+    decoder = wrong["likelihood"]
+    w, mean = decoder["loc"]["kernel"], decoder["loc"]["bias"]
+    noise = np.exp(2 * decoder["log_scale"])
+    covariance = w.T @ w + noise * np.eye(3)
+    log_p = type(exact)(**vars(exact) | {"mean": mean, "covariance": covariance}).log_likelihood(X)
+    for between in ("renyi", "ciwae", "miwae"):
+        assert names["elbo"] + 0.003 < names[between] < names["iwae"] - 0.001 < log_p
+    assert names["renyi above 1"] < names["elbo"] - 0.01
+    assert names["renyi below 0"] > names["iwae"] + 0.005
+    assert names["piwae"] == pytest.approx(names["iwae"], abs=1e-12)
+    for plain, other in PAIRS.values():
+        assert bound[plain] == pytest.approx(bound[other], abs=2e-8)
+
+
+def test_the_elbo_is_the_closed_form(exact, wrong, at_wrong):
+    """Lucas et al. (2019): E_q ln p(x|z) of a linear decoder, less the KL, in NumPy."""
+    q, decoder = wrong["posterior"], wrong["likelihood"]
+    flat = X.ravel()
+    mu = flat @ q["loc"]["kernel"] + q["loc"]["bias"]
+    variance = np.exp(2 * (flat @ q["log_scale"]["kernel"] + q["log_scale"]["bias"]))
+    w, noise = decoder["loc"]["kernel"], np.exp(2 * decoder["log_scale"])
+    residual = flat - mu @ w - decoder["loc"]["bias"]
+    square = residual @ residual + variance @ (w**2).sum(1)
+    distortion = 0.5 * (3 * np.log(2 * np.pi * noise) + square / noise)
+    rate = 0.5 * (variance + mu**2 - 1 - np.log(variance)).sum()
+    for objective in PAIRS["elbo"]:
+        assert quadrature()[1] @ at_wrong[objective][0] == pytest.approx(distortion + rate)
+
+
+@every_pair
+def test_expected_gradients_agree(name, at_wrong):
+    """DReG and STL leave the mean of every gradient, of inference and generation, as it was.
+
+    Both means are quadratures in float64, whose own error is below 1e-4.
+    """
+    plain, other = (moments(at_wrong[objective][1])[0] for objective in PAIRS[name])
+    np.testing.assert_allclose(other, plain, atol=1e-4)
+    assert (np.abs(plain) > 1e-3).all()
+
+
+@every_pair
+def test_inference_gradients_have_less_variance(name, at_wrong, at_exact):
+    """With q near the posterior; at the posterior they have none (Roeder et al. 2017)."""
+    plain, other = (moments(at_wrong[o][1]["posterior"])[1].sum() for o in PAIRS[name])
+    assert other < 0.5 * plain
+    plain, other = (moments(at_exact[o][1]["posterior"])[1].max() for o in PAIRS[name])
+    assert other < 1e-20 < plain
+
+
+# --- The same noise, sample by sample -----------------------------------------------------------
+
+B = 3
+
+
+def path_weights(bound: Callable[[Array], Array], log_w: Array) -> Array:
+    """v_k - d v_k / d ln w_k by automatic differentiation, `[K, B]`."""
+    of_one = jax.vmap(lambda log_w: jax.grad(bound)(log_w), 1, 1)
+    curvature = jax.vmap(lambda log_w: jnp.diag(jax.hessian(bound)(log_w)), 1, 1)
+    return of_one(log_w) - curvature(log_w)
+
+
+def log_mean_exp(x: Array) -> Array:
+    return jnp.log(jnp.exp(x).mean())
+
+
+# Each bound of ln w `[4]`, written anew; PIWAE's is that of its inference part.
+BOUNDS: dict[str, Callable[[Array], Array]] = {
+    "elbo": jnp.mean,
+    "iwae": log_mean_exp,
+    "miwae": lambda w: (log_mean_exp(w[:2]) + log_mean_exp(w[2:])) / 2,
+    "piwae": lambda w: (log_mean_exp(w[:2]) + log_mean_exp(w[2:])) / 2,
+    "ciwae": lambda w: 0.3 * w.mean() + 0.7 * log_mean_exp(w),
+    "renyi": lambda w: log_mean_exp(0.6 * w) / 0.6,
+    "renyi above 1": lambda w: -log_mean_exp(-w),
+    "renyi below 0": lambda w: log_mean_exp(2 * w) / 2,
+}
+
+
+@pytest.fixture(scope="module")
+def same_noise():
+    """Gradients of all objectives for one draw of a nonlinear model's noise, in float64.
+
+    Beside them the gradient of q's parameters by the identity in the docstring of
+    `vae_jax.objectives.importance`, from a Hessian of the bound.
+    """
+    generator = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        x = jnp.asarray(generator.integers(2, size=(B, *VANILLA.image_shape)), jnp.float64)
+        keys = jax.random.split(jax.random.key(0), B)
+        eps = jnp.asarray(generator.normal(size=(4, B, 2)))
+        params = jax.jit(VANILLA.init)(jax.random.key(2), x, keys)["params"]
+        params = jax.tree.map(
+            lambda p: jnp.asarray(p + 0.3 * generator.normal(size=p.shape)), params
+        )
+
+        @jax.jit
+        def everything(params):
+            def loss(params, objective):
+                terms, bound = terms_of_noise(VANILLA, params, x, eps)
+                return objective(terms, STEP, bound)[0]
+
+            of_objectives = [jax.grad(loss)(params, objective) for objective in OBJECTIVES]
+
+            q: Any = VANILLA.apply({"params": params}, x, method="encode")
+
+            def log_w_along_z(inference):
+                own: Any = VANILLA.apply({"params": params | inference}, x, method="encode")
+                z = own.loc + own.scale * eps
+                log_joint = VANILLA.apply({"params": params}, x, z, method="log_joint")
+                return log_joint - q.log_prob(z)
+
+            inference = {name: params[name] for name in INFERENCE if name in params}
+            log_w, pullback = jax.vjp(log_w_along_z, inference)
+            weights = [path_weights(bound, log_w) for bound in BOUNDS.values()]
+            return of_objectives, [pullback(-each / B)[0] for each in weights]
+
+        of_objectives, by_identity = jax.tree.map(np.asarray, everything(params))
+    return dict(zip([*OBJECTIVES, *BOUNDS], [*of_objectives, *by_identity], strict=True))
+
+
+def split(gradients: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of inference, and those of generation."""
+    inference = {name: value for name, value in gradients.items() if name in INFERENCE}
+    return inference, {name: gradients[name] for name in gradients.keys() - inference.keys()}
+
+
+def assert_same(ours: Any, theirs: Any, rtol: float = 1e-9) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13), ours, theirs)
+
+
+@every_pair
+def test_the_path_has_the_weight_of_the_identity(name, same_noise):
+    """v_k - dv_k / d ln w_k times d ln w_k along z_k; generation keeps its gradient."""
+    plain, other = (split(same_noise[objective]) for objective in PAIRS[name])
+    assert_same(other[0], same_noise[name])
+    if name != "elbo":  # whose plain form has the exact KL, which no decoder sees
+        assert np.abs(ravel_pytree(other[0])[0] - ravel_pytree(plain[0])[0]).max() > 1e-3
+    assert_same(other[1], plain[1])
+
+
+@pytest.mark.parametrize("dreg", [False, True])
+def test_piwae_is_miwae_for_q_and_iwae_for_p(dreg, same_noise):
+    """Rainforth et al. (2018): with the same noise the gradients are equal, group by group."""
+    inference, generation = split(same_noise[PIWAE(2, 2, dreg)])
+    miwae, iwae = split(same_noise[MIWAE(2, 2, dreg)]), split(same_noise[IWAE(4, dreg)])
+    assert_same(inference, miwae[0], rtol=0)
+    assert_same(generation, iwae[1])
+    assert np.abs(ravel_pytree(miwae[1])[0] - ravel_pytree(iwae[1])[0]).max() > 1e-3
+
+
+# --- What is refused ----------------------------------------------------------------------------
+
+
+def test_a_weight_outside_of_zero_to_one_is_refused():
+    for beta in (-0.1, 1.1):
+        with pytest.raises(VaeJaxError, match=r"beta is .*in \[0, 1\]"):
+            CIWAE(2, beta)
+
+
+@every_pair
+def test_path_estimators_need_one_layer_and_a_path(name):
+    plain, other = PAIRS[name]
+    check_objective(other, VANILLA.clone(prior=VampPrior(3)))
+    onehot = VANILLA.clone(posterior=Categorical(2, 3, 1.0))
+    check_objective(plain, onehot)
+    with pytest.raises(VaeJaxError, match="differentiable along z, which Categorical lacks"):
+        check_objective(other, onehot)
+    with pytest.raises(VaeJaxError, match="one layer of latents"):
+        check_objective(other, TWO_LAYERS)
+    if name != "piwae":
+        check_objective(plain, TWO_LAYERS)

@@ -1,0 +1,180 @@
+"""Approximation and amortization gaps of linear-Gaussian models, where both have closed forms."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_evaluate import make_run
+
+from vae_jax import PlanarFlow, VaeJaxError, evaluate
+from vae_jax.distributions import MultivariateNormal, Normal
+from vae_jax.inference_gap import best, elbos, inference_gaps, make_optimizer, unconstrained
+from vae_jax.train import init_state
+
+SHAPE, D, N = (2, 4, 1), 2, 12
+
+
+def keys(n: int) -> jax.Array:
+    return jax.random.split(jax.random.key(0), n)
+
+
+@pytest.fixture(scope="module")
+def x():
+    generator = np.random.default_rng(0)
+    basis = np.linalg.qr(generator.normal(size=(8, 8)))[0]
+    noise = np.sqrt([20.0, 1.0, 0.35, 0.3, 0.3, 0.3, 0.3, 0.25])
+    return ((generator.normal(size=(100, 8)) * noise) @ basis.T + 0.5).reshape(100, *SHAPE)
+
+
+@pytest.fixture(scope="module")
+def ppca(fit_linear_gaussian, x):
+    return fit_linear_gaussian(x, D)
+
+
+@pytest.fixture(scope="module")
+def correlated(ppca) -> Any:
+    """The decoder's latents turned by 0.6 radians: p(x) stays, the posterior is correlated.
+
+    Variables with an encoder that is 0.4 off in each mean, and the exact posterior's precision.
+    """
+    c, s = math.cos(0.6), math.sin(0.6)
+    rotation = np.array([[c, -s], [s, c]])
+    params = jax.tree.map(np.copy, ppca.variables["params"])
+    weights = params["likelihood"]["loc"]["kernel"].T @ rotation
+    noise = math.exp(2 * float(params["likelihood"]["log_scale"]))
+    params["likelihood"]["loc"]["kernel"] = weights.T
+    precision = np.eye(D) + weights.T @ weights / noise
+    to_mean = weights @ np.linalg.inv(precision) / noise
+    params["posterior"]["loc"] = {
+        "kernel": to_mean,
+        "bias": -params["likelihood"]["loc"]["bias"] @ to_mean + 0.4,
+    }
+    return {"params": jax.tree.map(np.float32, params)}, precision
+
+
+def kl_normals(loc, covariance, other_loc, other_covariance):
+    """KL between two multivariate normals, by the formula in terms of covariances."""
+    inverse = np.linalg.inv(other_covariance)
+    shift = other_loc - loc
+    return 0.5 * (
+        np.trace(inverse @ covariance)
+        + shift @ inverse @ shift
+        - len(loc)
+        + np.linalg.slogdet(other_covariance)[1]
+        - np.linalg.slogdet(covariance)[1]
+    )
+
+
+def test_gaps_of_a_wrong_encoder_with_a_correlated_posterior(ppca, correlated, x):
+    """Both gaps in closed form (Cremer et al. 2018, for a Gaussian posterior).
+
+    L[q] = ln p(x) - KL(q || p(z|x)). The best mean-field Gaussian has the posterior's mean and the
+    inverse diagonal of its precision P: a gap of 1/2 [sum ln P_ii - ln det P]; the rest is
+    amortization. With 4096 samples that both bounds share.
+    """
+    variables, precision = correlated
+    images = np.float32(x[:N])
+    found = jax.jit(partial(elbos, ppca.model), static_argnums=3)(variables, images, keys(N), 4096)
+    exact = ppca.log_likelihood(x[:N])
+    values = {name: np.float64(bound)[None] for name, bound in found.items()}
+    gaps = inference_gaps({"nll": -exact.reshape(1, N), **values})
+
+    approximation = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
+    assert approximation > 0.3
+    q: Any = ppca.model.apply(variables, images, method="encode")
+    covariance = np.linalg.inv(precision)
+    total = [
+        kl_normals(loc, np.diag(scale**2), loc - 0.4, covariance)
+        for loc, scale in zip(np.asarray(q.loc), np.asarray(q.scale), strict=True)
+    ]
+    np.testing.assert_allclose(gaps["approximation_gap"][0], approximation, atol=0.1)
+    mean_gap = gaps["approximation_gap"].mean()
+    assert mean_gap == pytest.approx(approximation, abs=0.04)
+    amortization = np.array(total) - approximation
+    np.testing.assert_allclose(gaps["amortization_gap"][0], amortization, rtol=0.1, atol=0.1)
+    assert gaps["amortization_gap"].mean() == pytest.approx(amortization.mean(), rel=0.03)
+
+
+def test_the_best_of_a_family_that_holds_the_posterior_is_the_posterior(ppca, correlated, x):
+    """Full covariance: q* has the exact mean and covariance, so no approximation gap is left."""
+    variables, precision = correlated
+    images, flat = np.float32(x[:N]), x[:N].reshape(N, -1)
+    start = MultivariateNormal(jnp.zeros((N, D)), jnp.broadcast_to(jnp.eye(D), (N, D, D)))
+    found: Any = jax.jit(partial(best, ppca.model))(variables, start, images, keys(N))
+    loc = variables["params"]["posterior"]["loc"]
+    np.testing.assert_allclose(found.loc, flat @ loc["kernel"] + loc["bias"] - 0.4, atol=0.03)
+    covariance = np.asarray(found.scale_tril) @ np.swapaxes(found.scale_tril, 1, 2)
+    np.testing.assert_allclose(
+        covariance, np.broadcast_to(np.linalg.inv(precision), (N, D, D)), atol=0.02
+    )
+
+
+def test_no_gap_of_an_exact_encoder(ppca, x):
+    """q is p(z|x) already: both gaps are zero, and each image's result is its own."""
+    variables = jax.tree.map(np.float32, ppca.variables)
+    compiled = jax.jit(partial(elbos, ppca.model), static_argnums=3)
+    found = compiled(variables, np.float32(x[:N]), keys(N), 1024)
+    np.testing.assert_allclose(found["elbo"] - found["elbo_optimal"], 0, atol=0.02)
+    exact = ppca.log_likelihood(x[:N])
+    assert np.mean(found["elbo_optimal"]) == pytest.approx(exact.mean(), abs=0.1)
+
+
+def test_optimization_does_not_depend_on_the_rest_of_the_batch(ppca, correlated, x):
+    variables, _ = correlated
+    images, own = x[:N].astype(np.float32), keys(N)
+    start = Normal(jnp.zeros((N, D)), jnp.ones((N, D)))
+    find = jax.jit(partial(best, ppca.model))
+    together = find(variables, start, images, own)
+    few = jax.tree.map(lambda leaf: leaf[3:5], start)
+    alone = find(variables, few, images[3:5], own[3:5])
+    np.testing.assert_allclose(alone.loc, together.loc[3:5], atol=1e-4)
+    np.testing.assert_allclose(alone.scale, together.scale[3:5], atol=1e-4)
+
+
+def test_unconstrained_parameters_make_the_density_they_came_from():
+    generator = np.random.default_rng(0)
+    tril = np.tril(generator.normal(size=(3, 2, 2)), -1) + np.eye(2) * generator.uniform(0.1, 2)
+    z = jnp.asarray(generator.normal(size=(3, 2)))
+    for q in (
+        Normal(z + 1, jnp.exp(z)),
+        Normal(z, jnp.ones(2)),
+        MultivariateNormal(z - 1, jnp.asarray(tril)),
+    ):
+        theta, make = unconstrained(q)
+        np.testing.assert_allclose(make(theta).log_prob(z), q.log_prob(z), rtol=1e-5)
+
+
+def test_the_tighter_bound_on_the_likelihood_counts():
+    """On average over images, for each seed by itself."""
+    nll = np.array([[1.0, 2.0], [5.0, 6.0]])
+    values = {"nll": nll, "nll_ais": np.array([[0.5, 2.2], [5.1, 6.0]])}
+    bounds = {"elbo": -nll - 3, "elbo_optimal": -nll - 1}
+    gaps = inference_gaps(values | bounds)
+    np.testing.assert_allclose(gaps["approximation_gap"], [[1.5, 0.8], [1.0, 1.0]])
+    np.testing.assert_allclose(gaps["amortization_gap"], 2)
+    np.testing.assert_allclose(inference_gaps({"nll": nll} | bounds)["approximation_gap"], 1)
+
+
+def test_evaluation(tmp_path):
+    """In the evaluation both gaps add up to what the ELBO loses against the best bound."""
+    experiment = tiny.experiment()
+    variables = jax.jit(partial(init_state, experiment))(0).variables
+    run = make_run(experiment, tmp_path, jax.tree.map(lambda leaf: leaf[None], variables))
+    mean = evaluate(run, num_samples=64, num_images=5, gaps=True).mean
+    total = mean["approximation_gap"] + mean["amortization_gap"]
+    assert total == pytest.approx(-mean["elbo"] - mean["nll"], abs=1e-3)
+    assert mean["amortization_gap"] > 0.01
+    assert mean["elbo"] == pytest.approx(-mean["neg_elbo"], abs=0.5)
+
+
+def test_families_without_known_parameters_are_refused():
+    experiment = tiny.experiment().with_model(tiny.model().clone(posterior=PlanarFlow(2)))
+    state = jax.eval_shape(partial(init_state, experiment), 0)
+    variables = jax.tree.map(lambda leaf: jnp.zeros((8, 1, *leaf.shape)), state.variables)
+    with pytest.raises(VaeJaxError, match="Gaussian posteriors, not for Transformed"):
+        make_optimizer(experiment, "test", 2, 1)(variables)

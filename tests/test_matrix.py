@@ -1,0 +1,359 @@
+"""The matrix: posterior x prior x likelihood x objective, each combination trained or refused.
+
+What fits what is written down here by hand, apart from the declarations of the parts, for every
+public part: a new one has to be added. Every combination of the four is accepted or refused as this
+table says. Training compiles a program for each combination, so the default suite trains every
+compatible posterior x prior, with the likelihoods, the objectives and one or two devices in turn;
+`make test-all` trains a covering array: every compatible pair of parts of any two kinds meets, and
+each part is on one and on two devices.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from running import on_devices
+
+import vae_jax as vj
+from vae_jax import parallel
+from vae_jax.compatibility import check_data, check_objective, check_prior, public
+from vae_jax.train import init_state, make_train_chunk, next_indices
+
+D, N, C = 2, 2, 3  # real and unit vectors [D], one-hot and probability vectors [N, C]
+GRID = (2, 2)  # of codes
+STEPS, BATCH = 3, 8
+
+
+def mlp(width: int = 6) -> vj.MLP:
+    return vj.MLP((width,))
+
+
+# Posterior: how to make it, its space, and what it is: d density, p path, f factors, a amortized,
+# n noise, c codebook.
+POSTERIORS: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "DiagonalGaussian": (lambda: vj.DiagonalGaussian(D), "real", "dpfan"),
+    "FullCovarianceGaussian": (lambda: vj.FullCovarianceGaussian(D), "real", "dpan"),
+    "PlanarFlow": (lambda: vj.PlanarFlow(D, num_flows=1), "real", "dpan"),
+    "HouseholderFlow": (lambda: vj.HouseholderFlow(D, num_flows=1), "real", "dpan"),
+    "SylvesterFlow": (lambda: vj.SylvesterFlow(D, num_flows=1, num_ortho=2), "real", "dpan"),
+    "InverseAutoregressiveFlow": (lambda: vj.InverseAutoregressiveFlow(D, 1, (4,)), "real", "dpn"),
+    "Deterministic": (lambda: vj.Deterministic(D), "real", "a"),
+    "VonMisesFisher": (lambda: vj.VonMisesFisher(D), "sphere", "dpan"),
+    "Categorical": (lambda: vj.Categorical(N, C, 0.7), "onehot", "dan"),
+    "GumbelSoftmax": (lambda: vj.GumbelSoftmax(N, C, 0.7), "simplex", "dpan"),
+    "VectorQuantized": (lambda: vj.VectorQuantized(3, D), "codes", "c"),
+    "ResidualVectorQuantized": (lambda: vj.ResidualVectorQuantized(3, D, 2), "codes", "c"),
+    "FiniteScalarQuantized": (lambda: vj.FiniteScalarQuantized((3, 2)), "codes", "c"),
+    "LookupFree": (lambda: vj.LookupFree(2), "codes", "c"),
+}
+# Prior: how to make it for z of a space, its spaces, what it asks of the posterior, and whether it
+# f factorizes or l is learned.
+PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
+    "StandardNormal": (lambda: vj.StandardNormal(D), {"real"}, "", "f"),
+    "StandardLaplace": (lambda: vj.StandardLaplace(D), {"real"}, "", "f"),
+    "StandardStudentT": (lambda: vj.StandardStudentT(D), {"real"}, "", "fl"),
+    "GaussianMixture": (lambda: vj.GaussianMixture(3, D), {"real"}, "", "l"),
+    "VampPrior": (lambda: vj.VampPrior(3), {"real", "sphere"}, "da", "l"),
+    "RealNVP": (lambda: vj.RealNVP(D, 2, (4,)), {"real"}, "", "l"),
+    "MaskedAutoregressiveFlow": (
+        lambda: vj.MaskedAutoregressiveFlow(D, 2, (4,)),
+        {"real"},
+        "",
+        "l",
+    ),
+    "HypersphericalUniform": (lambda: vj.HypersphericalUniform(D), {"sphere"}, "", ""),
+    "UniformCategorical": (lambda: vj.UniformCategorical(N, C), {"onehot"}, "", "f"),
+    "UniformConcrete": (lambda: vj.UniformConcrete(N, C, 0.7), {"simplex"}, "", "f"),
+    "UniformCodes": (lambda: vj.UniformCodes(GRID), {"codes"}, "c", "f"),
+    "AutoregressiveCodes": (lambda: vj.AutoregressiveCodes, {"codes", "onehot"}, "", "l"),
+}
+LIKELIHOODS: dict[str, str] = {
+    "Bernoulli": "threshold",
+    "Beta": "dequantize",
+    "CategoricalPixels": "grey",
+    "ContinuousBernoulli": "dequantize",
+    "DiscretizedLogistic": "grey",
+    "Gaussian": "grey",
+    "HeteroscedasticGaussian": "dequantize",
+    "Laplace": "grey",
+    "MixtureOfLogistics": "grey",
+    "OptimalGaussian": "dequantize",
+}
+SUPPORTS = {"threshold": "binary", "grey": "uint8", "dequantize": "unit"}
+
+VECTORS = {"real", "sphere"}
+ANY = {"real", "sphere", "onehot", "simplex", "codes"}
+
+
+def latent_critic() -> Any:
+    return vj.LatentCritic(mlp())
+
+
+def image_critic() -> Any:
+    return vj.ImageCritic(mlp(), mlp())
+
+
+# Objective: how to make it, what it needs of q, what q must not be, the spaces, and its critic;
+# "F" is a prior that factorizes, "L" that a learned prior would never learn.
+OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
+    "ELBO": (vj.ELBO(2, beta=0.5), "d", "", ANY, None),
+    "ELBO, sticking the landing": (vj.ELBO(sticking_the_landing=True), "dp", "", ANY, None),
+    "FreeBits": (vj.FreeBits(0.1), "dfF", "", ANY, None),
+    "FreeBits per layer": (vj.FreeBits(0.1, "layer"), "d", "", ANY, None),
+    "Capacity": (vj.Capacity(2.0, 1.0), "d", "", ANY, None),
+    "GECO": (vj.GECO(1.0), "d", "", ANY, vj.Multiplier),
+    "IWAE": (vj.IWAE(3), "d", "", ANY, None),
+    "IWAE, DReG": (vj.IWAE(3, doubly_reparameterized=True), "dp", "", ANY, None),
+    "MIWAE": (vj.MIWAE(2, 2, doubly_reparameterized=True), "dp", "", ANY, None),
+    "PIWAE": (vj.PIWAE(2, 2), "d", "", ANY, None),
+    "CIWAE": (vj.CIWAE(3, 0.5), "d", "", ANY, None),
+    "RenyiBound": (vj.RenyiBound(3, 0.5), "d", "", ANY, None),
+    "BetaTC": (vj.BetaTC(2.0, 90), "dfaF", "", ANY, None),
+    "FactorVAE": (vj.FactorVAE(2.0), "dpF", "", {"real"}, latent_critic),
+    "DIPVAE": (vj.DIPVAE(1.0, 1.0), "df", "", {"real"}, None),
+    "InfoVAE": (vj.InfoVAE(0.5, 2.0), "d", "", VECTORS, None),
+    "WAE": (vj.WAE(2.0), "L", "c", VECTORS, None),
+    "AdversarialAutoencoder": (vj.AdversarialAutoencoder(), "L", "c", ANY, latent_critic),
+    "VAEGAN": (vj.VAEGAN(0.1), "d", "", ANY, image_critic),
+    "RAE": (vj.RAE(0.1, 0.1, 0.1), "L", "nc", {"real"}, None),
+    "WakeSleep": (vj.WakeSleep(), "d", "", ANY, None),
+    "VQVAE": (vj.VQVAE(), "c", "", ANY, None),
+}
+Combination = tuple[str, str, str, str]  # posterior, prior, likelihood, objective
+
+
+def prior_fits(posterior: str, prior: str) -> bool:
+    _, space, q_is = POSTERIORS[posterior]
+    _, spaces, needs, _ = PRIORS[prior]
+    return space in spaces and set(needs) <= set(q_is)
+
+
+def objective_fits(posterior: str, prior: str, objective: str) -> bool:
+    _, space, q_is = POSTERIORS[posterior]
+    _, needs, excludes, spaces, _ = OBJECTIVES[objective]
+    p_is = PRIORS[prior][3]
+    return (
+        space in spaces
+        and {need for need in needs if need.islower()} <= set(q_is)
+        and not set(excludes) & set(q_is)
+        and ("F" not in needs or "f" in p_is)
+        and ("L" not in needs or "l" not in p_is)
+    )
+
+
+@cache
+def triples() -> list[tuple[str, str, str]]:
+    """Every compatible posterior, prior and objective."""
+    return [
+        (posterior, prior, objective)
+        for posterior, prior, objective in itertools.product(POSTERIORS, PRIORS, OBJECTIVES)
+        if prior_fits(posterior, prior) and objective_fits(posterior, prior, objective)
+    ]
+
+
+def covering_array() -> Iterator[tuple[Combination, int]]:
+    """Combinations in which every compatible pair of parts meets, and each part 1 and 2 devices.
+
+    Greedy: each time the combination with the most pairs that have not met.
+    """
+
+    bits: dict[Any, int] = {}  # a pair's bit, so that a set of pairs is an integer
+
+    def pairs(*parts: Any) -> int:
+        met = itertools.combinations(enumerate(parts), 2)
+        return sum(1 << bits.setdefault(pair, len(bits)) for pair in met)
+
+    candidates = {
+        ((q, p, likelihood, objective), devices): pairs(q, p, likelihood, objective, devices)
+        for q, p, objective in triples()
+        for likelihood in LIKELIHOODS
+        for devices in (1, 2)
+    }
+    left = (1 << len(bits)) - 1
+    while left:
+        best = max(candidates, key=lambda candidate: (candidates[candidate] & left).bit_count())
+        left &= ~candidates[best]
+        yield best
+
+
+def build(combination: Combination) -> tuple[Any, Any, str]:
+    """The model, the objective and the name of the data's protocol."""
+    posterior, prior, likelihood, objective = combination
+    q = POSTERIORS[posterior][0]()
+    p = PRIORS[prior][0]()
+    if prior == "AutoregressiveCodes":
+        shape = (N,) if POSTERIORS[posterior][1] == "onehot" else GRID
+        p = p(shape, width=4, num_layers=1, num_heads=1)
+    make_critic = OBJECTIVES[objective][4]
+    codes = POSTERIORS[posterior][1] == "codes"
+    model = vj.VAE(
+        encoder=vj.ConvEncoder((4,), dense=None) if codes else mlp(),
+        posterior=q,
+        prior=p,
+        decoder=mlp(),
+        likelihood=getattr(vj, likelihood)(),
+        critic=None if make_critic is None else make_critic(),
+        image_shape=tiny.IMAGE_SHAPE,
+    )
+    return model, OBJECTIVES[objective][0], LIKELIHOODS[likelihood]
+
+
+# --- Accepted or refused ------------------------------------------------------------------------
+
+
+def test_the_tables_have_every_public_part():
+    for kind, table in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS)):
+        assert {part.__name__ for part in public(kind)} == set(table)
+    objectives = {type(objective).__name__ for objective, *_ in OBJECTIVES.values()}
+    assert {part.__name__ for part in public("objective")} == objectives
+
+
+def refusal(check: Callable, *parts: Any) -> str | None:
+    try:
+        check(*parts)
+    except vj.VaeJaxError as error:
+        return str(error)
+    return None
+
+
+def test_every_combination_is_accepted_or_refused_with_a_sentence_that_names_what_fits():
+    """All four-fold combinations, and every likelihood with every protocol.
+
+    A refusal names parts that do fit, according to the tables.
+    """
+    for likelihood, protocol in itertools.product(LIKELIHOODS, SUPPORTS):
+        cls: Any = getattr(vj, likelihood)
+        said = refusal(check_data, cls(), tiny.data(protocol))
+        assert (said is None) == (SUPPORTS[protocol] in cls.supports)
+        if said is not None:
+            assert any(name in said for name in LIKELIHOODS if LIKELIHOODS[name] == protocol)
+    accepted = 0
+    for q, p, objective in itertools.product(POSTERIORS, PRIORS, OBJECTIVES):
+        likelihood = "Gaussian"
+        model, made, _ = build((q, p, likelihood, objective))
+        said = refusal(check_prior, model.posterior, model.prior)
+        assert (said is None) == prior_fits(q, p), said
+        if said is not None:
+            fitting = [n for n in POSTERIORS if prior_fits(n, p)]
+            fitting += [n for n in PRIORS if prior_fits(q, n)]
+            assert any(f" {name}" in said for name in fitting), said
+            continue
+        said = refusal(check_objective, made, model)
+        assert (said is None) == objective_fits(q, p, objective), f"{q} {p} {objective}: {said}"
+        if said is None:
+            accepted += 1
+            continue
+        fitting = [n for n in POSTERIORS if objective_fits(n, "StandardNormal", objective)]
+        fitting += [n for n in POSTERIORS if objective_fits(n, "UniformCodes", objective)]
+        fitting += [n for n in PRIORS if objective_fits(q, n, objective)]
+        assert any(f" {name}" in said for name in fitting), said
+    assert accepted == len(triples())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_critics_are_given_where_they_are_needed_and_nowhere_else(objective):
+    q, p, _ = next(triple for triple in triples() if triple[2] == objective)
+    model, made, _ = build((q, p, "Gaussian", objective))
+    needed = OBJECTIVES[objective][4]
+    if needed is None:
+        said = refusal(check_objective, made, model.clone(critic=latent_critic()))
+        assert said is not None
+        assert "LatentCritic" in said
+    else:
+        wrong = image_critic() if needed is latent_critic else latent_critic()
+        for critic in (None, wrong):
+            said = refusal(check_objective, made, model.clone(critic=critic))
+            assert said is not None
+            assert type(needed()).__name__ in said
+
+
+# --- Trained ------------------------------------------------------------------------------------
+
+# Parameters that an objective has no use for: a VAE-GAN looks at means, not at the scales of pixels.
+UNMOVED = {"VAEGAN": {"log_scale", "log_concentration"}}
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """A program that runs three steps need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def train_a_little(combination: Combination, devices: int) -> None:
+    """Three steps of gradient descent: all stays finite, and every parameter moves."""
+    model, objective, protocol = build(combination)
+    experiment = vj.Experiment(
+        data=tiny.data(protocol),
+        model=model,
+        objective=objective,
+        optimizer=optax.sgd(1e-3),
+        num_steps=STEPS,
+        batch_size=BATCH,
+        log_every=STEPS,
+        checkpoint_every=STEPS,
+    )
+    seeds = np.zeros(1, np.uint32)
+    before = jax.tree.map(np.asarray, jax.jit(jax.vmap(partial(init_state, experiment)))(seeds))
+    with on_devices(devices):
+        state, metrics = make_train_chunk(experiment)(
+            parallel.replicate(before),
+            parallel.replicate(experiment.data.train.images),
+            next_indices(experiment, seeds, 0),
+            parallel.replicate(seeds),
+        )
+        after, metrics = parallel.unreplicate(state), parallel.unreplicate(metrics)
+    assert after.skipped[0] == 0, "a step was not finite"
+    for name, values in metrics.items():
+        assert np.isfinite(values).all(), name
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
+    still = {
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(moved)[0]
+        if not leaf and not {part.key for part in path} & UNMOVED.get(combination[3], set())
+    }
+    assert not still, still
+
+
+def one_for_each_prior() -> list[tuple[Combination, int]]:
+    """Every compatible posterior and prior, with the other parts and the devices in turn.
+
+    Each time the likelihood that was used least, and of such objectives the most particular one.
+    """
+    places = Counter(objective for _, _, objective in triples())
+    used = dict.fromkeys([*OBJECTIVES, *LIKELIHOODS], 0)
+    found = []
+    for q, p in itertools.product(POSTERIORS, PRIORS):
+        fitting = [o for o in OBJECTIVES if prior_fits(q, p) and objective_fits(q, p, o)]
+        if fitting:
+            objective = min(fitting, key=lambda o: (used[o], places[o]))
+            likelihood = min(LIKELIHOODS, key=used.__getitem__)
+            used[objective] += 1
+            used[likelihood] += 1
+            found.append(((q, p, likelihood, objective), 1 + len(found) % 2))
+    assert all(used.values())
+    return found
+
+
+def name(part: Any) -> str:
+    return "-".join(part) if isinstance(part, tuple) else str(part)
+
+
+@pytest.mark.parametrize(("combination", "devices"), one_for_each_prior(), ids=name)
+def test_every_posterior_trains_with_every_prior(combination, devices):
+    """Every objective and every likelihood is among them."""
+    train_a_little(combination, devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("combination", "devices"), list(covering_array()), ids=name)
+def test_every_pair_of_parts_trains(combination, devices):
+    train_a_little(combination, devices)

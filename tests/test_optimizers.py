@@ -1,0 +1,108 @@
+"""Optimizers by group: what moves, what stays, and what a checkpoint brings back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from running import interrupted_after, on_devices
+
+from vae_jax import (
+    MLP,
+    AdversarialAutoencoder,
+    Bernoulli,
+    DiagonalGaussian,
+    HierarchicalVAE,
+    LatentCritic,
+    StandardNormal,
+    train,
+)
+from vae_jax.checkpoint import fingerprint
+from vae_jax.interruption import Interrupted
+from vae_jax.optimizers import GROUPS, by_group
+
+HIERARCHY = HierarchicalVAE(
+    encoders=[MLP((3,)), MLP((3,))],
+    posteriors=[DiagonalGaussian(2), DiagonalGaussian(2)],
+    prior=StandardNormal(2),
+    decoders=[MLP((3,)), MLP((3,))],
+    conditionals=[DiagonalGaussian(2)],
+    likelihood=Bernoulli(),
+    image_shape=tiny.IMAGE_SHAPE,
+)
+
+
+def moved(params: Any, **groups: optax.GradientTransformation) -> dict[str, float]:
+    """How far the parameters of each part of the model go at a gradient of one."""
+    optimizer = by_group(optax.sgd(1.0), **groups)
+    ones = jax.tree.map(np.ones_like, params)
+    updates: Any = optimizer.update(ones, optimizer.init(params), params)[0]
+    flat = {
+        name: np.concatenate([u.ravel() for u in jax.tree.leaves(part)])
+        for name, part in updates.items()
+    }
+    return {name: -np.unique(steps).item() for name, steps in flat.items()}
+
+
+def test_each_group_is_moved_by_its_own_optimizer():
+    params = {name: {"Dense_0": {"kernel": jnp.zeros((2, 3))}} for name in GROUPS}
+    rates = {name: 2.0 + place for place, name in enumerate(GROUPS)}
+    assert moved(params, **{n: optax.sgd(rate) for n, rate in rates.items()}) == rates
+    default = dict.fromkeys(GROUPS, 1.0)
+    assert moved(params) == default
+    assert moved(params, critic=optax.sgd(5.0)) == default | {"critic": 5.0}
+    assert moved(params, decoder=optax.set_to_zero()) == default | {"decoder": 0.0}
+
+
+def test_every_layer_of_a_hierarchical_model_is_in_its_group():
+    x = jnp.zeros((1, *tiny.IMAGE_SHAPE))
+    params = jax.eval_shape(HIERARCHY.init, jax.random.key(0), x, jax.random.key(0)[None])["params"]
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
+    rates = {name: 2.0 + place for place, name in enumerate(GROUPS)}
+    assert moved(params, **{name: optax.sgd(rate) for name, rate in rates.items()}) == {
+        "encoders_0": rates["encoder"],
+        "encoders_1": rates["encoder"],
+        "posteriors_0": rates["posterior"],
+        "posteriors_1": rates["posterior"],
+        "decoders_0": rates["decoder"],
+        "decoders_1": rates["decoder"],
+        "conditionals_0": rates["conditional"],
+        "likelihood": rates["likelihood"],
+    }
+
+
+def test_a_group_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="no group of parameters 'discriminator': encoder, "):
+        by_group(optax.sgd(1.0), discriminator=optax.sgd(1.0))
+
+
+def test_a_game_is_resumed_with_every_optimizer_s_state(tmp_path: Path):
+    """Killed between checkpoints and started again: the same bytes as the run never stopped.
+
+    Three optimizers with states of different shapes, and a group that stays where it started.
+    """
+    experiment = dataclasses.replace(
+        tiny.experiment(num_steps=20),
+        model=tiny.model().clone(critic=LatentCritic(MLP((5,)))),
+        objective=AdversarialAutoencoder(),
+        optimizer=by_group(
+            optax.adam(optax.linear_schedule(1e-2, 0.0, 20)),
+            critic=optax.sgd(1e-2, momentum=0.9),
+            likelihood=optax.set_to_zero(),
+        ),
+    )
+    with on_devices(1):
+        straight = train(experiment, tmp_path / "straight").state
+        with pytest.raises(Interrupted), interrupted_after(5):
+            train(experiment, tmp_path / "resumed")
+        resumed = train(experiment, tmp_path / "resumed").state
+    assert fingerprint(resumed) == fingerprint(straight)
+    counts = [leaf for leaf in jax.tree.leaves(straight.opt_state) if leaf.dtype == jnp.int32]
+    assert [count.item() for count in counts] == [20, 20]  # Adam's and its schedule's
+    assert optax.tree.norm(straight.params["likelihood"]["logits"]["bias"]) == 0
+    assert optax.tree.norm(straight.params["critic"]["logit"]["bias"]) > 0

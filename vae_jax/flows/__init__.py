@@ -1,0 +1,27 @@
+"""Invertible maps of vectors with the logarithms of their Jacobian determinants.
+
+A flow is a frozen dataclass of arrays registered with JAX, like a distribution. Its parameters have
+axes `[*batch, ...]` where they come from an encoder, none where all examples share them.
+"""
+
+from vae_jax.flows.autoregressive import MADE, InverseAutoregressive, MaskedAutoregressive
+from vae_jax.flows.base import NEAR_ZERO, Flow, Reverse, detach
+from vae_jax.flows.coupling import AffineCoupling, CouplingNetwork
+from vae_jax.flows.planar import Planar
+from vae_jax.flows.sylvester import Householder, Sylvester, orthogonalize
+
+__all__ = [
+    "MADE",
+    "NEAR_ZERO",
+    "AffineCoupling",
+    "CouplingNetwork",
+    "Flow",
+    "Householder",
+    "InverseAutoregressive",
+    "MaskedAutoregressive",
+    "Planar",
+    "Reverse",
+    "Sylvester",
+    "detach",
+    "orthogonalize",
+]

@@ -1,0 +1,143 @@
+"""Flows whose Jacobian is triangular: each component depends on those before it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array, lax
+from jax.nn.initializers import Initializer
+
+from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
+
+GATE_BIAS = 2.0
+GATE_LIMIT = 10.0
+
+
+class MADE(nn.Module):
+    """A masked network whose outputs i see inputs 1, ..., i - 1 alone (Germain et al. 2015).
+
+    Attributes:
+        features: width of each hidden layer; ELU follows each.
+    """
+
+    features: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """Two numbers for each component, both `[..., d]`.
+
+        Args:
+            x: `[..., d]`.
+            context: `[*batch, c]`, which every output sees.
+        """
+        dim = x.shape[-1]
+        order = np.arange(1, dim + 1)
+        lowest = int(context is None and dim > 1)  # units of degree 0 see the context alone
+        degrees, h = order, x
+        for layer, width in enumerate(self.features):
+            hidden = lowest + np.arange(width) % (dim - lowest)
+            glorot = nn.initializers.glorot_uniform()
+            h = self._masked(f"hidden{layer}", glorot, h, degrees[:, None] <= hidden)
+            if layer == 0 and context is not None:
+                h += nn.Dense(width, use_bias=False, name="context")(context)
+            degrees, h = hidden, jax.nn.elu(h)
+        mask = degrees[:, None] < np.concatenate([order, order])
+        first, second = jnp.split(self._masked("out", NEAR_ZERO, h, mask), 2, axis=-1)
+        return first, second
+
+    def _masked(self, name: str, kernel_init: Initializer, h: Array, mask: np.ndarray) -> Array:
+        kernel = self.param(f"{name}_kernel", kernel_init, mask.shape)
+        bias = self.param(f"{name}_bias", nn.initializers.zeros, mask.shape[1:])
+        return h @ jnp.where(mask, kernel, 0) + bias
+
+
+def solve_in_order(update: Callable[[Array], Array], start: Array) -> Array:
+    """The fixed point of an `update` in which component i depends on those before it alone.
+
+    Args:
+        update: from `[..., d]` to `[..., d]`.
+        start: `[..., d]`, any values.
+    """
+    components = jnp.arange(start.shape[-1])
+
+    def solve_component(x: Array, i: Array) -> tuple[Array, None]:
+        return jnp.where(components == i, update(x), x), None
+
+    return lax.scan(solve_component, start, components)[0]
+
+
+@struct.dataclass
+class InverseAutoregressive(Flow):
+    """y = σ x + (1 - σ) m, m and the logits of σ from a MADE of x (Kingma et al. 2016, section 4).
+
+    The logits are shifted by 2, the paper's forget-gate bias, and stay within ±10, so that the
+    inverse, one component after the other, does not overflow.
+
+    Attributes:
+        network: a MADE, detached.
+        variables: its.
+        context: `[*batch, c]`.
+    """
+
+    network: nn.Module = struct.field(pytree_node=False)
+    variables: Any
+    context: Array
+
+    def gate(self, x: Array) -> tuple[Array, Array]:
+        """m and the logits of σ, both `[..., *batch, d]`."""
+        m, s = cast(tuple[Array, Array], self.network.apply(self.variables, x, self.context))
+        return m, bounded(s + GATE_BIAS, GATE_LIMIT)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        """ln |det| = sum_i ln σ_i."""
+        m, s = self.gate(x)
+        return jax.nn.sigmoid(s) * x + jax.nn.sigmoid(-s) * m, jax.nn.log_sigmoid(s).sum(-1)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        """x = y + e^-s (y - m), d evaluations of the network."""
+
+        def update(x: Array) -> Array:
+            m, s = self.gate(x)
+            return y + jnp.exp(-s) * (y - m)
+
+        x = solve_in_order(update, jnp.broadcast_to(y, self.gate(y)[0].shape))
+        return x, -jax.nn.log_sigmoid(self.gate(x)[1]).sum(-1)
+
+
+@struct.dataclass
+class MaskedAutoregressive(Flow):
+    """y = x e^α + μ, μ and α from a MADE of y (Papamakarios et al. 2017, section 3.1).
+
+    Densities take one evaluation of the network, draws d.
+
+    Attributes:
+        network: a MADE, detached.
+        variables: its.
+    """
+
+    network: nn.Module = struct.field(pytree_node=False)
+    variables: Any
+
+    def moments(self, y: Array) -> tuple[Array, Array]:
+        """μ and α, both `[..., d]`."""
+        mu, alpha = cast(tuple[Array, Array], self.network.apply(self.variables, y))
+        return mu, bounded(alpha, LOG_SCALE_LIMIT)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        """One component after the other; ln |det| = sum_i α_i."""
+
+        def update(y: Array) -> Array:
+            mu, alpha = self.moments(y)
+            return x * jnp.exp(alpha) + mu
+
+        y = solve_in_order(update, x)
+        return y, self.moments(y)[1].sum(-1)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        """x = (y - μ) e^-α."""
+        mu, alpha = self.moments(y)
+        return (y - mu) * jnp.exp(-alpha), -alpha.sum(-1)

@@ -1,0 +1,79 @@
+"""The continuous Bernoulli: the Bernoulli's formula, normalized over [0, 1]."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax.data.pipeline import Support
+from vae_jax.distributions import Elementwise, Shape, draw, sum_event
+from vae_jax.likelihoods.base import Measure, per_pixel
+
+
+def log_integral(logit: Array) -> Array:
+    """ln of the integral of e^(l x) over [0, 1], ln[(e^l - 1) / l]; finite, as its derivatives are.
+
+    Near l = 0, where numerator and denominator vanish, l/2 and the series of ln[sinh(h) / h] at
+    h = l/2; both branches are within float32's precision where they meet.
+    """
+    magnitude = jnp.abs(logit)
+    far = magnitude > 1
+    square = (jnp.where(far, 1.0, logit) / 2) ** 2
+    series = square * (1 / 6 + square * (-1 / 180 + square * (1 / 2835 - square / 37800)))
+    apart = jnp.where(far, magnitude, 1.0)
+    # (e^l - 1) / l is e^max(l, 0) (1 - e^-|l|) / |l|, in which nothing overflows or cancels.
+    closed = jax.nn.relu(logit) + jnp.log(-jnp.expm1(-apart)) - jnp.log(apart)
+    return jnp.where(far, closed, logit / 2 + series)
+
+
+@struct.dataclass
+class ContinuousBernoulliDistribution(Elementwise):
+    """p(x) = e^(l x) l / (e^l - 1) on [0, 1]: `loc` holds the logits l.
+
+    In the terms of Loaiza-Ganem & Cunningham (2019), lambda = sigmoid(l) and the density is
+    C(lambda) lambda^x (1 - lambda)^(1 - x): an exponential family, whose log-normalizer is
+    `log_integral`.
+    """
+
+    @property
+    def mean(self) -> Array:
+        """The log-normalizer's derivative, 1 / (1 - e^-l) - 1 / l: not sigmoid(l)."""
+        return jax.jvp(log_integral, (self.loc,), (jnp.ones_like(self.loc),))[1]
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """By the inverse cdf, ln[1 + u (e^l - 1)] / l."""
+        uniform = draw(jax.random.uniform, key, sample_shape, self.loc.shape)
+        # For -|l|, where nothing overflows; 1 - x has the logit -l. At 0, u itself.
+        logit = jnp.minimum(-jnp.abs(self.loc), -1e-6)
+        x = jnp.minimum(jnp.log1p(uniform * jnp.expm1(logit)) / logit, 1.0)
+        return jnp.where(self.loc > 0, 1 - x, x)
+
+    def log_prob(self, value: Array) -> Array:
+        """Sum of l x - ln[(e^l - 1) / l], nats."""
+        return sum_event(value * self.loc - log_integral(self.loc), self.event_ndims)
+
+
+class ContinuousBernoulli(nn.Module):
+    """p(x|z) = prod CB(x_i; logit_i), for grey levels (Loaiza-Ganem & Cunningham 2019).
+
+    What a Bernoulli on grey images means to be, as a density: their difference, the normalizer,
+    depends on the logits.
+
+    Attributes:
+        kernel_init: of the affine map to logits.
+    """
+
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit"})
+    measure: ClassVar[Measure] = "density"
+
+    @nn.compact
+    def __call__(self, features: Array, image_shape: Shape) -> ContinuousBernoulliDistribution:
+        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+        logits = per_pixel(features, image_shape, "logits", self.kernel_init)
+        return ContinuousBernoulliDistribution(logits, event_ndims=3)

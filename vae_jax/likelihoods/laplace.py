@@ -1,0 +1,43 @@
+"""Laplace pixels: the absolute error as a density."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax import distributions
+from vae_jax.data.pipeline import Support
+from vae_jax.distributions import Shape
+from vae_jax.likelihoods.base import Measure, per_pixel
+
+
+class Laplace(nn.Module):
+    """p(x|z) = prod Laplace(x_i; m_i, scale), one scale for all pixels; m_i is the median.
+
+    Attributes:
+        scale: the fixed scale in units of the data (the mean absolute deviation); None learns it,
+            as the parameter `likelihood/log_scale`.
+        squash: from the affine output to the median; the sigmoid keeps it within [0, 1].
+        kernel_init: of that affine map.
+    """
+
+    scale: float | None = None
+    squash: Callable[[Array], Array] = jax.nn.sigmoid
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
+    measure: ClassVar[Measure] = "density"
+
+    @nn.compact
+    def __call__(self, features: Array, image_shape: Shape) -> distributions.Laplace:
+        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+        loc = self.squash(per_pixel(features, image_shape, "loc", self.kernel_init))
+        if self.scale is None:
+            scale = jnp.exp(self.param("log_scale", nn.initializers.zeros, ()))
+        else:
+            scale = jnp.asarray(self.scale, loc.dtype)
+        return distributions.Laplace(loc, jnp.broadcast_to(scale, loc.shape), event_ndims=3)

@@ -1,0 +1,87 @@
+"""Deterministic autoencoders, kept smooth by a penalty on the decoder instead of by noise."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.compatibility import Requirements
+from vae_jax.objectives.base import Metrics, rate_and_distortion
+from vae_jax.vae import Terms, fold_in_each
+
+
+def gradient_penalty(model: Any, z: Array, keys: Array) -> Array:
+    """An unbiased estimate of |dD/dz|², squared Frobenius norm, D(z) the mean of p(x|z), `[B]`.
+
+    E_v |v' dD/dz|² with random signs v, by one vector-Jacobian product (Hutchinson 1990).
+
+    Args:
+        model: bound to its parameters.
+        z: `[B, d]`.
+        keys: `[B]`.
+    """
+    unbound, variables = model.unbind()  # a bound module cannot be differentiated
+
+    def decode(z: Array) -> Array:
+        return unbound.apply(variables, z, method="decode").mean
+
+    images, pull_back = jax.vjp(decode, z)
+    signs = jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype))(keys)
+    return (pull_back(signs)[0] ** 2).sum(-1)
+
+
+def squared_weights(model: Any) -> Array:
+    """The squared norm of all weights, not biases, of decoder and likelihood."""
+    groups = [model.variables["params"].get(group, {}) for group in ("decoder", "likelihood")]
+    weights = [leaf for leaf in jax.tree.leaves(groups) if leaf.ndim > 1]
+    return sum(((weight**2).sum() for weight in weights), jnp.zeros(()))
+
+
+@dataclass(frozen=True)
+class RAE:
+    """-ln p(x|z) + beta |z|²/2 + l2 |theta|² + gradient_penalty |dD/dz|² (Ghosh et al. 2020).
+
+    The last two are the paper's RAE-L2 and RAE-GP, theta the weights of the decoder; for RAE-SN,
+    wrap the decoder in `SpectralNorm`. With weights of zero it is a plain autoencoder. A density of
+    z to sample from is fitted afterwards: the model's prior is not used.
+
+    The paper bounds the norm of the decoder's gradient; we take the whole Jacobian, estimated
+    without bias from one random projection of the image.
+
+    Attributes:
+        beta: of |z|²/2.
+        l2: of the squared weights of the decoder.
+        gradient_penalty: of the squared norm of the decoder's Jacobian.
+    """
+
+    beta: float = 0.0
+    l2: float = 0.0
+    gradient_penalty: float = 0.0
+
+    num_samples: ClassVar[int] = 1
+
+    @property
+    def requires(self) -> Requirements:
+        """A deterministic q(z|x) of real vectors."""
+        return Requirements(
+            without=frozenset({"noise", "codebook"}),
+            spaces=frozenset({"real"}),
+            fixed_prior=True,
+            one_layer=True,
+        )
+
+    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+        """Loss in nats per image; there is no bound."""
+        del step
+        z: Any = terms.z[0]
+        metrics = rate_and_distortion(terms) | {"squared_norm": (z**2).sum(-1).mean()}
+        loss = metrics["distortion"] + 0.5 * self.beta * metrics["squared_norm"]
+        if self.l2:
+            loss += self.l2 * squared_weights(model)
+        if self.gradient_penalty:
+            penalty = gradient_penalty(model, z, fold_in_each(terms.keys, 1)).mean()
+            loss += self.gradient_penalty * penalty
+            metrics["gradient_penalty"] = penalty
+        return loss, metrics

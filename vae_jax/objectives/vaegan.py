@@ -1,0 +1,80 @@
+"""VAE/GAN: images compared in the features of the critic that they are to deceive."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import Array, lax
+
+from vae_jax.compatibility import Requirements
+from vae_jax.critics import frozen
+from vae_jax.objectives.base import Metrics, bound_metrics
+from vae_jax.vae import Terms, fold_in_each
+
+
+@dataclass(frozen=True)
+class VAEGAN:
+    """VAE/GAN (Larsen et al. 2016, algorithm 1).
+
+    With L_prior the KL, L_llike = -ln N(Dis_l(x); Dis_l(x~), I) up to its constant, and
+    L_GAN = -ln D(x) - ln(1 - D(x~)) - ln(1 - D(x_p)), where x~ and x_p are the means of p(x|z) at z
+    from q(z|x) and from the prior, each group has a loss of its own:
+
+        encoder, posterior, prior   L_prior + L_llike
+        decoder, likelihood         gamma L_llike - L_GAN
+        critic                      L_GAN
+
+    The sum of the three is the loss here, each with the other groups held fixed. p(x|z) is judged
+    by the critic alone: `neg_elbo`, `distortion` and the parameters of its width, if it has any,
+    have no part in training.
+
+    Attributes:
+        gamma: what the decoder takes of the reconstruction against the game.
+    """
+
+    gamma: float
+
+    @property
+    def num_samples(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def requires(self) -> Requirements:
+        """A density of q, and a critic of images."""
+        return Requirements(
+            posterior=frozenset({"density"}), critic=("ImageCritic",), one_layer=True
+        )
+
+    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+        """The sum of the three losses."""
+        del step
+        metrics = bound_metrics(terms)
+        fixed, z = frozen(model), terms.z[0]
+        p: Any = terms.p
+        z_prior = jax.vmap(p.sample)(fold_in_each(terms.keys, 1))
+        reconstructed, generated = (
+            model.decode(lax.stop_gradient(each)).mean for each in (z, z_prior)
+        )
+        _, target = fixed.critic(terms.x)
+
+        def llike(reconstruction: Array) -> Array:
+            _, features = fixed.critic(reconstruction)
+            return 0.5 * ((target - features) ** 2).sum(-1).mean()
+
+        def gan(critic: Any, reconstructed: Array, generated: Array) -> Array:
+            (real, _), (fake, _), (dream, _) = map(critic, (terms.x, reconstructed, generated))
+            log_sigmoid = jax.nn.log_sigmoid
+            return -(log_sigmoid(real) + log_sigmoid(-fake) + log_sigmoid(-dream)).mean()
+
+        encoder_loss = terms.rate.sum(0).mean() + llike(fixed.decode(z).mean)
+        decoder_loss = self.gamma * llike(reconstructed) - gan(
+            fixed.critic, reconstructed, generated
+        )
+        critic_loss = gan(model.critic, *lax.stop_gradient((reconstructed, generated)))
+        losses = {
+            "encoder_loss": encoder_loss,
+            "decoder_loss": decoder_loss,
+            "critic_loss": critic_loss,
+        }
+        return encoder_loss + decoder_loss + critic_loss, metrics | losses

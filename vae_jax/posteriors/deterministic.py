@@ -1,0 +1,53 @@
+"""A posterior without noise: the encoder of an autoencoder."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax.compatibility import Space, Trait
+from vae_jax.distributions import Elementwise, Shape
+
+
+@struct.dataclass
+class Delta(Elementwise):
+    """All mass at `loc`.
+
+    It has no density. `log_prob` is 0 by convention, the logarithm of the point's mass, so that
+    Terms can be made; with it, importance weights and rates mean nothing, and what needs a density
+    of q is refused.
+    """
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """The point, `sample_shape` times."""
+        del key
+        return jnp.broadcast_to(self.loc, sample_shape + self.loc.shape)
+
+    def log_prob(self, value: Array) -> Array:
+        """Zeros: every value is taken for a draw."""
+        return jnp.zeros(value.shape[: value.ndim - self.event_ndims])
+
+
+class Deterministic(nn.Module):
+    """z = mu(h), affine: for objectives that ask for no density of q and no noise.
+
+    Attributes:
+        dim: latent dimensions d.
+        kernel_init: of the affine map.
+    """
+
+    dim: int
+    kernel_init: Initializer = nn.initializers.glorot_uniform()
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset({"amortized"})
+
+    @nn.compact
+    def __call__(self, features: Array) -> Delta:
+        """Features `[B, ...]`, flattened, to batch `[B]`, event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        return Delta(nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h))

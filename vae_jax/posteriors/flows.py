@@ -1,0 +1,159 @@
+"""Flow posteriors: draws of a diagonal Gaussian, moved by invertible maps.
+
+Each starts near that Gaussian (Householder's: near a rotation of it).
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+from jax import Array
+
+from vae_jax.compatibility import Space, Trait
+from vae_jax.distributions import Transformed
+from vae_jax.errors import VaeJaxError
+from vae_jax.flows import (
+    MADE,
+    NEAR_ZERO,
+    Flow,
+    Householder,
+    InverseAutoregressive,
+    Planar,
+    Reverse,
+    Sylvester,
+    detach,
+    orthogonalize,
+)
+from vae_jax.posteriors.gaussian import DiagonalGaussian
+
+GLOROT = nn.initializers.glorot_uniform()
+NORMAL = nn.initializers.normal(1.0)
+
+
+class PlanarFlow(nn.Module):
+    """Planar flows, all parameters from the features (Rezende & Mohamed 2015).
+
+    Attributes:
+        dim: latent dimensions d.
+        num_flows: T.
+    """
+
+    dim: int
+    num_flows: int = 8
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Array) -> Transformed:
+        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        base = DiagonalGaussian(self.dim, name="base")(h)
+        shape = (self.num_flows, self.dim)
+        u = nn.DenseGeneral(shape, kernel_init=NEAR_ZERO, name="u")(h)
+        w = nn.DenseGeneral(shape, kernel_init=GLOROT, bias_init=NORMAL, name="w")(h)
+        b = nn.Dense(self.num_flows, kernel_init=GLOROT, name="b")(h)
+        flows = tuple(Planar(u[:, t], w[:, t], b[:, t]) for t in range(self.num_flows))
+        return Transformed(base, flows)
+
+
+class HouseholderFlow(nn.Module):
+    """Reflections whose vectors come from the features (Tomczak & Welling 2016).
+
+    So q(z|x) is Gaussian with a full covariance matrix, whose eigenvectors are learned apart from
+    its eigenvalues. In the paper v_t is an affine map of v_{t-1}, here directly of the features.
+
+    Attributes:
+        dim: latent dimensions d.
+        num_flows: T reflections; d of them reach every orthogonal matrix.
+    """
+
+    dim: int
+    num_flows: int = 8
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Array) -> Transformed:
+        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        base = DiagonalGaussian(self.dim, name="base")(h)
+        shape = (self.num_flows, self.dim)
+        v = nn.DenseGeneral(shape, kernel_init=GLOROT, bias_init=NORMAL, name="v")(h)
+        return Transformed(base, (Householder(v),))
+
+
+class SylvesterFlow(nn.Module):
+    """Orthogonal Sylvester flows, all parameters from the features (van den Berg et al. 2018).
+
+    Attributes:
+        dim: latent dimensions d.
+        num_ortho: M <= d orthonormal columns of Q, the width of each flow.
+        num_flows: T.
+    """
+
+    dim: int
+    num_ortho: int
+    num_flows: int = 4
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Array) -> Transformed:
+        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`.
+
+        Raises:
+            VaeJaxError: M > d.
+        """
+        d, m, t = self.dim, self.num_ortho, self.num_flows
+        if m > d:
+            raise VaeJaxError(
+                f"SylvesterFlow cannot have {m} orthonormal vectors of {d} components: take "
+                f"num_ortho <= {d}."
+            )
+        h = features.reshape(features.shape[0], -1)
+        base = DiagonalGaussian(d, name="base")(h)
+        q = nn.DenseGeneral((t, d, m), kernel_init=GLOROT, bias_init=NORMAL, name="q")(h)
+        r = nn.DenseGeneral((t, m, m), kernel_init=NEAR_ZERO, name="r")(h)
+        diagonals = nn.DenseGeneral((t, 2, m), kernel_init=NEAR_ZERO, name="diagonals")(h)
+        b = nn.DenseGeneral((t, m), kernel_init=GLOROT, name="b")(h)
+        q = orthogonalize(q)
+        flows = tuple(Sylvester(q[:, i], r[:, i], diagonals[:, i], b[:, i]) for i in range(t))
+        return Transformed(base, flows)
+
+
+class InverseAutoregressiveFlow(nn.Module):
+    """Inverse autoregressive flows, with the features as context (Kingma et al. 2016, section 4).
+
+    A draw and its density take one evaluation of each network; the density of a given z takes d.
+    The order of the components is reversed from flow to flow. All examples share the networks.
+
+    Attributes:
+        dim: latent dimensions d.
+        num_flows: T.
+        features: width of each hidden layer of a flow's MADE.
+    """
+
+    dim: int
+    num_flows: int = 4
+    features: Sequence[int] = (128,)
+
+    space: ClassVar[Space] = "real"
+    event_ndims: ClassVar[int] = 1
+    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Array) -> Transformed:
+        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        base = DiagonalGaussian(self.dim, name="base")(h)
+        flows: list[Flow] = []
+        for t in range(self.num_flows):
+            made = MADE(self.features, name=f"made{t}")
+            flows += [InverseAutoregressive(*detach(made, base.loc, h), h), Reverse()]
+        return Transformed(base, tuple(flows[:-1]))

@@ -1,0 +1,78 @@
+"""A function of images, over a split of the data and all devices, with every image counted once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from vae_jax import parallel
+from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
+from vae_jax.errors import VaeJaxError
+from vae_jax.experiment import Experiment
+from vae_jax.vae import fold_in_each
+
+# Samples drawn at once from one key: a constant, so that an image's noise depends on nothing else.
+SAMPLES_AT_ONCE = 64
+# Floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
+DECODED_FLOATS = 2**20
+
+
+def over_split(
+    experiment: Experiment,
+    split: SplitName,
+    num_images: int | None,
+    at_once: int,
+    function: Callable[[Any, Array, Array], Any],
+) -> Callable[[Any], Any]:
+    """Compiles a function of images, to call on all of a split's.
+
+    Args:
+        experiment: its data.
+        split: of the data.
+        num_images: evenly spaced over the split; None takes all.
+        at_once: the most images that a device is given at once.
+        function: of a tree (one seed's variables), images `[B, H, W, C]` in the form of the
+            protocol and keys `[B]`, to a tree of arrays `[B, ...]`.
+
+    Returns:
+        A function of the same tree with the axes of devices and seeds, `[D, S, ...]`
+        (`parallel.replicate` of `Run.variables`), to host arrays `[S, N, ...]`. An image's keys
+        depend on its place in the split alone, not on batches or devices.
+
+    Raises:
+        VaeJaxError: the split has no or not so many images.
+    """
+    images = getattr(experiment.data, split).images
+    total = len(images)
+    wanted = total if num_images is None else num_images
+    if not 1 <= wanted <= total:
+        raise VaeJaxError(
+            f"The {split} split of {experiment.data.name} has {total} images: it cannot be "
+            f"evaluated on {wanted}."
+        )
+    rows = np.arange(wanted) * total // wanted
+    devices = jax.device_count()
+    batch = devices * min(max(1, at_once), -(-wanted // devices))
+
+    def one_device(variables: Any, images: Array, indices: Array) -> Any:
+        data_keys = index_keys(BINARIZATION_SEED, split, indices)
+        x = experiment.data.protocol.apply(images, data_keys)
+        keys = fold_in_each(data_keys, 1)
+        return jax.vmap(lambda v: function(v, x, keys))(variables)
+
+    on_devices = parallel.on_every_device(one_device)
+
+    def on_split(variables: Any) -> Any:
+        batches = []
+        for first in range(0, wanted, batch):
+            own = rows[first : first + batch]
+            padded = np.resize(own, batch).astype(np.int32)
+            result = on_devices(
+                variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
+            )
+            batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
+
+    return on_split
