@@ -69,8 +69,8 @@ PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
         "l",
     ),
     "HypersphericalUniform": (lambda: vj.HypersphericalUniform(D), {"sphere"}, "", ""),
-    "UniformCategorical": (lambda: vj.UniformCategorical(N, C), {"onehot"}, "", "f"),
-    "UniformConcrete": (lambda: vj.UniformConcrete(N, C, 0.7), {"simplex"}, "", "f"),
+    "UniformCategorical": (lambda: vj.UniformCategorical(N, C), {"onehot"}, "", ""),
+    "UniformConcrete": (lambda: vj.UniformConcrete(N, C, 0.7), {"simplex"}, "", ""),
     "UniformCodes": (lambda: vj.UniformCodes(GRID), {"codes"}, "c", "f"),
     "AutoregressiveCodes": (lambda: vj.AutoregressiveCodes, {"codes", "onehot"}, "", "l"),
 }
@@ -276,7 +276,7 @@ def test_critics_are_given_where_they_are_needed_and_nowhere_else(objective):
 
 # --- Trained ------------------------------------------------------------------------------------
 
-# Parameters that an objective has no use for: a VAE-GAN looks at means, not at the scales of pixels.
+# Parameters that an objective has no use for: a VAE-GAN looks at means, not at scales of pixels.
 UNMOVED = {"VAEGAN": {"log_scale", "log_concentration"}}
 
 

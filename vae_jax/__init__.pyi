@@ -1,5 +1,6 @@
 from . import generate as generate
 from . import plots as plots
+from . import posthoc as posthoc
 from .ais import AIS as AIS
 from .critics import ImageCritic as ImageCritic
 from .critics import LatentCritic as LatentCritic

@@ -37,7 +37,7 @@ from vae_jax.vae import VAE, fold_in_each
 Family = Literal["mixture", "flow", "vae", "autoregressive"]
 
 LATENTS = 50_000  # at least so many are drawn from the aggregated posterior
-NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 1e-3
+NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
 IMAGES_AT_ONCE = 1000
 
 
@@ -195,9 +195,7 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
 
     @jax.jit
     def train(key: Array) -> tuple[Any, Array]:
-        # A prior may look at the posterior's variables, which are made when the posterior is used.
-        x = jnp.zeros((1, *model.image_shape))
-        params = model.init(key, x, key[None])["params"].get("prior", {})
+        params = initial_params(model, key)
         carry = params, optimizer.init(params)
         (params, _), losses = jax.lax.scan(step, carry, jnp.arange(num_steps))
         return params, losses
@@ -207,6 +205,16 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
     if not np.isfinite(losses[-1]):
         raise VaeJaxError(f"{type(prior).__name__} could not be fitted: its loss is not finite.")
     return _with_prior(run, model, params)
+
+
+def initial_params(model: Any, key: Array) -> Any:
+    """Parameters of a model's prior, before training."""
+
+    def encode_first(model: Any) -> None:  # a prior may look at the posterior's variables
+        model.encode(jnp.zeros((1, *model.image_shape)))
+        model.prior(model)
+
+    return nn.init(encode_first, model)(key)["params"].get("prior", {})
 
 
 def _with_prior(run: Run, model: Any, params: Any) -> Run:
@@ -258,9 +266,7 @@ def fitted(run: Run, family: Family) -> Run:
     """
     prior = prior_for(run, family)
     model: Any = run.experiment.model.clone(prior=prior)
-    x = jnp.zeros((1, *model.image_shape))
-    key = jax.random.key(0)
-    like = jax.eval_shape(lambda: model.init(key, x, key[None])["params"].get("prior", {}))
+    like = jax.eval_shape(lambda: initial_params(model, jax.random.key(0)))
     folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}"
     with Checkpoints(folder) as checkpoints:
         step = int(run.state.step[0])

@@ -1,0 +1,96 @@
+"""Priors fitted after training: against the maximum-likelihood fit in closed form, and moments."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from running import on_devices
+
+from vae_jax import GaussianMixture, VaeJaxError, evaluate, generate, posthoc, train
+from vae_jax.cli import main
+from vae_jax.run import Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_latents():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posthoc, "LATENTS", 2000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    with on_devices(1):
+        experiment = dataclasses.replace(tiny.experiment(), data=tiny.data("threshold"))
+        return train(experiment, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def latents(run) -> np.ndarray:
+    return posthoc.latents_of(run)
+
+
+def test_latents_are_draws_of_every_images_posterior(run, latents):
+    """23 draws of each of 90 images, their mean and variance those of the mixture of posteriors.
+
+    Within 4 standard errors of the mean, and 8 percent for the variance, which is one of 4 standard
+    errors too; new noise at each draw.
+    """
+    assert latents.shape == (23 * 90, 2)
+    assert len(np.unique(latents)) > 0.99 * latents.size
+    rows = np.arange(90)
+    q: Any = generate._apply(run, "encode", generate.images_of(run, "train", rows))
+    loc, variance = np.asarray(q.loc), np.asarray(q.scale) ** 2
+    error = latents.std(0) / np.sqrt(len(latents))
+    assert np.all(np.abs(latents.mean(0) - loc.mean(0)) < 4 * error)
+    np.testing.assert_allclose(latents.var(0), loc.var(0) + variance.mean(0), rtol=0.08)
+
+
+def test_one_component_is_the_normal_of_maximum_likelihood(run, latents):
+    """Its mean and standard deviation are those of the latents."""
+    fitted = posthoc.fit(run, GaussianMixture(1, 2))
+    params = fitted.seed_variables["params"]["prior"]
+    np.testing.assert_allclose(params["loc"][0], latents.mean(0), atol=0.03)
+    np.testing.assert_allclose(np.exp(params["log_scale"][0]), latents.std(0), rtol=0.03)
+    for name in ("encoder", "posterior", "decoder", "likelihood"):
+        np.testing.assert_equal(fitted.variables["params"][name], run.variables["params"][name])
+    with on_devices(1):
+        before, after = (
+            evaluate(each, num_samples=20).mean["kl_sampled"] for each in (run, fitted)
+        )
+    assert after < before  # E KL(q(z|x) || p(z)) falls by KL(q(z) || p(z)) for the best p
+
+
+def test_a_second_vae_has_the_moments_of_the_latents(run, latents):
+    """4,000 draws, mean and covariance within 0.15 of the latents' spread; no density."""
+    fitted = posthoc.fit(run, posthoc.SecondStageVAE(2, hidden=(32,)), num_steps=1500)
+    z, _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 4000))
+    spread = latents.std(0)
+    np.testing.assert_allclose(z.mean(0) / spread, latents.mean(0) / spread, atol=0.15)
+    scaled = np.cov(np.asarray(z).T) / np.outer(spread, spread)
+    np.testing.assert_allclose(scaled, np.corrcoef(latents.T), atol=0.15)
+    with on_devices(1), pytest.raises(VaeJaxError, match="no density of z"):
+        evaluate(fitted, num_samples=2)
+
+
+def test_what_does_not_fit_is_refused(run):
+    with pytest.raises(VaeJaxError, match="'autoregressive' fits latents of the shape \\(2,\\)"):
+        posthoc.prior_for(run, "autoregressive")
+
+
+def test_the_command_fits_once(tmp_path: Path, monkeypatch, capsys):
+    """The second call reads what the first one kept, and draws the same picture."""
+    monkeypatch.setattr(posthoc, "NUM_STEPS", 20)
+    folder, pictures = tmp_path / "run", [tmp_path / "a.png", tmp_path / "b.png"]
+    with on_devices(1):
+        main(["train", str(tiny.__file__), "--num-steps", "10", "--workdir", str(folder)])
+        sample = ["sample", str(folder), "--prior", "mixture", "--num", "4", "--out"]
+        main([*sample, str(pictures[0])])
+        assert [path.name for path in (folder / "priors").iterdir()] == ["mixture-latest"]
+        monkeypatch.setattr(posthoc, "fit", None)
+        main([*sample, str(pictures[1])])
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
