@@ -10,8 +10,14 @@ with M bounds of K samples the signal-to-noise ratio of the gradient grows as sq
 generative parameters and as sqrt(M / K) for the inference parameters; with doubly reparameterized
 gradients (Tucker et al. 2019) the latter grows too, as sqrt(K).
 
+Ours (25 November 2026, two CPU cores, seed 0): slopes of the log ratio from K = 64 to 1,024 are
++0.49 (generative), -0.50 (inference) and +0.49 (inference, DReG), and +0.51, +0.50 and +0.50 for M
+from 1 to 16. Below K = 64 the generative ratio first falls: there A and b being off moves its
+expected gradient, a term of order 1/K, more than mu's own distance does.
+
 `train` is for the paper's comparison on MNIST with 64 samples, test NLL by L_5000 (read in a
-secondary source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09.
+secondary source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09. Not run
+here yet; optimizer, batch size and number of epochs are ours.
 """
 
 import math
@@ -179,7 +185,8 @@ class Toy:
             likelihood=NormalAroundZ(),
             image_shape=(dim, 1, 1),
         )
-        return cls(model, jax.tree.map(np.float32, params), np.float32(x.reshape(-1, dim, 1, 1)))
+        x = x.reshape(-1, dim, 1, 1).astype(np.float32)
+        return cls(model, jax.tree.map(np.float32, params), x)
 
     def log_likelihood(self) -> np.ndarray:
         """ln p(x) = ln N(x; mu, 2 I), `[N]`."""
@@ -270,7 +277,7 @@ def snr_curves(toy: Toy, ms: list[int], ks: list[int], draws: int, tail: int) ->
     counts = ks if len(set(ks)) > 1 else ms
     named = {name: [each[name] for each in ratios] for name in ratios[0]}
     return {
-        f"{name}, slope {slope(counts[-tail:], values[-tail:]):+.2f}": (counts, values)
+        f"{name}, slope ${slope(counts[-tail:], values[-tail:]):+.2f}$": (counts, values)
         for name, values in named.items()
     }
 
@@ -292,11 +299,11 @@ def bound_curves(toy: Toy, draws: int) -> plots.Curves:
     iwae = np.array([mean(importance_bound, count) for count in counts])
     renyi = [mean(partial(renyi_bound, alpha=0.5), count) for count in counts]
     return {
-        "ln p(x)": (counts, [exact] * len(counts)),
+        r"$\ln p(x)$": (counts, [exact] * len(counts)),
         "IWAE": (counts, iwae),
-        "Rényi, α = 0.5": (counts, renyi),
-        "CIWAE, β = 0.5": (counts, (elbo + iwae) / 2),
-        "MIWAE, M = 8": (counts[3:], iwae[:-3]),
+        r"Rényi, $\alpha = 0.5$": (counts, renyi),
+        r"CIWAE, $\beta = 0.5$": (counts, (elbo + iwae) / 2),
+        "MIWAE, $M = 8$": (counts[3:], iwae[:-3]),
         "ELBO": (counts, [elbo] * len(counts)),
     }
 
@@ -321,12 +328,12 @@ def figures(
     toy = Toy.make(dim, images, offset)
     ks, ms = [1, 4, 16, 64, 256, 1024], [1, 4, 16]
     ratios = {
-        "M = 1; slopes from K = 64 on": snr_curves(toy, [1] * len(ks), ks, draws, tail=3),
-        "K = 64": snr_curves(toy, ms, [64] * len(ms), draws, tail=3),
+        "$M = 1$, slopes from $K = 64$ on": snr_curves(toy, [1] * len(ks), ks, draws, tail=3),
+        "$K = 64$": snr_curves(toy, ms, [64] * len(ms), draws, tail=3),
     }
-    bounds = {f"D = {dim}, N = {images}": bound_curves(toy, draws)}
+    bounds = {f"$D = {dim}$, $N = {images}$": bound_curves(toy, draws)}
     of_gradients = plots.scaling(
-        ratios, xlabel="K samples in each bound, or M bounds", ylabel="signal-to-noise ratio"
+        ratios, xlabel="$K$ samples in each bound, or $M$ bounds", ylabel="signal-to-noise ratio"
     )
     of_bounds = plots.scaling(
         bounds, xlabel="samples of z for each image", ylabel="nats per image", yscale="linear"

@@ -33,16 +33,16 @@ from vae_jax import (
 )
 from vae_jax.optimizers import by_group
 
-LATENTS = 32
+LATENTS = 16
 
 
 def experiment(
     *,
     objective: Literal["vaegan", "vae"] = "vaegan",
     dataset: Literal["fashion_mnist", "mnist", "mnist_5k"] = "fashion_mnist",
-    gamma: float = 1e-3,
-    learning_rate: float = 3e-4,
-    critic_learning_rate: float = 1e-4,
+    gamma: float = 1e-2,
+    learning_rate: float = 5e-4,
+    critic_learning_rate: float = 5e-4,
     num_steps: int = 3000,
 ) -> Experiment:
     """VAE/GAN, or a VAE with the same encoder, decoder and optimizer.
@@ -66,7 +66,7 @@ def experiment(
     )
     adam = optax.adam(learning_rate, b1=0.5)
     critic = ImageCritic(
-        ConvEncoder((16, 32), dense=None, activation=jax.nn.leaky_relu),
+        ConvEncoder((16, 32, 32), dense=None, activation=jax.nn.leaky_relu),
         MLP((128,), jax.nn.leaky_relu),
     )
     plain = objective == "vae"

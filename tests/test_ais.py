@@ -107,8 +107,7 @@ def test_leapfrog_is_reversible_and_preserves_volume():
     assert determinant == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("step_size", [0.3, 0.6])
-def test_hmc_leaves_its_target_as_it_is(step_size):
+def test_hmc_leaves_its_target_as_it_is():
     """Exact draws by the inverse CDF stay draws of p(z) p(x|z)^beta: Kolmogorov-Smirnov at 1e-4.
 
     Many moves are rejected, so that a wrong acceptance would show.
@@ -123,7 +122,7 @@ def test_hmc_leaves_its_target_as_it_is(step_size):
 
     @jax.jit
     def move(point, key):
-        return hmc(point_at, point, key[None], jnp.float32(beta), jnp.array([step_size]), 3)
+        return hmc(point_at, point, key[None], jnp.float32(beta), jnp.array([0.6]), 3)
 
     point, probabilities = point_at(z), []
     for key in keys(1, 4):
@@ -138,7 +137,8 @@ def test_hmc_leaves_its_target_as_it_is(step_size):
 def test_without_moves_it_is_importance_sampling_from_the_prior():
     """sum_t (beta_t - beta_{t-1}) ln p(x|z) = ln p(x|z) where z stays."""
     z = jax.random.normal(jax.random.key(0), (PILOTS + 6, 3, 2))
-    annealed = forward(point_at, z, keys(1, 3), AIS(13, num_leapfrog=0))
+    still = jax.jit(partial(forward, point_at, settings=AIS(13, num_leapfrog=0)))
+    annealed = still(z, keys(1, 3))
     np.testing.assert_allclose(annealed.log_w, bimodal(z[PILOTS:]).sum(-1), rtol=1e-5)
     assert (np.asarray(annealed.acceptance) == 1).all()
 
@@ -161,13 +161,19 @@ def variables(ppca):
     return jax.tree.map(np.float32, ppca.variables)
 
 
-def test_simulated_bounds_bracket_the_likelihood(ppca, variables):
+@pytest.fixture(scope="module")
+def simulated(ppca, variables):
+    """100 images and their latents."""
+    return jax.jit(partial(simulate, ppca.model))(variables, keys(0, 100))
+
+
+def test_simulated_bounds_bracket_the_likelihood(ppca, variables, simulated):
     """Lower < ln p(x) < upper on average over 100 simulated images, SciPy's density between them.
 
     With 3 temperatures by 4 standard errors; with 100 the gap is a tenth at most, and the bounds
     are within 0.15 nats of ln p(x).
     """
-    x, z = simulate(ppca.model, variables, keys(0, 100))
+    x, z = simulated
     exact = ppca.log_likelihood(np.asarray(x, np.float64))
     gaps = []
     for temperatures in (3, 100):
@@ -211,9 +217,9 @@ def test_weights_are_unbiased_both_ways(ppca, variables):
     assert np.ptp(annealed.step_sizes) > 0
 
 
-def test_step_sizes_reach_the_acceptance(ppca, variables):
-    """Of 0.65, on average over the later temperatures and images."""
-    x, _ = simulate(ppca.model, variables, keys(0, 20))
+def test_step_sizes_reach_the_acceptance(ppca, variables, simulated):
+    """Of 0.65, on average over temperatures and images."""
+    x = simulated[0][:20]
     annealed = jax.jit(partial(anneal, ppca.model, settings=AIS(300, 8)))(variables, x, keys(1, 20))
     assert annealed.acceptance.mean() == pytest.approx(ACCEPTANCE, abs=0.08)
 
@@ -253,7 +259,8 @@ def test_a_model_that_is_not_gaussian_against_quadrature(make, dim):
     axis = np.linspace(-8, 8, 4001 if dim == 1 else 401, dtype=np.float32)
     grid = np.stack(np.meshgrid(*[axis] * dim), -1).reshape(-1, 1, dim)
     grid = np.broadcast_to(grid, (len(grid), 3, dim))
-    log_joint = model.apply(variables, x, layers(jnp.asarray(grid)), method="log_joint")
+    joint = jax.jit(partial(model.apply, method="log_joint"))
+    log_joint = joint(variables, x, layers(jnp.asarray(grid)))
     cell = float(axis[1] - axis[0]) ** dim
     exact = special.logsumexp(np.float64(log_joint), axis=0) + np.log(cell)
 

@@ -41,7 +41,7 @@ from vae_jax.train import init_state, make_train_chunk, next_indices
 GRID = (2, 2)
 
 
-def identity(key: Array, shape: Any, dtype: Any) -> Array:
+def identity(key: Array, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Array:
     """A kernel that leaves features as they are."""
     return jnp.eye(*shape, dtype=dtype)
 
@@ -443,7 +443,8 @@ def test_the_bound_has_a_mass_for_every_code(posterior, rate):
     @jax.jit
     def everything(variables):
         terms: Any = model.apply(variables, X, KEYS)
-        z, px = model.apply(variables, KEYS, method="sample")
+        sampled: Any = model.apply(variables, KEYS, method="sample")
+        z, px = sampled
         again = terms.q.codebook.embed(terms.q.codebook.indices(z))
         return terms, VQVAE()(terms, jnp.int32(0)), z, again, px.mean
 

@@ -171,7 +171,7 @@ def test_numbers_that_make_no_sense(flags: list[Any], said: str, refused: Any) -
         (
             "data=data('grey')",
             "Bernoulli gives no probability to uint8 images (protocol grey of bars); these do: "
-            "Gaussian, HeteroscedasticGaussian, DiscretizedLogistic",
+            "CategoricalPixels, ContinuousBernoulli, DiscretizedLogistic, Gaussian, Heterosc",
         ),
         ("model=model().clone(likelihood=Gaussian())", "these do: Bernoulli"),
         ("ema_decay=1.5", "ema_decay"),

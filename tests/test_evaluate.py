@@ -31,7 +31,7 @@ from vae_jax import (
     parallel,
 )
 from vae_jax.data import BINARIZATION_SEED, index_keys
-from vae_jax.distributions import Elementwise, Normal
+from vae_jax.distributions import Elementwise, Normal, Transformed
 from vae_jax.evaluate import bits_per_dim, make_evaluator, per_image
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
@@ -185,6 +185,22 @@ def test_posterior_means_of_every_layer():
     np.testing.assert_allclose(first, total, rtol=1e-6)
     # z_1 has unit variance, so the average of 2 z_1 + 1 has the standard error 2/sqrt(1000).
     np.testing.assert_allclose(second, 2 * total + 1, atol=5 * 2 / math.sqrt(1000))
+
+
+def test_a_posterior_mean_without_closed_form_is_that_of_the_samples():
+    """Where `mean` is not the mean, E_q[z] is estimated; latents may have several axes."""
+    z = np.random.default_rng(0).normal(size=(5, 2, 3, D)).astype(np.float32)
+
+    def terms(keys, num_samples):
+        base = Normal(jnp.full((2, 3, D), 9.0), jnp.ones((2, 3, D)), event_ndims=2)
+        q = Transformed(base, ())
+        one = by_slot(keys, 1)
+        return one.replace(q=(base, q), z=(z[:num_samples], z[:num_samples]))
+
+    model: Any = Stub(terms)
+    exact, sampled = per_image(model, {}, jnp.zeros((2, *SHAPE)), keys(0, 2), 5)["posterior_mean"]
+    np.testing.assert_allclose(exact, np.full((2, 3, D), 9.0))
+    np.testing.assert_allclose(sampled, z.mean(0), rtol=1e-5)
 
 
 # --- A split on all devices ---------------------------------------------------------------------

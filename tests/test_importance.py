@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from running import ROOT
 from scipy import special
 from test_objectives import LOG_PX, LOG_PZ, LOG_QZ, STEP, TWO_LAYERS, VANILLA, make_terms
 
@@ -32,9 +33,11 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal, exact_kl
+from vae_jax.experiment import read_module
+from vae_jax.objectives.base import Objective
 from vae_jax.vae import weigh_path
 
-Objective = Callable[..., Any]
+Bound = Callable[[Any], Any]
 # Four samples each: the plain objective, and the one whose gradient goes another way.
 PAIRS: dict[str, tuple[Objective, Objective]] = {
     "elbo": (ELBO(4), ELBO(4, sticking_the_landing=True)),
@@ -59,7 +62,7 @@ def of_log_w(log_w: Any) -> Terms:
 
 # --- By hand ------------------------------------------------------------------------------------
 
-BY_HAND: dict[str, tuple[Objective, Callable[[np.ndarray], Any]]] = {
+BY_HAND: dict[str, tuple[Objective, Bound]] = {
     "miwae": (
         MIWAE(2, 3),
         lambda w: (np.log(w[:3].mean(0)) + np.log(w[3:].mean(0))) / 2,
@@ -110,11 +113,15 @@ def test_layers_add_up():
     """ln w of two layers is ln p(x|z) + sum_l ln p(z_l) - ln q(z_l): SciPy."""
     log_w = np.asarray(LOG_PX) + (np.asarray(LOG_PZ) - np.asarray(LOG_QZ)).sum(0)
     terms = make_terms(LOG_PX, LOG_PZ, LOG_QZ)
-    iwae = special.logsumexp(log_w, axis=0).mean() - math.log(2)
+
+    def log_sum_exp(log_w: np.ndarray) -> Any:
+        return special.logsumexp(log_w, axis=0)
+
+    iwae = log_sum_exp(log_w).mean() - math.log(2)
     expected = {
         MIWAE(2, 1): log_w.mean(),
         CIWAE(2, 0.5): (log_w.mean() + iwae) / 2,
-        RenyiBound(2, 0.5): 2 * (special.logsumexp(log_w / 2, axis=0).mean() - math.log(2)),
+        RenyiBound(2, 0.5): 2 * (log_sum_exp(log_w / 2).mean() - math.log(2)),
     }
     for objective, value in expected.items():
         assert objective(terms, STEP)[0] == pytest.approx(-value, rel=1e-6)
@@ -343,7 +350,7 @@ def test_inference_gradients_have_less_variance(name, at_wrong, at_exact):
 B = 3
 
 
-def path_weights(bound: Callable[[Array], Array], log_w: Array) -> Array:
+def path_weights(bound: Bound, log_w: Array) -> Array:
     """v_k - d v_k / d ln w_k by automatic differentiation, `[K, B]`."""
     of_one = jax.vmap(lambda log_w: jax.grad(bound)(log_w), 1, 1)
     curvature = jax.vmap(lambda log_w: jnp.diag(jax.hessian(bound)(log_w)), 1, 1)
@@ -355,7 +362,7 @@ def log_mean_exp(x: Array) -> Array:
 
 
 # Each bound of ln w `[4]`, written anew; PIWAE's is that of its inference part.
-BOUNDS: dict[str, Callable[[Array], Array]] = {
+BOUNDS: dict[str, Bound] = {
     "elbo": jnp.mean,
     "iwae": log_mean_exp,
     "miwae": lambda w: (log_mean_exp(w[:2]) + log_mean_exp(w[2:])) / 2,
@@ -437,6 +444,31 @@ def test_piwae_is_miwae_for_q_and_iwae_for_p(dreg, same_noise):
     assert_same(inference, miwae[0], rtol=0)
     assert_same(generation, iwae[1])
     assert np.abs(ravel_pytree(miwae[1])[0] - ravel_pytree(iwae[1])[0]).max() > 1e-3
+
+
+# --- How noise grows with the number of samples -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ratios():
+    """By (M, K): signal-to-noise ratios of a smaller toy, with enough draws for 2%."""
+    _, module = read_module(ROOT / "experiments/estimators.py")
+    toy = module.Toy.make(dim=4, images=256, offset=0.03)
+    pairs = (1, 32), (1, 512), (16, 32)
+    return {(m, k): toy.signal_to_noise(m, k, 2048 // (m * k)) for m, k in pairs}
+
+
+@pytest.mark.parametrize(
+    ("name", "by_k"), [("generative", 0.5), ("inference", -0.5), ("inference, DReG", 0.5)]
+)
+def test_signal_to_noise_ratios_are_powers_of_k_and_m(name, by_k, ratios):
+    """sqrt(M K) and sqrt(M / K) (Rainforth et al. 2018); with DReG sqrt(M K) (Tucker et al. 2019).
+
+    The slopes' standard errors are below 0.01; the bound is 0.05.
+    """
+    one, more_samples, more_bounds = (ratios[pair][name] for pair in [(1, 32), (1, 512), (16, 32)])
+    assert math.log(more_samples / one, 16) == pytest.approx(by_k, abs=0.05)
+    assert math.log(more_bounds / one, 16) == pytest.approx(0.5, abs=0.05)
 
 
 # --- What is refused ----------------------------------------------------------------------------

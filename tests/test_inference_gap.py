@@ -81,7 +81,7 @@ def test_gaps_of_a_wrong_encoder_with_a_correlated_posterior(ppca, correlated, x
     images = np.float32(x[:N])
     found = jax.jit(partial(elbos, ppca.model), static_argnums=3)(variables, images, keys(N), 4096)
     exact = ppca.log_likelihood(x[:N])
-    values = {name: np.float64(bound)[None] for name, bound in found.items()}
+    values = {name: np.asarray(bound, np.float64)[None] for name, bound in found.items()}
     gaps = inference_gaps({"nll": -exact.reshape(1, N), **values})
 
     approximation = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])

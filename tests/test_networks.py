@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
-from vae_jax.networks.conv import conv, conv_transpose
+from vae_jax.networks.conv import ResidualBlock, conv, conv_transpose
 
 # Every kernel width meets an odd height and an even width; (h, w) differ, so no axis is swapped.
 SIZE = (7, 8)
@@ -151,6 +151,41 @@ def test_conv_networks_meet_any_image_size(size):
 
     assert jax.eval_shape(decode, jax.random.key(0)).shape == (2, *size, 2)
     assert jax.eval_shape(encode, jax.random.key(0)).shape == (2, 4)
+
+
+def test_residual_block_is_flaxs():
+    """x + W relu(C relu(x)) with the same parameters in Flax's nn.Conv."""
+    block = ResidualBlock(jax.nn.relu, nn.initializers.he_normal())
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    output, variables = jax.jit(block.init_with_output)(jax.random.key(1), x)
+    params = variables["params"]
+    weights = {name: params[name] for name in ("kernel", "bias")}
+    h = apply(nn.Conv(3, (3, 3), padding="SAME"), weights, jax.nn.relu(x))
+    expected = x + apply(nn.Conv(3, (1, 1)), one_by_one(params["Dense_0"]), jax.nn.relu(h))
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def one_by_one(dense):
+    return {**dense, "kernel": dense["kernel"][None, None]}
+
+
+@pytest.mark.parametrize("size", [(28, 28), (7, 10), (9, 5)])
+def test_conv_networks_between_images_and_maps(size):
+    """Shapes alone: a decoder takes a map of the size that the encoder makes, and no other."""
+    shape = (*size, 3)
+
+    def both(key, x):
+        encoder = ConvEncoder((2, 4), dense=None, residual_blocks=2)
+        decoder = ConvDecoder((4, 3, 2), dense=None, residual_blocks=1)
+        h = encoder.init_with_output(key, x)[0]
+        return h, decoder.init_with_output(key, h, shape)[0]
+
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    h, features = jax.eval_shape(both, jax.random.key(0), x)
+    assert h.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
+    assert features.shape == (2, *size, 2)
+    with pytest.raises(ValueError, match="coarsest map is"):
+        ConvDecoder((4, 3, 2), dense=None).init(jax.random.key(0), jnp.zeros((2, 4, 6, 4)), shape)
 
 
 def test_mlp_is_a_chain_of_dense_layers():

@@ -132,7 +132,7 @@ def test_mixture_of_logistics_is_pixelcnn_plus_plus():
         mass = np.where(lower > mu[c], logistic.sf(lower) - logistic.sf(upper), by_cdf)
         total = total * mass
     expected = np.log(np.sum(total, 1))
-    ours = log_prob(p, np.float32(pixels / 255)[:, None, None])
+    ours = log_prob(p, (pixels / 255).astype(np.float32)[:, None, None])
     np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4)
 
 

@@ -279,6 +279,23 @@ def test_curve_panels_share_one_legend_and_a_logarithmic_axis():
     rendered(figure)
 
 
+def test_scaling_draws_every_point_of_a_power_law_as_a_line():
+    x = np.array([1, 4, 16, 64])
+    panels = {"K": {"up": (x, x**0.5), "down": (x, x**-0.5)}, "M": {"up": (x, 2 * x**0.5)}}
+    figure = plots.scaling(panels, xlabel="count", ylabel="ratio")
+    rendered(figure)
+    legends: list[Any] = [axes.get_legend() for axes in figure.axes]
+    assert [legend.get_title().get_text() for legend in legends] == ["K", "M"]
+    for axes, curves in zip(figure.axes, panels.values(), strict=True):
+        assert [line.get_label() for line in axes.lines] == list(curves)
+        for line in axes.lines:
+            places = axes.transData.transform(np.column_stack(line.get_data()))
+            assert np.ptp(np.diff(places, axis=0), axis=0).max() < 1e-6
+            assert axes.bbox.contains(*places[0])
+            assert axes.bbox.contains(*places[-1])
+    assert plots.scaling(panels, xlabel="count", yscale="linear").axes[0].get_yscale() == "linear"
+
+
 def test_latent_scatter_gives_each_class_its_points_and_its_name():
     z, classes = RNG.normal(size=(200, 2)), RNG.integers(0, 12, 200)
     names = [f"class {n}" for n in range(12)]

@@ -38,11 +38,12 @@ OPTIONS = {".png": {}, ".jpg": JPEG_OPTIONS, ".jpeg": JPEG_OPTIONS, ".webp": {"l
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
 PALETTE += ["#56B4E9", "#F0E442", "#882255", "#999999", "#000000"]
 MARKERS = "o^sDvP"
-SPLIT = re.compile(r"(?<![a-z])(train|valid|test)(?:ing|ation)?(?![a-z])", re.IGNORECASE)
+SPLIT = re.compile(r"(?<![a-z])(train|valid|test|optimum)(?:ing|ation)?(?![a-z])", re.IGNORECASE)
 SPLIT_STYLE: dict[str, dict[str, Any]] = {
     "train": {"linewidth": 1.0, "alpha": 0.6},
     "valid": {"linewidth": 1.6},
     "test": {"linewidth": 1.6, "linestyle": (0, (3, 1.2))},
+    "optimum": {"linewidth": 1.2, "linestyle": (0, (1, 1.2))},
 }
 
 
@@ -51,8 +52,9 @@ def learning_curves(
 ) -> Figure:
     """Draws name -> (steps `[T]`, values `[T]`, or `[T,S]` for the mean ±1 sd of `S` seeds).
 
-    A name that contains the word train, valid or test gets that split's style (thin, thick,
-    dashed), and names that differ in that word only share a colour. A seed that is not finite
+    A name that contains the word train, valid, test or optimum gets a style of its own (thin,
+    thick, dashed, dotted), and names that differ in that word only share a colour. A seed that is
+    not finite
     leaves a gap. So that the first steps do not squash the rest, the y-limits ignore the first
     fifth of the x-axis (a tenth of a logarithmic one). Raises VaeJaxError if there is no curve.
     """
@@ -79,21 +81,25 @@ def scaling(
     panels: Mapping[str, Curves],
     *,
     xlabel: str,
-    ylabel: str,
+    ylabel: str = "",
     yscale: Literal["linear", "log"] = "log",
 ) -> Figure:
     """Draws title -> name -> (x `[T]`, y `[T]`) over a logarithmic x-axis, three panels a row.
 
-    A power law is a line where the y-axis is logarithmic too. Every point is marked, and every
-    panel has a legend of its own.
+    A power law is a line where the y-axis is logarithmic too. Every point is marked and
+    has its x below, and every panel has a legend of its own.
     """
     figure, charts = _charts(len(panels), (4.2, 3.0))
     for axes, (title, curves) in zip(charts, panels.items(), strict=True):
         for (name, look), points in zip(_looks(curves).items(), curves.values(), strict=True):
             axes.plot(*points, label=name, marker="o", ms=3, **look)
-        axes.set_title(title, fontsize=10)
         axes.set(xscale="log", yscale=yscale)
-        axes.legend(frameon=False, fontsize=8)
+        places = sorted({float(place) for x, _ in curves.values() for place in np.asarray(x)})
+        axes.set_xticks(places, labels=[f"{place:g}" for place in places])
+        axes.xaxis.minorticks_off()
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+        legend = axes.legend(title=title, frameon=False, ncols=1 + (len(curves) > 4), **above)
+        legend.get_title().set_fontweight("bold")
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
     return figure

@@ -1,7 +1,7 @@
 """The loss of quantized autoencoders."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,10 @@ class VQVAE:
     commitment: float = 0.25
     entropy: float = 0.1
 
-    num_samples: ClassVar[int] = 1
+    @property
+    def num_samples(self) -> int:
+        """One: all draws are alike."""
+        return 1
 
     @property
     def requires(self) -> Requirements:

@@ -1,0 +1,194 @@
+"""A linear VAE is probabilistic PCA: Lucas et al. (2019), on real images.
+
+    vae-jax figures experiments/linear_vae.py
+    vae-jax train experiments/linear_vae.py --latent-dim 10 --workdir runs/linear_vae/10
+
+Published: the ELBO of a linear VAE with one learned noise scale has the same global maximum as the
+likelihood of probabilistic PCA, and no other local maxima. There sigma² is the mean discarded
+eigenvalue of the covariance, W spans the principal subspace, and the bound is tight.
+
+Ours (25 November 2026, two CPU cores, seed 0, the 4,000 training images of mnist_5k, 4,000 steps),
+for q = 2, 5, 10, 20 dimensions: exact ELBOs 12.54, 90.89, 183.00, 304.13 nats, where the optima are
+12.55, 90.95, 183.15, 304.52; sigma² between 0.01% and 0.1% too large; the largest angle between
+the subspaces 0.1, 0.8, 0.4, 0.3 degrees.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import numpy as np
+import optax
+
+from vae_jax import (
+    ELBO,
+    MLP,
+    VAE,
+    Data,
+    DiagonalGaussian,
+    Experiment,
+    Gaussian,
+    StandardNormal,
+    load,
+    plots,
+    train_file,
+)
+from vae_jax.figures import curves
+from vae_jax.run import Run
+
+
+def identity(x: Any) -> Any:
+    """Means are affine in z."""
+    return x
+
+
+def experiment(
+    *,
+    latent_dim: int = 10,
+    num_steps: int = 4000,
+    learning_rate: float = 1e-2,
+    dataset: Literal["mnist_5k", "mnist", "fashion_mnist"] = "mnist_5k",
+) -> Experiment:
+    """Affine encoder and decoder, one noise scale for all pixels, learned; pixels v / 255.
+
+    Args:
+        latent_dim: q, the dimensions of z.
+        num_steps: optimizer steps of 200 images.
+        learning_rate: Adam's, which decays to zero along a cosine.
+        dataset: whose grey levels are modelled.
+    """
+    data = load(dataset, "grey")
+    mean = data.train.images.mean(0).ravel() / 255
+    return Experiment(
+        data=data,
+        model=VAE(
+            encoder=MLP(()),
+            posterior=DiagonalGaussian(latent_dim),
+            prior=StandardNormal(latent_dim),
+            decoder=MLP(()),
+            likelihood=Gaussian(squash=identity, bias_init=nn.initializers.constant(mean)),
+            image_shape=data.image_shape,
+        ),
+        objective=ELBO(),
+        optimizer=optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)),
+        batch_size=200,
+        num_steps=num_steps,
+        checkpoint_every=1000,
+    )
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the training images' covariance says of every probabilistic PCA of them.
+
+    Attributes:
+        mean: `[d]`.
+        eigenvalues: `[d]`, the largest first.
+        vectors: `[d, d]`, in the columns.
+    """
+
+    mean: np.ndarray
+    eigenvalues: np.ndarray
+    vectors: np.ndarray
+
+    @classmethod
+    def of(cls, data: Data) -> "Spectrum":
+        """Of the grey levels, in float64."""
+        x = data.train.images.reshape(len(data.train), -1) / 255
+        eigenvalues, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+        return cls(x.mean(0), eigenvalues[::-1], vectors[:, ::-1])
+
+    def noise(self, q: int) -> float:
+        """The best sigma², the mean discarded eigenvalue (Tipping & Bishop 1999)."""
+        return float(self.eigenvalues[q:].mean())
+
+    def optimum(self, q: int) -> float:
+        """The highest mean of ln p(x), nats per image, which is also the highest ELBO."""
+        d = len(self.eigenvalues)
+        log_determinant = np.log(self.eigenvalues[:q]).sum() + (d - q) * math.log(self.noise(q))
+        return -0.5 * (d * math.log(2 * math.pi) + float(log_determinant) + d)
+
+    def angle(self, weights: np.ndarray) -> float:
+        """The largest angle between the rows of `[q, d]` and the principal subspace, degrees."""
+        basis = np.linalg.qr(np.float64(weights).T)[0]
+        off = basis - self.vectors[:, : len(weights)] @ (self.vectors[:, : len(weights)].T @ basis)
+        return float(np.degrees(np.arcsin(min(1.0, np.linalg.norm(off, 2)))))
+
+
+def exact_elbo(run: Run) -> float:
+    """The training images' mean ELBO, without sampling: everything is quadratic in z."""
+    params = run.seed_variables["params"]
+    posterior, likelihood = params["posterior"], params["likelihood"]
+    data = run.experiment.data
+    x = data.train.images.reshape(len(data.train), -1) / 255
+    w, noise = np.float64(likelihood["loc"]["kernel"]), np.exp(2 * float(likelihood["log_scale"]))
+
+    def affine(parameters: Any) -> np.ndarray:
+        return x @ np.float64(parameters["kernel"]) + np.float64(parameters["bias"])
+
+    mu, variance = affine(posterior["loc"]), np.exp(2 * affine(posterior["log_scale"]))
+    residual = x - mu @ w - np.float64(likelihood["loc"]["bias"])
+    square = (residual**2).sum(1) + variance @ (w**2).sum(1)
+    log_px = -0.5 * (x.shape[1] * math.log(2 * math.pi * noise) + square / noise)
+    kl = 0.5 * (variance + mu**2 - 1 - np.log(variance)).sum(1)
+    return float((log_px - kl).mean())
+
+
+def figures(
+    *,
+    workdir: Path = Path("runs/linear_vae"),
+    latent_dims: tuple[int, ...] = (2, 5, 10, 20),
+    num_steps: int = 4000,
+) -> list[Path]:
+    """Training's ELBOs with the optimum of each; sigma² and the subspace's angle at the end.
+
+    Args:
+        workdir: holds a run for each q, and the figures.
+        latent_dims: the dimensions q of z.
+        num_steps: of each.
+    """
+    runs = {
+        q: train_file(__file__, workdir / f"{q}", {"latent_dim": q, "num_steps": num_steps})
+        for q in latent_dims
+    }
+    spectrum = Spectrum.of(runs[latent_dims[0]].experiment.data)
+    training = {}
+    for q, run in runs.items():
+        steps, losses = curves(run, {"": "neg_elbo"})[""]
+        training[f"train, $q = {q}$"] = steps, -losses
+        training[f"optimum, $q = {q}$"] = steps, np.full(len(steps), spectrum.optimum(q))
+
+    likelihoods = [run.seed_variables["params"]["likelihood"] for run in runs.values()]
+    elbos = [exact_elbo(run) for run in runs.values()]
+    optima = [spectrum.optimum(q) for q in latent_dims]
+    learned = [float(np.exp(2 * likelihood["log_scale"])) for likelihood in likelihoods]
+    discarded = [spectrum.noise(q) for q in latent_dims]
+    angles = [spectrum.angle(likelihood["loc"]["kernel"]) for likelihood in likelihoods]
+    at_the_end = {
+        "ELBO [nats per image]": {
+            "linear VAE": (latent_dims, elbos),
+            "optimum, probabilistic PCA": (latent_dims, optima),
+        },
+        r"noise $\sigma^2$": {
+            "linear VAE": (latent_dims, learned),
+            "optimum, mean discarded eigenvalue": (latent_dims, discarded),
+        },
+        "angle [degrees]": {"to the principal subspace, the largest": (latent_dims, angles)},
+    }
+    for title, panel in at_the_end.items():
+        for name, (_, values) in panel.items():
+            row = "  ".join(f"{value:.6g}" for value in values)
+            print(f"{title}, {name}: {row}", file=sys.stderr)
+    return [
+        plots.save(
+            plots.learning_curves(training, ylabel="ELBO [nats per image]"),
+            workdir / "training.png",
+        ),
+        plots.save(
+            plots.scaling(at_the_end, xlabel="$q$, dimensions of z", yscale="linear"),
+            workdir / "at_the_end.png",
+        ),
+    ]
