@@ -19,6 +19,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vae_jax import (
@@ -111,7 +112,7 @@ def figures(
     bounds = {
         f"valid, {prior}": curves(run, {"": "valid_neg_elbo"})[""] for prior, run in runs.items()
     }
-    pseudo_inputs = jnp.clip(runs["vamp"].seed_variables["params"]["prior"]["pseudo_inputs"], 0, 1)
+    pseudo_inputs = np.clip(runs["vamp"].seed_variables["params"]["prior"]["pseudo_inputs"], 0, 1)
     samples = {prior: generate.sample(run, 100) for prior, run in runs.items()}
     panels = samples | {"pseudo-inputs": pseudo_inputs[:100]}
     return [

@@ -223,10 +223,11 @@ def test_normals_in_pairs():
         )
         slope = sum(float((g * v).sum()) for g, v in zip(gradient, directions, strict=True))
         assert (above - below) / 2e-5 == pytest.approx(slope, rel=1e-6)
-    z, loc, scale = (np.float32(a) for a in (100 + point[0], 100 + point[1], 1e-3))
+    z, loc = (np.asarray(100 + a, np.float32) for a in point[:2])
+    scale = np.float32(1e-3)
     log_p = Normal(jnp.asarray(loc), jnp.asarray(scale)).log_prob_pairs(jnp.asarray(z))
-    values = [np.float64(a) for a in (z[..., None, :], loc, scale)]
-    np.testing.assert_allclose(log_p, stats.norm.logpdf(*values).sum(-1), rtol=1e-5)
+    expected = stats.norm.logpdf(z[..., None, :].astype(np.float64), loc.astype(np.float64), scale)
+    np.testing.assert_allclose(log_p, expected.sum(-1), rtol=1e-5)
 
 
 # --- Samplers -----------------------------------------------------------------------------------

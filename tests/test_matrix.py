@@ -23,7 +23,7 @@ from running import on_devices
 
 import vae_jax as vj
 from vae_jax import parallel
-from vae_jax.compatibility import check_data, check_objective, check_prior, public
+from vae_jax.compatibility import Kind, check_data, check_objective, check_prior, public
 from vae_jax.train import init_state, make_train_chunk, next_indices
 
 D, N, C = 2, 2, 3  # real and unit vectors [D], one-hot and probability vectors [N, C]
@@ -209,7 +209,12 @@ def build(combination: Combination) -> tuple[Any, Any, str]:
 
 
 def test_the_tables_have_every_public_part():
-    for kind, table in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS)):
+    tables: dict[Kind, Any] = {
+        "posterior": POSTERIORS,
+        "prior": PRIORS,
+        "likelihood": LIKELIHOODS,
+    }
+    for kind, table in tables.items():
         assert {part.__name__ for part in public(kind)} == set(table)
     objectives = {type(objective).__name__ for objective, *_ in OBJECTIVES.values()}
     assert {part.__name__ for part in public("objective")} == objectives

@@ -144,8 +144,8 @@ def test_a_channels_conditional_sums_to_one(channels):
     others[0], others[1] = 0, 255
     joint = np.empty((256, 20, 1, 1, channels), np.float32)
     joint[..., 0, 0, :-1], joint[..., 0, 0, -1] = others / 255, LEVELS[:, None] / 255
-    summed = special.logsumexp(np.asarray(log_prob(p, joint), np.float64), 0)
-    expected = log_prob(first_channels(p, channels - 1), joint[0, ..., :-1])
+    summed = np.asarray(special.logsumexp(np.asarray(log_prob(p, joint), np.float64), 0))
+    expected = np.asarray(log_prob(first_channels(p, channels - 1), joint[0, ..., :-1]))
     np.testing.assert_allclose(summed, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -62,14 +62,14 @@ class SecondStage(Distribution):
     def mean(self) -> Array:
         """The decoder's mean at u = 0."""
         u = jnp.zeros(self.event_shape)
-        px: Distribution = self.vae.apply(self.variables, u, method="decode")
-        return px.mean.reshape(self.event_shape)
+        pz: Any = self.vae.apply(self.variables, u, method="decode")
+        return pz.mean.reshape(self.event_shape)
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """u from N(0, I), then z from p(z|u), noise included."""
         keys = jax.random.split(key, sample_shape).reshape(-1)
-        _, pz = self.vae.apply(self.variables, keys, method="sample")
-        z = pz.sample(fold_in_each(keys, 1))
+        u_and_pz: Any = self.vae.apply(self.variables, keys, method="sample")
+        z = u_and_pz[1].sample(fold_in_each(keys, 1))
         return z.reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Array) -> Array:

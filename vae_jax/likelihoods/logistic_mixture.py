@@ -1,5 +1,6 @@
 """Mixtures of discretized logistics with channels that depend on each other (PixelCNN++)."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
@@ -27,12 +28,12 @@ def shifted(loc: Array, coefficients: Array, value: Array) -> Array:
     return loc + (coefficients * (value - 0.5)[..., None, :]).sum(-1)
 
 
-def settled(loc: Array, coefficients: Array) -> Array:
-    """The nearest level for one channel after the other, each shifted by those before."""
+def settled(loc: Array, coefficients: Array, settle: Callable[[Array], Array]) -> Array:
+    """Settles one channel after the other, each shifted by those before."""
     value = jnp.full_like(loc, 0.5)
     for channel in range(loc.shape[-1]):
-        level = nearest_level(shifted(loc, coefficients, value)[..., channel])
-        value = value.at[..., channel].set(level)
+        settled_channel = settle(shifted(loc, coefficients, value)[..., channel])
+        value = value.at[..., channel].set(settled_channel)
     return value
 
 
@@ -68,7 +69,7 @@ class MixtureOfLogisticsDistribution(Distribution):
     @property
     def mean(self) -> Array:
         """The components' medians, taken channel by channel, averaged by weight."""
-        medians = settled(self.loc, self.coefficients)
+        medians = settled(self.loc, self.coefficients, lambda value: jnp.clip(value, 0.0, 1.0))
         return (jnp.exp(self.log_weights)[..., None] * medians).sum(-2)
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
@@ -81,7 +82,7 @@ class MixtureOfLogisticsDistribution(Distribution):
         coefficients = (component[..., None, None] * self.coefficients).sum(-3)
         shape = self.batch_shape + self.event_shape
         noise = draw(jax.random.logistic, key_value, sample_shape, shape)
-        return settled(loc + scale * noise, coefficients)
+        return settled(loc + scale * noise, coefficients, nearest_level)
 
     def log_prob(self, value: Array) -> Array:
         """Sum over pixels of ln sum_m w_m prod_c P(x_c | x_<c, m), nats."""
