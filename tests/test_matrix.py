@@ -1,7 +1,7 @@
 """The matrix: posterior x prior x likelihood x objective, each combination trained or refused.
 
 What fits what is written down here by hand, apart from the declarations of the parts, for every
-public part: a new one has to be added. Every combination of the four is accepted or refused as this
+public posterior, prior and objective: a new one has to be added. Every combination of the four is accepted or refused as this
 table says. Training compiles a program for each combination, so the default suite trains every
 compatible posterior x prior, with the likelihoods, the objectives and one or two devices in turn;
 `make test-all` trains a covering array: every compatible pair of parts of any two kinds meets, and
@@ -74,19 +74,13 @@ PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
     "UniformCodes": (lambda: vj.UniformCodes(GRID), {"codes"}, "c", "f"),
     "AutoregressiveCodes": (lambda: vj.AutoregressiveCodes, {"codes", "onehot"}, "", "l"),
 }
-LIKELIHOODS: dict[str, str] = {
-    "Bernoulli": "threshold",
-    "Beta": "dequantize",
-    "CategoricalPixels": "grey",
-    "ContinuousBernoulli": "dequantize",
-    "DiscretizedLogistic": "grey",
-    "Gaussian": "grey",
-    "HeteroscedasticGaussian": "dequantize",
-    "Laplace": "grey",
-    "MixtureOfLogistics": "grey",
-    "OptimalGaussian": "dequantize",
-}
+LIKELIHOOD_CLASSES: list[Any] = public("likelihood")
 SUPPORTS = {"threshold": "binary", "grey": "uint8", "dequantize": "unit"}
+# Likelihood: the first protocol whose images it declares a probability of.
+LIKELIHOODS: dict[str, str] = {
+    part.__name__: next(name for name, kind in SUPPORTS.items() if kind in part.supports)
+    for part in LIKELIHOOD_CLASSES
+}
 
 VECTORS = {"real", "sphere"}
 ANY = {"real", "sphere", "onehot", "simplex", "codes"}
@@ -209,11 +203,7 @@ def build(combination: Combination) -> tuple[Any, Any, str]:
 
 
 def test_the_tables_have_every_public_part():
-    tables: dict[Kind, Any] = {
-        "posterior": POSTERIORS,
-        "prior": PRIORS,
-        "likelihood": LIKELIHOODS,
-    }
+    tables: dict[Kind, Any] = {"posterior": POSTERIORS, "prior": PRIORS}
     for kind, table in tables.items():
         assert {part.__name__ for part in public(kind)} == set(table)
     objectives = {type(objective).__name__ for objective, *_ in OBJECTIVES.values()}

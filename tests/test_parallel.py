@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax import Array, lax
+from jax import Array
 from running import (
     CLI,
     TINY,
@@ -43,7 +43,14 @@ from vae_jax import evaluate as evaluate_run
 from vae_jax.compatibility import Requirements
 from vae_jax.interruption import Interrupted
 from vae_jax.objectives.base import Metrics, Objective
-from vae_jax.parallel import AXIS, gather, on_every_device, replicate, split, unreplicate
+from vae_jax.parallel import (
+    gather,
+    on_every_device,
+    replicate,
+    split,
+    unreplicate,
+    whole_batch,
+)
 from vae_jax.run import Run
 from vae_jax.train import init_state, loss_and_gradients
 from vae_jax.vae import Terms
@@ -65,7 +72,7 @@ class Exposed:
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
         loss, metrics = self.objective(terms, step, model)
-        whole = partial(lax.all_gather, axis_name=AXIS, axis=1, tiled=True)
+        whole: Any = partial(whole_batch, axis=1)
         # log_px depends on the binarization of x, z on that and on the posterior's noise.
         return loss, metrics | {"z": whole(terms.z), "log_px": whole(terms.log_px)}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from running import checkpoint_steps, interrupted_after, on_devices, rows, summa
 
 from vae_jax import ELBO, Experiment, Gaussian, VaeJaxError, evaluate, load_run, train
 from vae_jax.checkpoint import fingerprint
+from vae_jax.compatibility import Requirements
 from vae_jax.data import batch_indices
 from vae_jax.interruption import Interrupted
 from vae_jax.objectives.base import Metrics
@@ -150,8 +151,9 @@ class Faulty:
     bad: Callable[[Array], Array]
     loss_too: bool = True
     num_samples: int = 1
+    requires: ClassVar[Requirements] = Requirements()
 
-    def __call__(self, terms: Terms, step: Array) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
         loss, metrics = ELBO()(terms, step)
         if self.loss_too:
             return jnp.where(self.bad(step), jnp.nan, 1.0) * loss, metrics
