@@ -1,11 +1,11 @@
 """The matrix: posterior x prior x likelihood x objective, each combination trained or refused.
 
 What fits what is written down here by hand, apart from the declarations of the parts, for every
-public posterior, prior and objective: a new one has to be added. Every combination of the four is accepted or refused as this
-table says. Training compiles a program for each combination, so the default suite trains every
-compatible posterior x prior, with the likelihoods, the objectives and one or two devices in turn;
-`make test-all` trains a covering array: every compatible pair of parts of any two kinds meets, and
-each part is on one and on two devices.
+public posterior, prior and objective: a new one has to be added. Every combination of the four is
+accepted or refused as this table says. Training compiles a program for each combination, so the
+default suite trains every compatible posterior x prior, with the likelihoods, the objectives and
+one or two devices in turn; `make test-all` trains a covering array: every compatible pair of parts
+of any two kinds meets, and each part is on one and on two devices.
 """
 
 import itertools
