@@ -15,6 +15,7 @@ from .generate import sample as sample
 from .hierarchical import HierarchicalVAE as HierarchicalVAE
 from .ladder import LadderVAE as LadderVAE
 from .likelihoods.bernoulli import Bernoulli as Bernoulli
+from .likelihoods.beta import Beta as Beta
 from .likelihoods.categorical import CategoricalPixels as CategoricalPixels
 from .likelihoods.continuous_bernoulli import ContinuousBernoulli as ContinuousBernoulli
 from .likelihoods.gaussian import Gaussian as Gaussian
