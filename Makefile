@@ -21,8 +21,9 @@ test-all: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 figures: .venv/installed
-	$(BIN)/vae-jax figures experiments/aevb.py
-	$(BIN)/vae-jax figures experiments/iwae.py
+	for name in aevb iwae estimators linear_vae vampprior flows hyperspherical vqvae vaegan; do \
+		$(BIN)/vae-jax figures experiments/$$name.py || exit 1; \
+	done
 
 lint: .venv/installed
 	$(BIN)/ruff check .
