@@ -94,7 +94,7 @@ def published(*, prior: str, **_: object) -> str:
 
 
 def figures(
-    *, workdir: Path = Path("runs/vampprior"), epochs: int = 20, seeds: int = 3
+    *, workdir: Path = Path("runs/vampprior"), epochs: int = 10, seeds: int = 3
 ) -> list[Path]:
     """Validation bounds of both priors, samples, and pseudo-inputs, training what is missing.
 
