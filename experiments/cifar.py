@@ -7,8 +7,8 @@
 Published: 4.51 bits/dim, a VAE with continuous latents on CIFAR-10 (van den Oord et al. 2017, the
 VQ-VAE paper), whose network is larger. The defaults train on the first 4,000 images alone: they
 check the likelihood and the shapes, and their number is no match for a published one. Ours with
-them: 6.61 bits/dim on the 400 test images (K = 16, seed 0, two CPU cores), where the same mixture
-fitted to the colours of single pixels has 6.87.
+them, by the first two commands: 6.14 bits/dim on the 400 test images (K = 100, seed 0, two CPU
+cores, 2026-11-25, 512 s of training).
 
 The likelihood is Salimans et al.'s (2017): within a pixel, green depends on red and blue on both.
 """

@@ -1,6 +1,8 @@
-"""Rewrites the generated table of docs/results.md from the evaluations of run folders.
+"""Writes the evaluations of run folders into the generated table of docs/results.md.
 
 python scripts/make_results_table.py runs/demo runs/iwae/*/
+
+Lines of the table that stand for the same training are replaced, the others stay.
 """
 
 import json
@@ -14,8 +16,8 @@ from vae_jax.run import RunFolder
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 HEADER = (
-    "| run | published | ours: NLL ± s.e. (K, test images) | -ELBO | active units | training | "
-    "evaluation |\n|---|---|---|---|---|---|---|"
+    "| run | published | ours: NLL ± s.e., or ± sd over seeds (K, test images) | -ELBO | "
+    "active units | training | evaluation |\n|---|---|---|---|---|---|---|"
 )
 
 
@@ -38,14 +40,15 @@ def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in arguments.items())
     images = record["num_steps"] * record["batch_size"] * record["num_seeds"]
     seconds = images / summary["images_per_second"]
-    mean, error = evaluation["mean"], evaluation["standard_error"]
+    mean = evaluation["mean"]
+    error = "" if record["num_seeds"] > 1 else f" ± {evaluation['standard_error']['nll']:.2f}"
     devices = evaluation["devices"]
     return " | ".join(
         [
             f"| `vae-jax train {record['file']} {flags} --seed {record['seed']} "
             f"--seeds {record['num_seeds']}`",
             published,
-            f"{per_seed(mean['nll'])} ± {per_seed(error['nll'])} nats (K = "
+            f"{per_seed(mean['nll'])}{error} nats (K = "
             f"{evaluation['num_samples']:,}, {evaluation['num_images']:,})",
             per_seed(mean["neg_elbo"]),
             " + ".join(per_seed(units, 0) for units in evaluation["active_units"]),
@@ -59,13 +62,15 @@ def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
 
 def main() -> None:
     """Writes a line for each evaluation of each run folder given."""
-    rows = [HEADER]
+    rows = []
     for path in sys.argv[1:]:
         folder = RunFolder(Path(path))
         rows += [row(folder, found) for found in json.loads(folder.evaluation.read_text())]
     before, rest = RESULTS.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    RESULTS.write_text("\n".join([before + BEGIN, *rows, END + after]))
+    table, after = rest.split(END)
+    trained = {line.split(" | ")[0] for line in rows}
+    kept = [line for line in table.strip().splitlines()[2:] if line.split(" | ")[0] not in trained]
+    RESULTS.write_text("\n".join([before + BEGIN, HEADER, *kept, *rows, END + after]))
 
 
 if __name__ == "__main__":
