@@ -36,7 +36,7 @@ from vae_jax.distributions import VectorCodebook
 from vae_jax.networks.transformer import Transformer
 from vae_jax.objectives.vq import perplexity
 from vae_jax.priors.codes import AutoregressiveCategorical
-from vae_jax.train import init_state, make_train_chunk, next_indices
+from vae_jax.train import chunks, init_state, make_train_chunk
 
 GRID = (2, 2)
 
@@ -397,12 +397,14 @@ def trained() -> Any:
         start = jax.jit(jax.vmap(partial(init_state, to_train)))(seeds)
         likelihood = jax.tree.map(lambda leaf: leaf * np.nan, start.params["likelihood"])
         broken = start.replace(params={**start.params, "likelihood": likelihood})
-        chunk = make_train_chunk(to_train)
-        data = parallel.replicate(to_train.data.train.images), next_indices(to_train, seeds, 0)
+        layout = parallel.Layout.of(len(seeds), to_train.batch_size)
+        chunk = make_train_chunk(to_train, layout)
+        batches = next(chunks(to_train, layout, seeds, 0, streamed=False))
+        images = parallel.replicate(to_train.data.train.images)
 
         def run(state):
-            after = chunk(parallel.replicate(state), *data, parallel.replicate(seeds))
-            return parallel.unreplicate(after)
+            after = chunk(layout.place(state), images, batches, layout.place(seeds))
+            return layout.collect(after)
 
         return start, run(start), run(broken)
 

@@ -24,7 +24,7 @@ from running import on_devices
 import vae_jax as vj
 from vae_jax import parallel
 from vae_jax.compatibility import Kind, check_data, check_objective, check_prior, public
-from vae_jax.train import init_state, make_train_chunk, next_indices
+from vae_jax.train import chunks, init_state, make_train_chunk
 
 D, N, C = 2, 2, 3  # real and unit vectors [D], one-hot and probability vectors [N, C]
 GRID = (2, 2)  # of codes
@@ -299,13 +299,14 @@ def train_a_little(combination: Combination, devices: int) -> None:
     seeds = np.zeros(1, np.uint32)
     before = jax.tree.map(np.asarray, jax.jit(jax.vmap(partial(init_state, experiment)))(seeds))
     with on_devices(devices):
-        state, metrics = make_train_chunk(experiment)(
-            parallel.replicate(before),
+        layout = parallel.Layout.of(1, BATCH)
+        results = make_train_chunk(experiment, layout)(
+            layout.place(before),
             parallel.replicate(experiment.data.train.images),
-            next_indices(experiment, seeds, 0),
-            parallel.replicate(seeds),
+            next(chunks(experiment, layout, seeds, 0, streamed=False)),
+            layout.place(seeds),
         )
-        after, metrics = parallel.unreplicate(state), parallel.unreplicate(metrics)
+        after, metrics = layout.collect(results)
     assert after.skipped[0] == 0, "a step was not finite"
     for name, values in metrics.items():
         assert np.isfinite(values).all(), name

@@ -98,8 +98,9 @@ def one_batch(experiment: Experiment, devices: int) -> Any:
     with on_devices(devices):
         state = jax.jit(partial(init_state, experiment))(seed).replace(step=jnp.asarray(7))
         function = on_every_device(partial(loss_and_gradients, experiment))
-        images, batch = experiment.data.train.images, np.arange(20, 28, dtype=np.int32)
-        return function(replicate(state), replicate(images), split(batch, 0), replicate(seed))
+        batch = np.arange(20, 28, dtype=np.int32)
+        images = experiment.data.train.images[batch]
+        return function(replicate(state), split(images, 0), split(batch, 0), replicate(seed))
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +20,14 @@ import tiny
 from jax import Array, lax
 from running import checkpoint_steps, interrupted_after, on_devices, rows, summary
 
-from vae_jax import ELBO, Experiment, Gaussian, VaeJaxError, evaluate, load_run, train
+from vae_jax import ELBO, Experiment, Gaussian, VaeJaxError, evaluate, load_run, parallel, train
 from vae_jax.checkpoint import fingerprint
 from vae_jax.compatibility import Requirements
 from vae_jax.data import batch_indices
 from vae_jax.interruption import Interrupted
 from vae_jax.objectives.base import Metrics
-from vae_jax.parallel import AXIS, replicate, split, unreplicate
-from vae_jax.train import TrainState, init_state, make_train_chunk
+from vae_jax.parallel import AXIS, Layout, replicate, split, unreplicate
+from vae_jax.train import TrainState, init_state, is_streamed, make_train_chunk
 from vae_jax.vae import Terms
 
 TINY = tiny.experiment()
@@ -41,7 +42,7 @@ def two_devices() -> Iterator[None]:
 
 def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[str, Any]]]:
     """The state after each of 0, 1, ..., `num_steps` steps, and the metrics of the last of them."""
-    train_chunk = make_train_chunk(experiment)
+    train_chunk = make_train_chunk(experiment, Layout(apart=False))
     seeds = np.zeros(1, np.uint32)
     count, batch = len(experiment.data.train), experiment.batch_size
     state = jax.jit(jax.vmap(partial(init_state, experiment)))(seeds)
@@ -50,7 +51,7 @@ def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[
     for step in range(num_steps):
         indices = split(batch_indices(0, step, 1, count, batch)[None], 2)
         images = replicate(experiment.data.train.images)
-        on_devices, metrics = train_chunk(on_devices, images, indices, replicate(seeds))
+        on_devices, metrics = train_chunk(on_devices, images, (indices, None), replicate(seeds))
         walked.append((unreplicate(on_devices), jax.tree.map(np.squeeze, unreplicate(metrics))))
     return walked
 
@@ -295,6 +296,44 @@ def test_two_seeds_are_resumed_together(tmp_path: Path) -> None:
     assert_same_bytes(tmp_path / "resumed", tmp_path / "straight", TINY)
 
 
+def test_replicas_on_devices_of_their_own_are_those_that_share_devices(tmp_path: Path) -> None:
+    with on_devices(2):  # which divide four replicas, and do not divide three
+        four, three = (train(TINY, tmp_path / str(n), num_seeds=n).state for n in (4, 3))
+    assert Layout.of(4, 1).apart
+    assert not Layout.of(3, 2).apart
+    first_three = jax.tree.map(lambda leaf: leaf[:3], four)
+    assert change(three, first_three) < 1e-4
+    assert (first_three.step == 40).all()
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_a_streamed_run_is_the_resident_run_to_the_byte(
+    num_seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in chunks that end between two lines of metrics: of a step or so, of 5 that are due."""
+    module = sys.modules[make_train_chunk.__module__]  # `vae_jax.train` is the function
+    monkeypatch.setattr(module, "STREAMED_BYTES", 1000)
+    for name in ("streamed", "resident"):
+        train(TINY, tmp_path / name, num_seeds=num_seeds, streamed=name == "streamed")
+    assert_same_bytes(tmp_path / "streamed", tmp_path / "resident", TINY)
+
+
+def test_a_streamed_run_goes_on_to_the_same_bytes(straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted), interrupted_after(15):
+        train(TINY, tmp_path / "run", streamed=True)
+    train(TINY, tmp_path / "run", streamed=True)
+    assert_same_bytes(tmp_path / "run", straight, TINY)
+
+
+def test_images_too_large_for_a_device_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_streamed(TINY.data)
+    monkeypatch.setattr(parallel, "memory", lambda: 4 * TINY.data.train.images.nbytes - 1)
+    assert is_streamed(TINY.data)
+
+
 @pytest.mark.parametrize(("seed", "num_seeds"), [(0, 0), (-1, 1), (2**32 - 1, 2)])
 def test_seeds_that_do_not_exist_are_refused(seed: int, num_seeds: int, tmp_path: Path) -> None:
     with pytest.raises(VaeJaxError, match="seeds go from 0 to"):
@@ -353,7 +392,8 @@ def test_every_device_has_the_same_model_state(centered: Experiment) -> None:
     seeds = np.zeros(1, np.uint32)
     state = replicate(jax.jit(jax.vmap(partial(init_state, centered)))(seeds))
     indices = split(batch_indices(0, 0, 3, 90, 16)[None], 2)
-    state, _ = make_train_chunk(centered)(state, images, indices, replicate(seeds))
+    train_chunk = make_train_chunk(centered, Layout(apart=False))
+    state, _ = train_chunk(state, images, (indices, None), replicate(seeds))
     for leaf in jax.tree.leaves(state):
         assert (np.asarray(leaf[0]) == np.asarray(leaf[1])).all()
 

@@ -45,6 +45,8 @@ class TrainOptions:
     """Seed of the first replica."""
     seeds: int = 1
     """Replicas with consecutive seeds, trained in one program."""
+    streamed: bool | None = None
+    """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
     distributed: bool = False
     """This is one of several processes that train together."""
 
@@ -115,7 +117,16 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
 
     if options.distributed:
         parallel.start_processes()
-    run = train_file(file, options.workdir, arguments, seed=options.seed, num_seeds=options.seeds)
+    else:
+        parallel.give_replicas_cores(options.seeds)
+    run = train_file(
+        file,
+        options.workdir,
+        arguments,
+        seed=options.seed,
+        num_seeds=options.seeds,
+        streamed=options.streamed,
+    )
     if parallel.is_main_process() and not run.folder.figures.exists():
         print_paths(draw(run))
 

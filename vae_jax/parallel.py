@@ -5,8 +5,10 @@ A function of one device's view, with collectives over the axis `AXIS`, runs on 
 it of one value for all, `split` of a share for each.
 """
 
+import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
@@ -104,8 +106,8 @@ def whole_batch(share: Array, axis: int = 0) -> Array:
     return lax.all_gather(share, AXIS, axis=axis, tiled=True) if _inside() else share
 
 
-def batch_mean(share: Array) -> Array:
-    """The mean over the devices of equal shares' means."""
+def batch_mean(share: Tree) -> Tree:
+    """The mean over the devices of equal shares' means, leaf by leaf."""
     return lax.pmean(share, AXIS) if _inside() else share
 
 
@@ -119,7 +121,8 @@ def on_every_device(function: Callable, donate_argnums: tuple[int, ...] = ()) ->
     return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums)
 
 
-def _put(leaf: Any) -> Array:
+def put(leaf: Any) -> Array:
+    """A host array with the axis of this process's devices, `[devices, ...]`, on the devices."""
     devices = jax.local_devices()
     mesh = Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(AXIS)))
@@ -128,17 +131,22 @@ def _put(leaf: Any) -> Array:
 def replicate(tree: Tree) -> Tree:
     """A copy of every array on each device, `[...]` to `[devices, ...]`."""
     devices = jax.local_device_count()
-    return jax.tree.map(lambda x: _put(np.broadcast_to(x, (devices, *np.shape(x)))), tree)
+    return jax.tree.map(lambda x: put(np.broadcast_to(x, (devices, *np.shape(x)))), tree)
 
 
-def split(batch: np.ndarray, axis: int) -> Array:
+def shares(batch: np.ndarray, axis: int) -> np.ndarray:
     """Each device's share of a global batch: `[..., B, ...]` to `[devices, ..., B/devices, ...]`.
 
     Device i of all devices, those of other processes counted, gets the i-th run of examples.
     """
-    shares = np.split(batch, jax.device_count(), axis)
+    every = np.split(batch, jax.device_count(), axis)
     first = jax.process_index() * jax.local_device_count()
-    return _put(np.stack(shares[first : first + jax.local_device_count()]))
+    return np.stack(every[first : first + jax.local_device_count()])
+
+
+def split(batch: np.ndarray, axis: int) -> Array:
+    """`shares`, on the devices."""
+    return put(shares(batch, axis))
 
 
 def unreplicate(tree: Tree) -> Tree:
@@ -150,3 +158,72 @@ def gather(sharded: Array, axis: int) -> np.ndarray:
     """Undoes `split`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
     every_process = multihost_utils.process_allgather(np.asarray(sharded))
     return np.concatenate(np.concatenate(every_process), axis)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How replicas with seeds of their own lie on the devices.
+
+    Attributes:
+        apart: each device has replicas of its own with their whole batches, and no word for the
+            other devices; otherwise every device has all replicas and a share of each batch.
+    """
+
+    apart: bool
+
+    @classmethod
+    def of(cls, num_seeds: int, batch_size: int) -> "Layout":
+        """Apart where several devices of one process divide the replicas.
+
+        Raises:
+            VaeJaxError: the devices divide neither the replicas nor the batch.
+        """
+        devices = jax.device_count()
+        apart = jax.process_count() == 1 < devices and num_seeds % devices == 0
+        if not apart:
+            share_of(batch_size)
+        return cls(apart)
+
+    def place(self, tree: Tree) -> Tree:
+        """Host arrays `[S, ...]` on the devices, `[D, S, ...]`; apart, `[D, S/D, ...]`."""
+        if not self.apart:
+            return replicate(tree)
+        return jax.tree.map(lambda leaf: put(self._deal(np.asarray(leaf))), tree)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """What each of this process's devices takes of `[S, steps, B]`: `[D, S', steps, b]`."""
+        return self._deal(rows) if self.apart else shares(rows, axis=2)
+
+    def collect(self, tree: Tree) -> Tree:
+        """Undoes `place`: host arrays of their own, safe from donation."""
+        if not self.apart:
+            return unreplicate(tree)
+        return jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), tree)
+
+    def on_every_device(self, function: Callable, donate_argnums: tuple[int, ...]) -> Callable:
+        """`function`, compiled, with collectives over `AXIS` only where batches are shared."""
+        if not self.apart:
+            return on_every_device(function, donate_argnums)
+        return jax.pmap(function, donate_argnums=donate_argnums)
+
+    def _deal(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(jax.device_count(), -1, *array.shape[1:])
+
+
+def give_replicas_cores(num_seeds: int) -> None:
+    """Makes the CPU as many devices as divide both its cores' number and the replicas.
+
+    Only before JAX has started; without effect where there are accelerators, or where XLA_FLAGS
+    says how many devices the CPU is.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", math.gcd(num_seeds, os.cpu_count() or 1))
+
+
+def memory() -> int:
+    """Bytes of memory that a device has for itself."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None:  # the CPU: its devices share it
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return limit

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from vae_jax import parallel
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
-from vae_jax.data import BINARIZATION_SEED, batch_indices, index_keys
+from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluate import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
@@ -30,6 +30,10 @@ from vae_jax.vae import fold_in_each
 # What a key is folded with, so that no two uses of a seed share noise.
 INIT, STEP = 0, 1
 PROTOCOL, POSTERIOR = 0, 1
+
+# Of one chunk of streamed images in a process's memory: one more is being made meanwhile.
+STREAMED_BYTES = 2**26
+Batches = tuple[Array, Array | None]
 
 
 @struct.dataclass
@@ -95,8 +99,9 @@ def loss_and_gradients(
 ) -> tuple[Array, Metrics, Any, Any]:
     """Loss, metrics, model state and gradients of one batch, the same on every device.
 
-    One device's view: `indices` `[b]` are its share of the batch's rows in `images`, `[N,H,W,C]`
-    uint8. An example's noise depends on the seed, the step and its place in the global batch.
+    One device's view: `images` `[b, H, W, C]` uint8 are its share of the batch, `indices` `[b]`
+    their rows in the training split. An example's noise depends on the seed, the step and its place
+    in the global batch.
     """
     place = parallel.batch_offset(len(indices)) + jnp.arange(len(indices))
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
@@ -106,7 +111,7 @@ def loss_and_gradients(
         x_keys = fold_in_each(keys, PROTOCOL)
     else:
         x_keys = index_keys(BINARIZATION_SEED, "train", indices)
-    x = protocol.apply(images[indices], x_keys)
+    x = protocol.apply(images, x_keys)
 
     apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))
 
@@ -123,7 +128,7 @@ def loss_and_gradients(
     (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
-    return lax.pmean((loss, metrics, model_state, gradients), parallel.AXIS)
+    return parallel.batch_mean((loss, metrics, model_state, gradients))
 
 
 def train_step(
@@ -154,34 +159,63 @@ def train_step(
     return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
 
 
-def make_train_chunk(experiment: Experiment):
+def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
     """Many steps in one call: scanned over steps, mapped over seeds, on every device.
 
     Returns:
-        A function of state `[D, S, ...]` (donated), images `[D, N, H, W, C]`, indices
-        `[D, S, steps, b]` and seeds `[D, S]`, to the new state and each step's metrics
-        `[D, S, steps]`; D devices, S seeds.
+        A function of state `[D, S, ...]` (donated), the training images `[D, N, H, W, C]` or None,
+        the rows `[D, S, steps, b]` of each batch with their images `[D, S, steps, b, H, W, C]` or
+        None, and seeds `[D, S]`, to the new state and each step's metrics `[D, S, steps]`; D
+        devices, S seeds on each.
     """
 
-    def chunk(state: TrainState, images: Array, indices: Array, seed: Array):
-        def step(state: TrainState, indices: Array):
-            return train_step(experiment, state, images, indices, seed)
+    def chunk(state: TrainState, images: Array | None, batches: Batches, seed: Array):
+        def step(state: TrainState, batch: Batches):
+            indices, own = batch
+            taken = images[indices] if own is None else own  # pyright: ignore[reportOptionalSubscript]
+            return train_step(experiment, state, taken, indices, seed)
 
-        return lax.scan(step, state, indices)
+        return lax.scan(step, state, batches)
 
-    return parallel.on_every_device(jax.vmap(chunk, (0, None, 0, 0)), donate_argnums=(0,))
+    def every_seed(state: TrainState, images: Array | None, batches: Batches, seed: Array):
+        if len(seed) > 1:
+            return jax.vmap(chunk, (0, None, 0, 0))(state, images, batches, seed)
+        # An axis of one costs a few percent in products of small matrices.
+        state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
+        return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
+
+    return layout.on_every_device(every_seed, donate_argnums=(0,))
 
 
-def next_indices(experiment: Experiment, seeds: np.ndarray, step: int) -> Array:
-    """The rows of the chunk that starts at `step`, on the devices: `[D, S, steps, b]`."""
-    stop = min((step // experiment.log_every + 1) * experiment.log_every, experiment.num_steps)
-    count, batch = len(experiment.data.train), experiment.batch_size
-    if experiment.shuffle:
-        rows = [batch_indices(int(seed), step, stop - step, count, batch) for seed in seeds]
-    else:
-        in_order = np.arange(step * batch, stop * batch, dtype=np.int64) % count
-        rows = [in_order.astype(np.int32).reshape(-1, batch)] * len(seeds)
-    return parallel.split(np.stack(rows), axis=2)
+def is_streamed(data: Data) -> bool:
+    """Whether training images are better left on the disk than put into the devices' memory."""
+    return data.train.images.nbytes > parallel.memory() // 4
+
+
+def chunks(
+    experiment: Experiment, layout: parallel.Layout, seeds: np.ndarray, step: int, streamed: bool
+) -> Iterator[Batches]:
+    """The batches of one chunk of steps after the other, from `step` on, on the devices.
+
+    A function of seed and step alone. A chunk ends where metrics are logged; chunks of streamed
+    images sooner, where they would be larger than `STREAMED_BYTES`.
+    """
+    images, batch = experiment.data.train.images, experiment.batch_size
+    longest = experiment.log_every
+    if streamed:
+        step_bytes = len(seeds) * batch * images[0].nbytes // jax.process_count()
+        fitting = max(1, STREAMED_BYTES // step_bytes)
+        longest = max(n for n in range(1, longest + 1) if longest % n == 0 and n <= fitting)
+    while step < experiment.num_steps:
+        stop = min((step // longest + 1) * longest, experiment.num_steps)
+        if experiment.shuffle:
+            rows = [batch_indices(int(s), step, stop - step, len(images), batch) for s in seeds]
+        else:
+            in_order = np.arange(step * batch, stop * batch, dtype=np.int64) % len(images)
+            rows = [in_order.astype(np.int32).reshape(-1, batch)] * len(seeds)
+        own = layout.rows(np.stack(rows))
+        yield parallel.put(own), parallel.put(images[own]) if streamed else None
+        step = stop
 
 
 def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, np.ndarray]]:
@@ -244,6 +278,7 @@ def train(
     seed: int = 0,
     num_seeds: int = 1,
     origin: Origin | None = None,
+    streamed: bool | None = None,
 ) -> Run:
     """Trains, or goes on training, in a run folder.
 
@@ -253,6 +288,8 @@ def train(
         seed: of the first replica.
         num_seeds: replicas with seeds `seed`, `seed + 1`, ..., trained in one program.
         origin: the experiment's file and arguments, so that the folder alone can bring it back.
+        streamed: whether training images come from the disk batch by batch, and not once into the
+            devices' memory; None asks `is_streamed`. The run is the same to the bit.
 
     Returns:
         The finished run.
@@ -266,7 +303,8 @@ def train(
         raise VaeJaxError(
             f"seed {seed} and {num_seeds} seeds: seeds go from 0 to 2^32 - 1, and one is the least."
         )
-    parallel.share_of(experiment.batch_size)
+    layout = parallel.Layout.of(num_seeds, experiment.batch_size)
+    streamed = is_streamed(experiment.data) if streamed is None else streamed
     seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
     run_folder = RunFolder(Path(folder))
     run_folder.claim(experiment, seed, num_seeds, origin)
@@ -295,23 +333,27 @@ def train(
             checkpoints.clean_up(step)
             run_folder.truncate_metrics(step)
 
-        train_chunk = make_train_chunk(experiment)
+        train_chunk = make_train_chunk(experiment, layout)
         validate = make_validation(experiment)
-        images = parallel.replicate(experiment.data.train.images)
-        device_seeds = parallel.replicate(seeds)
-        device_state = parallel.replicate(state)
-        indices = next_indices(experiment, seeds, step)
+        images = None if streamed else parallel.replicate(experiment.data.train.images)
+        device_seeds = layout.place(seeds)
+        device_state = layout.place(state)
         host_work: list[Callable[[], None]] = []
+        unlogged: list[Any] = []
         stopped_by = 0
-        while step < experiment.num_steps:
-            device_state, metrics = train_chunk(device_state, images, indices, device_seeds)
+        for batches in prefetched(chunks(experiment, layout, seeds, step, streamed)):
+            device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
             # The devices are busy: time for the host's work on the chunk before.
             for work in host_work:
                 work()
-            step += indices.shape[-2]
-            indices = next_indices(experiment, seeds, step)
-            row = over_steps(parallel.unreplicate(metrics))
-            host_work = [partial(log, run_folder, progress, step, row)]
+            host_work = []
+            step += batches[0].shape[2]
+            unlogged.append(layout.collect(metrics))
+            if step % experiment.log_every and step < experiment.num_steps:
+                continue
+            row = over_steps(jax.tree.map(lambda *parts: np.concatenate(parts, 1), *unlogged))
+            unlogged = []
+            host_work.append(partial(log, run_folder, progress, step, row))
             if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
                 raise VaeJaxError(
                     f"The loss or its gradients were not finite in the {experiment.max_nonfinite} "
@@ -321,8 +363,8 @@ def train(
             stopped_by = parallel.largest(max(received, default=0))
             due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
             if due or stopped_by:
-                state = parallel.unreplicate(device_state)
-                validation = validate(device_state) if due else {}
+                state = layout.collect(device_state)
+                validation = validate(parallel.replicate(state)) if due else {}
                 host_work.append(partial(save, run_folder, checkpoints, step, state, validation))
             if stopped_by:
                 break
@@ -352,11 +394,14 @@ def train_file(
     *,
     seed: int = 0,
     num_seeds: int = 1,
+    streamed: bool | None = None,
 ) -> Run:
     """Trains the experiment of a file with arguments of its `experiment` function; see `train`."""
     source, _ = read_module(Path(file))
     origin = Origin(str(file), source, dict(arguments or {}))
-    return train(origin.make(), folder, seed=seed, num_seeds=num_seeds, origin=origin)
+    return train(
+        origin.make(), folder, seed=seed, num_seeds=num_seeds, origin=origin, streamed=streamed
+    )
 
 
 def load_run(

@@ -10,6 +10,7 @@ from vae_jax.data.pipeline import (
     Support,
     batch_indices,
     index_keys,
+    prefetched,
 )
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "index_keys",
     "list_datasets",
     "load",
+    "prefetched",
     "prepare",
 ]

@@ -6,9 +6,10 @@ does not depend on the number of devices and a resumed one needs no saved iterat
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ Support = Literal["binary", "uint8", "unit", "real"]
 SplitName = Literal["train", "valid", "test"]
 
 BINARIZATION_SEED = 0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,12 @@ def batch_indices(
     order = np.concatenate([_permutation(seed, epoch, num_images) for epoch in epochs])
     offset = start % num_images
     return order[offset : offset + stop - start].reshape(num_steps, batch_size)
+
+
+def prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
