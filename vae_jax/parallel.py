@@ -216,8 +216,11 @@ def give_replicas_cores(num_seeds: int) -> None:
     Only before JAX has started; without effect where there are accelerators, or where XLA_FLAGS
     says how many devices the CPU is.
     """
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", math.gcd(num_seeds, os.cpu_count() or 1))
+    devices = math.gcd(num_seeds, os.cpu_count() or 1)
+    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def memory() -> int:
