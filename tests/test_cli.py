@@ -315,3 +315,19 @@ def test_help_does_not_wait_for_jax() -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert done.stderr == "set()"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_compiled_programs_are_kept_unless_told_otherwise(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX's own variables, which a new process reads."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that the test's end restores it
+        monkeypatch.delenv(name)
+    main(["data", "list"] + ["--no-compilation-cache"] * (not wanted))
+    code = "import jax; print(jax.config.jax_enable_compilation_cache)"
+    code += "; print(jax.config.jax_compilation_cache_dir)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(wanted), str(tmp_path / "vae_jax")]

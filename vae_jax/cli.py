@@ -23,7 +23,10 @@ from tyro.extras import SubcommandApp
 from vae_jax.errors import VaeJaxError
 from vae_jax.interruption import Interrupted
 
-DESCRIPTION = "Variational autoencoders for images: train, evaluate, draw; resume exactly."
+DESCRIPTION = (
+    "Variational autoencoders for images: train, evaluate, draw; resume exactly. Any command takes "
+    "--no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
+)
 
 app = SubcommandApp()
 data_app = SubcommandApp()
@@ -370,9 +373,20 @@ def print_paths(paths: Sequence[Path]) -> None:
         print(path)
 
 
+def use_compilation_cache(wanted: bool) -> None:
+    """Lets JAX, before it is imported, keep compiled programs; its own variables prevail."""
+    if not wanted:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; ends with 2 after bad input, 128 + the signal's number after a signal."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
+    arguments = [argument for argument in given if argument != "--no-compilation-cache"]
+    use_compilation_cache(arguments == list(given))
     try:
         match arguments:
             case ["train", file, *flags] if not file.startswith("-"):
