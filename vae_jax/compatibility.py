@@ -50,6 +50,8 @@ class Requirements:
         fixed_prior: whether p(z) must have no parameters, for the objective would not train them.
         critic: names of critic classes of which the model must have one; empty if it needs none.
         one_layer: whether hierarchical models are excluded.
+        whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
+            parts would have another.
     """
 
     posterior: frozenset[Trait] = frozenset()
@@ -59,6 +61,7 @@ class Requirements:
     fixed_prior: bool = False
     critic: tuple[str, ...] = ()
     one_layer: bool = False
+    whole_batch: bool = False
 
 
 Kind = Literal["posterior", "prior", "likelihood", "objective"]
@@ -217,6 +220,28 @@ def check_shapes(model: Any) -> None:
                 f"The posterior's latents have the shape {q.event_shape}, the prior's "
                 f"{p.event_shape}: give both the same."
             )
+
+
+def check_accumulation(model: Any, objective: Any) -> None:
+    """A batch taken in parts has the gradients of the batch taken at once.
+
+    Raises:
+        VaeJaxError: it has not.
+    """
+    x = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = set(jax.eval_shape(model.init, key, x, keys)) - {"params"}
+    if objective.requires.whole_batch:
+        reason = f"{type(objective).__name__} looks at the batch as a whole"
+    elif state:
+        reason = f"The model counts over batches ({', '.join(sorted(state))})"
+    else:
+        return
+    raise VaeJaxError(
+        f"{reason}, so it cannot be taken in parts: leave accumulate at 1, and take more devices "
+        "or a smaller batch."
+    )
 
 
 def check(model: Any, objective: Any, data: "Data") -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
-from vae_jax.compatibility import check
+from vae_jax.compatibility import check, check_accumulation
 from vae_jax.data import Data
 from vae_jax.errors import VaeJaxError
 from vae_jax.hierarchical import HierarchicalVAE
@@ -35,6 +37,10 @@ class Experiment:
         optimizer: optax transformation, with the schedule and the gradient clipping in it.
         num_steps: optimizer steps in all.
         batch_size: global batch, over all devices.
+        accumulate: parts that a device takes its share of a batch in, one after the other, for
+            batches that its memory does not hold at once: the same gradients.
+        compute_dtype: of encoders and decoders in training, e.g. `jnp.bfloat16`; parameters,
+            densities and evaluation are float32 all the same.
         ema_decay: of an average of the parameters that evaluation then uses; None keeps none.
         shuffle: visit the training images in a new order in each epoch, or always as they stand.
         log_every: steps in one scan on the device, and between two lines of metrics.
@@ -52,6 +58,8 @@ class Experiment:
     optimizer: optax.GradientTransformation
     num_steps: int
     batch_size: int = 128
+    accumulate: int = 1
+    compute_dtype: DTypeLike = jnp.float32
     ema_decay: float | None = None
     shuffle: bool = True
     log_every: int = 100
@@ -60,7 +68,8 @@ class Experiment:
     max_nonfinite: int = 100
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "log_every", "keep_checkpoints", "max_nonfinite"):
+        counts = ("num_steps", "batch_size", "accumulate", "log_every", "keep_checkpoints")
+        for name in (*counts, "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise VaeJaxError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -76,6 +85,8 @@ class Experiment:
                 f"{self.data.image_shape}: set image_shape."
             )
         check(self.model, self.objective, self.data)
+        if self.accumulate > 1:
+            check_accumulation(self.model, self.objective)
 
     def with_model(self, model: Model) -> "Experiment":
         """The same with another model, to sample and evaluate: the objective may not suit it."""

@@ -8,6 +8,11 @@ import optax
 GROUPS = ("encoder", "posterior", "prior", "decoder", "conditional", "likelihood", "critic")
 
 
+def group_of(name: str) -> str:
+    """The group of a parameter by its first name: hierarchies number theirs, `encoders_0`."""
+    return name.rstrip("_0123456789").removesuffix("s")
+
+
 def by_group(
     default: optax.GradientTransformation, **groups: optax.GradientTransformation
 ) -> optax.GradientTransformation:
@@ -30,8 +35,7 @@ def by_group(
 
     def labels(params: Any) -> Any:
         def label(path: tuple[Any, ...], _: Any) -> str:
-            # A hierarchical model numbers its groups: encoders_0, posteriors_1, ...
-            name = path[0].key.rstrip("_0123456789").removesuffix("s")
+            name = group_of(path[0].key)
             return name if name in groups else "default"
 
         return jax.tree_util.tree_map_with_path(label, params)

@@ -23,6 +23,7 @@ from vae_jax.evaluate import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interruption import Interrupted, signals
 from vae_jax.objectives.base import Metrics, Objective
+from vae_jax.precision import cast_networks, networks_in
 from vae_jax.progress import Progress
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.vae import fold_in_each
@@ -115,20 +116,34 @@ def loss_and_gradients(
 
     apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))
 
-    def loss_of(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
-        (loss, metrics), model_state = apply(
-            {"params": params, **state.model_state},
-            experiment.objective,
-            x,
-            fold_in_each(keys, POSTERIOR),
-            state.step,
-        )
+    def loss_of(params: Any, x: Array, keys: Array) -> tuple[Array, tuple[Metrics, Any]]:
+        variables = {"params": cast_networks(params, experiment.compute_dtype), **state.model_state}
+        with networks_in(experiment.compute_dtype):
+            (loss, metrics), model_state = apply(
+                variables, experiment.objective, x, keys, state.step
+            )
         return loss, (metrics, model_state)
 
-    (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-        state.params
+    def differentiated(part: tuple[Array, Array]) -> Any:
+        (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, *part
+        )
+        return loss, metrics, model_state, gradients
+
+    batch = x, fold_in_each(keys, POSTERIOR)
+    if experiment.accumulate == 1:
+        return parallel.batch_mean(differentiated(batch))
+    parts = jax.tree.map(lambda a: a.reshape(experiment.accumulate, -1, *a.shape[1:]), batch)
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype),
+        jax.eval_shape(differentiated, jax.tree.map(lambda a: a[0], parts)),
     )
-    return parallel.batch_mean((loss, metrics, model_state, gradients))
+
+    def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, differentiated(part)), None
+
+    total, _ = lax.scan(add, zeros, parts)
+    return parallel.batch_mean(jax.tree.map(lambda a: a / experiment.accumulate, total))
 
 
 def train_step(

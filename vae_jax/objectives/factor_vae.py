@@ -54,6 +54,7 @@ class FactorVAE:
             factorized_prior=True,
             critic=("LatentCritic",),
             one_layer=True,
+            whole_batch=True,
         )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:

@@ -115,7 +115,9 @@ class InfoVAE:
     @property
     def requires(self) -> Requirements:
         """A density of q, over vectors."""
-        return Requirements(posterior=frozenset({"density"}), spaces=SPACES, one_layer=True)
+        return Requirements(
+            posterior=frozenset({"density"}), spaces=SPACES, one_layer=True, whole_batch=True
+        )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
         """Loss in nats per image; batches have at least two images."""
@@ -151,7 +153,11 @@ class WAE:
     def requires(self) -> Requirements:
         """Vectors that move with the encoder; no density."""
         return Requirements(
-            without=frozenset({"codebook"}), spaces=SPACES, fixed_prior=True, one_layer=True
+            without=frozenset({"codebook"}),
+            spaces=SPACES,
+            fixed_prior=True,
+            one_layer=True,
+            whole_batch=True,
         )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:

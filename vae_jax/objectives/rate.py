@@ -77,8 +77,10 @@ class FreeBits:
     def requires(self) -> Requirements:
         """A density of q; for dimensions, q and p of independent components."""
         if self.per == "layer":
-            return Requirements(posterior=frozenset({"density"}))
-        return Requirements(posterior=frozenset({"density", "factors"}), factorized_prior=True)
+            return Requirements(posterior=frozenset({"density"}), whole_batch=True)
+        return Requirements(
+            posterior=frozenset({"density", "factors"}), factorized_prior=True, whole_batch=True
+        )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
         """Loss in nats per image; `neg_elbo` has no floor."""
@@ -110,7 +112,7 @@ class Capacity:
     @property
     def requires(self) -> Requirements:
         """A density of q."""
-        return Requirements(posterior=frozenset({"density"}))
+        return Requirements(posterior=frozenset({"density"}), whole_batch=True)
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
         """Loss in nats per image; `neg_elbo` is that of gamma = 1, C = 0."""

@@ -85,6 +85,7 @@ class BetaTC:
             posterior=frozenset({"density", "factors", "amortized"}),
             factorized_prior=True,
             one_layer=True,
+            whole_batch=True,
         )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
@@ -135,6 +136,7 @@ class DIPVAE:
             posterior=frozenset({"density", "factors"}),
             spaces=frozenset({"real"}),
             one_layer=True,
+            whole_batch=True,
         )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:

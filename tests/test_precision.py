@@ -1,0 +1,68 @@
+"""Batches in parts, and networks in bfloat16, against the plain float32 batch."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from running import on_devices
+
+from vae_jax import FreeBits, OptimalGaussian, VaeJaxError
+from vae_jax.parallel import on_every_device, replicate, split, unreplicate
+from vae_jax.train import init_state, loss_and_gradients
+
+
+def one_batch(devices: int, **changes: Any) -> Any:
+    """Loss, metrics, model state and gradients of 16 images."""
+    experiment = dataclasses.replace(tiny.experiment(), **changes)
+    rows, seed = np.arange(16, dtype=np.int32), np.uint32(3)
+    with on_devices(devices):
+        state = jax.jit(partial(init_state, experiment))(seed)
+        function = on_every_device(partial(loss_and_gradients, experiment))
+        images = split(experiment.data.train.images[rows], 0)
+        return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """The same at once, in float32."""
+    return one_batch(1)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_batch_in_parts_has_the_gradients_of_the_batch(devices: int, plain: Any) -> None:
+    parts = one_batch(devices, accumulate=4)
+    assert jax.tree.structure(parts) == jax.tree.structure(plain)
+    for part, whole in zip(jax.tree.leaves(parts), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(part, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_networks_in_bfloat16_have_nearly_the_same_gradients_in_float32(plain: Any) -> None:
+    """Within what 8 bits of mantissa leave, and not the same: something was rounded."""
+    half = one_batch(1, compute_dtype=jnp.bfloat16)
+    for rounded, exact in zip(jax.tree.leaves(half), jax.tree.leaves(plain), strict=True):
+        assert rounded.dtype == jnp.float32
+        assert np.linalg.norm(rounded - exact) <= 0.05 * np.linalg.norm(exact) + 1e-6
+    assert half[0] != plain[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"objective": FreeBits(0.1)}, "FreeBits looks at the batch as a whole"),
+        (
+            {
+                "data": tiny.data("grey"),
+                "model": tiny.model().clone(likelihood=OptimalGaussian()),
+            },
+            "The model counts over batches",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_in_parts_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(VaeJaxError, match=sentence):
+        dataclasses.replace(tiny.experiment(), accumulate=2, **changes)
