@@ -12,7 +12,7 @@ import tiny
 from running import on_devices
 
 from vae_jax import FreeBits, OptimalGaussian, VaeJaxError
-from vae_jax.parallel import on_every_device, replicate, split, unreplicate
+from vae_jax.parallel import Layout, on_every_device, replicate, split, unreplicate
 from vae_jax.train import init_state, loss_and_gradients
 
 
@@ -66,3 +66,9 @@ def test_networks_in_bfloat16_have_nearly_the_same_gradients_in_float32(plain: A
 def test_what_cannot_be_taken_in_parts_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(VaeJaxError, match=sentence):
         dataclasses.replace(tiny.experiment(), accumulate=2, **changes)
+
+
+def test_parts_of_unequal_size_are_refused() -> None:
+    """128 on 8 devices are 16 on each."""
+    with pytest.raises(VaeJaxError, match="16 images, which accumulate=3 does not divide"):
+        Layout.of(num_seeds=1, batch_size=128, accumulate=3)

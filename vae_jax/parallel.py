@@ -172,16 +172,21 @@ class Layout:
     apart: bool
 
     @classmethod
-    def of(cls, num_seeds: int, batch_size: int) -> "Layout":
+    def of(cls, num_seeds: int, batch_size: int, accumulate: int = 1) -> "Layout":
         """Apart where several devices of one process divide the replicas.
 
         Raises:
-            VaeJaxError: the devices divide neither the replicas nor the batch.
+            VaeJaxError: the devices divide neither the replicas nor the batch, or a device's share
+                has no `accumulate` equal parts.
         """
         devices = jax.device_count()
         apart = jax.process_count() == 1 < devices and num_seeds % devices == 0
-        if not apart:
-            share_of(batch_size)
+        share = batch_size if apart else share_of(batch_size)
+        if share % accumulate:
+            raise VaeJaxError(
+                f"A device's share of a batch is {share} images, which accumulate={accumulate} "
+                "does not divide into equal parts."
+            )
         return cls(apart)
 
     def place(self, tree: Tree) -> Tree:

@@ -310,15 +310,15 @@ def train(
         The finished run.
 
     Raises:
-        VaeJaxError: the folder holds another experiment or cannot be written, the devices do not
-            divide the batch, or the loss stayed non-finite.
+        VaeJaxError: the folder holds another experiment or cannot be written, the devices (or
+            `accumulate` on each) do not divide the batch, or the loss stayed non-finite.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
     if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
         raise VaeJaxError(
             f"seed {seed} and {num_seeds} seeds: seeds go from 0 to 2^32 - 1, and one is the least."
         )
-    layout = parallel.Layout.of(num_seeds, experiment.batch_size)
+    layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate)
     streamed = is_streamed(experiment.data) if streamed is None else streamed
     seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
     run_folder = RunFolder(Path(folder))
