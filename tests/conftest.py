@@ -2,7 +2,12 @@
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # before JAX starts
+# Before JAX starts. The tests compile many small programs and run each for a moment, so LLVM's
+# optimizations cost a third of their time and save nothing.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 
 import math
 from dataclasses import dataclass

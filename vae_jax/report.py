@@ -19,9 +19,14 @@ from vae_jax.run import Run, jsonable, write_json
 
 
 def _over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
-    """One seed: the value, ± its standard error over images; several: mean ± sd over seeds."""
+    """One seed: the value, ± its standard error over images; several: mean ± sd over seeds.
+
+    Bits per dimension, which come without a standard error, have a third decimal.
+    """
     if len(values) > 1:
-        return f"{values.mean():.2f} ± {values.std(ddof=1):.2f} (sd of {len(values)} seeds)"
+        digits = 3 if standard_error is None else 2
+        mean, deviation = values.mean(), values.std(ddof=1)
+        return f"{mean:.{digits}f} ± {deviation:.{digits}f} (sd of {len(values)} seeds)"
     if standard_error is None:
         return f"{values[0]:.3f}"
     return f"{values[0]:.2f} ± {standard_error[0]:.2f} (s.e.)"
