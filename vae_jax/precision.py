@@ -42,7 +42,8 @@ def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[Any]:
         kwargs: dict[str, Any],
         context: Any,
     ) -> Any:
-        path = context.module.path
+        # A prior's own network may be called unbound, which has no path.
+        path = () if context.module.scope is None else context.module.path
         if context.method_name != "__call__" or len(path) != 1 or group_of(path[0]) not in NETWORKS:
             return function(*args, **kwargs)
         return cast(function(*cast(args, dtype), **kwargs), jnp.float32)
