@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtri
 
+from vae_jax import threefry
 from vae_jax.compatibility import Space
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.distributions import Distribution
@@ -74,7 +75,7 @@ def decode_means(run: Run, z: Array) -> np.ndarray:
 
 def sample(run: Run, num: int, seed: int = 0) -> np.ndarray:
     """Means of p(x|z) with z from the prior, `[num, H, W, C]`."""
-    keys = jax.random.split(jax.random.key(seed), num)
+    keys = jax.random.split(threefry.key(seed), num)
     _, px = _apply(run, "sample", keys)
     return _pictures(px)
 

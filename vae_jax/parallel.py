@@ -88,13 +88,12 @@ def share_of(batch_size: int) -> int:
     return batch_size // devices
 
 
-def _inside() -> bool:
-    """Whether a function of `on_every_device` is being traced."""
+def _shared() -> bool:
+    """Whether what is being traced has a share of the batch: on one device a mean costs copies."""
     try:
-        lax.axis_index(AXIS)
-    except NameError:
+        return lax.axis_size(AXIS) > 1
+    except NameError:  # outside of `on_every_device`
         return False
-    return True
 
 
 def whole_batch(share: Array, axis: int = 0) -> Array:
@@ -103,17 +102,17 @@ def whole_batch(share: Array, axis: int = 0) -> Array:
     Estimators that look at the batch as a whole gather it first, so that they do not change with
     the number of devices. Outside of `on_every_device` the share is the batch.
     """
-    return lax.all_gather(share, AXIS, axis=axis, tiled=True) if _inside() else share
+    return lax.all_gather(share, AXIS, axis=axis, tiled=True) if _shared() else share
 
 
 def batch_mean(share: Tree) -> Tree:
     """The mean over the devices of equal shares' means, leaf by leaf."""
-    return lax.pmean(share, AXIS) if _inside() else share
+    return lax.pmean(share, AXIS) if _shared() else share
 
 
 def batch_offset(share: int) -> Array | int:
     """The place in the global batch of this device's first example, of `share` on each device."""
-    return lax.axis_index(AXIS) * share if _inside() else 0
+    return lax.axis_index(AXIS) * share if _shared() else 0
 
 
 def on_every_device(function: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:

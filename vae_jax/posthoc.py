@@ -19,6 +19,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import Space, Trait, check_prior
 from vae_jax.data import index_keys
@@ -119,7 +120,7 @@ class SecondStageVAE(nn.Module):
     def __call__(self, model: Any) -> SecondStage:
         """Batch `[]`, event `[dim]`."""
         if self.is_initializing():
-            self.vae(jnp.zeros((1, self.dim, 1, 1)), jax.random.split(jax.random.key(0), 1))
+            self.vae(jnp.zeros((1, self.dim, 1, 1)), jax.random.split(threefry.key(0), 1))
         return SecondStage(self.vae.variables, self.vae.clone(parent=None))
 
 
@@ -184,7 +185,7 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
 
     def step(carry: Any, step: Array) -> tuple[Any, Array]:
         params, state = carry
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(threefry.key(seed), step)
         rows = jax.random.randint(key, (BATCH_SIZE,), 0, len(z))
         keys = jax.random.split(jax.random.fold_in(key, 1), BATCH_SIZE)
         loss, gradients = jax.value_and_grad(
@@ -201,7 +202,7 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
         return params, losses
 
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
-    params, losses = train(jax.random.key(seed))
+    params, losses = train(threefry.key(seed))
     if not np.isfinite(losses[-1]):
         raise VaeJaxError(f"{type(prior).__name__} could not be fitted: its loss is not finite.")
     return _with_prior(run, model, params)
@@ -253,7 +254,7 @@ def prior_for(run: Run, family: Family) -> Any:
 
 def latents_shape(model: Any, variables: Any) -> Array:
     """One latent of the top layer, `[*event]`, for its shape."""
-    key = jax.random.key(0)
+    key = threefry.key(0)
     terms = model.apply(variables, jnp.zeros((1, *model.image_shape)), key[None])
     return (terms.z[-1] if isinstance(terms.z, tuple) else terms.z)[0, 0]
 
@@ -266,7 +267,7 @@ def fitted(run: Run, family: Family) -> Run:
     """
     prior = prior_for(run, family)
     model: Any = run.experiment.model.clone(prior=prior)
-    like = jax.eval_shape(lambda: initial_params(model, jax.random.key(0)))
+    like = jax.eval_shape(lambda: initial_params(model, threefry.key(0)))
     folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}"
     with Checkpoints(folder) as checkpoints:
         step = int(run.state.step[0])

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import struct
 from jax import Array, lax
 
-from vae_jax import parallel
+from vae_jax import parallel, threefry
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
 from vae_jax.errors import VaeJaxError
@@ -78,7 +78,7 @@ def loss_and_metrics(
 
 def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
     """The state before the first step, a function of the seed alone."""
-    key = jax.random.fold_in(jax.random.key(seed), INIT)
+    key = jax.random.fold_in(threefry.key(seed), INIT)
     x = jnp.zeros((1, *experiment.data.image_shape))
     step = jnp.zeros((), jnp.int32)
     init = nn.init(loss_and_metrics, experiment.model)  # which also calls a critic
@@ -105,7 +105,7 @@ def loss_and_gradients(
     in the global batch.
     """
     place = parallel.batch_offset(len(indices)) + jnp.arange(len(indices))
-    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STEP), state.step)
+    step_key = jax.random.fold_in(jax.random.fold_in(threefry.key(seed), STEP), state.step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
     protocol = experiment.data.protocol
     if protocol.resampled:
@@ -153,20 +153,21 @@ def train_step(
     loss, metrics, model_state, gradients = loss_and_gradients(
         experiment, state, images, indices, seed
     )
-    updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = None
-    if experiment.ema_decay is not None:
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - experiment.ema_decay)
-
     gradient_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    new = (params, model_state, ema_params, opt_state)
+
+    def updated() -> tuple[Any, Any, Any, Any]:
+        updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema_params
+        if experiment.ema_decay is not None:
+            ema = optax.incremental_update(params, ema, 1 - experiment.ema_decay)
+        return params, model_state, ema, opt_state
+
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
-    kept = jax.tree.map(partial(jnp.where, finite), new, old)
     state = TrainState(
         state.step + 1,
-        *kept,
+        *lax.cond(finite, updated, lambda: old),  # in place, where a choice of arrays copies them
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )

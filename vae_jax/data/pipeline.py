@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax import threefry
+
 Support = Literal["binary", "uint8", "unit", "real"]
 SplitName = Literal["train", "valid", "test"]
 
@@ -119,7 +121,7 @@ def index_keys(seed: int, split: SplitName, indices: Array) -> Array:
         Typed keys [B].
     """
     # A checksum, unlike 0, 1, 2, does not meet the small integers folded in elsewhere.
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(split.encode()))
+    key = jax.random.fold_in(threefry.key(seed), zlib.crc32(split.encode()))
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
