@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(shell which python3.11 python3))
 BIN := .venv/bin
 
-.PHONY: demo test test-all figures lint
+.PHONY: demo test test-all figures bench lint
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,15 @@ figures: .venv/installed
 	for name in aevb iwae estimators linear_vae vampprior flows hyperspherical vqvae vaegan; do \
 		$(BIN)/vae-jax figures experiments/$$name.py || exit 1; \
 	done
+
+# The programs that `make bench` compares with, in an environment of their own.
+.venv-peers/installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check numpyro pythae torch==2.13.0
+	touch $@
+
+bench: .venv/installed .venv-peers/installed
+	$(BIN)/python scripts/benchmark.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,0 +1,401 @@
+"""Times this codebase and its peers on the same work, and writes docs/performance.md's tables.
+
+    make bench                                             # everything, half an hour
+    python scripts/benchmark.py --only "MLP, batch 128"    # some of it, printed alone
+
+Every contender is a program of its own, in `scripts/contenders/`, that trains without an end and
+prints lines of steps and times; ours is `vae-jax train` itself with its metrics.jsonl. Contenders
+of one work are started one after the other and paused (SIGSTOP); then, round after round and each
+time in another order, each is woken alone for a few seconds. A round's rate counts from its second
+line on, and ratios are of rates of the same round, so that a machine that drifts moves both. Work
+of other programs in a window is measured too, and rounds that it disturbed are counted.
+"""
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+CONTENDERS = ROOT / "scripts" / "contenders"
+REPORT = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
+OURS = "**vae_jax**, `vae-jax train`"
+LINES = 3  # least lines of a window that count
+DISTURBED = 0.1  # of one core, busy with other programs, on average over a window
+START_LIMIT = 600
+
+
+@dataclass
+class Contender:
+    """One program.
+
+    Attributes:
+        name: in the table.
+        command: `vae-jax` or a Python file, with arguments.
+        images: that one of its steps takes.
+        peer: whether it runs in the peers' environment.
+    """
+
+    name: str
+    command: list[str]
+    images: int
+    peer: bool = False
+
+
+@dataclass
+class Work:
+    """Contenders that do the same work, ours first.
+
+    Attributes:
+        title: in the report.
+        contenders: of it.
+    """
+
+    title: str
+    contenders: list[Contender]
+
+
+def train(work: str, log_every: int, batch_size: int, k: int = 1, seeds: int = 1) -> list[str]:
+    """`vae-jax train` with the benchmark's experiment; the run folder is added later."""
+    return [
+        *("vae-jax", "train", str(CONTENDERS / "ours.py"), "--work", work),
+        *("--batch-size", str(batch_size), "--k", str(k), "--log-every", str(log_every)),
+        *("--seeds", str(seeds)),
+    ]
+
+
+def training(
+    title: str, work: str, log_every: int, batch_size: int, k: int = 1, flax: bool = False
+) -> Work:
+    """Ours, our step in a Python loop, a plain Flax loop if there is one, and PyTorch."""
+    flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
+    with_k = [*flags, "--k", str(k)]
+    contenders = [
+        Contender(OURS, train(work, log_every, batch_size, k), batch_size),
+        Contender(
+            "the same step in a Python loop",
+            [str(CONTENDERS / "our_step_in_a_loop.py"), *with_k],
+            batch_size,
+        ),
+        Contender(
+            "tight PyTorch loop", [str(CONTENDERS / "torch_loop.py"), *with_k], batch_size, True
+        ),
+    ]
+    if flax:
+        plain = Contender(
+            "plain jitted Flax loop", [str(CONTENDERS / "flax_loop.py"), *flags], batch_size
+        )
+        contenders.insert(2, plain)
+    return Work(title, contenders)
+
+
+def everything() -> list[Work]:
+    """The whole benchmark."""
+    mlp = training("MLP, batch 128", "mlp", 100, 128, flax=True)
+    mlp.contenders += [
+        Contender("NumPyro's example", [str(CONTENDERS / "numpyro_example.py")], 128, True),
+        Contender("Pythae's trainer", [str(CONTENDERS / "pythae_trainer.py")], 128, True),
+        Contender(
+            "its matrix products alone",
+            [str(CONTENDERS / "matrix_products.py"), "--work", "mlp"],
+            128,
+        ),
+        Contender(
+            "2048² matrix products",
+            [str(CONTENDERS / "matrix_products.py"), "--work", "square", "--log-every", "10"],
+            128,
+        ),
+    ]
+    seeds = [
+        Contender(f"**vae_jax**, {n} seeds in one program", train("mlp", 50, 128, seeds=n), n * 128)
+        for n in (5, 2)
+    ]
+    return [
+        mlp,
+        training("MLP, batch 20", "mlp", 500, 20, flax=True),
+        training("IWAE network, batch 20, k = 1", "iwae", 500, 20),
+        training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50),
+        training("convolutional VAE, batch 128", "conv", 10, 128, flax=True),
+        training("residual network, 32x32 colours, batch 64", "residual", 2, 64),
+        training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100),
+        Work(
+            "five and two seeds of the MLP, batch 128",
+            [*seeds, Contender("one seed after the other", train("mlp", 100, 128), 128)],
+        ),
+        Work(
+            "evaluation: L_5000 of the MLP",
+            [
+                Contender(
+                    "**vae_jax**, `evaluate`",
+                    [str(CONTENDERS / "our_evaluation.py"), "--num-images", "60"],
+                    1,
+                ),
+                Contender(
+                    "tight PyTorch loop",
+                    [str(CONTENDERS / "torch_loop.py"), "--work", "evaluation"],
+                    1,
+                    True,
+                ),
+            ],
+        ),
+    ]
+
+
+class Program:
+    """A contender that runs, or is paused."""
+
+    def __init__(self, contender: Contender, peers: Path, folder: Path):
+        """Starts it, waits for its first lines, notes what starting took, and pauses it."""
+        self.contender = contender
+        self.output, self.errors = folder.with_suffix(".output"), folder.with_suffix(".errors")
+        binaries = (peers if contender.peer else ROOT / ".venv") / "bin"
+        if contender.command[0] == "vae-jax":
+            command = [str(binaries / "vae-jax"), *contender.command[1:], "--workdir", str(folder)]
+            self.lines_file = folder / "metrics.jsonl"
+        else:
+            command = [str(binaries / "python"), *contender.command]
+            self.lines_file = self.output
+        environment = os.environ | {
+            "JAX_LOG_COMPILES": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache")),
+        }
+        self.started = time.time()
+        with self.output.open("w") as output, self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=errors,
+                env=environment,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        self.woken = self.started
+        self.wait(1)
+        self.first = self.lines()[0]
+        compiled = re.findall(
+            r"Finished XLA compilation of .* in ([\d.e-]+) sec", self.errors.read_text()
+        )
+        self.compile_seconds = sum(map(float, compiled)) if compiled else None
+        self.pause()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Those since it was woken."""
+        if not self.lines_file.exists():
+            return []
+        whole = self.lines_file.read_text().rpartition("\n")[0].splitlines()
+        lines = [json.loads(line) for line in whole]
+        return [line for line in lines if line.get("time", 0) >= self.woken and "step" in line]
+
+    def wait(self, count: int, seconds: float = 0.0) -> None:
+        """Until that many lines and seconds after waking."""
+        while len(self.lines()) < count or time.time() < self.woken + seconds:
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.contender.name} ended:\n{self.errors.read_text()[-2000:]}")
+            if time.time() > self.woken + START_LIMIT:
+                raise SystemExit(f"{self.contender.name}: no line in {START_LIMIT} s.")
+            time.sleep(0.05)
+
+    def pause(self) -> None:
+        """Stops it where it is."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def window(self, seconds: float) -> tuple[float, float]:
+        """Images/s while it runs alone, and the share of one core that others were busy with."""
+        others = busy_seconds() - self.cpu_seconds()
+        self.woken = time.time()
+        os.killpg(self.process.pid, signal.SIGCONT)
+        self.wait(1 + LINES, seconds)
+        self.pause()
+        others = busy_seconds() - self.cpu_seconds() - others
+        lines = self.lines()[1:]
+        steps = lines[-1]["step"] - lines[0]["step"]
+        rate = steps * self.contender.images / (lines[-1]["time"] - lines[0]["time"])
+        return rate, others / (time.time() - self.woken)
+
+    def cpu_seconds(self) -> float:
+        """What it and its threads have used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def start_seconds(self, rate: float) -> float:
+        """From its start to its first step: the first line's time, less its steps at this rate."""
+        return self.first["time"] - self.started - self.first["step"] * self.contender.images / rate
+
+    def peak_mebibytes(self) -> float:
+        """The most memory it has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    def flops_per_image(self) -> float | None:
+        """What it says that an image costs."""
+        for line in self.output.read_text().splitlines():
+            if line.startswith('{"flops"'):
+                return json.loads(line)["flops"]
+        return None
+
+    def end(self) -> None:
+        """Kills it."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def busy_seconds() -> float:
+    """Core seconds that the machine has worked since it started."""
+    user, nice, system, _, _, irq, soft_irq = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8]
+    )
+    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Measured:
+    """What one contender did.
+
+    Attributes:
+        name: of it.
+        rates: images/s of each round.
+        start_seconds, compile_seconds, mebibytes, flops: see `Program`.
+    """
+
+    name: str
+    rates: np.ndarray
+    start_seconds: float
+    compile_seconds: float | None
+    mebibytes: float
+    flops: float | None = field(default=None)
+
+
+def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[Measured], int]:
+    """Runs a work's contenders, and counts disturbed windows."""
+    programs: list[Program] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
+        try:
+            for number, contender in enumerate(work.contenders):
+                programs.append(Program(contender, peers, Path(root) / str(number)))
+            rates, disturbed = np.zeros((len(programs), rounds)), 0
+            for this_round in range(rounds):
+                for turn in range(len(programs)):
+                    index = (turn + this_round) % len(programs)
+                    rates[index, this_round], others = programs[index].window(seconds)
+                    disturbed += others > DISTURBED
+            measured = [
+                Measured(
+                    program.contender.name,
+                    rates[index],
+                    program.start_seconds(float(np.median(rates[index]))),
+                    program.compile_seconds,
+                    program.peak_mebibytes(),
+                    program.flops_per_image(),
+                )
+                for index, program in enumerate(programs)
+            ]
+        finally:
+            for program in programs:
+                program.end()
+    return measured, disturbed
+
+
+def spread(values: np.ndarray, digits: int) -> str:
+    """min / median / max."""
+    return " / ".join(f"{f(values):,.{digits}f}" for f in (np.min, np.median, np.max))
+
+
+def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarray | None) -> str:
+    """One work's part of the report.
+
+    Args:
+        work: what was done.
+        measured: by its contenders, ours first.
+        disturbed: windows.
+        square: operations/s of 2048² products, median, where they were measured.
+    """
+    ours = measured[0]
+    windows = len(measured) * len(ours.rates)
+    lines = [
+        f"### {work.title}",
+        "",
+        "| | images/s | ours is faster by | start to first step | of it compiling | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in measured:
+        if one.name.startswith("2048"):
+            continue
+        ratio = "" if one is ours else spread(ours.rates / one.rates, 2)
+        compiling = "" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
+        lines.append(
+            f"| {one.name} | {spread(one.rates, 0)} | {ratio} | {one.start_seconds:.1f} s | "
+            f"{compiling} | {one.mebibytes:,.0f} MiB |"
+        )
+    quiet = "all quiet" if not disturbed else f"{disturbed} of them disturbed by other programs"
+    lines += ["", f"{len(ours.rates)} rounds, {windows} windows, {quiet}."]
+    counted = [one.flops for one in measured if one.flops and "loop" in one.name]
+    if counted and square is not None:
+        share = np.median(ours.rates) * counted[0] / np.median(square)
+        lines[-1] += (
+            f" A step costs {counted[0] / 1e6:.2f} MFLOP an image by XLA's count; ours does "
+            f"{np.median(ours.rates) * counted[0] / 1e9:.0f} GFLOP/s, {share:.0%} of the rate of "
+            "2048² products."
+        )
+    return "\n".join(lines)
+
+
+def main(
+    peers: Path = ROOT / ".venv-peers",
+    only: tuple[str, ...] = (),
+    rounds: int = 5,
+    seconds: float = 6.0,
+) -> None:
+    """Runs the benchmark.
+
+    Args:
+        peers: an environment with numpyro, pythae and torch.
+        only: titles of works; then the report is not written.
+        rounds: of windows.
+        seconds: of a window, or longer where lines come slowly.
+    """
+    console = Console()
+    parts, square = [], None
+    for work in everything():
+        if only and work.title not in only:
+            continue
+        measured, disturbed = measure(work, peers, rounds, seconds)
+        for one in measured:
+            if one.name.startswith("2048") and one.flops is not None:
+                square = one.rates * one.flops
+        parts.append(table(work, measured, disturbed, square))
+        console.print(parts[-1], markup=False, soft_wrap=True)
+    if only:
+        return
+    assert square is not None
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    heading = (
+        f"`make bench`, {date.today()}, {os.cpu_count()} cores of {cpu}; 2048² matrix products: "
+        f"{spread(square / 1e9, 0)} GFLOP/s. Min / median / max over rounds."
+    )
+    before, rest = REPORT.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    REPORT.write_text("\n\n".join([before + BEGIN, heading, *parts, END + after]))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

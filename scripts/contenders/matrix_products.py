@@ -1,0 +1,62 @@
+"""The machine's own rate of matrix products: square ones, or those of a training step alone.
+
+For `mlp` a step is the products of 784-500-20-500-784, forward and backward, in a scan: each step's
+gradients are the next one's weights, so that nothing can be left out and nothing else is computed.
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def square(a, _):
+    """One product of 2048² matrices."""
+    return a @ a / 2048, None
+
+
+def mlp(x):
+    """The products of a step on images `[B, 784]`."""
+
+    def step(weights, _):
+        w1, w2, w3, w4 = weights
+        h = x @ w1
+        q = h @ w2
+        g = q[:, :20] @ w3
+        logits = g @ w4
+        d_g = logits @ w4.T
+        d_q = jnp.concatenate([d_g @ w3.T] * 2, -1)
+        d_h = d_q @ w2.T
+        return (x.T @ d_h, h.T @ d_q, q[:, :20].T @ d_g, g.T @ logits), None
+
+    return step
+
+
+def main() -> None:
+    """Multiplies until it is killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", choices=("square", "mlp"))
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--log-every", type=int, default=100)
+    options = parser.parse_args()
+    if options.work == "square":
+        step, carry = square, jnp.ones((2048, 2048))
+        flops = 2 * 2048**3
+    else:
+        shapes = ((784, 500), (500, 40), (20, 500), (500, 784))
+        step = mlp(jnp.ones((options.batch_size, 784)))
+        carry = tuple(jnp.ones(shape) for shape in shapes)
+        # Forward, weights' gradients, and inputs' gradients of all layers but the first.
+        flops = options.batch_size * 2 * (3 * sum(m * n for m, n in shapes) - 784 * 500)
+    print(json.dumps({"flops": flops / options.batch_size}), flush=True)
+    many = jax.jit(lambda carry: lax.scan(step, carry, length=options.log_every)[0])
+    for done in range(options.log_every, 10**8, options.log_every):
+        carry = jax.block_until_ready(many(carry))
+        print(json.dumps({"step": done, "time": time.time()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

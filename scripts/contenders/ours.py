@@ -1,0 +1,105 @@
+"""The benchmark's work as experiments of vae_jax, on images of noise.
+
+    vae-jax train scripts/contenders/ours.py --work mlp --workdir runs/bench
+
+Speed does not depend on what images show, so that no data set is needed.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vae_jax import (
+    ELBO,
+    IWAE,
+    MLP,
+    VAE,
+    Bernoulli,
+    ConvDecoder,
+    ConvEncoder,
+    DiagonalGaussian,
+    Experiment,
+    GatedMLP,
+    Gaussian,
+    StandardNormal,
+    VampPrior,
+)
+from vae_jax.data import Data
+
+Work = Literal["mlp", "iwae", "conv", "vampprior", "residual"]
+
+
+def model_of(work: Work) -> VAE:
+    """The model of a kind of work."""
+    if work == "mlp":
+        return VAE(
+            encoder=MLP((500,), activation=jnp.tanh),
+            posterior=DiagonalGaussian(20),
+            prior=StandardNormal(20),
+            decoder=MLP((500,), activation=jnp.tanh),
+            likelihood=Bernoulli(),
+        )
+    if work == "iwae":
+        return VAE(
+            encoder=MLP((200, 200), activation=jnp.tanh),
+            posterior=DiagonalGaussian(50),
+            prior=StandardNormal(50),
+            decoder=MLP((200, 200), activation=jnp.tanh),
+            likelihood=Bernoulli(),
+        )
+    if work == "conv":
+        return VAE(
+            encoder=ConvEncoder((32, 64), dense=256),
+            posterior=DiagonalGaussian(32),
+            prior=StandardNormal(32),
+            decoder=ConvDecoder((64, 32, 16), dense=256),
+            likelihood=Bernoulli(),
+        )
+    if work == "vampprior":
+        return VAE(
+            encoder=GatedMLP((300, 300)),
+            posterior=DiagonalGaussian(40),
+            prior=VampPrior(500),
+            decoder=GatedMLP((300, 300)),
+            likelihood=Bernoulli(),
+        )
+    return VAE(
+        encoder=ConvEncoder((64, 128), dense=256, residual_blocks=3),
+        posterior=DiagonalGaussian(64),
+        prior=StandardNormal(64),
+        decoder=ConvDecoder((128, 64, 32), dense=256, residual_blocks=3),
+        likelihood=Gaussian(0.1),
+        image_shape=(32, 32, 3),
+    )
+
+
+def experiment(
+    *, work: Work = "mlp", batch_size: int = 128, k: int = 1, log_every: int = 100
+) -> Experiment:
+    """Training without an end; a checkpoint after about an epoch.
+
+    Args:
+        work: mlp is 784-500-20-500-784; iwae Burda et al.'s one-layer network, 200-200-50; conv
+            two strided convolutions, 32 and 64, and a dense layer of 256; vampprior Tomczak &
+            Welling's 300-300-40 with 500 pseudo-inputs; residual three residual blocks of 128
+            channels in encoder and decoder, on 32x32 colours.
+        batch_size: images of a step.
+        k: samples of the importance-weighted bound; the ELBO where it is 1.
+        log_every: steps between two lines of metrics.
+    """
+    model = model_of(work)
+    images = np.random.default_rng(0).integers(0, 256, (50_000, *model.image_shape), np.uint8)
+    protocol = "grey" if work == "residual" else "dynamic"
+    epoch = len(images) // batch_size
+    return Experiment(
+        data=Data.from_arrays("noise", images, test=images[:1000], protocol=protocol),
+        model=model,
+        objective=ELBO() if k == 1 else IWAE(k),
+        optimizer=optax.adam(1e-3 if work != "vampprior" else 5e-4),
+        batch_size=batch_size,
+        num_steps=10**8,
+        log_every=log_every,
+        checkpoint_every=-(-epoch // log_every) * log_every,
+    )

@@ -1,0 +1,213 @@
+"""Tight PyTorch loops: data in memory, fused Adam, channels-last convolutions, nothing else.
+
+The same networks, batches, losses and dynamic binarization as `ours.py`; for `evaluation`, L_5000
+of the MLP, 64 samples of 20 images at a time.
+"""
+
+import argparse
+import json
+import math
+import time
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Gated(nn.Module):
+    """(W x + b) * sigmoid(V x + c)."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.both = nn.Linear(inputs, 2 * outputs)
+
+    def forward(self, x):
+        """`[N, inputs]` to `[N, outputs]`."""
+        return functional.glu(self.both(x))
+
+
+class Residual(nn.Module):
+    """x + W relu(C relu(x))."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
+        self.narrow = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        """`[N, C, H, W]` to the same."""
+        return x + self.narrow(functional.relu(self.wide(functional.relu(x))))
+
+
+def mlp(widths, layer):
+    """Layers of these widths."""
+    return nn.Sequential(*(layer(m, n) for m, n in pairwise(widths)))
+
+
+def dense_tanh(inputs, outputs):
+    """A dense layer with its activation."""
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.Tanh())
+
+
+def conv(channels, kernel=4):
+    """Strided convolutions that halve the image."""
+    layers = []
+    for m, n in pairwise(channels):
+        layers += [nn.Conv2d(m, n, kernel, 2, 1), nn.ReLU()]
+    return layers
+
+
+def conv_transpose(channels):
+    """Transposed convolutions that double it."""
+    layers = []
+    for m, n in pairwise(channels):
+        layers += [nn.ConvTranspose2d(m, n, 4, 2, 1), nn.ReLU()]
+    return layers
+
+
+class Model(nn.Module):
+    """Encoder with two heads, and decoder to the likelihood's parameters."""
+
+    def __init__(self, work):
+        super().__init__()
+        dense = {
+            "mlp": ((784, 500), 20, dense_tanh),
+            "iwae": ((784, 200, 200), 50, dense_tanh),
+            "vampprior": ((784, 300, 300), 40, Gated),
+        }
+        if work in dense:
+            widths, latents, layer = dense[work]
+            hidden = widths[-1]
+            self.encoder = nn.Sequential(nn.Flatten(), mlp(widths, layer))
+            back = (latents, *reversed(widths[1:]))
+            self.decoder = nn.Sequential(mlp(back, layer), nn.Linear(back[-1], 784))
+        else:
+            grey = work == "conv"
+            down, up, latents, size, colours = (
+                ((1, 32, 64), (64, 32, 16), 32, 7, 1)
+                if grey
+                else ((3, 64, 128), (128, 64, 32), 64, 8, 3)
+            )
+            blocks = 0 if grey else 3
+            middle, hidden = down[-1] * size * size, 256
+            ends = [] if grey else [nn.ReLU()]
+            self.encoder = nn.Sequential(
+                *conv(down),
+                *(Residual(down[-1]) for _ in range(blocks)),
+                *ends,
+                nn.Flatten(),
+                nn.Linear(middle, hidden),
+                nn.ReLU(),
+            )
+            self.decoder = nn.Sequential(
+                nn.Linear(latents, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, middle),
+                nn.ReLU(),
+                nn.Unflatten(1, (up[0], size, size)),
+                *(Residual(up[0]) for _ in range(blocks)),
+                *ends,
+                *conv_transpose(up),
+                nn.Conv2d(up[-1], colours, 1),
+            )
+            self.to(memory_format=torch.channels_last)
+        self.mean, self.logvar = nn.Linear(hidden, latents), nn.Linear(hidden, latents)
+        if work == "vampprior":
+            self.pseudo_inputs = nn.Parameter(0.05 + 0.01 * torch.randn(500, 784))
+
+    def encode(self, x):
+        """Means and log-variances of q(z|x)."""
+        h = self.encoder(x)
+        return self.mean(h), self.logvar(h)
+
+
+def log_normal(z, mean, logvar):
+    """ln N(z; mean, exp logvar) without the constant, summed over the last axis."""
+    return -0.5 * (logvar + (z - mean) ** 2 / logvar.exp()).sum(-1)
+
+
+def log_weights(model, x, k, work):
+    """ln p(x, z) - ln q(z|x), `[k, B]`, without constants that cancel."""
+    mean, logvar = model.encode(x)
+    noise = torch.randn(k, *mean.shape)
+    z = mean + (logvar / 2).exp() * noise
+    out = model.decoder(z.flatten(0, 1)).reshape(k, len(x), -1)
+    target = x.reshape(1, len(x), -1).expand_as(out)
+    if work == "residual":
+        log_px = -((torch.sigmoid(out) - target) ** 2).sum(-1) / (2 * 0.1**2)
+    else:
+        log_px = -functional.binary_cross_entropy_with_logits(out, target, reduction="none").sum(-1)
+    if work == "vampprior":
+        means, logvars = model.encode(model.pseudo_inputs.clamp(0, 1))
+        # The expanded square: products of matrices in place of every pair's differences.
+        precision = (-logvars).exp()
+        pairs = z**2 @ precision.T - 2 * z @ (means * precision).T + (means**2 * precision).sum(-1)
+        log_pz = torch.logsumexp(-0.5 * (pairs + logvars.sum(-1)), -1) - math.log(500)
+    else:
+        log_pz = -0.5 * (z**2).sum(-1)
+    return log_px + log_pz + 0.5 * (logvar + noise**2).sum(-1)
+
+
+def loss_of(model, x, k, work):
+    """The negative bound: the ELBO's with its exact KL where there is one."""
+    if k > 1 or work == "vampprior":
+        return -(torch.logsumexp(log_weights(model, x, k, work), 0) - math.log(k)).mean()
+    mean, logvar = model.encode(x)
+    out = model.decoder(mean + (logvar / 2).exp() * torch.randn_like(mean))
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum()
+    if work == "residual":
+        distortion = ((torch.sigmoid(out) - x) ** 2).sum() / (2 * 0.1**2)
+    else:
+        target = x.reshape(out.shape)
+        distortion = functional.binary_cross_entropy_with_logits(out, target, reduction="sum")
+    return (distortion + kl) / len(x)
+
+
+@torch.inference_mode()
+def evaluate(model, images, num_samples=5000):
+    """L_K of 20 images."""
+    x = torch.bernoulli(images[:20])
+    parts = [
+        torch.logsumexp(log_weights(model, x, min(64, num_samples - done), "mlp"), 0)
+        for done in range(0, num_samples, 64)
+    ]
+    return torch.logsumexp(torch.stack(parts), 0) - math.log(num_samples)
+
+
+def main() -> None:
+    """Trains or evaluates until it is killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--k", type=int, default=1)
+    parser.add_argument("--log-every", type=int, default=100)
+    options = parser.parse_args()
+    work, batch_size, k = options.work, options.batch_size, options.k
+    shape = {"residual": (3, 32, 32), "conv": (1, 28, 28)}.get(work, (784,))
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (50_000, *shape), np.uint8))
+    if work == "evaluation":
+        model, pixels = Model("mlp"), images[:1000].float() / 255
+        for done in range(0, 10**8, 20):
+            assert evaluate(model, pixels[done % 1000 :]).isfinite().all()
+            print(json.dumps({"step": done + 20, "time": time.time()}), flush=True)
+    model = Model(work)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    for done in range(1, 10**8):
+        pixels = images[torch.randint(len(images), (batch_size,))].float() / 255
+        x = pixels if work == "residual" else torch.bernoulli(pixels)
+        if len(shape) == 3:
+            x = x.contiguous(memory_format=torch.channels_last)
+        loss = loss_of(model, x, k, work)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if done % options.log_every == 0:
+            assert loss.isfinite()
+            print(json.dumps({"step": done, "time": time.time()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
