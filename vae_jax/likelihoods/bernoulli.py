@@ -10,7 +10,7 @@ from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
 from vae_jax.distributions import Elementwise, Shape, draw, register_kl, sum_event
-from vae_jax.likelihoods.base import Measure, per_pixel
+from vae_jax.likelihoods.base import Measure, per_pixel, softplus
 
 
 @struct.dataclass
@@ -29,12 +29,12 @@ class BernoulliDistribution(Elementwise):
 
     def log_prob(self, value: Array) -> Array:
         """Sum of x l - ln(1 + e^l): finite, with finite gradients, at any logit."""
-        return sum_event(value * self.loc - jax.nn.softplus(self.loc), self.event_ndims)
+        return sum_event(value * self.loc - softplus(self.loc), self.event_ndims)
 
 
 @register_kl(BernoulliDistribution, BernoulliDistribution)
 def _kl_bernoulli_bernoulli(q: BernoulliDistribution, p: BernoulliDistribution) -> Array:
-    kl = q.mean * (q.loc - p.loc) - jax.nn.softplus(q.loc) + jax.nn.softplus(p.loc)
+    kl = q.mean * (q.loc - p.loc) - softplus(q.loc) + softplus(p.loc)
     return sum_event(kl, q.event_ndims)
 
 

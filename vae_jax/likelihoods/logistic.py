@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
 from vae_jax.distributions import Elementwise, Shape, draw, sum_event
-from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel
+from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel, softplus
 
 
 def log_bin_mass(value: Array, loc: Array, scale: Array) -> Array:
@@ -25,8 +25,8 @@ def log_bin_mass(value: Array, loc: Array, scale: Array) -> Array:
     upper = (centred + 0.5 / 255) / scale
     lower = (centred - 0.5 / 255) / scale
     width = jnp.broadcast_to(1 / (255 * scale), upper.shape)
-    log_below = jax.nn.log_sigmoid(upper)
-    log_above = jax.nn.log_sigmoid(-lower)
+    log_below = -softplus(-upper)
+    log_above = -softplus(lower)
     interior = log_below + log_above + jnp.log(-jnp.expm1(-width))
     return jnp.where(
         value < 0.5 / 255, log_below, jnp.where(value > 254.5 / 255, log_above, interior)
