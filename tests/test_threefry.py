@@ -10,7 +10,7 @@ from vae_jax import threefry
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
 def test_draws_are_jaxs(seed):
-    ours, theirs = threefry.key(np.uint32(seed)), jax.random.key(np.uint32(seed))
+    ours, theirs = threefry.key(jnp.uint32(seed)), jax.random.key(jnp.uint32(seed))
 
     def draws(key):
         each = jax.random.split(jax.random.fold_in(key, 2**31), 3)

@@ -54,8 +54,8 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     return (a ^ b).astype(f"uint{bit_width}")
 
 
-def _fold_in(key: Array, data: Array) -> Array:
-    return jnp.stack(threefry2x32(key, data.astype(jnp.uint32)))
+def _fold_in(key: Array, data: Array | int) -> Array:
+    return jnp.stack(threefry2x32(key, jnp.asarray(data, jnp.uint32)))
 
 
 _impl = define_prng_impl(

@@ -86,6 +86,14 @@ def sum_event(x: Array, event_ndims: int) -> Array:
     return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
 
 
+def one_event_axis(x: Array, event_ndims: int) -> Array:
+    """`[*batch, *event]` to `[*batch, size of the event]`.
+
+    The CPU's loops over one long axis are several times faster than nested ones over short axes.
+    """
+    return x.reshape(*x.shape[: x.ndim - event_ndims], -1)
+
+
 @struct.dataclass
 class Elementwise(Distribution):
     """Independent components: `loc`'s last `event_ndims` axes are the event.

@@ -9,7 +9,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw, register_kl, sum_event
+from vae_jax.distributions import Elementwise, Shape, draw, one_event_axis, register_kl, sum_event
 from vae_jax.likelihoods.base import Measure, per_pixel, softplus
 
 
@@ -29,7 +29,8 @@ class BernoulliDistribution(Elementwise):
 
     def log_prob(self, value: Array) -> Array:
         """Sum of x l - ln(1 + e^l): finite, with finite gradients, at any logit."""
-        return sum_event(value * self.loc - softplus(self.loc), self.event_ndims)
+        loc, value = (one_event_axis(a, self.event_ndims) for a in (self.loc, value))
+        return (value * loc - softplus(loc)).sum(-1)
 
 
 @register_kl(BernoulliDistribution, BernoulliDistribution)
