@@ -11,7 +11,7 @@ import pytest
 from scipy import special, stats
 
 from vae_jax import MLP, VAE, Bernoulli, DiagonalGaussian, VampPrior
-from vae_jax.distributions import Mixture, Normal, draw, exact_kl
+from vae_jax.distributions import Laplace, Mixture, Normal, draw, exact_kl
 from vae_jax.likelihoods.bernoulli import BernoulliDistribution
 from vae_jax.likelihoods.logistic import DiscretizedLogisticDistribution
 
@@ -36,6 +36,20 @@ BATCHED: dict[str, Any] = {
 EVERY = BATCHED | {"mixture": mixture()}
 batched = pytest.mark.parametrize("p", BATCHED.values(), ids=BATCHED)
 every = pytest.mark.parametrize("p", EVERY.values(), ids=EVERY)
+
+
+def test_jit_tells_types_apart():
+    """In jaxlib 0.10 dataclasses with the same fields have equal tree structures."""
+    loc, scale = jnp.zeros(D), jnp.ones(D)
+    made = (
+        Normal(loc, scale),
+        Laplace(loc, scale),
+        DiscretizedLogisticDistribution(loc, scale=scale),
+    )
+    assert len({jax.tree.structure(p) for p in made}) == 3
+    for p, q in itertools.combinations(made, 2):
+        assert jax.tree.structure(p) != jax.tree.structure(q)
+    assert jax.tree.structure(made[0]) == jax.tree.structure(Normal(scale, loc))
 
 
 def keys(seed: int, *shape: int) -> jax.Array:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from vae_jax.distinct import Distinct
+
 Shape = tuple[int, ...]
 
 
@@ -40,7 +42,7 @@ def split_key(key: Array, num: int = 2) -> tuple[Array, ...]:
     return tuple(keys[:, i].reshape(key.shape) for i in range(num))
 
 
-class Distribution(abc.ABC):
+class Distribution(Distinct, abc.ABC):
     """What every density offers; see the package's docstring for shapes."""
 
     exact_mean: ClassVar[bool] = True

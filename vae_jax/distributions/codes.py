@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
+from vae_jax.distinct import Distinct
 from vae_jax.distributions.base import Distribution, Shape
 
 
-class Codebook(abc.ABC):
+class Codebook(Distinct, abc.ABC):
     """A bijection between `depth` codes and a vector of D components."""
 
     @property
