@@ -1,5 +1,6 @@
 """Tree structures that `jax.jit` tells apart."""
 
+import inspect
 from typing import Any
 
 from flax import struct
@@ -14,6 +15,6 @@ class Distinct:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls.__annotations__ = cls.__dict__.get("__annotations__", {}) | {"_class": str}
+        cls.__annotations__ = inspect.get_annotations(cls) | {"_class": str}
         name = f"{cls.__module__}.{cls.__qualname__}"
         cls._class = struct.field(pytree_node=False, default=name, kw_only=True, repr=False)
