@@ -356,7 +356,7 @@ def main(
     peers: Path = ROOT / ".venv-peers",
     only: tuple[str, ...] = (),
     rounds: int = 5,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
 ) -> None:
     """Runs the benchmark.
 
