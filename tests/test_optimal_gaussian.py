@@ -15,6 +15,7 @@ from test_parallel import assert_close, one_batch
 from vae_jax import (
     IWAE,
     MLP,
+    PIWAE,
     DiagonalGaussian,
     HierarchicalVAE,
     OptimalGaussian,
@@ -95,6 +96,18 @@ def test_it_is_the_same_on_1_and_8_devices():
     one, eight = (unreplicate(one_batch(experiment, devices)) for devices in (1, 8))
     assert_close(eight, one, 1e-5)
     assert one[2]["running"]["likelihood"]["variance"] < 1
+
+
+def test_a_second_density_of_the_same_step_moves_nothing():
+    """PIWAE scores its samples twice: the running variance is that of IWAE, which does so once."""
+    experiments = (
+        dataclasses.replace(
+            tiny.experiment(), data=tiny.data("grey"), model=MODEL, objective=objective
+        )
+        for objective in (IWAE(3), PIWAE(1, 3))
+    )
+    once, twice = (unreplicate(one_batch(experiment, 1))[2] for experiment in experiments)
+    assert_close(twice, once, 1e-6)
 
 
 def test_evaluation_has_the_scale_of_the_last_batches(tmp_path):

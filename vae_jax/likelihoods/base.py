@@ -32,9 +32,12 @@ def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return softplus(*primals), jax.nn.sigmoid(*primals) * tangents[0]
 
 
-def observed(likelihood: Any, px: Distribution, x: Array) -> Distribution:
-    """p(x|z), batch `[K, B]`, after a likelihood that wants to has seen images `[B, H, W, C]`."""
-    return likelihood.observe(px, x) if hasattr(likelihood, "observe") else px
+def observed(likelihood: Any, px: Distribution, x: Array, remember: bool = True) -> Distribution:
+    """p(x|z), batch `[K, B]`, after a likelihood that wants to has seen images `[B, H, W, C]`.
+
+    What it remembers of them moves once in a step: a second density takes `remember=False`.
+    """
+    return likelihood.observe(px, x, remember) if hasattr(likelihood, "observe") else px
 
 
 def per_pixel(

@@ -78,18 +78,20 @@ class OptimalGaussian(nn.Module):
         variance = self.variable("running", "variance", jnp.ones, ())
         return self._of_variance(loc, variance.value)
 
-    def observe(self, px: Normal, x: Array) -> Normal:
+    def observe(self, px: Normal, x: Array, remember: bool = True) -> Normal:
         """In training, p(x|z) with the scale that fits images `[B, H, W, C]` best.
 
         Args:
             px: batch `[K, B]`.
             x: this device's share of the batch.
+            remember: whether the running mean moves.
         """
         if self.is_initializing() or not self.is_mutable_collection("running"):
             return px
         variance = batch_mean(jnp.square(lax.stop_gradient(x - px.loc)).mean())
-        remembered = self.get_variable("running", "variance")
-        self.put_variable("running", "variance", remembered + (variance - remembered) / MEMORY)
+        if remember:
+            before = self.get_variable("running", "variance")
+            self.put_variable("running", "variance", before + (variance - before) / MEMORY)
         return self._of_variance(px.loc, variance)
 
     def _of_variance(self, loc: Array, variance: Array) -> Normal:

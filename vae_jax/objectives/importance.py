@@ -172,7 +172,7 @@ class PIWAE:
         loss, metrics = MIWAE(self.m, self.k, self.doubly_reparameterized)(terms, step)
         z, log_qz = lax.stop_gradient((terms.z, terms.log_qz[0]))
         p: Any = terms.p
-        px = observed(model.likelihood, model.decode(z), terms.x)
+        px = observed(model.likelihood, model.decode(z), terms.x, remember=False)
         log_w = px.log_prob(terms.x) + p.log_prob(z) - log_qz
         miwae = in_groups(importance_bound, self.m)(log_w).mean()
         return loss + miwae - importance_bound(log_w).mean(), metrics
