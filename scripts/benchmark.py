@@ -1,6 +1,6 @@
 """Times this codebase and its peers on the same work, and writes docs/performance.md's tables.
 
-    make bench                                             # everything, half an hour
+    make bench                                             # everything
     python scripts/benchmark.py --only "MLP, batch 128"    # some of it, printed alone
 
 Every contender is a program of its own, in `scripts/contenders/`, that trains without an end and
@@ -19,7 +19,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ CONTENDERS = ROOT / "scripts" / "contenders"
 REPORT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 OURS = "**vae_jax**, `vae-jax train`"
+SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
 LINES = 3  # least lines of a window that count
 DISTURBED = 0.1  # of one core, busy with other programs, on average over a window
 START_LIMIT = 600
@@ -114,7 +115,7 @@ def everything() -> list[Work]:
             128,
         ),
         Contender(
-            "2048² matrix products",
+            SQUARE,
             [str(CONTENDERS / "matrix_products.py"), "--work", "square", "--log-every", "10"],
             128,
         ),
@@ -275,7 +276,7 @@ class Measured:
     start_seconds: float
     compile_seconds: float | None
     mebibytes: float
-    flops: float | None = field(default=None)
+    flops: float | None
 
 
 def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[Measured], int]:
@@ -320,7 +321,7 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
         work: what was done.
         measured: by its contenders, ours first.
         disturbed: windows.
-        square: operations/s of 2048² products, median, where they were measured.
+        square: operations/s of `SQUARE` in each round, where they were measured.
     """
     ours = measured[0]
     windows = len(measured) * len(ours.rates)
@@ -331,7 +332,7 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
         "|---|---|---|---|---|---|",
     ]
     for one in measured:
-        if one.name.startswith("2048"):
+        if one.name == SQUARE:
             continue
         ratio = "" if one is ours else spread(ours.rates / one.rates, 2)
         compiling = "" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
@@ -341,13 +342,12 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
         )
     quiet = "all quiet" if not disturbed else f"{disturbed} of them disturbed by other programs"
     lines += ["", f"{len(ours.rates)} rounds, {windows} windows, {quiet}."]
-    counted = [one.flops for one in measured if one.flops and "loop" in one.name]
-    if counted and square is not None:
-        share = np.median(ours.rates) * counted[0] / np.median(square)
+    counted = next((one.flops for one in measured if one.flops), None)
+    if counted is not None and square is not None:
+        flops = np.median(ours.rates) * counted
         lines[-1] += (
-            f" A step costs {counted[0] / 1e6:.2f} MFLOP an image by XLA's count; ours does "
-            f"{np.median(ours.rates) * counted[0] / 1e9:.0f} GFLOP/s, {share:.0%} of the rate of "
-            "2048² products."
+            f" A step costs {counted / 1e6:.2f} MFLOP an image by XLA's count; ours does "
+            f"{flops / 1e9:.0f} GFLOP/s, {flops / np.median(square):.0%} of the rate of {SQUARE}."
         )
     return "\n".join(lines)
 
@@ -373,7 +373,7 @@ def main(
             continue
         measured, disturbed = measure(work, peers, rounds, seconds)
         for one in measured:
-            if one.name.startswith("2048") and one.flops is not None:
+            if one.name == SQUARE and one.flops is not None:
                 square = one.rates * one.flops
         parts.append(table(work, measured, disturbed, square))
         console.print(parts[-1], markup=False, soft_wrap=True)
@@ -389,7 +389,7 @@ def main(
         platform.processor(),
     )
     heading = (
-        f"`make bench`, {date.today()}, {os.cpu_count()} cores of {cpu}; 2048² matrix products: "
+        f"`make bench`, {date.today()}, {os.cpu_count()} cores of {cpu}; {SQUARE}: "
         f"{spread(square / 1e9, 0)} GFLOP/s. Min / median / max over rounds."
     )
     before, rest = REPORT.read_text().split(BEGIN)

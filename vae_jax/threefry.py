@@ -1,7 +1,7 @@
 """Threefry-2x32 keys whose rounds are not a loop: the noise of JAX, to the bit, but faster.
 
 JAX's CPU backend runs the five groups of rounds as a loop of small operations; here they are one
-fused operation, which binarizes a batch of 128 MNIST images in an eighth of the time.
+fused operation. tests/test_threefry.py compares the bits.
 """
 
 import math
@@ -70,5 +70,9 @@ _impl = define_prng_impl(
 
 
 def key(seed: Array | int) -> Array:
-    """A key as of `jax.random.key`, of which `jax.random` draws the same bits."""
+    """A typed key as of `jax.random.key`, of which `jax.random` draws the same bits.
+
+    Args:
+        seed: below 2^32; a scalar.
+    """
     return jax.random.key(seed, impl=_impl)

@@ -1,15 +1,15 @@
 """A plain Flax loop as a user would write it: nn.Dense, nn.Conv, one jitted step at a time."""
 
-import argparse
 import json
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from flax import linen as nn
 
 
@@ -42,16 +42,11 @@ class Conv(nn.Module):
         return nn.Dense(1)(h), mean, logvar
 
 
-def main() -> None:
+def main(work: Literal["mlp", "conv"], batch_size: int = 128, log_every: int = 100) -> None:
     """Trains until it is killed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", choices=("mlp", "conv"))
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--log-every", type=int, default=100)
-    options = parser.parse_args()
     generator = np.random.default_rng(0)
     images = jnp.asarray(generator.integers(0, 256, (50_000, 28, 28, 1), np.uint8))
-    model: Any = MLP() if options.work == "mlp" else Conv()
+    model: Any = MLP() if work == "mlp" else Conv()
     optimizer = optax.adam(1e-3)
 
     apply: Any = model.apply
@@ -74,12 +69,12 @@ def main() -> None:
     params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jax.random.key(0))["params"]
     opt_state, key = optimizer.init(params), jax.random.key(1)
     for done in range(1, 10**8):
-        indices = generator.integers(0, len(images), options.batch_size)
+        indices = generator.integers(0, len(images), batch_size)
         params, opt_state, loss = step(params, opt_state, indices, jax.random.fold_in(key, done))
-        if done % options.log_every == 0:
+        if done % log_every == 0:
             assert jnp.isfinite(loss)
             print(json.dumps({"step": done, "time": time.time()}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -4,12 +4,13 @@ For `mlp` a step is the products of 784-500-20-500-784, forward and backward, in
 gradients are the next one's weights, so that nothing can be left out and nothing else is computed.
 """
 
-import argparse
 import json
 import time
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 from jax import lax
 
 
@@ -35,28 +36,23 @@ def mlp(x):
     return step
 
 
-def main() -> None:
+def main(work: Literal["square", "mlp"], batch_size: int = 128, log_every: int = 100) -> None:
     """Multiplies until it is killed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", choices=("square", "mlp"))
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--log-every", type=int, default=100)
-    options = parser.parse_args()
-    if options.work == "square":
+    if work == "square":
         step, carry = square, jnp.ones((2048, 2048))
         flops = 2 * 2048**3
     else:
         shapes = ((784, 500), (500, 40), (20, 500), (500, 784))
-        step = mlp(jnp.ones((options.batch_size, 784)))
+        step = mlp(jnp.ones((batch_size, 784)))
         carry = tuple(jnp.ones(shape) for shape in shapes)
         # Forward, weights' gradients, and inputs' gradients of all layers but the first.
-        flops = options.batch_size * 2 * (3 * sum(m * n for m, n in shapes) - 784 * 500)
-    print(json.dumps({"flops": flops / options.batch_size}), flush=True)
-    many = jax.jit(lambda carry: lax.scan(step, carry, length=options.log_every)[0])
-    for done in range(options.log_every, 10**8, options.log_every):
+        flops = batch_size * 2 * (3 * sum(m * n for m, n in shapes) - 784 * 500)
+    print(json.dumps({"flops": flops / batch_size}), flush=True)
+    many = jax.jit(lambda carry: lax.scan(step, carry, length=log_every)[0])
+    for done in range(log_every, 10**8, log_every):
         carry = jax.block_until_ready(many(carry))
         print(json.dumps({"step": done, "time": time.time()}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -16,6 +16,7 @@ import tyro
 from flax import linen as nn
 from ours import Work, experiment
 
+from vae_jax import threefry
 from vae_jax.data import batch_indices
 from vae_jax.train import loss_and_metrics
 
@@ -39,19 +40,18 @@ def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) ->
 
     loss = jnp.zeros(())
     first = jnp.zeros((1, *this.data.image_shape))
-    variables = this.model.init(jax.random.key(0), first, jax.random.split(jax.random.key(0), 1), k)
-    params = variables["params"]
+    keys = jax.random.split(threefry.key(0), 1)
+    params = this.model.init(threefry.key(0), first, keys, k)["params"]
     opt_state = this.optimizer.init(params)
     indices = jnp.zeros(batch_size, jnp.int32)
-    lowered: Any = step.lower(params, opt_state, indices, jax.random.key(0))
-    flops = lowered.compile().cost_analysis()["flops"]
-    print(json.dumps({"flops": flops / batch_size}), flush=True)
-    key = jax.random.key(1)
+    key = threefry.key(1)
+    compiled: Any = step.lower(params, opt_state, indices, key).compile()
+    print(json.dumps({"flops": compiled.cost_analysis()["flops"] / batch_size}), flush=True)
     for done in range(0, 10**8, log_every):
         rows = batch_indices(0, done, log_every, len(images), batch_size)
         for number, indices in enumerate(rows):
             step_key = jax.random.fold_in(key, done + number)
-            params, opt_state, loss = step(params, opt_state, indices, step_key)
+            params, opt_state, loss = compiled(params, opt_state, indices, step_key)
         assert jnp.isfinite(loss)
         print(json.dumps({"step": done + log_every, "time": time.time()}), flush=True)
 

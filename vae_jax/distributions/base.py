@@ -91,7 +91,7 @@ def sum_event(x: Array, event_ndims: int) -> Array:
 def one_event_axis(x: Array, event_ndims: int) -> Array:
     """`[*batch, *event]` to `[*batch, size of the event]`.
 
-    The CPU's loops over one long axis are several times faster than nested ones over short axes.
+    For the CPU, whose loops over one long axis are faster than nested ones over short axes.
     """
     return x.reshape(*x.shape[: x.ndim - event_ndims], -1)
 

@@ -19,10 +19,9 @@ MAX_LOG_SCALE = 10.0
 
 @jax.custom_jvp
 def softplus(x: Array) -> Array:
-    """ln(1 + e^x), finite at any x; its derivative is the sigmoid, one operation.
+    """ln(1 + e^x), any shape, finite at any x; its derivative is the sigmoid, one operation.
 
-    That of `jax.nn.softplus` goes through many: on the CPU the likelihood and its gradient then
-    take several times as long.
+    That of `jax.nn.softplus` goes through many, which the CPU's likelihood and gradient wait for.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
