@@ -180,6 +180,11 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
 
     def bound(params: Any, z: Array, keys: Array) -> Array:
         p = nn.apply(prior_of, model)({"params": frozen | {"prior": params}, **rest})
+        if p.event_shape != z.shape[1:]:
+            raise VaeJaxError(
+                f"The latents have the shape {z.shape[1:]}, those of {type(prior).__name__} "
+                f"{p.event_shape}: give both the same."
+            )
         return p.elbo(z, keys) if isinstance(p, SecondStage) else p.log_prob(z)
 
     def step(carry: Any, step: Array) -> tuple[Any, Array]:
