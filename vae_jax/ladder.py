@@ -79,4 +79,4 @@ def merge(evidence: Distribution, p: Distribution) -> Normal:
     check_events(evidence, p)
     precision = evidence.scale**-2 + p.scale**-2
     loc = (evidence.loc * evidence.scale**-2 + p.loc * p.scale**-2) / precision
-    return Normal(loc, precision**-0.5)
+    return Normal(loc, precision**-0.5, event_ndims=evidence.event_ndims)
