@@ -46,7 +46,7 @@ class Hierarchy(nn.Module):
         return apply_flat(likelihood, z, self.posteriors[0].event_ndims)
 
     def sample(self, keys: Array) -> tuple[tuple[Array, ...], Distribution]:
-        """Latents of every layer `[N, *event_l]`, bottom first, a draw for each key, and p(x|z_1)."""
+        """Latents of every layer `[N, *event_l]`, bottom first, one for each key, and p(x|z_1)."""
         z = jax.vmap(self._top().sample)(fold_in_each(keys, len(self.encoders) - 1))
         zs = [z]
         for layer in reversed(range(len(self.encoders) - 1)):
@@ -60,7 +60,7 @@ class Hierarchy(nn.Module):
         return jnp.stack(log_pz).sum(0)
 
     def log_joint(self, x: Array, zs: Sequence[Array]) -> Array:
-        """ln p(x, z_1, ..., z_L) for images `[B, H, W, C]` and latents `[..., B, *event_l]`, nats."""
+        """ln p(x, z_1, ..., z_L) of images `[B, H, W, C]`, latents `[..., B, *event_l]`, nats."""
         return self.decode(zs[0]).log_prob(x) + self.log_prior(zs)
 
     def _terms(

@@ -30,7 +30,7 @@ def affine(features: Array, shape: int | Shape, name: str, kernel_init: Initiali
     if not places:
         features = features.reshape(features.shape[0], -1)
     elif own != tuple(places):
-        fitting = f"shape={(*own, outputs)}, one number for a vector" if own else "one number as shape"
+        fitting = f"shape={(*own, outputs)}, one number for a vector" if own else "one number"
         raise VaeJaxError(
             f"Latents of shape {event} are made of features {_axes(*places)}, and the encoder's "
             f"are {_axes(*own)}: take {fitting}, or another encoder."
