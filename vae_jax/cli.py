@@ -164,6 +164,8 @@ def evaluate(
     ais_chains: int = 16,
     information: bool = False,
     gaps: bool = False,
+    quality: int | None = None,
+    features: str | None = None,
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
@@ -179,14 +181,23 @@ def evaluate(
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
         gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
             with the best q(z|x) for each image. Slow: take few images.
+        quality: also compare so many samples with as many images of the split, and training images
+            with these: Fréchet and kernel distances, precision and recall; and reconstructions
+            with their originals: PSNR and SSIM.
+        features: FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features [n, F], such as an
+            Inception network's: a further space for --quality.
     """
     check_counts(num_samples=num_samples)
+    if features is not None and quality is None:
+        raise VaeJaxError("--features says where --quality is measured: give --quality too.")
     from vae_jax import report
     from vae_jax.ais import AIS
     from vae_jax.evaluate import evaluate as evaluate_run
+    from vae_jax.metrics import load_features
     from vae_jax.train import load_run
 
     start = time.perf_counter()
+    spaces = None if features is None else load_features(features)
     loaded = load_run(run, checkpoint)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
     evaluation = evaluate_run(
@@ -197,6 +208,8 @@ def evaluate(
         ais=ais,
         information=information,
         gaps=gaps,
+        quality=quality,
+        features=spaces,
     )
     report.record(loaded, evaluation, time.perf_counter() - start)
     report.show(loaded, evaluation)
