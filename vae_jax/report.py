@@ -93,7 +93,11 @@ def show(run: Run, evaluation: Evaluation) -> None:
 
 def _interval(estimate: Estimate) -> str:
     """A value and its 95 % confidence interval."""
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    digits = ".3f" if abs(estimate.value) < 100 else ",.0f"
+    value, low, high = (
+        format(each, digits) for each in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
 
 
 def quality_table(quality: Quality) -> Table:
