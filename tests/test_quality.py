@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import optax
 import pytest
-from running import on_devices
+from running import ROOT, on_devices
 from scipy import linalg, ndimage, stats
 
 from vae_jax import (
@@ -471,6 +472,12 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert kept["samples"]["value"] == scores["colour", "frechet"].samples.value
     line = next(line for line in printed.splitlines() if "SSIM" in line)
     assert f"{entry['quality']['reconstruction']['ssim']['value']:.3f} [" in line
+
+
+def test_the_documents_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/quality.md").read_text(), re.DOTALL)
+    exec(compile(block, "docs/quality.md", "exec"), {})
+    assert re.fullmatch(r"-?\d.*plain \d+\.\d\d\n", capsys.readouterr().out)
 
 
 def test_infinite_psnr_is_null_in_the_record() -> None:
