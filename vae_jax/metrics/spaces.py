@@ -33,9 +33,8 @@ def in_chunks(function: Callable[[Any], Any], images: np.ndarray) -> np.ndarray:
 def standardized(space: Features, images: np.ndarray) -> Features:
     """A space moved and scaled as a whole: on these images mean 0 and mean variance 1.
 
-    One number divides all features, so that they keep their relative sizes; a kernel of mean
-    products is then at its best, and a Fréchet distance of F is one between pictures as far apart
-    as these vary.
+    One number divides all features, so that they keep their relative sizes. A polynomial kernel
+    then sees more than means, and F is the images' total variance: the unit of Fréchet distances.
 
     Args:
         space: the features.
