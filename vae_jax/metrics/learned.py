@@ -1,5 +1,6 @@
 """Learned features: of a small network trained here, on the data set's own training images."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +12,12 @@ from jax import Array
 from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.data import Split, batch_indices
+from vae_jax.distributions import Shape
 from vae_jax.metrics.spaces import Features, in_chunks
-from vae_jax.networks import ConvDecoder, ConvEncoder
+from vae_jax.networks import MLP, ConvEncoder
 from vae_jax.run import RunFolder
 
-WIDTH = 64
+WIDTH, HIDDEN = 64, 256
 MAPS = (32, 64, 64)
 SIDE = 32  # pixels that the shorter side keeps at least, when images are made smaller
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1000, 64, 1e-3, 0
@@ -25,20 +27,20 @@ class FeatureNetwork(nn.Module):
     """A convolutional encoder to 64 features, trained to tell classes apart or to draw the image.
 
     Attributes:
-        channels: of the images.
+        image_shape: (height, width, channels) as of `shrunk`.
         num_classes: None makes it an autoencoder.
     """
 
-    channels: int
+    image_shape: Shape
     num_classes: int | None
 
     def setup(self):
-        """The classes need one layer, the image a decoder."""
+        """The classes need one layer, the image two."""
         self.encoder = ConvEncoder(MAPS, dense=None)
         self.project = nn.Dense(WIDTH)
         if self.num_classes is None:
-            self.decoder = ConvDecoder(MAPS[::-1], dense=WIDTH)
-            self.pixels = nn.Dense(self.channels)
+            self.decoder = MLP((HIDDEN,), nn.relu)
+            self.pixels = nn.Dense(math.prod(self.image_shape))
         else:
             self.classes = nn.Dense(self.num_classes)
 
@@ -51,8 +53,8 @@ class FeatureNetwork(nn.Module):
         """Cross-entropy, or the squared error of a pixel, `[N]`."""
         features = self(images)
         if self.num_classes is None:
-            h = self.decoder(features, images.shape[1:])
-            return ((self.pixels(h) - images) ** 2).mean((1, 2, 3))
+            drawn = self.pixels(self.decoder(features))
+            return ((drawn - images.reshape(len(images), -1)) ** 2).mean(-1)
         logits = self.classes(nn.relu(features))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
@@ -83,7 +85,8 @@ def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Feat
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
     classes, targets = np.unique(labels, return_inverse=True)
     num_classes = len(classes) if len(classes) > 1 else None
-    network = FeatureNetwork(train.images.shape[-1], num_classes)
+    shape = jax.eval_shape(shrunk, train.images[:1]).shape[1:]
+    network = FeatureNetwork(shape, num_classes)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
     @jax.jit
