@@ -1,4 +1,5 @@
 from . import generate as generate
+from . import metrics as metrics
 from . import plots as plots
 from . import posthoc as posthoc
 from .ais import AIS as AIS

@@ -70,7 +70,33 @@ class DataOptions:
                 os.environ[f"VAE_JAX_{name.upper()}"] = str(folder)
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where a picture goes."""
+
+    out: Path
+    """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
+    quality: int | None = None
+    """1 to 100, of a .jpg (None: 95) or .webp (None: lossless)."""
+
+    def __post_init__(self):
+        from vae_jax import plots
+
+        plots.options_for(self.out, self.quality)
+
+    def write(self, pictures: Any, draw: Callable[[Path, int | None], Path]) -> None:
+        """Each of `[..., H, W, C]` to a file of its own, or what is drawn of them to one."""
+        from vae_jax import plots
+
+        if "{}" in self.out.name:
+            single = pictures.reshape(-1, *pictures.shape[-3:])
+            print_paths(plots.save_each(single, self.out, self.quality))
+        else:
+            print_paths([draw(self.out, self.quality)])
+
+
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
+To = Annotated[Output, tyro.conf.arg(name="")]
 app.command(data_app, name="data", help="The data sets: list, prepare.")
 
 
@@ -164,6 +190,8 @@ def evaluate(
     ais_chains: int = 16,
     information: bool = False,
     gaps: bool = False,
+    quality: int | None = None,
+    features: str | None = None,
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
@@ -179,14 +207,23 @@ def evaluate(
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
         gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
             with the best q(z|x) for each image. Slow: take few images.
+        quality: also compare so many samples with as many images of the split, and training images
+            with these: Fréchet and kernel distances, precision and recall; and reconstructions
+            with their originals: PSNR and SSIM.
+        features: FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features [n, F], such as an
+            Inception network's: a further space for --quality.
     """
     check_counts(num_samples=num_samples)
+    if features is not None and quality is None:
+        raise VaeJaxError("--features says where --quality is measured: give --quality too.")
     from vae_jax import report
     from vae_jax.ais import AIS
     from vae_jax.evaluate import evaluate as evaluate_run
+    from vae_jax.metrics import load_features
     from vae_jax.train import load_run
 
     start = time.perf_counter()
+    spaces = None if features is None else load_features(features)
     loaded = load_run(run, checkpoint)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
     evaluation = evaluate_run(
@@ -197,6 +234,8 @@ def evaluate(
         ais=ais,
         information=information,
         gaps=gaps,
+        quality=quality,
+        features=spaces,
     )
     report.record(loaded, evaluation, time.perf_counter() - start)
     report.show(loaded, evaluation)
@@ -207,17 +246,17 @@ def evaluate(
 def sample(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     num: int = 64,
     seed: int = 0,
     prior: Prior = "model",
     checkpoint: Checkpoint = "latest",
 ) -> None:
-    """Means of p(x|z) with z from the prior, as one picture.
+    """Means of p(x|z) with z from the prior, as one picture or a file for each.
 
     Args:
         run: the run folder.
-        out: a .png, .jpg or .webp file.
+        to: where.
         num: how many.
         seed: of the prior's draws.
         prior: the model's own, or a density fitted to the latents of the training images: a
@@ -234,14 +273,15 @@ def sample(
         from vae_jax.posthoc import fitted
 
         loaded = fitted(loaded, prior)
-    print_paths([plots.save_images(generate.sample(loaded, num, seed), out)])
+    images = generate.sample(loaded, num, seed)
+    to.write(images, lambda out, quality: plots.save_images(images, out, quality=quality))
 
 
 @app.command
 def reconstruct(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     num: int = 20,
     split: Split = "test",
     checkpoint: Checkpoint = "latest",
@@ -250,7 +290,7 @@ def reconstruct(
 
     Args:
         run: the run folder.
-        out: a .png file.
+        to: where.
         num: how many.
         split: of the data.
         checkpoint: the latest, or the best by validation.
@@ -260,15 +300,15 @@ def reconstruct(
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint)
-    figure = plots.reconstructions(*generate.reconstruct(loaded, split, num))
-    print_paths([plots.save(figure, out)])
+    originals, means = generate.reconstruct(loaded, split, num)
+    to.write(means, functools.partial(plots.save, plots.reconstructions(originals, means)))
 
 
 @app.command
 def interpolate(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     pairs: int = 6,
     steps: int = 11,
     split: Split = "test",
@@ -278,7 +318,7 @@ def interpolate(
 
     Args:
         run: the run folder.
-        out: a .png file.
+        to: where.
         pairs: how many lines.
         steps: pictures on each.
         split: where the pairs come from.
@@ -289,15 +329,15 @@ def interpolate(
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint)
-    figure = plots.interpolations(generate.interpolate(loaded, split, pairs, steps))
-    print_paths([plots.save(figure, out)])
+    images = generate.interpolate(loaded, split, pairs, steps)
+    to.write(images, functools.partial(plots.save, plots.interpolations(images)))
 
 
 @app.command
 def traverse(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     row: int = 0,
     steps: int = 11,
     latents: int = 10,
@@ -308,7 +348,7 @@ def traverse(
 
     Args:
         run: the run folder.
-        out: a .png file.
+        to: where.
         row: the image whose other latents stay, by its place in the split.
         steps: values of each latent.
         latents: how many latents.
@@ -322,7 +362,7 @@ def traverse(
     loaded = load_run(run, checkpoint)
     images, values, dims = generate.traverse(loaded, split, row, steps, latents)
     figure = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
-    print_paths([plots.save(figure, out)])
+    to.write(images, functools.partial(plots.save, figure))
 
 
 @app.command

@@ -19,6 +19,8 @@ from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.run import Run
 
+PICTURES_AT_ONCE = 500
+
 
 def _apply(run: Run, method: str, *arguments: Any) -> Any:
     """A method of the model, compiled, with the run's variables."""
@@ -76,8 +78,19 @@ def decode_means(run: Run, z: Array) -> np.ndarray:
 def sample(run: Run, num: int, seed: int = 0) -> np.ndarray:
     """Means of p(x|z) with z from the prior, `[num, H, W, C]`."""
     keys = jax.random.split(threefry.key(seed), num)
-    _, px = _apply(run, "sample", keys)
-    return _pictures(px)
+    draw = jax.jit(partial(run.experiment.model.apply, method="sample"))
+    pictures = []
+    for first in range(0, num, PICTURES_AT_ONCE):
+        _, px = draw(run.seed_variables, keys[first : first + PICTURES_AT_ONCE])
+        pictures.append(_pictures(px))
+    return np.concatenate(pictures)
+
+
+def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray:
+    """The decoder's means at E_q[z] of images by their places in a split, `[n, H, W, C]`."""
+    parts = np.array_split(rows, -(-len(rows) // PICTURES_AT_ONCE))
+    pictures = [decode_means(run, posterior_means(run, images_of(run, split, p))) for p in parts]
+    return np.concatenate(pictures)
 
 
 def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.ndarray]:
