@@ -1,0 +1,294 @@
+"""Pixels one after the other: masses by enumeration, all at once against place by place."""
+
+import dataclasses
+import itertools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from running import on_devices
+from scipy import stats
+
+from vae_jax import (
+    ELBO,
+    MLP,
+    AutoregressivePixels,
+    Bernoulli,
+    CategoricalPixels,
+    ConvDecoder,
+    DiscretizedLogistic,
+    Gaussian,
+    GPTDecoder,
+    MixtureOfLogistics,
+    OptimalGaussian,
+    VaeJaxError,
+    evaluate,
+    generate,
+    train,
+)
+from vae_jax.parallel import on_every_device, replicate, split, unreplicate
+from vae_jax.train import init_state, loss_and_gradients
+
+SMALL: Any = {"width": 8, "num_layers": 2, "num_heads": 2}
+N, F = 3, 4
+PIXELS = [Bernoulli, CategoricalPixels, DiscretizedLogistic, Gaussian, MixtureOfLogistics]
+every_pixel = pytest.mark.parametrize("pixel", PIXELS, ids=lambda cls: cls.__name__)
+sample = jax.jit(lambda p, key: p.sample(key))
+
+
+def conditional(pixel: Any, image_shape: tuple[int, ...], spatial: bool = True) -> Any:
+    """p(x|z) for N features that differ, by weights that are unit normals, scaled down."""
+    likelihood = AutoregressivePixels(pixel(), **SMALL)
+    generator = np.random.default_rng(0)
+    shape = (N, *image_shape[:2], F) if spatial else (N, F)
+    features = jnp.asarray(generator.normal(size=shape), jnp.float32)
+    init = partial(likelihood.init, image_shape=image_shape)
+    leaves, structure = jax.tree.flatten(jax.eval_shape(init, jax.random.key(0), features))
+    drawn = [generator.normal(size=leaf.shape).astype(np.float32) / 2 for leaf in leaves]
+    return likelihood.apply(jax.tree.unflatten(structure, drawn), features, image_shape)
+
+
+def features_of_pixels(p: Any, x: np.ndarray) -> Any:
+    """Of the network in one pass, written out: `[N, T, width]` for images `[N, H, W, C]`."""
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    before = np.concatenate([np.zeros_like(flat[:, :1]), flat[:, :-1]], 1)
+    features = np.broadcast_to(p.features, (*flat.shape[:2], F))
+    inputs = np.concatenate([before, features], -1)
+    return p.network.apply(p.variables.value["network"], inputs)[0]
+
+
+def one_pixel(p: Any, features: Any) -> Any:
+    """The distribution of a pixel, `[N, 1, 1, C]`, given its features `[N, width]`."""
+    shape = (1, 1, p.image_shape[-1])
+    return p.pixel.apply(p.variables.value["pixel"], features[:, None, None], shape)
+
+
+# --- The density --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["map", "vector"])
+def binary(request) -> Any:
+    """p(x|z) of images of 2x3 binary pixels."""
+    return conditional(Bernoulli, (2, 3, 1), request.param)
+
+
+IMAGES = np.array(list(itertools.product((0, 1), repeat=6)), np.float32).reshape(-1, 1, 2, 3, 1)
+
+
+def every_mass(p: Any) -> np.ndarray:
+    """Of the 64 images, `[64, N]`."""
+    return np.exp(np.asarray(jax.jit(p.log_prob)(IMAGES), np.float64))
+
+
+def test_masses_sum_to_one_and_pixels_depend_on_each_other(binary):
+    """Over all images; and the joint is far from the product of its margins."""
+    mass = every_mass(binary)
+    np.testing.assert_allclose(mass.sum(0), 1, atol=1e-5)
+    bits = IMAGES.reshape(64, 6, 1)
+    margin = (mass[:, None] * bits).sum(0)
+    product = np.where(bits == 1, margin, 1 - margin).prod(1)
+    assert (np.abs(mass - product).sum(0) > 0.01).all()
+    assert np.abs(mass[:, 0] - mass[:, 1]).sum() > 0.1, "z matters"
+
+
+def test_samples_have_the_enumerated_frequencies(binary):
+    """Chi-squared over the 64 images, at a significance of 1e-4 for each z."""
+    x = np.asarray(jax.jit(lambda p, key: p.sample(key, (4000,)))(binary, jax.random.key(1)))
+    assert x.shape == (4000, N, 2, 3, 1)
+    places = (x.reshape(4000, N, 6) @ 2 ** np.arange(6)[::-1]).astype(int)
+    for z, mass in enumerate(every_mass(binary).T):
+        observed, expected = np.bincount(places[:, z], minlength=64), 4000 * mass / mass.sum()
+        common = expected > 5
+        counts = (np.append(n[common], n[~common].sum()) for n in (observed, expected))
+        assert stats.chisquare(*counts).pvalue > 1e-4
+
+
+@every_pixel
+def test_one_pass_is_the_sum_of_the_conditionals_step_by_step(pixel):
+    """The network is shown one pixel at a time; each pixel's ln p(x_t | x_<t, z) is added up."""
+    shape = (2, 3, 1 if pixel is Bernoulli else 3)
+    p = conditional(pixel, shape)
+    x = np.asarray(sample(p, jax.random.key(2)))
+
+    @jax.jit
+    def step(before, features, cache, place):
+        inputs = jnp.concatenate([before, features], -1)[:, None]
+        hidden, cache = p.network.apply(p.variables.value["network"], inputs, cache, place)
+        return hidden[:, 0], cache
+
+    cache, before, total = p.network.empty_cache(N), np.zeros_like(x[:, 0, 0]), np.zeros(N)
+    for place, (row, column) in enumerate(np.ndindex(2, 3)):
+        hidden, cache = step(before, p.features[:, place], cache, place)
+        before = x[:, row, column]
+        total += one_pixel(p, hidden).log_prob(before[:, None, None])
+    np.testing.assert_allclose(jax.jit(p.log_prob)(x), total, rtol=1e-4, atol=1e-4)
+
+
+@every_pixel
+def test_cached_sampling_is_uncached_sampling(pixel):
+    """The whole network anew for each pixel, with the same noise for it."""
+    shape = (2, 3, 1 if pixel is Bernoulli else 3)
+    p = conditional(pixel, shape, spatial=False)
+    keys = jax.random.split(jax.random.key(3), N)
+    whole = jax.jit(partial(features_of_pixels, p))
+    x = np.zeros((N, *shape), np.float32)
+    for place, (row, column) in enumerate(np.ndindex(2, 3)):
+        own = jax.vmap(lambda key, t=place: jax.random.fold_in(jax.random.split(key, ()), t))(keys)
+        x[:, row, column] = one_pixel(p, whole(x)[:, place]).sample(own)[:, 0, 0]
+    np.testing.assert_allclose(sample(p, keys), x, atol=1e-5)
+    assert len(np.unique(x, axis=0)) > 1
+
+
+def test_a_pixel_depends_on_those_before_alone():
+    """Perturbing pixel t leaves every ln p(x_s | ...) with s < t as it is, and moves later ones.
+
+    In a product of normals of scale one, d ln p / d x_t at s > t tells the dependence.
+    """
+    p = conditional(partial(Gaussian, scale=1.0), (2, 3, 2))
+    x = np.random.default_rng(4).normal(size=(N, 2, 3, 2)).astype(np.float32)
+
+    def log_conditionals(x):
+        hidden = features_of_pixels(p, x) if isinstance(x, np.ndarray) else None
+        assert hidden is not None
+        pixels = p.pixel.apply(p.variables.value["pixel"], hidden.reshape(N, 2, 3, -1), (2, 3, 2))
+        return np.asarray(pixels.components.log_prob(x)).sum(-1).reshape(N, 6)
+
+    before, total = log_conditionals(x), np.asarray(p.log_prob(x))
+    np.testing.assert_allclose(before.sum(1), total, rtol=1e-5)
+    for place in range(6):
+        moved = x.copy().reshape(N, 6, 2)
+        moved[:, place] += 1
+        after = log_conditionals(moved.reshape(x.shape))
+        np.testing.assert_array_equal(after[:, :place], before[:, :place])
+        assert (np.abs(after[:, place:] - before[:, place:]) > 1e-4).all()
+
+
+def test_z_reaches_every_pixel_through_a_map_from_its_own_place_on():
+    """A map's features at a place reach that pixel and later ones, as they enter the sequence."""
+    p = conditional(partial(Gaussian, scale=1.0), (2, 3, 1))
+
+    def mean(features):
+        q = dataclasses.replace(p, features=features)
+        x = jnp.full((N, 2, 3, 1), 0.3)
+        hidden = q._hidden(jnp.zeros((N, 6, 1)) + x[0, 0, 0], features)[0]
+        return hidden[0].sum(-1)
+
+    jacobian = np.abs(jax.jit(jax.jacobian(mean))(p.features)[:, 0]).max(-1)
+    np.testing.assert_array_equal(jacobian > 1e-6, np.tri(6) > 0)
+
+
+def test_batches_broadcast_as_a_likelihoods_do():
+    """Images `[B]` under p(x|z) of batch `[K, B]`, as a VAE asks, and draws with a key each."""
+    p = conditional(DiscretizedLogistic, (2, 3, 3), spatial=False)
+    x = np.asarray(sample(p, jax.random.key(5)))
+    stacked = dataclasses.replace(p, features=jnp.stack([p.features, p.features[::-1]]))
+    log_p = jax.jit(stacked.log_prob)(x)
+    np.testing.assert_allclose(log_p[0], p.log_prob(x), rtol=1e-5)
+    np.testing.assert_allclose(log_p[1, ::-1], p.log_prob(x[::-1]), rtol=1e-5)
+    keys = jax.random.split(jax.random.key(6), N)
+    alone = dataclasses.replace(p, features=p.features[1:2])
+    np.testing.assert_allclose(sample(p, keys)[1:2], sample(alone, keys[1:2]), atol=1e-5)
+    assert stacked.sample(keys.reshape(1, N).repeat(2, 0), (4,)).shape == (4, 2, N, 2, 3, 3)
+
+
+# --- In a model ---------------------------------------------------------------------------------
+
+LIKELIHOOD = AutoregressivePixels(Bernoulli(), **SMALL)
+MODEL = tiny.model().clone(likelihood=LIKELIHOOD)
+
+
+def one_batch(devices: int, **changes: Any) -> Any:
+    """Loss, metrics, model state and gradients of 16 images."""
+    experiment = dataclasses.replace(tiny.experiment(), model=MODEL, objective=ELBO(2), **changes)
+    rows, seed = np.arange(16, dtype=np.int32), np.uint32(3)
+    with on_devices(devices):
+        state = jax.jit(partial(init_state, experiment))(seed)
+        function = on_every_device(partial(loss_and_gradients, experiment))
+        images = split(experiment.data.train.images[rows], 0)
+        return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
+
+
+def test_gradients_on_several_devices_and_in_bfloat16():
+    """Two devices as one; bfloat16 within what 8 bits of mantissa leave, the network's too."""
+    plain, two = one_batch(1), one_batch(2)
+    half = one_batch(1, compute_dtype=jnp.bfloat16)
+    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(plain), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b) + 1e-6
+    for rounded, exact in zip(jax.tree.leaves(half), jax.tree.leaves(plain), strict=True):
+        assert rounded.dtype == jnp.float32
+        assert np.linalg.norm(rounded - exact) <= 0.1 * np.linalg.norm(exact) + 1e-4
+    assert half[0] != plain[0]
+
+
+@pytest.mark.parametrize("decoder", [MLP((6,)), GPTDecoder(4, 2, **SMALL), ConvDecoder((4, 4), 8)])
+def test_decoders_of_every_kind_condition_it(decoder):
+    """Vector features and maps; a decode of `[K, B]` latents is that of each."""
+    model: Any = MODEL.clone(decoder=decoder)
+    x, keys = (tiny.images(3, 0) > 127).astype(np.float32), jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def both():
+        terms, variables = model.init_with_output(keys[0], x, keys, 2)
+        flat = model.apply(variables, terms.z.reshape(6, 2), method="decode")
+        return terms.log_px, flat.log_prob(x[[0, 1, 2, 0, 1, 2]])
+
+    log_px, flat = both()
+    assert log_px.shape == (2, 3)
+    np.testing.assert_allclose(log_px.ravel(), flat, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Any:
+    """Bars of 4x4, on two devices."""
+    experiment = dataclasses.replace(
+        tiny.experiment(num_steps=60, checkpoint_every=60),
+        model=MODEL,
+        optimizer=optax.adam(1e-2),
+        data=tiny.data("threshold"),
+    )
+    with on_devices(2):
+        return train(experiment, tmp_path_factory.mktemp("autoregressive") / "run")
+
+
+def test_it_trains_and_is_evaluated(run):
+    """Below 0.95 bits a pixel, and better than at the start."""
+    losses = [line["loss"] for line in run.folder.read_metrics() if "loss" in line]
+    assert losses[-1] < losses[0] - 1
+    result = evaluate(run, num_samples=4)
+    assert result.bits_per_dim is not None
+    assert 0 < result.bits_per_dim[0] < 0.95
+
+
+def test_pictures_are_draws(run):
+    """Zeros and ones, of a seed's own; a mean would be between them."""
+    first, again, other = (generate.sample(run, 8, seed) for seed in (0, 0, 1))
+    assert set(np.unique(first)) == {0.0, 1.0}
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    x, reconstructions = generate.reconstruct(run, "test", 5)
+    assert x.shape == reconstructions.shape
+    assert set(np.unique(reconstructions)) == {0.0, 1.0}
+
+
+def test_what_does_not_fit_is_refused():
+    """With a sentence, before anything is compiled: a pixel's support is the wrapper's."""
+    experiment = tiny.experiment()
+    with pytest.raises(VaeJaxError, match="AutoregressivePixels gives no probability to binary"):
+        likelihood = AutoregressivePixels(DiscretizedLogistic(), **SMALL)
+        dataclasses.replace(experiment, model=MODEL.clone(likelihood=likelihood))
+    with pytest.raises(VaeJaxError, match="OptimalGaussian looks at all pixels of a batch"):
+        dataclasses.replace(
+            experiment,
+            data=tiny.data("grey"),
+            model=MODEL.clone(likelihood=AutoregressivePixels(OptimalGaussian(), **SMALL)),
+        )
+    with pytest.raises(VaeJaxError, match="3 heads do not divide a width of 8"):
+        likelihood = AutoregressivePixels(Bernoulli(), width=8, num_heads=3)
+        dataclasses.replace(experiment, model=MODEL.clone(likelihood=likelihood))
+    with pytest.raises(ValueError, match="2x2 pixels, the images 4x4"):
+        LIKELIHOOD.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), (4, 4, 1))
