@@ -116,9 +116,9 @@ def test_samples_have_the_enumerated_frequencies(binary):
         observed, expected = np.bincount(places[:, z], minlength=64), 4000 * mass / mass.sum()
         order = np.argsort(expected)
         groups = np.minimum(np.cumsum(expected[order]) // 20, 49).astype(int)
-        counts = [np.bincount(groups, n[order]) for n in (observed, expected)]
-        used = counts[1] > 0
-        assert stats.chisquare(*(n[used] for n in counts)).pvalue > 1e-4
+        f_obs, f_exp = (np.bincount(groups, n[order]) for n in (observed, expected))
+        used = f_exp > 0
+        assert stats.chisquare(f_obs[used], f_exp[used]).pvalue > 1e-4
 
 
 @every_pixel
@@ -205,8 +205,16 @@ def test_batches_broadcast_as_a_likelihoods_do():
 
 # --- In a model ---------------------------------------------------------------------------------
 
-LIKELIHOOD = AutoregressivePixels(Bernoulli(), **SMALL)
+LIKELIHOOD = AutoregressivePixels(Bernoulli(), width=8, num_layers=1, num_heads=2)
 MODEL = tiny.model().clone(likelihood=LIKELIHOOD)
+
+
+@pytest.fixture
+def quick_compilation():
+    """A program that runs once need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def one_batch(devices: int, **changes: Any) -> Any:
@@ -220,7 +228,7 @@ def one_batch(devices: int, **changes: Any) -> Any:
         return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
 
 
-def test_gradients_on_several_devices_and_in_bfloat16():
+def test_gradients_on_several_devices_and_in_bfloat16(quick_compilation):
     """Two devices as one; bfloat16 within what 8 bits of mantissa leave, the network's too."""
     plain, two = one_batch(1), one_batch(2)
     half = one_batch(1, compute_dtype=jnp.bfloat16)
@@ -232,20 +240,33 @@ def test_gradients_on_several_devices_and_in_bfloat16():
     assert half[0] != plain[0]
 
 
+X, KEYS = (tiny.images(3, 0) > 127).astype(np.float32), jax.random.split(jax.random.key(0), 3)
+
+
 @pytest.mark.parametrize("decoder", [MLP((6,)), GPTDecoder(4, 2, **SMALL), ConvDecoder((4, 4), 8)])
 def test_decoders_of_every_kind_condition_it(decoder):
-    """Vector features and maps; a decode of `[K, B]` latents is that of each."""
-    model: Any = MODEL.clone(decoder=decoder)
-    x, keys = (tiny.images(3, 0) > 127).astype(np.float32), jax.random.split(jax.random.key(0), 3)
+    """Vector features and maps; traced, not run."""
+
+    def shapes():
+        terms, variables = MODEL.clone(decoder=decoder).init_with_output(KEYS[0], X, KEYS, 2)
+        return terms.log_px, terms.reconstruction, variables["params"]["likelihood"]
+
+    log_px, reconstruction, params = jax.eval_shape(shapes)
+    assert (log_px.shape, reconstruction.shape) == ((2, 3), (2, *X.shape))
+    assert params.keys() == {"network", "pixel"}
+
+
+def test_a_batch_of_samples_is_decoded_as_each_of_them(quick_compilation):
+    """p(x|z) of `[K, B]` latents keeps one network for all."""
 
     @jax.jit
     def both():
-        terms, variables = model.init_with_output(keys[0], x, keys, 2)
-        flat = model.apply(variables, terms.z.reshape(6, 2), method="decode")
-        return terms.log_px, flat.log_prob(x[[0, 1, 2, 0, 1, 2]])
+        terms: Any
+        terms, variables = MODEL.init_with_output(KEYS[0], X, KEYS, 2)
+        flat: Any = MODEL.apply(variables, terms.z.reshape(6, 2), method="decode")
+        return terms.log_px, flat.log_prob(X[[0, 1, 2, 0, 1, 2]])
 
     log_px, flat = both()
-    assert log_px.shape == (2, 3)
     np.testing.assert_allclose(log_px.ravel(), flat, rtol=1e-5)
 
 

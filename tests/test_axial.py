@@ -49,7 +49,7 @@ def vertical_decoder(kind: str, patch_size: int = 1) -> VerticalDecoder:
 def seen_by(network: Any, x: np.ndarray, **settings: Any) -> np.ndarray:
     """Whether a change of each number of x reaches each place of the output."""
     apply = partial(network.apply, drawn(network, x[None], **settings), **settings)
-    return influence(apply, x).any(-1)
+    return np.any(influence(apply, x), -1)
 
 
 def normals(*shape: int) -> np.ndarray:
