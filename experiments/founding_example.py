@@ -20,18 +20,21 @@ import optax
 from vae_jax import (
     ELBO,
     VAE,
-    ConvDecoder,
     DiagonalGaussian,
     DiscretizedLogistic,
     Experiment,
     GPTEncoder,
     StandardNormal,
+    VGGDecoder,
     generate,
     load,
     plots,
     train_file,
 )
 from vae_jax.optimizers import by_group
+
+# VGG-16's five stages with an eighth of its channels, and without the fifth: 32 pixels become 2.
+STAGES = ((16,) * 2, (32,) * 2, (64,) * 3, (128,) * 3)
 
 
 def experiment(
@@ -67,7 +70,7 @@ def experiment(
             encoder=GPTEncoder(patch_size=4, width=width, num_layers=num_layers, num_heads=4),
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim),
-            decoder=ConvDecoder((128, 64, 32, 16), dense=256, kernel_size=3, residual_blocks=1),
+            decoder=VGGDecoder(STAGES),
             likelihood=DiscretizedLogistic(),
             image_shape=data.image_shape,
         ),

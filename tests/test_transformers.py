@@ -84,7 +84,7 @@ def test_every_image_size_and_shape_of_latents(size, channels):
     shape, p = (*size, channels), 4 if max(size) < 64 else 32
     h, w = grid_of(shape, p)
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    outputs = {"pooled": (8,), "tokens": (h * w, 8), "map": (h, w, 8)}
+    outputs = {"vector": (8,), "tokens": (h * w, 8), "map": (h, w, 8)}
     for encoder in ENCODERS:
         for output, expected in outputs.items():
             network = encoder(p, **SMALL, output=output)
@@ -110,7 +110,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 def test_a_patch_knows_those_before_it_in_a_gpt_and_all_in_a_vit(encoder):
     """Four patches of 2x2; the last place of a GPT and a ViT's class token know everything."""
     x = np.random.default_rng(1).normal(size=(4, 4, 2)).astype(np.float32)
-    tokens, pooled = (encoder(2, **SMALL, output=output) for output in ("tokens", "pooled"))
+    tokens, pooled = (encoder(2, **SMALL, output=output) for output in ("tokens", "vector"))
     variables = drawn(tokens, x[None])
     patch_of = np.arange(4).reshape(2, 2, 1).repeat(2, 0).repeat(2, 1).repeat(2, 2)
     expected = np.tri(4) if encoder is GPTEncoder else np.ones((4, 4))

@@ -37,11 +37,17 @@ from .networks import GPTDecoder as GPTDecoder
 from .networks import GPTEncoder as GPTEncoder
 from .networks import HorizontalDecoder as HorizontalDecoder
 from .networks import HorizontalEncoder as HorizontalEncoder
+from .networks import ResNetDecoder as ResNetDecoder
+from .networks import ResNetEncoder as ResNetEncoder
 from .networks import SpectralNorm as SpectralNorm
 from .networks import VerticalDecoder as VerticalDecoder
 from .networks import VerticalEncoder as VerticalEncoder
+from .networks import VGGDecoder as VGGDecoder
+from .networks import VGGEncoder as VGGEncoder
 from .networks import ViTDecoder as ViTDecoder
 from .networks import ViTEncoder as ViTEncoder
+from .networks import XceptionDecoder as XceptionDecoder
+from .networks import XceptionEncoder as XceptionEncoder
 from .objectives.adversarial import AdversarialAutoencoder as AdversarialAutoencoder
 from .objectives.elbo import ELBO as ELBO
 from .objectives.factor_vae import FactorVAE as FactorVAE

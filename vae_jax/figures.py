@@ -62,7 +62,7 @@ def draw(run: Run) -> list[Path]:
         drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
     rows = np.arange(min(5000, shown))
     z = np.asarray(generate.posterior_means(run, generate.images_of(run, split, rows)))
-    if generate.has_coordinates(run) and z.shape[-1] == 2:
+    if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels
         drawn["latents"] = plots.latent_scatter(z, None if labels is None else labels[rows])
         drawn["manifold"] = plots.manifold(*generate.manifold(run, 20))

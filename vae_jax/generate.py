@@ -129,10 +129,8 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
 
 
 def has_coordinates(run: Run) -> bool:
-    """Whether the bottom layer's latents are real vectors `[d]`."""
-    model: Any = run.experiment.model
-    posterior = model.posteriors[0] if hasattr(model, "posteriors") else model.posterior
-    return posterior.space == "real" and posterior.event_ndims == 1
+    """Whether the bottom layer's latents are real, so that each component can be moved alone."""
+    return space_of(run) == "real"
 
 
 def traverse(
@@ -149,22 +147,24 @@ def traverse(
             thousand images.
 
     Returns:
-        Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`.
+        Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`: their places in
+        z, flattened.
 
     Raises:
-        VaeJaxError: the latents are no real vectors, or the split has no such row.
+        VaeJaxError: the latents are not real, or the split has no such row.
     """
     if not has_coordinates(run):
         raise VaeJaxError(
-            f"The latents of {run.folder.path} are no real vectors `[d]`, so there is no "
-            "coordinate to move along."
+            f"The latents of {run.folder.path} are not real, so there is no coordinate to move "
+            "along."
         )
     split_size = len(getattr(run.experiment.data, split))
     variance = posterior_means(run, images_of(run, split, np.arange(min(1000, split_size)))).var(0)
-    dims = np.argsort(-np.asarray(variance))[:most]
+    dims = np.argsort(-np.asarray(variance).ravel())[:most]
     z = posterior_means(run, images_of(run, split, np.array([row])))[0]
     values = np.linspace(-3, 3, steps)
-    moved = jnp.stack([jnp.stack([z.at[d].set(v) for v in values]) for d in dims])
+    places = [np.unravel_index(d, z.shape) for d in dims]
+    moved = jnp.stack([jnp.stack([z.at[place].set(v) for v in values]) for place in places])
     return decode_means(run, moved), values, dims
 
 

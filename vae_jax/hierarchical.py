@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.compatibility import check_events
 from vae_jax.distributions import Distribution, Normal, Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.likelihoods.base import observed
@@ -37,15 +38,15 @@ class Hierarchy(nn.Module):
     image_shape: Shape = (28, 28, 1)
 
     def decode(self, z: Array) -> Distribution:
-        """p(x|z_1) for latents `[..., d_1]`: batch `[...]`, event `[H, W, C]`."""
+        """p(x|z_1) for latents `[..., *event_1]`: batch `[...]`, event `[H, W, C]`."""
 
         def likelihood(z: Array) -> Distribution:
             return self.likelihood(self.decoders[0](z, self.image_shape), self.image_shape)
 
-        return apply_flat(likelihood, z)
+        return apply_flat(likelihood, z, self.posteriors[0].event_ndims)
 
     def sample(self, keys: Array) -> tuple[tuple[Array, ...], Distribution]:
-        """Latents of every layer `[N, d_l]`, bottom first, a draw for each key, and p(x|z_1)."""
+        """Latents of every layer `[N, *event_l]`, bottom first, one for each key, and p(x|z_1)."""
         z = jax.vmap(self._top().sample)(fold_in_each(keys, len(self.encoders) - 1))
         zs = [z]
         for layer in reversed(range(len(self.encoders) - 1)):
@@ -54,12 +55,12 @@ class Hierarchy(nn.Module):
         return tuple(zs), self.decode(z)
 
     def log_prior(self, zs: Sequence[Array]) -> Array:
-        """ln p(z_1, ..., z_L) for latents `[..., d_l]`, bottom first: `[...]`, nats."""
+        """ln p(z_1, ..., z_L) for latents `[..., *event_l]`, bottom first: `[...]`, nats."""
         log_pz = [p.log_prob(z) for p, z in zip(self._priors(zs), zs, strict=True)]
         return jnp.stack(log_pz).sum(0)
 
     def log_joint(self, x: Array, zs: Sequence[Array]) -> Array:
-        """ln p(x, z_1, ..., z_L) for images `[B, H, W, C]` and latents `[..., B, d_l]`, nats."""
+        """ln p(x, z_1, ..., z_L) of images `[B, H, W, C]`, latents `[..., B, *event_l]`, nats."""
         return self.decode(zs[0]).log_prob(x) + self.log_prior(zs)
 
     def _terms(
@@ -71,6 +72,8 @@ class Hierarchy(nn.Module):
         ps: Sequence[Distribution],
         kl: Array | None,
     ) -> Terms:
+        for q, p in zip(qs, ps, strict=True):
+            check_events(q, p)
         px = observed(self.likelihood, self.decode(zs[0]), x)
         return Terms(
             x=x,
@@ -88,7 +91,11 @@ class Hierarchy(nn.Module):
 
     def _generate(self, layer: int, z: Array) -> Normal:
         """p(z_{layer+1} | z_{layer+2}), counting layers from one."""
-        return apply_flat(lambda z: self.conditionals[layer](self.decoders[layer + 1](z)), z)
+
+        def conditional(z: Array) -> Normal:
+            return self.conditionals[layer](self.decoders[layer + 1](z))
+
+        return apply_flat(conditional, z, self.posteriors[layer + 1].event_ndims)
 
     def _top(self) -> Distribution:
         if self.prior.needs:
@@ -128,11 +135,15 @@ class HierarchicalVAE(Hierarchy):
 
     def _infer(self, layer: int, z: Array) -> Normal:
         """q(z_{layer+1} | z_layer), counting layers from one."""
-        return apply_flat(lambda z: self.posteriors[layer](self.encoders[layer](z)), z)
+
+        def posterior(z: Array) -> Normal:
+            return self.posteriors[layer](self.encoders[layer](z))
+
+        return apply_flat(posterior, z, self.posteriors[layer - 1].event_ndims)
 
 
 def sample_layer(q: Distribution, keys: Array, place: int, num_samples: int) -> Array:
-    """Latents `[K, B, d]` of the layer that is inferred at a place, 0 first, of keys `[B]`.
+    """Latents `[K, B, *event]` of the layer that is inferred at a place, 0 first, of keys `[B]`.
 
     Args:
         q: of batch `[B]` at place 0, else `[K, B]`, given the latents before.

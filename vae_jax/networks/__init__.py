@@ -16,8 +16,11 @@ from vae_jax.networks.axial import (
 from vae_jax.networks.conv import ConvDecoder, ConvEncoder
 from vae_jax.networks.gpt import GPTDecoder, GPTEncoder
 from vae_jax.networks.mlp import MLP, GatedMLP
+from vae_jax.networks.resnet import ResNetDecoder, ResNetEncoder
 from vae_jax.networks.spectral import SpectralNorm
+from vae_jax.networks.vgg import VGGDecoder, VGGEncoder
 from vae_jax.networks.vit import ViTDecoder, ViTEncoder
+from vae_jax.networks.xception import XceptionDecoder, XceptionEncoder
 
 __all__ = [
     "MLP",
@@ -32,9 +35,15 @@ __all__ = [
     "GatedMLP",
     "HorizontalDecoder",
     "HorizontalEncoder",
+    "ResNetDecoder",
+    "ResNetEncoder",
     "SpectralNorm",
+    "VGGDecoder",
+    "VGGEncoder",
     "VerticalDecoder",
     "VerticalEncoder",
     "ViTDecoder",
     "ViTEncoder",
+    "XceptionDecoder",
+    "XceptionEncoder",
 ]

@@ -6,7 +6,8 @@ import flax.linen as nn
 from jax import Array
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.patches import Output, to_patches, to_tokens
+from vae_jax.networks.layers import Output, as_output
+from vae_jax.networks.patches import to_patches, to_tokens
 from vae_jax.networks.transformer import Transformer
 from vae_jax.networks.vit import decode_patches
 
@@ -27,7 +28,7 @@ class GPTEncoder(nn.Module):
     width: int = 64
     num_layers: int = 2
     num_heads: int = 4
-    output: Output = "pooled"
+    output: Output = "vector"
 
     @classmethod
     def small(cls, patch_size: int = 4, **attributes: Any) -> "GPTEncoder":
@@ -52,13 +53,9 @@ class GPTEncoder(nn.Module):
             num_heads=self.num_heads,
         )
         h, _ = transformer(tokens)
-        match self.output:
-            case "pooled":
-                return h[:, -1]
-            case "tokens":
-                return h
-            case "map":
-                return h.reshape(*patches.shape[:3], self.width)
+        if self.output == "vector":
+            return h[:, -1]
+        return as_output(h.reshape(*patches.shape[:3], self.width), self.output)
 
 
 class GPTDecoder(nn.Module):

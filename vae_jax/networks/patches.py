@@ -1,14 +1,9 @@
 """Between images, their patches, and sequences of tokens."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.distributions import Shape
-
-Output = Literal["pooled", "tokens", "map"]
-"""What an encoder makes of its places: `[N, F]`, `[N, n, F]` or `[N, h, w, F]`."""
 
 
 def grid_of(spatial: Shape, patch_size: int) -> Shape:

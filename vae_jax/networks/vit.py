@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.patches import Output, from_patches, grid_of, to_patches, to_tokens
+from vae_jax.networks.layers import Output, as_output
+from vae_jax.networks.patches import from_patches, grid_of, to_patches, to_tokens
 from vae_jax.networks.transformer import Transformer
 
 
@@ -28,7 +29,7 @@ class ViTEncoder(nn.Module):
     width: int = 64
     num_layers: int = 2
     num_heads: int = 4
-    output: Output = "pooled"
+    output: Output = "vector"
 
     @classmethod
     def base(cls, patch_size: int = 16, **attributes: Any) -> "ViTEncoder":
@@ -59,13 +60,9 @@ class ViTEncoder(nn.Module):
             causal=False,
         )
         h, _ = transformer(after_start)
-        match self.output:
-            case "pooled":
-                return h[:, 0]
-            case "tokens":
-                return h[:, 1:]
-            case "map":
-                return h[:, 1:].reshape(*patches.shape[:3], self.width)
+        if self.output == "vector":
+            return h[:, 0]
+        return as_output(h[:, 1:].reshape(*patches.shape[:3], self.width), self.output)
 
 
 class ViTDecoder(nn.Module):
