@@ -10,15 +10,25 @@ import pytest
 from perturbation import drawn, influence
 
 from vae_jax import (
+    VAE,
     AxialAttention,
     AxialConvolution,
     AxialDecoder,
     AxialEncoder,
+    DiagonalGaussian,
+    DiscretizedLogistic,
+    GPTDecoder,
+    GPTEncoder,
     HorizontalDecoder,
     HorizontalEncoder,
+    StandardNormal,
+    VaeJaxError,
     VerticalDecoder,
     VerticalEncoder,
+    ViTDecoder,
+    ViTEncoder,
 )
+from vae_jax.compatibility import check_shapes
 
 GRID = (3, 4)
 CHANNELS = 8
@@ -154,3 +164,64 @@ def test_latents_of_another_size_are_refused(decoder, number):
     for event in ((5, 6), (3, 2, 6)):
         with pytest.raises(ValueError, match=sentence):
             decoder("attention", 4).init(jax.random.key(0), jnp.zeros((1, *event)), (8, 12, 1))
+
+
+# --- In a model ---------------------------------------------------------------------------------
+
+SMALL: Any = {"width": 8, "num_layers": 1, "num_heads": 2}
+# Encoder and decoder, in sub-pixels or patches of 8, and the shapes of latents that they take.
+PAIRS = {
+    "horizontal": (
+        horizontal_encoder("attention", 8),
+        horizontal_decoder("attention", 8),
+        [2, (4, 4, 2)],
+    ),
+    "vertical": (vertical_encoder("attention", 8), vertical_decoder("attention", 8), [2, (4, 2)]),
+    "axial to vit": (
+        AxialEncoder(horizontal_encoder("convolution", 8), vertical_encoder("convolution")),
+        ViTDecoder(3, 8, **SMALL),
+        [2, (4, 2)],
+    ),
+    "gpt to axial": (
+        GPTEncoder(8, **SMALL, output="map"),
+        AxialDecoder(vertical_decoder("attention"), horizontal_decoder("attention", 8)),
+        [2, (4, 4, 2)],
+    ),
+    "vit to gpt": (
+        ViTEncoder(8, **SMALL, output="tokens"),
+        GPTDecoder(3, 8, **SMALL),
+        [2, (16, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("pair", "latents"),
+    [(pair, latents) for pair, (*_, all_latents) in PAIRS.items() for latents in all_latents],
+)
+def test_models_of_colour_images_with_latents_of_each_shape(pair, latents):
+    """They fit together at 32x32, and give pixels features of their own; traced, not run."""
+    encoder, decoder, _ = PAIRS[pair]
+    model = VAE(
+        encoder=encoder,
+        posterior=DiagonalGaussian(latents),
+        prior=StandardNormal(latents),
+        decoder=decoder,
+        likelihood=DiscretizedLogistic(),
+        image_shape=(32, 32, 3),
+    )
+    check_shapes(model)
+
+
+def test_a_set_of_another_size_than_the_columns_is_refused_with_the_sizes_that_fit():
+    encoder, decoder, _ = PAIRS["vertical"]
+    model = VAE(
+        encoder=encoder,
+        posterior=DiagonalGaussian((5, 2)),
+        prior=StandardNormal((5, 2)),
+        decoder=decoder,
+        likelihood=DiscretizedLogistic(),
+        image_shape=(32, 32, 3),
+    )
+    with pytest.raises(VaeJaxError, match=r"shape=\(4, 2\)"):
+        check_shapes(model)
