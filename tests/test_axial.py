@@ -125,7 +125,8 @@ def test_rows_and_columns_differ_where_one_vector_makes_all(kind):
     """By their positions: no two pixels are alike."""
     for decoder in (horizontal_decoder(kind), vertical_decoder(kind)):
         z, shape = normals(1, 2), (*GRID, 1)
-        features = decoder.apply(drawn(decoder, z, image_shape=shape), z, shape)
+        apply = jax.jit(partial(decoder.apply, image_shape=shape))
+        features = apply(drawn(decoder, z, image_shape=shape), z)
         pixels = np.asarray(features).reshape(12, 5)
         distances = np.abs(pixels[:, None] - pixels).sum(-1) + np.eye(12)
         assert distances.min() > 1e-3
@@ -134,7 +135,7 @@ def test_rows_and_columns_differ_where_one_vector_makes_all(kind):
 # --- Sizes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 31), (28, 28), (256, 255)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 31), (256, 255)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_image_size_and_shape_of_latents(size, channels):
     """Shapes alone, traced and not run."""
