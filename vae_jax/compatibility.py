@@ -72,7 +72,7 @@ def latent_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         VaeJaxError: a size is no whole number above zero, or there is none.
     """
-    event = (shape,) if isinstance(shape, Integral) else tuple(shape)
+    event = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not event or any(not isinstance(size, Integral) or size < 1 for size in event):
         raise VaeJaxError(
             f"{shape} is no shape of latents: take d for vectors, (n, d) for sets of n vectors or "
