@@ -228,6 +228,7 @@ def one_batch(devices: int, **changes: Any) -> Any:
         return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
 
 
+@pytest.mark.slow
 def test_gradients_on_several_devices_and_in_bfloat16(quick_compilation):
     """Two devices as one; bfloat16 within what 8 bits of mantissa leave, the network's too."""
     plain, two = one_batch(1), one_batch(2)
