@@ -1,6 +1,7 @@
 """Pictures from a trained model: samples, reconstructions, interpolations, traversals, manifolds.
 
-Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1].
+Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1], or draws
+from it where pixels depend on each other.
 """
 
 from functools import partial
@@ -20,6 +21,8 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.run import Run
 
 PICTURES_AT_ONCE = 500
+# What a seed's key is folded with for the pixels of draws; z is of the bare key.
+PIXELS = 1
 
 
 def _apply(run: Run, method: str, *arguments: Any) -> Any:
@@ -28,9 +31,17 @@ def _apply(run: Run, method: str, *arguments: Any) -> Any:
     return jax.jit(function)(run.seed_variables, *arguments)
 
 
-def _pictures(px: Distribution) -> np.ndarray:
+_draw = jax.jit(lambda px, keys: px.sample(keys))
+
+
+def _pictures(px: Distribution, seed: int = 0, first: int = 0) -> np.ndarray:
+    if px.mean_is_picture:
+        values = px.mean
+    else:
+        key = jax.random.fold_in(jax.random.fold_in(threefry.key(seed), PIXELS), first)
+        values = _draw(px, jax.random.split(key, px.batch_shape))
     # An unsquashed Gaussian's mean can leave the range that a picture has.
-    return np.clip(np.asarray(px.mean), 0.0, 1.0)
+    return np.clip(np.asarray(values), 0.0, 1.0)
 
 
 def images_of(run: Run, split: SplitName, rows: np.ndarray) -> Array:
@@ -82,7 +93,7 @@ def sample(run: Run, num: int, seed: int = 0) -> np.ndarray:
     pictures = []
     for first in range(0, num, PICTURES_AT_ONCE):
         _, px = draw(run.seed_variables, keys[first : first + PICTURES_AT_ONCE])
-        pictures.append(_pictures(px))
+        pictures.append(_pictures(px, seed, first))
     return np.concatenate(pictures)
 
 
