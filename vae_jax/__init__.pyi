@@ -7,6 +7,7 @@ from .critics import LatentCritic as LatentCritic
 from .data import Data as Data
 from .data import Split as Split
 from .data import load as load
+from .data import load_folder as load_folder
 from .errors import VaeJaxError as VaeJaxError
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate as evaluate
