@@ -71,7 +71,7 @@ class Files:
 
     def class_of(self, row: int) -> str:
         """The first folder below the root or its split; "." where there is none."""
-        folders = self.names[row].split("/")[self.has_own_splits : -1]
+        folders = self.names[row].split("/")[int(self.has_own_splits) : -1]
         return folders[0] if folders else "."
 
     def splits(self, rows: np.ndarray) -> dict[SplitName, np.ndarray]:
@@ -102,21 +102,26 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _walk(root: str, below: str, entered: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    with os.scandir(os.path.join(root, below)) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = below + entry.name
-            try:
-                status = entry.stat()
-            except OSError:  # a link that leads nowhere
-                yield name, "none"
-                continue
-            if not stat.S_ISDIR(status.st_mode):
-                yield name, f"{status.st_size} {status.st_mtime_ns}"
-            elif _identity(status) not in entered:  # or it is a link to where we have been
-                entered.add(_identity(status))
-                yield from _walk(root, name + "/", entered)
+    try:
+        with os.scandir(os.path.join(root, below)) as entries:
+            sorted_entries = sorted(entries, key=lambda entry: entry.name)
+    except OSError:  # no permission: a folder's name among the files, which is reported as such
+        yield below, "none"
+        return
+    for entry in sorted_entries:
+        if entry.name.startswith("."):
+            continue
+        name = below + entry.name
+        try:
+            status = entry.stat()
+        except OSError:  # a link that leads nowhere
+            yield name, "none"
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            yield name, f"{status.st_size} {status.st_mtime_ns}"
+        elif _identity(status) not in entered:  # or it is a link to where we have been
+            entered.add(_identity(status))
+            yield from _walk(root, name + "/", entered)
 
 
 def _uniform(name: str) -> float:

@@ -33,7 +33,8 @@ def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
         UnusableError: the file is no still picture that fills the size, or is damaged.
     """
     if not path.is_file():
-        raise UnusableError("not a file" if path.exists() else "a link that leads nowhere")
+        nowhere = path.is_symlink() and not path.exists()
+        raise UnusableError("a link that leads nowhere" if nowhere else "not a readable file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
