@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vae_jax import VaeJaxError, load_folder
-from vae_jax.data import Data
+from vae_jax.data import Data, SplitName
 from vae_jax.data.folder import Files
 from vae_jax.data.folder_prepare import UnusableError, decode
 
@@ -154,6 +154,9 @@ def test_a_bomb_and_a_pipe_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 # Splits and classes
 
 
+SHARES: dict[SplitName, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
+
+
 def listing(*names: str) -> Files:
     return Files(Path("/pictures"), names, [""] * len(names))
 
@@ -163,7 +166,8 @@ def test_a_file_keeps_its_split_while_others_come_and_go() -> None:
     whole = listing(*names)
     splits = whole.splits(np.arange(2000))
     np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(2000))
-    for split, share in (("train", 0.8), ("valid", 0.1), ("test", 0.1)):
+    assert splits.keys() == SHARES.keys()
+    for split, share in SHARES.items():
         assert abs(len(splits[split]) / 2000 - share) < 4 * np.sqrt(share * (1 - share) / 2000)
         assert (np.diff(splits[split]) > 0).all()
     half = listing(*names[::2])
@@ -177,7 +181,7 @@ def test_tiny_folders_have_something_in_each_split(count: int) -> None:
         rows = np.arange(count)
         splits = listing(*(f"{seed}-{i}.png" for i in rows)).splits(rows)
         assert sorted(np.concatenate(list(splits.values()))) == list(rows)
-        sizes = [len(splits[split]) for split in ("train", "valid", "test")]
+        sizes = [len(rows) for rows in splits.values()]
         assert min(sizes) >= 1 if count >= 3 else sizes == [count, 0, 0]
 
 

@@ -32,6 +32,7 @@ _SPLITS: dict[str, SplitName] = {
     "val": "valid",
     "test": "test",
 }
+_ORDER: tuple[SplitName, ...] = ("train", "valid", "test")
 _LISTED = 30
 
 
@@ -53,7 +54,7 @@ class Files:
     def of(cls, root: Path) -> "Files":
         """Lists a folder and the folders in it, links to folders included."""
         found = sorted(_walk(str(root), "", {_identity(root.stat())}))
-        return cls(root, *zip(*found, strict=True)) if found else cls(root, (), ())
+        return cls(root, [name for name, _ in found], [state for _, state in found])
 
     @cached_property
     def key(self) -> str:
@@ -81,20 +82,21 @@ class Files:
         file stays where it is while others come and go. Of three files or more, one at least is in
         each: the smallest u and the largest.
         """
+        names: list[str] = [self.names[row] for row in rows.tolist()]
         if self.has_own_splits:
-            own = np.array([_SPLITS[self.names[row].split("/")[0]] for row in rows], dtype="U5")
-            return {split: rows[own == split] for split in ("train", "valid", "test")}
-        u = np.array([_uniform(self.names[row]) for row in rows])
-        test, valid = int((u < TEST).sum()), int((u >= 1 - VALID).sum())
+            own = [_SPLITS[name.split("/")[0]] for name in names]
+            train, valid, test = (rows[np.array(own) == split] for split in _ORDER)
+            return {"train": train, "valid": valid, "test": test}
+        u = np.array([_uniform(name) for name in names])
+        num_test, num_valid = int((u < TEST).sum()), int((u >= 1 - VALID).sum())
         if len(rows) < 3:
-            test = valid = 0
+            num_test = num_valid = 0
         else:
-            test = min(max(1, test), len(rows) - 2)
-            valid = min(max(1, valid), len(rows) - 1 - test)
+            num_test = min(max(1, num_test), len(rows) - 2)
+            num_valid = min(max(1, num_valid), len(rows) - 1 - num_test)
         by_hash = rows[u.argsort()]
-        train_end = len(rows) - valid
-        parts = {"train": by_hash[test:train_end], "valid": by_hash[train_end:]}
-        return {s: np.sort(own) for s, own in (parts | {"test": by_hash[:test]}).items()}
+        test, train, valid = np.split(by_hash, [num_test, len(rows) - num_valid])
+        return {"train": np.sort(train), "valid": np.sort(valid), "test": np.sort(test)}
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -176,13 +178,13 @@ def load_folder(
         _, manifest = cache.read(root.name, target)
         print(_report(files, manifest, target), end="", file=sys.stderr, flush=True)
     arrays, manifest = cache.read(root.name, target)
-    used = sum(len(arrays[f"{split}_images"]) for split in ("train", "valid", "test"))
+    used = sum(len(arrays[f"{split}_images"]) for split in _ORDER)
     rule = "the folder's own splits" if files.has_own_splits else "split by a hash of file names"
     return Data.from_arrays(
         root.name,
-        *(arrays[f"{split}_images"] for split in ("train", "valid", "test")),
+        *(arrays[f"{split}_images"] for split in _ORDER),
         protocol=protocol,
-        labels={s: arrays[f"{s}_labels"] for s in _SPLITS.values() if f"{s}_labels" in arrays},
+        labels={s: arrays[f"{s}_labels"] for s in _ORDER if f"{s}_labels" in arrays},
         class_names=manifest["class_names"],
         split_rule=f"{rule}, {used:,} of {len(files.names):,} files usable",
     )

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vae_jax.data.pipeline import SplitName
+
 PART_BYTES = 2**22
 # What a full disk says; the C++ writers under TFDS say its text in a RuntimeError.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -138,16 +140,15 @@ def _leave_with_parent() -> None:
 
 def _write(decode: Callable[[Job], Part], file: Path, job: Job) -> None:
     part = decode(job)
-    labels = {} if part.labels is None else {"labels": part.labels}
+    skipped = np.array(json.dumps(part.skipped))
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as output:
-        np.savez(
-            output,
-            rows=part.rows,
-            images=part.images,
-            skipped=np.array(json.dumps(part.skipped)),
-            **labels,
-        )
+        if part.labels is None:
+            np.savez(output, rows=part.rows, images=part.images, skipped=skipped)
+        else:
+            np.savez(
+                output, rows=part.rows, images=part.images, skipped=skipped, labels=part.labels
+            )
     temporary.rename(file)
 
 
@@ -161,7 +162,7 @@ def found(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
     return np.sort(np.concatenate(rows)), skipped
 
 
-def assemble(work: Path, files: Sequence[Path], splits: Mapping[str, np.ndarray]) -> Path:
+def assemble(work: Path, files: Sequence[Path], splits: Mapping[SplitName, np.ndarray]) -> Path:
     """Writes {split}_images.npy and, if there are labels, {split}_labels.npy.
 
     Args:
@@ -189,13 +190,13 @@ def assemble(work: Path, files: Sequence[Path], splits: Mapping[str, np.ndarray]
             if split not in images:
                 path, shape = whole / f"{split}_images.npy", arrays["images"].shape[1:]
                 images[split] = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), *shape))
-                labels[split] = np.empty(len(rows), np.int32)
+                if "labels" in arrays:
+                    labels[split] = np.empty(len(rows), np.int32)
             own = split_of[arrays["rows"]] == index
             where = place[arrays["rows"][own]]
             images[split][where] = arrays["images"][own]
             if "labels" in arrays:
                 labels[split][where] = arrays["labels"][own]
-    if "labels" in arrays:
-        for split, values in labels.items():
-            np.save(whole / f"{split}_labels.npy", values)
+    for split, values in labels.items():
+        np.save(whole / f"{split}_labels.npy", values)
     return whole

@@ -108,9 +108,10 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
         files = parts.make(work, plan, jobs, decode, processes)
         ends = np.cumsum([builder.info.splits[_TFDS_SPLITS[s]].num_examples for s in source.sizes])
         rows = dict(zip(source.sizes, np.split(np.arange(total), ends[:-1]), strict=True))
-        about: dict[str, Any] = {"tfds_version": str(builder.version)}
-        if "label" in builder.info.features:
-            about["class_names"] = builder.info.features["label"].names
+        features: Any = builder.info.features
+        about = {"tfds_version": str(builder.version)}
+        if "label" in features:
+            about["class_names"] = features["label"].names
         cache.publish(parts.assemble(work, files, rows), target, about)
 
 
