@@ -82,7 +82,7 @@ class Files:
         file stays where it is while others come and go. Of three files or more, one at least is in
         each: the smallest u and the largest.
         """
-        names: list[str] = [self.names[row] for row in rows.tolist()]
+        names = [self.names[int(row)] for row in rows]
         if self.has_own_splits:
             own = [_SPLITS[name.split("/")[0]] for name in names]
             train, valid, test = (rows[np.array(own) == split] for split in _ORDER)

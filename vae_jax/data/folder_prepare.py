@@ -111,11 +111,11 @@ def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
                 "JPEG, PNG or WebP files there."
             )
         whole = parts.assemble(work, made, splits)
-        classes = sorted({files.class_of(row) for row in rows.tolist()})
+        classes = sorted({files.class_of(int(row)) for row in rows})
         if classes != ["."]:
             number = {name: label for label, name in enumerate(classes)}
             for split, own in splits.items():
-                labels = np.array([number[files.class_of(row)] for row in own.tolist()], np.int32)
+                labels = np.array([number[files.class_of(int(row))] for row in own], np.int32)
                 np.save(whole / f"{split}_labels.npy", labels)
         about = {
             "class_names": None if classes == ["."] else classes,
