@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from running import ROOT, on_devices
 
-from vae_jax import VaeJaxError, load_folder
+from vae_jax import Experiment, VaeJaxError, generate, load_folder, train
 from vae_jax.data import Data, SplitName
 from vae_jax.data.folder import Files
 from vae_jax.data.folder_prepare import UnusableError, decode
+from vae_jax.experiment import read_module
 
 ORANGE = (240, 120, 30)
 
@@ -270,3 +272,45 @@ def test_a_folder_laid_out_for_tfds_is_as_tfds_has_it(tmp_path: Path) -> None:
         for image, label in zip(split.images, split.labels, strict=True)  # type: ignore[arg-type]
     ]
     assert sorted(ours) == sorted(examples)
+
+
+# The experiments
+
+
+def test_the_experiment_trains_on_the_odd_folder(odd: Path, tmp_path: Path) -> None:
+    """What is usable of it, cut to 12x12, through the file's own networks made small."""
+    _, module = read_module(ROOT / "experiments" / "folder.py")
+    sizes = {"size": 12, "width": 2, "latent_dim": 2, "batch_size": 4, "num_steps": 3}
+    with pytest.MonkeyPatch.context() as patch, on_devices(1):
+        patch.setenv("VAE_JAX_DATA_DIR", str(tmp_path / "data"))
+        experiment: Experiment = module.experiment(images=str(odd), **sizes)
+        assert [type(part).__name__ for part in experiment.augment] == [
+            "HorizontalFlip",
+            "RandomShift",
+            "BrightnessJitter",
+            "ColourJitter",
+        ]
+        run = train(experiment, tmp_path / "run")
+        assert np.isfinite([line["loss"] for line in run.folder.read_metrics() if "loss" in line])
+        pictures = generate.sample(run, 4)
+    assert pictures.shape == (4, 12, 12, 3)
+    with pytest.raises(VaeJaxError, match="--size is 4: it must be 8 or more"):
+        module.experiment(images=str(odd), size=4)
+
+
+@pytest.mark.slow
+def test_the_recipe_beats_plain_training_on_few_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the first 200 and 1,000 digits of mnist_5k, in a short run of one seed."""
+    monkeypatch.setenv("VAE_JAX_DATA_DIR", str(tmp_path / "data"))
+    _, module = read_module(ROOT / "experiments" / "small_data.py")
+    with on_devices(1):
+        _, written = module.figures(
+            workdir=tmp_path, dataset="mnist_5k", num_steps=3000, seeds=1, num_samples=50
+        )
+    cells = [line.split("|") for line in written.read_text().splitlines() if "step" in line]
+    nll = {(c[1].strip(), c[2].split(",")[0].strip()): float(c[3]) for c in cells}
+    for count in (200, 1000):
+        assert nll[f"recipe_{count}", "best"] < nll[f"plain_{count}", "best"]
+        assert nll[f"plain_{count}", "best"] <= nll[f"plain_{count}", "latest"]

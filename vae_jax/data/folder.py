@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -170,14 +170,15 @@ def load_folder(
         raise VaeJaxError(f"The folder of pictures {root} does not exist: name one that does.")
     files = Files.of(root)
     target = cache_of(files, height, width, channels, cache.root(data_dir))
-    if not target.exists():
+    fresh = not target.exists()
+    if fresh:
         arguments = [str(root), str(height), str(width), str(channels), str(cache.root(data_dir))]
         preparing.run("vae_jax.data.folder_prepare", arguments, f"the pictures of {root}")
         if not target.exists():
             raise VaeJaxError(f"{root} changed while it was read: run it again.")
-        _, manifest = cache.read(root.name, target)
-        print(_report(files, manifest, target), end="", file=sys.stderr, flush=True)
     arrays, manifest = cache.read(root.name, target)
+    if fresh and manifest["skipped"]:
+        print(_report(files, manifest["skipped"], target), file=sys.stderr, flush=True)
     used = sum(len(arrays[f"{split}_images"]) for split in _ORDER)
     rule = "the folder's own splits" if files.has_own_splits else "split by a hash of file names"
     return Data.from_arrays(
@@ -197,11 +198,8 @@ def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Pat
     return cache.folder(data_dir, f"image_folder/{files.root.name}-{key}")
 
 
-def _report(files: Files, manifest: dict[str, Any], target: Path) -> str:
-    skipped: list[str] = manifest["skipped"]
-    if not skipped:
-        return ""
+def _report(files: Files, skipped: Sequence[str], target: Path) -> str:
     lines = [f"Not used, of {len(files.names):,} files in {files.root}:", *skipped[:_LISTED]]
     if len(skipped) > _LISTED:
         lines.append(f"and {len(skipped) - _LISTED:,} more, which {target}/manifest.json lists")
-    return "\n  ".join(lines) + "\n"
+    return "\n  ".join(lines)
