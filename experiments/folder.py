@@ -43,7 +43,7 @@ def experiment(
     shift: int = 4,
     jitter: float = 0.05,
     learning_rate: float = 1e-3,
-    batch_size: int = 32,
+    batch_size: int = 16,
     num_steps: int = 5000,
 ) -> Experiment:
     """Strided convolutions down to 4x4, a diagonal Gaussian, discretized logistics.

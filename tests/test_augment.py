@@ -16,6 +16,7 @@ from vae_jax import (
     Experiment,
     HorizontalFlip,
     RandomShift,
+    Run,
     VaeJaxError,
     train,
 )
@@ -88,36 +89,42 @@ def test_what_does_not_keep_the_images_is_refused(augmentation: Any, sentence: s
         dataclasses.replace(tiny.experiment(), augment=(augmentation,))
 
 
-def augmented_experiment(**changes: Any) -> Experiment:
+def augmented_experiment() -> Experiment:
     parts = (HorizontalFlip(), RandomShift(1), BrightnessJitter(0.2))
-    return dataclasses.replace(tiny.experiment(), augment=parts, **changes)
+    return dataclasses.replace(tiny.experiment(num_steps=20), augment=parts)
 
 
-def test_training_is_augmented_and_validation_is_not(tmp_path: Path) -> None:
+def losses(run: Run) -> list[float]:
+    return [row["loss"] for row in rows(run.folder.path) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Augmented training on one device, without a break."""
     with on_devices(1):
-        plain = train(tiny.experiment(), tmp_path / "plain")
-        run = train(augmented_experiment(), tmp_path / "augmented")
-        losses = [
-            [row["loss"] for row in rows(r.folder.path) if "loss" in row] for r in (plain, run)
-        ]
-        assert losses[0] != losses[1]
-        state = jax.tree.map(lambda leaf: leaf[None], run.state)
-        values = [make_validation(e)(state) for e in (tiny.experiment(), run.experiment)]
+        return train(augmented_experiment(), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_training_is_augmented_and_validation_is_not(whole: Run, tmp_path: Path) -> None:
+    with on_devices(1):
+        plain = train(tiny.experiment(num_steps=20), tmp_path / "plain")
+        state = jax.tree.map(lambda leaf: leaf[None], whole.state)
+        values = [make_validation(run.experiment)(state) for run in (plain, whole)]
+    assert losses(plain) != losses(whole)
     assert values[0] == values[1]
 
 
-def test_augmented_training_is_the_same_after_a_break_and_on_eight_devices(tmp_path: Path) -> None:
-    """To the bit after SIGTERM, and to float tolerance on other devices."""
+def test_augmented_training_is_the_same_after_a_break(whole: Run, tmp_path: Path) -> None:
+    """To the bit, after SIGTERM."""
     with on_devices(1):
-        train(augmented_experiment(), tmp_path / "whole")
-        with pytest.raises(Interrupted), interrupted_after(15):
+        with pytest.raises(Interrupted), interrupted_after(10):
             train(augmented_experiment(), tmp_path / "broken")
         train(augmented_experiment(), tmp_path / "broken")
+    assert summary(tmp_path / "broken") == summary(whole.folder.path)
+
+
+def test_augmented_training_is_the_same_on_eight_devices(whole: Run, tmp_path: Path) -> None:
+    """To float tolerance."""
     with on_devices(8):
-        train(augmented_experiment(), tmp_path / "eight")
-    assert summary(tmp_path / "broken") == summary(tmp_path / "whole")
-    losses = [
-        [row["loss"] for row in rows(tmp_path / name) if "loss" in row]
-        for name in ("whole", "eight")
-    ]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+        eight = train(augmented_experiment(), tmp_path / "eight")
+    np.testing.assert_allclose(losses(eight), losses(whole), rtol=1e-4)
