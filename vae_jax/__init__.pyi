@@ -8,6 +8,11 @@ from .critics import LatentCritic as LatentCritic
 from .data import Data as Data
 from .data import Split as Split
 from .data import load as load
+from .data import load_folder as load_folder
+from .data.augment import BrightnessJitter as BrightnessJitter
+from .data.augment import ColourJitter as ColourJitter
+from .data.augment import HorizontalFlip as HorizontalFlip
+from .data.augment import RandomShift as RandomShift
 from .errors import VaeJaxError as VaeJaxError
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate as evaluate

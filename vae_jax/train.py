@@ -18,6 +18,7 @@ from jax import Array, lax
 from vae_jax import parallel, threefry
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
+from vae_jax.data.augment import augmented
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluate import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
@@ -30,7 +31,7 @@ from vae_jax.vae import fold_in_each
 
 # What a key is folded with, so that no two uses of a seed share noise.
 INIT, STEP = 0, 1
-PROTOCOL, POSTERIOR = 0, 1
+PROTOCOL, POSTERIOR, AUGMENT = 0, 1, 2
 
 # Of one chunk of streamed images in a process's memory: one more is being made meanwhile.
 STREAMED_BYTES = 2**26
@@ -112,6 +113,7 @@ def loss_and_gradients(
         x_keys = fold_in_each(keys, PROTOCOL)
     else:
         x_keys = index_keys(BINARIZATION_SEED, "train", indices)
+    images = augmented(experiment.augment, images, fold_in_each(keys, AUGMENT))
     x = protocol.apply(images, x_keys)
 
     apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))

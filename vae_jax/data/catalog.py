@@ -1,13 +1,11 @@
 """The data sets known by name: how each is split, and the way from a name to arrays."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae_jax.data import cache
+from vae_jax.data import cache, preparing
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
@@ -128,7 +126,7 @@ class Listing:
 
 def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
     """Returns every data set known by name, prepared in DATA_DIR or not."""
-    root = _data_dir(data_dir)
+    root = cache.root(data_dir)
     return [
         Listing(
             source=source,
@@ -173,7 +171,7 @@ def load(
         )
     sizes = _split_sizes(source, valid)
     prepare(name, data_dir, manual_dir)
-    arrays = cache.read(name, cache.folder(_data_dir(data_dir), name))
+    arrays, manifest = cache.read(name, cache.folder(cache.root(data_dir), name))
     split_rule = "the data set's own splits"
     if "valid" not in source.sizes:
         for kind in ("images", "labels"):
@@ -190,6 +188,7 @@ def load(
         *(arrays[f"{split}_images"] for split in sizes),
         protocol=protocol,
         labels={s: arrays[f"{s}_labels"] for s in sizes if f"{s}_labels" in arrays},
+        class_names=manifest.get("class_names"),
         split_rule=split_rule,
     )
 
@@ -208,25 +207,12 @@ def prepare(
         VaeJaxError: the name is unknown, a file or TensorFlow is missing, or the disk refuses.
     """
     _find_source(name)
-    root = _data_dir(data_dir)
+    root = cache.root(data_dir)
     if cache.folder(root, name).exists():
         return
     manual_folder = _manual_folder(name, manual_dir)
-    print(f"Preparing {name} with TFDS in {root} (once)...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "vae_jax.data.tfds_prepare", name, str(root)]
-    child = subprocess.run(
-        command + ([] if manual_folder is None else [str(manual_folder)]),
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode == 1 and child.stdout.strip():
-        raise VaeJaxError(child.stdout.strip().splitlines()[-1])
-    if child.returncode:
-        raise VaeJaxError(
-            f"Preparing {name} in {root} broke off with exit code {child.returncode} "
-            f"({(child.stderr.strip() or 'no message').splitlines()[-1]}): run it again."
-        )
+    arguments = [name, str(root), *([] if manual_folder is None else [str(manual_folder)])]
+    preparing.run("vae_jax.data.tfds_prepare", arguments, f"{name} with TFDS in {root}")
 
 
 def _find_source(name: str) -> Source:
@@ -251,11 +237,6 @@ def _split_sizes(source: Source, valid: int | None) -> dict[SplitName, int]:
             "its training images."
         )
     return {"train": sizes["train"] - valid, "valid": valid, "test": sizes["test"]}
-
-
-def _data_dir(data_dir: str | Path | None) -> Path:
-    chosen = data_dir or os.environ.get("VAE_JAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(chosen or "~/tensorflow_datasets").expanduser().absolute()
 
 
 def _manual_folder(name: str, manual_dir: str | Path | None) -> Path | None:

@@ -1,7 +1,7 @@
 """A data set in memory: three splits of uint8 images, a protocol, and a fingerprint."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ class Data:
         test: the images for reported numbers alone.
         split_rule: one clause that says where the splits come from.
         fingerprint: sha256 over the images, labels and shapes of all splits.
+        class_names: of the labels 0, 1, ..., where the data set has them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Data:
     test: Split
     split_rule: str
     fingerprint: str
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_arrays(
@@ -58,6 +60,7 @@ class Data:
         *,
         protocol: str,
         labels: Mapping[SplitName, np.ndarray] | None = None,
+        class_names: Sequence[str] | None = None,
         split_rule: str = "split by the user",
     ) -> "Data":
         """Makes a data set of arrays.
@@ -69,11 +72,12 @@ class Data:
             test: uint8 [N, H, W, C]; None is an empty split.
             protocol: a name in `PROTOCOLS`.
             labels: integers [N] for any of "train", "valid" and "test".
+            class_names: of the labels 0, 1, ...
             split_rule: one clause, for `description`.
 
         Raises:
             VaeJaxError: the protocol is unknown, an array is not uint8 [N, H, W, C], the shapes of
-                two splits differ, or there is no training image.
+                two splits differ, a label has no name, or there is no training image.
         """
         empty = np.empty((0, *train.shape[1:]), np.uint8)
         images: dict[SplitName, np.ndarray] = {
@@ -93,12 +97,15 @@ class Data:
             splits[split] = Split(array, _find_labels(name, split, len(array), labels or {}))
         if not len(train):
             raise VaeJaxError(f"{name} has no training image: give at least one.")
+        if class_names is not None:
+            _check_class_names(name, class_names, splits)
         return cls(
             name=name,
             protocol=find_protocol(protocol),
             **splits,
             split_rule=split_rule,
             fingerprint=_fingerprint(splits),
+            class_names=None if class_names is None else tuple(class_names),
         )
 
     @property
@@ -160,6 +167,20 @@ def _find_labels(
             f"{num_images} integers, one per image."
         )
     return found.astype(np.int32, copy=False)
+
+
+def _check_class_names(
+    name: str, class_names: Sequence[str], splits: Mapping[SplitName, Split]
+) -> None:
+    for split, part in splits.items():
+        if part.labels is None or not len(part):
+            continue
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0 or high >= len(class_names):
+            raise VaeJaxError(
+                f"The {split} labels of {name} go from {low} to {high}, and there are "
+                f"{len(class_names)} class_names: number the classes from 0 and name each."
+            )
 
 
 def _fingerprint(splits: Mapping[SplitName, Split]) -> str:
