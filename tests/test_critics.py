@@ -26,6 +26,8 @@ from vae_jax import (
     Gaussian,
     ImageCritic,
     LatentCritic,
+    PatchCritic,
+    PatchGAN,
     StandardNormal,
     VaeJaxError,
     VampPrior,
@@ -42,6 +44,7 @@ B, D = 6, 2
 MODEL = tiny.model().clone(likelihood=Gaussian())
 LATENT = MODEL.clone(critic=LatentCritic(MLP((5,))))
 IMAGE = MODEL.clone(critic=ImageCritic(MLP((7,)), MLP((5,))))
+PATCH = MODEL.clone(critic=PatchCritic((3, 4)))
 X = jax.random.uniform(jax.random.key(0), (B, 4, 4, 1))
 KEYS = jax.random.split(jax.random.key(1), B)
 STEP = jnp.int32(0)
@@ -179,7 +182,41 @@ def factor_vae_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
     ]
 
 
+def patch_gan_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
+    """Esser et al. (2021), equations 6 and 7, with hinge losses, and the ELBO as the objective.
+
+    lambda is of the whole model's gradients with respect to the affine map of the likelihood.
+    """
+    z, _ = game.encode({})
+
+    def gan(own: Any, z: Array) -> Array:
+        return -game.critic({}, game.decode(own, z)).mean()
+
+    def ratio() -> Array:
+        def norm(loss: Any) -> Array:
+            layer = jax.grad(loss)(game.groups("likelihood"))["likelihood"]["loc"]
+            return jnp.sqrt((layer["kernel"] ** 2).sum() + (layer["bias"] ** 2).sum())
+
+        return norm(lambda own: -game.log_px(own, z)) / (norm(lambda own: gan(own, z)) + 1e-6)
+
+    fixed = ratio()
+
+    def autoencoder(own: Any) -> Array:
+        z, kl = game.encode(own)
+        return -game.log_px(own, z) + kl + weight * fixed * gan(own, z)
+
+    def critic(own: Any) -> Array:
+        real, fake = (game.critic(own, x) for x in (X, game.decode({}, z)))
+        return (jnp.maximum(0, 1 - real) + jnp.maximum(0, 1 + fake)).mean()
+
+    return [
+        (game.groups("encoder", "posterior", "decoder", "likelihood"), autoencoder),
+        (game.groups("critic"), critic),
+    ]
+
+
 GAMES: dict[str, tuple[Any, Any, Any]] = {
+    "patch_gan": (PATCH, lambda weight: PatchGAN(ELBO(), weight), patch_gan_losses),
     "vaegan": (IMAGE, VAEGAN, vaegan_losses),
     "adversarial": (LATENT, AdversarialAutoencoder, adversarial_losses),
     "factor_vae": (LATENT, FactorVAE, factor_vae_losses),
