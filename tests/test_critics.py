@@ -256,6 +256,18 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
         assert_close(actual, expected, 1e-5)
 
 
+def test_the_game_begins_at_its_step() -> None:
+    """Before it, the loss is the objective's, and the critic stays; from it on, neither holds."""
+    params = params_of(PATCH, PatchGAN(ELBO()))
+    plain = gradients_of(MODEL, ELBO(), {k: v for k, v in params.items() if k != "critic"})
+    before = gradients_of(PATCH, PatchGAN(ELBO(), start=1), params)
+    assert optax.tree.norm(before.pop("critic")) == 0
+    assert_close(before, plain, 1e-6)
+    after = gradients_of(PATCH, PatchGAN(ELBO(), start=0), params)
+    assert optax.tree.norm(after["critic"]) > 1e-3
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, after["decoder"], plain["decoder"])) > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["latent", "image"])
 def test_a_frozen_critic_moves_its_input_alone(kind: str) -> None:
     model, objective = (LATENT, FactorVAE(1.0)) if kind == "latent" else (IMAGE, VAEGAN(1.0))
@@ -426,7 +438,8 @@ def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "factor_vae",  # the one that looks at the whole batch
+        "factor_vae",  # these two look at the whole batch
+        "patch_gan",
         pytest.param("vaegan", marks=pytest.mark.slow),
         pytest.param("adversarial", marks=pytest.mark.slow),
     ],
@@ -460,9 +473,49 @@ def test_critics_look_at_each_example_alone() -> None:
     np.testing.assert_allclose(alone[0], logits[2:3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [2, 4])
+def test_a_logit_is_of_its_patch_alone(layers: int) -> None:
+    """The side of the patch from the paper's recurrence r -> stride r + kernel - stride, kernel 4.
+
+    What a logit in the middle depends on, by its gradient, and 70 pixels for four layers.
+    """
+    side = 1
+    for stride in [1, 1] + [2] * (layers - 1):  # from the logit down to the image
+        side = stride * side + 4 - stride
+    assert side == {2: 16, 4: 70}[layers] == 9 * 2 ** (layers - 1) - 2
+    critic = PatchCritic((3,) * layers)
+    x = jax.random.uniform(jax.random.key(0), (2, 2 * side, 2 * side, 1))
+    logits, variables = jax.jit(critic.init_with_output)(jax.random.key(1), x)
+    places = logits.shape[1]
+    assert places == 2 * side // 2 ** (layers - 1)
+    middle = jax.grad(lambda x: critic.apply(variables, x)[0, places // 2, places // 2])  # pyright: ignore
+    seen = np.asarray(jax.jit(middle)(x))[..., 0] != 0
+    assert not seen[1].any()
+    for axis in (0, 1):
+        (where,) = np.nonzero(seen[0].any(axis))
+        assert where[-1] - where[0] + 1 == len(where) == side
+
+
+def test_isolas_critic_has_as_many_parameters_as_the_papers() -> None:
+    """C64-C128-C256-C512 of 4x4 kernels and one to a logit, with a scale and a shift where it is
+    normalized, as batch normalization has.
+    """
+    x = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+    params = jax.eval_shape(PatchCritic.isola().init, jax.random.key(0), x)
+    kernels = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512)
+    expected = kernels + 64 + 1 + 2 * (128 + 256 + 512)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected == 2_765_633
+
+
+def test_a_game_within_a_game_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"VAEGAN has a critic of its own.*such as ELBO"):
+        PatchGAN(VAEGAN(1.0))
+
+
 @pytest.mark.parametrize(
     ("model", "objective", "said"),
     [
+        (MODEL, PatchGAN(ELBO()), r"PatchGAN plays .*: give the model critic=PatchCritic"),
         (MODEL, FactorVAE(1.0), r"FactorVAE plays .*: give the model critic=LatentCritic\(...\)\."),
         (
             LATENT,

@@ -43,6 +43,7 @@ from .objectives.mmd import RBF as RBF
 from .objectives.mmd import WAE as WAE
 from .objectives.mmd import InfoVAE as InfoVAE
 from .objectives.patch_gan import PatchGAN as PatchGAN
+from .objectives.pretrain import Pretrain as Pretrain
 from .objectives.rate import GECO as GECO
 from .objectives.rate import Capacity as Capacity
 from .objectives.rate import FreeBits as FreeBits

@@ -103,12 +103,12 @@ class PatchCritic(nn.Module):
 
     @classmethod
     def isola(cls) -> "PatchCritic":
-        """The paper's, whose patches are of 70x70 pixels: C64-C128-C256-C512 (its section 6.1.2)."""
+        """The paper's, whose patches are of 70x70 pixels: C64-C128-C256-C512."""
         return cls((64, 128, 256, 512))
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to logits `[N, h, w]`, for n features 2^(n-1) fewer on each side."""
+        """Images `[N, H, W, C]` to logits `[N, h, w]`, with h = H / 2^(n-1) rounded up."""
         last = len(self.features) - 1
         for layer, width in enumerate(self.features):
             kernel = self.param(
