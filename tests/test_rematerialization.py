@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from running import on_devices
 from test_precision import one_batch
 
 from vae_jax import ConvDecoder, ConvEncoder
-from vae_jax.networks.conv import ResidualBlock
-from vae_jax.objectives.base import Metrics
 from vae_jax.train import init_state, loss_and_gradients
 
 DEEP = tiny.model().clone(

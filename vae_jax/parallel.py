@@ -234,3 +234,15 @@ def memory() -> int:
     if limit is None:  # the CPU: its devices share it
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     return limit
+
+
+def temporary_bytes(on_devices: Callable, *arguments: Any) -> int:
+    """Bytes on each device beside arguments and results, by the compiler's account.
+
+    A call with such arguments does not compile the program again.
+
+    Args:
+        on_devices: as `on_every_device` makes it.
+        arguments: of it.
+    """
+    return on_devices.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
