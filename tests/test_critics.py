@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +32,8 @@ from vae_jax import (
     StandardNormal,
     VaeJaxError,
     VampPrior,
+    load,
+    train_file,
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.critics import frozen
@@ -430,6 +433,42 @@ def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
     )
     assert np.std(log_ratio) > 0.5
     assert np.sqrt(np.mean((logits - log_ratio) ** 2)) < 0.1
+
+
+# Real images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist_5k", "cifar10_4k"])
+def test_a_game_of_patches_is_stable_for_400_steps(dataset: str, tmp_path: Path) -> None:
+    """300 steps of the game: losses stay in bounds, and the critic neither wins nor loses.
+
+    A hinge loss of 0 is a critic that is never wrong, of 2 one that tells nothing. In the last 100
+    steps both players are between, reconstructions are better than when the game began, and the
+    weight moves and does not run to its limit.
+    """
+    try:
+        load(dataset)
+    except VaeJaxError as error:
+        pytest.skip(str(error))
+    arguments = {"objective": "patch_gan", "dataset": dataset, "start": 100, "num_steps": 400}
+    file = Path(__file__).parents[1] / "experiments" / "vaegan.py"
+    lines = [
+        line
+        for line in train_file(file, tmp_path / "run", arguments).folder.read_metrics()
+        if "loss" in line
+    ]
+    assert [line["step"] for line in lines] == [100, 200, 300, 400]
+    assert lines[-1]["skipped"] == 0
+    for line in lines:
+        assert all(value is not None for value in line.values())
+    for line in lines[1:]:
+        assert 0.02 < line["critic_loss"] < 2.5
+        assert abs(line["logit_real"]) < 10
+        assert abs(line["logit_fake"]) < 10
+        assert 0 < line["adaptive_weight"] < 5e3
+    assert lines[-1]["critic_loss"] < 1.98
+    assert lines[-1]["distortion"] < lines[0]["distortion"]
 
 
 # Devices

@@ -15,8 +15,8 @@ from vae_jax import ConvDecoder, ConvEncoder
 from vae_jax.train import init_state, loss_and_gradients
 
 DEEP = tiny.model().clone(
-    encoder=ConvEncoder((4,), dense=8, residual_blocks=12),
-    decoder=ConvDecoder((4, 4), dense=8, residual_blocks=12),
+    encoder=ConvEncoder((4,), dense=8, residual_blocks=6),
+    decoder=ConvDecoder((4, 4), dense=8, residual_blocks=6),
 )
 
 
@@ -31,7 +31,7 @@ def test_gradients_are_the_same(dtype: Any) -> None:
 
 
 def test_a_deep_network_takes_less_memory() -> None:
-    """Twelve blocks on either side, of which it keeps the inputs and not the patches."""
+    """Six blocks on either side, of which it keeps the inputs and not the patches."""
 
     def temporary(remat: bool) -> int:
         experiment = dataclasses.replace(tiny.experiment(), model=DEEP, remat=remat)
