@@ -48,7 +48,7 @@ def by_group(
 class SwitchedState(NamedTuple):
     """How many updates there were, and the states of both optimizers."""
 
-    count: Array
+    updates: Array
     first: optax.OptState
     then: optax.OptState
 
@@ -79,7 +79,7 @@ def switched(
             moved, after = then.update(updates, state.then, params)
             return moved, state.first, after
 
-        moved, *states = lax.cond(state.count < steps, by_first, by_then)
-        return moved, SwitchedState(state.count + 1, *states)
+        moved, *states = lax.cond(state.updates < steps, by_first, by_then)
+        return moved, SwitchedState(state.updates + 1, *states)
 
     return optax.GradientTransformation(init, update)

@@ -201,7 +201,8 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
         state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
         return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
 
-    return layout.on_every_device(every_seed, donate_argnums=(0,))
+    train_chunk = layout.on_every_device(every_seed, donate_argnums=(0,))
+    return parallel.with_barriers(train_chunk) if experiment.remat else train_chunk
 
 
 def is_streamed(data: Data) -> bool:
