@@ -294,7 +294,9 @@ def test_codes_play_against_patches_too() -> None:
     objective = PatchGAN(VQVAE())
     check_objective(objective, model)
     init = nn.init_with_output(loss_and_metrics, model)
-    (loss, metrics), variables = jax.eval_shape(init, KEYS[0], objective, X, KEYS, STEP)
+    (loss, metrics), variables = jax.eval_shape(
+        lambda key: init(key, objective, X, KEYS, STEP), KEYS[0]
+    )
     assert loss.shape == ()
     assert {"commitment", "adaptive_weight"} <= metrics.keys()
     assert "critic" in variables["params"]

@@ -238,7 +238,7 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
 def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
     killed: int, tmp_path: Path
 ) -> None:
-    """SIGKILL after a checkpoint: the other says so within ten seconds; the same bytes at the end."""
+    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end."""
     runs = {}
     for name in ("whole", "killed"):
         runs[name] = tmp_path / name / "0", tmp_path / name / "1"

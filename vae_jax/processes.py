@@ -32,18 +32,22 @@ def together() -> Iterator[None]:
     closes the lines of those that die. Those that finish, or are told to stop, say farewell first.
     Where no line can be laid, it is left to JAX.
     """
-    lines = _lines()
+    lines, parted = _lines(), threading.Event()
     for line in lines:
-        threading.Thread(target=_follow, args=(line,), daemon=True).start()
+        threading.Thread(target=_follow, args=(line, parted), daemon=True).start()
+    last = b""
     try:
         yield
+        last = FAREWELL
     except Interrupted:  # and so are the others
-        _part(lines, FAREWELL)
+        last = FAREWELL
         raise
-    except BaseException:
-        _part(lines, b"")
-        raise
-    _part(lines, FAREWELL)
+    finally:
+        parted.set()
+        for line in lines:
+            with contextlib.suppress(OSError):  # the other is gone already
+                line.sendall(last)
+                line.shutdown(socket.SHUT_WR)
 
 
 def _lines() -> list[socket.socket]:
@@ -73,19 +77,12 @@ def _lines() -> list[socket.socket]:
     return lines
 
 
-def _follow(line: socket.socket) -> None:
+def _follow(line: socket.socket, parted: threading.Event) -> None:
     """Waits for the farewell at the line's other end, or for its death."""
     try:
         last = line.recv(1)
     except OSError:
         last = b""
-    if last != FAREWELL:
+    if last != FAREWELL and not parted.is_set():
         print(_SENTENCE, file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits for what never comes
-
-
-def _part(lines: list[socket.socket], last: bytes) -> None:
-    for line in lines:
-        with contextlib.suppress(OSError):  # the other is gone already
-            line.sendall(last)
-            line.shutdown(socket.SHUT_WR)
