@@ -68,11 +68,10 @@ def test_the_running_scale_moves_once_in_a_step() -> None:
         variables = init(KEYS[0], Pretrain(1, ELBO()), X, KEYS, jnp.int32(0))
         apply = nn.apply(loss_and_metrics, model, mutable=["running"])
         (loss, _), state = apply(variables, Pretrain(1, ELBO()), X, KEYS, jnp.int32(0))
-        mean = model.apply(variables, X, method="encode").mean
-        errors = [
-            ((model.apply(variables, z, method="decode").mean - X) ** 2).mean()
-            for z in (mean, model.apply(variables, X, KEYS).z)
-        ]
+        q: Any = model.apply(variables, X, method="encode")
+        terms: Any = model.apply(variables, X, KEYS)
+        decoded: Any = model.apply(variables, q.mean, method="decode")
+        errors = [((x - X) ** 2).mean() for x in (decoded.mean, terms.reconstruction)]
         return loss, errors, state["running"]["likelihood"]["variance"]
 
     loss, (of_mean, of_sample), variance = step()

@@ -69,7 +69,7 @@ def test_gradients_are_the_same_in_half_precision_too() -> None:
 def test_what_a_block_remembers_is_kept_and_counted_once_in_a_call() -> None:
     model, x = experiment(2).model, jnp.ones((3, *tiny.IMAGE_SHAPE))
     keys = jax.random.split(threefry.key(0), 3)
-    variables = model.init(keys[0], x, keys)
+    variables: Any = model.init(keys[0], x, keys)
 
     def calls(params: Any) -> tuple[Array, Any]:
         with rematerialized(True):

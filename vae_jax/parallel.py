@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # see `with_barriers`
+KEEP_BARRIERS: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 Tree = TypeVar("Tree")
 
 
