@@ -1,5 +1,6 @@
 """The processes of one run, each of which ends when another one dies."""
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # the one way to what the processes know of each other
 
+from vae_jax.errors import VaeJaxError
 from vae_jax.interruption import Interrupted
 
 SECONDS_TO_MEET = 30
@@ -41,6 +43,9 @@ def together() -> Iterator[None]:
         last = FAREWELL
     except Interrupted:  # and so are the others
         last = FAREWELL
+        raise
+    except BaseException as error:  # JAX would wait at the exit for the others, who end now
+        atexit.register(_leave, 2 if isinstance(error, VaeJaxError) else 1)
         raise
     finally:
         parted.set()
@@ -86,3 +91,9 @@ def _follow(line: socket.socket, parted: threading.Event) -> None:
     if last != FAREWELL and not parted.is_set():
         print(_SENTENCE, file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits for what never comes
+
+
+def _leave(status: int) -> None:
+    """Ends this process without what was to be done at its exit."""
+    sys.stdout.flush()
+    os._exit(status)
