@@ -543,7 +543,7 @@ def test_critics_look_at_each_example_alone() -> None:
     np.testing.assert_allclose(alone[0], logits[2:3], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize("layers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_logit_is_of_its_patch_alone(layers: int) -> None:
     """The side of the patch from the paper's recurrence r -> stride r + kernel - stride, kernel 4.
 

@@ -5,8 +5,8 @@ group `critic`, which `vae_jax.optimizers.by_group` can give an optimizer of its
 critic may look at the batch: an example's logit does not depend on its neighbours.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -27,22 +27,6 @@ def frozen(module: M) -> M:
         return module
     unbound, variables = module.unbind()
     return unbound.bind(jax.lax.stop_gradient(variables))
-
-
-def function_of_params(module: nn.Module) -> tuple[Callable[[Any], nn.Module], Any]:
-    """A bound module as a function of its parameters, and the parameters it has, held fixed.
-
-    `jax.grad` may take the derivative of what the function's modules return. Other variables are
-    those that the module has; what the returned modules would change of them is lost.
-    """
-    unbound, variables = module.unbind()
-    params, others = jax.lax.stop_gradient((variables["params"], dict(variables)))
-    del others["params"]
-
-    def bound(params: Any) -> nn.Module:
-        return unbound.bind({"params": params} | others, mutable=list(others))
-
-    return bound, params
 
 
 class LatentCritic(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.compatibility import Requirements
-from vae_jax.critics import frozen, function_of_params
+from vae_jax.critics import frozen
 from vae_jax.likelihoods.base import observed
 from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.parallel import batch_mean
@@ -30,19 +30,20 @@ def adaptive_weight(terms: Terms, model: Any) -> Array:
         terms: of this device's examples.
         model: bound to its parameters.
     """
-    z = terms.z[0]  # pyright: ignore[reportArgumentType]
-    features = lax.stop_gradient(model.decoder(z, model.image_shape))
-    critic, critic_params = function_of_params(model.critic)
-    likelihood, params = function_of_params(model.likelihood)
+    z: Any = terms.z[0]
+    unbound, variables = model.unbind()
+    params = variables["params"]
 
-    def losses(params: Any) -> tuple[Array, Array]:
-        layer: Any = likelihood(params)
-        px: Any = observed(layer, layer(features, model.image_shape), terms.x, remember=False)
-        judged: Any = critic(critic_params)
-        return -px.log_prob(terms.x).mean(), -judged(px.mean).mean()
+    def losses(layer: Any) -> tuple[Array, Array]:
+        bound = unbound.bind(
+            {**variables, "params": {**params, "likelihood": layer}},
+            mutable=list(variables.keys() - {"params"}),
+        )
+        px = observed(bound.likelihood, bound.decode(z), terms.x, remember=False)
+        return -px.log_prob(terms.x).mean(), -bound.critic(px.mean).mean()
 
     def gradient(of: int) -> Any:
-        return batch_mean(jax.grad(lambda params: losses(params)[of])(params))
+        return batch_mean(jax.grad(lambda layer: losses(layer)[of])(params["likelihood"]))
 
     squares = [
         ((r**2).sum(), (g**2).sum())
@@ -107,8 +108,8 @@ class PatchGAN:
         logit_real, logit_fake = (model.critic(x) for x in (terms.x, lax.stop_gradient(fake)))
         critic_loss = (jax.nn.relu(1 - logit_real) + jax.nn.relu(1 + logit_fake)).mean()
         generator_loss = -frozen(model.critic)(fake).mean()
-        weight = self.weight * adaptive_weight(terms, model)
-        game = lax.stop_gradient(weight) * generator_loss + critic_loss
+        weight = lax.stop_gradient(self.weight * adaptive_weight(terms, model))
+        game = weight * generator_loss + critic_loss
         return loss + jnp.where(step < self.start, 0.0, game), metrics | {
             "generator_loss": generator_loss,
             "critic_loss": critic_loss,
