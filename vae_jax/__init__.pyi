@@ -5,6 +5,7 @@ from . import posthoc as posthoc
 from .ais import AIS as AIS
 from .critics import ImageCritic as ImageCritic
 from .critics import LatentCritic as LatentCritic
+from .critics import PatchCritic as PatchCritic
 from .data import Data as Data
 from .data import Split as Split
 from .data import load as load
@@ -66,6 +67,8 @@ from .objectives.mmd import IMQ as IMQ
 from .objectives.mmd import RBF as RBF
 from .objectives.mmd import WAE as WAE
 from .objectives.mmd import InfoVAE as InfoVAE
+from .objectives.patch_gan import PatchGAN as PatchGAN
+from .objectives.pretrain import Pretrain as Pretrain
 from .objectives.rate import GECO as GECO
 from .objectives.rate import Capacity as Capacity
 from .objectives.rate import FreeBits as FreeBits

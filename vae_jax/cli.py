@@ -6,6 +6,7 @@ Whatever needs JAX is imported where it is used, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -142,20 +143,22 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
     data.use()
     from vae_jax import parallel
     from vae_jax.figures import draw
+    from vae_jax.processes import together
     from vae_jax.train import train_file
 
     if options.distributed:
         parallel.start_processes()
     else:
         parallel.give_replicas_cores(options.seeds)
-    run = train_file(
-        file,
-        options.workdir,
-        arguments,
-        seed=options.seed,
-        num_seeds=options.seeds,
-        streamed=options.streamed,
-    )
+    with together() if options.distributed else contextlib.nullcontext():
+        run = train_file(
+            file,
+            options.workdir,
+            arguments,
+            seed=options.seed,
+            num_seeds=options.seeds,
+            streamed=options.streamed,
+        )
     if parallel.is_main_process() and not run.folder.figures.exists():
         print_paths(draw(run))
 

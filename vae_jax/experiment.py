@@ -43,6 +43,8 @@ class Experiment:
             batches that its memory does not hold at once: the same gradients.
         compute_dtype: of encoders and decoders in training, e.g. `jnp.bfloat16`; parameters,
             densities and evaluation are float32 all the same.
+        remat: compute each block of encoders and decoders again in the backward pass, for deep
+            networks whose layers' outputs the memory does not hold: the same gradients.
         ema_decay: of an average of the parameters that evaluation then uses; None keeps none.
         shuffle: visit the training images in a new order in each epoch, or always as they stand.
         log_every: steps in one scan on the device, and between two lines of metrics.
@@ -63,6 +65,7 @@ class Experiment:
     batch_size: int = 128
     accumulate: int = 1
     compute_dtype: DTypeLike = jnp.float32
+    remat: bool = False
     ema_decay: float | None = None
     shuffle: bool = True
     log_every: int = 100

@@ -17,6 +17,8 @@ from vae_jax.vae import fold_in_each
 SAMPLES_AT_ONCE = 64
 # Floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
 DECODED_FLOATS = 2**20
+# Of a device's memory, what all that is computed of the images given at once may take.
+MEMORY_SHARE = 0.25
 
 
 def over_split(
@@ -32,7 +34,8 @@ def over_split(
         experiment: its data.
         split: of the data.
         num_images: evenly spaced over the split; None takes all.
-        at_once: the most images that a device is given at once.
+        at_once: the most images that a device is given at once. It is given fewer where, by the
+            compiler's account, they would take more than `MEMORY_SHARE` of its memory.
         function: of a tree (one seed's variables), images `[B, H, W, C]` in the form of the
             protocol and keys `[B]`, to a tree of arrays `[B, ...]`.
 
@@ -54,7 +57,6 @@ def over_split(
         )
     rows = np.arange(wanted) * total // wanted
     devices = jax.device_count()
-    batch = devices * min(max(1, at_once), -(-wanted // devices))
 
     def one_device(variables: Any, images: Array, indices: Array) -> Any:
         data_keys = index_keys(BINARIZATION_SEED, split, indices)
@@ -63,15 +65,28 @@ def over_split(
         return jax.vmap(lambda v: function(v, x, keys))(variables)
 
     on_devices = parallel.on_every_device(one_device)
+    batch = 0  # found at the first call
+
+    def piece(first: int, batch: int) -> tuple[Array, Array]:
+        padded = np.resize(rows[first : first + batch], batch).astype(np.int32)
+        return parallel.split(images[padded], 0), parallel.split(padded, 0)
+
+    def fitting(variables: Any) -> int:
+        share = min(max(1, at_once), -(-wanted // devices))
+        budget = int(MEMORY_SHARE * parallel.memory())
+        while share > 1:
+            taken = parallel.temporary_bytes(on_devices, variables, *piece(0, devices * share))
+            if taken <= budget:
+                break
+            share = max(1, share * budget // taken)
+        return devices * -parallel.largest(-share)  # the least of any process
 
     def on_split(variables: Any) -> Any:
+        nonlocal batch
+        batch = batch or fitting(variables)
         batches = []
         for first in range(0, wanted, batch):
-            own = rows[first : first + batch]
-            padded = np.resize(own, batch).astype(np.int32)
-            result = on_devices(
-                variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
-            )
+            result = on_devices(variables, *piece(first, batch))
             batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
 

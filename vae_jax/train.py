@@ -26,6 +26,7 @@ from vae_jax.interruption import Interrupted, signals
 from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.precision import cast_networks, networks_in
 from vae_jax.progress import Progress
+from vae_jax.rematerialization import rematerialized
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.vae import fold_in_each
 
@@ -120,7 +121,7 @@ def loss_and_gradients(
 
     def loss_of(params: Any, x: Array, keys: Array) -> tuple[Array, tuple[Metrics, Any]]:
         variables = {"params": cast_networks(params, experiment.compute_dtype), **state.model_state}
-        with networks_in(experiment.compute_dtype):
+        with networks_in(experiment.compute_dtype), rematerialized(experiment.remat):
             (loss, metrics), model_state = apply(
                 variables, experiment.objective, x, keys, state.step
             )
@@ -202,7 +203,8 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
         state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
         return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
 
-    return layout.on_every_device(every_seed, donate_argnums=(0,))
+    train_chunk = layout.on_every_device(every_seed, donate_argnums=(0,))
+    return parallel.with_barriers(train_chunk) if experiment.remat else train_chunk
 
 
 def is_streamed(data: Data) -> bool:
