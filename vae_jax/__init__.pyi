@@ -2,6 +2,8 @@ from . import generate as generate
 from . import plots as plots
 from . import posthoc as posthoc
 from .ais import AIS as AIS
+from .conditional import ClassGaussian as ClassGaussian
+from .conditional import LabelEmbedding as LabelEmbedding
 from .critics import ImageCritic as ImageCritic
 from .critics import LatentCritic as LatentCritic
 from .data import Data as Data

@@ -210,6 +210,7 @@ def sample(
     out: Path,
     num: int = 64,
     seed: int = 0,
+    label: str | None = None,
     prior: Prior = "model",
     checkpoint: Checkpoint = "latest",
 ) -> None:
@@ -218,8 +219,9 @@ def sample(
     Args:
         run: the run folder.
         out: a .png, .jpg or .webp file.
-        num: how many.
+        num: how many; of a conditional model without --label, num // classes of each, in rows.
         seed: of the prior's draws.
+        label: the class to draw of a conditional model, by its name or number.
         prior: the model's own, or a density fitted to the latents of the training images: a
             mixture of Gaussians, a flow, a second VAE, or for codes an autoregressive model. It is
             fitted once and kept in the run folder.
@@ -234,7 +236,14 @@ def sample(
         from vae_jax.posthoc import fitted
 
         loaded = fitted(loaded, prior)
-    print_paths([plots.save_images(generate.sample(loaded, num, seed), out)])
+    labels = columns = None
+    if label is not None:
+        labels = [generate.find_label(loaded, label)]
+    elif loaded.experiment.model.labels is not None:
+        columns = max(1, num // len(generate.class_names(loaded)))
+        num = columns * len(generate.class_names(loaded))
+    images = generate.sample(loaded, num, seed, labels)
+    print_paths([plots.save_images(images, out, columns)])
 
 
 @app.command
@@ -262,6 +271,40 @@ def reconstruct(
     loaded = load_run(run, checkpoint)
     figure = plots.reconstructions(*generate.reconstruct(loaded, split, num))
     print_paths([plots.save(figure, out)])
+
+
+@app.command
+def restyle(
+    run: Folder,
+    *,
+    source: Annotated[str, tyro.conf.arg(name="from")],
+    to: str | None = None,
+    out: Path,
+    num: int = 10,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Images of one class, encoded with it and decoded with another, as a figure.
+
+    Args:
+        run: the run folder of a conditional model.
+        source: the images' class, by its name or number.
+        to: the class to decode with; None draws all.
+        out: a .png file.
+        num: how many images.
+        split: of the data.
+        checkpoint: the latest, or the best by validation.
+    """
+    check_counts(num=num)
+    from vae_jax import generate, plots
+    from vae_jax.figures import restyled
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint)
+    start = generate.find_label(loaded, source)
+    every = range(len(generate.class_names(loaded)))
+    targets = every if to is None else [start, generate.find_label(loaded, to)]
+    print_paths([plots.save(restyled(loaded, split, start, targets, num), out)])
 
 
 @app.command

@@ -197,6 +197,16 @@ def traversals(images: np.ndarray, values: np.ndarray, labels: Sequence[str]) ->
     return _show(tiles, x=_few(values, 11), y=enumerate(labels))
 
 
+def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = None) -> Figure:
+    """Draws images `[R,T,H,W,C]`, each of the `R` rows with its name beside it.
+
+    Raises VaeJaxError unless the images are pictures in [0,1] and there is a name for each row.
+    """
+    tiles = _pixels(images, "[R,T,H,W,C]")
+    _agree("rows", tiles.shape[:1], (len(names),))
+    return _show(tiles, y=enumerate(names), title=title or "")
+
+
 def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
     """Draws title -> images `[N,H,W,C]`, of one shape, as nearly square grids side by side.
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax import parallel
+from vae_jax.conditional import given, labels_of
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
@@ -24,27 +25,28 @@ def over_split(
     split: SplitName,
     num_images: int | None,
     at_once: int,
-    function: Callable[[Any, Array, Array], Any],
-) -> Callable[[Any], Any]:
+    function: Callable[..., Any],
+) -> Callable[..., Any]:
     """Compiles a function of images, to call on all of a split's.
 
     Args:
-        experiment: its data.
+        experiment: its data, and the model whose variables the labels go with.
         split: of the data.
         num_images: evenly spaced over the split; None takes all.
         at_once: the most images that a device is given at once.
-        function: of a tree (one seed's variables), images `[B, H, W, C]` in the form of the
-            protocol and keys `[B]`, to a tree of arrays `[B, ...]`.
+        function: of one seed's variables, images `[B, H, W, C]` in the form of the protocol, keys
+            `[B]` and any more trees of the seed's, to a tree of arrays `[B, ...]`.
 
     Returns:
-        A function of the same tree with the axes of devices and seeds, `[D, S, ...]`
+        A function of variables and more trees with the axes of devices and seeds, `[D, S, ...]`
         (`parallel.replicate` of `Run.variables`), to host arrays `[S, N, ...]`. An image's keys
         depend on its place in the split alone, not on batches or devices.
 
     Raises:
         VaeJaxError: the split has no or not so many images.
     """
-    images = getattr(experiment.data, split).images
+    of_split = getattr(experiment.data, split)
+    images = of_split.images
     total = len(images)
     wanted = total if num_images is None else num_images
     if not 1 <= wanted <= total:
@@ -56,21 +58,26 @@ def over_split(
     devices = jax.device_count()
     batch = devices * min(max(1, at_once), -(-wanted // devices))
 
-    def one_device(variables: Any, images: Array, indices: Array) -> Any:
+    def one_device(images: Array, indices: Array, variables: Any, *more: Any) -> Any:
         data_keys = index_keys(BINARIZATION_SEED, split, indices)
         x = experiment.data.protocol.apply(images, data_keys)
         keys = fold_in_each(data_keys, 1)
-        return jax.vmap(lambda v: function(v, x, keys))(variables)
+        labels = labels_of(experiment.model, of_split, indices)
+
+        def one_seed(variables: Any, *more: Any) -> Any:
+            return function(given(variables, labels), x, keys, *more)
+
+        return jax.vmap(one_seed)(variables, *more)
 
     on_devices = parallel.on_every_device(one_device)
 
-    def on_split(variables: Any) -> Any:
+    def on_split(*trees: Any) -> Any:
         batches = []
         for first in range(0, wanted, batch):
             own = rows[first : first + batch]
             padded = np.resize(own, batch).astype(np.int32)
             result = on_devices(
-                variables, parallel.split(images[padded], 0), parallel.split(padded, 0)
+                parallel.split(images[padded], 0), parallel.split(padded, 0), *trees
             )
             batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)

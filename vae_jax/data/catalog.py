@@ -26,6 +26,7 @@ class Source:
         manual_files: what `--manual-dir` must hold where TFDS cannot download it.
         origin: where those files come from.
         default_valid: how many validation images are cut where there is no official split.
+        class_names: what TFDS calls the labels; None where it is their number.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Source:
     manual_files: tuple[str, ...] = ()
     origin: str = ""
     default_valid: int = 0
+    class_names: tuple[str, ...] | None = None
 
 
 _MNIST_FILES = (
@@ -42,6 +44,30 @@ _MNIST_FILES = (
     "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
+)
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_CIFAR = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
 )
 
 SOURCES: dict[str, Source] = {
@@ -64,6 +90,7 @@ SOURCES: dict[str, Source] = {
             _MNIST_FILES,
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             default_valid=10_000,
+            class_names=_FASHION,
         ),
         Source(
             "binarized_mnist",
@@ -98,6 +125,7 @@ SOURCES: dict[str, Source] = {
             ("cifar-10-binary.tar.gz",),
             "https://www.cs.toronto.edu/~kriz/",
             default_valid=5_000,
+            class_names=_CIFAR,
         ),
         Source(
             "cifar10_4k",
@@ -106,6 +134,7 @@ SOURCES: dict[str, Source] = {
             "grey",
             ("cifar10_train_first4000.npz",),
             "your own hand (the arrays image and label of CIFAR-10's first 4,000 training images)",
+            class_names=_CIFAR,
         ),
     )
 }
@@ -190,6 +219,7 @@ def load(
         *(arrays[f"{split}_images"] for split in sizes),
         protocol=protocol,
         labels={s: arrays[f"{s}_labels"] for s in sizes if f"{s}_labels" in arrays},
+        class_names=source.class_names,
         split_rule=split_rule,
     )
 

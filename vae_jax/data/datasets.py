@@ -1,7 +1,7 @@
 """A data set in memory: three splits of uint8 images, a protocol, and a fingerprint."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ class Data:
         test: the images for reported numbers alone.
         split_rule: one clause that says where the splits come from.
         fingerprint: sha256 over the images, labels and shapes of all splits.
+        class_names: what the labels 0, 1, ... stand for; None where there are no labels.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Data:
     test: Split
     split_rule: str
     fingerprint: str
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_arrays(
@@ -58,6 +60,7 @@ class Data:
         *,
         protocol: str,
         labels: Mapping[SplitName, np.ndarray] | None = None,
+        class_names: Sequence[str] | None = None,
         split_rule: str = "split by the user",
     ) -> "Data":
         """Makes a data set of arrays.
@@ -68,12 +71,13 @@ class Data:
             valid: uint8 [N, H, W, C]; None is an empty split.
             test: uint8 [N, H, W, C]; None is an empty split.
             protocol: a name in `PROTOCOLS`.
-            labels: integers [N] for any of "train", "valid" and "test".
+            labels: integers [N], from 0, for any of "train", "valid" and "test".
+            class_names: what the labels stand for; None names them by their numbers.
             split_rule: one clause, for `description`.
 
         Raises:
             VaeJaxError: the protocol is unknown, an array is not uint8 [N, H, W, C], the shapes of
-                two splits differ, or there is no training image.
+                two splits differ, there is no training image, or labels and names do not agree.
         """
         empty = np.empty((0, *train.shape[1:]), np.uint8)
         images: dict[SplitName, np.ndarray] = {
@@ -99,6 +103,7 @@ class Data:
             **splits,
             split_rule=split_rule,
             fingerprint=_fingerprint(splits),
+            class_names=_name_classes(name, splits, class_names),
         )
 
     @property
@@ -160,6 +165,25 @@ def _find_labels(
             f"{num_images} integers, one per image."
         )
     return found.astype(np.int32, copy=False)
+
+
+def _name_classes(
+    name: str, splits: Mapping[SplitName, Split], given: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    every = [split.labels for split in splits.values() if split.labels is not None and len(split)]
+    if not every:
+        return None
+    lowest, highest = min(map(np.min, every)), max(map(np.max, every))
+    names = tuple(map(str, range(highest + 1)) if given is None else given)
+    if lowest < 0 or highest >= len(names):
+        raise VaeJaxError(
+            f"The labels of {name} go from {lowest} to {highest}, and it has {len(names)} classes: "
+            "count them from 0, with a name for each."
+        )
+    if len(set(names)) < len(names):
+        twice = next(each for each in names if names.count(each) > 1)
+        raise VaeJaxError(f"Two classes of {name} are named {twice!r}: give each its own name.")
+    return names
 
 
 def _fingerprint(splits: Mapping[SplitName, Split]) -> str:

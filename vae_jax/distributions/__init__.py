@@ -16,6 +16,7 @@ from vae_jax.distributions.base import (
     exact_kl,
     one_event_axis,
     register_kl,
+    sample_each,
     split_key,
     sum_event,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "nearest",
     "one_event_axis",
     "register_kl",
+    "sample_each",
     "split_key",
     "sum_event",
 ]
