@@ -35,7 +35,7 @@ def learn(run: Run, num_train: int, hidden: int, seed: int) -> MLPClassifier:
     train = run.experiment.data.train
     assert train.labels is not None
     order = np.random.default_rng(seed).permutation(len(train))[:num_train]
-    classifier = MLPClassifier((hidden,), early_stopping=True, random_state=seed)
+    classifier = MLPClassifier((hidden,), early_stopping=len(order) > 1000, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(pixels(train.images[order] / np.float32(255)), train.labels[order])

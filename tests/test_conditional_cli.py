@@ -23,7 +23,7 @@ def experiment(*, conditional: bool = True) -> Experiment:
 
     given = model(16).clone(labels=LabelEmbedding(8, 4) if conditional else None)
     return dataclasses.replace(
-        unconditional(), model=given, num_steps=400, log_every=200, checkpoint_every=400
+        unconditional(num_steps=1500, learning_rate=2e-2), model=given, num_steps=1500, log_every=500, checkpoint_every=1500
     )
 """
 

@@ -30,7 +30,13 @@ from .networks import MLP as MLP
 from .networks import ConvDecoder as ConvDecoder
 from .networks import ConvEncoder as ConvEncoder
 from .networks import GatedMLP as GatedMLP
+from .networks import ResNetDecoder as ResNetDecoder
+from .networks import ResNetEncoder as ResNetEncoder
 from .networks import SpectralNorm as SpectralNorm
+from .networks import VGGDecoder as VGGDecoder
+from .networks import VGGEncoder as VGGEncoder
+from .networks import XceptionDecoder as XceptionDecoder
+from .networks import XceptionEncoder as XceptionEncoder
 from .objectives.adversarial import AdversarialAutoencoder as AdversarialAutoencoder
 from .objectives.elbo import ELBO as ELBO
 from .objectives.factor_vae import FactorVAE as FactorVAE

@@ -6,6 +6,7 @@ and every objective what it requires. Refusals name the public parts that would 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -16,6 +17,7 @@ from vae_jax.errors import VaeJaxError
 
 if TYPE_CHECKING:
     from vae_jax.data import Data
+    from vae_jax.distributions import Distribution
 
 Space = Literal["real", "sphere", "onehot", "simplex", "codes"]
 Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
@@ -62,6 +64,21 @@ class Requirements:
     critic: tuple[str, ...] = ()
     one_layer: bool = False
     whole_batch: bool = False
+
+
+def latent_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """The event shape of z: `(d,)` where a vector is given by its length d.
+
+    Raises:
+        VaeJaxError: a size is no whole number above zero, or there is none.
+    """
+    event = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if not event or any(not isinstance(size, Integral) or size < 1 for size in event):
+        raise VaeJaxError(
+            f"{shape} is no shape of latents: take d for vectors, (n, d) for sets of n vectors or "
+            "(h, w, c) for maps, all at least 1."
+        )
+    return tuple(int(size) for size in event)
 
 
 Kind = Literal["posterior", "prior", "likelihood", "objective"]
@@ -234,26 +251,40 @@ def check_objective(objective: Any, model: Any) -> None:
 
 
 def check_shapes(model: Any) -> None:
-    """Prior and posterior have events of the same shape; every network takes what it is given.
+    """Vectors are given by their length; every network and density takes what it is given.
 
     Raises:
         VaeJaxError: the parts do not fit together.
     """
+    for part in [*posteriors_of(model), *getattr(model, "conditionals", ()), model.prior]:
+        dim = getattr(part, "dim", 1)
+        if not isinstance(dim, Integral) or dim < 1:
+            raise VaeJaxError(
+                f"{type(part).__name__} is for vectors, of a number of dimensions above zero, not "
+                f"{dim}: take one, or a part for any shape, such as DiagonalGaussian and "
+                "StandardNormal."
+            )
     x = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     try:
-        terms, _ = jax.eval_shape(model.init_with_output, key, x, keys)
+        jax.eval_shape(model.init, key, x, keys)
     except (TypeError, ValueError) as error:
         first = next(iter(str(error).splitlines()), repr(error))
         raise VaeJaxError(f"The parts of the model do not fit together: {first}") from error
-    qs, ps = (each if isinstance(each, tuple) else (each,) for each in (terms.q, terms.p))
-    for q, p in zip(qs, ps, strict=True):
-        if q.event_shape != p.event_shape:
-            raise VaeJaxError(
-                f"The posterior's latents have the shape {q.event_shape}, the prior's "
-                f"{p.event_shape}: give both the same."
-            )
+
+
+def check_events(q: "Distribution", p: "Distribution") -> None:
+    """A layer's q and p are over latents of one shape, which broadcasting alone would not ensure.
+
+    Raises:
+        VaeJaxError: they are not.
+    """
+    if q.event_shape != p.event_shape:
+        raise VaeJaxError(
+            f"The posterior's latents have the shape {q.event_shape}, the prior's "
+            f"{p.event_shape}: give both the same."
+        )
 
 
 def check_accumulation(model: Any, objective: Any) -> None:

@@ -88,7 +88,7 @@ def draw(run: Run) -> list[Path]:
     rows = np.arange(min(5000, shown))
     x, y = generate.images_of(run, split, rows), generate.labels_of(run, split, rows)
     z = np.asarray(generate.posterior_means(run, x, y))
-    if generate.has_coordinates(run) and z.shape[-1] == 2:
+    if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels
         drawn["latents"] = plots.latent_scatter(
             z, None if labels is None else labels[rows], data.class_names

@@ -240,10 +240,8 @@ def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
 
 
 def has_coordinates(run: Run) -> bool:
-    """Whether the bottom layer's latents are real vectors `[d]`."""
-    model: Any = run.experiment.model
-    posterior = model.posteriors[0] if hasattr(model, "posteriors") else model.posterior
-    return posterior.space == "real" and posterior.event_ndims == 1
+    """Whether the bottom layer's latents are real, so that each component can be moved alone."""
+    return space_of(run) == "real"
 
 
 def traverse(
@@ -260,25 +258,26 @@ def traverse(
             thousand images.
 
     Returns:
-        Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`.
+        Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`: their places in
+        z, flattened.
 
     Raises:
-        VaeJaxError: the latents are no real vectors, or the split has no such row.
+        VaeJaxError: the latents are not real, or the split has no such row.
     """
     if not has_coordinates(run):
         raise VaeJaxError(
-            f"The latents of {run.folder.path} are no real vectors `[d]`, so there is no "
-            "coordinate to move along."
+            f"The latents of {run.folder.path} are not real, so there is no coordinate to move "
+            "along."
         )
     split_size = len(getattr(run.experiment.data, split))
     some, own = np.arange(min(1000, split_size)), np.array([row])
     means = posterior_means(run, images_of(run, split, some), labels_of(run, split, some))
-    dims = np.argsort(-np.asarray(means.var(0)))[:most]
-    x = images_of(run, split, own)
+    dims = np.argsort(-np.asarray(means.var(0)).ravel())[:most]
     y = labels_of(run, split, own)
-    z = posterior_means(run, x, y)[0]
+    z = posterior_means(run, images_of(run, split, own), y)[0]
     values = np.linspace(-3, 3, steps)
-    moved = jnp.stack([jnp.stack([z.at[d].set(v) for v in values]) for d in dims])
+    places = [np.unravel_index(d, z.shape) for d in dims]
+    moved = jnp.stack([jnp.stack([z.at[place].set(v) for v in values]) for place in places])
     return decode_means(run, moved, y), values, dims
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.compatibility import check_events
 from vae_jax.conditional import LabelEmbedding
 from vae_jax.distributions import Distribution, Normal, Shape, sample_each
 from vae_jax.errors import VaeJaxError
@@ -40,16 +41,16 @@ class Hierarchy(nn.Module):
     image_shape: Shape = (28, 28, 1)
 
     def decode(self, z: Array) -> Distribution:
-        """p(x|z_1) for latents `[..., d_1]`: batch `[...]`, event `[H, W, C]`."""
+        """p(x|z_1) for latents `[..., *event_1]`: batch `[...]`, event `[H, W, C]`."""
 
         def likelihood(z: Array) -> Distribution:
             features = self.decoders[0](self._for_decoder(z), self.image_shape)
             return self.likelihood(features, self.image_shape)
 
-        return apply_flat(likelihood, z)
+        return apply_flat(likelihood, z, self.posteriors[0].event_ndims)
 
     def sample(self, keys: Array) -> tuple[tuple[Array, ...], Distribution]:
-        """Latents of every layer `[N, d_l]`, bottom first, a draw for each key, and p(x|z_1)."""
+        """Latents of every layer `[N, *event_l]`, bottom first, one for each key, and p(x|z_1)."""
         z = sample_each(self._top(), fold_in_each(keys, len(self.encoders) - 1))
         zs = [z]
         for layer in reversed(range(len(self.encoders) - 1)):
@@ -58,12 +59,12 @@ class Hierarchy(nn.Module):
         return tuple(zs), self.decode(z)
 
     def log_prior(self, zs: Sequence[Array]) -> Array:
-        """ln p(z_1, ..., z_L) for latents `[..., d_l]`, bottom first: `[...]`, nats."""
+        """ln p(z_1, ..., z_L) for latents `[..., *event_l]`, bottom first: `[...]`, nats."""
         log_pz = [p.log_prob(z) for p, z in zip(self._priors(zs), zs, strict=True)]
         return jnp.stack(log_pz).sum(0)
 
     def log_joint(self, x: Array, zs: Sequence[Array]) -> Array:
-        """ln p(x, z_1, ..., z_L) for images `[B, H, W, C]` and latents `[..., B, d_l]`, nats."""
+        """ln p(x, z_1, ..., z_L) of images `[B, H, W, C]`, latents `[..., B, *event_l]`, nats."""
         return self.decode(zs[0]).log_prob(x) + self.log_prior(zs)
 
     def _terms(
@@ -75,6 +76,8 @@ class Hierarchy(nn.Module):
         ps: Sequence[Distribution],
         kl: Array | None,
     ) -> Terms:
+        for q, p in zip(qs, ps, strict=True):
+            check_events(q, p)
         px = observed(self.likelihood, self.decode(zs[0]), x)
         return Terms(
             x=x,
@@ -96,7 +99,7 @@ class Hierarchy(nn.Module):
         def conditional(z: Array) -> Normal:
             return self.conditionals[layer](self.decoders[layer + 1](self._for_decoder(z)))
 
-        return apply_flat(conditional, z)
+        return apply_flat(conditional, z, self.posteriors[layer + 1].event_ndims)
 
     def _for_encoder(self, x: Array) -> Array:
         return x if self.labels is None else self.labels.for_encoder(x)
@@ -146,11 +149,11 @@ class HierarchicalVAE(Hierarchy):
         def posterior(z: Array) -> Normal:
             return self.posteriors[layer](self.encoders[layer](self._for_encoder(z)))
 
-        return apply_flat(posterior, z)
+        return apply_flat(posterior, z, self.posteriors[layer - 1].event_ndims)
 
 
 def sample_layer(q: Distribution, keys: Array, place: int, num_samples: int) -> Array:
-    """Latents `[K, B, d]` of the layer that is inferred at a place, 0 first, of keys `[B]`.
+    """Latents `[K, B, *event]` of the layer that is inferred at a place, 0 first, of keys `[B]`.
 
     Args:
         q: of batch `[B]` at place 0, else `[K, B]`, given the latents before.

@@ -37,9 +37,13 @@ def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
         VaeJaxError: the family is not known here.
     """
     match q:
-        case Normal(loc, scale):
+        case Normal(loc, scale, event_ndims=ndims):
             log_scale = jnp.broadcast_to(jnp.log(scale), loc.shape)
-            return (loc, log_scale), lambda theta: Normal(theta[0], jnp.exp(theta[1]))
+
+            def make_normal(theta: Any) -> Normal:
+                return Normal(theta[0], jnp.exp(theta[1]), event_ndims=ndims)
+
+            return (loc, log_scale), make_normal
         case MultivariateNormal(loc, scale_tril):
             diagonal = jnp.eye(loc.shape[-1], dtype=bool)
             theta = loc, jnp.where(diagonal, jnp.log(scale_tril), scale_tril)

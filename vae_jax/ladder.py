@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.compatibility import check_events
 from vae_jax.distributions import Distribution, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
 from vae_jax.hierarchical import Hierarchy, sample_layer
@@ -26,6 +27,7 @@ class LadderVAE(Hierarchy):
         """
         q, *below = self._bottom_up(x)
         p = self._top()
+        check_events(q, p)
         z = sample_layer(q, keys, 0, num_samples)
         qs, ps, zs = [q], [p], [z]
         for place, evidence in enumerate(below, start=1):
@@ -66,7 +68,7 @@ def merge(evidence: Distribution, p: Distribution) -> Normal:
         p: top-down, batch `[..., B]`.
 
     Raises:
-        VaeJaxError: one of them is no Normal.
+        VaeJaxError: one of them is no Normal, or they are over latents of two shapes.
     """
     if not (isinstance(evidence, Normal) and isinstance(p, Normal)):
         names = " and a ".join(type(given).__name__ for given in (evidence, p))
@@ -74,6 +76,7 @@ def merge(evidence: Distribution, p: Distribution) -> Normal:
             f"A LadderVAE merges two Gaussians of independent components, and was given a {names}: "
             "below the top, take DiagonalGaussian for posteriors and conditionals."
         )
+    check_events(evidence, p)
     precision = evidence.scale**-2 + p.scale**-2
     loc = (evidence.loc * evidence.scale**-2 + p.loc * p.scale**-2) / precision
-    return Normal(loc, precision**-0.5)
+    return Normal(loc, precision**-0.5, event_ndims=evidence.event_ndims)

@@ -21,7 +21,7 @@ from jax import Array
 
 from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
-from vae_jax.compatibility import Space, Trait, check_prior
+from vae_jax.compatibility import Space, Trait, check_prior, posteriors_of
 from vae_jax.conditional import given, labels_of
 from vae_jax.data import index_keys
 from vae_jax.distributions import Distribution, Shape
@@ -175,8 +175,7 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
             f"{type(model.prior).__name__} has a density for each class, which one fitted to the "
             "latents of all would replace: sample from the model's own prior."
         )
-    posterior = model.posteriors[-1] if hasattr(model, "posteriors") else model.posterior
-    check_prior(posterior, prior)
+    check_prior(posteriors_of(model)[-1], prior)
     model = model.clone(prior=prior)
     z = latents_of(run, seed)
     variables = run.seed_variables
@@ -188,6 +187,11 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
 
     def bound(params: Any, z: Array, keys: Array) -> Array:
         p = nn.apply(prior_of, model)({"params": frozen | {"prior": params}, **rest})
+        if p.event_shape != z.shape[1:]:
+            raise VaeJaxError(
+                f"The latents have the shape {z.shape[1:]}, those of {type(prior).__name__} "
+                f"{p.event_shape}: give both the same."
+            )
         return p.elbo(z, keys) if isinstance(p, SecondStage) else p.log_prob(z)
 
     def step(carry: Any, step: Array) -> tuple[Any, Array]:
@@ -243,20 +247,21 @@ def prior_for(run: Run, family: Family) -> Any:
         VaeJaxError: the family has none for them.
     """
     model: Any = run.experiment.model
+    space = posteriors_of(model)[-1].space
     variables = given(run.seed_variables, None if model.labels is None else [0])
     shape = jax.eval_shape(partial(latents_shape, model), variables).shape
     match family, len(shape):
-        case "mixture", 1:
-            return GaussianMixture(100, shape[0])
+        case "mixture", _ if space == "real":
+            return GaussianMixture(100, shape)
         case "flow", 1:
             return RealNVP(shape[0])
         case "vae", 1:
             return SecondStageVAE(shape[0])
-        case "autoregressive", _ if model.posterior.space == "codes":
+        case "autoregressive", _ if space == "codes":
             return AutoregressiveCodes(shape[:-1])
     raise VaeJaxError(
-        f"No prior of the family {family!r} fits latents of the shape {shape}: for vectors take "
-        "mixture, flow or vae; for codes autoregressive."
+        f"No prior of the family {family!r} fits latents of the shape {shape}: for real vectors "
+        "take mixture, flow or vae; for other real latents mixture; for codes autoregressive."
     )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from vae_jax.compatibility import check_events
 from vae_jax.conditional import LabelEmbedding
 from vae_jax.distributions import Distribution, Shape, exact_kl, sample_each
 from vae_jax.likelihoods.base import observed
@@ -138,6 +139,7 @@ class VAE(nn.Module):
         """
         q = self.encode(x)
         p = self.prior(self)
+        check_events(q, p)
         z, log_qz = q.sample_and_log_prob(keys, (num_samples,))
         z, path = weigh_path(z, jnp.zeros(z.shape[:2], z.dtype))
         log_pz = p.log_prob(z)

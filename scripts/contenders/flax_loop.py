@@ -38,8 +38,7 @@ class Conv(nn.Module):
         z = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
         h = nn.relu(nn.Dense(7 * 7 * 64)(nn.relu(nn.Dense(256)(z)))).reshape(-1, 7, 7, 64)
         h = nn.relu(nn.ConvTranspose(32, (4, 4), strides=(2, 2))(h))
-        h = nn.relu(nn.ConvTranspose(16, (4, 4), strides=(2, 2))(h))
-        return nn.Dense(1)(h), mean, logvar
+        return nn.ConvTranspose(1, (4, 4), strides=(2, 2))(h), mean, logvar
 
 
 def main(work: Literal["mlp", "conv"], batch_size: int = 128, log_every: int = 100) -> None:

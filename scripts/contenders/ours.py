@@ -54,7 +54,7 @@ def model_of(work: Work) -> VAE:
             encoder=ConvEncoder((32, 64), dense=256),
             posterior=DiagonalGaussian(32),
             prior=StandardNormal(32),
-            decoder=ConvDecoder((64, 32, 16), dense=256),
+            decoder=ConvDecoder((64, 32, 1), dense=256, affine_last=True),
             likelihood=Bernoulli(),
         )
     if work == "vampprior":

@@ -86,7 +86,7 @@ class Model(nn.Module):
         else:
             grey = work == "conv"
             down, up, latents, size, colours = (
-                ((1, 32, 64), (64, 32, 16), 32, 7, 1)
+                ((1, 32, 64), (64, 32, 1), 32, 7, 1)
                 if grey
                 else ((3, 64, 128), (128, 64, 32), 64, 8, 3)
             )
@@ -109,8 +109,8 @@ class Model(nn.Module):
                 nn.Unflatten(1, (up[0], size, size)),
                 *(Residual(up[0]) for _ in range(blocks)),
                 *ends,
-                *conv_transpose(up),
-                nn.Conv2d(up[-1], colours, 1),
+                *(conv_transpose(up)[:-1] if grey else conv_transpose(up)),
+                *([] if grey else [nn.Conv2d(up[-1], colours, 1)]),
             )
             self.to(memory_format=torch.channels_last)
         self.mean, self.logvar = nn.Linear(hidden, latents), nn.Linear(hidden, latents)

@@ -13,6 +13,7 @@ from vae_jax.distributions.base import (
     Elementwise,
     Shape,
     draw,
+    one_event_axis,
     register_kl,
     sum_event,
 )
@@ -36,14 +37,15 @@ class Normal(Elementwise):
         return sum_event(log_density, self.event_ndims)
 
     def log_prob_pairs(self, value: Array) -> Array:
-        """As the base class says; for vectors in less memory and time than pair by pair."""
-        if self.loc.ndim != 2 or self.event_ndims != 1:
+        """As the base class says; for one batch axis in less memory and time than pair by pair."""
+        if len(self.batch_shape) != 1 or self.event_ndims == 0:
             return super().log_prob_pairs(value)
         scale = jnp.broadcast_to(self.scale, self.loc.shape)
-        distances = squared_distances(value.reshape(-1, value.shape[-1]), self.loc, 1 / scale)
+        loc, scale, flat = (one_event_axis(a, self.event_ndims) for a in (self.loc, scale, value))
+        distances = squared_distances(flat.reshape(-1, loc.shape[-1]), loc, 1 / scale)
         log_normalizer = sum_event(jnp.log(scale) + 0.5 * math.log(2 * math.pi), 1)
         log_density = -0.5 * distances - log_normalizer
-        return log_density.reshape(*value.shape[:-1], len(self.loc))
+        return log_density.reshape(*flat.shape[:-1], len(loc))
 
 
 @jax.custom_vjp

@@ -28,6 +28,33 @@ def _pads(spatial: Sequence[int], kernel: Array, stride: int) -> list[tuple[int,
     return [_same_padding(n, k, stride) for n, k in zip(spatial, kernel.shape[:2], strict=True)]
 
 
+def _windows(x: Array, size: int, count: int, axis: int, to: int) -> Array:
+    """Each of `count` places on an axis beside the `size - 1` after it, along axis `to`."""
+    shifted = (lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(size))
+    return jnp.concatenate(list(shifted), to)
+
+
+def _patches(x: Array, kernel: Array, stride: int) -> Array:
+    """What the kernel sees of each place, `[N, ceil(H/stride), ceil(W/stride), h * w * I]`.
+
+    Of blocks of stride x stride pixels, so that memory is moved in long pieces, forward and in the
+    transpose: strided slices, and the padding that is theirs, are several times slower.
+    """
+    height, width, channels, _ = kernel.shape
+    places = [-(-n // stride) for n in x.shape[1:3]]
+    across = [-(-n // stride) for n in (height, width)]
+    full = [(n + a - 1) * stride for n, a in zip(places, across, strict=True)]
+    lows = [low for low, _ in _pads(x.shape[1:3], kernel, stride)]
+    # Negative where a stride skips the last pixels.
+    edges = [(low, f - low - n, 0) for low, f, n in zip(lows, full, x.shape[1:3], strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    rows, columns = (f // stride for f in full)
+    x = x.reshape(-1, rows, stride, columns, stride * channels)
+    x = _windows(x, across[1], places[1], axis=3, to=4)[..., : width * channels]
+    x = _windows(x.swapaxes(2, 3), across[0], places[0], axis=1, to=3)[..., :height, :]
+    return x.reshape(*x.shape[:3], -1)
+
+
 def conv(x: Array, kernel: Array, stride: int) -> Array:
     """Strided cross-correlation with "SAME" padding.
 
@@ -39,26 +66,17 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
     Returns:
         `[N, ceil(H/stride), ceil(W/stride), O]`.
     """
-    pads = _pads(x.shape[1:3], kernel, stride)
 
     def as_matrix_product(x: Array, kernel: Array) -> Array:
-        rows, columns = (-(-n // stride) for n in x.shape[1:3])
-        padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-        patches = [
-            padded[
-                :,
-                i : i + stride * (rows - 1) + 1 : stride,
-                j : j + stride * (columns - 1) + 1 : stride,
-            ]
-            for i in range(kernel.shape[0])
-            for j in range(kernel.shape[1])
-        ]
-        return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        # Without the barrier, the gradient of the matrix transposes the patches, not the outputs.
+        outputs_first = lax.optimization_barrier(matrix.T)
+        return lax.dot_general(_patches(x, kernel, stride), outputs_first, (((3,), (1,)), ((), ())))
 
     library = partial(
         lax.conv_general_dilated,
         window_strides=(stride, stride),
-        padding=pads,
+        padding=_pads(x.shape[1:3], kernel, stride),
         dimension_numbers=_LAYOUT,
     )
     return lax.platform_dependent(x, kernel, cpu=as_matrix_product, default=library)
@@ -76,37 +94,8 @@ def conv_transpose(x: Array, kernel: Array, stride: int, spatial: Shape) -> Arra
     Returns:
         `[N, H, W, I]`.
     """
-    height, width = spatial
-    pads = _pads(spatial, kernel, stride)
-
-    def as_matrix_product(x: Array, kernel: Array) -> Array:
-        rows, columns = x.shape[1:3]
-        # pixels[..., i, j, :] is what each input pixel adds at offset (i, j) of its patch.
-        pixels = jnp.einsum("nrco,ijko->nrcijk", x, kernel)
-        full = [n + low + high for n, (low, high) in zip(spatial, pads, strict=True)]
-        zero = jnp.zeros((), x.dtype)
-        placed = jnp.zeros((x.shape[0], *full, kernel.shape[2]), x.dtype)
-        for i in range(kernel.shape[0]):
-            for j in range(kernel.shape[1]):
-                after_i = full[0] - i - stride * (rows - 1) - 1
-                after_j = full[1] - j - stride * (columns - 1) - 1
-                spread = [(0, 0, 0), (i, after_i, stride - 1), (j, after_j, stride - 1), (0, 0, 0)]
-                placed += lax.pad(pixels[:, :, :, i, j], zero, spread)
-        (top, _), (left, _) = pads
-        return placed[:, top : top + height, left : left + width]
-
-    def library(x: Array, kernel: Array) -> Array:
-        forward = partial(
-            lax.conv_general_dilated,
-            rhs=kernel,
-            window_strides=(stride, stride),
-            padding=pads,
-            dimension_numbers=_LAYOUT,
-        )
-        image = jax.ShapeDtypeStruct((x.shape[0], height, width, kernel.shape[2]), x.dtype)
-        return jax.linear_transpose(forward, image)(x)[0]
-
-    return lax.platform_dependent(x, kernel, cpu=as_matrix_product, default=library)
+    image = jax.ShapeDtypeStruct((x.shape[0], *spatial, kernel.shape[2]), x.dtype)
+    return jax.linear_transpose(partial(conv, kernel=kernel, stride=stride), image)(x)[0]
 
 
 class ResidualBlock(nn.Module):
@@ -176,6 +165,8 @@ class ConvDecoder(nn.Module):
         kernel_size: side of the square kernels.
         residual_blocks: on the coarsest map.
         activation: after every layer.
+        affine_last: leave it out after the last layer, as where that has a channel for each
+            parameter of a pixel and the likelihood's own affine map adds nothing.
         kernel_init: of every layer; biases start at zero.
     """
 
@@ -184,6 +175,7 @@ class ConvDecoder(nn.Module):
     kernel_size: int = 4
     residual_blocks: int = 0
     activation: Callable[[Array], Array] = jax.nn.relu
+    affine_last: bool = False
     kernel_init: Initializer = nn.initializers.he_normal()
 
     @nn.compact
@@ -209,7 +201,9 @@ class ConvDecoder(nn.Module):
             shape = (self.kernel_size, self.kernel_size, channels, x.shape[-1])
             kernel = self.param(f"kernel_{layer}", self.kernel_init, shape)
             bias = self.param(f"bias_{layer}", nn.initializers.zeros, (channels,))
-            x = self.activation(conv_transpose(x, kernel, 2, size) + bias)
+            x = conv_transpose(x, kernel, 2, size) + bias
+            if layer + 2 < len(self.features) or not self.affine_last:
+                x = self.activation(x)
         return x
 
     def _from_vector(self, z: Array, size: Shape, dense: int) -> Array:

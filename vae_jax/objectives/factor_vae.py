@@ -19,8 +19,8 @@ def permute_dims(z: Array, noise: Array) -> Array:
     """Each latent shuffled over the batch: from q(z) to prod_j q(z_j) (Kim & Mnih 2018, alg. 1).
 
     Args:
-        z: `[N, d]`.
-        noise: uniform, `[N, d]`; the order of a column is that latent's permutation.
+        z: `[N, *event]`.
+        noise: uniform, `[N, *event]`; the order of a column is that latent's permutation.
     """
     return jnp.take_along_axis(z, noise.argsort(0), 0)
 

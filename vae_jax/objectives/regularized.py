@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.compatibility import Requirements
+from vae_jax.distributions import sum_event
 from vae_jax.objectives.base import Metrics, rate_and_distortion
 from vae_jax.vae import Terms, fold_in_each
 
@@ -19,7 +20,7 @@ def gradient_penalty(model: Any, z: Array, keys: Array) -> Array:
 
     Args:
         model: bound to its parameters.
-        z: `[B, d]`.
+        z: `[B, *event]`.
         keys: `[B]`.
     """
     unbound, variables = model.unbind()  # a bound module cannot be differentiated
@@ -29,7 +30,7 @@ def gradient_penalty(model: Any, z: Array, keys: Array) -> Array:
 
     images, pull_back = jax.vjp(decode, z)
     signs = jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype))(keys)
-    return (pull_back(signs)[0] ** 2).sum(-1)
+    return sum_event(pull_back(signs)[0] ** 2, z.ndim - 1)
 
 
 def squared_weights(model: Any) -> Array:
@@ -76,7 +77,7 @@ class RAE:
         """Loss in nats per image; there is no bound."""
         del step
         z: Any = terms.z[0]
-        metrics = rate_and_distortion(terms) | {"squared_norm": (z**2).sum(-1).mean()}
+        metrics = rate_and_distortion(terms) | {"squared_norm": sum_event(z**2, z.ndim - 1).mean()}
         loss = metrics["distortion"] + 0.5 * self.beta * metrics["squared_norm"]
         if self.l2:
             loss += self.l2 * squared_weights(model)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.compatibility import Requirements
+from vae_jax.distributions import one_event_axis
 from vae_jax.objectives.base import Metrics, bound_metrics
 from vae_jax.parallel import batch_offset, whole_batch
 from vae_jax.vae import Terms
@@ -144,12 +145,13 @@ class DIPVAE:
         del step, model
         metrics = bound_metrics(terms)
         q: Any = terms.q
-        mean = whole_batch(q.mean)
+        ndims = len(q.event_shape)
+        mean = whole_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)
         covariance = centred.T @ centred / len(mean)
         if self.covariance_of == "z":
             variance = jnp.broadcast_to(q.scale**2, q.loc.shape)
-            covariance += jnp.diag(whole_batch(variance).mean(0))
+            covariance += jnp.diag(whole_batch(one_event_axis(variance, ndims)).mean(0))
         diagonal = jnp.diag(covariance)
         off_diagonal = covariance - jnp.diag(diagonal)
         penalty = (

@@ -5,7 +5,7 @@ with what priors and objectives need:
 
 - `space`: where z lives. `"real"`: R^d. `"sphere"`: unit vectors. `"onehot"`: one-hot vectors
   `[n, C]`. `"simplex"`: probability vectors `[n, C]`. `"codes"`: vectors of a finite codebook.
-- `event_ndims`: how many axes one z has.
+- `event_ndims`: how many axes one z has; where `shape` says it, a property.
 - `traits`: what its distribution can do. `"density"`: `log_prob` is a density or mass, so that
   importance weights mean something. `"path"`: its density is differentiable along z, with the
   parameters held. `"factors"`: independent components, each with a KL of its own. `"amortized"`:

@@ -8,8 +8,9 @@ from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait
+from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import Elementwise, Shape
+from vae_jax.posteriors.affine import affine
 
 
 @struct.dataclass
@@ -35,19 +36,27 @@ class Deterministic(nn.Module):
     """z = mu(h), affine: for objectives that ask for no density of q and no noise.
 
     Attributes:
-        dim: latent dimensions d.
+        shape: of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
         kernel_init: of the affine map.
     """
 
-    dim: int
+    shape: int | Shape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
     traits: ClassVar[frozenset[Trait]] = frozenset({"amortized"})
+
+    @property
+    def event_ndims(self) -> int:
+        """Axes of z."""
+        return len(latent_shape(self.shape))
 
     @nn.compact
     def __call__(self, features: Array) -> Delta:
-        """Features `[B, ...]`, flattened, to batch `[B]`, event `[d]`."""
-        h = features.reshape(features.shape[0], -1)
-        return Delta(nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h))
+        """Features `[B, ...]` to batch `[B]`, event `[*shape]`.
+
+        Raises:
+            VaeJaxError: features that do not fit the shape.
+        """
+        loc = affine(features, self.shape, "loc", self.kernel_init)
+        return Delta(loc, event_ndims=self.event_ndims)

@@ -8,8 +8,9 @@ import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait
-from vae_jax.distributions import MultivariateNormal, Normal
+from vae_jax.compatibility import Space, Trait, latent_shape
+from vae_jax.distributions import MultivariateNormal, Normal, Shape
+from vae_jax.posteriors.affine import affine
 
 
 class DiagonalGaussian(nn.Module):
@@ -18,28 +19,36 @@ class DiagonalGaussian(nn.Module):
     Also p(z_l | z_{l+1}) inside hierarchical models.
 
     Attributes:
-        dim: latent dimensions d.
+        shape: of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
         kernel_init: initializer of both affine maps.
         log_scale_range: limits that ln sigma is clipped to.
     """
 
-    dim: int
+    shape: int | Shape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     log_scale_range: tuple[float, float] = (-jnp.inf, jnp.inf)
 
     space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
     traits: ClassVar[frozenset[Trait]] = frozenset(
         {"density", "path", "factors", "amortized", "noise"}
     )
 
+    @property
+    def event_ndims(self) -> int:
+        """Axes of z."""
+        return len(latent_shape(self.shape))
+
     @nn.compact
     def __call__(self, features: Array) -> Normal:
-        """Features `[B, ...]`, flattened, to a Normal with batch `[B]` and event `[d]`."""
-        h = features.reshape(features.shape[0], -1)
-        loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
-        log_scale = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_scale")(h)
-        return Normal(loc, jnp.exp(jnp.clip(log_scale, *self.log_scale_range)))
+        """Features `[B, ...]` to a Normal with batch `[B]` and event `[*shape]`.
+
+        Raises:
+            VaeJaxError: features that do not fit the shape.
+        """
+        loc = affine(features, self.shape, "loc", self.kernel_init)
+        log_scale = affine(features, self.shape, "log_scale", self.kernel_init)
+        scale = jnp.exp(jnp.clip(log_scale, *self.log_scale_range))
+        return Normal(loc, scale, event_ndims=self.event_ndims)
 
 
 class FullCovarianceGaussian(nn.Module):

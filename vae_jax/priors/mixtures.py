@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.compatibility import Space, Trait
+from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import Mixture, Normal, Shape
 
 
@@ -19,11 +19,11 @@ class GaussianMixture(nn.Module):
 
     Attributes:
         num_components: C.
-        dim: latent dimensions d.
+        shape: of z: d, (n, d) or (h, w, c).
     """
 
     num_components: int
-    dim: int
+    shape: int | Shape
 
     spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
     needs: ClassVar[frozenset[Trait]] = frozenset()
@@ -32,12 +32,14 @@ class GaussianMixture(nn.Module):
 
     @nn.compact
     def __call__(self, model: Any) -> Mixture:
-        """Batch `[]`, event `[d]`."""
-        shape = (self.num_components, self.dim)
+        """Batch `[]`, event `[*shape]`."""
+        event = latent_shape(self.shape)
+        shape = (self.num_components, *event)
         loc = self.param("loc", nn.initializers.normal(1.0), shape)
         log_scale = self.param("log_scale", nn.initializers.zeros, shape)
         logits = self.param("logits", nn.initializers.zeros, (self.num_components,))
-        return Mixture(jax.nn.log_softmax(logits), Normal(loc, jnp.exp(log_scale)))
+        components = Normal(loc, jnp.exp(log_scale), event_ndims=len(event))
+        return Mixture(jax.nn.log_softmax(logits), components)
 
 
 class VampPrior(nn.Module):

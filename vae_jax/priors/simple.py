@@ -6,21 +6,26 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vae_jax.compatibility import Space, Trait
+from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import (
     Concrete,
     HypersphericalUniformDistribution,
     Laplace,
     Normal,
     OneHotCategorical,
+    Shape,
     StudentT,
 )
 
 
 class StandardNormal(nn.Module):
-    """p(z) = N(0, I) over `[dim]`."""
+    """p(z) = N(0, I).
 
-    dim: int
+    Attributes:
+        shape: of z: d, (n, d) or (h, w, c).
+    """
+
+    shape: int | Shape
 
     spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
     needs: ClassVar[frozenset[Trait]] = frozenset()
@@ -28,17 +33,21 @@ class StandardNormal(nn.Module):
     learned: ClassVar[bool] = False
 
     def __call__(self, model: Any) -> Normal:
-        """Batch `[]`, event `[dim]`."""
-        return Normal(jnp.zeros(self.dim), jnp.ones(self.dim))
+        """Batch `[]`, event `[*shape]`."""
+        event = latent_shape(self.shape)
+        return Normal(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
 
 class StandardLaplace(nn.Module):
-    """p(z) = prod Laplace(z_j; 0, 1) over `[dim]`: latents are pushed towards zero, in sparse ways.
+    """p(z) = prod Laplace(z_j; 0, 1): latents are pushed towards zero, in sparse ways.
 
     Its KL from a normal is exact.
+
+    Attributes:
+        shape: of z: d, (n, d) or (h, w, c).
     """
 
-    dim: int
+    shape: int | Shape
 
     spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
     needs: ClassVar[frozenset[Trait]] = frozenset()
@@ -46,19 +55,20 @@ class StandardLaplace(nn.Module):
     learned: ClassVar[bool] = False
 
     def __call__(self, model: Any) -> Laplace:
-        """Batch `[]`, event `[dim]`."""
-        return Laplace(jnp.zeros(self.dim), jnp.ones(self.dim))
+        """Batch `[]`, event `[*shape]`."""
+        event = latent_shape(self.shape)
+        return Laplace(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
 
 class StandardStudentT(nn.Module):
-    """p(z) = prod t(z_j), Student's t of location 0 and scale 1 over `[dim]`.
+    """p(z) = prod t(z_j), Student's t of location 0 and scale 1.
 
     Attributes:
-        dim: latent dimensions.
+        shape: of z: d, (n, d) or (h, w, c).
         dof: degrees of freedom of all components; None learns them as one parameter, from 5.
     """
 
-    dim: int
+    shape: int | Shape
     dof: float | None = None
 
     spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
@@ -72,12 +82,14 @@ class StandardStudentT(nn.Module):
 
     @nn.compact
     def __call__(self, model: Any) -> StudentT:
-        """Batch `[]`, event `[dim]`."""
+        """Batch `[]`, event `[*shape]`."""
         if self.dof is None:
             dof = jnp.exp(self.param("log_dof", nn.initializers.constant(math.log(5.0)), ()))
         else:
             dof = jnp.asarray(self.dof)
-        return StudentT(jnp.zeros(self.dim), jnp.ones(self.dim), jnp.broadcast_to(dof, self.dim))
+        event = latent_shape(self.shape)
+        dof = jnp.broadcast_to(dof, event)
+        return StudentT(jnp.zeros(event), jnp.ones(event), dof, event_ndims=len(event))
 
 
 class HypersphericalUniform(nn.Module):

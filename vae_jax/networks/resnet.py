@@ -1,0 +1,149 @@
+"""Pre-activation residual networks (He et al. 2016, "Identity mappings"), and their mirror."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+from jax import Array
+
+from vae_jax.distributions import Shape
+from vae_jax.networks.layers import (
+    Conv,
+    Output,
+    as_output,
+    coarsest_map,
+    group_norm,
+    halvings,
+    max_pool,
+    upsample,
+)
+
+
+def _activated(x: Array) -> Array:
+    return jax.nn.relu(group_norm(x))
+
+
+class PreActivationBlock(nn.Module):
+    """x + F(relu(norm(x))): F is two 3x3 convolutions, or 1x1, 3x3, 1x1 around a bottleneck.
+
+    Where size or channels change, the shortcut is a 1x1 convolution of the normalized x.
+
+    Attributes:
+        features: channels of the result.
+        bottleneck: whether F narrows to a quarter of them in between.
+        stride: 2 halves the map.
+        size: (H, W) that the map is upsampled to first, in decoders.
+    """
+
+    features: int
+    bottleneck: bool
+    stride: int = 1
+    size: Shape | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, H, W, C]` to `[N, H', W', features]`."""
+        h = _activated(x)
+        if self.size is not None:
+            x, h = upsample(x, self.size), upsample(h, self.size)
+        if self.stride > 1 or x.shape[-1] != self.features:
+            x = Conv(self.features, 1, self.stride, name="shortcut")(h)
+        if self.bottleneck:
+            narrow = self.features // 4
+            h = _activated(Conv(narrow, 1)(h))
+            h = _activated(Conv(narrow, 3, self.stride)(h))
+            return x + Conv(self.features, 1)(h)
+        h = _activated(Conv(self.features, 3, self.stride)(h))
+        return x + Conv(self.features, 3)(h)
+
+
+class ResNetEncoder(nn.Module):
+    """Stages of residual blocks; each but the first halves the map and doubles the channels.
+
+    GroupNorm stands where the paper has batch normalization.
+
+    Attributes:
+        blocks: of each stage.
+        width: channels of the first convolution; four times as many come out of a first stage with
+            bottlenecks.
+        bottleneck: the blocks' form.
+        large_stem: the ImageNet networks' 7x7 convolution and 3x3 pool, a halving each, in place of
+            one 3x3 convolution.
+        output: a map, its places as tokens, or a vector, their mean.
+    """
+
+    blocks: Sequence[int]
+    width: int = 64
+    bottleneck: bool = False
+    large_stem: bool = False
+    output: Output = "map"
+
+    @classmethod
+    def resnet18(cls, output: Output = "map") -> "ResNetEncoder":
+        """He et al. (2015), table 1."""
+        return cls((2, 2, 2, 2), large_stem=True, output=output)
+
+    @classmethod
+    def resnet50(cls, output: Output = "map") -> "ResNetEncoder":
+        """He et al. (2015), table 1."""
+        return cls((3, 4, 6, 3), bottleneck=True, large_stem=True, output=output)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Images `[N, H, W, C]` to the map `[N, h, w, F]`, tokens `[N, h * w, F]` or `[N, F]`."""
+        if self.large_stem:
+            x = max_pool(Conv(self.width, 7, stride=2)(x), 3)
+        else:
+            x = Conv(self.width)(x)
+        for stage, (count, features) in enumerate(zip(self.blocks, _widths(self), strict=True)):
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                x = PreActivationBlock(features, self.bottleneck, stride)(x)
+        return as_output(_activated(x), self.output)
+
+
+class ResNetDecoder(nn.Module):
+    """`ResNetEncoder` read backwards: the last block of each stage upsamples.
+
+    Attributes:
+        blocks, width, bottleneck, large_stem: the encoder's.
+    """
+
+    blocks: Sequence[int]
+    width: int = 64
+    bottleneck: bool = False
+    large_stem: bool = False
+
+    @classmethod
+    def resnet18(cls) -> "ResNetDecoder":
+        """`ResNetEncoder.resnet18` in reverse."""
+        return cls((2, 2, 2, 2), large_stem=True)
+
+    @classmethod
+    def resnet50(cls) -> "ResNetDecoder":
+        """`ResNetEncoder.resnet50` in reverse."""
+        return cls((3, 4, 6, 3), bottleneck=True, large_stem=True)
+
+    @nn.compact
+    def __call__(self, z: Array, image_shape: Shape) -> Array:
+        """Latents `[N, ...]`, see `coarsest_map`, to `[N, H, W, width]`."""
+        widths = _widths(self)
+        steps = len(self.blocks) - 1
+        coarsest, *sizes = halvings(image_shape, steps + 2 * self.large_stem)
+        x = coarsest_map(z, coarsest, widths[-1])
+        for stage in reversed(range(len(self.blocks))):
+            below = widths[stage - 1] if stage else self.width
+            for block in reversed(range(self.blocks[stage])):
+                size = sizes.pop(0) if stage and not block else None
+                features = widths[stage] if block else below
+                x = PreActivationBlock(features, self.bottleneck, size=size)(x)
+        x = _activated(x)
+        for size, kernel_size in zip(sizes, (3, 7), strict=False):
+            x = _activated(Conv(self.width, kernel_size)(upsample(x, size)))
+        return x
+
+
+def _widths(net: ResNetEncoder | ResNetDecoder) -> list[int]:
+    """Channels of each stage."""
+    first = net.width * (4 if net.bottleneck else 1)
+    return [first * 2**stage for stage in range(len(net.blocks))]
