@@ -42,6 +42,11 @@ def learn(run: Run, num_train: int, hidden: int, seed: int) -> MLPClassifier:
     return classifier
 
 
+def named(classifier: MLPClassifier, images: np.ndarray) -> np.ndarray:
+    """The class `[N]` that each image in [0, 1] is taken for."""
+    return np.asarray(classifier.predict(pixels(images)))
+
+
 def tell_apart(
     run: Run, *, per_class: int = 100, num_train: int = 20_000, hidden: int = 256, seed: int = 0
 ) -> Table:
@@ -62,8 +67,8 @@ def tell_apart(
     classifier = learn(run, num_train, hidden, seed)
     labels = np.repeat(np.arange(len(names)), per_class)
     samples = generate.sample(run, len(labels), seed, labels)
-    right = classifier.predict(pixels(samples)) == labels
-    really_right = classifier.predict(pixels(test.images / np.float32(255))) == test.labels
+    right = named(classifier, samples) == labels
+    really_right = named(classifier, test.images / np.float32(255)) == test.labels
     groups = {"real test images": really_right, "samples": right}
     groups |= {f"samples of {name}": right[labels == y] for y, name in enumerate(names)}
     table = Table(title=f"{run.folder.path}: {run.checkpoint}, step {int(run.state.step[0])}")

@@ -113,7 +113,8 @@ def linear(request, tmp_path: Path) -> Linear:
         labels=dict(zip(("train", "valid", "test"), labels, strict=True)),
         class_names=NAMES,
     )
-    found = Linear(weights, offsets, prior_mean, prior_scale, noise, run=Any)
+    unknown: Any = None
+    found = Linear(weights, offsets, prior_mean, prior_scale, noise, run=unknown)
     to_posterior = found.posterior_variance * weights / noise**2
     kernel = np.zeros((PIXELS, 1 + C, D))  # of pixels and channels: grey, then one for each class
     kernel[:, 0] = to_posterior
@@ -145,7 +146,7 @@ def linear(request, tmp_path: Path) -> Linear:
 
 def test_every_bound_is_the_exact_likelihood_given_the_label(linear: Linear):
     """The posterior is exact, so each weight is p(x|y); the gaps are zero; AIS agrees."""
-    test = linear.run.experiment.data.test
+    test: Any = linear.run.experiment.data.test
     exact = linear.log_likelihood(test.images / 255, test.labels).mean()
     shuffled = linear.log_likelihood(test.images / 255, np.roll(test.labels, 1)).mean()
     assert abs(exact - shuffled) > 0.1

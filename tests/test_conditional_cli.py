@@ -22,9 +22,10 @@ def experiment(*, conditional: bool = True) -> Experiment:
     from vae_jax import LabelEmbedding
 
     given = model(16).clone(labels=LabelEmbedding(8, 4) if conditional else None)
-    return dataclasses.replace(
-        unconditional(num_steps=1500, learning_rate=2e-2), model=given, num_steps=1500, log_every=500, checkpoint_every=1500
+    short = unconditional(
+        num_steps=1500, learning_rate=2e-2, log_every=500, checkpoint_every=1500
     )
+    return dataclasses.replace(short, model=given)
 """
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpy.typing import ArrayLike
 
-from vae_jax.compatibility import Space, Trait
+from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.data import Split
 from vae_jax.distributions import Normal
 
@@ -115,7 +115,7 @@ class ClassGaussian(nn.Module):
     @nn.compact
     def __call__(self, model: Any) -> Normal:
         """Batch `[B]`, that of the labels given; event `[*shape]`."""
-        event = (self.shape,) if isinstance(self.shape, int) else self.shape
+        event = latent_shape(self.shape)
         loc = self.param("loc", nn.initializers.normal(1.0), (self.num_classes, *event))
         log_scale = self.param("log_scale", nn.initializers.zeros, loc.shape)
         y = model.labels.labels()
