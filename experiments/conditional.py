@@ -28,11 +28,12 @@ from vae_jax import (
     Experiment,
     LabelEmbedding,
     StandardNormal,
+    generate,
     load,
     plots,
     train_file,
 )
-from vae_jax.figures import restyled, samples
+from vae_jax.figures import samples
 
 Dataset = Literal["mnist", "fashion_mnist", "mnist_5k"]
 
@@ -93,8 +94,10 @@ def figures(
         epochs: as of `experiment`.
     """
     run = train_file(__file__, workdir / data, {"data": data, "epochs": epochs})
-    classes = range(run.experiment.model.labels.num_classes)  # pyright: ignore[reportOptionalMemberAccess]
+    names = generate.class_names(run)
+    restyled = generate.restyle(run, "valid", 3, range(len(names)), 10)
+    figure = plots.restyled(*restyled, names[3], names)
     return [
         plots.save(samples(run), workdir / f"{data}_samples.png"),
-        plots.save(restyled(run, "valid", 3, classes, 10), workdir / f"{data}_restyled.png"),
+        plots.save(figure, workdir / f"{data}_restyled.png"),
     ]

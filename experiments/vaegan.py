@@ -2,10 +2,12 @@
 
     vae-jax train experiments/vaegan.py --workdir runs/vaegan/vaegan
     vae-jax figures experiments/vaegan.py
+    vae-jax train experiments/vaegan.py --objective patch_gan --workdir runs/patch_gan
 
 The paper has 64x64 faces and no number for them that is ours to reproduce; what it shows is that
 samples and reconstructions are sharper than a VAE's with the same networks. The figures set the two
-side by side on small grey images.
+side by side on small grey images. `patch_gan` has the same networks play as the autoencoders of
+latent diffusion do, by a critic of 16x16 patches (Esser et al. 2021), without a perceptual loss.
 """
 
 from pathlib import Path
@@ -25,6 +27,8 @@ from vae_jax import (
     Experiment,
     Gaussian,
     ImageCritic,
+    PatchCritic,
+    PatchGAN,
     StandardNormal,
     generate,
     load,
@@ -38,19 +42,23 @@ LATENTS = 16
 
 def experiment(
     *,
-    objective: Literal["vaegan", "vae"] = "vaegan",
-    dataset: Literal["fashion_mnist", "mnist", "mnist_5k"] = "fashion_mnist",
+    objective: Literal["vaegan", "patch_gan", "vae"] = "vaegan",
+    dataset: Literal["fashion_mnist", "mnist", "mnist_5k", "cifar10_4k"] = "fashion_mnist",
     gamma: float = 1e-2,
+    weight: float = 0.5,
+    start: int = 500,
     learning_rate: float = 5e-4,
     critic_learning_rate: float = 5e-4,
     num_steps: int = 3000,
 ) -> Experiment:
-    """VAE/GAN, or a VAE with the same encoder, decoder and optimizer.
+    """VAE/GAN, a critic of patches, or a VAE, with the same encoder, decoder and optimizer.
 
     Args:
-        objective: of the two.
-        dataset: grey images.
-        gamma: the decoder's weight of the reconstruction against the game.
+        objective: of the three.
+        dataset: of images in grey levels.
+        gamma: the weight of the reconstruction against the game, for the decoder of VAE/GAN.
+        weight: of the game against the ELBO, with patches.
+        start: the step that the game of patches begins with.
         learning_rate: of encoder and decoder.
         critic_learning_rate: of the critic.
         num_steps: optimizer steps of 64 images.
@@ -65,15 +73,20 @@ def experiment(
         image_shape=data.image_shape,
     )
     adam = optax.adam(learning_rate, b1=0.5)
-    critic = ImageCritic(
+    images = ImageCritic(
         ConvEncoder((16, 32, 32), dense=None, activation=jax.nn.leaky_relu),
         MLP((128,), jax.nn.leaky_relu),
     )
-    plain = objective == "vae"
+    games = {
+        "vaegan": (VAEGAN(gamma), images),
+        "patch_gan": (PatchGAN(ELBO(), weight, start), PatchCritic((16, 32))),
+        "vae": (ELBO(), None),
+    }
+    loss, critic = games[objective]
     return Experiment(
         data=data,
-        model=model if plain else model.clone(critic=critic),
-        objective=ELBO() if plain else VAEGAN(gamma),
+        model=model.clone(critic=critic),
+        objective=loss,
         optimizer=by_group(adam, critic=optax.adam(critic_learning_rate, b1=0.5)),
         num_steps=num_steps,
         batch_size=64,

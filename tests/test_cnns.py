@@ -273,7 +273,7 @@ def model_of(encoder: str, decoder: str, form: str) -> vj.VAE:
     ("encoder", "decoder", "form"),
     [
         ("vgg", "vgg", "map"),
-        ("resnet", "bottlenecks", "vector"),
+        pytest.param("resnet", "bottlenecks", "vector", marks=pytest.mark.slow),
         ("bottlenecks", "resnet", "tokens"),
         ("xception", "xception", "tokens"),
     ],

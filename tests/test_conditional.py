@@ -36,7 +36,6 @@ from vae_jax import (
 )
 from vae_jax.conditional import given
 from vae_jax.evaluate import make_evaluator
-from vae_jax.figures import restyled
 from vae_jax.parallel import on_every_device, replicate, split, unreplicate
 from vae_jax.run import Run, RunFolder
 from vae_jax.train import init_state, loss_and_gradients
@@ -462,7 +461,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], said: str):
 @pytest.mark.parametrize(
     ("labels", "names", "said"),
     [
-        ([0, 1, 3], ("a", "b", "c"), "from 0 to 3, and it has 3 classes"),
+        ([0, 1, 3], ("a", "b", "c"), "from 0 to 3, and there are 3 class_names"),
         ([-1, 1, 0], None, "from -1 to 1"),
         ([0, 1, 1], ("a", "a"), "named 'a'"),
     ],
@@ -493,4 +492,4 @@ def test_labels_are_found_by_name_or_number(linear: Linear):
     with pytest.raises(VaeJaxError, match="trained without labels"):
         generate.find_label(plain, "art")
     with pytest.raises(VaeJaxError, match="trained without labels"):
-        restyled(plain, "test", 0, [1], 2)
+        generate.restyle(plain, "test", 0, [1], 2)

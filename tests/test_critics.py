@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -20,15 +21,23 @@ from vae_jax import (
     MLP,
     VAE,
     VAEGAN,
+    VQVAE,
     AdversarialAutoencoder,
+    ConvEncoder,
     DiagonalGaussian,
     FactorVAE,
     Gaussian,
     ImageCritic,
     LatentCritic,
+    PatchCritic,
+    PatchGAN,
     StandardNormal,
+    UniformCodes,
     VaeJaxError,
     VampPrior,
+    VectorQuantized,
+    load,
+    train_file,
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.critics import frozen
@@ -42,6 +51,7 @@ B, D = 6, 2
 MODEL = tiny.model().clone(likelihood=Gaussian())
 LATENT = MODEL.clone(critic=LatentCritic(MLP((5,))))
 IMAGE = MODEL.clone(critic=ImageCritic(MLP((7,)), MLP((5,))))
+PATCH = MODEL.clone(critic=PatchCritic((3, 4)))
 X = jax.random.uniform(jax.random.key(0), (B, 4, 4, 1))
 KEYS = jax.random.split(jax.random.key(1), B)
 STEP = jnp.int32(0)
@@ -179,7 +189,41 @@ def factor_vae_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
     ]
 
 
+def patch_gan_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
+    """Esser et al. (2021), equations 6 and 7, with hinge losses, and the ELBO as the objective.
+
+    lambda is of the whole model's gradients with respect to the affine map of the likelihood.
+    """
+    z, _ = game.encode({})
+
+    def gan(own: Any, z: Array) -> Array:
+        return -game.critic({}, game.decode(own, z)).mean()
+
+    def ratio() -> Array:
+        def norm(loss: Any) -> Array:
+            layer = jax.grad(loss)(game.groups("likelihood"))["likelihood"]["loc"]
+            return jnp.sqrt((layer["kernel"] ** 2).sum() + (layer["bias"] ** 2).sum())
+
+        return norm(lambda own: -game.log_px(own, z)) / (norm(lambda own: gan(own, z)) + 1e-6)
+
+    fixed = ratio()
+
+    def autoencoder(own: Any) -> Array:
+        z, kl = game.encode(own)
+        return -game.log_px(own, z) + kl + weight * fixed * gan(own, z)
+
+    def critic(own: Any) -> Array:
+        real, fake = (game.critic(own, x) for x in (X, game.decode({}, z)))
+        return (jnp.maximum(0, 1 - real) + jnp.maximum(0, 1 + fake)).mean()
+
+    return [
+        (game.groups("encoder", "posterior", "decoder", "likelihood"), autoencoder),
+        (game.groups("critic"), critic),
+    ]
+
+
 GAMES: dict[str, tuple[Any, Any, Any]] = {
+    "patch_gan": (PATCH, lambda weight: PatchGAN(ELBO(), weight), patch_gan_losses),
     "vaegan": (IMAGE, VAEGAN, vaegan_losses),
     "adversarial": (LATENT, AdversarialAutoencoder, adversarial_losses),
     "factor_vae": (LATENT, FactorVAE, factor_vae_losses),
@@ -217,6 +261,45 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
             assert expected["likelihood"].pop("log_scale") == 0
         assert all(np.abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(expected))
         assert_close(actual, expected, 1e-5)
+
+
+def test_the_game_begins_at_its_step() -> None:
+    """Before it, the loss is the objective's and the critic stays; from it on, neither holds."""
+    params = params_of(PATCH, PatchGAN(ELBO()))
+
+    @jax.jit
+    def at(step: Array) -> Any:
+        def loss(params: Any) -> Any:
+            apply = nn.apply(loss_and_metrics, PATCH)
+            return apply({"params": params}, PatchGAN(ELBO(), start=2), X, KEYS, step)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (before, metrics), gradients = at(jnp.int32(1))
+    assert before == metrics["neg_elbo"]
+    assert optax.tree.norm(gradients["critic"]) == 0
+    (after, metrics), gradients = at(jnp.int32(2))
+    game = metrics["adaptive_weight"] * metrics["generator_loss"] + metrics["critic_loss"]
+    np.testing.assert_allclose(after - metrics["neg_elbo"], game, rtol=1e-3)
+    assert optax.tree.norm(gradients["critic"]) > 1e-3
+
+
+def test_codes_play_against_patches_too() -> None:
+    """VQGAN without its perceptual loss: traced, not run."""
+    model = PATCH.clone(
+        encoder=ConvEncoder((4,), dense=None),
+        posterior=VectorQuantized(3, D),
+        prior=UniformCodes((2, 2)),
+    )
+    objective = PatchGAN(VQVAE())
+    check_objective(objective, model)
+    init = nn.init_with_output(loss_and_metrics, model)
+    (loss, metrics), variables = jax.eval_shape(
+        lambda key: init(key, objective, X, KEYS, STEP), KEYS[0]
+    )
+    assert loss.shape == ()
+    assert {"commitment", "adaptive_weight"} <= metrics.keys()
+    assert "critic" in variables["params"]
 
 
 @pytest.mark.parametrize("kind", ["latent", "image"])
@@ -383,13 +466,50 @@ def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
     assert np.sqrt(np.mean((logits - log_ratio) ** 2)) < 0.1
 
 
+# Real images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist_5k", "cifar10_4k"])
+def test_a_game_of_patches_is_stable_for_400_steps(dataset: str, tmp_path: Path) -> None:
+    """300 steps of the game: losses stay in bounds, and the critic neither wins nor loses.
+
+    A hinge loss of 0 is a critic that is never wrong, of 2 one that tells nothing. In the last 100
+    steps both players are between, reconstructions are better than when the game began, and the
+    weight moves and does not run to its limit.
+    """
+    try:
+        load(dataset)
+    except VaeJaxError as error:
+        pytest.skip(str(error))
+    arguments = {"objective": "patch_gan", "dataset": dataset, "start": 100, "num_steps": 400}
+    file = Path(__file__).parents[1] / "experiments" / "vaegan.py"
+    lines = [
+        line
+        for line in train_file(file, tmp_path / "run", arguments).folder.read_metrics()
+        if "loss" in line
+    ]
+    assert [line["step"] for line in lines] == [100, 200, 300, 400]
+    assert lines[-1]["skipped"] == 0
+    for line in lines:
+        assert all(value is not None for value in line.values())
+    for line in lines[1:]:
+        assert 0.02 < line["critic_loss"] < 2.5
+        assert abs(line["logit_real"]) < 10
+        assert abs(line["logit_fake"]) < 10
+        assert 0 < line["adaptive_weight"] < 5e3
+    assert lines[-1]["critic_loss"] < 1.98
+    assert lines[-1]["distortion"] < lines[0]["distortion"]
+
+
 # Devices
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "factor_vae",  # the one that looks at the whole batch
+        "factor_vae",  # these two look at the whole batch
+        "patch_gan",
         pytest.param("vaegan", marks=pytest.mark.slow),
         pytest.param("adversarial", marks=pytest.mark.slow),
     ],
@@ -423,9 +543,49 @@ def test_critics_look_at_each_example_alone() -> None:
     np.testing.assert_allclose(alone[0], logits[2:3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_logit_is_of_its_patch_alone(layers: int) -> None:
+    """The side of the patch from the paper's recurrence r -> stride r + kernel - stride, kernel 4.
+
+    What a logit in the middle depends on, by its gradient, and 70 pixels for four layers.
+    """
+    side = 1
+    for stride in [1, 1] + [2] * (layers - 1):  # from the logit down to the image
+        side = stride * side + 4 - stride
+    assert side == {2: 16, 4: 70}[layers] == 9 * 2 ** (layers - 1) - 2
+    critic = PatchCritic((3,) * layers)
+    x = jax.random.uniform(jax.random.key(0), (2, 2 * side, 2 * side, 1))
+    logits, variables = jax.jit(critic.init_with_output)(jax.random.key(1), x)
+    places = logits.shape[1]
+    assert places == -(-2 * side // 2 ** (layers - 1))
+    middle = jax.grad(lambda x: critic.apply(variables, x)[0, places // 2, places // 2])  # pyright: ignore
+    seen = np.asarray(jax.jit(middle)(x))[..., 0] != 0
+    assert not seen[1].any()
+    for axis in (0, 1):
+        (where,) = np.nonzero(seen[0].any(axis))
+        assert where[-1] - where[0] + 1 == len(where) == side
+
+
+def test_isolas_critic_has_as_many_parameters_as_the_papers() -> None:
+    """C64-C128-C256-C512 of 4x4 kernels and one to a logit, with a scale and a shift where it is
+    normalized, as batch normalization has.
+    """
+    x = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+    params = jax.eval_shape(PatchCritic.isola().init, jax.random.key(0), x)
+    kernels = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512)
+    expected = kernels + 64 + 1 + 2 * (128 + 256 + 512)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected == 2_765_633
+
+
+def test_a_game_within_a_game_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"VAEGAN has a critic of its own.*such as ELBO"):
+        PatchGAN(VAEGAN(1.0))
+
+
 @pytest.mark.parametrize(
     ("model", "objective", "said"),
     [
+        (MODEL, PatchGAN(ELBO()), r"PatchGAN plays .*: give the model critic=PatchCritic"),
         (MODEL, FactorVAE(1.0), r"FactorVAE plays .*: give the model critic=LatentCritic\(...\)\."),
         (
             LATENT,

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import struct
+from running import on_devices as on_one_device
 from scipy import special, stats
 
 from vae_jax import (
@@ -29,6 +30,7 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
     parallel,
+    splits,
 )
 from vae_jax.data import BINARIZATION_SEED, index_keys
 from vae_jax.distributions import Elementwise, Normal, Transformed
@@ -264,6 +266,39 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
         np.testing.assert_allclose(some[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
+    """With a quarter of the memory that all images at once would take, by the compiler's account.
+
+    The chunks then fit, and each image's numbers are as with all at once, whatever the chunks.
+    """
+    experiment, seeds = noisy
+    taken = []
+
+    def temporary_bytes(on_devices, variables, images, rows):
+        taken.append((images.shape[1], measured(on_devices, variables, images, rows)))
+        return taken[-1][1]
+
+    measured = parallel.temporary_bytes
+    monkeypatch.setattr(parallel, "temporary_bytes", temporary_bytes)
+    with on_one_device(1):
+        variables = on_devices(seeds[0])
+        everything = make_evaluator(experiment, "train", 64)(variables)
+        ((count, whole),) = taken
+        assert count == 60
+        taken.clear()
+        budget = whole // 4
+        monkeypatch.setattr(parallel, "memory", lambda: budget / splits.MEMORY_SHARE)
+        evaluator = make_evaluator(experiment, "train", 64)
+        chunked = evaluator(variables)
+        assert taken[-1][1] <= budget
+        assert 1 < taken[-1][0] < 60
+        taken.clear()
+        evaluator(variables)
+        assert not taken, "it measured again"
+    for name in ("nll", "neg_elbo", "distortion", "kl"):
+        np.testing.assert_allclose(chunked[name], everything[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_images", [0, N + 1])

@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixture_of_logistics": ("cifar", {"dataset": "cifar10_4k"}),
     "vqvae": ("vqvae", {"dataset": "mnist_5k"}),
     "vaegan": ("vaegan", {"dataset": "mnist_5k"}),
+    "patch_gan": ("vaegan", {"dataset": "mnist_5k", "objective": "patch_gan", "start": 5}),
     "hyperspherical": ("hyperspherical", {"dataset": "mnist_5k", "epochs": 2}),
 }
 

@@ -95,6 +95,10 @@ def image_critic() -> Any:
     return vj.ImageCritic(mlp(), mlp())
 
 
+def patch_critic() -> Any:
+    return vj.PatchCritic((4,))
+
+
 # Objective: how to make it, what it needs of q, what q must not be, the spaces, and its critic;
 # "F" is a prior that factorizes, "L" that a learned prior would never learn.
 OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
@@ -117,6 +121,8 @@ OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "WAE": (vj.WAE(2.0), "L", "c", VECTORS, None),
     "AdversarialAutoencoder": (vj.AdversarialAutoencoder(), "L", "c", ANY, latent_critic),
     "VAEGAN": (vj.VAEGAN(0.1), "d", "", ANY, image_critic),
+    "PatchGAN": (vj.PatchGAN(vj.ELBO()), "d", "", ANY, patch_critic),
+    "Pretrain": (vj.Pretrain(2, vj.ELBO()), "d", "", {"real"}, None),
     "RAE": (vj.RAE(0.1, 0.1, 0.1), "L", "nc", {"real"}, None),
     "WakeSleep": (vj.WakeSleep(), "d", "", ANY, None),
     "VQVAE": (vj.VQVAE(), "c", "", ANY, None),
@@ -274,7 +280,11 @@ def test_critics_are_given_where_they_are_needed_and_nowhere_else(objective):
 # --- Trained ------------------------------------------------------------------------------------
 
 # Parameters that an objective has no use for: a VAE-GAN looks at means, not at scales of pixels.
-UNMOVED = {"VAEGAN": {"log_scale", "log_concentration"}}
+# Both sides of a hinge pull a bias by one, until a logit is beyond one.
+UNMOVED = {
+    "VAEGAN": {"log_scale", "log_concentration"},
+    "PatchGAN": {"bias_logit"},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from vae_jax import (
     train,
 )
 from vae_jax import evaluate as evaluate_run
+from vae_jax.checkpoint import fingerprint
 from vae_jax.compatibility import Requirements
 from vae_jax.interruption import Interrupted
 from vae_jax.objectives.base import Metrics, Objective
@@ -229,3 +231,48 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
     with on_devices(4):
         expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")
     assert_same_run(load_run(workdir), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
+    killed: int, tmp_path: Path
+) -> None:
+    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end."""
+    runs = {}
+    for name in ("whole", "killed"):
+        runs[name] = tmp_path / name / "0", tmp_path / name / "1"
+        for folder in runs[name]:
+            folder.mkdir(parents=True)
+    workdir = runs["killed"][0] / "run"
+
+    processes = start_two(runs["killed"])
+    wait_until(lambda: (workdir / "checkpoints" / "10").exists(), processes[0])
+    processes[killed].kill()
+    begun = time.monotonic()
+    survivor = finish(processes[1 - killed])
+    assert time.monotonic() - begun < 10
+    assert survivor.returncode == 1, survivor
+    assert "vae-jax: Another process of this run has died" in survivor.stderr
+    finish(processes[killed])
+    assert not (workdir / "summary.json").exists()
+
+    for folders in runs.values():
+        done = [finish(process) for process in start_two(folders)]
+        assert [process.returncode for process in done] == [0, 0], done
+    whole, resumed = (load_run(folders[0] / "run") for folders in runs.values())
+    assert fingerprint(resumed.state) == fingerprint(whole.state)
+
+
+@pytest.mark.slow
+def test_when_one_process_fails_the_other_ends(tmp_path: Path) -> None:
+    """Process 0 cannot write its run folder: its own sentence, and no waiting in process 1."""
+    folders = tmp_path / "0", tmp_path / "1"
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "run").write_text("a file")
+    first, second = map(finish, start_two(folders))
+    assert first.returncode == 2, first
+    assert "run" in first.stderr.splitlines()[-1]
+    assert second.returncode == 1, second
+    assert "vae-jax: Another process of this run has died" in second.stderr

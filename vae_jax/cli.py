@@ -6,6 +6,7 @@ Whatever needs JAX is imported where it is used, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -70,7 +71,33 @@ class DataOptions:
                 os.environ[f"VAE_JAX_{name.upper()}"] = str(folder)
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where a picture goes."""
+
+    out: Path
+    """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
+    quality: int | None = None
+    """1 to 100, of a .jpg (None: 95) or .webp (None: lossless)."""
+
+    def __post_init__(self):
+        from vae_jax import plots
+
+        plots.options_for(self.out, self.quality)
+
+    def write(self, pictures: Any, draw: Callable[[Path, int | None], Path]) -> None:
+        """Each of `[..., H, W, C]` to a file of its own, or what is drawn of them to one."""
+        from vae_jax import plots
+
+        if "{}" in self.out.name:
+            single = pictures.reshape(-1, *pictures.shape[-3:])
+            print_paths(plots.save_each(single, self.out, self.quality))
+        else:
+            print_paths([draw(self.out, self.quality)])
+
+
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
+To = Annotated[Output, tyro.conf.arg(name="")]
 app.command(data_app, name="data", help="The data sets: list, prepare.")
 
 
@@ -116,20 +143,22 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
     data.use()
     from vae_jax import parallel
     from vae_jax.figures import draw
+    from vae_jax.processes import together
     from vae_jax.train import train_file
 
     if options.distributed:
         parallel.start_processes()
     else:
         parallel.give_replicas_cores(options.seeds)
-    run = train_file(
-        file,
-        options.workdir,
-        arguments,
-        seed=options.seed,
-        num_seeds=options.seeds,
-        streamed=options.streamed,
-    )
+    with together() if options.distributed else contextlib.nullcontext():
+        run = train_file(
+            file,
+            options.workdir,
+            arguments,
+            seed=options.seed,
+            num_seeds=options.seeds,
+            streamed=options.streamed,
+        )
     if parallel.is_main_process() and not run.folder.figures.exists():
         print_paths(draw(run))
 
@@ -164,6 +193,8 @@ def evaluate(
     ais_chains: int = 16,
     information: bool = False,
     gaps: bool = False,
+    quality: int | None = None,
+    features: str | None = None,
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
@@ -179,14 +210,23 @@ def evaluate(
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
         gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
             with the best q(z|x) for each image. Slow: take few images.
+        quality: also compare so many samples with as many images of the split, and training images
+            with these: Fréchet and kernel distances, precision and recall; and reconstructions
+            with their originals: PSNR and SSIM.
+        features: FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features [n, F], such as an
+            Inception network's: a further space for --quality.
     """
     check_counts(num_samples=num_samples)
+    if features is not None and quality is None:
+        raise VaeJaxError("--features says where --quality is measured: give --quality too.")
     from vae_jax import report
     from vae_jax.ais import AIS
     from vae_jax.evaluate import evaluate as evaluate_run
+    from vae_jax.metrics import load_features
     from vae_jax.train import load_run
 
     start = time.perf_counter()
+    spaces = None if features is None else load_features(features)
     loaded = load_run(run, checkpoint)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
     evaluation = evaluate_run(
@@ -197,6 +237,8 @@ def evaluate(
         ais=ais,
         information=information,
         gaps=gaps,
+        quality=quality,
+        features=spaces,
     )
     report.record(loaded, evaluation, time.perf_counter() - start)
     report.show(loaded, evaluation)
@@ -207,18 +249,18 @@ def evaluate(
 def sample(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     num: int = 64,
     seed: int = 0,
     label: str | None = None,
     prior: Prior = "model",
     checkpoint: Checkpoint = "latest",
 ) -> None:
-    """Means of p(x|z) with z from the prior, as one picture.
+    """Means of p(x|z) with z from the prior, as one picture or a file for each.
 
     Args:
         run: the run folder.
-        out: a .png, .jpg or .webp file.
+        to: where.
         num: how many; of a conditional model without --label, num // classes of each, in rows.
         seed: of the prior's draws.
         label: the class to draw of a conditional model, by its name or number.
@@ -243,14 +285,14 @@ def sample(
         columns = max(1, num // len(generate.class_names(loaded)))
         num = columns * len(generate.class_names(loaded))
     images = generate.sample(loaded, num, seed, labels)
-    print_paths([plots.save_images(images, out, columns)])
+    to.write(images, lambda out, quality: plots.save_images(images, out, columns, quality=quality))
 
 
 @app.command
 def reconstruct(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     num: int = 20,
     split: Split = "test",
     checkpoint: Checkpoint = "latest",
@@ -259,7 +301,7 @@ def reconstruct(
 
     Args:
         run: the run folder.
-        out: a .png file.
+        to: where.
         num: how many.
         split: of the data.
         checkpoint: the latest, or the best by validation.
@@ -269,8 +311,8 @@ def reconstruct(
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint)
-    figure = plots.reconstructions(*generate.reconstruct(loaded, split, num))
-    print_paths([plots.save(figure, out)])
+    originals, means = generate.reconstruct(loaded, split, num)
+    to.write(means, functools.partial(plots.save, plots.reconstructions(originals, means)))
 
 
 @app.command
@@ -278,8 +320,8 @@ def restyle(
     run: Folder,
     *,
     source: Annotated[str, tyro.conf.arg(name="from")],
-    to: str | None = None,
-    out: Path,
+    target: Annotated[str | None, tyro.conf.arg(name="to")] = None,
+    to: To,
     num: int = 10,
     split: Split = "test",
     checkpoint: Checkpoint = "latest",
@@ -289,29 +331,32 @@ def restyle(
     Args:
         run: the run folder of a conditional model.
         source: the images' class, by its name or number.
-        to: the class to decode with; None draws all.
-        out: a .png file.
+        target: the class to decode with; None draws all.
+        to: where; files of one picture each are of the pictures decoded.
         num: how many images.
         split: of the data.
         checkpoint: the latest, or the best by validation.
     """
     check_counts(num=num)
     from vae_jax import generate, plots
-    from vae_jax.figures import restyled
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint)
     start = generate.find_label(loaded, source)
-    every = range(len(generate.class_names(loaded)))
-    targets = every if to is None else [start, generate.find_label(loaded, to)]
-    print_paths([plots.save(restyled(loaded, split, start, targets, num), out)])
+    targets = range(len(generate.class_names(loaded)))
+    if target is not None:
+        targets = [start, generate.find_label(loaded, target)]
+    originals, pictures = generate.restyle(loaded, split, start, targets, num)
+    names = generate.class_names(loaded)
+    figure = plots.restyled(originals, pictures, names[start], [names[y] for y in targets])
+    to.write(pictures, functools.partial(plots.save, figure))
 
 
 @app.command
 def interpolate(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     pairs: int = 6,
     steps: int = 11,
     split: Split = "test",
@@ -321,7 +366,7 @@ def interpolate(
 
     Args:
         run: the run folder.
-        out: a .png file.
+        to: where.
         pairs: how many lines.
         steps: pictures on each.
         split: where the pairs come from.
@@ -332,15 +377,15 @@ def interpolate(
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint)
-    figure = plots.interpolations(generate.interpolate(loaded, split, pairs, steps))
-    print_paths([plots.save(figure, out)])
+    images = generate.interpolate(loaded, split, pairs, steps)
+    to.write(images, functools.partial(plots.save, plots.interpolations(images)))
 
 
 @app.command
 def traverse(
     run: Folder,
     *,
-    out: Path,
+    to: To,
     row: int = 0,
     steps: int = 11,
     latents: int = 10,
@@ -351,7 +396,7 @@ def traverse(
 
     Args:
         run: the run folder.
-        out: a .png file.
+        to: where.
         row: the image whose other latents stay, by its place in the split.
         steps: values of each latent.
         latents: how many latents.
@@ -365,7 +410,7 @@ def traverse(
     loaded = load_run(run, checkpoint)
     images, values, dims = generate.traverse(loaded, split, row, steps, latents)
     figure = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
-    print_paths([plots.save(figure, out)])
+    to.write(images, functools.partial(plots.save, figure))
 
 
 @app.command

@@ -91,9 +91,14 @@ _DECLARES = {
 
 
 def public(kind: Kind) -> list[type]:
-    """The public parts of a kind, told by what they declare, in alphabetical order."""
+    """The public parts of a kind, told by what they declare, in alphabetical order.
+
+    Without those that declare what a part of theirs does, as `AutoregressivePixels`.
+    """
     named = [getattr(vae_jax, name) for name in dir(vae_jax)]
-    return [part for part in named if isinstance(part, type) and hasattr(part, _DECLARES[kind])]
+    parts = [part for part in named if isinstance(part, type) and hasattr(part, _DECLARES[kind])]
+    borrowed = kind == "likelihood"
+    return [part for part in parts if not (borrowed and isinstance(part.supports, property))]
 
 
 def _fitting(kind: Kind, fits: Callable[[Any], bool]) -> str:

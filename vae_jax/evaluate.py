@@ -1,7 +1,7 @@
 """Likelihood bounds, rate, distortion and active units, with every image counted once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from vae_jax.distributions import Distribution
 from vae_jax.experiment import Experiment
 from vae_jax.inference_gap import inference_gaps, make_optimizer
 from vae_jax.information import make_decomposer
+from vae_jax.metrics.quality import Quality
+from vae_jax.metrics.quality import quality as measure_quality
+from vae_jax.metrics.spaces import Features
 from vae_jax.run import Run
 from vae_jax.splits import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
 from vae_jax.vae import fold_in_each
@@ -132,6 +135,7 @@ class Evaluation:
         active_units: for each layer, `[S]`: the units whose posterior mean E_q[z_u|x] has a
             variance over the images above 0.01 (Burda et al. 2015, section 5.2).
         bits_per_dim: nll / (ln 2 x dimensions), `[S]`; None for a density of continuous data.
+        quality: of the pictures, if it was asked for.
     """
 
     data: str
@@ -143,6 +147,7 @@ class Evaluation:
     standard_error: dict[str, np.ndarray]
     active_units: list[np.ndarray]
     bits_per_dim: np.ndarray | None
+    quality: Quality | None
 
 
 def standard_error_of_mean(values: np.ndarray) -> np.ndarray:
@@ -180,6 +185,8 @@ def evaluate(
     ais: AIS | None = None,
     information: bool = False,
     gaps: bool = False,
+    quality: int | None = None,
+    features: Mapping[str, Features] | None = None,
 ) -> Evaluation:
     """Evaluates a run.
 
@@ -191,11 +198,14 @@ def evaluate(
         ais: also anneal, for these images and for as many simulated ones (`make_annealer`).
         information: also divide the rate in two (`make_decomposer`).
         gaps: also divide what the ELBO loses in two (`make_optimizer`).
+        quality: also score so many samples and reconstructions (`metrics.quality`).
+        features: spaces of features for it, beside its own.
 
     Raises:
         VaeJaxError: as for `make_evaluator`, and for those of what is asked for.
     """
     experiment, variables = run.experiment, parallel.replicate(run.variables)
+    measured = None if quality is None else measure_quality(run, split, quality, features)
     evaluators = [make_evaluator(experiment, split, num_samples, num_images)]
     if ais is not None:
         evaluators.append(make_annealer(experiment, split, ais, num_images))
@@ -221,4 +231,5 @@ def evaluate(
         standard_error={name: standard_error_of_mean(values) for name, values in result.items()},
         active_units=[(m.var(1) > ACTIVE_VARIANCE).sum(1) for m in means],
         bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
+        quality=measured,
     )

@@ -5,7 +5,7 @@ import copy
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from vae_jax.compatibility import check, check_accumulation
 from vae_jax.data import Data
+from vae_jax.data.augment import Augmentation, check_augmentations
 from vae_jax.errors import VaeJaxError
 from vae_jax.hierarchical import HierarchicalVAE
 from vae_jax.ladder import LadderVAE
@@ -34,6 +35,7 @@ class Experiment:
         data: images with their protocol.
         model: returns Terms.
         objective: from Terms to a loss.
+        augment: what training, and never evaluation, does to each image, in this order.
         optimizer: optax transformation, with the schedule and the gradient clipping in it.
         num_steps: optimizer steps in all.
         batch_size: global batch, over all devices.
@@ -41,6 +43,8 @@ class Experiment:
             batches that its memory does not hold at once: the same gradients.
         compute_dtype: of encoders and decoders in training, e.g. `jnp.bfloat16`; parameters,
             densities and evaluation are float32 all the same.
+        remat: compute each block of encoders and decoders again in the backward pass, for deep
+            networks whose layers' outputs the memory does not hold: the same gradients.
         ema_decay: of an average of the parameters that evaluation then uses; None keeps none.
         shuffle: visit the training images in a new order in each epoch, or always as they stand.
         log_every: steps in one scan on the device, and between two lines of metrics.
@@ -55,11 +59,13 @@ class Experiment:
     data: Data
     model: Model
     objective: Objective
+    augment: Sequence[Augmentation] = ()
     optimizer: optax.GradientTransformation
     num_steps: int
     batch_size: int = 128
     accumulate: int = 1
     compute_dtype: DTypeLike = jnp.float32
+    remat: bool = False
     ema_decay: float | None = None
     shuffle: bool = True
     log_every: int = 100
@@ -84,6 +90,7 @@ class Experiment:
                 f"The model is for images of shape {self.model.image_shape}, {self.data.name} has "
                 f"{self.data.image_shape}: set image_shape."
             )
+        check_augmentations(self.augment, self.data)
         check(self.model, self.objective, self.data)
         if self.accumulate > 1:
             check_accumulation(self.model, self.objective)

@@ -1,7 +1,6 @@
 """The standard figures of a run, drawn when its training ends."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ from matplotlib.figure import Figure
 
 from vae_jax import generate, plots
 from vae_jax.compatibility import has_bound
-from vae_jax.data import SplitName
 from vae_jax.run import Run
 
 SHOWN_CLASSES = 20
@@ -44,14 +42,6 @@ def samples(run: Run) -> Figure:
     return plots.named_rows(images.reshape(-1, 10, *images.shape[1:]), names, title)
 
 
-def restyled(run: Run, split: SplitName, source: int, targets: Sequence[int], num: int) -> Figure:
-    """`generate.restyle`: the images in the first row, and below them each class they became."""
-    names = generate.class_names(run)
-    x, images = generate.restyle(run, split, source, targets, num)
-    rows = np.concatenate([x[:, None], images], 1).swapaxes(0, 1)
-    return plots.named_rows(rows, [f"{names[source]}, data", *(names[y] for y in targets)])
-
-
 def draw(run: Run) -> list[Path]:
     """Draws what the model allows into the run's folder; shows validation images, never test ones.
 
@@ -77,8 +67,10 @@ def draw(run: Run) -> list[Path]:
         ),
     }
     if run.experiment.model.labels is not None:
-        classes = range(len(generate.class_names(run)))[:SHOWN_CLASSES]
-        drawn["restyled"] = restyled(run, split, int(getattr(data, split).labels[0]), classes, 10)
+        names = generate.class_names(run)
+        source, targets = int(getattr(data, split).labels[0]), range(len(names))[:SHOWN_CLASSES]
+        images = generate.restyle(run, split, source, targets, 10)
+        drawn["restyled"] = plots.restyled(*images, names[source], names[:SHOWN_CLASSES])
     pairs = len(generate.pairs_of(run, split, min(6, shown // 2))) // 2
     if generate.space_of(run) in ("real", "sphere") and pairs:
         drawn["interpolations"] = plots.interpolations(generate.interpolate(run, split, pairs, 11))

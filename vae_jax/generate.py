@@ -1,7 +1,8 @@
 """Pictures from a trained model: samples, reconstructions, interpolations, traversals, manifolds.
 
-Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1]. Images of
-a conditional model keep their labels unless others are asked for.
+Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1], or draws
+from it where pixels depend on each other. Images of a conditional model keep their labels unless
+others are asked for.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.run import Run
 
+PICTURES_AT_ONCE = 500
+# What a seed's key is folded with for the pixels of draws; z is of the bare key.
+PIXELS = 1
+
 
 def _apply(run: Run, method: str, *arguments: Any, labels: ArrayLike | None = None) -> Any:
     """A method of the model, compiled, with the run's variables and labels `[B]`."""
@@ -30,9 +35,17 @@ def _apply(run: Run, method: str, *arguments: Any, labels: ArrayLike | None = No
     return jax.jit(function)(given(run.seed_variables, labels), *arguments)
 
 
-def _pictures(px: Distribution) -> np.ndarray:
+_draw = jax.jit(lambda px, keys: px.sample(keys))
+
+
+def _pictures(px: Distribution, seed: int = 0, first: int = 0) -> np.ndarray:
+    if px.mean_is_picture:
+        values = px.mean
+    else:
+        key = jax.random.fold_in(jax.random.fold_in(threefry.key(seed), PIXELS), first)
+        values = _draw(px, jax.random.split(key, px.batch_shape))
     # An unsquashed Gaussian's mean can leave the range that a picture has.
-    return np.clip(np.asarray(px.mean), 0.0, 1.0)
+    return np.clip(np.asarray(values), 0.0, 1.0)
 
 
 def images_of(run: Run, split: SplitName, rows: np.ndarray) -> Array:
@@ -140,8 +153,26 @@ def sample(run: Run, num: int, seed: int = 0, labels: ArrayLike | None = None) -
     if labels is None and run.experiment.model.labels is not None:
         labels = np.arange(num) * len(class_names(run)) // num
     keys = jax.random.split(threefry.key(seed), num)
-    _, px = _apply(run, "sample", keys, labels=labels)
-    return _pictures(px)
+    draw = jax.jit(partial(run.experiment.model.apply, method="sample"))
+    pictures = []
+    for first in range(0, num, PICTURES_AT_ONCE):
+        part = slice(first, first + PICTURES_AT_ONCE)
+        own = None if labels is None else np.broadcast_to(labels, num)[part]
+        _, px = draw(given(run.seed_variables, own), keys[part])
+        pictures.append(_pictures(px, seed, first))
+    return np.concatenate(pictures)
+
+
+def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray:
+    """The decoder's means at E_q[z] of images by their places in a split, `[n, H, W, C]`."""
+
+    def part(rows: np.ndarray) -> np.ndarray:
+        y = labels_of(run, split, rows)
+        return decode_means(run, posterior_means(run, images_of(run, split, rows), y), y)
+
+    return np.concatenate(
+        [part(rows) for rows in np.array_split(rows, -(-len(rows) // PICTURES_AT_ONCE))]
+    )
 
 
 def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
+KEEP_BARRIERS: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 Tree = TypeVar("Tree")
 
 
@@ -118,6 +119,27 @@ def batch_offset(share: int) -> Array | int:
 def on_every_device(function: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
     """`function`, compiled, on every device at once; every argument has the device axis."""
     return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums)
+
+
+def with_barriers(on_devices: Callable) -> Callable:
+    """The same, with what is rematerialized really computed again, on the CPU too.
+
+    XLA's CPU backend merges what is computed twice after it has removed the barriers that JAX puts
+    between; a program of one process can be compiled without that removal.
+    """
+    if jax.local_devices()[0].platform != "cpu" or jax.process_count() > 1:
+        return on_devices
+    programs: dict[Any, Callable] = {}
+
+    def call(*arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
+        if kind not in programs:
+            lowered = cast(Any, on_devices).lower(*arguments)
+            programs[kind] = lowered.compile(compiler_options=KEEP_BARRIERS)
+        return programs[kind](*arguments)
+
+    return call
 
 
 def put(leaf: Any) -> Array:
@@ -234,3 +256,16 @@ def memory() -> int:
     if limit is None:  # the CPU: its devices share it
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     return limit
+
+
+def temporary_bytes(on_devices: Callable, *arguments: Any) -> int:
+    """Bytes on each device beside arguments and results, by the compiler's account.
+
+    A call with such arguments does not compile the program again.
+
+    Args:
+        on_devices: as `on_every_device` makes it.
+        arguments: of it.
+    """
+    compiled = cast(Any, on_devices).lower(*arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes

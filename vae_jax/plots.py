@@ -32,7 +32,8 @@ MAX_WIDTH = 1260  # dots of pictures side by side: text stays legible at the wid
 MAX_ZOOM = 4  # dots a pixel, a whole number unless the picture has to shrink
 GAP = 2  # white pixels between pictures
 TOLERANCE = 1e-3  # rounding that a value in [0,1] may have suffered
-JPEG_OPTIONS = {"quality": 95}
+# subsampling 0 keeps the colour of every pixel: of small pictures JPEG's usual half shows.
+JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 OPTIONS = {".png": {}, ".jpg": JPEG_OPTIONS, ".jpeg": JPEG_OPTIONS, ".webp": {"lossless": True}}
 # Distinct under colour blindness: Okabe and Ito (2008), with the wine and a grey of Tol (2021).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
@@ -207,6 +208,17 @@ def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = Non
     return _show(tiles, y=enumerate(names), title=title or "")
 
 
+def restyled(
+    originals: np.ndarray, images: np.ndarray, source: str, targets: Sequence[str]
+) -> Figure:
+    """Draws data `[N,H,W,C]` of class `source`, and below them what they became, `[N,R,H,W,C]`.
+
+    The row of each of the `R` targets has its name. Raises as `named_rows` does.
+    """
+    rows = np.concatenate([originals[:, None], images], 1).swapaxes(0, 1)
+    return named_rows(rows, [f"{source}, data", *targets])
+
+
 def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
     """Draws title -> images `[N,H,W,C]`, of one shape, as nearly square grids side by side.
 
@@ -218,29 +230,59 @@ def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
     return _show(grids[None], gap=images.shape[3] // 2, x=enumerate(panels))
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG at 150 dots per inch; a failure leaves no file behind.
-
-    Raises VaeJaxError unless the path ends in .png.
-    """
-    return _write(path, [".png"], lambda to: figure.savefig(to, dpi=DPI))
+def save(figure: Figure, path: Path, quality: int | None = None) -> Path:
+    """Writes a figure at 150 dots per inch, as `save_images` does."""
+    options = options_for(path, quality)
+    return _write(path, lambda to: figure.savefig(to, dpi=DPI, pil_kwargs=options))
 
 
-def save_images(images: np.ndarray, path: Path, columns: int | None = None) -> Path:
+def save_images(
+    images: np.ndarray, path: Path, columns: int | None = None, quality: int | None = None
+) -> Path:
     """Writes images `[N,H,W,C]` as one grid of bytes round(255 x), without axes or separators.
 
-    The suffix decides: .png and .webp keep every byte, .jpg and .jpeg have quality 95. Raises
-    VaeJaxError unless it is one of these and the images are pictures in [0,1].
+    The bytes are sRGB, as those of the data are. The suffix decides: .png and .webp keep every
+    byte, .jpg and .jpeg have quality 95; a quality, 1 to 100, is that of .jpg, .jpeg and .webp. A
+    failure leaves no file behind. Raises VaeJaxError unless the path ends in one of these, the
+    quality is one for it, and the images are pictures in [0,1].
     """
+    options = options_for(path, quality)
     grid = Image.fromarray(_mosaic(_tiles(_pixels(images, "[N,H,W,C]"), columns), gap=0))
     picture = grid.convert("L" if images.shape[-1] == 1 else "RGB")
-    return _write(path, OPTIONS, lambda to: picture.save(to, **OPTIONS[path.suffix.lower()]))
+    return _write(path, lambda to: picture.save(to, **options))
 
 
-def _write(path: Path, suffixes: Iterable[str], write: Callable[[Path], None]) -> Path:
+def save_each(images: np.ndarray, path: Path, quality: int | None = None) -> list[Path]:
+    """Writes images `[N,H,W,C]` to a file each: {} in the path's name becomes 0, 1, ... N - 1.
+
+    With leading zeros, so that names sort. Raises VaeJaxError as `save_images` does.
+    """
+    digits = len(str(len(images) - 1))
+    paths = [path.with_name(path.name.replace("{}", f"{n:0{digits}}")) for n in range(len(images))]
+    return [save_images(images[n : n + 1], each, 1, quality) for n, each in enumerate(paths)]
+
+
+def options_for(path: Path, quality: int | None) -> dict[str, Any]:
+    """What PIL is told, to write a picture to that path. Raises VaeJaxError as `save_images`."""
+    suffix = path.suffix.lower()
+    if suffix not in OPTIONS:
+        raise VaeJaxError(f"Cannot write {path}: its name must end in {', '.join(OPTIONS)}.")
+    if quality is None:
+        return OPTIONS[suffix]
+    if suffix == ".png":
+        raise VaeJaxError(
+            f"Cannot write {path} with a quality: PNG keeps every byte; choose .jpg or .webp, or "
+            "leave the quality out."
+        )
+    if not 1 <= quality <= 100:
+        raise VaeJaxError(f"The quality of {path} is {quality}: give 1 to 100.")
+    if suffix == ".webp":
+        return {"quality": quality}
+    return JPEG_OPTIONS | {"quality": quality}
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> Path:
     """Lets `write` fill a temporary neighbour of `path` that then takes its place."""
-    if path.suffix.lower() not in suffixes:
-        raise VaeJaxError(f"Cannot write {path}: its name must end in {', '.join(suffixes)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:

@@ -26,11 +26,19 @@ def cast(tree: Tree, dtype: DTypeLike) -> Tree:
 
 
 def cast_networks(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """The parameters of encoders and decoders as another type of float; gradients come back."""
-    return {
-        name: cast(group, dtype) if group_of(name) in NETWORKS else group
-        for name, group in params.items()
-    }
+    """The parameters of encoders and decoders as another type of float; gradients come back.
+
+    Those of a likelihood's own `network` too, as `AutoregressivePixels` has one.
+    """
+
+    def as_computed(name: str, group: Any) -> Any:
+        if group_of(name) in NETWORKS:
+            return cast(group, dtype)
+        if group_of(name) == "likelihood" and "network" in group:
+            return {**group, "network": cast(group["network"], dtype)}
+        return group
+
+    return {name: as_computed(name, group) for name, group in params.items()}
 
 
 def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""What training says while it runs: a progress bar on a terminal, plain lines on a pipe."""
+"""What runs for long says how far it is: a progress bar on a terminal, plain lines on a pipe."""
 
 import sys
 import time
@@ -72,3 +72,42 @@ class Progress:
                 left = (self.num_steps - step) * self.images_per_step / self.images_per_second
                 status += f", {left:.0f} s left"
             self.say(f"step {step}/{self.num_steps}, {status}")
+
+
+class Counter:
+    """How much of something is done, on standard error.
+
+    Args:
+        sentence: what is being done.
+    """
+
+    def __init__(self, sentence: str):
+        self.sentence = sentence
+        self._last_line = time.perf_counter()
+        self._plain = not sys.stderr.isatty()
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=self._plain,
+        )
+        self._task = self._bar.add_task(sentence, total=None)
+
+    def __enter__(self) -> "Counter":
+        if self._plain:
+            print(f"{self.sentence} (once)...", file=sys.stderr, flush=True)
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """So many of all are done."""
+        self._bar.update(self._task, completed=done, total=total)
+        now = time.perf_counter()
+        if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            print(f"{self.sentence}: {100 * done // total} %", file=sys.stderr, flush=True)

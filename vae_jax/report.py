@@ -7,6 +7,7 @@ import shlex
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from rich.text import Text
 from vae_jax import parallel
 from vae_jax.data import list_datasets
 from vae_jax.evaluate import Evaluation
+from vae_jax.metrics import Estimate, Quality
 from vae_jax.run import Run, jsonable, write_json
 
 
@@ -85,6 +87,39 @@ def show(run: Run, evaluation: Evaluation) -> None:
         table.add_row("training speed", f"{summary['images_per_second']:,.0f}", "images/s")
     table.caption = f"{evaluation.num_images:,} images. {evaluation.data}."
     _print(table)
+    if evaluation.quality is not None:
+        _print(quality_table(evaluation.quality))
+
+
+def _interval(estimate: Estimate) -> str:
+    """A value and its 95 % confidence interval."""
+    digits = ".3f" if abs(estimate.value) < 100 else ",.0f"
+    value, low, high = (
+        format(each, digits) for each in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def quality_table(quality: Quality) -> Table:
+    """Scores of the samples beside those of training images, then the reconstructions."""
+    names = {
+        "frechet": "Fréchet distance",
+        "kernel": "kernel distance",
+        "precision": "precision",
+        "recall": "recall",
+        "psnr": "PSNR [dB]",
+        "ssim": "SSIM",
+    }
+    table = Table(title="Quality of the pictures [95 % interval]", title_justify="left")
+    for column in ("features", "", "model", "training images: the floor"):
+        table.add_column(column)
+    for score in quality.scores:
+        values = _interval(score.samples), _interval(score.training)
+        table.add_row(*map(Text, (score.space, names[score.name], *values)))
+    for name, estimate in quality.reconstruction.items():
+        table.add_row(*map(Text, ("reconstruction", names[name], _interval(estimate), "")))
+    table.caption = f"{quality.num_images:,} images in each set; first seed."
+    return table
 
 
 def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
@@ -108,6 +143,9 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
             "bits_per_dim": None
             if evaluation.bits_per_dim is None
             else jsonable(evaluation.bits_per_dim),
+            "quality": None
+            if evaluation.quality is None
+            else jax.tree.map(jsonable, dataclasses.asdict(evaluation.quality)),
         }
     )
     write_json(path, content)

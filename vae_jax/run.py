@@ -212,8 +212,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """A number, or a list of one for each seed when there are several."""
-    if isinstance(value, np.ndarray | np.generic):
+    """A number, or a list of one for each seed when there are several; null if not finite."""
+    if isinstance(value, np.ndarray | np.generic | float):
         values = [float(v) if np.isfinite(v) else None for v in np.atleast_1d(value)]
         return values[0] if len(values) == 1 else values
     return value

@@ -18,6 +18,8 @@ from vae_jax.vae import fold_in_each
 SAMPLES_AT_ONCE = 64
 # Floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
 DECODED_FLOATS = 2**20
+# Of a device's memory, what all that is computed of the images given at once may take.
+MEMORY_SHARE = 0.25
 
 
 def over_split(
@@ -33,7 +35,8 @@ def over_split(
         experiment: its data, and the model whose variables the labels go with.
         split: of the data.
         num_images: evenly spaced over the split; None takes all.
-        at_once: the most images that a device is given at once.
+        at_once: the most images that a device is given at once. It is given fewer where, by the
+            compiler's account, they would take more than `MEMORY_SHARE` of its memory.
         function: of one seed's variables, images `[B, H, W, C]` in the form of the protocol, keys
             `[B]` and any more trees of the seed's, to a tree of arrays `[B, ...]`.
 
@@ -56,9 +59,8 @@ def over_split(
         )
     rows = np.arange(wanted) * total // wanted
     devices = jax.device_count()
-    batch = devices * min(max(1, at_once), -(-wanted // devices))
 
-    def one_device(images: Array, indices: Array, variables: Any, *more: Any) -> Any:
+    def one_device(variables: Any, images: Array, indices: Array, *more: Any) -> Any:
         data_keys = index_keys(BINARIZATION_SEED, split, indices)
         x = experiment.data.protocol.apply(images, data_keys)
         keys = fold_in_each(data_keys, 1)
@@ -70,15 +72,29 @@ def over_split(
         return jax.vmap(one_seed)(variables, *more)
 
     on_devices = parallel.on_every_device(one_device)
+    batch = 0  # found at the first call
 
-    def on_split(*trees: Any) -> Any:
+    def piece(first: int, batch: int) -> tuple[Array, Array]:
+        padded = np.resize(rows[first : first + batch], batch).astype(np.int32)
+        return parallel.split(images[padded], 0), parallel.split(padded, 0)
+
+    def fitting(variables: Any, *more: Any) -> int:
+        share = min(max(1, at_once), -(-wanted // devices))
+        budget = int(MEMORY_SHARE * parallel.memory())
+        while share > 1:
+            arguments = variables, *piece(0, devices * share), *more
+            taken = parallel.temporary_bytes(on_devices, *arguments)
+            if taken <= budget:
+                break
+            share = max(1, share * budget // taken)
+        return devices * -parallel.largest(-share)  # the least of any process
+
+    def on_split(variables: Any, *more: Any) -> Any:
+        nonlocal batch
+        batch = batch or fitting(variables, *more)
         batches = []
         for first in range(0, wanted, batch):
-            own = rows[first : first + batch]
-            padded = np.resize(own, batch).astype(np.int32)
-            result = on_devices(
-                parallel.split(images[padded], 0), parallel.split(padded, 0), *trees
-            )
+            result = on_devices(variables, *piece(first, batch), *more)
             batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
 

@@ -19,6 +19,7 @@ from vae_jax import parallel, threefry
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.conditional import GIVEN, given, labels_of
 from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
+from vae_jax.data.augment import augmented
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluate import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
@@ -26,12 +27,13 @@ from vae_jax.interruption import Interrupted, signals
 from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.precision import cast_networks, networks_in
 from vae_jax.progress import Progress
+from vae_jax.rematerialization import rematerialized
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.vae import fold_in_each
 
 # What a key is folded with, so that no two uses of a seed share noise.
 INIT, STEP = 0, 1
-PROTOCOL, POSTERIOR = 0, 1
+PROTOCOL, POSTERIOR, AUGMENT = 0, 1, 2
 
 # Of one chunk of streamed images in a process's memory: one more is being made meanwhile.
 STREAMED_BYTES = 2**26
@@ -114,6 +116,7 @@ def loss_and_gradients(
         x_keys = fold_in_each(keys, PROTOCOL)
     else:
         x_keys = index_keys(BINARIZATION_SEED, "train", indices)
+    images = augmented(experiment.augment, images, fold_in_each(keys, AUGMENT))
     x = protocol.apply(images, x_keys)
 
     apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))
@@ -123,7 +126,7 @@ def loss_and_gradients(
     ) -> tuple[Array, tuple[Metrics, Any]]:
         params = cast_networks(params, experiment.compute_dtype)
         variables = given({"params": params, **state.model_state}, labels)
-        with networks_in(experiment.compute_dtype):
+        with networks_in(experiment.compute_dtype), rematerialized(experiment.remat):
             (loss, metrics), model_state = apply(
                 variables, experiment.objective, x, keys, state.step
             )
@@ -206,7 +209,8 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
         state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
         return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
 
-    return layout.on_every_device(every_seed, donate_argnums=(0,))
+    train_chunk = layout.on_every_device(every_seed, donate_argnums=(0,))
+    return parallel.with_barriers(train_chunk) if experiment.remat else train_chunk
 
 
 def is_streamed(data: Data) -> bool:

@@ -12,7 +12,7 @@ from jax import Array
 
 from vae_jax.compatibility import check_events
 from vae_jax.conditional import LabelEmbedding
-from vae_jax.distributions import Distribution, Shape, exact_kl, sample_each
+from vae_jax.distributions import Distribution, Shape, Shared, exact_kl, sample_each
 from vae_jax.likelihoods.base import observed
 
 D = TypeVar("D", bound=Distribution)
@@ -97,7 +97,11 @@ def apply_flat(conditional: Callable[[Array], D], z: Array, event_ndims: int = 1
     """p(. | z) for latents `[*batch, *event]`, through networks that take `[N, *event]`."""
     batch, event = z.shape[: z.ndim - event_ndims], z.shape[z.ndim - event_ndims :]
     flat = conditional(z.reshape(math.prod(batch), *event))
-    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), flat)
+
+    def reshaped(leaf: Array | Shared) -> Array | Shared:
+        return leaf if isinstance(leaf, Shared) else leaf.reshape(*batch, *leaf.shape[1:])
+
+    return jax.tree.map(reshaped, flat, is_leaf=lambda leaf: isinstance(leaf, Shared))
 
 
 def fold_in_each(keys: Array, purpose: Array | int) -> Array:

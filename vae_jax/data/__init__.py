@@ -2,6 +2,7 @@
 
 from vae_jax.data.catalog import SOURCES, Listing, Source, list_datasets, load, prepare
 from vae_jax.data.datasets import Data, Split
+from vae_jax.data.folder import load_folder
 from vae_jax.data.pipeline import (
     BINARIZATION_SEED,
     PROTOCOLS,
@@ -28,6 +29,7 @@ __all__ = [
     "index_keys",
     "list_datasets",
     "load",
+    "load_folder",
     "prefetched",
     "prepare",
 ]

@@ -1,13 +1,11 @@
 """The data sets known by name: how each is split, and the way from a name to arrays."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae_jax.data import cache
+from vae_jax.data import cache, preparing
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
@@ -26,7 +24,6 @@ class Source:
         manual_files: what `--manual-dir` must hold where TFDS cannot download it.
         origin: where those files come from.
         default_valid: how many validation images are cut where there is no official split.
-        class_names: what TFDS calls the labels; None where it is their number.
     """
 
     name: str
@@ -36,7 +33,6 @@ class Source:
     manual_files: tuple[str, ...] = ()
     origin: str = ""
     default_valid: int = 0
-    class_names: tuple[str, ...] | None = None
 
 
 _MNIST_FILES = (
@@ -44,30 +40,6 @@ _MNIST_FILES = (
     "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
-)
-_FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-_CIFAR = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
 )
 
 SOURCES: dict[str, Source] = {
@@ -90,7 +62,6 @@ SOURCES: dict[str, Source] = {
             _MNIST_FILES,
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             default_valid=10_000,
-            class_names=_FASHION,
         ),
         Source(
             "binarized_mnist",
@@ -125,7 +96,6 @@ SOURCES: dict[str, Source] = {
             ("cifar-10-binary.tar.gz",),
             "https://www.cs.toronto.edu/~kriz/",
             default_valid=5_000,
-            class_names=_CIFAR,
         ),
         Source(
             "cifar10_4k",
@@ -134,7 +104,6 @@ SOURCES: dict[str, Source] = {
             "grey",
             ("cifar10_train_first4000.npz",),
             "your own hand (the arrays image and label of CIFAR-10's first 4,000 training images)",
-            class_names=_CIFAR,
         ),
     )
 }
@@ -157,7 +126,7 @@ class Listing:
 
 def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
     """Returns every data set known by name, prepared in DATA_DIR or not."""
-    root = _data_dir(data_dir)
+    root = cache.root(data_dir)
     return [
         Listing(
             source=source,
@@ -202,7 +171,7 @@ def load(
         )
     sizes = _split_sizes(source, valid)
     prepare(name, data_dir, manual_dir)
-    arrays = cache.read(name, cache.folder(_data_dir(data_dir), name))
+    arrays, manifest = cache.read(name, cache.folder(cache.root(data_dir), name))
     split_rule = "the data set's own splits"
     if "valid" not in source.sizes:
         for kind in ("images", "labels"):
@@ -219,7 +188,7 @@ def load(
         *(arrays[f"{split}_images"] for split in sizes),
         protocol=protocol,
         labels={s: arrays[f"{s}_labels"] for s in sizes if f"{s}_labels" in arrays},
-        class_names=source.class_names,
+        class_names=manifest.get("class_names"),
         split_rule=split_rule,
     )
 
@@ -238,25 +207,12 @@ def prepare(
         VaeJaxError: the name is unknown, a file or TensorFlow is missing, or the disk refuses.
     """
     _find_source(name)
-    root = _data_dir(data_dir)
+    root = cache.root(data_dir)
     if cache.folder(root, name).exists():
         return
     manual_folder = _manual_folder(name, manual_dir)
-    print(f"Preparing {name} with TFDS in {root} (once)...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "vae_jax.data.tfds_prepare", name, str(root)]
-    child = subprocess.run(
-        command + ([] if manual_folder is None else [str(manual_folder)]),
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode == 1 and child.stdout.strip():
-        raise VaeJaxError(child.stdout.strip().splitlines()[-1])
-    if child.returncode:
-        raise VaeJaxError(
-            f"Preparing {name} in {root} broke off with exit code {child.returncode} "
-            f"({(child.stderr.strip() or 'no message').splitlines()[-1]}): run it again."
-        )
+    arguments = [name, str(root), *([] if manual_folder is None else [str(manual_folder)])]
+    preparing.run("vae_jax.data.tfds_prepare", arguments, f"{name} with TFDS in {root}")
 
 
 def _find_source(name: str) -> Source:
@@ -281,11 +237,6 @@ def _split_sizes(source: Source, valid: int | None) -> dict[SplitName, int]:
             "its training images."
         )
     return {"train": sizes["train"] - valid, "valid": valid, "test": sizes["test"]}
-
-
-def _data_dir(data_dir: str | Path | None) -> Path:
-    chosen = data_dir or os.environ.get("VAE_JAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(chosen or "~/tensorflow_datasets").expanduser().absolute()
 
 
 def _manual_folder(name: str, manual_dir: str | Path | None) -> Path | None:

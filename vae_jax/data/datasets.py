@@ -170,16 +170,19 @@ def _find_labels(
 def _name_classes(
     name: str, splits: Mapping[SplitName, Split], given: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    every = [split.labels for split in splits.values() if split.labels is not None and len(split)]
+    every = {split: part.labels for split, part in splits.items() if part.labels is not None}
+    every = {split: labels for split, labels in every.items() if len(labels)}
     if not every:
         return None
-    lowest, highest = min(map(np.min, every)), max(map(np.max, every))
+    highest = max(int(labels.max()) for labels in every.values())
     names = tuple(map(str, range(highest + 1)) if given is None else given)
-    if lowest < 0 or highest >= len(names):
-        raise VaeJaxError(
-            f"The labels of {name} go from {lowest} to {highest}, and it has {len(names)} classes: "
-            "count them from 0, with a name for each."
-        )
+    for split, labels in every.items():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(names):
+            raise VaeJaxError(
+                f"The {split} labels of {name} go from {low} to {high}, and there are "
+                f"{len(names)} class_names: number the classes from 0 and name each."
+            )
     if len(set(names)) < len(names):
         twice = next(each for each in names if names.count(each) > 1)
         raise VaeJaxError(f"Two classes of {name} are named {twice!r}: give each its own name.")

@@ -1,17 +1,18 @@
 """Prepare one data set: `python -m vae_jax.data.tfds_prepare NAME DATA_DIR [MANUAL_FOLDER]`.
 
-The only process that imports TensorFlow. `vae_jax.data.prepare` starts it, hides what TensorFlow
-and TFDS print, and where it exits with 1 takes the last line of its stdout for the error.
+The only process that imports TensorFlow. `vae_jax.data.prepare` starts it (`preparing.run`). TFDS
+generates in this one process; decoding what it has generated is what several share.
 """
 
-import errno
-import fcntl
+import functools
 import importlib
+import math
 import os
 import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import requests
@@ -20,13 +21,14 @@ from tensorflow_datasets.core import hashing
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from vae_jax.data import cache
+from vae_jax.data import cache, parts
 from vae_jax.data.builders import MissingFileError  # and registers our builders with TFDS
 from vae_jax.data.catalog import SOURCES, Source
 from vae_jax.errors import VaeJaxError
 
-# What the C++ writers under TFDS say in a RuntimeError rather than an OSError.
-_DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_DISK_FULL = tuple(os.strerror(code) for code in parts.DISK_FULL)
+# A process takes seconds to start, in which another decodes thousands of small images.
+IMAGES_PER_PROCESS = 10_000
 _TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -46,39 +48,71 @@ def _build(source: Source, data_dir: Path, manual_folder: Path | None) -> tfds.c
     return builder
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
-    """Decodes a split, in the order in which its builder generates it."""
+@functools.cache  # of each process
+def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    return tfds.builder(name, data_dir=data_dir)
+
+
+class Records(NamedTuple):
+    """A stretch of one split as TFDS has written it, and where its images belong."""
+
+    split: str
+    start: int
+    rows: np.ndarray
+
+
+def _decode(source: Source, data_dir: Path, records: Records) -> parts.Part:
+    builder, (split, start, rows) = _builder(source.name, data_dir), records
+    stop = start + len(rows)
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        records = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
-        decoded = records.__getitems__(range(len(records)))
+        decoded = builder.as_data_source(split).__getitems__(range(start, stop))  # pyright: ignore[reportCallIssue]
         columns = {key: np.stack([example[key] for example in decoded]) for key in decoded[0]}
     else:  # prepared earlier by the user, in TFDS's default format
-        dataset = builder.as_dataset(split, batch_size=-1)  # pyright: ignore[reportCallIssue]
-        columns = tfds.as_numpy(dataset)
-    # TFDS writes examples sorted by the hash of their key, which here is their index.
-    size = builder.info.splits[split].num_examples
-    written = sorted(range(size), key=hashing.Hasher(split).hash_key)
-    return {key: column[np.argsort(written)] for key, column in columns.items()}
+        stretch = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
+        dataset = builder.as_dataset(stretch, batch_size=len(rows))  # pyright: ignore[reportCallIssue]
+        (columns,) = tfds.as_numpy(dataset)
+    images = columns["image"]
+    # TFDS's binarized MNIST holds 0 and 1; the protocols take bytes.
+    images = np.uint8(255) * (images > 0) if source.protocol == "threshold" else images
+    labels = columns["label"].astype(np.int32) if "label" in columns else None
+    return parts.Part(rows, images, labels, [])
+
+
+def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
+    """Divides all splits, whose images are numbered in the order their builder generates them."""
+    plan, first = [], 0
+    for split in source.sizes:
+        name = _TFDS_SPLITS[split]
+        # TFDS writes examples sorted by the hash of their key, which here is their index.
+        size = builder.info.splits[name].num_examples
+        written = sorted(range(size), key=hashing.Hasher(name).hash_key)
+        for part in parts.rows_of_parts(size, math.prod(source.image_shape)):
+            rows = first + np.array(written[part.start : part.stop])
+            plan.append(Records(name, part.start, rows))
+        first += size
+    return plan
 
 
 def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None:
     """Makes the cache of a data set, unless another process makes it first."""
-    folder = data_dir / source.name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "vae_jax.lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
-    if cache.folder(data_dir, source.name).exists():
-        return
-    builder = _build(source, data_dir, manual_folder)
-    arrays = {}
-    for split in source.sizes:
-        columns = _read(builder, _TFDS_SPLITS[split])
-        images = columns["image"]
-        # TFDS's binarized MNIST holds 0 and 1; the protocols take bytes.
-        arrays[f"{split}_images"] = images * np.uint8(255) if images.max() == 1 else images
-        if "label" in columns:
-            arrays[f"{split}_labels"] = columns["label"].astype(np.int32)
-    cache.write(cache.folder(data_dir, source.name), arrays, str(builder.version))
+    target = cache.folder(data_dir, source.name)
+    with parts.preparing(target) as work:
+        if work is None:
+            return
+        builder = _build(source, data_dir, manual_folder)
+        jobs = _plan(source, builder)
+        total = sum(len(job.rows) for job in jobs)
+        plan = {"version": str(builder.version), "parts": len(jobs), "images": total}
+        processes = max(1, min(os.cpu_count() or 1, total // IMAGES_PER_PROCESS))
+        decode = functools.partial(_decode, source, data_dir)
+        files = parts.make(work, plan, jobs, decode, processes)
+        ends = np.cumsum([builder.info.splits[_TFDS_SPLITS[s]].num_examples for s in source.sizes])
+        rows = dict(zip(source.sizes, np.split(np.arange(total), ends[:-1]), strict=True))
+        features: Any = builder.info.features
+        about = {"tfds_version": str(builder.version)}
+        if "label" in features:
+            about["class_names"] = features["label"].names
+        cache.publish(parts.assemble(work, files, rows), target, about)
 
 
 def _explain(error: Exception, source: Source, data_dir: Path, manual_folder: Path | None) -> str:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class Distribution(Distinct, abc.ABC):
 
     exact_mean: ClassVar[bool] = True
     """Whether `mean` is the mean; where it has no closed form, `mean` is a central point."""
+    mean_is_picture: ClassVar[bool] = True
+    """Whether `mean` is what to show of it; where components depend on each other, a draw is."""
 
     @property
     @abc.abstractmethod
@@ -100,6 +102,13 @@ def sample_each(p: Distribution, keys: Array, sample_shape: Shape = ()) -> Array
 
     z = jax.vmap(each, out_axes=len(sample_shape))(keys.reshape(-1, *p.batch_shape))
     return z.reshape(*sample_shape, len(keys), *p.event_shape)
+
+
+@struct.dataclass
+class Shared:
+    """What all of a batch of densities share, such as a network's variables: no batch axes."""
+
+    value: Any
 
 
 def sum_event(x: Array, event_ndims: int) -> Array:

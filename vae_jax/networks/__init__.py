@@ -3,23 +3,47 @@
 An encoder takes images `[N, H, W, C]`, a decoder latents `[N, ...]` and the image shape.
 """
 
+from vae_jax.networks.axial import (
+    AxialAttention,
+    AxialConvolution,
+    AxialDecoder,
+    AxialEncoder,
+    HorizontalDecoder,
+    HorizontalEncoder,
+    VerticalDecoder,
+    VerticalEncoder,
+)
 from vae_jax.networks.conv import ConvDecoder, ConvEncoder
+from vae_jax.networks.gpt import GPTDecoder, GPTEncoder
 from vae_jax.networks.mlp import MLP, GatedMLP
 from vae_jax.networks.resnet import ResNetDecoder, ResNetEncoder
 from vae_jax.networks.spectral import SpectralNorm
 from vae_jax.networks.vgg import VGGDecoder, VGGEncoder
+from vae_jax.networks.vit import ViTDecoder, ViTEncoder
 from vae_jax.networks.xception import XceptionDecoder, XceptionEncoder
 
 __all__ = [
     "MLP",
+    "AxialAttention",
+    "AxialConvolution",
+    "AxialDecoder",
+    "AxialEncoder",
     "ConvDecoder",
     "ConvEncoder",
+    "GPTDecoder",
+    "GPTEncoder",
     "GatedMLP",
+    "HorizontalDecoder",
+    "HorizontalEncoder",
     "ResNetDecoder",
     "ResNetEncoder",
     "SpectralNorm",
     "VGGDecoder",
     "VGGEncoder",
+    "VerticalDecoder",
+    "VerticalEncoder",
+    "ViTDecoder",
+    "ViTEncoder",
     "XceptionDecoder",
     "XceptionEncoder",
 ]

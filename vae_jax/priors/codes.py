@@ -60,6 +60,7 @@ class AutoregressiveCategorical(Distribution):
     @property
     def event_shape(self) -> Shape:
         """(n, C)."""
+        assert self.network.features is not None  # its last layer makes the logits
         return (self.network.length, self.network.features)
 
     @property

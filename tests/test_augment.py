@@ -1,0 +1,130 @@
+"""Augmentation: what each does to a known image, and that training alone sees it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from running import interrupted_after, on_devices, rows, summary
+
+from vae_jax import (
+    BrightnessJitter,
+    ColourJitter,
+    Experiment,
+    HorizontalFlip,
+    RandomShift,
+    Run,
+    VaeJaxError,
+    train,
+)
+from vae_jax.data.augment import augmented
+from vae_jax.interruption import Interrupted
+from vae_jax.train import make_validation
+
+PICTURE = np.random.default_rng(0).integers(256, size=(6, 8, 3)).astype(np.uint8)
+
+
+def draws(*augmentations: Any, image: np.ndarray = PICTURE, count: int = 400) -> np.ndarray:
+    """The same image augmented with many keys."""
+    keys = jax.random.split(jax.random.key(0), count)
+    many = np.broadcast_to(image, (count, *image.shape))
+    return np.asarray(jax.jit(lambda x, k: augmented(augmentations, x, k))(many, keys))
+
+
+def test_a_flip_is_numpys_in_half_of_the_draws() -> None:
+    made = draws(HorizontalFlip())
+    flipped = (made == PICTURE[:, ::-1]).all((1, 2, 3))
+    assert (flipped | (made == PICTURE).all((1, 2, 3))).all()
+    assert abs(flipped.mean() - 0.5) < 4 * 0.5 / 20  # four standard deviations of 400 draws
+
+
+def test_shifts_are_numpys_crops_of_the_mirrored_border_and_all_occur() -> None:
+    made = draws(RandomShift(1))
+    padded = np.pad(PICTURE, ((1, 1), (1, 1), (0, 0)), mode="reflect")
+    crops = [padded[i : i + 6, j : j + 8] for i in range(3) for j in range(3)]
+    counts = [(made == crop).all((1, 2, 3)).sum() for crop in crops]
+    assert sum(counts) == 400
+    assert min(counts) > 15  # of 44 expected, a standard deviation of 6
+
+
+@pytest.mark.parametrize("augmentation", [BrightnessJitter(0.2), ColourJitter(0.2)])
+def test_jitters_scale_within_their_amount(augmentation: Any) -> None:
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    made = draws(augmentation, image=grey).astype(int)
+    assert (made == made[:, :1, :1]).all()  # every pixel alike
+    one_factor = (made[..., :1] == made).all((1, 2, 3)).mean()
+    assert one_factor == 1 if isinstance(augmentation, BrightnessJitter) else one_factor < 0.1
+    channel = made[:, 0, 0, 0]
+    assert (channel.min(), channel.max()) == (80, 120)
+    assert abs(channel.mean() - 100) < 4 * 40 / np.sqrt(12 * 400)
+    white = draws(augmentation, image=np.full((2, 2, 3), 255, np.uint8))
+    assert white.max() == 255  # what is brighter is cut off and does not come round to black
+    assert white.min() >= 203
+
+
+def test_each_augmentation_of_a_row_has_its_own_noise() -> None:
+    """Two flips cancel in half of the draws, and not always."""
+    twice = (draws(HorizontalFlip(), HorizontalFlip()) == PICTURE).all((1, 2, 3)).mean()
+    assert 0.4 < twice < 0.6
+
+
+def test_nothing_to_do_leaves_the_bytes() -> None:
+    assert (draws(count=3) == PICTURE).all()
+    assert (draws(RandomShift(0), BrightnessJitter(0.0), count=3) == PICTURE).all()
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "sentence"),
+    [
+        (RandomShift(4), r"RandomShift\(pixels=4\) does not suit bars \(a shift by 4 pixels"),
+        (lambda image, key: image[1:], r"makes uint8 \(3, 4, 1\) of uint8 \(4, 4, 1\)"),
+        (lambda image, key: image / 255, r"makes float32 \(4, 4, 1\)"),
+    ],
+)
+def test_what_does_not_keep_the_images_is_refused(augmentation: Any, sentence: str) -> None:
+    with pytest.raises(VaeJaxError, match=sentence):
+        dataclasses.replace(tiny.experiment(), augment=(augmentation,))
+
+
+def augmented_experiment() -> Experiment:
+    parts = (HorizontalFlip(), RandomShift(1), BrightnessJitter(0.2))
+    return dataclasses.replace(tiny.experiment(num_steps=20), augment=parts)
+
+
+def losses(run: Run) -> list[float]:
+    return [row["loss"] for row in rows(run.folder.path) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Augmented training on one device, without a break."""
+    with on_devices(1):
+        return train(augmented_experiment(), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_training_is_augmented_and_validation_is_not(whole: Run, tmp_path: Path) -> None:
+    with on_devices(1):
+        plain = train(tiny.experiment(num_steps=20), tmp_path / "plain")
+        state = jax.tree.map(lambda leaf: leaf[None], whole.state)
+        values = [make_validation(run.experiment)(state) for run in (plain, whole)]
+    assert losses(plain) != losses(whole)
+    assert values[0] == values[1]
+
+
+def test_augmented_training_is_the_same_after_a_break(whole: Run, tmp_path: Path) -> None:
+    """To the bit, after SIGTERM."""
+    with on_devices(1):
+        with pytest.raises(Interrupted), interrupted_after(10):
+            train(augmented_experiment(), tmp_path / "broken")
+        train(augmented_experiment(), tmp_path / "broken")
+    assert summary(tmp_path / "broken") == summary(whole.folder.path)
+
+
+def test_augmented_training_is_the_same_on_eight_devices(whole: Run, tmp_path: Path) -> None:
+    """To float tolerance."""
+    with on_devices(8):
+        eight = train(augmented_experiment(), tmp_path / "eight")
+    np.testing.assert_allclose(losses(eight), losses(whole), rtol=1e-4)

@@ -1,0 +1,557 @@
+"""Quality of pictures: closed forms, brute force, SciPy, simulation, and growing damage."""
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+from running import ROOT, on_devices
+from scipy import linalg, ndimage, stats
+
+from vae_jax import (
+    ELBO,
+    MLP,
+    VAE,
+    Data,
+    DiagonalGaussian,
+    Experiment,
+    Gaussian,
+    Run,
+    StandardNormal,
+    VaeJaxError,
+    evaluate,
+    generate,
+    metrics,
+    report,
+    train,
+)
+from vae_jax.data import Split
+from vae_jax.metrics.estimate import GROUPS, T_QUANTILE
+from vae_jax.run import RunFolder, jsonable
+
+COLOURS = np.array([[230, 60, 40], [40, 200, 80], [60, 90, 220]])
+
+
+def pictures(count: int, seed: int, side: int = 16, channels: int = 3) -> tuple[np.ndarray, Any]:
+    """Discs, squares and stripes of a colour of their own: uint8 images, and which they are."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(3, size=count)
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    images = []
+    for label in labels:
+        dy, dx, r = *generator.uniform(-side / 8, side / 8, 2), generator.uniform(0.2, 0.35) * side
+        shapes = (
+            (y - dy) ** 2 + (x - dx) ** 2 < r**2,
+            (abs(y - dy) < r) & (abs(x - dx) < r),
+            np.sin(2 * np.pi * (x + dx) / 4) > 0,
+        )
+        ink = COLOURS[label] + generator.normal(0, 15, 3)
+        ground = generator.uniform(40, 120)
+        image = np.where(shapes[label][..., None], ink, ground)
+        images.append(image + generator.normal(0, 4, image.shape))
+    coloured = np.clip(images, 0, 255).astype(np.uint8)
+    return (coloured if channels == 3 else coloured[..., 1:2]), labels
+
+
+def features(count: int, seed: int, width: int = 6, shift: float = 0.0) -> np.ndarray:
+    """Correlated normal features."""
+    mix = np.random.default_rng(99).normal(size=(width, width))
+    return np.random.default_rng(seed).normal(size=(count, width)) @ mix + shift
+
+
+# --- Distances ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 6, 40])
+def test_the_frechet_distance_is_scipys(width: int) -> None:
+    x, y = features(200, 0, width), 1.3 * features(150, 1, width)[:, ::-1] + 0.5
+    s_x, s_y = (np.cov(each, rowvar=False).reshape(width, width) for each in (x, y))
+    root: Any = linalg.sqrtm(s_x @ s_y)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s_x + s_y - 2 * root.real)
+    found = metrics.frechet_distance(x, y)
+    assert found.plain == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet_distance(y, x).plain == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_set_has_no_frechet_distance_from_itself_even_where_it_is_flat() -> None:
+    """Features that repeat each other make the covariance singular."""
+    x = features(100, 0)
+    flat = np.concatenate([x, x[:, :3], np.ones((100, 2))], 1)
+    found = metrics.frechet_distance(flat, flat)
+    np.testing.assert_allclose([found.plain, found.value, found.low, found.high], 0, atol=1e-9)
+
+
+def test_the_jackknife_takes_the_bias_off_and_its_interval_holds() -> None:
+    """Normal sets whose distance has a closed form, drawn 200 times."""
+    scale, shift, width, count = 1.5, 0.3, 5, 60
+    truth = width * (shift**2 + (scale - 1) ** 2)
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        x, y = generator.normal(size=(2, count, width))
+        found.append(metrics.frechet_distance(x, scale * y + shift))
+    plain, value = (np.array([getattr(f, name) for f in found]) for name in ("plain", "value"))
+    error = value.std() / np.sqrt(len(value))
+    assert plain.mean() - truth > 8 * error
+    assert abs(value.mean() - truth) < 3.5 * error
+    assert 0.90 < np.mean([f.low < truth < f.high for f in found]) < 0.99
+
+
+def brute_kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    def mean(a: np.ndarray, b: np.ndarray, same: bool) -> float:
+        pairs = [
+            (np.dot(p, q) / len(p) + 1) ** 3
+            for (i, p), (j, q) in product(enumerate(a), enumerate(b))
+            if not (same and i == j)
+        ]
+        return float(np.mean(pairs))
+
+    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+
+def test_the_kernel_distance_and_its_jackknife_are_those_of_all_pairs() -> None:
+    x, y = features(43, 0), features(51, 1, shift=0.4)
+    found = metrics.kernel_distance(x, y)
+    assert found.value == found.plain == pytest.approx(brute_kernel_distance(x, y), rel=1e-9)
+    without = [
+        brute_kernel_distance(*(np.delete(f, np.s_[g::GROUPS], 0) for f in (x, y)))
+        for g in range(GROUPS)
+    ]
+    error = np.std(without) * np.sqrt(GROUPS - 1)
+    half = stats.t.ppf(0.975, GROUPS - 1) * error
+    np.testing.assert_allclose([found.low, found.high], found.value + half * np.array([-1, 1]))
+
+
+def test_the_kernel_distance_is_unbiased_and_its_interval_holds() -> None:
+    """Sets drawn from three points, whose distance in the population is a sum of nine terms."""
+    points = np.array([[1.0, -1.0], [0.5, 2.0], [-1.5, 0.0]])
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    kernel = (points @ points.T / 2 + 1) ** 3
+    truth = (p - q) @ kernel @ (p - q)
+    generator = np.random.default_rng(0)
+    found = [
+        metrics.kernel_distance(*(points[generator.choice(3, 45, p=w)] for w in (p, q)))
+        for _ in range(300)
+    ]
+    value = np.array([f.value for f in found])
+    assert abs(value.mean() - truth) < 3 * value.std() / np.sqrt(len(value))
+    assert 0.90 < np.mean([f.low < truth < f.high for f in found]) < 0.995
+
+
+def test_a_set_has_the_stated_kernel_distance_from_itself() -> None:
+    x = features(50, 0)
+    kernel = (x @ x.T / 6 + 1) ** 3
+    between = kernel[np.triu_indices(50, 1)].mean()
+    expected = -2 / 50 * (kernel.diagonal().mean() - between)
+    assert metrics.kernel_distance(x, x).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_precision_and_recall_are_those_of_brute_force() -> None:
+    real, generated = features(47, 0), features(60, 1, shift=1.0)
+
+    def within(points: np.ndarray, manifold: np.ndarray) -> float:
+        radii = [sorted(np.linalg.norm(manifold - centre, axis=1))[3] for centre in manifold]
+        hits = [
+            any(np.linalg.norm(point - c) <= r for c, r in zip(manifold, radii, strict=True))
+            for point in points
+        ]
+        return float(np.mean(hits))
+
+    precision, recall = metrics.precision_recall(real, generated)
+    assert precision.value == within(generated, real)
+    assert recall.value == within(real, generated)
+    assert 0 < precision.value < 1
+    for found, count in ((precision, 60), (recall, 47)):
+        wilson = stats.binomtest(round(found.value * count), count).proportion_ci(method="wilson")
+        np.testing.assert_allclose([found.low, found.high], wilson, rtol=1e-5)
+
+
+def test_one_of_two_modes_is_precise_and_recalls_half() -> None:
+    x = features(400, 0)
+    real = np.concatenate([x[:200], x[200:] + 100])
+    precision, recall = metrics.precision_recall(real, features(400, 1))
+    assert precision.value > 0.7
+    assert 0.35 < recall.value <= 0.5
+
+
+def test_quantiles_are_scipys() -> None:
+    assert pytest.approx(stats.t.ppf(0.975, GROUPS - 1), rel=1e-6) == T_QUANTILE
+    values = np.random.default_rng(0).normal(3, 2, 50)
+    found = metrics.Estimate.mean(values)
+    expected = stats.norm.interval(0.95, values.mean(), stats.sem(values))
+    np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-6)
+
+
+# --- Reconstructions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(14, 12, 1), (8, 9, 3), (13, 8, 3)])
+def test_ssim_is_that_of_a_loop_over_windows(shape: tuple[int, int, int]) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (2, 2, *shape)).astype(np.uint8)
+    y = (0.7 * x + 0.3 * y).astype(np.uint8)
+    side = min(11, *(n if n % 2 else n - 1 for n in shape[:2]))
+    kernel = np.zeros((side, side))
+    kernel[side // 2, side // 2] = 1
+    kernel = ndimage.gaussian_filter(kernel, 1.5, mode="constant", truncate=20)
+    kernel /= kernel.sum()
+    c_1, c_2 = 6.5025, 58.5225  # of 8-bit images (Wang et al. 2004, section III)
+    for n, found in enumerate(metrics.ssim(x, y)):
+        local = []
+        places = product(range(shape[0] - side + 1), range(shape[1] - side + 1), range(shape[2]))
+        for i, j, c in places:
+            a, b = (im[n, i : i + side, j : j + side, c].astype(float) for im in (x, y))
+            m_a, m_b = (kernel * a).sum(), (kernel * b).sum()
+            v_a, v_b = (kernel * (a - m_a) ** 2).sum(), (kernel * (b - m_b) ** 2).sum()
+            v_ab = (kernel * (a - m_a) * (b - m_b)).sum()
+            local.append(
+                (2 * m_a * m_b + c_1)
+                * (2 * v_ab + c_2)
+                / ((m_a**2 + m_b**2 + c_1) * (v_a + v_b + c_2))
+            )
+        assert found == pytest.approx(np.mean(local), abs=1e-9)
+
+
+def test_ssim_and_psnr_of_equal_and_of_shifted_images() -> None:
+    x = np.full((2, 16, 16, 3), 100, np.uint8)
+    x[1] = np.random.default_rng(0).integers(0, 200, (16, 16, 3))
+    np.testing.assert_allclose(metrics.ssim(x, x), 1)
+    assert np.isinf(metrics.psnr(x, x)).all()
+    np.testing.assert_allclose(metrics.psnr(x + np.uint8(16), x), 10 * np.log10(255**2 / 16**2))
+    flat = metrics.ssim(x[:1] + np.uint8(16), x[:1])
+    np.testing.assert_allclose(flat, (2 * 100 * 116 + 6.5025) / (100**2 + 116**2 + 6.5025))
+
+
+# --- Features -----------------------------------------------------------------------------------
+
+
+def test_colour_of_two_halves() -> None:
+    """Three quarters black, the rest (255, 85, 0), which is a level of each channel."""
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    image[:, :, :2] = 255, 85, 0
+    (found,) = metrics.colour(image)
+    histogram = found[:64].reshape(4, 4, 4)
+    expected = np.zeros((4, 4, 4))
+    expected[0, 0, 0], expected[3, 1, 0] = 0.75, 0.25
+    np.testing.assert_allclose(histogram, expected, atol=1e-6)
+    values = [np.repeat([0, top], [3, 1]) for top in (1, 1 / 3, 0)]
+    moments = [[v.mean() for v in values], [v.std() for v in values]]
+    moments.append([np.cbrt(((v - v.mean()) ** 3).mean()) for v in values])
+    np.testing.assert_allclose(found[64:], np.ravel(moments), atol=1e-6)
+
+
+def test_colour_of_grey_between_two_levels() -> None:
+    (found,) = metrics.colour(np.full((1, 8, 8, 1), 23, np.uint8))  # 23 / 255 = 1.353 / 15
+    expected = np.zeros(16)
+    expected[1], expected[2] = 1 - 0.353, 0.353
+    np.testing.assert_allclose(found[:16], expected, atol=1e-3)
+    np.testing.assert_allclose(found[16:], [23 / 255, 0, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("direction", [0, 2])
+def test_texture_of_stripes(direction: int) -> None:
+    """A band's answer to a cosine is A exp(-|f - f_0|^2 / (2 s^2)), the same everywhere."""
+    amplitude, size = 60, 24
+    wave = amplitude * np.cos(2 * np.pi * (np.arange(size) + 0.5) / 6)  # its own mirror image
+    image = np.broadcast_to(wave[:, None] if direction == 2 else wave, (size, size))
+    (found,) = metrics.texture(np.rint(127 + image)[None, ..., None].astype(np.uint8))
+    angle = np.pi * direction / 4
+    wanted = np.array([np.sin(angle), np.cos(angle)]) / 6
+    for band, (wavelength, other) in enumerate(product((3, 6, 12), range(4))):
+        angle = np.pi * other / 4
+        centre = np.array([np.sin(angle), np.cos(angle)]) / wavelength
+        # A cosine has the frequency -f too, which few bands hear.
+        heard = [
+            np.exp(-0.5 * (((f - centre) * 3 * wavelength) ** 2).sum()) for f in (wanted, -wanted)
+        ]
+        if min(heard) < 1e-3:
+            assert found[band] == pytest.approx(amplitude / 255 * max(heard), abs=2e-3)
+    assert found[:12].argmax() == 4 + direction
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 40, 3), (33, 9, 1), (64, 64, 3)])
+@pytest.mark.parametrize("space", [metrics.colour, metrics.texture])
+def test_any_size_and_a_flat_image_have_features(space: Callable, shape: Any) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.uint8)
+    images[1] = 200
+    found = space(images)
+    assert found.shape == (3, {1: 19, 3: 73}[shape[-1]] if space is metrics.colour else 90)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(space(images[1:])[0], found[1], atol=1e-6)
+
+
+def test_chunks_are_the_whole_in_order() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1103, 8, 8, 1)).astype(np.uint8)
+    sizes = []
+
+    def mean(chunk: np.ndarray) -> np.ndarray:
+        sizes.append(len(chunk))
+        return chunk.mean((1, 2))
+
+    np.testing.assert_allclose(metrics.in_chunks(mean, images), images.mean((1, 2)))
+    assert len(sizes) > 1
+    assert len(set(sizes)) == 1
+
+
+def test_standardized_features_keep_their_proportions() -> None:
+    images, _ = pictures(60, 0)
+    space = metrics.standardized(metrics.colour, images)
+    found, raw = space(images), metrics.colour(images)
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-9)
+    assert found.var(0).mean() == pytest.approx(1)
+    ratio = np.ptp(found, 0) / np.maximum(np.ptp(raw, 0), 1e-12)
+    np.testing.assert_allclose(ratio[np.ptp(raw, 0) > 0.01], ratio.max(), rtol=1e-6)
+    alike = np.repeat(images[:1], 50, 0)
+    assert np.abs(metrics.standardized(metrics.colour, alike)(alike)).max() < 0.1
+
+
+@cache
+def learned_space(labelled: bool, folder: Path) -> metrics.Features:
+    images, labels = pictures(300, 0)
+    train = Split(images, labels.astype(np.int32) if labelled else None)
+    return metrics.learned(RunFolder(folder), train, num_steps=100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(params=["colour", "texture", "classifier", "autoencoder"])
+def space(request: pytest.FixtureRequest, folder: Path) -> tuple[str, metrics.Features]:
+    name = request.param
+    found = getattr(metrics, name, None)
+    return name, found or learned_space(name == "classifier", folder / name)
+
+
+def test_distances_grow_with_blur_noise_and_a_shift_of_colour(
+    space: tuple[str, metrics.Features],
+) -> None:
+    name, function = space
+    function = metrics.standardized(function, pictures(300, 0)[0])
+    images = pictures(120, 1)[0]
+    real = function(images)
+    noise = np.random.default_rng(3).normal(size=images.shape)
+
+    def damaged(how: str, much: float) -> np.ndarray:
+        x = images.astype(float)
+        if how == "blur":
+            x = ndimage.gaussian_filter(x, (0, much, much, 0))
+        elif how == "noise":
+            x = x + 30 * much * noise
+        else:
+            x[..., 0] += 30 * much
+        return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+    # From the very images, undamaged; texture does not see colour.
+    for how in ["blur", "noise", "shift"][: 2 if name == "texture" else 3]:
+        sets = [function(damaged(how, much)) for much in (0, 1, 3)]
+        for distance in (metrics.frechet_distance, metrics.kernel_distance):
+            found = [distance(each, real) for each in sets]
+            values = [f.plain for f in found]
+            assert values == sorted(values), (how, distance.__name__)
+            assert found[0].value < found[-1].low, (how, distance.__name__)
+
+
+def test_learned_features_tell_classes_apart_and_are_kept(folder: Path) -> None:
+    space = learned_space(True, folder / "classifier")
+    images, labels = pictures(300, 0)
+    test, answers = pictures(100, 5)
+    centres = np.stack([space(images)[labels == c].mean(0) for c in range(3)])
+    guesses = ((space(test)[:, None] - centres) ** 2).sum(-1).argmin(1)
+    assert (guesses == answers).mean() > 0.9
+    other = Split(255 - images, labels.astype(np.int32))  # would be learned otherwise
+    kept = metrics.learned(RunFolder(folder / "classifier"), other, num_steps=100)
+    np.testing.assert_array_equal(kept(test), space(test))
+
+
+def test_learned_features_are_the_same_each_time(tmp_path: Path) -> None:
+    images, _ = pictures(64, 0, side=8, channels=1)
+    first, second = (
+        metrics.learned(RunFolder(tmp_path / name), Split(images, None), num_steps=5)(images)
+        for name in "ab"
+    )
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (64, 64)
+
+
+# --- A run --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A VAE of small colour pictures with labels; its learned features are learned briefly."""
+    splits = [pictures(count, seed, side=8) for seed, count in enumerate((90, 60))]
+    data = Data.from_arrays(
+        "shapes",
+        splits[0][0],
+        test=splits[1][0],
+        protocol="grey",
+        labels={"train": splits[0][1], "test": splits[1][1]},
+    )
+    model = VAE(
+        encoder=MLP((16,)),
+        posterior=DiagonalGaussian(4),
+        prior=StandardNormal(4),
+        decoder=MLP((16,)),
+        likelihood=Gaussian(),
+        image_shape=(8, 8, 3),
+    )
+    with pytest.MonkeyPatch.context() as patch, on_devices(1):
+        module = importlib.import_module("vae_jax.metrics.quality")
+        patch.setattr(module, "learned", partial(metrics.learned, num_steps=20))
+        yield train(
+            Experiment(
+                data=data,
+                model=model,
+                objective=ELBO(),
+                optimizer=optax.adam(1e-2),
+                num_steps=30,
+                batch_size=30,
+                log_every=30,
+                checkpoint_every=30,
+            ),
+            tmp_path_factory.mktemp("quality") / "run",
+        )
+
+
+def grey_levels(images: np.ndarray) -> np.ndarray:
+    """A user's features: means of the channels."""
+    return images.mean((1, 2))
+
+
+def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The floor is the training images'; a table and evaluation.json say the same."""
+    with on_devices(1):
+        evaluation = evaluate(run, num_samples=2, quality=50, features={"grey_levels": grey_levels})
+    found = evaluation.quality
+    assert found is not None
+    assert [(score.space, score.name) for score in found.scores] == list(
+        product(
+            ("colour", "texture", "learned", "grey_levels"),
+            ("frechet", "kernel", "precision", "recall"),
+        )
+    )
+    scores = {(score.space, score.name): score for score in found.scores}
+    for space in ("colour", "texture", "learned"):
+        for distance in ("frechet", "kernel"):
+            score = scores[space, distance]
+            assert score.training.value < score.samples.value, (space, distance)
+    data = run.experiment.data
+    test, training = (
+        data.test.images[np.arange(50) * 60 // 50],
+        data.train.images[np.arange(50) * 90 // 50],
+    )
+    floor = metrics.frechet_distance(grey_levels(training), grey_levels(test))
+    assert scores["grey_levels", "frechet"].training == floor
+    samples = np.rint(255 * generate.sample(run, 50)).astype(np.uint8)
+    ours = metrics.kernel_distance(grey_levels(samples), grey_levels(test))
+    assert scores["grey_levels", "kernel"].samples == ours
+    means = generate.decode_means(
+        run,
+        generate.posterior_means(run, generate.images_of(run, "test", np.arange(50) * 60 // 50)),
+    )
+    errors = metrics.psnr(np.rint(255 * means).astype(np.uint8), test)
+    assert found.reconstruction["psnr"].value == pytest.approx(errors.mean(), abs=0.01)
+    assert 0 < found.reconstruction["ssim"].value < 1
+
+    report.record(run, evaluation, 1.0)
+    report.show(run, evaluation)
+    printed = capsys.readouterr().out
+    for name in ("Fréchet distance", "kernel distance", "precision", "PSNR", "SSIM", "floor"):
+        assert name in printed
+    (entry,) = json.loads(run.folder.evaluation.read_text())
+    assert entry["quality"]["num_images"] == 50
+    kept = entry["quality"]["scores"][0]
+    assert (kept["space"], kept["name"]) == ("colour", "frechet")
+    assert kept["samples"]["value"] == scores["colour", "frechet"].samples.value
+    line = next(line for line in printed.splitlines() if "SSIM" in line)
+    assert f"{entry['quality']['reconstruction']['ssim']['value']:.3f} [" in line
+
+
+def test_the_documents_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/quality.md").read_text(), re.DOTALL)
+    exec(compile(block, "docs/quality.md", "exec"), {})
+    assert re.fullmatch(r"-?\d.*plain \d+\.\d\d\n", capsys.readouterr().out)
+
+
+def test_infinite_psnr_is_null_in_the_record() -> None:
+    found = metrics.Estimate.mean(np.array([20.0, np.inf]))
+    assert np.isinf(found.value)
+    assert jsonable(found.value) is jsonable(found.low) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"quality": 39}, "at least 40 and at most 60"),
+        ({"quality": 61}, "at least 40 and at most 60"),
+        ({"quality": 50, "split": "train"}, "choose --split test"),
+        ({"quality": 50, "split": "valid"}, "at most 0"),
+    ],
+)
+def test_quality_is_refused(run: Run, arguments: dict[str, Any], said: str) -> None:
+    with on_devices(1), pytest.raises(VaeJaxError, match=said):
+        evaluate(run, num_samples=2, **arguments)
+
+
+def test_a_users_features_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "inception.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def pool(images): return images.mean((1, 2))\n"
+        "def flat(images): return images.mean((1, 2, 3))\n"
+        "number = 3\n"
+    )
+    images, _ = pictures(60, 0)
+    spaces = metrics.load_features(f"{file}:pool")
+    assert list(spaces) == ["pool"]
+    np.testing.assert_allclose(spaces["pool"](images), images.mean((1, 2)))
+    with pytest.raises(VaeJaxError, match=r"let it return numbers \[60, F\]"):
+        metrics.load_features(f"{file}:flat")["flat"](images)
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    for reference, said in {
+        "inception.py": "give it as FILE.py:FUNCTION",
+        f"{file}:number": "has no function number",
+        f"{tmp_path / 'absent.py'}:pool": "cannot be run",
+        f"{tmp_path / 'broken.py'}:pool": "No module named",
+    }.items():
+        with pytest.raises(VaeJaxError, match=said):
+            metrics.load_features(reference)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((3, 8, 8, 1)), "float64"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"),
+        (np.zeros((3, 8, 8, 2), np.uint8), "C = 1 or 3"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "at least one"),
+    ],
+)
+def test_what_are_no_images_is_refused(images: np.ndarray, said: str) -> None:
+    for space in (metrics.colour, metrics.texture):
+        with pytest.raises(VaeJaxError, match=said):
+            space(images)
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    few, wide = features(39, 0), features(40, 0, 7)
+    for distance in (metrics.frechet_distance, metrics.kernel_distance, metrics.precision_recall):
+        for x, y in ((few, wide), (features(40, 0), wide), (wide, wide[0])):
+            with pytest.raises(VaeJaxError, match="cannot be compared"):
+                distance(x, y)
+        with pytest.raises(VaeJaxError, match="not finite"):
+            distance(wide, np.where(wide > 1, np.nan, wide))
+    image = np.zeros((1, 8, 8, 1), np.uint8)
+    for error in (metrics.psnr, metrics.ssim):
+        with pytest.raises(VaeJaxError, match="give both as uint8"):
+            error(image, image / 255)
+        with pytest.raises(VaeJaxError, match="give both as uint8"):
+            error(image, image[:, :7])

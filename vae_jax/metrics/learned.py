@@ -1,0 +1,122 @@
+"""Learned features: of a small network trained here, on the data set's own training images."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from vae_jax import threefry
+from vae_jax.checkpoint import Checkpoints
+from vae_jax.data import Split, batch_indices
+from vae_jax.distributions import Shape
+from vae_jax.metrics.spaces import Features, in_chunks
+from vae_jax.networks import MLP, ConvEncoder
+from vae_jax.run import RunFolder
+
+WIDTH, HIDDEN = 64, 256
+MAPS = (32, 64, 64)
+SIDE = 32  # pixels that the shorter side keeps at least, when images are made smaller
+NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1000, 64, 1e-3, 0
+
+
+class FeatureNetwork(nn.Module):
+    """A convolutional encoder to 64 features, trained to tell classes apart or to draw the image.
+
+    Attributes:
+        image_shape: (height, width, channels) as of `shrunk`.
+        num_classes: None makes it an autoencoder.
+    """
+
+    image_shape: Shape
+    num_classes: int | None
+
+    def setup(self):
+        """The classes need one layer, the image two."""
+        self.encoder = ConvEncoder(MAPS, dense=None)
+        self.project = nn.Dense(WIDTH)
+        if self.num_classes is None:
+            self.decoder = MLP((HIDDEN,), nn.relu)
+            self.pixels = nn.Dense(math.prod(self.image_shape))
+        else:
+            self.classes = nn.Dense(self.num_classes)
+
+    def __call__(self, images: Array) -> Array:
+        """Images `[N, H, W, C]` as of `shrunk` to features `[N, 64]`."""
+        h = self.encoder(images)
+        return self.project(h.reshape(len(h), -1))
+
+    def loss(self, images: Array, labels: Array) -> Array:
+        """Cross-entropy, or the squared error of a pixel, `[N]`."""
+        features = self(images)
+        if self.num_classes is None:
+            drawn = self.pixels(self.decoder(features))
+            return ((drawn - images.reshape(len(images), -1)) ** 2).mean(-1)
+        logits = self.classes(nn.relu(features))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def shrunk(images: Array) -> Array:
+    """uint8 `[N, H, W, C]` to floats around zero, sides divided by a whole number.
+
+    The mean over squares of pixels, the largest that leave 32 of them along the shorter side.
+    """
+    factor = max(1, min(images.shape[1:3]) // SIDE)
+    return nn.avg_pool(images / 127.5 - 1, (factor, factor), (factor, factor))
+
+
+def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Features:
+    """The features of a `FeatureNetwork`, trained once and kept in the run folder.
+
+    A classifier where the training images have labels of two classes or more, else an autoencoder:
+    Adam with a cosine schedule, batches of 64, seed 0, so that they are the same each time.
+
+    Args:
+        folder: of the run.
+        train: the training images; no others are seen.
+        num_steps: of Adam.
+
+    Returns:
+        A function of uint8 images of the same shape, to `[N, 64]`.
+    """
+    labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
+    classes, targets = np.unique(labels, return_inverse=True)
+    num_classes = len(classes) if len(classes) > 1 else None
+    shape = jax.eval_shape(shrunk, train.images[:1]).shape[1:]
+    network = FeatureNetwork(shape, num_classes)
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
+
+    @jax.jit
+    def initial(images: Array, targets: Array) -> Any:
+        return network.init(threefry.key(SEED), shrunk(images), targets, method="loss")
+
+    @jax.jit
+    def step(params: Any, state: Any, images: Array, targets: Array) -> tuple[Any, Any]:
+        def loss(params: Any) -> Array:
+            losses: Any = network.apply(params, shrunk(images), targets, method="loss")
+            return losses.mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def features(params: Any, images: Array) -> Any:
+        return network.apply(params, shrunk(images))
+
+    with Checkpoints(folder.path / "features") as checkpoints:
+        first = train.images[:1], targets[:1]
+        if num_steps in checkpoints.steps():
+            restored = checkpoints.restore(jax.eval_shape(initial, *first))
+            assert restored is not None
+            params = restored[0]
+        else:
+            params = initial(*first)
+            state = optimizer.init(params)
+            for rows in batch_indices(SEED, 0, num_steps, len(train), BATCH_SIZE):
+                params, state = step(params, state, train.images[rows], targets[rows])
+            checkpoints.save(num_steps, jax.device_get(params), None)
+            checkpoints.wait()
+    return lambda images: in_chunks(lambda chunk: features(params, chunk), images)

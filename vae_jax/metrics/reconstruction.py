@@ -1,0 +1,80 @@
+"""How near a picture is to its original, image by image."""
+
+import numpy as np
+
+from vae_jax.errors import VaeJaxError
+
+WINDOW, WINDOW_SD = 11, 1.5  # pixels
+C_1, C_2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio, 10 log10(255^2 / MSE), decibels; infinite for equal images.
+
+    Args:
+        images: uint8 `[N, H, W, C]`.
+        originals: the same shape.
+
+    Returns:
+        `[N]`.
+
+    Raises:
+        VaeJaxError: they are no such pair.
+    """
+    x, y = _pair(images, originals)
+    error = ((x - y) ** 2).mean((1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / error)
+
+
+def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Structural similarity, the mean over places and channels of
+
+    (2 m_x m_y + C_1)(2 s_xy + C_2) / ((m_x^2 + m_y^2 + C_1)(s_x^2 + s_y^2 + C_2)),
+
+    with means, variances and covariance under a Gaussian window of 11x11 pixels that lies within
+    the image; in images smaller than that, of the largest odd side that fits.
+
+    Args:
+        images: uint8 `[N, H, W, C]`.
+        originals: the same shape.
+
+    Returns:
+        `[N]`, at most 1, which equal images have.
+
+    Raises:
+        VaeJaxError: they are no such pair.
+
+    References:
+        Wang et al. (2004), Image quality assessment: from error visibility to structural
+        similarity.
+    """
+    x, y = _pair(images, originals)
+    smaller = min(WINDOW, *x.shape[1:3])
+    side = smaller - 1 + smaller % 2
+    window = np.exp(-0.5 * ((np.arange(side) - side // 2) / WINDOW_SD) ** 2)
+    window /= window.sum()
+
+    def local_mean(values: np.ndarray) -> np.ndarray:
+        for axis in (1, 2):
+            length = values.shape[axis] - side + 1
+            shifted = [np.take(values, i + np.arange(length), axis) for i in range(side)]
+            values = np.tensordot(window, np.stack(shifted), 1)
+        return values
+
+    m_x, m_y = local_mean(x), local_mean(y)
+    s_xx, s_yy = local_mean(x**2) - m_x**2, local_mean(y**2) - m_y**2
+    s_xy = local_mean(x * y) - m_x * m_y
+    luminance = (2 * m_x * m_y + C_1) / (m_x**2 + m_y**2 + C_1)
+    structure = (2 * s_xy + C_2) / (s_xx + s_yy + C_2)
+    return (luminance * structure).mean((1, 2, 3))
+
+
+def _pair(images: np.ndarray, originals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    for array in (images, originals):
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape != originals.shape:
+            raise VaeJaxError(
+                f"Images {images.dtype} {images.shape} cannot be compared with {originals.dtype} "
+                f"{originals.shape}: give both as uint8 [N, H, W, C] of one shape."
+            )
+    return images.astype(np.float64), originals.astype(np.float64)

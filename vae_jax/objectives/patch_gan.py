@@ -1,0 +1,119 @@
+"""A game against a critic of patches, whose weight follows the gradients of the decoder."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from vae_jax.compatibility import Requirements
+from vae_jax.critics import frozen
+from vae_jax.likelihoods.base import observed
+from vae_jax.objectives.base import Metrics, Objective
+from vae_jax.parallel import batch_mean
+from vae_jax.vae import Terms
+
+# That of the paper, and the limit that its authors' code has.
+DELTA, MAX_ADAPTIVE_WEIGHT = 1e-6, 1e4
+
+
+def adaptive_weight(terms: Terms, model: Any) -> Array:
+    """lambda = |grad_L rec| / (|grad_L gan| + delta), Esser et al. (2021), equation 7: scalar.
+
+    rec is -ln p(x|z) and gan is -D(x~), x~ the mean of p(x|z), for the first sample of z. L is the
+    decoder's last layer, the affine map of the likelihood: those of its parameters that x~ depends
+    on. The gradients are those of the whole batch, on every device.
+
+    Args:
+        terms: of this device's examples.
+        model: bound to its parameters.
+    """
+    z: Any = terms.z[0]
+    unbound, variables = model.unbind()
+    params = variables["params"]
+
+    def losses(layer: Any) -> tuple[Array, Array]:
+        bound = unbound.bind(
+            {**variables, "params": {**params, "likelihood": layer}},
+            mutable=list(variables.keys() - {"params"}),
+        )
+        px = observed(bound.likelihood, bound.decode(z), terms.x, remember=False)
+        return -px.log_prob(terms.x).mean(), -bound.critic(px.mean).mean()
+
+    def gradient(of: int) -> Any:
+        return batch_mean(jax.grad(lambda layer: losses(layer)[of])(params["likelihood"]))
+
+    squares = [
+        ((r**2).sum(), (g**2).sum())
+        for r, g in zip(*(jax.tree.leaves(gradient(of)) for of in (0, 1)), strict=True)
+    ]
+    rec = jnp.sqrt(sum(jnp.where(g > 0, r, 0.0) for r, g in squares))
+    gan = jnp.sqrt(sum(g for _, g in squares))
+    return jnp.minimum(rec / (gan + DELTA), MAX_ADAPTIVE_WEIGHT)
+
+
+@dataclass(frozen=True)
+class PatchGAN:
+    """An objective, with reconstructions that have to deceive a critic of patches.
+
+    The autoencoders of latent diffusion (Rombach et al. 2022) are `PatchGAN(ELBO(beta=1e-6))`, and
+    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without the perceptual loss, which has
+    weights of another data set. The hinge losses are
+
+        encoder, decoder   the objective's, + weight lambda E[-D(x~)]
+        critic             E[max(0, 1 - D(x))] + E[max(0, 1 + D(x~))]
+
+    where x~ is the mean of p(x|z) for the first sample of z, D(x) the critic's logits, and lambda
+    that of `adaptive_weight`, so that with `weight` 1 reconstruction and game pull the decoder's
+    last layer equally. The weight is a constant to the gradient.
+
+    Attributes:
+        objective: the loss without a critic.
+        weight: of the game.
+        start: the step that the game begins with; neither player moves for it before.
+
+    Raises:
+        ValueError: the objective has a critic of its own.
+    """
+
+    objective: Objective
+    weight: float = 0.5
+    start: int = 0
+
+    def __post_init__(self):
+        if self.objective.requires.critic:
+            raise ValueError(
+                f"{type(self.objective).__name__} has a critic of its own, and a model has one: "
+                "give PatchGAN an objective without a critic, such as ELBO."
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """The objective's."""
+        return self.objective.num_samples
+
+    @property
+    def requires(self) -> Requirements:
+        """What the objective does, and a critic of patches; lambda is of the whole batch."""
+        return dataclasses.replace(
+            self.objective.requires, critic=("PatchCritic",), one_layer=True, whole_batch=True
+        )
+
+    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+        """The sum of both players' losses; `logit_real` and `logit_fake` are the critic's means."""
+        loss, metrics = self.objective(terms, step, model)
+        fake = terms.reconstruction[0]
+        logit_real, logit_fake = (model.critic(x) for x in (terms.x, lax.stop_gradient(fake)))
+        critic_loss = (jax.nn.relu(1 - logit_real) + jax.nn.relu(1 + logit_fake)).mean()
+        generator_loss = -frozen(model.critic)(fake).mean()
+        weight = lax.stop_gradient(self.weight * adaptive_weight(terms, model))
+        game = weight * generator_loss + critic_loss
+        return loss + jnp.where(step < self.start, 0.0, game), metrics | {
+            "generator_loss": generator_loss,
+            "critic_loss": critic_loss,
+            "adaptive_weight": weight,
+            "logit_real": logit_real.mean(),
+            "logit_fake": logit_fake.mean(),
+        }
