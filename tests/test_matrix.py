@@ -59,6 +59,7 @@ PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
     "StandardNormal": (lambda: vj.StandardNormal(D), {"real"}, "", "f"),
     "StandardLaplace": (lambda: vj.StandardLaplace(D), {"real"}, "", "f"),
     "StandardStudentT": (lambda: vj.StandardStudentT(D), {"real"}, "", "fl"),
+    "ClassGaussian": (lambda: vj.ClassGaussian(8, D), {"real"}, "", "fl"),
     "GaussianMixture": (lambda: vj.GaussianMixture(3, D), {"real"}, "", "l"),
     "VampPrior": (lambda: vj.VampPrior(3), {"real", "sphere"}, "da", "l"),
     "RealNVP": (lambda: vj.RealNVP(D, 2, (4,)), {"real"}, "", "l"),
@@ -200,6 +201,7 @@ def build(combination: Combination) -> tuple[Any, Any, str]:
         decoder=mlp(),
         likelihood=getattr(vj, likelihood)(),
         critic=None if make_critic is None else make_critic(),
+        labels=vj.LabelEmbedding(8, 2) if prior == "ClassGaussian" else None,
         image_shape=tiny.IMAGE_SHAPE,
     )
     return model, OBJECTIVES[objective][0], LIKELIHOODS[likelihood]

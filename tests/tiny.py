@@ -4,6 +4,7 @@ import numpy as np
 import optax
 
 from vae_jax import ELBO, MLP, VAE, Bernoulli, Data, DiagonalGaussian, Experiment, StandardNormal
+from vae_jax.data import SplitName
 
 IMAGE_SHAPE = (4, 4, 1)
 
@@ -16,10 +17,20 @@ def images(count: int, seed: int) -> np.ndarray:
     return (noisy + generator.integers(-40, 40, noisy.shape)).astype(np.uint8)
 
 
+def labels(count: int, seed: int) -> np.ndarray:
+    """Which of the 8 bars is in each of `images(count, seed)`."""
+    return np.random.default_rng(seed).integers(8, size=count)
+
+
 def data(protocol: str = "dynamic") -> Data:
     """90 training images, so that a batch of 16 straddles epochs, and 21 in the other splits."""
-    splits = (images(count, seed) for seed, count in enumerate((90, 21, 21)))
-    return Data.from_arrays("bars", *splits, protocol=protocol)
+    sizes: dict[SplitName, int] = {"train": 90, "valid": 21, "test": 21}
+    return Data.from_arrays(
+        "bars",
+        *(images(count, seed) for seed, count in enumerate(sizes.values())),
+        protocol=protocol,
+        labels={split: labels(count, seed) for seed, (split, count) in enumerate(sizes.items())},
+    )
 
 
 def model(hidden: int = 8) -> VAE:

@@ -3,6 +3,8 @@ from . import metrics as metrics
 from . import plots as plots
 from . import posthoc as posthoc
 from .ais import AIS as AIS
+from .conditional import ClassGaussian as ClassGaussian
+from .conditional import LabelEmbedding as LabelEmbedding
 from .critics import ImageCritic as ImageCritic
 from .critics import LatentCritic as LatentCritic
 from .critics import PatchCritic as PatchCritic

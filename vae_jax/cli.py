@@ -252,6 +252,7 @@ def sample(
     to: To,
     num: int = 64,
     seed: int = 0,
+    label: str | None = None,
     prior: Prior = "model",
     checkpoint: Checkpoint = "latest",
 ) -> None:
@@ -260,8 +261,9 @@ def sample(
     Args:
         run: the run folder.
         to: where.
-        num: how many.
+        num: how many; of a conditional model without --label, num // classes of each, in rows.
         seed: of the prior's draws.
+        label: the class to draw of a conditional model, by its name or number.
         prior: the model's own, or a density fitted to the latents of the training images: a
             mixture of Gaussians, a flow, a second VAE, or for codes an autoregressive model. It is
             fitted once and kept in the run folder.
@@ -276,8 +278,14 @@ def sample(
         from vae_jax.posthoc import fitted
 
         loaded = fitted(loaded, prior)
-    images = generate.sample(loaded, num, seed)
-    to.write(images, lambda out, quality: plots.save_images(images, out, quality=quality))
+    labels = columns = None
+    if label is not None:
+        labels = [generate.find_label(loaded, label)]
+    elif loaded.experiment.model.labels is not None:
+        columns = max(1, num // len(generate.class_names(loaded)))
+        num = columns * len(generate.class_names(loaded))
+    images = generate.sample(loaded, num, seed, labels)
+    to.write(images, lambda out, quality: plots.save_images(images, out, columns, quality=quality))
 
 
 @app.command
@@ -305,6 +313,43 @@ def reconstruct(
     loaded = load_run(run, checkpoint)
     originals, means = generate.reconstruct(loaded, split, num)
     to.write(means, functools.partial(plots.save, plots.reconstructions(originals, means)))
+
+
+@app.command
+def restyle(
+    run: Folder,
+    *,
+    source: Annotated[str, tyro.conf.arg(name="from")],
+    target: Annotated[str | None, tyro.conf.arg(name="to")] = None,
+    to: To,
+    num: int = 10,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+) -> None:
+    """Images of one class, encoded with it and decoded with another, as a figure.
+
+    Args:
+        run: the run folder of a conditional model.
+        source: the images' class, by its name or number.
+        target: the class to decode with; None draws all.
+        to: where; files of one picture each are of the pictures decoded.
+        num: how many images.
+        split: of the data.
+        checkpoint: the latest, or the best by validation.
+    """
+    check_counts(num=num)
+    from vae_jax import generate, plots
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint)
+    start = generate.find_label(loaded, source)
+    targets = range(len(generate.class_names(loaded)))
+    if target is not None:
+        targets = [start, generate.find_label(loaded, target)]
+    originals, pictures = generate.restyle(loaded, split, start, targets, num)
+    names = generate.class_names(loaded)
+    figure = plots.restyled(originals, pictures, names[start], [names[y] for y in targets])
+    to.write(pictures, functools.partial(plots.save, figure))
 
 
 @app.command

@@ -132,6 +132,40 @@ def check_data(likelihood: Any, data: "Data") -> None:
         )
 
 
+def check_labels(model: Any, data: "Data") -> None:
+    """Conditional models and priors have the classes of the data.
+
+    Raises:
+        VaeJaxError: they have not.
+    """
+    prior = model.prior
+    if model.labels is None:
+        if hasattr(prior, "num_classes"):
+            raise VaeJaxError(
+                f"{type(prior).__name__} is p(z|y), for a model that is given y: add "
+                "labels=LabelEmbedding(...) to the model, or take another prior."
+            )
+        return
+    for split in ("train", "valid", "test"):
+        if len(getattr(data, split)) and getattr(data, split).labels is None:
+            raise VaeJaxError(
+                f"The model is conditional, and the {split} images of {data.name} have no labels: "
+                "leave labels=LabelEmbedding(...) out, or give them to Data.from_arrays."
+            )
+    found = len(data.class_names or ())
+    for part in (model.labels, prior):
+        if getattr(part, "num_classes", found) != found:
+            raise VaeJaxError(
+                f"{type(part).__name__} is for {part.num_classes} classes, and {data.name} has "
+                f"{found}: set num_classes={found}."
+            )
+    if prior.needs & {"amortized"}:
+        raise VaeJaxError(
+            f"{type(prior).__name__} is made of q(z|x), which in a conditional model is q(z|x, y) "
+            "with no y to take: choose another prior, such as StandardNormal."
+        )
+
+
 def check_prior(posterior: Any, prior: Any) -> None:
     """The prior covers the space of the posterior and can be made of it.
 
@@ -267,7 +301,7 @@ def check_accumulation(model: Any, objective: Any) -> None:
     x = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = set(jax.eval_shape(model.init, key, x, keys)) - {"params"}
+    state = set(jax.eval_shape(model.init, key, x, keys)) - {"params", "given"}
     if objective.requires.whole_batch:
         reason = f"{type(objective).__name__} looks at the batch as a whole"
     elif state:
@@ -287,6 +321,7 @@ def check(model: Any, objective: Any, data: "Data") -> None:
         VaeJaxError: a combination has no meaning; the sentence names what would fit.
     """
     check_data(model.likelihood, data)
+    check_labels(model, data)
     check_prior(posteriors_of(model)[-1], model.prior)
     for module in [*posteriors_of(model)[1:], *getattr(model, "conditionals", ())]:
         if "amortized" not in module.traits:

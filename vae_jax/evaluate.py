@@ -172,6 +172,10 @@ def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
     return bits + 8 if experiment.data.protocol.name == "dequantize" else None
 
 
+def _given_labels(experiment: Experiment) -> str:
+    return "" if experiment.model.labels is None else ", each likelihood given the image's label"
+
+
 def evaluate(
     run: Run,
     *,
@@ -218,7 +222,7 @@ def evaluate(
     count = result["distortion"].shape[1]
     mean = {name: values.mean(1, dtype=np.float64) for name, values in result.items()}
     return Evaluation(
-        data=f"{experiment.data.description}, {split} split",
+        data=f"{experiment.data.description}, {split} split{_given_labels(experiment)}",
         checkpoint=f"{run.checkpoint}, step {int(run.state.step[0])}",
         num_samples=num_samples,
         num_images=count,

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from vae_jax import generate, plots
 from vae_jax.compatibility import has_bound
 from vae_jax.run import Run
+
+SHOWN_CLASSES = 20
 
 
 def curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -26,6 +29,17 @@ def bound_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The negative ELBO in training and validation; without one, the distortion."""
     quantity = "neg_elbo" if has_bound(run.experiment.model) else "distortion"
     return curves(run, {"train": quantity, "valid": f"valid_{quantity}"})
+
+
+def samples(run: Run) -> Figure:
+    """A hundred samples; of a conditional model ten of each class, in a row with its name."""
+    title = "p(x|z) means, z from the prior"
+    if run.experiment.model.labels is None:
+        return plots.image_grid(generate.sample(run, 100), columns=10, title=title)
+    names = generate.class_names(run)[:SHOWN_CLASSES]
+    labels = np.repeat(np.arange(len(names)), 10)
+    images = generate.sample(run, len(labels), labels=labels)
+    return plots.named_rows(images.reshape(-1, 10, *images.shape[1:]), names, title)
 
 
 def draw(run: Run) -> list[Path]:
@@ -47,25 +61,31 @@ def draw(run: Run) -> list[Path]:
             curves(run, {"train distortion": "distortion", "train rate": "kl_sampled"}),
             ylabel="nats per image",
         ),
-        "samples": plots.image_grid(
-            generate.sample(run, 100), columns=10, title="p(x|z) means, z from the prior"
-        ),
+        "samples": samples(run),
         "reconstructions": plots.reconstructions(
             *generate.reconstruct(run, split, min(20, shown)), title=name
         ),
     }
-    if generate.space_of(run) in ("real", "sphere"):
-        pairs = min(6, shown // 2)
+    if run.experiment.model.labels is not None:
+        names = generate.class_names(run)
+        source, targets = int(getattr(data, split).labels[0]), range(len(names))[:SHOWN_CLASSES]
+        images = generate.restyle(run, split, source, targets, 10)
+        drawn["restyled"] = plots.restyled(*images, names[source], names[:SHOWN_CLASSES])
+    pairs = len(generate.pairs_of(run, split, min(6, shown // 2))) // 2
+    if generate.space_of(run) in ("real", "sphere") and pairs:
         drawn["interpolations"] = plots.interpolations(generate.interpolate(run, split, pairs, 11))
     if generate.has_coordinates(run):
         images, values, dims = generate.traverse(run, split, 0, 11, 10)
         drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
     rows = np.arange(min(5000, shown))
-    z = np.asarray(generate.posterior_means(run, generate.images_of(run, split, rows)))
+    x, y = generate.images_of(run, split, rows), generate.labels_of(run, split, rows)
+    z = np.asarray(generate.posterior_means(run, x, y))
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels
-        drawn["latents"] = plots.latent_scatter(z, None if labels is None else labels[rows])
-        drawn["manifold"] = plots.manifold(*generate.manifold(run, 20))
+        drawn["latents"] = plots.latent_scatter(
+            z, None if labels is None else labels[rows], data.class_names
+        )
+        drawn["manifold"] = plots.manifold(*generate.manifold(run, 20, None if y is None else 0))
     partial = run.folder.figures.with_name("figures.partial")
     for name, figure in drawn.items():
         plots.save(figure, partial / f"{name}.png")

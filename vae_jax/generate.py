@@ -1,9 +1,11 @@
 """Pictures from a trained model: samples, reconstructions, interpolations, traversals, manifolds.
 
 Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1], or draws
-from it where pixels depend on each other.
+from it where pixels depend on each other. Images of a conditional model keep their labels unless
+others are asked for.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import ndtri
+from numpy.typing import ArrayLike
 
 from vae_jax import threefry
 from vae_jax.compatibility import Space
+from vae_jax.conditional import given
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -25,10 +29,10 @@ PICTURES_AT_ONCE = 500
 PIXELS = 1
 
 
-def _apply(run: Run, method: str, *arguments: Any) -> Any:
-    """A method of the model, compiled, with the run's variables."""
+def _apply(run: Run, method: str, *arguments: Any, labels: ArrayLike | None = None) -> Any:
+    """A method of the model, compiled, with the run's variables and labels `[B]`."""
     function = partial(run.experiment.model.apply, method=method)
-    return jax.jit(function)(run.seed_variables, *arguments)
+    return jax.jit(function)(given(run.seed_variables, labels), *arguments)
 
 
 _draw = jax.jit(lambda px, keys: px.sample(keys))
@@ -60,18 +64,62 @@ def images_of(run: Run, split: SplitName, rows: np.ndarray) -> Array:
     return run.experiment.data.protocol.apply(images[rows], keys)
 
 
+def labels_of(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
+    """The labels of images of a split, `[n]`; None where the model takes none."""
+    if run.experiment.model.labels is None:
+        return None
+    return getattr(run.experiment.data, split).labels[rows]
+
+
+def class_names(run: Run) -> tuple[str, ...]:
+    """Those of the classes of a conditional model.
+
+    Raises:
+        VaeJaxError: the model is not conditional.
+    """
+    if run.experiment.model.labels is None:
+        raise VaeJaxError(
+            f"The model of {run.folder.path} was trained without labels, so it has no classes to "
+            "choose from: leave the label out, or train with labels=LabelEmbedding(...)."
+        )
+    names = run.experiment.data.class_names
+    assert names is not None  # or there would be no Experiment
+    return names
+
+
+def find_label(run: Run, label: str) -> int:
+    """The number of a class by its name, or by the number itself.
+
+    Raises:
+        VaeJaxError: there is no such class; the sentence names those there are.
+    """
+    names = class_names(run)
+    if label in names:
+        return names.index(label)
+    if label.isdecimal() and int(label) < len(names):
+        return int(label)
+    raise VaeJaxError(
+        f"{run.experiment.data.name} has no class {label!r}: choose one of {', '.join(names)}."
+    )
+
+
 def space_of(run: Run) -> Space:
     """Where the latents of the bottom layer live."""
     model: Any = run.experiment.model
     return (model.posteriors[0] if hasattr(model, "posteriors") else model.posterior).space
 
 
-def posterior_means(run: Run, x: Array) -> Array:
+def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Array:
     """E_q[z] of the bottom layer, `[n, *event]`, moved into the space that z lives in.
 
     Of unit vectors the mean's direction, of one-hot vectors the likeliest.
+
+    Args:
+        run: a `Run`.
+        x: images `[n, H, W, C]` as the model sees them.
+        labels: of a conditional model, `[n]`, or `[1]`, one for all.
     """
-    q: Distribution = _apply(run, "encode", x)
+    q: Distribution = _apply(run, "encode", x, labels=labels)
     match space_of(run):
         case "sphere":
             return q.mean / jnp.linalg.norm(q.mean, axis=-1, keepdims=True)
@@ -80,40 +128,98 @@ def posterior_means(run: Run, x: Array) -> Array:
     return q.mean
 
 
-def decode_means(run: Run, z: Array) -> np.ndarray:
-    """Means of p(x|z) for latents `[..., *event]` of the bottom layer: `[..., H, W, C]`."""
-    px: Distribution = _apply(run, "decode", z)
+def decode_means(run: Run, z: Array, labels: ArrayLike | None = None) -> np.ndarray:
+    """Means of p(x|z) for latents `[..., *event]` of the bottom layer: `[..., H, W, C]`.
+
+    Args:
+        run: a `Run`.
+        z: latents.
+        labels: of a conditional model, as `vae_jax.conditional.given` takes them.
+    """
+    px: Distribution = _apply(run, "decode", z, labels=labels)
     return _pictures(px)
 
 
-def sample(run: Run, num: int, seed: int = 0) -> np.ndarray:
-    """Means of p(x|z) with z from the prior, `[num, H, W, C]`."""
+def sample(run: Run, num: int, seed: int = 0, labels: ArrayLike | None = None) -> np.ndarray:
+    """Means of p(x|z) with z from the prior, `[num, H, W, C]`.
+
+    Args:
+        run: a `Run`.
+        num: how many.
+        seed: of the prior's draws.
+        labels: of a conditional model, `[num]`, or `[1]`, one for all; None takes all classes, one
+            after the other, with equal shares.
+    """
+    if labels is None and run.experiment.model.labels is not None:
+        labels = np.arange(num) * len(class_names(run)) // num
     keys = jax.random.split(threefry.key(seed), num)
     draw = jax.jit(partial(run.experiment.model.apply, method="sample"))
     pictures = []
     for first in range(0, num, PICTURES_AT_ONCE):
-        _, px = draw(run.seed_variables, keys[first : first + PICTURES_AT_ONCE])
+        part = slice(first, first + PICTURES_AT_ONCE)
+        own = None if labels is None else np.broadcast_to(labels, num)[part]
+        _, px = draw(given(run.seed_variables, own), keys[part])
         pictures.append(_pictures(px, seed, first))
     return np.concatenate(pictures)
 
 
 def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray:
     """The decoder's means at E_q[z] of images by their places in a split, `[n, H, W, C]`."""
-    parts = np.array_split(rows, -(-len(rows) // PICTURES_AT_ONCE))
-    pictures = [decode_means(run, posterior_means(run, images_of(run, split, p))) for p in parts]
-    return np.concatenate(pictures)
+
+    def part(rows: np.ndarray) -> np.ndarray:
+        y = labels_of(run, split, rows)
+        return decode_means(run, posterior_means(run, images_of(run, split, rows), y), y)
+
+    return np.concatenate(
+        [part(rows) for rows in np.array_split(rows, -(-len(rows) // PICTURES_AT_ONCE))]
+    )
 
 
 def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `num` images of a split, and the decoder's means at their E_q[z]."""
-    x = images_of(run, split, np.arange(num))
-    return np.asarray(x), decode_means(run, posterior_means(run, x))
+    rows = np.arange(num)
+    x, y = images_of(run, split, rows), labels_of(run, split, rows)
+    return np.asarray(x), decode_means(run, posterior_means(run, x, y), y)
+
+
+def restyle(
+    run: Run, split: SplitName, source: int, targets: Sequence[int], num: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one class, encoded with it and decoded with others: z keeps what y does not say.
+
+    Analogies of Kingma et al. (2014), figure 1.
+
+    Args:
+        run: of a conditional model.
+        split: of the data.
+        source: the class of the images, its first `num` in the split, or all if there are fewer.
+        targets: classes to decode with.
+        num: how many images.
+
+    Returns:
+        Images `[n, H, W, C]` as the model sees them, and `[n, len(targets), H, W, C]`.
+
+    Raises:
+        VaeJaxError: the model is not conditional, or the split has no image of the class.
+    """
+    names = class_names(run)
+    rows = np.flatnonzero(getattr(run.experiment.data, split).labels == source)[:num]
+    if not len(rows):
+        raise VaeJaxError(
+            f"The {split} split of {run.experiment.data.name} has no image of {names[source]!r}: "
+            "choose another class or split."
+        )
+    x = images_of(run, split, rows)
+    z = posterior_means(run, x, [source])
+    restyled = [decode_means(run, z, [target]) for target in targets]
+    return np.asarray(x), np.stack(restyled, 1)
 
 
 def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarray:
     """Along the shortest lines between the E_q[z] of images 2i and 2i+1.
 
-    Straight ones between real vectors, great circles between unit vectors.
+    Straight ones between real vectors, great circles between unit vectors. The images are those
+    of `pairs_of`.
 
     Returns:
         `[pairs, steps, H, W, C]`.
@@ -127,7 +233,14 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
             f"There is nothing between two latents of {run.folder.path} (space {space!r}): only "
             "real and unit vectors can be interpolated."
         )
-    z = posterior_means(run, images_of(run, split, np.arange(2 * pairs)))
+    rows = pairs_of(run, split, pairs)
+    if not len(rows):
+        raise VaeJaxError(
+            f"The {split} split of {run.experiment.data.name} has no two images of one class: "
+            "interpolate in another split."
+        )
+    y = labels_of(run, split, rows)
+    z = posterior_means(run, images_of(run, split, rows), y)
     ends = z[0::2, None], z[1::2, None]
     weights = jnp.linspace(0, 1, steps).reshape(-1, *[1] * (z.ndim - 1))
     if space == "sphere":
@@ -137,7 +250,24 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
         line = line / jnp.linalg.norm(line, axis=-1, keepdims=True)
     else:
         line = (1 - weights) * ends[0] + weights * ends[1]
-    return decode_means(run, line)
+    return decode_means(run, line, None if y is None else np.repeat(y[::2], steps))
+
+
+def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
+    """Rows 2i and 2i+1 to interpolate between, `[2 pairs]`.
+
+    Of a conditional model both are of one class, the classes taking turns, and there are fewer
+    pairs where the split has no more.
+    """
+    if run.experiment.model.labels is None:
+        return np.arange(2 * pairs)
+    labels = getattr(run.experiment.data, split).labels
+    classes = [np.flatnonzero(labels == y) for y in np.unique(labels)]
+    longest = max(map(len, classes), default=0)
+    found = [
+        rows[i : i + 2] for i in range(0, longest, 2) for rows in classes if len(rows) >= i + 2
+    ]
+    return np.concatenate([np.empty(0, int), *found[:pairs]])
 
 
 def has_coordinates(run: Run) -> bool:
@@ -171,17 +301,24 @@ def traverse(
             "along."
         )
     split_size = len(getattr(run.experiment.data, split))
-    variance = posterior_means(run, images_of(run, split, np.arange(min(1000, split_size)))).var(0)
-    dims = np.argsort(-np.asarray(variance).ravel())[:most]
-    z = posterior_means(run, images_of(run, split, np.array([row])))[0]
+    some, own = np.arange(min(1000, split_size)), np.array([row])
+    means = posterior_means(run, images_of(run, split, some), labels_of(run, split, some))
+    dims = np.argsort(-np.asarray(means.var(0)).ravel())[:most]
+    y = labels_of(run, split, own)
+    z = posterior_means(run, images_of(run, split, own), y)[0]
     values = np.linspace(-3, 3, steps)
     places = [np.unravel_index(d, z.shape) for d in dims]
     moved = jnp.stack([jnp.stack([z.at[place].set(v) for v in values]) for place in places])
-    return decode_means(run, moved), values, dims
+    return decode_means(run, moved, y), values, dims
 
 
-def manifold(run: Run, n: int) -> tuple[np.ndarray, np.ndarray]:
+def manifold(run: Run, n: int, label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A 2-D latent space through the inverse normal CDF (Kingma & Welling 2013, figure 4).
+
+    Args:
+        run: a `Run`.
+        n: pictures a side.
+        label: of a conditional model, the class to decode with.
 
     Returns:
         Images `[n, n, H, W, C]`, rows of ascending z_2, columns of ascending z_1, and the values
@@ -189,4 +326,5 @@ def manifold(run: Run, n: int) -> tuple[np.ndarray, np.ndarray]:
     """
     values = ndtri((jnp.arange(n) + 0.5) / n)
     z_2, z_1 = jnp.meshgrid(values, values, indexing="ij")
-    return decode_means(run, jnp.stack([z_1, z_2], -1)), np.asarray(values)
+    labels = None if label is None else [label]
+    return decode_means(run, jnp.stack([z_1, z_2], -1), labels), np.asarray(values)

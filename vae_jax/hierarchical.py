@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.compatibility import check_events
-from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.conditional import LabelEmbedding
+from vae_jax.distributions import Distribution, Normal, Shape, sample_each
 from vae_jax.errors import VaeJaxError
 from vae_jax.likelihoods.base import observed
 from vae_jax.vae import Terms, apply_flat, fold_in_each
@@ -25,6 +26,7 @@ class Hierarchy(nn.Module):
         conditionals: L - 1: p(z_1|z_2), ..., on the features of decoders[1:].
         likelihood: p(x|z_1), on the features of decoders[0].
         critic: what the objective plays against, if it needs one.
+        labels: makes all these densities those given y, as in `VAE`.
         image_shape: (H, W, C).
     """
 
@@ -35,19 +37,21 @@ class Hierarchy(nn.Module):
     conditionals: Sequence[nn.Module]
     likelihood: nn.Module
     critic: nn.Module | None = None
+    labels: LabelEmbedding | None = None
     image_shape: Shape = (28, 28, 1)
 
     def decode(self, z: Array) -> Distribution:
         """p(x|z_1) for latents `[..., *event_1]`: batch `[...]`, event `[H, W, C]`."""
 
         def likelihood(z: Array) -> Distribution:
-            return self.likelihood(self.decoders[0](z, self.image_shape), self.image_shape)
+            features = self.decoders[0](self._for_decoder(z), self.image_shape)
+            return self.likelihood(features, self.image_shape)
 
         return apply_flat(likelihood, z, self.posteriors[0].event_ndims)
 
     def sample(self, keys: Array) -> tuple[tuple[Array, ...], Distribution]:
         """Latents of every layer `[N, *event_l]`, bottom first, one for each key, and p(x|z_1)."""
-        z = jax.vmap(self._top().sample)(fold_in_each(keys, len(self.encoders) - 1))
+        z = sample_each(self._top(), fold_in_each(keys, len(self.encoders) - 1))
         zs = [z]
         for layer in reversed(range(len(self.encoders) - 1)):
             z = self._generate(layer, z).sample(fold_in_each(keys, layer))
@@ -93,9 +97,15 @@ class Hierarchy(nn.Module):
         """p(z_{layer+1} | z_{layer+2}), counting layers from one."""
 
         def conditional(z: Array) -> Normal:
-            return self.conditionals[layer](self.decoders[layer + 1](z))
+            return self.conditionals[layer](self.decoders[layer + 1](self._for_decoder(z)))
 
         return apply_flat(conditional, z, self.posteriors[layer + 1].event_ndims)
+
+    def _for_encoder(self, x: Array) -> Array:
+        return x if self.labels is None else self.labels.for_encoder(x)
+
+    def _for_decoder(self, z: Array) -> Array:
+        return z if self.labels is None else self.labels.for_decoder(z)
 
     def _top(self) -> Distribution:
         if self.prior.needs:
@@ -131,13 +141,13 @@ class HierarchicalVAE(Hierarchy):
 
     def encode(self, x: Array) -> Normal:
         """q(z_1|x) for images `[B, H, W, C]`."""
-        return self.posteriors[0](self.encoders[0](x))
+        return self.posteriors[0](self.encoders[0](self._for_encoder(x)))
 
     def _infer(self, layer: int, z: Array) -> Normal:
         """q(z_{layer+1} | z_layer), counting layers from one."""
 
         def posterior(z: Array) -> Normal:
-            return self.posteriors[layer](self.encoders[layer](z))
+            return self.posteriors[layer](self.encoders[layer](self._for_encoder(z)))
 
         return apply_flat(posterior, z, self.posteriors[layer - 1].event_ndims)
 

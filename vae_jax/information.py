@@ -80,14 +80,19 @@ def make_decomposer(
         As `over_split`, `[S, N]` each.
 
     Raises:
-        VaeJaxError: the model has several layers, or no mixture of its posteriors has a density;
-            or as for `over_split`.
+        VaeJaxError: the model has several layers or a prior for each class, or no mixture of its
+            posteriors has a density; or as for `over_split`.
     """
     model: Any = experiment.model
     if not hasattr(model, "posterior"):
         raise VaeJaxError(
             f"The rate of a {type(model).__name__} has no aggregated posterior to be divided by: "
             "several layers are only evaluated without the decomposition."
+        )
+    if hasattr(model.prior, "num_classes"):
+        raise VaeJaxError(
+            f"The aggregated posterior is of all classes, and {type(model.prior).__name__} is a "
+            "prior of each: evaluate this run without the decomposition."
         )
     if not {"density", "amortized"} <= model.posterior.traits:
         raise VaeJaxError(
@@ -99,8 +104,9 @@ def make_decomposer(
         del keys
         return model.apply(variables, x, method="encode")
 
-    def each_image(both: tuple[Any, Distribution], x: Array, keys: Array) -> dict[str, Array]:
-        variables, aggregated = both
+    def each_image(
+        variables: Any, x: Array, keys: Array, aggregated: Distribution
+    ) -> dict[str, Array]:
         p: Any = model.apply(variables, method=lambda model: model.prior(model))
         return decompose(encode(variables, x, keys), aggregated, p, keys)
 
@@ -110,6 +116,6 @@ def make_decomposer(
 
     def on_split(variables: Any) -> dict[str, np.ndarray]:
         aggregated = encode_split(variables)
-        return compare((variables, parallel.replicate(aggregated)))
+        return compare(variables, parallel.replicate(aggregated))
 
     return on_split

@@ -51,7 +51,7 @@ class LadderVAE(Hierarchy):
 
     def _bottom_up(self, x: Array) -> list[Distribution]:
         """What x says of z_L, ..., z_1: the top layer first, batch `[B]`."""
-        h, found = x, []
+        h, found = self._for_encoder(x), []
         for encoder, posterior in zip(self.encoders, self.posteriors, strict=True):
             h = encoder(h)
             found.insert(0, posterior(h))

@@ -37,7 +37,9 @@ def by_group(
 
     def labels(params: Any) -> Any:
         def label(path: tuple[Any, ...], _: Any) -> str:
-            name = group_of(path[0].key)
+            # The vectors of classes go with the network that is given them.
+            own = path[1] if path[0].key == "labels" else path[0]
+            name = group_of(own.key)
             return name if name in groups else "default"
 
         return jax.tree_util.tree_map_with_path(label, params)

@@ -198,6 +198,27 @@ def traversals(images: np.ndarray, values: np.ndarray, labels: Sequence[str]) ->
     return _show(tiles, x=_few(values, 11), y=enumerate(labels))
 
 
+def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = None) -> Figure:
+    """Draws images `[R,T,H,W,C]`, each of the `R` rows with its name beside it.
+
+    Raises VaeJaxError unless the images are pictures in [0,1] and there is a name for each row.
+    """
+    tiles = _pixels(images, "[R,T,H,W,C]")
+    _agree("rows", tiles.shape[:1], (len(names),))
+    return _show(tiles, y=enumerate(names), title=title or "")
+
+
+def restyled(
+    originals: np.ndarray, images: np.ndarray, source: str, targets: Sequence[str]
+) -> Figure:
+    """Draws data `[N,H,W,C]` of class `source`, and below them what they became, `[N,R,H,W,C]`.
+
+    The row of each of the `R` targets has its name. Raises as `named_rows` does.
+    """
+    rows = np.concatenate([originals[:, None], images], 1).swapaxes(0, 1)
+    return named_rows(rows, [f"{source}, data", *targets])
+
+
 def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
     """Draws title -> images `[N,H,W,C]`, of one shape, as nearly square grids side by side.
 

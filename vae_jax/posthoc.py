@@ -22,6 +22,7 @@ from jax import Array
 from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import Space, Trait, check_prior, posteriors_of
+from vae_jax.conditional import given, labels_of
 from vae_jax.data import index_keys
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError
@@ -137,7 +138,8 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
     draws = -(-LATENTS // len(images))
 
     @jax.jit
-    def latents(variables: Any, images: Array, keys: Array) -> Array:
+    def latents(variables: Any, images: Array, rows: Array, keys: Array) -> Array:
+        variables = given(variables, labels_of(experiment.model, experiment.data.train, rows))
         x = experiment.data.protocol.apply(images, fold_in_each(keys, 0))
         terms: Any = experiment.model.apply(variables, x, fold_in_each(keys, 1))
         return (terms.z[-1] if isinstance(terms.z, tuple) else terms.z)[0]
@@ -147,7 +149,7 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
         for first in range(0, len(images), IMAGES_AT_ONCE):
             rows = np.arange(first, min(first + IMAGES_AT_ONCE, len(images)))
             keys = fold_in_each(index_keys(seed, "train", jnp.asarray(rows)), 2 + draw)
-            found.append(np.asarray(latents(run.seed_variables, images[rows], keys)))
+            found.append(np.asarray(latents(run.seed_variables, images[rows], rows, keys)))
     return np.concatenate(found)
 
 
@@ -165,9 +167,14 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
         evaluate it like any other.
 
     Raises:
-        VaeJaxError: the prior does not fit the latents.
+        VaeJaxError: the prior does not fit the latents, or is to replace a p(z|y).
     """
     model: Any = run.experiment.model
+    if hasattr(model.prior, "num_classes"):
+        raise VaeJaxError(
+            f"{type(model.prior).__name__} has a density for each class, which one fitted to the "
+            "latents of all would replace: sample from the model's own prior."
+        )
     check_prior(posteriors_of(model)[-1], prior)
     model = model.clone(prior=prior)
     z = latents_of(run, seed)
@@ -241,7 +248,8 @@ def prior_for(run: Run, family: Family) -> Any:
     """
     model: Any = run.experiment.model
     space = posteriors_of(model)[-1].space
-    shape = jax.eval_shape(partial(latents_shape, model), run.seed_variables).shape
+    variables = given(run.seed_variables, None if model.labels is None else [0])
+    shape = jax.eval_shape(partial(latents_shape, model), variables).shape
     match family, len(shape):
         case "mixture", _ if space == "real":
             return GaussianMixture(100, shape)

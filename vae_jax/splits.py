@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax import parallel
+from vae_jax.conditional import given, labels_of
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
@@ -26,28 +27,29 @@ def over_split(
     split: SplitName,
     num_images: int | None,
     at_once: int,
-    function: Callable[[Any, Array, Array], Any],
-) -> Callable[[Any], Any]:
+    function: Callable[..., Any],
+) -> Callable[..., Any]:
     """Compiles a function of images, to call on all of a split's.
 
     Args:
-        experiment: its data.
+        experiment: its data, and the model whose variables the labels go with.
         split: of the data.
         num_images: evenly spaced over the split; None takes all.
         at_once: the most images that a device is given at once. It is given fewer where, by the
             compiler's account, they would take more than `MEMORY_SHARE` of its memory.
-        function: of a tree (one seed's variables), images `[B, H, W, C]` in the form of the
-            protocol and keys `[B]`, to a tree of arrays `[B, ...]`.
+        function: of one seed's variables, images `[B, H, W, C]` in the form of the protocol, keys
+            `[B]` and any more trees of the seed's, to a tree of arrays `[B, ...]`.
 
     Returns:
-        A function of the same tree with the axes of devices and seeds, `[D, S, ...]`
+        A function of variables and more trees with the axes of devices and seeds, `[D, S, ...]`
         (`parallel.replicate` of `Run.variables`), to host arrays `[S, N, ...]`. An image's keys
         depend on its place in the split alone, not on batches or devices.
 
     Raises:
         VaeJaxError: the split has no or not so many images.
     """
-    images = getattr(experiment.data, split).images
+    of_split = getattr(experiment.data, split)
+    images = of_split.images
     total = len(images)
     wanted = total if num_images is None else num_images
     if not 1 <= wanted <= total:
@@ -58,11 +60,16 @@ def over_split(
     rows = np.arange(wanted) * total // wanted
     devices = jax.device_count()
 
-    def one_device(variables: Any, images: Array, indices: Array) -> Any:
+    def one_device(variables: Any, images: Array, indices: Array, *more: Any) -> Any:
         data_keys = index_keys(BINARIZATION_SEED, split, indices)
         x = experiment.data.protocol.apply(images, data_keys)
         keys = fold_in_each(data_keys, 1)
-        return jax.vmap(lambda v: function(v, x, keys))(variables)
+        labels = labels_of(experiment.model, of_split, indices)
+
+        def one_seed(variables: Any, *more: Any) -> Any:
+            return function(given(variables, labels), x, keys, *more)
+
+        return jax.vmap(one_seed)(variables, *more)
 
     on_devices = parallel.on_every_device(one_device)
     batch = 0  # found at the first call
@@ -71,22 +78,23 @@ def over_split(
         padded = np.resize(rows[first : first + batch], batch).astype(np.int32)
         return parallel.split(images[padded], 0), parallel.split(padded, 0)
 
-    def fitting(variables: Any) -> int:
+    def fitting(variables: Any, *more: Any) -> int:
         share = min(max(1, at_once), -(-wanted // devices))
         budget = int(MEMORY_SHARE * parallel.memory())
         while share > 1:
-            taken = parallel.temporary_bytes(on_devices, variables, *piece(0, devices * share))
+            arguments = variables, *piece(0, devices * share), *more
+            taken = parallel.temporary_bytes(on_devices, *arguments)
             if taken <= budget:
                 break
             share = max(1, share * budget // taken)
         return devices * -parallel.largest(-share)  # the least of any process
 
-    def on_split(variables: Any) -> Any:
+    def on_split(variables: Any, *more: Any) -> Any:
         nonlocal batch
-        batch = batch or fitting(variables)
+        batch = batch or fitting(variables, *more)
         batches = []
         for first in range(0, wanted, batch):
-            result = on_devices(variables, *piece(first, batch))
+            result = on_devices(variables, *piece(first, batch), *more)
             batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
 

@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from vae_jax import parallel, threefry
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
+from vae_jax.conditional import GIVEN, given, labels_of
 from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
 from vae_jax.data.augment import augmented
 from vae_jax.errors import VaeJaxError
@@ -86,6 +87,7 @@ def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
     init = nn.init(loss_and_metrics, experiment.model)  # which also calls a critic
     variables = dict(init(key, experiment.objective, x, key[None], step))
     params = variables.pop("params")
+    variables.pop(GIVEN, None)
     return TrainState(
         step=step,
         params=params,
@@ -119,21 +121,25 @@ def loss_and_gradients(
 
     apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))
 
-    def loss_of(params: Any, x: Array, keys: Array) -> tuple[Array, tuple[Metrics, Any]]:
-        variables = {"params": cast_networks(params, experiment.compute_dtype), **state.model_state}
+    def loss_of(
+        params: Any, x: Array, keys: Array, labels: Array | None
+    ) -> tuple[Array, tuple[Metrics, Any]]:
+        params = cast_networks(params, experiment.compute_dtype)
+        variables = given({"params": params, **state.model_state}, labels)
         with networks_in(experiment.compute_dtype), rematerialized(experiment.remat):
             (loss, metrics), model_state = apply(
                 variables, experiment.objective, x, keys, state.step
             )
         return loss, (metrics, model_state)
 
-    def differentiated(part: tuple[Array, Array]) -> Any:
+    def differentiated(part: Any) -> Any:
         (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, *part
         )
         return loss, metrics, model_state, gradients
 
-    batch = x, fold_in_each(keys, POSTERIOR)
+    labels = labels_of(experiment.model, experiment.data.train, indices)
+    batch = x, fold_in_each(keys, POSTERIOR), labels
     if experiment.accumulate == 1:
         return parallel.batch_mean(differentiated(batch))
     parts = jax.tree.map(lambda a: a.reshape(experiment.accumulate, -1, *a.shape[1:]), batch)
@@ -142,7 +148,7 @@ def loss_and_gradients(
         jax.eval_shape(differentiated, jax.tree.map(lambda a: a[0], parts)),
     )
 
-    def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+    def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, differentiated(part)), None
 
     total, _ = lax.scan(add, zeros, parts)

@@ -11,7 +11,8 @@ from flax import struct
 from jax import Array
 
 from vae_jax.compatibility import check_events
-from vae_jax.distributions import Distribution, Shape, Shared, exact_kl
+from vae_jax.conditional import LabelEmbedding
+from vae_jax.distributions import Distribution, Shape, Shared, exact_kl, sample_each
 from vae_jax.likelihoods.base import observed
 
 D = TypeVar("D", bound=Distribution)
@@ -118,6 +119,8 @@ class VAE(nn.Module):
         decoder: network from latents, and the image shape, to features.
         likelihood: from features, and the image shape, to p(x|z).
         critic: what the objective plays against, if it needs one.
+        labels: makes it the model p(x|z, y), q(z|x, y) of images with classes y, which `given`
+            gives to it: all that is said of x here then holds given y.
         image_shape: (H, W, C).
     """
 
@@ -127,6 +130,7 @@ class VAE(nn.Module):
     decoder: nn.Module
     likelihood: nn.Module
     critic: nn.Module | None = None
+    labels: LabelEmbedding | None = None
     image_shape: Shape = (28, 28, 1)
 
     def __call__(self, x: Array, keys: Array, num_samples: int = 1) -> Terms:
@@ -161,19 +165,23 @@ class VAE(nn.Module):
 
     def encode(self, x: Array) -> Distribution:
         """q(z|x) for images `[B, H, W, C]`."""
+        if self.labels is not None:
+            x = self.labels.for_encoder(x)
         return self.posterior(self.encoder(x))
 
     def decode(self, z: Array) -> Distribution:
         """p(x|z) for latents `[..., *event]`: batch `[...]`, event `[H, W, C]`."""
 
         def likelihood(z: Array) -> Distribution:
+            if self.labels is not None:
+                z = self.labels.for_decoder(z)
             return self.likelihood(self.decoder(z, self.image_shape), self.image_shape)
 
         return apply_flat(likelihood, z, self.posterior.event_ndims)
 
     def sample(self, keys: Array) -> tuple[Array, Distribution]:
         """Latents `[N, *event]` from the prior, one for each key of `[N]`, and p(x|z) there."""
-        z = jax.vmap(self.prior(self).sample)(keys)
+        z = sample_each(self.prior(self), keys)
         return z, self.decode(z)
 
     def log_prior(self, z: Array) -> Array:

@@ -38,7 +38,7 @@ class Data:
         test: the images for reported numbers alone.
         split_rule: one clause that says where the splits come from.
         fingerprint: sha256 over the images, labels and shapes of all splits.
-        class_names: of the labels 0, 1, ..., where the data set has them.
+        class_names: what the labels 0, 1, ... stand for; None where there are no labels.
     """
 
     name: str
@@ -71,13 +71,13 @@ class Data:
             valid: uint8 [N, H, W, C]; None is an empty split.
             test: uint8 [N, H, W, C]; None is an empty split.
             protocol: a name in `PROTOCOLS`.
-            labels: integers [N] for any of "train", "valid" and "test".
-            class_names: of the labels 0, 1, ...
+            labels: integers [N], from 0, for any of "train", "valid" and "test".
+            class_names: what the labels stand for; None names them by their numbers.
             split_rule: one clause, for `description`.
 
         Raises:
             VaeJaxError: the protocol is unknown, an array is not uint8 [N, H, W, C], the shapes of
-                two splits differ, a label has no name, or there is no training image.
+                two splits differ, there is no training image, or labels and names do not agree.
         """
         empty = np.empty((0, *train.shape[1:]), np.uint8)
         images: dict[SplitName, np.ndarray] = {
@@ -97,15 +97,13 @@ class Data:
             splits[split] = Split(array, _find_labels(name, split, len(array), labels or {}))
         if not len(train):
             raise VaeJaxError(f"{name} has no training image: give at least one.")
-        if class_names is not None:
-            _check_class_names(name, class_names, splits)
         return cls(
             name=name,
             protocol=find_protocol(protocol),
             **splits,
             split_rule=split_rule,
             fingerprint=_fingerprint(splits),
-            class_names=None if class_names is None else tuple(class_names),
+            class_names=_name_classes(name, splits, class_names),
         )
 
     @property
@@ -169,18 +167,26 @@ def _find_labels(
     return found.astype(np.int32, copy=False)
 
 
-def _check_class_names(
-    name: str, class_names: Sequence[str], splits: Mapping[SplitName, Split]
-) -> None:
-    for split, part in splits.items():
-        if part.labels is None or not len(part):
-            continue
-        low, high = int(part.labels.min()), int(part.labels.max())
-        if low < 0 or high >= len(class_names):
+def _name_classes(
+    name: str, splits: Mapping[SplitName, Split], given: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    every = {split: part.labels for split, part in splits.items() if part.labels is not None}
+    every = {split: labels for split, labels in every.items() if len(labels)}
+    if not every:
+        return None
+    highest = max(int(labels.max()) for labels in every.values())
+    names = tuple(map(str, range(highest + 1)) if given is None else given)
+    for split, labels in every.items():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(names):
             raise VaeJaxError(
                 f"The {split} labels of {name} go from {low} to {high}, and there are "
-                f"{len(class_names)} class_names: number the classes from 0 and name each."
+                f"{len(names)} class_names: number the classes from 0 and name each."
             )
+    if len(set(names)) < len(names):
+        twice = next(each for each in names if names.count(each) > 1)
+        raise VaeJaxError(f"Two classes of {name} are named {twice!r}: give each its own name.")
+    return names
 
 
 def _fingerprint(splits: Mapping[SplitName, Split]) -> str:

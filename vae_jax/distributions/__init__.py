@@ -17,6 +17,7 @@ from vae_jax.distributions.base import (
     exact_kl,
     one_event_axis,
     register_kl,
+    sample_each,
     split_key,
     sum_event,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "nearest",
     "one_event_axis",
     "register_kl",
+    "sample_each",
     "split_key",
     "sum_event",
 ]

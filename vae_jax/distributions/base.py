@@ -85,6 +85,25 @@ class Distribution(Distinct, abc.ABC):
         return value, self.log_prob(value)
 
 
+def sample_each(p: Distribution, keys: Array, sample_shape: Shape = ()) -> Array:
+    """Draws of one density for all, or of B for B examples each, with a key for each draw.
+
+    Args:
+        p: batch `[]`, or `[B]` where example n has the density n mod B.
+        keys: `[N]`, N a multiple of B.
+        sample_shape: of each.
+
+    Returns:
+        `[*sample_shape, N, *event]`.
+    """
+
+    def each(key: Array) -> Array:
+        return p.sample(key, sample_shape)
+
+    z = jax.vmap(each, out_axes=len(sample_shape))(keys.reshape(-1, *p.batch_shape))
+    return z.reshape(*sample_shape, len(keys), *p.event_shape)
+
+
 @struct.dataclass
 class Shared:
     """What all of a batch of densities share, such as a network's variables: no batch axes."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.compatibility import Requirements, Space, has_bound
+from vae_jax.distributions import sample_each
 from vae_jax.objectives.base import Metrics, bound_metrics, rate_and_distortion
 from vae_jax.parallel import whole_batch
 from vae_jax.vae import Terms, fold_in_each
@@ -85,8 +86,7 @@ def aggregated_mmd(terms: Terms, kernel: Kernel) -> Array:
     """
     p: Any = terms.p
     z: Any = terms.z
-    draws = jax.vmap(lambda key: p.sample(key, (len(z),)), out_axes=1)
-    z_prior = lax.stop_gradient(draws(fold_in_each(terms.keys, 1)))
+    z_prior = lax.stop_gradient(sample_each(p, fold_in_each(terms.keys, 1), (len(z),)))
 
     def flat(z: Array) -> Array:
         return whole_batch(z.reshape(*z.shape[:2], -1), axis=1)

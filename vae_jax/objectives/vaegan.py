@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from vae_jax.compatibility import Requirements
 from vae_jax.critics import frozen
+from vae_jax.distributions import sample_each
 from vae_jax.objectives.base import Metrics, bound_metrics
 from vae_jax.vae import Terms, fold_in_each
 
@@ -52,7 +53,7 @@ class VAEGAN:
         metrics = bound_metrics(terms)
         fixed, z = frozen(model), terms.z[0]
         p: Any = terms.p
-        z_prior = jax.vmap(p.sample)(fold_in_each(terms.keys, 1))
+        z_prior = sample_each(p, fold_in_each(terms.keys, 1))
         reconstructed, generated = (
             model.decode(lax.stop_gradient(each)).mean for each in (z, z_prior)
         )

@@ -1,0 +1,495 @@
+"""Conditional models against closed forms, quadrature, and each label's way to its image."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from running import on_devices
+from scipy import special, stats
+
+import vae_jax as vj
+from vae_jax import (
+    AIS,
+    ELBO,
+    MLP,
+    VAE,
+    Bernoulli,
+    ClassGaussian,
+    Data,
+    DiagonalGaussian,
+    Experiment,
+    Gaussian,
+    LabelEmbedding,
+    StandardNormal,
+    VaeJaxError,
+    evaluate,
+    generate,
+    posthoc,
+    train,
+)
+from vae_jax.conditional import given
+from vae_jax.evaluate import make_evaluator
+from vae_jax.parallel import on_every_device, replicate, split, unreplicate
+from vae_jax.run import Run, RunFolder
+from vae_jax.train import init_state, loss_and_gradients
+
+LABELS = LabelEmbedding(8, 2)
+CONDITIONAL = tiny.model().clone(labels=LABELS)
+N, SHAPE, D, C = 11, (3, 3, 1), 2, 3
+PIXELS = 9
+NAMES = ("art", "photo", "sci-fi")
+
+
+def conditional(**changes: Any) -> Experiment:
+    """The tiny experiment with the labels of its bars."""
+    return dataclasses.replace(tiny.experiment(), **({"model": CONDITIONAL} | changes))
+
+
+# --- Closed forms -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """x = W z + b_y + sigma e with z ~ N(mu_y, diag s²), and the exact q(z|x, y), as a Run."""
+
+    weights: np.ndarray
+    offsets: np.ndarray
+    prior_mean: np.ndarray
+    prior_scale: np.ndarray
+    noise: float
+    run: Run
+
+    @property
+    def posterior_variance(self) -> np.ndarray:
+        return 1 / ((self.weights**2).sum(0) / self.noise**2 + self.prior_scale**-2)
+
+    def posterior_mean(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        evidence = (x.reshape(-1, PIXELS) - self.offsets[y]) @ self.weights / self.noise**2
+        return self.posterior_variance * (evidence + self.prior_mean[y] / self.prior_scale**2)
+
+    def log_likelihood(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        normal: Any = stats.multivariate_normal
+        covariance = (self.weights * self.prior_scale**2) @ self.weights.T
+        covariance += self.noise**2 * np.eye(PIXELS)
+        means = self.prior_mean[y] @ self.weights.T + self.offsets[y]
+        pairs = zip(x.reshape(-1, PIXELS), means, strict=True)
+        return np.array([normal.logpdf(pixels, mean, covariance) for pixels, mean in pairs])
+
+
+@pytest.fixture(params=["p(z)", "p(z|y)"])
+def linear(request, tmp_path: Path) -> Linear:
+    """Orthogonal columns of W make the posterior's components independent."""
+    generator = np.random.default_rng(0)
+    orthogonal, _ = np.linalg.qr(generator.normal(size=(PIXELS, D)))
+    weights = orthogonal * [0.4, 0.2]
+    offsets = 0.5 + 0.1 * generator.normal(size=(C, PIXELS))
+    per_class = request.param == "p(z|y)"
+    prior_mean = generator.normal(size=(C, D)) * per_class
+    prior_scale = np.array([0.7, 1.5]) if per_class else np.ones(D)
+    noise = 0.1
+    images = generator.integers(60, 200, (3, N, *SHAPE)).astype(np.uint8)
+    labels = generator.integers(C, size=(3, N))
+    model = VAE(
+        encoder=MLP(()),
+        posterior=DiagonalGaussian(D),
+        prior=ClassGaussian(C, D) if per_class else StandardNormal(D),
+        decoder=MLP(()),
+        likelihood=Gaussian(scale=noise, squash=lambda x: x),
+        labels=LabelEmbedding(C, C),
+        image_shape=SHAPE,
+    )
+    data = Data.from_arrays(
+        "linear",
+        *images,
+        protocol="grey",
+        labels=dict(zip(("train", "valid", "test"), labels, strict=True)),
+        class_names=NAMES,
+    )
+    unknown: Any = None
+    found = Linear(weights, offsets, prior_mean, prior_scale, noise, run=unknown)
+    to_posterior = found.posterior_variance * weights / noise**2
+    kernel = np.zeros((PIXELS, 1 + C, D))  # of pixels and channels: grey, then one for each class
+    kernel[:, 0] = to_posterior
+    kernel[0, 1:] = found.posterior_mean(np.zeros((C, PIXELS)), np.arange(C))
+    params = {
+        "labels": {name: {"embedding": np.eye(C)} for name in ("encoder", "decoder")},
+        "posterior": {
+            "loc": {"kernel": kernel.reshape(-1, D), "bias": np.zeros(D)},
+            "log_scale": {
+                "kernel": np.zeros((PIXELS * (1 + C), D)),
+                "bias": 0.5 * np.log(found.posterior_variance),
+            },
+        },
+        "likelihood": {
+            "loc": {"kernel": np.concatenate([weights.T, offsets]), "bias": np.zeros(PIXELS)}
+        },
+    }
+    if per_class:
+        log_scale = np.broadcast_to(np.log(prior_scale), (C, D))
+        params["prior"] = {"loc": prior_mean, "log_scale": log_scale}
+    state = SimpleNamespace(
+        variables={"params": jax.tree.map(lambda leaf: leaf[None].astype(np.float32), params)},
+        step=np.zeros(1, int),
+    )
+    experiment = conditional(data=data, model=model)
+    run = Run(RunFolder(tmp_path), experiment, state, "latest")
+    return dataclasses.replace(found, run=run)
+
+
+def test_every_bound_is_the_exact_likelihood_given_the_label(linear: Linear):
+    """The posterior is exact, so each weight is p(x|y); the gaps are zero; AIS agrees."""
+    test: Any = linear.run.experiment.data.test
+    exact = linear.log_likelihood(test.images / 255, test.labels).mean()
+    shuffled = linear.log_likelihood(test.images / 255, np.roll(test.labels, 1)).mean()
+    assert abs(exact - shuffled) > 0.1
+    with on_devices(2):
+        found = evaluate(linear.run, num_samples=3, ais=AIS(200, 4, 3), gaps=True)
+    mean = {name: values[0] for name, values in found.mean.items()}
+    for name in ("nll", "neg_elbo"):
+        assert mean[name] == pytest.approx(-exact, abs=1e-3)
+    # An exact q has E_q[ln p(x|z)] - KL = ln p(x), and what the samples miss of it.
+    assert mean["kl"] + mean["distortion"] == pytest.approx(-exact, abs=3)
+    assert mean["nll_ais"] == pytest.approx(-exact, abs=0.2)
+    assert mean["simulated_nll_upper"] == pytest.approx(mean["simulated_nll_lower"], abs=0.6)
+    assert "given the image's label" in found.data
+
+
+def test_styles_are_changed_in_closed_form(linear: Linear):
+    """W E[z|x, y] + b_y', of images of class y alone."""
+    test = linear.run.experiment.data.test
+    assert test.labels is not None
+    source, targets = int(test.labels[0]), [2, 0]
+    x, images = generate.restyle(linear.run, "test", source, targets, 3)
+    rows = np.flatnonzero(test.labels == source)[:3]
+    np.testing.assert_allclose(x, test.images[rows] / 255, rtol=1e-6)
+    z = linear.posterior_mean(x, np.full(len(x), source))
+    means = (z @ linear.weights.T)[:, None] + linear.offsets[targets]
+    np.testing.assert_allclose(images, means.reshape(images.shape).clip(0, 1), atol=1e-5)
+
+
+def test_reconstructions_keep_their_labels(linear: Linear):
+    x, means = generate.reconstruct(linear.run, "valid", N)
+    y: Any = linear.run.experiment.data.valid.labels
+    expected = linear.posterior_mean(x, y) @ linear.weights.T + linear.offsets[y]
+    np.testing.assert_allclose(means, expected.reshape(means.shape).clip(0, 1), atol=1e-5)
+
+
+def test_lines_lie_between_images_of_one_class(linear: Linear):
+    """Their ends are the reconstructions of the pairs."""
+    rows = generate.pairs_of(linear.run, "valid", 3)
+    y: Any = linear.run.experiment.data.valid.labels
+    assert (y[rows[::2]] == y[rows[1::2]]).all()
+    assert len(set(rows)) == len(rows) == 6
+    lines = generate.interpolate(linear.run, "valid", 3, 4)
+    _, means = generate.reconstruct(linear.run, "valid", N)
+    np.testing.assert_allclose(lines[:, [0, -1]].reshape(6, *SHAPE), means[rows], atol=1e-5)
+
+
+def test_traversals_keep_the_image_and_its_label(linear: Linear):
+    images, values, dims = generate.traverse(linear.run, "test", 4, 3, D)
+    x, y = generate.images_of(linear.run, "test", np.array([4])), linear.run.experiment.data.test
+    assert y.labels is not None
+    z = np.tile(linear.posterior_mean(np.asarray(x), y.labels[4:5]), (D, 3, 1))
+    for place, dim in enumerate(dims):
+        z[place, :, dim] = values
+    expected = z @ linear.weights.T + linear.offsets[y.labels[4]]
+    np.testing.assert_allclose(images, expected.reshape(images.shape).clip(0, 1), atol=1e-5)
+
+
+def test_samples_of_a_class_have_its_prior_and_its_offset(linear: Linear):
+    """Kolmogorov-Smirnov of z against SciPy; a share of the samples for each class."""
+    labels = np.arange(3000) % C
+    keys = jax.random.split(jax.random.key(5), len(labels))
+    z, px = generate._apply(linear.run, "sample", keys, labels=labels)
+    for y in range(C):
+        standard = (np.asarray(z)[labels == y] - linear.prior_mean[y]) / linear.prior_scale
+        assert min(stats.kstest(column, "norm").pvalue for column in standard.T) > 1e-4
+    means = np.asarray(z) @ linear.weights.T + linear.offsets[labels]
+    np.testing.assert_allclose(px.mean.reshape(means.shape), means, atol=1e-5)
+
+    one = generate.sample(linear.run, 7, seed=3, labels=[2])
+    np.testing.assert_allclose(one, generate.sample(linear.run, 7, 3, np.full(7, 2)), atol=1e-6)
+    shared = generate.sample(linear.run, 7, seed=3)
+    own = generate.sample(linear.run, 7, 3, np.array([0, 0, 0, 1, 1, 2, 2]))
+    np.testing.assert_array_equal(shared, own)
+
+
+def test_latents_of_the_training_images_are_encoded_with_their_labels(linear: Linear, monkeypatch):
+    """Their mean, within four standard errors; a prior of each class is not replaced by another."""
+    monkeypatch.setattr(posthoc, "LATENTS", 50 * N)
+    data = linear.run.experiment.data.train
+    exact = linear.posterior_mean(data.images / 255, np.asarray(data.labels)).mean(0)
+    error = np.sqrt(linear.posterior_variance / (50 * N))
+    assert (np.abs(posthoc.latents_of(linear.run).mean(0) - exact) < 4 * error).all()
+    if isinstance(linear.run.experiment.model.prior, ClassGaussian):
+        with pytest.raises(VaeJaxError, match="a density for each class"):
+            posthoc.fit(linear.run, StandardNormal(D))
+        with pytest.raises(VaeJaxError, match="ClassGaussian is a prior of each"):
+            evaluate(linear.run, num_samples=1, information=True)
+    else:
+        found = evaluate(linear.run, num_samples=1, information=True).mean
+        assert found["mutual_information"] <= np.log(N)
+
+
+def test_p_of_every_image_given_each_class_by_quadrature():
+    """L_K of all 16 binary images of 2x2 pixels against Gauss-Hermite over z; they sum to one.
+
+    q(z|x, y) is the prior, so that L_K is no worse for one image than for another.
+    """
+    model = VAE(
+        encoder=MLP((3,)),
+        posterior=DiagonalGaussian(1, kernel_init=jax.nn.initializers.zeros),
+        prior=StandardNormal(1),
+        decoder=MLP((4,)),
+        likelihood=Bernoulli(kernel_init=jax.nn.initializers.normal(1.0)),
+        labels=LabelEmbedding(2, 2),
+        image_shape=(2, 2, 1),
+    )
+    bits = np.array([[i >> b & 1 for b in range(4)] for i in range(16)])
+    images = np.tile(255 * bits.astype(np.uint8), (2, 1)).reshape(32, 2, 2, 1)
+    y = np.repeat([0, 1], 16)
+    data = Data.from_arrays("all", images, protocol="threshold", labels={"train": y})
+    experiment = conditional(data=data, model=model, ema_decay=None)
+    state = jax.jit(jax.vmap(partial(init_state, experiment)))(np.zeros(1, np.uint32))
+    p: Any = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), state.params)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    log_p = []
+    for label in range(2):
+        e = p["labels"]["decoder"]["embedding"][label]
+        inputs = np.concatenate([nodes[:, None], np.tile(e, (60, 1))], 1)
+        dense, logits = p["decoder"]["Dense_0"], p["likelihood"]["logits"]
+        h = np.tanh(inputs @ dense["kernel"] + dense["bias"])
+        means = special.expit(h @ logits["kernel"] + logits["bias"])
+        px = np.prod(np.where(bits[:, None] == 1, means, 1 - means), -1)
+        log_p.append(np.log(px @ weights / weights.sum()))
+    assert np.exp(log_p).sum(1) == pytest.approx(1)
+    assert np.abs(log_p[0] - log_p[1]).max() > 0.3
+    evaluator = make_evaluator(experiment, "train", 4000)
+    nll = evaluator(replicate(jax.tree.map(np.asarray, state.variables)))["nll"][0]
+    np.testing.assert_allclose(nll, -np.concatenate(log_p), atol=0.05)
+
+
+# --- Each label's way to its image --------------------------------------------------------------
+
+
+def one_batch(experiment: Experiment, devices: int) -> Any:
+    """Loss, metrics, model state and gradients of rows 20 to 27, without the axis of devices."""
+    seed = np.uint32(3)
+    with on_devices(devices):
+        state = jax.jit(partial(init_state, experiment))(seed)
+        rows = np.arange(20, 28, dtype=np.int32)
+        images = split(experiment.data.train.images[rows], 0)
+        function = on_every_device(partial(loss_and_gradients, experiment))
+        return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
+
+
+def test_gradients_are_the_same_on_1_and_8_devices_and_in_parts():
+    """A class that is not in the batch has none."""
+    experiment = conditional(batch_size=8)
+    *_, whole = one_batch(experiment, 1)
+    for other in (
+        one_batch(experiment, 8),
+        one_batch(dataclasses.replace(experiment, accumulate=2), 2),
+    ):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), other[-1], whole)
+    labels = experiment.data.train.labels
+    assert labels is not None
+    present = np.isin(np.arange(8), labels[20:28])
+    assert 1 < present.sum() < 8
+    for table in whole["labels"].values():
+        np.testing.assert_array_equal(np.abs(table["embedding"]).max(1) > 0, present)
+
+
+def test_streamed_and_resident_images_train_alike(tmp_path: Path):
+    """Of several seeds; labels are no part of what is kept."""
+    experiment = conditional(num_steps=5)
+    with on_devices(2):
+        resident = train(experiment, tmp_path / "a", num_seeds=3, streamed=False)
+        streamed = train(experiment, tmp_path / "b", num_seeds=3, streamed=True)
+    jax.tree.map(np.testing.assert_array_equal, resident.variables, streamed.variables)
+    assert set(resident.variables) == {"params"}
+
+
+def test_labels_in_the_data_change_nothing_of_a_model_that_takes_none():
+    """Its program is the same text."""
+    labelled = tiny.data()
+    bare = dataclasses.replace(
+        labelled,
+        class_names=None,
+        **{
+            name: dataclasses.replace(getattr(labelled, name), labels=None)
+            for name in ("train", "valid", "test")
+        },
+    )
+
+    def program(data: Data, model: Any) -> str:
+        experiment = dataclasses.replace(tiny.experiment(), data=data, model=model)
+        state = jax.eval_shape(partial(init_state, experiment), np.uint32(0))
+        step = jax.jit(partial(loss_and_gradients, experiment))
+        rows = np.arange(8, dtype=np.int32)
+        return step.lower(state, data.train.images[rows], rows, np.uint32(0)).as_text()
+
+    assert program(labelled, tiny.model()) == program(bare, tiny.model())
+    assert program(labelled, CONDITIONAL) != program(labelled, tiny.model())
+
+
+HIERARCHY: dict[str, Any] = {
+    "encoders": (MLP((4,)), MLP((4,))),
+    "posteriors": (DiagonalGaussian(3), DiagonalGaussian(2)),
+    "decoders": (MLP((4,)), MLP((4,))),
+    "conditionals": (DiagonalGaussian(3),),
+    "likelihood": Bernoulli(),
+    "labels": LABELS,
+    "image_shape": tiny.IMAGE_SHAPE,
+}
+IMAGE_CRITIC = vj.ImageCritic(MLP((4,)), MLP((4,)))
+GAMES: dict[str, tuple[Any, Any]] = {
+    "WakeSleep": (CONDITIONAL, vj.WakeSleep()),
+    "PIWAE": (CONDITIONAL, vj.PIWAE(2, 2)),
+    "VAEGAN": (CONDITIONAL.clone(critic=IMAGE_CRITIC), vj.VAEGAN(0.1)),
+    "VAEGAN, p(z|y)": (
+        CONDITIONAL.clone(prior=ClassGaussian(8, 2), critic=IMAGE_CRITIC),
+        vj.VAEGAN(0.1),
+    ),
+    "InfoVAE, p(z|y)": (CONDITIONAL.clone(prior=ClassGaussian(8, 2)), vj.InfoVAE(0.5, 2.0)),
+    "RAE": (CONDITIONAL.clone(posterior=vj.Deterministic(2)), vj.RAE(0.1, 0.1, 0.1)),
+    "one-hot z": (
+        CONDITIONAL.clone(posterior=vj.Categorical(2, 3, 0.7), prior=vj.UniformCategorical(2, 3)),
+        ELBO(),
+    ),
+    "codes": (
+        CONDITIONAL.clone(
+            encoder=vj.ConvEncoder((4,), dense=None),
+            posterior=vj.VectorQuantized(3, 2),
+            prior=vj.UniformCodes((2, 2)),
+        ),
+        vj.VQVAE(),
+    ),
+    "HierarchicalVAE": (
+        vj.HierarchicalVAE(prior=StandardNormal(2), **HIERARCHY),
+        vj.IWAE(2),
+    ),
+    "LadderVAE, p(z|y)": (vj.LadderVAE(prior=ClassGaussian(8, 2), **HIERARCHY), ELBO()),
+}
+
+
+SLOW = ("PIWAE", "VAEGAN", "VAEGAN, p(z|y)", "one-hot z", "codes", "HierarchicalVAE")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in GAMES]
+)
+def test_objectives_and_models_take_labels_without_knowing_of_them(name: str):
+    """Finite, and the vectors of the batch's classes move; so they reach encoder and decoder."""
+    model, objective = GAMES[name]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        loss, _, _, gradients = one_batch(conditional(model=model, objective=objective), 1)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    for table in gradients["labels"].values():
+        assert np.abs(table["embedding"]).max() > 0
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+
+def test_a_model_without_labels_given_says_so():
+    state = jax.eval_shape(partial(init_state, conditional()), np.uint32(0))
+    encode = partial(jax.eval_shape, partial(CONDITIONAL.apply, method="encode"))
+    x = jnp.zeros((6, *tiny.IMAGE_SHAPE))
+    with pytest.raises(ValueError, match="was given no labels"):
+        encode(state.variables, x)
+    with pytest.raises(ValueError, match="4 labels were given for 6 inputs"):
+        encode(given(state.variables, [0, 1, 2, 3]), x)
+    assert encode(given(state.variables, [0, 1, 2]), x).batch_shape == (6,)
+
+
+UNLABELLED = Data.from_arrays("plain", tiny.images(20, 0), protocol="dynamic")
+PARTLY = Data.from_arrays(
+    "partly",
+    tiny.images(20, 0),
+    tiny.images(20, 1),
+    protocol="dynamic",
+    labels={"train": tiny.labels(20, 0)},
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": UNLABELLED}, "the train images of plain have no labels"),
+        ({"data": PARTLY}, "the valid images of partly have no labels"),
+        (
+            {"model": CONDITIONAL.clone(labels=LabelEmbedding(7, 2))},
+            "LabelEmbedding is for 7 classes, and bars has 8: set num_classes=8",
+        ),
+        (
+            {"model": CONDITIONAL.clone(prior=ClassGaussian(9, 2))},
+            "ClassGaussian is for 9 classes, and bars has 8: set num_classes=8",
+        ),
+        (
+            {"model": tiny.model().clone(prior=ClassGaussian(8, 2))},
+            "add labels=LabelEmbedding",
+        ),
+        ({"model": CONDITIONAL.clone(prior=vj.VampPrior(3))}, "VampPrior is made of"),
+        (
+            {
+                "model": CONDITIONAL.clone(
+                    posterior=vj.Deterministic(2), prior=ClassGaussian(8, 2)
+                ),
+                "objective": vj.WAE(1.0),
+            },
+            "WAE does not train a prior",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], said: str):
+    with pytest.raises(VaeJaxError, match=said):
+        conditional(**changes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "said"),
+    [
+        ([0, 1, 3], ("a", "b", "c"), "from 0 to 3, and there are 3 class_names"),
+        ([-1, 1, 0], None, "from -1 to 1"),
+        ([0, 1, 1], ("a", "a"), "named 'a'"),
+    ],
+)
+def test_labels_and_names_agree(labels: list[int], names: Any, said: str):
+    with pytest.raises(VaeJaxError, match=said):
+        Data.from_arrays(
+            "odd",
+            tiny.images(3, 0),
+            protocol="grey",
+            labels={"train": np.array(labels)},
+            class_names=names,
+        )
+
+
+def test_classes_are_named():
+    assert UNLABELLED.class_names is None
+    assert tiny.data().class_names == tuple("01234567")
+
+
+def test_labels_are_found_by_name_or_number(linear: Linear):
+    run = linear.run
+    assert [generate.find_label(run, name) for name in ("sci-fi", "1", "art")] == [2, 1, 0]
+    for wrong in ("comic", "3", "-1"):
+        with pytest.raises(VaeJaxError, match=f"no class '{wrong}': choose one of art, photo, sci"):
+            generate.find_label(run, wrong)
+    plain = dataclasses.replace(run, experiment=tiny.experiment())
+    with pytest.raises(VaeJaxError, match="trained without labels"):
+        generate.find_label(plain, "art")
+    with pytest.raises(VaeJaxError, match="trained without labels"):
+        generate.restyle(plain, "test", 0, [1], 2)
