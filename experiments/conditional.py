@@ -44,7 +44,7 @@ def experiment(
     prior: Literal["normal", "class"] = "normal",
     latent_dim: int = 20,
     hidden: int = 400,
-    label_width: int = 4,
+    label_width: int = 10,
     learning_rate: float = 1e-3,
     epochs: int = 30,
 ) -> Experiment:
@@ -54,7 +54,7 @@ def experiment(
         data: binarized anew at every presentation.
         prior: p(z) = N(0, I), or p(z|y), a Gaussian learned for each class.
         latent_dim: dimensions of z.
-        hidden: units of either hidden layer.
+        hidden: units of each of the two hidden layers of encoder and decoder.
         label_width: components of each class's vectors.
         learning_rate: Adam's, which decays to zero along a cosine.
         epochs: passes over the training images, in batches of 100.
@@ -66,12 +66,12 @@ def experiment(
     return Experiment(
         data=loaded,
         model=VAE(
-            encoder=MLP((hidden,)),
+            encoder=MLP((hidden, hidden)),
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim)
             if prior == "normal"
             else ClassGaussian(classes, latent_dim),
-            decoder=MLP((hidden,)),
+            decoder=MLP((hidden, hidden)),
             likelihood=Bernoulli(),
             labels=LabelEmbedding(classes, label_width),
             image_shape=loaded.image_shape,
