@@ -2,10 +2,14 @@
 
     vae-jax train experiments/folder.py --images my_pictures --workdir runs/my_pictures
     vae-jax sample runs/my_pictures --num 16 --out new.png
+    vae-jax train experiments/folder.py --images my_pictures --styles True --workdir runs/styles
+    vae-jax sample runs/styles --label sci-fi --num 16 --out sci-fi.jpg
+    vae-jax restyle runs/styles --from photo --to sci-fi --out restyled.png
 
 docs/folder.md is the worked example. Pictures are cut to squares of `--size` pixels; in training
 they are mirrored, shifted by a few pixels, and made a little brighter, darker or differently
-coloured, anew at each presentation. No published number: the pictures are yours.
+coloured, anew at each presentation. With `--styles True` the model is given the sub-folder of each
+picture, its style or class. No published number: the pictures are yours.
 """
 
 from typing import Literal
@@ -23,6 +27,7 @@ from vae_jax import (
     DiscretizedLogistic,
     Experiment,
     HorizontalFlip,
+    LabelEmbedding,
     MixtureOfLogistics,
     RandomShift,
     StandardNormal,
@@ -36,6 +41,7 @@ def experiment(
     images: str,
     size: int = 64,
     grey: bool = False,
+    styles: bool = False,
     likelihood: Literal["logistic", "mixture"] = "logistic",
     latent_dim: int = 128,
     width: int = 16,
@@ -52,6 +58,7 @@ def experiment(
         images: the folder; sub-folders are classes.
         size: side of the square images, from 8 on.
         grey: take the pictures' grey levels instead of RGB.
+        styles: give the model each picture's sub-folder, to draw pictures of one or change it.
         likelihood: a logistic for each value, or PixelCNN++'s mixture of five, which takes longer.
         latent_dim: dimensions of z.
         width: channels of the largest map; each halving of the image doubles them, up to 256.
@@ -65,6 +72,9 @@ def experiment(
     if size < 8:
         raise VaeJaxError(f"--size is {size}: it must be 8 or more.")
     data = load_folder(images, size, channels=1 if grey else 3)
+    names = data.class_names if styles else ()
+    if names is None:
+        raise VaeJaxError(f"{images} has no sub-folders: make one of each style, or drop --styles.")
     halvings = (size // 4).bit_length() - 1  # until 4 to 7 pixels are left
     maps = [min(width << level, 256) for level in range(halvings + 1)]
     return Experiment(
@@ -77,6 +87,7 @@ def experiment(
             likelihood=DiscretizedLogistic()
             if likelihood == "logistic"
             else MixtureOfLogistics(num_components=5),
+            labels=LabelEmbedding(len(names), 8) if names else None,
             image_shape=data.image_shape,
         ),
         # Without a warm-up the decoder learns the colours of pixels first and z is never used.

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from running import ROOT, on_devices
 
-from vae_jax import Experiment, VaeJaxError, load_folder, train
+from vae_jax import Experiment, VaeJaxError, generate, load_folder, train
 from vae_jax.data import Data, SplitName
 from vae_jax.data.folder import Files
 from vae_jax.data.folder_prepare import UnusableError, decode
@@ -290,7 +290,11 @@ def test_the_experiment_trains_on_the_odd_folder(odd: Path, tmp_path: Path) -> N
             "BrightnessJitter",
             "ColourJitter",
         ]
-        run = train(experiment, tmp_path / "run")
+        assert experiment.model.labels is None
+        styles: Experiment = module.experiment(images=str(odd), styles=True, **sizes)
+        run = train(styles, tmp_path / "run")
+        drawn = generate.sample(run, 2, labels=[generate.find_label(run, "科幻")])
+    assert drawn.shape == (2, 12, 12, 3)
     assert np.isfinite(run.folder.read_metrics()[0]["loss"])
     assert int(run.state.skipped[0]) == 0
     with pytest.raises(VaeJaxError, match="--size is 4: it must be 8 or more"):
