@@ -1,0 +1,112 @@
+"""What evaluation costs, against the number of images and against K: time and memory.
+
+    python scripts/scaling.py
+
+Each point is a process of its own, which evaluates the benchmark's MLP (`scripts/contenders/ours.py`)
+once to compile and then three times; its seconds are the least of the three, its memory the most that
+the process ever had. Writes docs/scaling.png and prints the table behind it, with the slope of each
+curve's logarithms: 1 where the cost is in proportion.
+"""  # noqa: E501
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+REPETITIONS = 3
+IMAGES = (100, 300, 1000, 3000, 10_000)  # with K = SOME_SAMPLES
+SAMPLES = (64, 192, 640, 1920, 6400)  # of SOME_IMAGES images
+SOME_SAMPLES, SOME_IMAGES = 64, 100
+
+
+def measure(num_images: int, num_samples: int) -> dict[str, float]:
+    """Seconds and MiB of one point, in this process."""
+    sys.path.insert(0, str(ROOT / "scripts" / "contenders"))
+    import jax
+    from ours import experiment  # pyright: ignore[reportMissingImports]
+
+    from vae_jax import parallel
+    from vae_jax.evaluate import make_evaluator
+    from vae_jax.train import init_state
+
+    this = experiment(work="mlp")
+    evaluate = make_evaluator(this, "train", num_samples, num_images)
+    state: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[None], init_state(this, 0))
+    variables = parallel.replicate(state.variables)
+    seconds = []
+    for _ in range(1 + REPETITIONS):
+        start = time.perf_counter()
+        assert np.isfinite(evaluate(variables)["nll"]).all()
+        seconds.append(time.perf_counter() - start)
+    status = Path("/proc/self/status").read_text().split()
+    return {"seconds": min(seconds[1:]), "MiB": int(status[status.index("VmHWM:") + 1]) / 1024}
+
+
+def in_a_process(num_images: int, num_samples: int) -> dict[str, float]:
+    """`measure` in a process that does nothing else."""
+    point = [str(num_images), str(num_samples)]
+    done = subprocess.run(
+        [sys.executable, __file__, "--point", *point],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def draw(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out: Path) -> None:
+    """Time and memory against images, and against K, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
+    for axis, (name, (counts, points)) in zip(axes, curves.items(), strict=True):
+        seconds, memory = ([point[key] for point in points] for key in ("seconds", "MiB"))
+        axis.loglog(counts, seconds, "o-", color="#0072B2", label="seconds")
+        axis.loglog(counts, np.array(memory) / 1024, "s--", color="#D55E00", label="peak GiB")
+        through = seconds[-1] * np.array(counts) / counts[-1]
+        axis.loglog(counts, through, ":", color="#999999", label="in proportion")
+        axis.set_xlabel(name)
+    axes[0].legend(frameon=False)
+    figure.savefig(out, dpi=150)
+
+
+def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scaling.png") -> None:
+    """Measures everything, or one point.
+
+    Args:
+        point: images and K of one point, whose seconds and MiB are printed; None measures all.
+        out: the figure.
+    """
+    if point is not None:
+        print(json.dumps(measure(*point)))
+        return
+    curves = {
+        f"images, K = {SOME_SAMPLES}": (IMAGES, [in_a_process(n, SOME_SAMPLES) for n in IMAGES]),
+        f"K, {SOME_IMAGES} images": (SAMPLES, [in_a_process(SOME_IMAGES, k) for k in SAMPLES]),
+    }
+    draw(curves, out)
+    table = Table("", "", "seconds", "peak MiB")
+    for name, (counts, points) in curves.items():
+        slope = np.polyfit(np.log(counts), np.log([p["seconds"] for p in points]), 1)[0]
+        for count, each in zip(counts, points, strict=True):
+            table.add_row(name, f"{count:,}", f"{each['seconds']:.3f}", f"{each['MiB']:,.0f}")
+        table.add_row("", "slope", f"{slope:.2f}", "", end_section=True)
+    Console(width=100).print(table)
+    print(out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
