@@ -36,8 +36,11 @@ from vae_jax.train import init_state, loss_and_gradients
 
 SMALL: Any = {"width": 8, "num_layers": 2, "num_heads": 2}
 N, F = 3, 4
-PIXELS = [Bernoulli, MixtureOfLogistics]
-every_pixel = pytest.mark.parametrize("pixel", PIXELS, ids=lambda cls: cls.__name__)
+every_pixel = pytest.mark.parametrize(
+    "pixel",
+    [Bernoulli, pytest.param(MixtureOfLogistics, marks=pytest.mark.slow)],
+    ids=lambda cls: cls.__name__,
+)
 sample = jax.jit(lambda p, key: p.sample(key))
 log_prob = jax.jit(lambda p, x: p.log_prob(x))
 

@@ -274,8 +274,8 @@ def model_of(encoder: str, decoder: str, form: str) -> vj.VAE:
     [
         ("vgg", "vgg", "map"),
         pytest.param("resnet", "bottlenecks", "vector", marks=pytest.mark.slow),
-        ("bottlenecks", "resnet", "tokens"),
-        ("xception", "xception", "tokens"),
+        pytest.param("bottlenecks", "resnet", "tokens", marks=pytest.mark.slow),
+        pytest.param("xception", "xception", "tokens", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_starts_near_chance_and_learns(encoder, decoder, form):

@@ -307,6 +307,7 @@ def test_gradients_are_the_same_on_1_and_8_devices_and_in_parts():
         np.testing.assert_array_equal(np.abs(table["embedding"]).max(1) > 0, present)
 
 
+@pytest.mark.slow
 def test_streamed_and_resident_images_train_alike(tmp_path: Path):
     """Of several seeds; labels are no part of what is kept."""
     experiment = conditional(num_steps=5)

@@ -508,8 +508,8 @@ def test_a_game_of_patches_is_stable_for_400_steps(dataset: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "name",
     [
-        "factor_vae",  # these two look at the whole batch
-        "patch_gan",
+        "factor_vae",  # this one and the next look at the whole batch
+        pytest.param("patch_gan", marks=pytest.mark.slow),
         pytest.param("vaegan", marks=pytest.mark.slow),
         pytest.param("adversarial", marks=pytest.mark.slow),
     ],

@@ -232,6 +232,7 @@ def test_layers_may_have_shapes_of_their_own():
             check_shapes(model.clone(conditionals=(vj.DiagonalGaussian((3, 1)),)))
 
 
+@pytest.mark.slow
 def test_a_run_with_latents_that_are_maps(tmp_path, monkeypatch):
     """Trained, evaluated with everything there is, pictured, and given a prior afterwards."""
     shape = (1, 3, 2)

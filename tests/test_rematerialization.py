@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 from jax import Array
 from running import on_devices
@@ -55,6 +56,7 @@ def experiment(blocks: int, **changes: Any) -> Experiment:
     return dataclasses.replace(tiny.experiment(), model=model, **changes)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_in_half_precision_too() -> None:
     model = experiment(2).model
     plain, again = (
