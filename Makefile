@@ -21,7 +21,8 @@ test-all: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 figures: .venv/installed
-	for name in aevb iwae estimators linear_vae vampprior flows hyperspherical vqvae vaegan; do \
+	for name in aevb iwae estimators linear_vae vampprior flows hyperspherical vqvae vaegan \
+			small_data conditional founding_example; do \
 		$(BIN)/vae-jax figures experiments/$$name.py || exit 1; \
 	done
 
