@@ -2,13 +2,13 @@
 
     vae-jax train experiments/folder.py --images my_pictures --workdir runs/my_pictures
     vae-jax sample runs/my_pictures --num 16 --out new.png
-    vae-jax train experiments/folder.py --images my_pictures --styles True --workdir runs/styles
+    vae-jax train experiments/folder.py --images my_pictures --styles --workdir runs/styles
     vae-jax sample runs/styles --label sci-fi --num 16 --out sci-fi.jpg
     vae-jax restyle runs/styles --from photo --to sci-fi --out restyled.png
 
 docs/folder.md is the worked example. Pictures are cut to squares of `--size` pixels; in training
 they are mirrored, shifted by a few pixels, and made a little brighter, darker or differently
-coloured, anew at each presentation. With `--styles True` the model is given the sub-folder of each
+coloured, anew at each presentation. With `--styles` the model is given the sub-folder of each
 picture, its style or class. No published number: the pictures are yours.
 """
 
