@@ -7,6 +7,7 @@ Speed does not depend on what images show, so that no data set is needed.
 
 from typing import Literal
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -65,11 +66,13 @@ def model_of(work: Work) -> VAE:
             decoder=GatedMLP((300, 300)),
             likelihood=Bernoulli(),
         )
+    # PyTorch's initialization: that of He et al. makes residual blocks without norms explode.
+    init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     return VAE(
-        encoder=ConvEncoder((64, 128), dense=256, residual_blocks=3),
+        encoder=ConvEncoder((64, 128), dense=256, residual_blocks=3, kernel_init=init),
         posterior=DiagonalGaussian(64),
         prior=StandardNormal(64),
-        decoder=ConvDecoder((128, 64, 32), dense=256, residual_blocks=3),
+        decoder=ConvDecoder((128, 64, 32), dense=256, residual_blocks=3, kernel_init=init),
         likelihood=Gaussian(0.1),
         image_shape=(32, 32, 3),
     )
