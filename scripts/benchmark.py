@@ -249,8 +249,9 @@ class Program:
 
     def end(self) -> None:
         """Kills it."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def busy_seconds() -> float:

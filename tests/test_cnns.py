@@ -17,7 +17,8 @@ from scipy import ndimage, signal
 
 import vae_jax as vj
 from vae_jax import threefry
-from vae_jax.networks.layers import depthwise_conv, group_norm, halvings, max_pool, upsample
+from vae_jax.networks.conv import halvings
+from vae_jax.networks.layers import depthwise_conv, group_norm, max_pool, upsample
 
 STAGES = ((8, 8), (8, 16), (16,))
 XCEPTION = {"stem": (4, 8), "entry": (8, 16), "middle": 1, "exit": (16, 24, 32)}

@@ -116,6 +116,14 @@ def test_conv_encoder_is_flaxs():
     assert np.any(features > 0)
 
 
+def test_an_affine_last_layer_is_the_one_before_its_activation():
+    decoder, z = ConvDecoder((3, 2), dense=5), jax.random.normal(jax.random.key(0), (4, 6))
+    variables = decoder.init(jax.random.key(1), z, (6, 6, 1))
+    affine: Any = decoder.clone(affine_last=True).apply(variables, z, (6, 6, 1))
+    assert np.any(affine < 0)
+    np.testing.assert_array_equal(decoder.apply(variables, z, (6, 6, 1)), jax.nn.relu(affine))
+
+
 def test_conv_decoder_is_flaxs():
     """The same parameters in Flax's nn.ConvTranspose, whose sizes are always doubled."""
     decoder = ConvDecoder((3, 4, 2), dense=5)

@@ -98,6 +98,15 @@ def conv_transpose(x: Array, kernel: Array, stride: int, spatial: Shape) -> Arra
     return jax.linear_transpose(partial(conv, kernel=kernel, stride=stride), image)(x)[0]
 
 
+def halvings(image_shape: Shape, num: int) -> list[Shape]:
+    """(H, W) of an image and of its halves, the coarsest first: `num + 1` sizes."""
+    sizes = [tuple(image_shape[:2])]
+    for _ in range(num):
+        height, width = sizes[0]
+        sizes.insert(0, (-(-height // 2), -(-width // 2)))
+    return sizes
+
+
 class ResidualBlock(nn.Module):
     """x + W ac(C ac(x)), C a 3x3 and W a 1x1 convolution (van den Oord et al. 2017, section 4.1).
 
@@ -185,10 +194,7 @@ class ConvDecoder(nn.Module):
         Raises:
             ValueError: `dense` is None and the latents are no map of the coarsest size.
         """
-        sizes = [image_shape[:2]]
-        for _ in self.features[1:]:
-            height, width = sizes[0]
-            sizes.insert(0, (-(-height // 2), -(-width // 2)))
+        sizes = halvings(image_shape, len(self.features) - 1)
         if self.dense is None:
             x = self._from_map(z, sizes[0])
         else:

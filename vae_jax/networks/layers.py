@@ -1,7 +1,7 @@
 """Layers that the convolutional architectures share, each fast on the CPU inside a scan as well.
 
 Every halving is of "SAME" kind, from n to ceil(n / 2) pixels, so that no image is too small: one
-pixel stays one. A decoder walks the same sizes back (`halvings`), and so meets each exactly.
+pixel stays one. A decoder walks the same sizes back (`conv.halvings`), and so meets each exactly.
 """
 
 from functools import partial, reduce
@@ -138,15 +138,6 @@ def upsample(x: Array, size: Shape) -> Array:
     doubled = jnp.broadcast_to(x[:, :, None, :, None], (number, height, 2, width, 2, channels))
     doubled = doubled.reshape(number, 2 * height, 2 * width, channels)
     return doubled[:, : size[0], : size[1]]
-
-
-def halvings(image_shape: Shape, num: int) -> list[Shape]:
-    """(H, W) of an image and of its halves, the coarsest first: `num + 1` sizes."""
-    sizes = [tuple(image_shape[:2])]
-    for _ in range(num):
-        height, width = sizes[0]
-        sizes.insert(0, (-(-height // 2), -(-width // 2)))
-    return sizes
 
 
 def as_output(x: Array, output: Output) -> Array:

@@ -7,13 +7,13 @@ import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
+from vae_jax.networks.conv import halvings
 from vae_jax.networks.layers import (
     Conv,
     Output,
     as_output,
     coarsest_map,
     group_norm,
-    halvings,
     max_pool,
     upsample,
 )

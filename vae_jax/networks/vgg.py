@@ -7,6 +7,7 @@ import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
+from vae_jax.networks.conv import halvings
 from vae_jax.networks.layers import (
     HE,
     Conv,
@@ -14,7 +15,6 @@ from vae_jax.networks.layers import (
     as_output,
     coarsest_map,
     group_norm,
-    halvings,
     max_pool,
     upsample,
 )
