@@ -356,7 +356,7 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
 def main(
     peers: Path = ROOT / ".venv-peers",
     only: tuple[str, ...] = (),
-    with_peers: bool = True,
+    without: tuple[str, ...] = (),
     rounds: int = 5,
     seconds: float = 4.0,
 ) -> None:
@@ -365,7 +365,7 @@ def main(
     Args:
         peers: an environment with numpyro, pythae and torch.
         only: titles of works; then the report is not written.
-        with_peers: run what lives in their environment, too; if not, the report is not written.
+        without: names of contenders to leave out; then the report is not written.
         rounds: of windows.
         seconds: of a window, or longer where lines come slowly.
     """
@@ -374,15 +374,14 @@ def main(
     for work in everything():
         if only and work.title not in only:
             continue
-        if not with_peers:
-            work.contenders = [one for one in work.contenders if not one.peer]
+        work.contenders = [one for one in work.contenders if one.name not in without]
         measured, disturbed = measure(work, peers, rounds, seconds)
         for one in measured:
             if one.name == SQUARE and one.flops is not None:
                 square = one.rates * one.flops
         parts.append(table(work, measured, disturbed, square))
         console.print(parts[-1], markup=False, soft_wrap=True)
-    if only or not with_peers:
+    if only or without:
         return
     assert square is not None
     cpu = next(

@@ -174,9 +174,14 @@ def train_step(
         return params, model_state, ema, opt_state
 
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
+    # A branch works in place, where a choice copies; to an accelerator a branch is the slower one.
+    changed = lax.platform_dependent(
+        cpu=lambda: lax.cond(finite, updated, lambda: old),
+        default=lambda: jax.tree.map(partial(jnp.where, finite), updated(), old),
+    )
     state = TrainState(
         state.step + 1,
-        *lax.cond(finite, updated, lambda: old),  # in place, where a choice of arrays copies them
+        *changed,
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
