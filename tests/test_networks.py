@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
-from vae_jax.networks.conv import ResidualBlock, conv, conv_transpose
+from vae_jax.networks.conv import ResidualBlock, _tile, conv, conv_transpose
 
 # Every kernel width meets an odd height and an even width; (h, w) differ, so no axis is swapped.
 SIZE = (7, 8)
@@ -22,6 +22,17 @@ CASES = [
     *itertools.product(["default"], [(3, 2), (4, 5)], [1, 2, 3]),
 ]
 cases = pytest.mark.parametrize(("branch", "kernel", "stride"), CASES, indirect=["branch"])
+# With channels enough for tiles, of this side: kernels of two and of three strides.
+TILED = [
+    ((7, 8), 3, 1, 4),
+    ((2, 6), 3, 1, 2),
+    ((1, 2), 3, 1, None),
+    ((8, 8), 2, 1, 4),
+    ((14, 15), 4, 2, 4),
+    ((3, 4), 4, 2, 2),
+    ((24, 13), 6, 2, 4),
+    ((23, 24), 6, 3, 4),
+]
 
 
 @pytest.fixture
@@ -47,11 +58,11 @@ def library_conv(x, kernel, stride):
     )
 
 
-def arrays(kernel, stride):
-    """Standard normal x `[2, 7, 8, 2]`, kernel `[h, w, 2, 3]`, y `[2, ceil(7/s), ceil(8/s), 3]`."""
+def arrays(kernel, stride, size=SIZE, channels=(2, 3)):
+    """Standard normal x `[2, *size, I]`, kernel `[h, w, I, O]` and y, of the output's shape."""
     generator = np.random.default_rng(0)
-    small = [-(-n // stride) for n in SIZE]
-    shapes = ((2, *SIZE, 2), (*kernel, 2, 3), (2, *small, 3))
+    small = [-(-n // stride) for n in size]
+    shapes = ((2, *size, channels[0]), (*kernel, *channels), (2, *small, channels[1]))
     return [generator.normal(size=shape) for shape in shapes]
 
 
@@ -98,6 +109,46 @@ def test_conv_transpose_is_the_adjoint(branch, kernel, stride):
         assert np.vdot(convolved, y) == pytest.approx(np.vdot(x, mine[0]), rel=1e-12)
         for a, b in zip(mine, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "tile"), TILED)
+def test_tiles_are_the_librarys_convolution(size, kernel, stride, tile):
+    """Value and gradients of both directions in float64, and a value's error in float32."""
+    with jax.enable_x64(True):
+        x, kernel, y = arrays((kernel, kernel), stride, size, (48, 64))
+        assert _tile(jnp.asarray(x), jnp.asarray(kernel), stride) == tile
+
+        @jax.jit
+        def both(x, kernel, y):
+            results = []
+            for function in (conv, library_conv):
+                value, pullback = jax.vjp(partial(function, stride=stride), x, kernel)
+                results.append((value, *pullback(y)))
+
+            def librarys(y, kernel):
+                return jax.linear_transpose(lambda x: library_conv(x, kernel, stride), x)(y)[0]
+
+            for function in (partial(conv_transpose, stride=stride, spatial=size), librarys):
+                value, pullback = jax.vjp(lambda y, k, f=function: f(y, kernel=k), y, kernel)
+                results.append((value, *pullback(x)))
+            return results
+
+        convolved, librarys, transposed, librarys_transposed = both(x, kernel, y)
+        for mine, theirs in zip(
+            (*convolved, *transposed), (*librarys, *librarys_transposed), strict=True
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+    exact = np.asarray(librarys[0])
+    single = jax.jit(partial(conv, stride=stride))(np.float32(x), np.float32(kernel))
+    assert np.sqrt(np.mean((np.asarray(single) - exact) ** 2)) < 1e-5 * exact.std()
+
+
+def test_bfloat16_is_no_number_for_tiles():
+    """Eight bits do not bear what the transforms lose, so that patches are taken."""
+    x, kernel, _ = (a.astype(jnp.bfloat16) for a in arrays((3, 3), 1, (8, 8), (48, 64)))
+    exact = library_conv(np.float32(x), np.float32(kernel), 1)
+    error = np.abs(np.float32(jax.jit(partial(conv, stride=1))(x, kernel)) - exact)
+    assert error.max() < 2**-7 * np.abs(exact).max()
 
 
 def test_conv_encoder_is_flaxs():

@@ -1,7 +1,8 @@
 """Convolutional networks, and a convolution that is fast inside a scan on the CPU.
 
 XLA's CPU backend has no threaded convolution inside a loop, so there the same linear map is
-computed as patches times a matrix; accelerators keep the library's convolution.
+computed as products of matrices: of the transformed tiles of Winograd's minimal filtering where
+that saves products, else of patches. Accelerators keep the library's convolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.nn.initializers import Initializer
 
@@ -28,6 +30,22 @@ def _pads(spatial: Sequence[int], kernel: Array, stride: int) -> list[tuple[int,
     return [_same_padding(n, k, stride) for n, k in zip(spatial, kernel.shape[:2], strict=True)]
 
 
+def _blocks(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Places of the kernel on an axis, and the blocks of `stride` pixels that it reaches across."""
+    return -(-size // stride), -(-kernel // stride)
+
+
+def _pad(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> Array:
+    """Pads, or cuts where a stride skips pixels, to `[N, blocks[0], s, blocks[1], s, C]`."""
+    lows = [low for low, _ in _pads(x.shape[1:3], kernel, stride)]
+    edges = [
+        (low, count * stride - low - size, 0)
+        for low, count, size in zip(lows, blocks, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return x.reshape(-1, blocks[0], stride, blocks[1], stride, x.shape[-1])
+
+
 def _windows(x: Array, size: int, count: int, axis: int, to: int) -> Array:
     """Each of `count` places on an axis beside the `size - 1` after it, along axis `to`."""
     shifted = (lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(size))
@@ -41,18 +59,85 @@ def _patches(x: Array, kernel: Array, stride: int) -> Array:
     transpose: strided slices, and the padding that is theirs, are several times slower.
     """
     height, width, channels, _ = kernel.shape
-    places = [-(-n // stride) for n in x.shape[1:3]]
-    across = [-(-n // stride) for n in (height, width)]
-    full = [(n + a - 1) * stride for n, a in zip(places, across, strict=True)]
-    lows = [low for low, _ in _pads(x.shape[1:3], kernel, stride)]
-    # Negative where a stride skips the last pixels.
-    edges = [(low, f - low - n, 0) for low, f, n in zip(lows, full, x.shape[1:3], strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    rows, columns = (f // stride for f in full)
-    x = x.reshape(-1, rows, stride, columns, stride * channels)
-    x = _windows(x, across[1], places[1], axis=3, to=4)[..., : width * channels]
-    x = _windows(x.swapaxes(2, 3), across[0], places[0], axis=1, to=3)[..., :height, :]
+    (rows, down), (columns, across) = (
+        _blocks(n, k, stride) for n, k in zip(x.shape[1:3], (height, width), strict=True)
+    )
+    x = _pad(x, kernel, stride, (rows + down - 1, columns + across - 1))
+    x = x.reshape(*x.shape[:4], -1)
+    x = _windows(x, across, columns, axis=3, to=4)[..., : width * channels]
+    x = _windows(x.swapaxes(2, 3), down, rows, axis=1, to=3)[..., :height, :]
     return x.reshape(*x.shape[:3], -1)
+
+
+def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices A, G, B with sum_j g_j d_(i+j) = (A ((G g) * (B d)))_i for `outputs` places i.
+
+    One product for each of outputs + taps - 1 entries of d. They come from the product of two
+    polynomials by its values at as many points, 0, 1, -1, 2, -1/2 and infinity, transposed
+    (Winograd 1980; Lavin & Gray 2016, section 4).
+    """
+    inputs = outputs + taps - 1
+
+    def values(coefficients: int) -> np.ndarray:
+        finite = np.vander([0, 1, -1, 2, -0.5][: inputs - 1], coefficients, increasing=True)
+        return np.vstack([finite, np.eye(coefficients)[-1:]])
+
+    return values(outputs).T, values(taps), np.linalg.inv(values(inputs)).T
+
+
+def _tile(x: Array, kernel: Array, stride: int) -> int | None:
+    """Side of the tiles of outputs, 2 or 4, or None where patches are about as fast.
+
+    Counts multiplications, of the transforms too; bfloat16 is too coarse for them.
+    """
+    height, width, channels, features = kernel.shape
+    (rows, taps), (columns, across) = (
+        _blocks(n, k, stride) for n, k in zip(x.shape[1:3], (height, width), strict=True)
+    )
+    if taps != across or taps not in (2, 3) or (height % stride, width % stride) != (0, 0):
+        return None
+    if jnp.finfo(x.dtype).bits < 32:
+        return None
+    block = stride**2 * channels
+
+    def products(tile: int) -> float:
+        inputs = (tile + taps - 1) ** 2
+        each = inputs * (inputs * block + block * features + tile**2 * features)
+        return -(-rows // tile) * -(-columns // tile) * each
+
+    tile = min((2, 4), key=products)
+    return tile if products(tile) < 0.7 * rows * columns * taps**2 * block * features else None
+
+
+def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
+    """Winograd's algorithm in two dimensions, on blocks of stride x stride pixels.
+
+    Places lead and images follow, so that memory is moved in long pieces; the transforms are
+    products with the matrices' squares.
+    """
+    height, width, channels, features = kernel.shape
+    (rows, taps), (columns, _) = (
+        _blocks(n, k, stride) for n, k in zip(x.shape[1:3], (height, width), strict=True)
+    )
+    down, across = -(-rows // tile), -(-columns // tile)
+    inputs = tile + taps - 1
+    a, g, b = (np.kron(one, one).astype(x.dtype) for one in _minimal_filter(tile, taps))
+    num, block = x.shape[0], stride**2 * channels
+
+    x = _pad(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
+    x = lax.optimization_barrier(x.transpose(1, 3, 0, 2, 4, 5).reshape(*x.shape[1:4:2], num, block))
+    x = jnp.stack([x[i * tile : i * tile + inputs] for i in range(down)], 2)
+    x = lax.optimization_barrier(x)
+    x = jnp.stack([x[:, j * tile : j * tile + inputs] for j in range(across)], 3)
+    x = lax.optimization_barrier(x)  # [inputs, inputs, down, across, N, block]
+
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features).swapaxes(1, 2)
+    filters = lax.dot(g, kernel.reshape(taps**2, -1)).reshape(-1, block, features)
+    tiles = lax.dot(b, x.reshape(inputs**2, -1)).reshape(inputs**2, -1, block)
+    products = lax.dot_general(tiles, filters, (((2,), (1,)), ((0,), (0,))))
+    y = lax.dot(a, products.reshape(inputs**2, -1)).reshape(tile, tile, down, across, num, features)
+    y = y.transpose(4, 2, 0, 3, 1, 5).reshape(num, down * tile, across * tile, features)
+    return y[:, :rows, :columns]
 
 
 def conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -67,11 +152,16 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
         `[N, ceil(H/stride), ceil(W/stride), O]`.
     """
 
-    def as_matrix_product(x: Array, kernel: Array) -> Array:
-        matrix = kernel.reshape(-1, kernel.shape[-1])
-        # Without the barrier, the gradient of the matrix transposes the patches, not the outputs.
-        outputs_first = lax.optimization_barrier(matrix.T)
-        return lax.dot_general(_patches(x, kernel, stride), outputs_first, (((3,), (1,)), ((), ())))
+    tile = _tile(x, kernel, stride)
+
+    def as_matrix_products(x: Array, kernel: Array) -> Array:
+        if tile is not None:
+            return _by_tiles(x, kernel, stride, tile)
+        patches = _patches(x, kernel, stride)
+        # Flat, and with the matrix turned first, or gradients would turn the patches.
+        turned = lax.optimization_barrier(kernel.reshape(-1, kernel.shape[-1]).T)
+        y = lax.dot_general(patches.reshape(-1, turned.shape[1]), turned, (((1,), (1,)), ((), ())))
+        return y.reshape(*patches.shape[:3], -1)
 
     library = partial(
         lax.conv_general_dilated,
@@ -79,7 +169,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
         padding=_pads(x.shape[1:3], kernel, stride),
         dimension_numbers=_LAYOUT,
     )
-    return lax.platform_dependent(x, kernel, cpu=as_matrix_product, default=library)
+    return lax.platform_dependent(x, kernel, cpu=as_matrix_products, default=library)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int, spatial: Shape) -> Array:
