@@ -249,20 +249,19 @@ def answer(asked: Asked, rates: dict[str, np.ndarray]) -> str:
 
 
 def hidden_share(
-    resident: np.ndarray, streamed: np.ndarray, own: np.ndarray, disk: np.ndarray
+    resident: np.ndarray, streamed: np.ndarray, memory: np.ndarray, disk: np.ndarray
 ) -> str:
-    """How much of an image's time on its way from the disk passes while a step computes.
+    """How much of an image's way from the disk passes while a step computes.
 
     Args:
         resident, streamed: images/s of training from memory and from the disk.
-        own, disk: images/s of their inputs alone.
+        memory, disk: images/s of their inputs alone.
     """
-    more = 1 / disk - 1 / own
-    hidden = 1 - (1 / streamed - 1 / resident) / more
+    step = 1 / resident - 1 / memory  # without its input
+    hidden = 1 - (1 / streamed - step) * disk
     return (
-        f"Streaming an image takes {spread(1e6 * more, 1)} µs longer by itself than taking it from "
-        f"memory, {spread(more * resident, 3)} of a step's time; the step hides "
-        f"{spread(hidden, 2)} of it."
+        f"Streaming alone takes {spread(1 / disk / step, 3)} of the time of a step without its "
+        f"input, and the step hides {spread(hidden, 2)} of that."
     )
 
 
