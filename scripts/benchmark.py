@@ -3,7 +3,8 @@
     make bench                                             # everything
     python scripts/benchmark.py --only "MLP, batch 128"    # some of it, printed alone
 
-Every contender is a program of its own, in `scripts/contenders/`, that trains without an end and
+What is compared stands in `scripts/works.py`. Every contender is a program of its own, in
+`scripts/contenders/`, that trains without an end and
 prints lines of steps and times; ours is `vae-jax train` itself with its metrics.jsonl. Contenders
 of one work are started one after the other and paused (SIGSTOP); then, round after round and each
 time in another order, each is woken alone for a few seconds. A round's rate counts from its second
@@ -27,132 +28,14 @@ from typing import Any
 import numpy as np
 import tyro
 from rich.console import Console
+from works import CONTENDERS, SQUARE, Asked, Contender, Work, everything
 
 ROOT = Path(__file__).parents[1]
-CONTENDERS = ROOT / "scripts" / "contenders"
 REPORT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
-OURS = "**vae_jax**, `vae-jax train`"
-SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
 LINES = 3  # least lines of a window that count
 DISTURBED = 0.1  # of one core, busy with other programs, on average over a window
 START_LIMIT = 600
-
-
-@dataclass
-class Contender:
-    """One program.
-
-    Attributes:
-        name: in the table.
-        command: `vae-jax` or a Python file, with arguments.
-        images: that one of its steps takes.
-        peer: whether it runs in the peers' environment.
-    """
-
-    name: str
-    command: list[str]
-    images: int
-    peer: bool = False
-
-
-@dataclass
-class Work:
-    """Contenders that do the same work, ours first.
-
-    Attributes:
-        title: in the report.
-        contenders: of it.
-    """
-
-    title: str
-    contenders: list[Contender]
-
-
-def train(work: str, log_every: int, batch_size: int, k: int = 1, seeds: int = 1) -> list[str]:
-    """`vae-jax train` with the benchmark's experiment; the run folder is added later."""
-    return [
-        *("vae-jax", "train", str(CONTENDERS / "ours.py"), "--work", work),
-        *("--batch-size", str(batch_size), "--k", str(k), "--log-every", str(log_every)),
-        *("--seeds", str(seeds)),
-    ]
-
-
-def training(
-    title: str, work: str, log_every: int, batch_size: int, k: int = 1, flax: bool = False
-) -> Work:
-    """Ours, our step in a Python loop, a plain Flax loop if there is one, and PyTorch."""
-    flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
-    with_k = [*flags, "--k", str(k)]
-    contenders = [
-        Contender(OURS, train(work, log_every, batch_size, k), batch_size),
-        Contender(
-            "the same step in a Python loop",
-            [str(CONTENDERS / "our_step_in_a_loop.py"), *with_k],
-            batch_size,
-        ),
-        Contender(
-            "tight PyTorch loop", [str(CONTENDERS / "torch_loop.py"), *with_k], batch_size, True
-        ),
-    ]
-    if flax:
-        plain = Contender(
-            "plain jitted Flax loop", [str(CONTENDERS / "flax_loop.py"), *flags], batch_size
-        )
-        contenders.insert(2, plain)
-    return Work(title, contenders)
-
-
-def everything() -> list[Work]:
-    """The whole benchmark."""
-    mlp = training("MLP, batch 128", "mlp", 100, 128, flax=True)
-    mlp.contenders += [
-        Contender("NumPyro's example", [str(CONTENDERS / "numpyro_example.py")], 128, True),
-        Contender("Pythae's trainer", [str(CONTENDERS / "pythae_trainer.py")], 128, True),
-        Contender(
-            "its matrix products alone",
-            [str(CONTENDERS / "matrix_products.py"), "--work", "mlp"],
-            128,
-        ),
-        Contender(
-            SQUARE,
-            [str(CONTENDERS / "matrix_products.py"), "--work", "square", "--log-every", "10"],
-            128,
-        ),
-    ]
-    seeds = [
-        Contender(f"**vae_jax**, {n} seeds in one program", train("mlp", 50, 128, seeds=n), n * 128)
-        for n in (5, 2)
-    ]
-    return [
-        mlp,
-        training("MLP, batch 20", "mlp", 500, 20, flax=True),
-        training("IWAE network, batch 20, k = 1", "iwae", 500, 20),
-        training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50),
-        training("convolutional VAE, batch 128", "conv", 10, 128, flax=True),
-        training("residual network, 32x32 colours, batch 64", "residual", 2, 64),
-        training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100),
-        Work(
-            "five and two seeds of the MLP, batch 128",
-            [*seeds, Contender("one seed after the other", train("mlp", 100, 128), 128)],
-        ),
-        Work(
-            "evaluation: L_5000 of the MLP",
-            [
-                Contender(
-                    "**vae_jax**, `evaluate`",
-                    [str(CONTENDERS / "our_evaluation.py"), "--num-images", "60"],
-                    1,
-                ),
-                Contender(
-                    "tight PyTorch loop",
-                    [str(CONTENDERS / "torch_loop.py"), "--work", "evaluation"],
-                    1,
-                    True,
-                ),
-            ],
-        ),
-    ]
 
 
 class Program:
@@ -167,7 +50,8 @@ class Program:
             command = [str(binaries / "vae-jax"), *contender.command[1:], "--workdir", str(folder)]
             self.lines_file = folder / "metrics.jsonl"
         else:
-            command = [str(binaries / "python"), *contender.command]
+            file, *arguments = contender.command
+            command = [str(binaries / "python"), str(CONTENDERS / file), *arguments]
             self.lines_file = self.output
         environment = os.environ | {
             "JAX_LOG_COMPILES": "1",
@@ -343,6 +227,7 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
         )
     quiet = "all quiet" if not disturbed else f"{disturbed} of them disturbed by other programs"
     lines += ["", f"{len(ours.rates)} rounds, {windows} windows, {quiet}."]
+    rates = {one.name: one.rates for one in measured}
     counted = next((one.flops for one in measured if one.flops), None)
     if counted is not None and square is not None:
         flops = np.median(ours.rates) * counted
@@ -350,7 +235,34 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
             f" A step costs {counted / 1e6:.2f} MFLOP an image by XLA's count; ours does "
             f"{flops / 1e9:.0f} GFLOP/s, {flops / np.median(square):.0%} of the rate of {SQUARE}."
         )
-    return "\n".join(lines)
+    if work.streams:
+        lines[-1] += f" {hidden_share(*(one.rates for one in measured[:4]))}"
+    answers = [answer(asked, rates) for asked in work.asked if asked.other in rates]
+    return "\n".join([*lines, "", *answers])
+
+
+def answer(asked: Asked, rates: dict[str, np.ndarray]) -> str:
+    """Whether ours is as fast as it should be, in the median round."""
+    ratio = np.median(rates[asked.ours] / rates[asked.other])
+    verdict = "yes" if ratio >= asked.least else "**no**"
+    return f"- {asked.ours}, at least {asked.least} times {asked.other}: {verdict}, {ratio:.2f}."
+
+
+def hidden_share(
+    resident: np.ndarray, streamed: np.ndarray, memory: np.ndarray, disk: np.ndarray
+) -> str:
+    """How much of an image's way from the disk passes while a step computes.
+
+    Args:
+        resident, streamed: images/s of training from memory and from the disk.
+        memory, disk: images/s of their inputs alone.
+    """
+    step = 1 / resident - 1 / memory  # without its input
+    hidden = 1 - (1 / streamed - step) * disk
+    return (
+        f"Streaming alone takes {spread(1 / disk / step, 3)} of the time of a step without its "
+        f"input, and the step hides {spread(hidden, 2)} of that."
+    )
 
 
 def main(

@@ -26,7 +26,9 @@ from vae_jax import (
     DiagonalGaussian,
     Experiment,
     Gaussian,
+    HorizontalFlip,
     LabelEmbedding,
+    RandomShift,
     StandardNormal,
     VaeJaxError,
     evaluate,
@@ -309,8 +311,8 @@ def test_gradients_are_the_same_on_1_and_8_devices_and_in_parts():
 
 @pytest.mark.slow
 def test_streamed_and_resident_images_train_alike(tmp_path: Path):
-    """Of several seeds; labels are no part of what is kept."""
-    experiment = conditional(num_steps=5)
+    """Of several seeds, augmented; labels are no part of what is kept."""
+    experiment = conditional(num_steps=5, augment=(HorizontalFlip(), RandomShift(1)))
     with on_devices(2):
         resident = train(experiment, tmp_path / "a", num_seeds=3, streamed=False)
         streamed = train(experiment, tmp_path / "b", num_seeds=3, streamed=True)

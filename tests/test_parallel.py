@@ -191,7 +191,7 @@ def test_evaluation_does_not_depend_on_devices(on_eight: Run) -> None:
         )
 
 
-def start_two(folders: tuple[Path, Path]) -> list[subprocess.Popen[str]]:
+def start_two(folders: tuple[Path, Path], streamed: bool = False) -> list[subprocess.Popen[str]]:
     """`vae-jax train --distributed` in two processes of two devices, each in its own folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -200,6 +200,7 @@ def start_two(folders: tuple[Path, Path]) -> list[subprocess.Popen[str]]:
         start(
             CLI,
             *("train", TINY, "--distributed", "--workdir", "run", "--num-steps", 100),
+            *("--streamed", streamed),
             devices=2,
             cwd=folder,
             jax_coordinator_address=address,
@@ -238,7 +239,10 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
 def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
     killed: int, tmp_path: Path
 ) -> None:
-    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end."""
+    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end.
+
+    Those of a run whose images are resident, where the killed one's are streamed.
+    """
     runs = {}
     for name in ("whole", "killed"):
         runs[name] = tmp_path / name / "0", tmp_path / name / "1"
@@ -246,7 +250,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
             folder.mkdir(parents=True)
     workdir = runs["killed"][0] / "run"
 
-    processes = start_two(runs["killed"])
+    processes = start_two(runs["killed"], streamed=True)
     wait_until(lambda: (workdir / "checkpoints" / "10").exists(), processes[0])
     processes[killed].kill()
     begun = time.monotonic()
@@ -257,8 +261,8 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
     finish(processes[killed])
     assert not (workdir / "summary.json").exists()
 
-    for folders in runs.values():
-        done = [finish(process) for process in start_two(folders)]
+    for name, folders in runs.items():
+        done = [finish(process) for process in start_two(folders, streamed=name == "killed")]
         assert [process.returncode for process in done] == [0, 0], done
     whole, resumed = (load_run(folders[0] / "run") for folders in runs.values())
     assert fingerprint(resumed.state) == fingerprint(whole.state)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 from flax import linen as nn
@@ -18,7 +19,7 @@ from ours import Work, experiment
 
 from vae_jax import threefry
 from vae_jax.data import batch_indices
-from vae_jax.train import loss_and_metrics
+from vae_jax.train import init_state, loss_and_metrics
 
 
 def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) -> None:
@@ -31,27 +32,24 @@ def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) ->
         return loss({"params": params}, this.objective, x, keys, jnp.zeros((), jnp.int32))[0]
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, indices, key):
-        keys = jax.random.split(key, 2 * batch_size)
+    def step(params, opt_state, images, indices, number):
+        keys = jax.random.split(jax.random.fold_in(threefry.key(1), number), 2 * batch_size)
         x = protocol.apply(images[indices], keys[:batch_size])
         loss, gradients = jax.value_and_grad(loss_of)(params, x, keys[batch_size:])
         updates, opt_state = this.optimizer.update(gradients, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
     loss = jnp.zeros(())
-    first = jnp.zeros((1, *this.data.image_shape))
-    keys = jax.random.split(threefry.key(0), 1)
-    params = this.model.init(threefry.key(0), first, keys, k)["params"]
-    opt_state = this.optimizer.init(params)
-    indices = jnp.zeros(batch_size, jnp.int32)
-    key = threefry.key(1)
-    compiled: Any = step.lower(params, opt_state, indices, key).compile()
+    state = jax.jit(partial(init_state, this))(0)
+    params, opt_state = state.params, state.opt_state
+    indices = np.zeros(batch_size, np.int32)
+    compiled: Any = step.lower(params, opt_state, images, indices, np.int32(0)).compile()
     print(json.dumps({"flops": compiled.cost_analysis()["flops"] / batch_size}), flush=True)
     for done in range(0, 10**8, log_every):
         rows = batch_indices(0, done, log_every, len(images), batch_size)
-        for number, indices in enumerate(rows):
-            step_key = jax.random.fold_in(key, done + number)
-            params, opt_state, loss = compiled(params, opt_state, indices, step_key)
+        for number, indices in enumerate(rows, done):
+            taken = images, indices, np.int32(number)
+            params, opt_state, loss = compiled(params, opt_state, *taken)
         assert jnp.isfinite(loss)
         print(json.dumps({"step": done + log_every, "time": time.time()}), flush=True)
 

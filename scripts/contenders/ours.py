@@ -5,6 +5,7 @@
 Speed does not depend on what images show, so that no data set is needed.
 """
 
+import tempfile
 from typing import Literal
 
 import flax.linen as nn
@@ -28,8 +29,9 @@ from vae_jax import (
     VampPrior,
 )
 from vae_jax.data import Data
+from vae_jax.distributions import Shape
 
-Work = Literal["mlp", "iwae", "conv", "vampprior", "residual"]
+Work = Literal["mlp", "iwae", "conv", "vampprior", "residual", "stream"]
 
 
 def model_of(work: Work) -> VAE:
@@ -66,6 +68,15 @@ def model_of(work: Work) -> VAE:
             decoder=GatedMLP((300, 300)),
             likelihood=Bernoulli(),
         )
+    if work == "stream":
+        return VAE(
+            encoder=MLP((64,)),
+            posterior=DiagonalGaussian(20),
+            prior=StandardNormal(20),
+            decoder=MLP((64,)),
+            likelihood=Gaussian(0.1),
+            image_shape=(64, 64, 3),
+        )
     # PyTorch's initialization: that of He et al. makes residual blocks without norms explode.
     init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     return VAE(
@@ -78,6 +89,15 @@ def model_of(work: Work) -> VAE:
     )
 
 
+def noise(count: int, image_shape: Shape) -> np.ndarray:
+    """uint8 `[count, *image_shape]`, mapped from a file that goes with the process."""
+    shape = (count, *image_shape)
+    with tempfile.TemporaryFile() as file:
+        images = np.memmap(file, np.uint8, "w+", shape=shape)
+    images[:] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return images
+
+
 def experiment(
     *, work: Work = "mlp", batch_size: int = 128, k: int = 1, log_every: int = 100
 ) -> Experiment:
@@ -87,14 +107,14 @@ def experiment(
         work: mlp is 784-500-20-500-784; iwae Burda et al.'s one-layer network, 200-200-50; conv
             two strided convolutions, 32 and 64, and a dense layer of 256; vampprior Tomczak &
             Welling's 300-300-40 with 500 pseudo-inputs; residual three residual blocks of 128
-            channels in encoder and decoder, on 32x32 colours.
+            channels in encoder and decoder, on 32x32 colours; stream a small MLP on 64x64 colours.
         batch_size: images of a step.
         k: samples of the importance-weighted bound; the ELBO where it is 1.
         log_every: steps between two lines of metrics.
     """
     model = model_of(work)
-    images = np.random.default_rng(0).integers(0, 256, (50_000, *model.image_shape), np.uint8)
-    protocol = "grey" if work == "residual" else "dynamic"
+    images = noise(20_000 if work == "stream" else 50_000, model.image_shape)
+    protocol = "grey" if work in ("residual", "stream") else "dynamic"
     epoch = len(images) // batch_size
     return Experiment(
         data=Data.from_arrays("noise", images, test=images[:1000], protocol=protocol),

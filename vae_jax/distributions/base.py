@@ -1,6 +1,7 @@
 """What a density is, and the registry of exact KL divergences."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -128,7 +129,8 @@ def one_event_axis(x: Array, event_ndims: int) -> Array:
 class Elementwise(Distribution):
     """Independent components: `loc`'s last `event_ndims` axes are the event.
 
-    With `event_ndims=0` each component is an event of its own: `components` does that.
+    Other parameters broadcast against `loc`. With `event_ndims=0` each component is an event of its
+    own: `components` does that.
     """
 
     loc: Array
@@ -148,6 +150,19 @@ class Elementwise(Distribution):
     def mean(self) -> Array:
         """`[*batch, *event]`."""
         return self.loc
+
+    @abc.abstractmethod
+    def component_log_prob(self, value: Array) -> Array:
+        """Each component's log-density in nats, `[..., *batch, *event]`; not summed."""
+
+    def log_prob(self, value: Array) -> Array:
+        """The sum over components."""
+
+        def flat(parameter: Array) -> Array:
+            return one_event_axis(jnp.broadcast_to(parameter, self.loc.shape), self.event_ndims)
+
+        flattened = dataclasses.replace(jax.tree.map(flat, self), event_ndims=1)
+        return flattened.component_log_prob(one_event_axis(value, self.event_ndims)).sum(-1)
 
     @property
     def components(self) -> "Elementwise":

@@ -22,10 +22,9 @@ class Laplace(Elementwise):
         """Reparameterized: loc + scale * eps."""
         return self.loc + self.scale * draw(jax.random.laplace, key, sample_shape, self.loc.shape)
 
-    def log_prob(self, value: Array) -> Array:
-        """-sum |x - loc| / scale - sum ln(2 scale)."""
-        log_density = -jnp.abs(value - self.loc) / self.scale - jnp.log(2 * self.scale)
-        return sum_event(log_density, self.event_ndims)
+    def component_log_prob(self, value: Array) -> Array:
+        """-|x - loc| / scale - ln(2 scale)."""
+        return -jnp.abs(value - self.loc) / self.scale - jnp.log(2 * self.scale)
 
 
 @register_kl(Normal, Laplace)
@@ -58,10 +57,10 @@ class StudentT(Elementwise):
 
         return self.loc + self.scale * draw(t, key, sample_shape, self.loc.shape)
 
-    def log_prob(self, value: Array) -> Array:
-        """-sum (dof + 1)/2 ln(1 + t²/dof) + ln(scale sqrt(dof) B(dof/2, 1/2)), t standardized."""
+    def component_log_prob(self, value: Array) -> Array:
+        """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t standardized."""
         t = (value - self.loc) / self.scale
         log_kernel = -(self.dof + 1) / 2 * jnp.log1p(t**2 / self.dof)
         # betaln, since a difference of two gammaln would cancel where dof is large.
         log_integral = jnp.log(self.scale) + jnp.log(self.dof) / 2 + betaln(self.dof / 2, 0.5)
-        return sum_event(log_kernel - log_integral, self.event_ndims)
+        return log_kernel - log_integral

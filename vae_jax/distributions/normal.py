@@ -30,11 +30,10 @@ class Normal(Elementwise):
         eps = draw(jax.random.normal, key, sample_shape, self.loc.shape)
         return self.loc + self.scale * eps
 
-    def log_prob(self, value: Array) -> Array:
-        """-1/2 sum [((x - loc) / scale)² + ln 2 pi] - sum ln scale."""
+    def component_log_prob(self, value: Array) -> Array:
+        """-1/2 [((x - loc) / scale)² + ln 2 pi] - ln scale."""
         eps = (value - self.loc) / self.scale
-        log_density = -0.5 * (eps**2 + math.log(2 * math.pi)) - jnp.log(self.scale)
-        return sum_event(log_density, self.event_ndims)
+        return -0.5 * (eps**2 + math.log(2 * math.pi)) - jnp.log(self.scale)
 
     def log_prob_pairs(self, value: Array) -> Array:
         """As the base class says; for one batch axis in less memory and time than pair by pair."""

@@ -9,7 +9,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw, one_event_axis, register_kl, sum_event
+from vae_jax.distributions import Elementwise, Shape, draw, register_kl, sum_event
 from vae_jax.likelihoods.base import Measure, per_pixel, softplus
 
 
@@ -27,10 +27,9 @@ class BernoulliDistribution(Elementwise):
         uniform = draw(jax.random.uniform, key, sample_shape, self.loc.shape)
         return (uniform < self.mean).astype(self.loc.dtype)
 
-    def log_prob(self, value: Array) -> Array:
-        """Sum of x l - ln(1 + e^l): finite, with finite gradients, at any logit."""
-        loc, value = (one_event_axis(a, self.event_ndims) for a in (self.loc, value))
-        return (value * loc - softplus(loc)).sum(-1)
+    def component_log_prob(self, value: Array) -> Array:
+        """x l - ln(1 + e^l): finite, with finite gradients, at any logit."""
+        return value * self.loc - softplus(self.loc)
 
 
 @register_kl(BernoulliDistribution, BernoulliDistribution)

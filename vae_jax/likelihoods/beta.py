@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 from jax.scipy.special import betaln
 
 from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw, sum_event
+from vae_jax.distributions import Elementwise, Shape, draw
 from vae_jax.likelihoods.base import Measure, per_pixel
 
 # A standard deviation of less than one of 256 levels.
@@ -52,12 +52,11 @@ class BetaDistribution(Elementwise):
         alpha, beta = (jnp.broadcast_to(p, shape).ravel() for p in (self.alpha, self.beta))
         return jax.vmap(jax.random.beta)(keys, alpha, beta).reshape(shape)
 
-    def log_prob(self, value: Array) -> Array:
-        """sum k m ln x + k (1 - m) ln(1 - x) - ln B, nats; at 0 and 1 as at the nearest datum."""
+    def component_log_prob(self, value: Array) -> Array:
+        """k m ln x + k (1 - m) ln(1 - x) - ln B, nats; at 0 and 1 as at the nearest datum."""
         x = jnp.clip(value, NEAREST_TO_EDGE, 1 - NEAREST_TO_EDGE)
         kernel = self.loc * jnp.log(x) + (1 - self.loc) * jnp.log1p(-x)
-        log_density = self.concentration * kernel - betaln(self.alpha, self.beta)
-        return sum_event(log_density, self.event_ndims)
+        return self.concentration * kernel - betaln(self.alpha, self.beta)
 
 
 class Beta(nn.Module):

@@ -10,7 +10,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw, sum_event
+from vae_jax.distributions import Elementwise, Shape, draw
 from vae_jax.likelihoods.base import Measure, per_pixel
 
 
@@ -52,9 +52,9 @@ class ContinuousBernoulliDistribution(Elementwise):
         x = jnp.minimum(jnp.log1p(uniform * jnp.expm1(logit)) / logit, 1.0)
         return jnp.where(self.loc > 0, 1 - x, x)
 
-    def log_prob(self, value: Array) -> Array:
-        """Sum of l x - ln[(e^l - 1) / l], nats."""
-        return sum_event(value * self.loc - log_integral(self.loc), self.event_ndims)
+    def component_log_prob(self, value: Array) -> Array:
+        """l x - ln[(e^l - 1) / l], nats."""
+        return value * self.loc - log_integral(self.loc)
 
 
 class ContinuousBernoulli(nn.Module):

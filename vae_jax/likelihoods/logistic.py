@@ -10,7 +10,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw, sum_event
+from vae_jax.distributions import Elementwise, Shape, draw
 from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel, softplus
 
 
@@ -65,9 +65,9 @@ class DiscretizedLogisticDistribution(Elementwise):
         noise = draw(jax.random.logistic, key, sample_shape, self.loc.shape)
         return nearest_level(self.loc + self.scale * noise)
 
-    def log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: Array) -> Array:
         """ln [sigmoid(upper) - sigmoid(lower)], exact in the tails."""
-        return sum_event(log_bin_mass(value, self.loc, self.scale), self.event_ndims)
+        return log_bin_mass(value, self.loc, self.scale)
 
 
 class DiscretizedLogistic(nn.Module):

@@ -48,7 +48,7 @@ def log_aggregated(terms: Terms, dataset_size: int, sampling: Sampling) -> tuple
     q: Any = jax.tree.map(whole_batch, terms.q)
     z: Any = terms.z
     own = batch_offset(z.shape[1]) + jnp.arange(z.shape[1])
-    log_q = q.components.log_prob(z[:, :, None])
+    log_q = q.component_log_prob(z[:, :, None])
     log_q = log_q.reshape(*log_q.shape[:3], -1)  # of z_j from image i under image m: [K, i, m, j]
     log_w = log_weights(own, log_q.shape[2], dataset_size, sampling)
     joint = jax.nn.logsumexp(log_w + log_q.sum(-1), axis=2)

@@ -27,9 +27,9 @@ class Delta(Elementwise):
         del key
         return jnp.broadcast_to(self.loc, sample_shape + self.loc.shape)
 
-    def log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: Array) -> Array:
         """Zeros: every value is taken for a draw."""
-        return jnp.zeros(value.shape[: value.ndim - self.event_ndims])
+        return jnp.zeros_like(value)
 
 
 class Deterministic(nn.Module):

@@ -1,0 +1,31 @@
+"""The input path alone: batches from the disk, or gathered in the device's memory; no training."""
+
+import json
+import time
+
+import jax
+import numpy as np
+import tyro
+from ours import experiment
+
+from vae_jax import parallel
+from vae_jax.data import prefetched
+from vae_jax.train import chunks
+
+
+def main(batch_size: int = 128, log_every: int = 400, streamed: bool = True) -> None:
+    """Takes batches until it is killed."""
+    this = experiment(work="stream", batch_size=batch_size, log_every=log_every)
+    layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)
+    images = None if streamed else parallel.replicate(this.data.train.images)
+    gather = parallel.on_every_device(lambda images, rows: images[rows])
+    done = 0
+    for rows, own in prefetched(chunks(this, layout, seeds, 0, streamed)):
+        jax.block_until_ready(own if images is None else gather(images, rows))
+        done += rows.shape[2]
+        if done % log_every == 0:
+            print(json.dumps({"step": done, "time": time.time()}), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

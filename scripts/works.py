@@ -1,0 +1,194 @@
+"""What the benchmark compares, and what is asked of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CONTENDERS = Path(__file__).parent / "contenders"
+OURS = "**vae_jax**, `vae-jax train`"
+PLAIN = "plain jitted loop of the same model"
+TORCH = "tight PyTorch loop"
+PRODUCTS = "its matrix products alone"
+SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
+LEAST_OF_PLAIN = 0.97  # no work may be slower than `PLAIN` by more
+
+
+@dataclass
+class Contender:
+    """One program.
+
+    Attributes:
+        name: in the table.
+        command: `vae-jax` or a file in `CONTENDERS`, with arguments.
+        images: that one of its steps takes.
+        peer: whether it runs in the peers' environment.
+    """
+
+    name: str
+    command: list[str]
+    images: int
+    peer: bool = False
+
+
+@dataclass
+class Asked:
+    """That `ours` is at least `least` times as fast as `other`, both named as in the table."""
+
+    least: float
+    other: str
+    ours: str = OURS
+
+
+@dataclass
+class Work:
+    """Contenders that do the same work, ours first.
+
+    Attributes:
+        title: in the report.
+        contenders: of it.
+        asked: of ours.
+        streams: whether the first four are training from memory, from the disk, and the input
+            alone of both: then the report says what of the input the step hides.
+    """
+
+    title: str
+    contenders: list[Contender]
+    asked: list[Asked] = field(default_factory=list)
+    streams: bool = False
+
+
+def train(work: str, log_every: int, batch_size: int, k: int = 1, *flags: str) -> list[str]:
+    """`vae-jax train` with the benchmark's experiment; the run folder is added later."""
+    return [
+        *("vae-jax", "train", str(CONTENDERS / "ours.py"), "--work", work),
+        *("--batch-size", str(batch_size), "--k", str(k), "--log-every", str(log_every), *flags),
+    ]
+
+
+def training(
+    title: str, work: str, log_every: int, batch_size: int, k: int = 1, *, torch: float | None
+) -> Work:
+    """Ours, a plain loop of the same model, and PyTorch, whose rate is asked for `torch` times."""
+    flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
+    flags += ["--k", str(k)]
+    contenders = [
+        Contender(OURS, train(work, log_every, batch_size, k), batch_size),
+        Contender(PLAIN, ["our_step_in_a_loop.py", *flags], batch_size),
+        Contender(TORCH, ["torch_loop.py", *flags], batch_size, peer=True),
+    ]
+    asked = [Asked(LEAST_OF_PLAIN, PLAIN)] + ([] if torch is None else [Asked(torch, TORCH)])
+    return Work(title, contenders, asked)
+
+
+def flax(work: str, log_every: int, batch_size: int) -> Contender:
+    """The same network as a user would write its loop."""
+    flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
+    return Contender("Flax loop, as a user writes it", ["flax_loop.py", *flags], batch_size)
+
+
+def mlp() -> Work:
+    """The work that every peer can do."""
+    work = training("MLP, batch 128", "mlp", 100, 128, torch=1.15)
+    products = ["matrix_products.py", "--work"]
+    work.contenders += [
+        flax("mlp", 100, 128),
+        Contender("NumPyro's example", ["numpyro_example.py"], 128, peer=True),
+        Contender("Pythae's trainer", ["pythae_trainer.py"], 128, peer=True),
+        Contender(PRODUCTS, [*products, "mlp"], 128),
+        Contender(SQUARE, [*products, "square", "--log-every", "10"], 128),
+    ]
+    work.asked += [
+        Asked(1.1, "NumPyro's example"),
+        Asked(2.0, "Pythae's trainer"),
+        Asked(0.75, PRODUCTS),
+    ]
+    return work
+
+
+def small_mlp() -> Work:
+    """The MLP where the host's share is largest."""
+    work = training("MLP, batch 20", "mlp", 500, 20, torch=2.0)
+    work.contenders.append(flax("mlp", 500, 20))
+    return work
+
+
+def convolutional() -> Work:
+    """Strided convolutions and transposed ones."""
+    work = training("convolutional VAE, batch 128", "conv", 10, 128, torch=1.3)
+    work.contenders.append(flax("conv", 10, 128))
+    return work
+
+
+def seeds() -> Work:
+    """Several seeds in one program, against one run after the other."""
+    one_run = "one seed after the other"
+    several = {n: f"**vae_jax**, {n} seeds in one program" for n in (5, 2)}
+    return Work(
+        "five and two seeds of the MLP, batch 128",
+        [
+            *(
+                Contender(name, train("mlp", 50, 128, 1, "--seeds", str(n)), n * 128)
+                for n, name in several.items()
+            ),
+            Contender(one_run, train("mlp", 100, 128), 128),
+            Contender(PLAIN, ["our_step_in_a_loop.py", "--work", "mlp", "--log-every", "100"], 128),
+        ],
+        [
+            Asked(LEAST_OF_PLAIN, PLAIN, several[5]),
+            Asked(1.0, one_run, several[5]),
+            Asked(1.3, one_run, several[2]),
+        ],
+    )
+
+
+def evaluation() -> Work:
+    """L_5000 of test images, the MLP's; a step is an image."""
+    ours = "**vae_jax**, `evaluate`"
+    flags = ["our_evaluation.py", "--num-images", "60"]
+    return Work(
+        "evaluation: L_5000 of the MLP",
+        [
+            Contender(ours, flags, 1),
+            Contender(PLAIN, [*flags, "--plain-loop"], 1),
+            Contender(TORCH, ["torch_loop.py", "--work", "evaluation"], 1, peer=True),
+        ],
+        [Asked(LEAST_OF_PLAIN, PLAIN, ours)],
+    )
+
+
+def streaming() -> Work:
+    """Images in memory and on the disk, 64x64 colours, and a network that soon asks for more."""
+    alone = ["our_input.py", "--log-every", "400"]
+    return Work(
+        "streamed input, 64x64 colours, batch 128",
+        [
+            Contender(OURS, train("stream", 40, 128, 1, "--streamed", "False"), 128),
+            Contender(
+                "the same, `--streamed True`",
+                train("stream", 40, 128, 1, "--streamed", "True"),
+                128,
+            ),
+            Contender("input alone, from memory", [*alone, "--no-streamed"], 128),
+            Contender("input alone, streamed", alone, 128),
+            Contender(
+                PLAIN, ["our_step_in_a_loop.py", "--work", "stream", "--log-every", "40"], 128
+            ),
+        ],
+        [Asked(LEAST_OF_PLAIN, PLAIN)],
+        streams=True,
+    )
+
+
+def everything() -> list[Work]:
+    """The whole benchmark."""
+    return [
+        mlp(),
+        small_mlp(),
+        training("IWAE network, batch 20, k = 1", "iwae", 500, 20, torch=2.0),
+        training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50, torch=1.3),
+        convolutional(),
+        training("residual network, 32x32 colours, batch 64", "residual", 2, 64, torch=1.0),
+        training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100, torch=None),
+        seeds(),
+        evaluation(),
+        streaming(),
+    ]
