@@ -10,7 +10,8 @@
 Kingma et al. (2014) and Sohn et al. (2015) have no number that is ours to reproduce: the former
 classify with few labels, the latter complete images. What their figures show is that y decides the
 class and z the style: samples of each class, and one image's z decoded with every class. The last
-command but one says how many samples a classifier of real images takes for what they shall be.
+command but one says how many samples a classifier of real images takes for what they shall be. Ours,
+with command, hardware and seed, stand in docs/gallery.md.
 """  # noqa: E501
 
 from pathlib import Path

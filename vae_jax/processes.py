@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax._src import distributed  # the one way to what the processes know of each other
+from jax._src import distributed  # jax.distributed (0.10.2) shows neither the address nor the store
 
 from vae_jax.errors import VaeJaxError
 from vae_jax.interruption import Interrupted

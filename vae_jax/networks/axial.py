@@ -6,6 +6,8 @@ so that the image becomes a set of vectors. A vertical encoder after a horizonta
 everything, at the cost of rows and columns alone (Ho et al. 2019).
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from vae_jax.distributions import Shape
 from vae_jax.networks.conv import conv
 from vae_jax.networks.patches import from_patches, grid_of, to_patches
 from vae_jax.networks.transformer import SMALL, Block
+
+ROW, COLUMN = 2, 1  # the axes of `[N, h, w, F]` along which they lie
 
 
 class AxialAttention(nn.Module):
@@ -80,8 +84,9 @@ class _Placed(nn.Module):
         return nn.Dense(self.channels)(x) + rows + columns
 
 
-def _along_columns(layers: nn.Module, x: Array) -> Array:
-    return layers(x.swapaxes(1, 2)).swapaxes(1, 2)
+def _along(axis: int, layers: nn.Module, x: Array) -> Array:
+    """The layers, which know sequences along axis 2, on those along another."""
+    return layers(x.swapaxes(axis, 2)).swapaxes(axis, 2)
 
 
 class HorizontalEncoder(nn.Module):
@@ -102,7 +107,7 @@ class HorizontalEncoder(nn.Module):
         """Images `[N, H, W, C]` to the map `[N, h, w, channels]`."""
         patches = to_patches(x, self.patch_size)
         h = _Placed(self.channels)(patches, patches.shape[1:3])
-        return nn.LayerNorm()(self.layers(h))
+        return nn.LayerNorm()(_along(ROW, self.layers, h))
 
 
 class VerticalEncoder(nn.Module):
@@ -123,7 +128,7 @@ class VerticalEncoder(nn.Module):
         """Images `[N, H, W, C]` to w vectors, means over their columns, `[N, w, channels]`."""
         patches = to_patches(x, self.patch_size)
         h = _Placed(self.channels)(patches, patches.shape[1:3])
-        return nn.LayerNorm()(_along_columns(self.layers, h).mean(1))
+        return nn.LayerNorm()(_along(COLUMN, self.layers, h).mean(COLUMN))
 
 
 class AxialEncoder(nn.Module):
@@ -142,7 +147,36 @@ class AxialEncoder(nn.Module):
         return self.vertical(self.horizontal(x))
 
 
-class HorizontalDecoder(nn.Module):
+class _Decoder(nn.Module):
+    """Each sequence of sub-pixels by itself, from the latents of that one, to its pixels."""
+
+    layers: nn.Module
+    features: int = 16
+    channels: int = 64
+    patch_size: int = 4
+
+    axis: ClassVar[int]  # of `[N, h, w, F]`, along which a sequence lies
+
+    @nn.compact
+    def __call__(self, z: Array, image_shape: Shape) -> Array:
+        """Latents to `[N, H, W, features]`.
+
+        Args:
+            z: a map `[N, h, w, c]` of the grid of sub-pixels, a set of vectors, one for each
+                sequence, `[N, n, d]`, or one vector for all `[N, d]`.
+            image_shape: (H, W, C).
+
+        Raises:
+            ValueError: the latents are of another size than the grid.
+        """
+        grid = grid_of(image_shape, self.patch_size)
+        h = _Placed(self.channels)(_on_grid(z, grid, self.axis), grid)
+        h = nn.LayerNorm()(_along(self.axis, self.layers, h))
+        patches = nn.Dense(self.patch_size**2 * self.features)(h)
+        return from_patches(patches, image_shape, self.patch_size)
+
+
+class HorizontalDecoder(_Decoder):
     """The mirror image of `HorizontalEncoder`: each row of the image from the latents of that row.
 
     Attributes:
@@ -152,62 +186,17 @@ class HorizontalDecoder(nn.Module):
         patch_size: side of a sub-pixel, in pixels.
     """
 
-    layers: nn.Module
-    features: int = 16
-    channels: int = 64
-    patch_size: int = 4
-
-    @nn.compact
-    def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents to `[N, H, W, features]`.
-
-        Args:
-            z: a map `[N, h, w, c]` of the grid of sub-pixels, a vector for each row `[N, h, d]`, or
-                one for all `[N, d]`.
-            image_shape: (H, W, C).
-
-        Raises:
-            ValueError: the latents are of another size than the grid.
-        """
-        grid = grid_of(image_shape, self.patch_size)
-        h = _Placed(self.channels)(_on_grid(z, grid, set_axis=1), grid)
-        h = nn.LayerNorm()(self.layers(h))
-        patches = nn.Dense(self.patch_size**2 * self.features)(h)
-        return from_patches(patches, image_shape, self.patch_size)
+    axis: ClassVar[int] = ROW
 
 
-class VerticalDecoder(nn.Module):
+class VerticalDecoder(_Decoder):
     """The mirror image of `VerticalEncoder`: each column of the image from the vector of that one.
 
     Attributes:
-        layers: `AxialAttention` or `AxialConvolution`.
-        features: of each pixel.
-        channels: of the layers.
-        patch_size: side of a sub-pixel, in pixels.
+        layers, features, channels, patch_size: as of `HorizontalDecoder`.
     """
 
-    layers: nn.Module
-    features: int = 16
-    channels: int = 64
-    patch_size: int = 4
-
-    @nn.compact
-    def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents to `[N, H, W, features]`.
-
-        Args:
-            z: a set of vectors, one for each column of sub-pixels, `[N, w, d]`; a map
-                `[N, h, w, c]`; or one vector for all `[N, d]`.
-            image_shape: (H, W, C).
-
-        Raises:
-            ValueError: the latents are of another size than the grid.
-        """
-        grid = grid_of(image_shape, self.patch_size)
-        h = _Placed(self.channels)(_on_grid(z, grid, set_axis=2), grid)
-        h = nn.LayerNorm()(_along_columns(self.layers, h))
-        patches = nn.Dense(self.patch_size**2 * self.features)(h)
-        return from_patches(patches, image_shape, self.patch_size)
+    axis: ClassVar[int] = COLUMN
 
 
 class AxialDecoder(nn.Module):
@@ -227,15 +216,15 @@ class AxialDecoder(nn.Module):
         return self.horizontal(self.vertical(z, grid), image_shape)
 
 
-def _on_grid(z: Array, grid: Shape, set_axis: int) -> Array:
-    """Latents as `[N, h or 1, w or 1, d]`; those of a set lie along the axis `set_axis`."""
+def _on_grid(z: Array, grid: Shape, axis: int) -> Array:
+    """Latents as `[N, h or 1, w or 1, d]`; of a set, one for each sequence along `axis`."""
     height, width = grid
-    number = grid[set_axis - 1]
+    number = width if axis == COLUMN else height
     match z.shape[1:]:
         case (_,):
             return z[:, None, None]
         case (n, _) if n == number:
-            return jnp.expand_dims(z, 3 - set_axis)
+            return jnp.expand_dims(z, axis)
         case (h, w, _) if (h, w) == grid:
             return z
     raise ValueError(

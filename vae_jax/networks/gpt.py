@@ -6,10 +6,8 @@ import flax.linen as nn
 from jax import Array
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.layers import Output, as_output
-from vae_jax.networks.patches import to_patches, to_tokens
-from vae_jax.networks.transformer import Transformer
-from vae_jax.networks.vit import decode_patches
+from vae_jax.networks.layers import Output
+from vae_jax.networks.vit import decode_patches, encode_patches
 
 
 class GPTEncoder(nn.Module):
@@ -43,19 +41,7 @@ class GPTEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Images `[N, H, W, C]` to `[N, width]`, `[N, h * w, width]` or `[N, h, w, width]`."""
-        patches = to_patches(x, self.patch_size)
-        tokens = to_tokens(patches)
-        transformer = Transformer(
-            length=tokens.shape[1],
-            features=None,
-            width=self.width,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-        )
-        h, _ = transformer(tokens)
-        if self.output == "vector":
-            return h[:, -1]
-        return as_output(h.reshape(*patches.shape[:3], self.width), self.output)
+        return encode_patches(self, x, causal=True)
 
 
 class GPTDecoder(nn.Module):

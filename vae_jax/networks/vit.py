@@ -49,20 +49,7 @@ class ViTEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Images `[N, H, W, C]` to `[N, width]`, `[N, h * w, width]` or `[N, h, w, width]`."""
-        patches = to_patches(x, self.patch_size)
-        after_start = jnp.pad(to_tokens(patches), ((0, 0), (1, 0), (0, 0)))
-        transformer = Transformer(
-            length=after_start.shape[1],
-            features=None,
-            width=self.width,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            causal=False,
-        )
-        h, _ = transformer(after_start)
-        if self.output == "vector":
-            return h[:, 0]
-        return as_output(h[:, 1:].reshape(*patches.shape[:3], self.width), self.output)
+        return encode_patches(self, x, causal=False)
 
 
 class ViTDecoder(nn.Module):
@@ -94,6 +81,28 @@ class ViTDecoder(nn.Module):
         return decode_patches(self, z, image_shape, causal=False)
 
 
+def encode_patches(network: Any, x: Array, causal: bool) -> Array:
+    """Features of an image, of the place that knows all of it or of each patch.
+
+    Inside a compact method.
+
+    Args:
+        network: has the attributes of `ViTEncoder`.
+        x: images `[N, H, W, C]`.
+        causal: whether that place is the last patch's, and not one before all of them.
+
+    Returns:
+        `[N, width]`, `[N, h * w, width]` or `[N, h, w, width]`, as `network.output` says.
+    """
+    patches = to_patches(x, network.patch_size)
+    before = 0 if causal else 1
+    tokens = jnp.pad(to_tokens(patches), ((0, 0), (before, 0), (0, 0)))
+    h = _transformed(network, tokens, causal)
+    if network.output == "vector":
+        return h[:, -1 if causal else 0]
+    return as_output(h[:, before:].reshape(*patches.shape[:3], network.width), network.output)
+
+
 def decode_patches(network: Any, z: Array, image_shape: Shape, causal: bool) -> Array:
     """Features of each pixel, from tokens of z before a place for each patch of the image.
 
@@ -110,13 +119,19 @@ def decode_patches(network: Any, z: Array, image_shape: Shape, causal: bool) -> 
     """
     tokens = to_tokens(z)
     height, width = grid_of(image_shape, network.patch_size)
+    places = jnp.pad(tokens, ((0, 0), (0, height * width), (0, 0)))
+    h = _transformed(network, places, causal, network.patch_size**2 * network.channels)
+    return from_patches(h[:, tokens.shape[1] :], image_shape, network.patch_size)
+
+
+def _transformed(network: Any, x: Array, causal: bool, features: int | None = None) -> Array:
     transformer = Transformer(
-        length=tokens.shape[1] + height * width,
-        features=network.patch_size**2 * network.channels,
+        length=x.shape[1],
+        features=features,
         width=network.width,
         num_layers=network.num_layers,
         num_heads=network.num_heads,
         causal=causal,
     )
-    h, _ = transformer(jnp.pad(tokens, ((0, 0), (0, height * width), (0, 0))))
-    return from_patches(h[:, tokens.shape[1] :], image_shape, network.patch_size)
+    h, _ = transformer(x)
+    return h
