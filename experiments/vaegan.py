@@ -2,10 +2,10 @@
 
     vae-jax train experiments/vaegan.py --workdir runs/vaegan/vaegan
     vae-jax figures experiments/vaegan.py
-    vae-jax train experiments/vaegan.py --objective patch_gan --workdir runs/patch_gan
+    vae-jax train experiments/vaegan.py --objective patch_gan --workdir runs/vaegan/patch_gan
 
 The paper has 64x64 faces and no number for them that is ours to reproduce; what it shows is that
-samples and reconstructions are sharper than a VAE's with the same networks. The figures set the two
+samples and reconstructions are sharper than a VAE's with the same networks. The figures set them
 side by side on small grey images. `patch_gan` has the same networks play as the autoencoders of
 latent diffusion do, by a critic of 16x16 patches (Esser et al. 2021), without a perceptual loss.
 """
@@ -99,12 +99,12 @@ def figures(
     dataset: Literal["fashion_mnist", "mnist", "mnist_5k"] = "fashion_mnist",
     num_steps: int = 3000,
 ) -> list[Path]:
-    """Samples and reconstructions beside a plain VAE's, training what is missing.
+    """Samples and reconstructions of both games beside a plain VAE's, training what is missing.
 
     Args:
-        workdir: holds both runs, and the figures.
+        workdir: holds the three runs, and the figures.
         dataset: grey images.
-        num_steps: of either.
+        num_steps: of each.
     """
     runs = {
         title: train_file(
@@ -112,7 +112,11 @@ def figures(
             workdir / objective,
             {"objective": objective, "dataset": dataset, "num_steps": num_steps},
         )
-        for title, objective in (("VAE", "vae"), ("VAE/GAN", "vaegan"))
+        for title, objective in (
+            ("VAE", "vae"),
+            ("VAE/GAN", "vaegan"),
+            ("a critic of patches", "patch_gan"),
+        )
     }
     samples = {title: generate.sample(run, 100) for title, run in runs.items()}
     reconstructions = {title: generate.reconstruct(run, "valid", 64) for title, run in runs.items()}

@@ -7,7 +7,7 @@ and every objective what it requires. Refusals name the public parts that would 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,17 @@ class Requirements:
     critic: tuple[str, ...] = ()
     one_layer: bool = False
     whole_batch: bool = False
+
+
+@runtime_checkable
+class PerClass(Protocol):
+    """A part with parameters for each class y of a conditional model; a prior that is one is p(z|y).
+
+    Attributes:
+        num_classes: of the labels.
+    """
+
+    num_classes: int
 
 
 def latent_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -140,7 +151,7 @@ def check_labels(model: Any, data: "Data") -> None:
     """
     prior = model.prior
     if model.labels is None:
-        if hasattr(prior, "num_classes"):
+        if isinstance(prior, PerClass):
             raise VaeJaxError(
                 f"{type(prior).__name__} is p(z|y), for a model that is given y: add "
                 "labels=LabelEmbedding(...) to the model, or take another prior."
@@ -154,7 +165,7 @@ def check_labels(model: Any, data: "Data") -> None:
             )
     found = len(data.class_names or ())
     for part in (model.labels, prior):
-        if getattr(part, "num_classes", found) != found:
+        if isinstance(part, PerClass) and part.num_classes != found:
             raise VaeJaxError(
                 f"{type(part).__name__} is for {part.num_classes} classes, and {data.name} has "
                 f"{found}: set num_classes={found}."
