@@ -51,6 +51,7 @@ class Requirements:
         factorized_prior: whether p(z) must have independent components.
         fixed_prior: whether p(z) must have no parameters, for the objective would not train them.
         critic: names of critic classes of which the model must have one; empty if it needs none.
+        mean_is_picture: whether the mean of p(x|z) must be a picture, for it is what a critic sees.
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
             parts would have another.
@@ -62,6 +63,7 @@ class Requirements:
     factorized_prior: bool = False
     fixed_prior: bool = False
     critic: tuple[str, ...] = ()
+    mean_is_picture: bool = False
     one_layer: bool = False
     whole_batch: bool = False
 
@@ -290,6 +292,28 @@ def check_shapes(model: Any) -> None:
         raise VaeJaxError(f"The parts of the model do not fit together: {first}") from error
 
 
+def check_pictures(model: Any, objective: Any) -> None:
+    """The mean of p(x|z) is a picture, where an objective shows it to a critic.
+
+    Raises:
+        VaeJaxError: it is not: pictures are draws, which no gradient passes.
+    """
+    if not objective.requires.mean_is_picture:
+        return
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+
+    def sample(keys: Any) -> "Distribution":
+        (_, px), _ = model.init_with_output(keys[0], keys, method="sample")
+        return px
+
+    if not jax.eval_shape(sample, keys).mean_is_picture:
+        raise VaeJaxError(
+            f"{type(objective).__name__} shows means of p(x|z) to its critic, and the pictures of "
+            f"{type(model.likelihood).__name__} are draws: take a likelihood of independent pixels, "
+            "such as Gaussian, or an objective without a critic of images."
+        )
+
+
 def check_events(q: "Distribution", p: "Distribution") -> None:
     """A layer's q and p are over latents of one shape, which broadcasting alone would not ensure.
 
@@ -343,3 +367,4 @@ def check(model: Any, objective: Any, data: "Data") -> None:
             )
     check_objective(objective, model)
     check_shapes(model)
+    check_pictures(model, objective)
