@@ -1,4 +1,4 @@
-"""Writes a data set's images to a folder of PNG files, a sub-folder for each class or group of them.
+"""Writes a data set's images as PNG files, in a sub-folder for each class or group of classes.
 
     python scripts/export_folder.py cifar10_4k pictures/cifar10_4k \
         --groups animals=bird,cat,deer,dog,frog,horse vehicles=airplane,automobile,ship,truck

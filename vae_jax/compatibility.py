@@ -70,7 +70,7 @@ class Requirements:
 
 @runtime_checkable
 class PerClass(Protocol):
-    """A part with parameters for each class y of a conditional model; a prior that is one is p(z|y).
+    """A part with parameters for each class y; a prior that is one is p(z|y).
 
     Attributes:
         num_classes: of the labels.
@@ -309,8 +309,8 @@ def check_pictures(model: Any, objective: Any) -> None:
     if not jax.eval_shape(sample, keys).mean_is_picture:
         raise VaeJaxError(
             f"{type(objective).__name__} shows means of p(x|z) to its critic, and the pictures of "
-            f"{type(model.likelihood).__name__} are draws: take a likelihood of independent pixels, "
-            "such as Gaussian, or an objective without a critic of images."
+            f"{type(model.likelihood).__name__} are draws: take a likelihood of independent "
+            "pixels, such as Gaussian, or an objective without a critic of images."
         )
 
 
