@@ -2,7 +2,7 @@
 
     vae-jax train experiments/vaegan.py --workdir runs/vaegan/vaegan
     vae-jax figures experiments/vaegan.py
-    vae-jax train experiments/vaegan.py --objective patch_gan --workdir runs/patch_gan
+    vae-jax figures experiments/vaegan.py --objective patch_gan
 
 The paper has 64x64 faces and no number for them that is ours to reproduce; what it shows is that
 samples and reconstructions are sharper than a VAE's with the same networks. The figures set the two
@@ -96,6 +96,7 @@ def experiment(
 def figures(
     *,
     workdir: Path = Path("runs/vaegan"),
+    objective: Literal["vaegan", "patch_gan"] = "vaegan",
     dataset: Literal["fashion_mnist", "mnist", "mnist_5k"] = "fashion_mnist",
     num_steps: int = 3000,
 ) -> list[Path]:
@@ -103,22 +104,24 @@ def figures(
 
     Args:
         workdir: holds both runs, and the figures.
+        objective: the game.
         dataset: grey images.
         num_steps: of either.
     """
+    titles = {"vae": "VAE", "vaegan": "VAE/GAN", "patch_gan": "with a critic of patches"}
     runs = {
-        title: train_file(
+        titles[name]: train_file(
             __file__,
-            workdir / objective,
-            {"objective": objective, "dataset": dataset, "num_steps": num_steps},
+            workdir / name,
+            {"objective": name, "dataset": dataset, "num_steps": num_steps},
         )
-        for title, objective in (("VAE", "vae"), ("VAE/GAN", "vaegan"))
+        for name in ("vae", objective)
     }
     samples = {title: generate.sample(run, 100) for title, run in runs.items()}
     reconstructions = {title: generate.reconstruct(run, "valid", 64) for title, run in runs.items()}
     data = {"data": reconstructions["VAE"][0]}
     means = data | {title: pair[1] for title, pair in reconstructions.items()}
     return [
-        plots.save(plots.sample_panels(samples), workdir / "samples.png"),
-        plots.save(plots.sample_panels(means), workdir / "reconstructions.png"),
+        plots.save(plots.sample_panels(samples), workdir / f"{objective}_samples.png"),
+        plots.save(plots.sample_panels(means), workdir / f"{objective}_reconstructions.png"),
     ]

@@ -1,6 +1,7 @@
 """Starting runs, in this process and in others, with compiled programs shared between them."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -36,6 +37,16 @@ _CACHE_SETTINGS = {
 }
 for _name, _value in _CACHE_SETTINGS.items():
     jax.config.update(_name, _value)
+
+
+def script(name: str) -> Any:
+    """A file of `scripts` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
 """Labels on the command line: a class drawn, a style changed, a classifier asked about both."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from running import ROOT, TINY, on_devices
+from running import TINY, on_devices, script
 
 from vae_jax import VaeJaxError, generate, load_run, train_file
 from vae_jax.cli import main
@@ -113,14 +112,10 @@ def test_unknown_labels_are_refused(
 
 def test_a_classifier_tells_samples_of_one_class_from_those_of_another(folder: Path):
     """It learned from the training images; samples of wrong classes it calls wrong."""
-    spec = importlib.util.spec_from_file_location("tell_apart", ROOT / "scripts/tell_apart.py")
-    assert spec is not None
-    script: Any = importlib.util.module_from_spec(spec)
-    assert spec.loader is not None
-    spec.loader.exec_module(script)
+    tell_apart = script("tell_apart").tell_apart
     with on_devices(1):
         run = load_run(folder / "conditional")
-        table = script.tell_apart(run, per_class=25)
+        table = tell_apart(run, per_class=25)
         plain = load_run(folder / "plain")
     accuracy = [float(cell) for cell in table.columns[2].cells]
     real, samples, *each = accuracy
@@ -131,4 +126,4 @@ def test_a_classifier_tells_samples_of_one_class_from_those_of_another(folder: P
     low, high = (float(edge) for edge in list(table.columns[3].cells)[1].split(" to "))
     assert 1 / 8 < low < samples < high or samples == high == 1
     with pytest.raises(VaeJaxError, match="trained without labels"):
-        script.tell_apart(plain)
+        tell_apart(plain)

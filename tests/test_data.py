@@ -327,6 +327,8 @@ def test_cifar10_4k_is_the_files_images_in_their_order(data_dir: Path, manual_di
         np.testing.assert_array_equal(np.concatenate([s.images for s in splits]), file["image"])
         labels = [split.labels for split in splits if split.labels is not None]
         np.testing.assert_array_equal(np.concatenate(labels), file["label"])
+    assert data.class_names is not None
+    assert data.class_names[::9] == ("airplane", "truck")
 
 
 # Errors: one sentence each

@@ -7,7 +7,7 @@ and every objective what it requires. Refusals name the public parts that would 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class Requirements:
         factorized_prior: whether p(z) must have independent components.
         fixed_prior: whether p(z) must have no parameters, for the objective would not train them.
         critic: names of critic classes of which the model must have one; empty if it needs none.
+        mean_is_picture: whether the mean of p(x|z) must be a picture, for it is what a critic sees.
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
             parts would have another.
@@ -62,8 +63,20 @@ class Requirements:
     factorized_prior: bool = False
     fixed_prior: bool = False
     critic: tuple[str, ...] = ()
+    mean_is_picture: bool = False
     one_layer: bool = False
     whole_batch: bool = False
+
+
+@runtime_checkable
+class PerClass(Protocol):
+    """A part with parameters for each class y; a prior that is one is p(z|y).
+
+    Attributes:
+        num_classes: of the labels.
+    """
+
+    num_classes: int
 
 
 def latent_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -140,7 +153,7 @@ def check_labels(model: Any, data: "Data") -> None:
     """
     prior = model.prior
     if model.labels is None:
-        if hasattr(prior, "num_classes"):
+        if isinstance(prior, PerClass):
             raise VaeJaxError(
                 f"{type(prior).__name__} is p(z|y), for a model that is given y: add "
                 "labels=LabelEmbedding(...) to the model, or take another prior."
@@ -154,7 +167,7 @@ def check_labels(model: Any, data: "Data") -> None:
             )
     found = len(data.class_names or ())
     for part in (model.labels, prior):
-        if getattr(part, "num_classes", found) != found:
+        if isinstance(part, PerClass) and part.num_classes != found:
             raise VaeJaxError(
                 f"{type(part).__name__} is for {part.num_classes} classes, and {data.name} has "
                 f"{found}: set num_classes={found}."
@@ -279,6 +292,28 @@ def check_shapes(model: Any) -> None:
         raise VaeJaxError(f"The parts of the model do not fit together: {first}") from error
 
 
+def check_pictures(model: Any, objective: Any) -> None:
+    """The mean of p(x|z) is a picture, where an objective shows it to a critic.
+
+    Raises:
+        VaeJaxError: it is not: pictures are draws, which no gradient passes.
+    """
+    if not objective.requires.mean_is_picture:
+        return
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+
+    def sample(keys: Any) -> "Distribution":
+        (_, px), _ = model.init_with_output(keys[0], keys, method="sample")
+        return px
+
+    if not jax.eval_shape(sample, keys).mean_is_picture:
+        raise VaeJaxError(
+            f"{type(objective).__name__} shows means of p(x|z) to its critic, and the pictures of "
+            f"{type(model.likelihood).__name__} are draws: take a likelihood of independent "
+            "pixels, such as Gaussian, or an objective without a critic of images."
+        )
+
+
 def check_events(q: "Distribution", p: "Distribution") -> None:
     """A layer's q and p are over latents of one shape, which broadcasting alone would not ensure.
 
@@ -332,3 +367,4 @@ def check(model: Any, objective: Any, data: "Data") -> None:
             )
     check_objective(objective, model)
     check_shapes(model)
+    check_pictures(model, objective)

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from vae_jax import parallel
+from vae_jax.compatibility import PerClass
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -89,7 +90,7 @@ def make_decomposer(
             f"The rate of a {type(model).__name__} has no aggregated posterior to be divided by: "
             "several layers are only evaluated without the decomposition."
         )
-    if hasattr(model.prior, "num_classes"):
+    if isinstance(model.prior, PerClass):
         raise VaeJaxError(
             f"The aggregated posterior is of all classes, and {type(model.prior).__name__} is a "
             "prior of each: evaluate this run without the decomposition."

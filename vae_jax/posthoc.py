@@ -21,7 +21,7 @@ from jax import Array
 
 from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
-from vae_jax.compatibility import Space, Trait, check_prior, posteriors_of
+from vae_jax.compatibility import PerClass, Space, Trait, check_prior, posteriors_of
 from vae_jax.conditional import given, labels_of
 from vae_jax.data import index_keys
 from vae_jax.distributions import Distribution, Shape
@@ -170,7 +170,7 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
         VaeJaxError: the prior does not fit the latents, or is to replace a p(z|y).
     """
     model: Any = run.experiment.model
-    if hasattr(model.prior, "num_classes"):
+    if isinstance(model.prior, PerClass):
         raise VaeJaxError(
             f"{type(model.prior).__name__} has a density for each class, which one fitted to the "
             "latents of all would replace: sample from the model's own prior."

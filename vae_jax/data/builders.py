@@ -200,8 +200,9 @@ class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
     """
 
     name = "cifar10_4k"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.1")
     FILE = "cifar10_train_first4000.npz"
+    CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Put {FILE} into manual_dir: the arrays image, uint8 [4000, 32, 32, 3], and label."
     )
@@ -213,7 +214,7 @@ class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(32, 32, 3)),
-                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "label": tfds.features.ClassLabel(names=self.CLASSES.split()),
                 }
             ),
             supervised_keys=("image", "label"),

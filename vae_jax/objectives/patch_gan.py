@@ -96,9 +96,16 @@ class PatchGAN:
 
     @property
     def requires(self) -> Requirements:
-        """What the objective does, and a critic of patches; lambda is of the whole batch."""
+        """What the objective does, a critic of patches, and pictures to show it.
+
+        Lambda is of the whole batch.
+        """
         return dataclasses.replace(
-            self.objective.requires, critic=("PatchCritic",), one_layer=True, whole_batch=True
+            self.objective.requires,
+            critic=("PatchCritic",),
+            mean_is_picture=True,
+            one_layer=True,
+            whole_batch=True,
         )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:

@@ -42,9 +42,12 @@ class VAEGAN:
 
     @property
     def requires(self) -> Requirements:
-        """A density of q, and a critic of images."""
+        """A density of q, a critic of images, and pictures to show it."""
         return Requirements(
-            posterior=frozenset({"density"}), critic=("ImageCritic",), one_layer=True
+            posterior=frozenset({"density"}),
+            critic=("ImageCritic",),
+            mean_is_picture=True,
+            one_layer=True,
         )
 
     def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:

@@ -7,4 +7,6 @@ posterior for the codebook. Each declares, for `vae_jax.compatibility`:
 - `needs`: the traits that the posterior must have.
 - `factors`: whether its components are independent.
 - `learned`: whether it has parameters.
+
+A prior that is a `vae_jax.compatibility.PerClass` is p(z|y).
 """
