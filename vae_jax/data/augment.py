@@ -62,32 +62,37 @@ def _to_bytes(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """The image is turned and stretched about its centre; its mirror image fills the border.
+    """The image is turned, stretched and moved a little; its mirror image fills the border.
 
-    From the centre, the new pixel (y, x) is the old image's at diag(e^a, e^b) R(t) (y, x): a and b
-    from U(-stretch, stretch), so that proportions change too, and the angle t from U(-degrees,
-    degrees). Between pixels it is bilinear, rounded to the nearest byte.
+    From the centre, the new pixel (y, x) is the old image's at diag(e^a, e^b) R(t) (y, x) + c: the
+    angle t from U(-degrees, degrees), a and b from U(-stretch, stretch), so that proportions change
+    too, and both of c from U(-shift, shift). Between pixels it is bilinear, rounded to the nearest
+    byte.
 
     Attributes:
         degrees: the largest angle.
         stretch: the largest logarithm of a factor: 0.1 is about 10 %.
+        shift: the farthest that it moves in each direction, in pixels and parts of them.
     """
 
     degrees: float
     stretch: float
+    shift: float
 
     def __call__(self, image: Array, key: Array) -> Array:
         """uint8 `[H, W, C]` to the same."""
         height, width, _ = image.shape
-        turn, down, across = jax.random.uniform(key, (3,), minval=-1)
+        turn, *stretches, down, across = jax.random.uniform(key, (5,), minval=-1)
         angle = jnp.deg2rad(self.degrees) * turn
+        scale_y, scale_x = (jnp.exp(self.stretch * each) for each in stretches)
+        centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
         y, x = jnp.indices((height, width))
-        y, x = y - (height - 1) / 2, x - (width - 1) / 2
-        old_y = jnp.exp(self.stretch * down) * (jnp.cos(angle) * y - jnp.sin(angle) * x)
-        old_x = jnp.exp(self.stretch * across) * (jnp.sin(angle) * y + jnp.cos(angle) * x)
-        places = [old_y + (height - 1) / 2, old_x + (width - 1) / 2]
+        y, x = y - centre_y, x - centre_x
+        old_y = scale_y * (jnp.cos(angle) * y - jnp.sin(angle) * x) + self.shift * down
+        old_x = scale_x * (jnp.sin(angle) * y + jnp.cos(angle) * x) + self.shift * across
 
         def moved(channel: Array) -> Array:
+            places = [old_y + centre_y, old_x + centre_x]
             return map_coordinates(channel, places, order=1, mode="mirror")
 
         return _to_bytes(jax.vmap(moved, -1, -1)(image.astype(jnp.float32)))
