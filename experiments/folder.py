@@ -92,6 +92,7 @@ def experiment(
         ),
         # Without a warm-up the decoder learns the colours of pixels first and z is never used.
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 4)),
+        # No RandomAffine: it smooths, and the 256 levels of the pictures to come are not smooth.
         augment=(
             *([HorizontalFlip()] if flip else []),
             RandomShift(min(shift, size // 8)),

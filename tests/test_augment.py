@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tiny
 from running import interrupted_after, on_devices, rows, summary
+from scipy import ndimage
 
 from vae_jax import (
     BrightnessJitter,
     ColourJitter,
     Experiment,
     HorizontalFlip,
+    RandomAffine,
     RandomShift,
     Run,
     VaeJaxError,
@@ -50,6 +52,42 @@ def test_shifts_are_numpys_crops_of_the_mirrored_border_and_all_occur() -> None:
     assert min(counts) > 15  # of 44 expected, a standard deviation of 6
 
 
+def test_an_affine_map_is_scipys_within_its_amounts() -> None:
+    """Two channels are ramps and tell where each pixel comes from; SciPy then moves the third."""
+    y, x = np.indices((21, 27))
+    waves = 120 + 60 * np.sin(y / 3) * np.cos(x / 4)
+    picture = np.stack([10 * y, 9 * x, waves], axis=-1).round().astype(np.uint8)
+    inner = (abs(y - 10) < 6) & (abs(x - 13) < 8)  # whatever the map, not from the border
+    pixels = np.stack([y - 10, x - 13, np.ones_like(x)], axis=-1)[inner]
+    angles, stretches, shifts = [], [], []
+    affine = RandomAffine(degrees=10.0, stretch=0.2, shift=1.5)
+    for made in draws(affine, image=picture, count=60):
+        sources = made[inner][:, :2] / [10, 9] - [10, 13]
+        fit = np.linalg.lstsq(pixels, sources, rcond=None)[0]
+        places = pixels @ fit + [10, 13]
+        scipys = ndimage.map_coordinates(picture[..., 2] + 0.0, places.T, order=1)
+        assert abs(made[inner][:, 2] - scipys).max() < 1.5  # its rounding and the ramps'
+        (a, c), (b, d), shift = fit
+        np.testing.assert_allclose(np.arctan2(-b, a), np.arctan2(c, d), atol=0.02)  # one angle
+        angles.append(np.degrees(np.arctan2(c, d)))
+        stretches.append([np.log(np.hypot(a, b)), np.log(np.hypot(c, d))])
+        shifts.append(shift)
+    for found, limit in ((angles, 10.0), (stretches, 0.2), (shifts, 1.5)):
+        assert -1.03 * limit < np.min(found) < -0.8 * limit
+        assert 0.8 * limit < np.max(found) < 1.03 * limit
+    for pair in (stretches, shifts):
+        assert abs(np.corrcoef(np.transpose(pair))[0, 1]) < 0.5  # each way by itself
+
+
+def test_the_border_of_an_affine_map_mirrors_the_image() -> None:
+    """Rows of one grey stay so when the image is made narrower, up to its last column."""
+    rows_of_one_grey = np.repeat(np.arange(0, 80, 10, dtype=np.uint8), 8).reshape(8, 8, 1)
+    affine = RandomAffine(degrees=0.0, stretch=0.5, shift=0.0)
+    made = draws(affine, image=rows_of_one_grey, count=50)
+    assert (made == made[:, :, :1]).all()
+    assert len(np.unique(made)) > 20
+
+
 @pytest.mark.parametrize("augmentation", [BrightnessJitter(0.2), ColourJitter(0.2)])
 def test_jitters_scale_within_their_amount(augmentation: Any) -> None:
     grey = np.full((2, 2, 3), 100, np.uint8)
@@ -73,7 +111,8 @@ def test_each_augmentation_of_a_row_has_its_own_noise() -> None:
 
 def test_nothing_to_do_leaves_the_bytes() -> None:
     assert (draws(count=3) == PICTURE).all()
-    assert (draws(RandomShift(0), BrightnessJitter(0.0), count=3) == PICTURE).all()
+    idle = (RandomShift(0), RandomAffine(0.0, 0.0, 0.0), BrightnessJitter(0.0))
+    assert (draws(*idle, count=3) == PICTURE).all()
 
 
 @pytest.mark.parametrize(

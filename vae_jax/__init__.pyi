@@ -15,6 +15,7 @@ from .data import load_folder as load_folder
 from .data.augment import BrightnessJitter as BrightnessJitter
 from .data.augment import ColourJitter as ColourJitter
 from .data.augment import HorizontalFlip as HorizontalFlip
+from .data.augment import RandomAffine as RandomAffine
 from .data.augment import RandomShift as RandomShift
 from .errors import VaeJaxError as VaeJaxError
 from .evaluate import Evaluation as Evaluation

@@ -10,6 +10,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.scipy.ndimage import map_coordinates
 
 from vae_jax.data.datasets import Data
 from vae_jax.errors import VaeJaxError
@@ -55,8 +56,46 @@ class RandomShift:
         return lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 
-def _scaled(image: Array, factor: Array) -> Array:
-    return jnp.clip(jnp.round(image * factor), 0, 255).astype(jnp.uint8)
+def _to_bytes(values: Array) -> Array:
+    return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
+
+
+@dataclass(frozen=True)
+class RandomAffine:
+    """The image is turned, stretched and moved a little; its mirror image fills the border.
+
+    From the centre, the new pixel (y, x) is the old image's at diag(e^a, e^b) R(t) (y, x) + c: the
+    angle t from U(-degrees, degrees), a and b from U(-stretch, stretch), so that proportions change
+    too, and both of c from U(-shift, shift). Between pixels it is bilinear, rounded to the nearest
+    byte.
+
+    Attributes:
+        degrees: the largest angle.
+        stretch: the largest logarithm of a factor: 0.1 is about 10 %.
+        shift: the farthest that it moves in each direction, in pixels and parts of them.
+    """
+
+    degrees: float
+    stretch: float
+    shift: float
+
+    def __call__(self, image: Array, key: Array) -> Array:
+        """uint8 `[H, W, C]` to the same."""
+        height, width, _ = image.shape
+        turn, *stretches, down, across = jax.random.uniform(key, (5,), minval=-1)
+        angle = jnp.deg2rad(self.degrees) * turn
+        scale_y, scale_x = (jnp.exp(self.stretch * each) for each in stretches)
+        centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
+        y, x = jnp.indices((height, width))
+        y, x = y - centre_y, x - centre_x
+        old_y = scale_y * (jnp.cos(angle) * y - jnp.sin(angle) * x) + self.shift * down
+        old_x = scale_x * (jnp.sin(angle) * y + jnp.cos(angle) * x) + self.shift * across
+
+        def moved(channel: Array) -> Array:
+            places = [old_y + centre_y, old_x + centre_x]
+            return map_coordinates(channel, places, order=1, mode="mirror")
+
+        return _to_bytes(jax.vmap(moved, -1, -1)(image.astype(jnp.float32)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +110,7 @@ class BrightnessJitter:
 
     def __call__(self, image: Array, key: Array) -> Array:
         """uint8 `[H, W, C]` to the same."""
-        return _scaled(image, 1 + self.amount * jax.random.uniform(key, (), minval=-1))
+        return _to_bytes(image * (1 + self.amount * jax.random.uniform(key, (), minval=-1)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +126,7 @@ class ColourJitter:
     def __call__(self, image: Array, key: Array) -> Array:
         """uint8 `[H, W, C]` to the same."""
         factor = 1 + self.amount * jax.random.uniform(key, (image.shape[-1],), minval=-1)
-        return _scaled(image, factor)
+        return _to_bytes(image * factor)
 
 
 def augmented(augmentations: Sequence[Augmentation], images: Array, keys: Array) -> Array:
