@@ -4,12 +4,12 @@
     python scripts/benchmark.py --only "MLP, batch 128"    # some of it, printed alone
 
 What is compared stands in `scripts/works.py`. Every contender is a program of its own, in
-`scripts/contenders/`, that trains without an end and
-prints lines of steps and times; ours is `vae-jax train` itself with its metrics.jsonl. Contenders
-of one work are started one after the other and paused (SIGSTOP); then, round after round and each
-time in another order, each is woken alone for a few seconds. A round's rate counts from its second
-line on, and ratios are of rates of the same round, so that a machine that drifts moves both. Work
-of other programs in a window is measured too, and rounds that it disturbed are counted.
+`scripts/contenders/`, that trains without an end and prints lines of steps and times; ours is
+`vae-jax train` itself with its metrics.jsonl. Contenders of one work are started one after the
+other and paused (SIGSTOP); then, round after round and each time in another order, each is woken
+alone for a few seconds. A round's rate counts from its second line on, and ratios are of rates of
+the same round, so that a machine that drifts moves both. Work of other programs in a window is
+measured too, and rounds that it disturbed are counted.
 """
 
 import json
@@ -56,6 +56,7 @@ class Program:
         environment = os.environ | {
             "JAX_LOG_COMPILES": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache")),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {contender.xla_flags}",
         }
         self.started = time.time()
         with self.output.open("w") as output, self.errors.open("w") as errors:
