@@ -54,7 +54,7 @@ def experiment(
     shift: float = 0.7,
     brightness: float = 0.3,
     free_bits: float = 0.1,
-    num_steps: int = 10_000,
+    num_steps: int = 20_000,
 ) -> Experiment:
     """MLPs, diagonal Gaussian, Bernoulli, dynamic binarization.
 
@@ -104,7 +104,7 @@ def figures(
     *,
     workdir: Path = Path("runs/small_data"),
     dataset: Literal["fashion_mnist", "mnist_5k"] = "fashion_mnist",
-    num_steps: int = 10_000,
+    num_steps: int = 20_000,
     seeds: int = 3,
     num_samples: int = 500,
 ) -> list[Path]:
