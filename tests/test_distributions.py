@@ -135,6 +135,20 @@ def test_normal_is_scipys(event):
     np.testing.assert_allclose(p.log_prob(jnp.asarray(x)), expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(), (D,), (2, 1, D)])
+def test_a_scale_broadcasts_against_locations(shape):
+    """One for all of an image, for each channel, for each channel of a row."""
+    generator = np.random.default_rng(0)
+    loc = generator.normal(size=(B, 2, 3, D)).astype(np.float32)
+    x = jnp.asarray(generator.normal(size=(2, 3, D)), jnp.float32)
+    scale = generator.uniform(0.5, 2.0, shape).astype(np.float32)
+    for p, exact in ((Normal, stats.norm), (Laplace, stats.laplace)):
+        distribution = p(jnp.asarray(loc), jnp.asarray(scale), event_ndims=3)
+        by_component = exact.logpdf(np.asarray(x), loc, scale)
+        np.testing.assert_allclose(distribution.log_prob(x), by_component.sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(distribution.components.log_prob(x), by_component, rtol=1e-5)
+
+
 @pytest.mark.parametrize("event", [(D,), (1, D, 1)])
 def test_bernoulli_is_scipys(event):
     x = np.random.default_rng(0).integers(0, 2, (K, B, *event))

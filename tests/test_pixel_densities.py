@@ -50,7 +50,8 @@ def test_continuous_bernoullis_mean_and_gradient_are_those_of_quadrature():
 
     expected = np.array([integral(1, logit) / integral(0, logit) for logit in LOGITS])
     np.testing.assert_allclose(mean_of(CONTINUOUS_BERNOULLI), expected, rtol=2e-5)
-    slope = jax.jit(jax.grad(lambda p: p.log_prob(0.3).sum()))(CONTINUOUS_BERNOULLI).loc
+    value = jnp.asarray(0.3)
+    slope = jax.jit(jax.grad(lambda p: p.log_prob(value).sum()))(CONTINUOUS_BERNOULLI).loc
     np.testing.assert_allclose(slope, 0.3 - expected, rtol=1e-4, atol=1e-5)
 
 
