@@ -405,7 +405,7 @@ def test_learned_features_tell_classes_apart_and_are_kept(folder: Path) -> None:
     centres = np.stack([space(images)[labels == c].mean(0) for c in range(3)])
     guesses = ((space(test)[:, None] - centres) ** 2).sum(-1).argmin(1)
     assert (guesses == answers).mean() > 0.9
-    other = Split(images, (labels == 1).astype(np.int32))  # would be learned otherwise
+    other = Split(images, (2 - labels).astype(np.int32))  # would be learned otherwise
     kept = metrics.learned(RunFolder(folder / "classifier"), other, num_steps=100)
     np.testing.assert_array_equal(kept(test), space(test))
 
