@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -13,13 +14,14 @@ from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.data import Split, batch_indices
 from vae_jax.distributions import Shape
-from vae_jax.metrics.spaces import Features, in_chunks
+from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks
 from vae_jax.networks import MLP, ConvEncoder
 from vae_jax.run import RunFolder
 
 WIDTH, HIDDEN = 64, 256
 MAPS = (32, 64, 64)
 SIDE = 32  # pixels that the shorter side keeps at least, when images are made smaller
+SCALED_BY = 1000  # training images, or a few more
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1000, 64, 1e-3, 0
 
 
@@ -69,7 +71,11 @@ def shrunk(images: Array) -> Array:
 
 
 def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Features:
-    """The features of a `FeatureNetwork`, trained once and kept in the run folder.
+    """Features of all layers of a `FeatureNetwork`, trained once and kept in the run folder.
+
+    The means over places of its three maps and its last layer, each layer scaled to a mean variance
+    of 1 on training images. The last one knows where things are, but forgets what does not matter
+    to the class, as slight noise, which the maps see.
 
     A classifier where the training images have labels of two classes or more, else an autoencoder:
     Adam with a cosine schedule, batches of 64, seed 0, so that they are the same each time.
@@ -80,7 +86,7 @@ def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Feat
         num_steps: of Adam.
 
     Returns:
-        A function of uint8 images of the same shape, to `[N, 64]`.
+        A function of uint8 images of the same shape, to `[N, 32 + 64 + 64 + 64]`.
     """
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
     classes, targets = np.unique(labels, return_inverse=True)
@@ -103,8 +109,14 @@ def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Feat
         return optax.apply_updates(params, updates), state
 
     @jax.jit
-    def features(params: Any, images: Array) -> Any:
-        return network.apply(params, shrunk(images))
+    def layers(params: Any, images: Array) -> Array:
+        x, encoder = shrunk(images), {"params": params["params"]["encoder"]}
+        maps: Any = [
+            ConvEncoder(MAPS[:depth], dense=None).apply(encoder, x)
+            for depth in range(1, len(MAPS) + 1)
+        ]
+        last: Any = network.apply(params, x)
+        return jnp.concatenate([*(each.mean((1, 2)) for each in maps), last], -1)
 
     with Checkpoints(folder.path / "features") as checkpoints:
         first = train.images[:1], targets[:1]
@@ -119,4 +131,12 @@ def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Feat
                 params, state = step(params, state, train.images[rows], targets[rows])
             checkpoints.save(num_steps, jax.device_get(params), None)
             checkpoints.wait()
-    return lambda images: in_chunks(lambda chunk: features(params, chunk), images)
+
+    def unscaled(images: np.ndarray) -> np.ndarray:
+        return in_chunks(lambda chunk: layers(params, chunk), images)
+
+    widths = (*MAPS, WIDTH)
+    usual = unscaled(train.images[:: max(1, len(train) // SCALED_BY)])
+    variances = [layer.var(0).mean() for layer in np.split(usual, np.cumsum(widths)[:-1], 1)]
+    scales = np.repeat(np.maximum(np.sqrt(variances), LEAST_SCALE), widths)
+    return lambda images: unscaled(images) / scales
