@@ -15,7 +15,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.conv import conv
+from vae_jax.networks.convolution import conv
 from vae_jax.networks.patches import from_patches, grid_of, to_patches
 from vae_jax.networks.transformer import SMALL, Block
 
