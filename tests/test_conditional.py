@@ -181,7 +181,7 @@ def test_latents_of_one_class_become_those_of_another():
     """Kolmogorov-Smirnov against SciPy; order and places are kept, and the way back is known."""
     generator = np.random.default_rng(0)
     loc, log_scale = generator.normal(size=(2, C, 2, D))
-    carry = partial(
+    carry: Any = partial(
         ClassGaussian(C, (2, D)).apply,
         {"params": {"loc": loc, "log_scale": log_scale}},
         method="carry",
