@@ -120,8 +120,8 @@ class ClassGaussian(nn.Module):
 
     def __call__(self, model: Any) -> Normal:
         """Batch `[B]`, that of the labels given; event `[*shape]`."""
-        y, event_ndims = model.labels.labels(), self.loc.ndim - 1
-        return Normal(self.loc[y], jnp.exp(self.log_scale[y]), event_ndims=event_ndims)
+        y = model.labels.labels()
+        return Normal(self.loc[y], jnp.exp(self.log_scale[y]), event_ndims=self.loc.ndim - 1)
 
     def carry(self, z: Array, source: ArrayLike, target: ArrayLike) -> Array:
         """z of one class as of another: m_b + s_b (z - m_a) / s_a keeps what is unlike the class.
