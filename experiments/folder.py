@@ -9,7 +9,8 @@
 docs/folder.md is the worked example. Pictures are cut to squares of `--size` pixels; in training
 they are mirrored, shifted by a few pixels, and made a little brighter, darker or differently
 coloured, anew at each presentation. With `--styles` the model is given the sub-folder of each
-picture, its style or class. No published number: the pictures are yours.
+picture, its style or class y, and z has a Gaussian for each, p(z|y): during the warm-up z takes up
+what the styles differ in, and is then drawn with it. No published number: the pictures are yours.
 """
 
 from typing import Literal
@@ -20,6 +21,7 @@ from vae_jax import (
     ELBO,
     VAE,
     BrightnessJitter,
+    ClassGaussian,
     ColourJitter,
     ConvDecoder,
     ConvEncoder,
@@ -82,7 +84,7 @@ def experiment(
         model=VAE(
             encoder=ConvEncoder(maps[1:], dense=256),
             posterior=DiagonalGaussian(latent_dim),
-            prior=StandardNormal(latent_dim),
+            prior=ClassGaussian(len(names), latent_dim) if names else StandardNormal(latent_dim),
             decoder=ConvDecoder(maps[::-1], dense=256),
             likelihood=DiscretizedLogistic()
             if likelihood == "logistic"

@@ -164,7 +164,7 @@ def test_every_bound_is_the_exact_likelihood_given_the_label(linear: Linear):
 
 
 def test_styles_are_changed_in_closed_form(linear: Linear):
-    """W E[z|x, y] + b_y', of images of class y alone."""
+    """W (E[z|x, y] + m_y' - m_y) + b_y', of images of class y alone; scales are shared here."""
     test = linear.run.experiment.data.test
     assert test.labels is not None
     source, targets = int(test.labels[0]), [2, 0]
@@ -172,8 +172,30 @@ def test_styles_are_changed_in_closed_form(linear: Linear):
     rows = np.flatnonzero(test.labels == source)[:3]
     np.testing.assert_allclose(x, test.images[rows] / 255, rtol=1e-6)
     z = linear.posterior_mean(x, np.full(len(x), source))
-    means = (z @ linear.weights.T)[:, None] + linear.offsets[targets]
+    z = z[:, None] + linear.prior_mean[targets] - linear.prior_mean[source]
+    means = z @ linear.weights.T + linear.offsets[targets]
     np.testing.assert_allclose(images, means.reshape(images.shape).clip(0, 1), atol=1e-5)
+
+
+def test_latents_of_one_class_become_those_of_another():
+    """Kolmogorov-Smirnov against SciPy; order and places are kept, and the way back is known."""
+    generator = np.random.default_rng(0)
+    loc, log_scale = generator.normal(size=(2, C, 2, D))
+    carry: Any = partial(
+        ClassGaussian(C, (2, D)).apply,
+        {"params": {"loc": loc, "log_scale": log_scale}},
+        method="carry",
+    )
+    scale = np.exp(log_scale)
+    z = loc[0] + scale[0] * generator.normal(size=(2000, 2, D))
+    there: Any = carry(z, 0, 2)
+    for place in np.ndindex(2, D):
+        normal = stats.norm(loc[(2, *place)], scale[(2, *place)])
+        column = np.asarray(there)[(slice(None), *place)]
+        assert stats.kstest(column, normal.cdf).pvalue > 1e-4
+        assert (np.diff(column[z[(slice(None), *place)].argsort()]) >= 0).all()
+    np.testing.assert_allclose(carry(there, 2, 0), z, atol=1e-5)
+    np.testing.assert_allclose(carry(z, 1, 1), z, atol=1e-5)
 
 
 def test_reconstructions_keep_their_labels(linear: Linear):

@@ -112,11 +112,24 @@ class ClassGaussian(nn.Module):
     factors: ClassVar[bool] = True
     learned: ClassVar[bool] = True
 
-    @nn.compact
+    def setup(self):
+        """`loc` and `log_scale`: `[num_classes, *shape]`."""
+        event = latent_shape(self.shape)
+        self.loc = self.param("loc", nn.initializers.normal(1.0), (self.num_classes, *event))
+        self.log_scale = self.param("log_scale", nn.initializers.zeros, self.loc.shape)
+
     def __call__(self, model: Any) -> Normal:
         """Batch `[B]`, that of the labels given; event `[*shape]`."""
-        event = latent_shape(self.shape)
-        loc = self.param("loc", nn.initializers.normal(1.0), (self.num_classes, *event))
-        log_scale = self.param("log_scale", nn.initializers.zeros, loc.shape)
         y = model.labels.labels()
-        return Normal(loc[y], jnp.exp(log_scale[y]), event_ndims=len(event))
+        return Normal(self.loc[y], jnp.exp(self.log_scale[y]), event_ndims=self.loc.ndim - 1)
+
+    def carry(self, z: Array, source: ArrayLike, target: ArrayLike) -> Array:
+        """z of one class as of another: m_b + s_b (z - m_a) / s_a keeps what is unlike the class.
+
+        Args:
+            z: latents `[..., *shape]`; where z ~ p(z|a), what returns is distributed as p(z|b).
+            source: the class a.
+            target: the class b.
+        """
+        ratio = jnp.exp(self.log_scale[target] - self.log_scale[source])
+        return self.loc[target] + ratio * (z - self.loc[source])

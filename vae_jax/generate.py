@@ -17,8 +17,8 @@ from jax.scipy.special import ndtri
 from numpy.typing import ArrayLike
 
 from vae_jax import threefry
-from vae_jax.compatibility import Space
-from vae_jax.conditional import given
+from vae_jax.compatibility import Space, posteriors_of
+from vae_jax.conditional import ClassGaussian, given
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -182,12 +182,23 @@ def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.nd
     return np.asarray(x), decode_means(run, posterior_means(run, x, y), y)
 
 
+def _carried(run: Run, z: Array, source: int, target: int) -> Array:
+    """Latents of one class as of another, or as they are where one prior is for all classes."""
+    model: Any = run.experiment.model
+    # A hierarchy's prior is that of its top layer, and z is of the bottom one.
+    if not isinstance(model.prior, ClassGaussian) or len(posteriors_of(model)) > 1:
+        return z
+    params = {"params": run.seed_variables["params"]["prior"]}
+    return jnp.asarray(model.prior.apply(params, z, source, target, method="carry"))
+
+
 def restyle(
     run: Run, split: SplitName, source: int, targets: Sequence[int], num: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images of one class, encoded with it and decoded with others: z keeps what y does not say.
 
-    Analogies of Kingma et al. (2014), figure 1.
+    Analogies of Kingma et al. (2014), figure 1. Where z has a Gaussian for each class, it
+    moves from the one to the other (`ClassGaussian.carry`).
 
     Args:
         run: of a conditional model.
@@ -211,7 +222,7 @@ def restyle(
         )
     x = images_of(run, split, rows)
     z = posterior_means(run, x, [source])
-    restyled = [decode_means(run, z, [target]) for target in targets]
+    restyled = [decode_means(run, _carried(run, z, source, y), [y]) for y in targets]
     return np.asarray(x), np.stack(restyled, 1)
 
 
