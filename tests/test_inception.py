@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,7 +79,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-def drawn() -> dict[str, np.ndarray]:
+def drawn() -> dict[str, Any]:
     """Arrays that keep the features' size from layer to layer."""
     generator = np.random.RandomState(0)  # whose numbers never change
     arrays = {}
@@ -100,7 +101,8 @@ def pictures(count: int, side: int = 40) -> np.ndarray:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("inception") / "weights.npz"
-    np.savez(file, **drawn(), **{"fc.weight": np.zeros((1008, 2048))})
+    classifier: dict[str, Any] = {"fc.weight": np.zeros((1008, 2048))}
+    np.savez(file, **drawn(), **classifier)
     return file
 
 
@@ -164,14 +166,15 @@ def test_all_features_are_torchvisions(side: int, weights: Path, tmp_path: Path)
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
     """Each a sentence that names the file, and the array if it is one."""
     name, other = "Mixed_6b.branch7x7_2.conv.weight", "Mixed_7c.branch_pool.bn.running_var"
-    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes().items()}
-    wrong = np.zeros((128, 128, 7, 1), np.float32)
+    arrays: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in shapes().items()}
+    wrong: Any = np.zeros((128, 128, 7, 1), np.float32)
     file = tmp_path / "weights.npz"
-    for damaged, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({n: a for n, a in arrays.items() if n != other}, f"have no {other}"),
         (arrays | {name: wrong}, f"have {name} as float32 (128, 128, 7, 1): it must be of floats"),
         (arrays | {other: np.zeros(192, int)}, f"have {other} as int64 (192,)"),
-    ):
+    )
+    for damaged, said in cases:
         np.savez(file, **damaged)
         with pytest.raises(VaeJaxError, match=re.escape(f"The weights {file} {said}")):
             metrics.load_features(str(file))

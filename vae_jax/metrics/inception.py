@@ -182,7 +182,7 @@ def inception(file: str | Path) -> Features:
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, threefry.key(0), image)["params"]
     try:
-        with np.load(file) as arrays:
+        with Path(file).open("rb") as opened, np.load(opened) as arrays:
             weights = jax.tree_util.tree_map_with_path(partial(_array, file, arrays), shapes)
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise VaeJaxError(
