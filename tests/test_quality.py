@@ -556,7 +556,7 @@ def test_a_users_features_come_from_a_file(tmp_path: Path) -> None:
         metrics.load_features(f"{file}:flat")["flat"](images)
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
     for reference, said in {
-        "inception.py": "give it as FILE.py:FUNCTION",
+        "inception.py": "give it as WEIGHTS.npz or FILE.py:FUNCTION",
         f"{file}:number": "has no function number",
         f"{tmp_path / 'absent.py'}:pool": "cannot be run",
         f"{tmp_path / 'broken.py'}:pool": "No module named",

@@ -213,8 +213,8 @@ def evaluate(
         quality: also compare so many samples with as many images of the split, and training images
             with these: Fréchet and kernel distances, precision and recall; and reconstructions
             with their originals: PSNR and SSIM.
-        features: FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features [n, F], such as an
-            Inception network's: a further space for --quality.
+        features: a further space for --quality: WEIGHTS.npz of Inception-v3 (docs/quality.md), or
+            FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features [n, F].
     """
     check_counts(num_samples=num_samples)
     if features is not None and quality is None:

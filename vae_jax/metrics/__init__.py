@@ -3,13 +3,15 @@
 from vae_jax.metrics.colour import colour
 from vae_jax.metrics.estimate import Estimate
 from vae_jax.metrics.frechet import frechet_distance
+from vae_jax.metrics.inception import inception
 from vae_jax.metrics.kernel import kernel_distance
 from vae_jax.metrics.learned import learned
 from vae_jax.metrics.precision_recall import precision_recall
 from vae_jax.metrics.quality import Quality, Score, quality
 from vae_jax.metrics.reconstruction import psnr, ssim
-from vae_jax.metrics.spaces import Features, in_chunks, load_features, standardized
+from vae_jax.metrics.spaces import Features, in_chunks, standardized
 from vae_jax.metrics.texture import texture
+from vae_jax.metrics.users import load_features
 
 __all__ = [
     "Estimate",
@@ -19,6 +21,7 @@ __all__ = [
     "colour",
     "frechet_distance",
     "in_chunks",
+    "inception",
     "kernel_distance",
     "learned",
     "load_features",

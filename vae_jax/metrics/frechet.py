@@ -42,6 +42,5 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _factor(x: np.ndarray) -> np.ndarray:
-    """A `[F, F]` with A A' the covariance of the rows."""
-    eigenvalues, vectors = np.linalg.eigh(np.atleast_2d(np.cov(x, rowvar=False)))
-    return vectors * np.sqrt(np.maximum(eigenvalues, 0))
+    """A `[F, min(N, F)]` with A A' the covariance of the rows."""
+    return np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r").T

@@ -1,8 +1,6 @@
 """Spaces of features: functions from uint8 images `[N, H, W, C]` to numbers `[N, F]`."""
 
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,14 @@ IMAGES_AT_ONCE, PIXELS_AT_ONCE = 500, 2**20
 LEAST_SCALE = 1e-4  # below it, images vary by rounding alone
 
 
-def in_chunks(function: Callable[[Any], Any], images: np.ndarray) -> np.ndarray:
-    """A function of images `[n, H, W, C]`, a few at a time: float64 `[N, F]`.
+def in_chunks(
+    function: Callable[[Any], Any], images: np.ndarray, at_once: int = IMAGES_AT_ONCE
+) -> np.ndarray:
+    """A function of images `[n, H, W, C]`, a few at a time, `at_once` at most: float64 `[N, F]`.
 
     The last chunk repeats images up to the size of the others, so that one program serves all.
     """
-    size = min(len(images), IMAGES_AT_ONCE, max(1, PIXELS_AT_ONCE // images[0].size))
+    size = min(len(images), at_once, max(1, PIXELS_AT_ONCE // images[0].size))
     found = []
     for first in range(0, len(images), size):
         rows = np.resize(np.arange(first, min(first + size, len(images))), size)
@@ -43,44 +43,6 @@ def standardized(space: Features, images: np.ndarray) -> Features:
     features = space(images)
     centre, scale = features.mean(0), max(float(np.sqrt(features.var(0).mean())), LEAST_SCALE)
     return lambda images: (space(images) - centre) / scale
-
-
-def load_features(reference: str) -> dict[str, Features]:
-    """A user's own space, as of an Inception network whose weights are in a file of theirs.
-
-    Args:
-        reference: `FILE.py:FUNCTION`; the function takes uint8 images `[n, H, W, C]` to `[n, F]`.
-
-    Returns:
-        The function under its name, given a few images at a time.
-
-    Raises:
-        VaeJaxError: the file cannot be run or has no such function; when it is called, what it
-            returns are no finite features.
-    """
-    file, _, name = reference.rpartition(":")
-    if not file or not name:
-        raise VaeJaxError(f"--features is {reference!r}: give it as FILE.py:FUNCTION.")
-    module = ModuleType("features_file")
-    module.__file__ = file
-    try:
-        exec(compile(Path(file).read_text(), file, "exec"), module.__dict__)
-    except Exception as error:
-        raise VaeJaxError(f"The features file {file} cannot be run: {error}.") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise VaeJaxError(f"The features file {file} has no function {name}: define it there.")
-
-    def checked(images: np.ndarray) -> np.ndarray:
-        found = np.asarray(function(images))
-        if found.ndim != 2 or len(found) != len(images) or found.dtype.kind not in "fiu":
-            raise VaeJaxError(
-                f"{reference} made {found.dtype} {found.shape} of images {images.shape}: let it "
-                f"return numbers [{len(images)}, F]."
-            )
-        return found
-
-    return {name: lambda images: in_chunks(checked, check_images(images))}
 
 
 def check_images(images: np.ndarray) -> np.ndarray:

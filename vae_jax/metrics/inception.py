@@ -1,0 +1,218 @@
+"""The Inception network of published Fréchet distances, from a user's file of its weights."""
+
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from vae_jax import threefry
+from vae_jax.errors import VaeJaxError
+from vae_jax.metrics.spaces import Features, check_images, in_chunks
+
+SIDE = 299
+AT_ONCE = 32  # images; the largest map of so many, 147 x 147 x 64, takes 177 MB
+EPSILON = 1e-3
+
+Conv = tuple[int, int, int]  # features, height and width of the kernel
+Branches = dict[str, list[Conv | list[Conv]]]  # the convolutions of an inner list see the same map
+
+
+class NormalizedConv(nn.Module):
+    """A convolution without bias, BatchNorm with the statistics of its training, and a ReLU.
+
+    Its arrays have PyTorch's names and order of axes.
+
+    Attributes:
+        conv: (features, height, width).
+        stride: along both sides.
+        padding: "SAME" or "VALID".
+    """
+
+    conv: Conv
+    stride: int = 1
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, H, W, C]` to `[N, h, w, features]`."""
+        features, *kernel = self.conv
+        zeros = nn.initializers.zeros
+        y = lax.conv_general_dilated(
+            x,
+            self.param("conv.weight", zeros, (features, x.shape[-1], *kernel)),
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+            precision=lax.Precision.HIGHEST,
+        )
+        scale, shift, mean, variance = (
+            self.param(f"bn.{name}", zeros, (features,))
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        return nn.relu((y - mean) * scale * lax.rsqrt(variance + EPSILON) + shift)
+
+
+class InceptionV3(nn.Module):
+    """From images to the 2,048 means over places of the last map, which papers call pool3.
+
+    As the TensorFlow network of 2015 has it, that FID was defined with: average pools leave padding
+    out, and the last block has a max pool in place of one.
+
+    References:
+        Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision.
+        Heusel et al. (2017), GANs Trained by a Two Time-Scale Update Rule.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Images `[N, 299, 299, 3]` from -1 to 1 to `[N, 2048]`."""
+        x = NormalizedConv((32, 3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
+        x = NormalizedConv((32, 3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
+        x = NormalizedConv((64, 3, 3), name="Conv2d_2b_3x3")(x)
+        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = NormalizedConv((80, 1, 1), name="Conv2d_3b_1x1")(x)
+        x = NormalizedConv((192, 3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x)
+        x = nn.max_pool(x, (3, 3), (2, 2))
+        for block, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
+            x = _mixed(block, x, _a(pooled))
+        x = _reduced("Mixed_6a", x, B)
+        for block, width in zip("bcde", (128, 160, 160, 192), strict=True):
+            x = _mixed(f"Mixed_6{block}", x, _c(width))
+        x = _reduced("Mixed_7a", x, D)
+        x = _mixed("Mixed_7b", x, E)
+        x = _mixed("Mixed_7c", x, E, pool=partial(nn.max_pool, padding="SAME"))
+        return x.mean((1, 2))
+
+
+def _a(pooled: int) -> Branches:
+    return {
+        "branch1x1": [(64, 1, 1)],
+        "branch5x5": [(48, 1, 1), (64, 5, 5)],
+        "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)],
+        "branch_pool": [(pooled, 1, 1)],
+    }
+
+
+B: Branches = {
+    "branch3x3": [(384, 3, 3)],
+    "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)],
+}
+
+
+def _c(width: int) -> Branches:
+    narrow, row, column = (width, 1, 1), (width, 1, 7), (width, 7, 1)
+    return {
+        "branch1x1": [(192, 1, 1)],
+        "branch7x7": [narrow, row, (192, 7, 1)],
+        "branch7x7dbl": [narrow, column, row, column, (192, 1, 7)],
+        "branch_pool": [(192, 1, 1)],
+    }
+
+
+D: Branches = {
+    "branch3x3": [(192, 1, 1), (320, 3, 3)],
+    "branch7x7x3": [(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)],
+}
+
+E: Branches = {
+    "branch1x1": [(320, 1, 1)],
+    "branch3x3": [(384, 1, 1), [(384, 1, 3), (384, 3, 1)]],
+    "branch3x3dbl": [(448, 1, 1), (384, 3, 3), [(384, 1, 3), (384, 3, 1)]],
+    "branch_pool": [(192, 1, 1)],
+}
+
+_average = partial(nn.avg_pool, padding="SAME", count_include_pad=False)
+
+
+def _mixed(
+    block: str, x: Array, branches: Branches, pool: Callable[..., Array] = _average
+) -> Array:
+    """The branches' maps side by side; `branch_pool` sees the pooled map."""
+    maps = [
+        _chain(f"{block}.{name}", pool(x, (3, 3)) if name == "branch_pool" else x, convs)
+        for name, convs in branches.items()
+    ]
+    return jnp.concatenate(maps, -1)
+
+
+def _reduced(block: str, x: Array, branches: Branches) -> Array:
+    """The branches' maps, which their last convolutions halve, beside the pooled map."""
+    maps = [_chain(f"{block}.{name}", x, convs, halves=True) for name, convs in branches.items()]
+    return jnp.concatenate([*maps, nn.max_pool(x, (3, 3), (2, 2))], -1)
+
+
+def _chain(name: str, x: Array, convs: Sequence[Any], halves: bool = False) -> Array:
+    for number, conv in enumerate(convs, 1):
+        numbered = name if len(convs) == 1 else f"{name}_{number}"
+        if isinstance(conv, list):
+            pair = zip(conv, "ab", strict=True)
+            both = [NormalizedConv(each, name=numbered + letter)(x) for each, letter in pair]
+            x = jnp.concatenate(both, -1)
+        elif halves and number == len(convs):
+            x = NormalizedConv(conv, 2, "VALID", name=numbered)(x)
+        else:
+            x = NormalizedConv(conv, name=numbered)(x)
+    return x
+
+
+def inception(file: str | Path) -> Features:
+    """The features of published FID, by an Inception network whose weights are in a file.
+
+    Images become 299 x 299 by bilinear interpolation without antialiasing and range from -1 to 1;
+    grey ones have three equal channels.
+
+    Args:
+        file: an `.npz` of the network's arrays under PyTorch's names, such as
+            `Mixed_5b.branch1x1.conv.weight`; others in it, as of the classifier, are not read.
+
+    Returns:
+        A function of uint8 images `[N, H, W, C]`, C = 1 or 3, to `[N, 2048]`.
+
+    Raises:
+        VaeJaxError: the file cannot be read, or an array is missing or not of the network's shape.
+    """
+    network = InceptionV3()
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, threefry.key(0), image)["params"]
+    try:
+        with Path(file).open("rb") as opened, np.load(opened) as arrays:
+            weights = jax.tree_util.tree_map_with_path(partial(_array, file, arrays), shapes)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise VaeJaxError(
+            f"The weights {file} cannot be read ({error}): give an .npz as np.savez writes it."
+        ) from error
+
+    @jax.jit
+    def pool3(weights: Any, images: Array) -> Array:
+        x = images / 127.5 - 1
+        x = jax.image.resize(x, (len(x), SIDE, SIDE, 3), "bilinear", antialias=False)
+        found: Any = network.apply({"params": weights}, x)
+        return found
+
+    def features(images: np.ndarray) -> np.ndarray:
+        images = check_images(images)
+        coloured = np.repeat(images, 3 // images.shape[-1], -1)
+        return in_chunks(partial(pool3, weights), coloured, AT_ONCE)
+
+    return features
+
+
+def _array(file: str | Path, arrays: Any, path: Sequence[Any], wanted: Any) -> Array:
+    """An array of the file, as the network wants it."""
+    name = ".".join(part.key for part in path)
+    if name not in arrays:
+        raise VaeJaxError(f"The weights {file} have no {name}: write all of Inception-v3's arrays.")
+    found = arrays[name]
+    if found.shape != wanted.shape or found.dtype.kind != "f":
+        raise VaeJaxError(
+            f"The weights {file} have {name} as {found.dtype} {found.shape}: it must be of floats "
+            f"{wanted.shape}, as Inception-v3 has it."
+        )
+    return jnp.asarray(found, jnp.float32)
