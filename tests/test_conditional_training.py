@@ -36,7 +36,7 @@ COMBINATIONS: dict[str, tuple[Any, Any, str]] = {
     "Pretrain": (MODEL, vj.Pretrain(SWITCH, vj.ELBO()), "dynamic"),
     "AutoregressivePixels": (MODEL.clone(likelihood=PIXELS), vj.ELBO(), "dynamic"),
 }
-SLOW = ("VAEGAN", "Pretrain", "AutoregressivePixels")
+SLOW = ("PatchGAN", "VAEGAN", "AutoregressivePixels")
 
 
 def experiment(name: str) -> Experiment:
