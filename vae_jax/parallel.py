@@ -242,11 +242,12 @@ def give_replicas_cores(num_seeds: int) -> None:
     Only before JAX has started; without effect where there are accelerators, or where XLA_FLAGS
     says how many devices the CPU is.
     """
-    devices = math.gcd(num_seeds, os.cpu_count() or 1)
-    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    cores = os.cpu_count() or 1
+    devices, flags = math.gcd(num_seeds, cores), os.environ.get("XLA_FLAGS", "")
+    if devices > 1 and "xla_force_host_platform_device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", devices)
+        if devices == cores:  # their threads would only wait for each other
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def memory() -> int:

@@ -209,7 +209,14 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
 
     def every_seed(state: TrainState, images: Array | None, batches: Batches, seed: Array):
         if len(seed) > 1:
-            return jax.vmap(chunk, (0, None, 0, 0))(state, images, batches, seed)
+            # A core is busy with one seed's products; small ones of many seeds take longer.
+            return lax.platform_dependent(
+                state,
+                batches,
+                seed,
+                cpu=lambda *each: lax.map(lambda one: chunk(one[0], images, *one[1:]), each),
+                default=jax.vmap(lambda *one: chunk(one[0], images, *one[1:])),
+            )
         # An axis of one costs a few percent in products of small matrices.
         state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
         return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
