@@ -1,5 +1,7 @@
 """The Fréchet distance between two sets of features."""
 
+from typing import Any
+
 import numpy as np
 
 from vae_jax.metrics.estimate import GROUPS, Estimate
@@ -43,4 +45,5 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
 
 def _factor(x: np.ndarray) -> np.ndarray:
     """A `[F, min(N, F)]` with A A' the covariance of the rows."""
-    return np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r").T
+    triangle: Any = np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r")
+    return triangle.T
