@@ -239,6 +239,8 @@ class Layout:
 def give_replicas_cores(num_seeds: int) -> None:
     """Makes the CPU as many devices as divide both its cores' number and the replicas.
 
+    Where that is a device for each core, each has one thread.
+
     Only before JAX has started; without effect where there are accelerators, or where XLA_FLAGS
     says how many devices the CPU is.
     """
