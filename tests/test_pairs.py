@@ -122,7 +122,6 @@ TRIPLES = [
 ]
 # By default these, with each kind of latents; all of them in the slow suite.
 SOME = {
-    ("conv", "xception", "tensor"),
     ("gpt", "vgg", "vector"),
     ("vit", "axial", "tensor"),
     ("axial", "resnet", "matrix"),

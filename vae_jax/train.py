@@ -174,11 +174,10 @@ def train_step(
         return params, model_state, ema, opt_state
 
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
-    # A branch works in place, where a choice copies; to an accelerator a branch is the slower one.
-    changed = lax.platform_dependent(
-        cpu=lambda: lax.cond(finite, updated, lambda: old),
-        default=lambda: jax.tree.map(partial(jnp.where, finite), updated(), old),
-    )
+    if jax.default_backend() == "cpu":  # a branch works in place, where a choice copies
+        changed = lax.cond(finite, updated, lambda: old)
+    else:  # where a branch is the slower one
+        changed = jax.tree.map(partial(jnp.where, finite), updated(), old)
     state = TrainState(
         state.step + 1,
         *changed,
@@ -209,14 +208,11 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
 
     def every_seed(state: TrainState, images: Array | None, batches: Batches, seed: Array):
         if len(seed) > 1:
+            if jax.default_backend() != "cpu":
+                return jax.vmap(chunk, (0, None, 0, 0))(state, images, batches, seed)
             # A core is busy with one seed's products; small ones of many seeds take longer.
-            return lax.platform_dependent(
-                state,
-                batches,
-                seed,
-                cpu=lambda *each: lax.map(lambda one: chunk(one[0], images, *one[1:]), each),
-                default=jax.vmap(lambda *one: chunk(one[0], images, *one[1:])),
-            )
+            each = (state, batches, seed)
+            return lax.map(lambda one: chunk(one[0], images, *one[1:]), each)
         # An axis of one costs a few percent in products of small matrices.
         state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
         return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
