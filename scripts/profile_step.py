@@ -4,7 +4,8 @@
 
 Traces one chunk of the benchmark's work (`scripts/contenders/ours.py`) with jax.profiler, after one
 that compiles, and prints each operation's milliseconds a step, and the part of the chunk's time in
-which no operation ran: the host's share, or the wait for it.
+which no operation ran: the host's share, or the wait for it. On a GPU, where a step is one CUDA
+graph, the trace has the graphs alone, and they overlap.
 """
 
 import gzip

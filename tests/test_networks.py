@@ -65,23 +65,37 @@ def arrays(kernel, stride, size=SIZE, channels=(2, 3)):
     return [generator.normal(size=shape) for shape in shapes]
 
 
+def library_transpose(y, kernel, stride, spatial):
+    """The transpose of `library_conv` on images `[N, *spatial, I]`."""
+    image = jax.ShapeDtypeStruct((len(y), *spatial, kernel.shape[2]), y.dtype)
+    return jax.linear_transpose(lambda x: library_conv(x, kernel, stride), image)(y)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def values_and_gradients(functions, operands, cotangent):
+    """For each function its value and its gradient in each operand."""
+    results = []
+    for function in functions:
+        value, pullback = jax.vjp(function, *operands)
+        results.append((value, *pullback(cotangent)))
+    return results
+
+
+def assert_same(functions, operands, cotangent, tolerance):
+    """Two functions have the same values and gradients; returns the value."""
+    ours, librarys = values_and_gradients(functions, operands, cotangent)
+    for mine, theirs in zip(ours, librarys, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+    return np.asarray(ours[0])
+
+
 @cases
 def test_conv_is_the_librarys(branch, kernel, stride):
     """Value and both gradients against XLA's "SAME" convolution, in float64."""
     with jax.enable_x64(True):
         x, kernel, y = arrays(kernel, stride)
-
-        @jax.jit
-        def both(x, kernel, y):
-            results = []
-            for function in (conv, library_conv):
-                value, pullback = jax.vjp(partial(function, stride=stride), x, kernel)
-                results.append((value, *pullback(y)))
-            return results
-
-        ours, librarys = both(x, kernel, y)
-        for mine, theirs in zip(ours, librarys, strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
+        functions = (partial(conv, stride=stride), partial(library_conv, stride=stride))
+        assert_same(functions, (x, kernel), y, 1e-12)
 
 
 @cases
@@ -89,25 +103,11 @@ def test_conv_transpose_is_the_adjoint(branch, kernel, stride):
     """<conv(x), y> = <x, conv_transpose(y)>; value and gradients are the library's transpose's."""
     with jax.enable_x64(True):
         x, kernel, y = arrays(kernel, stride)
-
-        def ours(y, kernel):
-            return conv_transpose(y, kernel, stride, SIZE)
-
-        def librarys(y, kernel):
-            return jax.linear_transpose(lambda x: library_conv(x, kernel, stride), x)(y)[0]
-
-        @jax.jit
-        def both(x, kernel, y):
-            results = []
-            for function in (ours, librarys):
-                value, pullback = jax.vjp(function, y, kernel)
-                results.append((value, *pullback(x)))
-            return library_conv(x, kernel, stride), *results
-
-        convolved, mine, theirs = both(x, kernel, y)
-        assert np.vdot(convolved, y) == pytest.approx(np.vdot(x, mine[0]), rel=1e-12)
-        for a, b in zip(mine, theirs, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        given = {"stride": stride, "spatial": SIZE}
+        functions = (partial(conv_transpose, **given), partial(library_transpose, **given))
+        transposed = assert_same(functions, (y, kernel), x, 1e-12)
+        convolved = jax.jit(library_conv, static_argnums=2)(x, kernel, stride)
+        assert np.vdot(convolved, y) == pytest.approx(np.vdot(x, transposed), rel=1e-12)
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride", "tile"), TILED)
@@ -116,28 +116,11 @@ def test_tiles_are_the_librarys_convolution(size, kernel, stride, tile):
     with jax.enable_x64(True):
         x, kernel, y = arrays((kernel, kernel), stride, size, (48, 64))
         assert _tile(jnp.asarray(x), jnp.asarray(kernel), stride) == tile
-
-        @jax.jit
-        def both(x, kernel, y):
-            results = []
-            for function in (conv, library_conv):
-                value, pullback = jax.vjp(partial(function, stride=stride), x, kernel)
-                results.append((value, *pullback(y)))
-
-            def librarys(y, kernel):
-                return jax.linear_transpose(lambda x: library_conv(x, kernel, stride), x)(y)[0]
-
-            for function in (partial(conv_transpose, stride=stride, spatial=size), librarys):
-                value, pullback = jax.vjp(lambda y, k, f=function: f(y, kernel=k), y, kernel)
-                results.append((value, *pullback(x)))
-            return results
-
-        convolved, librarys, transposed, librarys_transposed = both(x, kernel, y)
-        for mine, theirs in zip(
-            (*convolved, *transposed), (*librarys, *librarys_transposed), strict=True
-        ):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
-    exact = np.asarray(librarys[0])
+        functions = (partial(conv, stride=stride), partial(library_conv, stride=stride))
+        exact = assert_same(functions, (x, kernel), y, 1e-10)
+        given = {"stride": stride, "spatial": size}
+        functions = (partial(conv_transpose, **given), partial(library_transpose, **given))
+        assert_same(functions, (y, kernel), x, 1e-10)
     single = jax.jit(partial(conv, stride=stride))(np.float32(x), np.float32(kernel))
     assert np.sqrt(np.mean((np.asarray(single) - exact) ** 2)) < 1e-5 * exact.std()
 

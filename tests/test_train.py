@@ -162,8 +162,12 @@ class Faulty:
         return loss + jnp.sqrt(jnp.where(self.bad(step), 0.0, 1.0) * jnp.square(loss)), metrics
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # a branch or a choice
 @pytest.mark.parametrize("loss_too", [True, False], ids=["loss", "gradient_alone"])
-def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(loss_too: bool) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
+    loss_too: bool, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     bad = (2, 3, 4, 7)
     faulty = Faulty(lambda step: jnp.isin(step, jnp.array(bad)), loss_too)
     walked = walk(dataclasses.replace(TINY, objective=faulty), 10)
@@ -179,6 +183,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(loss_to
             unchanged = equal(getattr(before, part), getattr(after, part))
             assert unchanged == (step in bad), f"{part} at step {step}"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(walked[-1][0]))
+
+
+def test_seeds_of_one_device_take_the_same_steps_in_turns_and_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In turns on a CPU, at once on an accelerator."""
+    runs = []
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        with on_devices(1):
+            runs.append(train(TINY, tmp_path / platform, num_seeds=2).state.params)
+    for one, other in zip(*map(jax.tree.leaves, runs), strict=True):
+        assert len(one) == 2
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_counts_the_steps_it_skipped_and_ends(tmp_path: Path) -> None:
