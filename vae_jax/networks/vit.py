@@ -1,6 +1,6 @@
 """The vision transformer: every patch sees all others."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -81,7 +81,33 @@ class ViTDecoder(nn.Module):
         return decode_patches(self, z, image_shape, causal=False)
 
 
-def encode_patches(network: Any, x: Array, causal: bool) -> Array:
+class OfPatches(Protocol):
+    """What encoders and decoders of patches have in common.
+
+    Attributes:
+        patch_size: of the square patches, in pixels.
+        width, num_layers, num_heads: of the `Transformer`.
+    """
+
+    patch_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+
+
+class EncoderOfPatches(OfPatches, Protocol):
+    """`ViTEncoder` or `GPTEncoder`."""
+
+    output: Output
+
+
+class DecoderOfPatches(OfPatches, Protocol):
+    """`ViTDecoder` or `GPTDecoder`."""
+
+    channels: int
+
+
+def encode_patches(network: EncoderOfPatches, x: Array, causal: bool) -> Array:
     """Features of an image, of the place that knows all of it or of each patch.
 
     Inside a compact method.
@@ -103,7 +129,7 @@ def encode_patches(network: Any, x: Array, causal: bool) -> Array:
     return as_output(h[:, before:].reshape(*patches.shape[:3], network.width), network.output)
 
 
-def decode_patches(network: Any, z: Array, image_shape: Shape, causal: bool) -> Array:
+def decode_patches(network: DecoderOfPatches, z: Array, image_shape: Shape, causal: bool) -> Array:
     """Features of each pixel, from tokens of z before a place for each patch of the image.
 
     Inside a compact method.
@@ -124,7 +150,7 @@ def decode_patches(network: Any, z: Array, image_shape: Shape, causal: bool) -> 
     return from_patches(h[:, tokens.shape[1] :], image_shape, network.patch_size)
 
 
-def _transformed(network: Any, x: Array, causal: bool, features: int | None = None) -> Array:
+def _transformed(network: OfPatches, x: Array, causal: bool, features: int | None = None) -> Array:
     transformer = Transformer(
         length=x.shape[1],
         features=features,
