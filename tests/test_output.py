@@ -1,6 +1,8 @@
 """Pictures on the disk: formats, quality, single files, what is refused."""
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import tiny
 from PIL import Image, ImageDraw
 from running import TINY, on_devices
 
-from vae_jax import plots
+from vae_jax import VaeJaxError, generate, plots
 from vae_jax.cli import main
-from vae_jax.train import train_file
+from vae_jax.train import load_run, train_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".WEBP": "WEBP"}
 
@@ -94,7 +96,9 @@ def vae_jax(*arguments: Any) -> None:
     [
         (["sample", "--num", 3, "--quality", 50], ".webp", 3),
         (["reconstruct", "--num", 3], ".jpg", 3),
+        (["reconstruct", "--num", 30], ".jpg", 21),  # as many as the split has
         (["interpolate", "--pairs", 2, "--steps", 3], ".webp", 6),
+        (["interpolate", "--pairs", 30, "--steps", 3], ".webp", 30),
         (["traverse", "--steps", 3, "--quality", 80], ".jpeg", 6),
     ],
 )
@@ -112,11 +116,24 @@ def test_every_command_draws_one_file_or_many(
     assert capsys.readouterr().out == f"{one}\n"
     assert read(one)[0] == FORMATS[suffix]
     vae_jax(name, run, "--out", many, *flags)
-    paths = [many.with_name(f"{n}{suffix}") for n in range(files)]
+    digits = len(str(files - 1))
+    paths = [many.with_name(f"{n:0{digits}}{suffix}") for n in range(files)]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in paths]
     for path in paths:
         kind, pixels = read(path)
         assert (kind, pixels.shape[:2]) == (FORMATS[suffix], tiny.IMAGE_SHAPE[:2])
+
+
+@pytest.mark.parametrize("draw", [generate.reconstruct, partial(generate.interpolate, steps=3)])
+def test_a_split_without_images_is_refused(draw: Any, run: Path) -> None:
+    """The test split of a folder with two pictures is one."""
+    with on_devices(1):
+        loaded = load_run(run)
+    data = loaded.experiment.data
+    data = replace(data, test=replace(data.test, images=data.test.images[:0]))
+    emptied = replace(loaded, experiment=replace(loaded.experiment, data=data))
+    with pytest.raises(VaeJaxError, match=r"test split of bars has no .*another split"):
+        draw(emptied, "test", 3)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png"])

@@ -302,7 +302,7 @@ def reconstruct(
     Args:
         run: the run folder.
         to: where.
-        num: how many.
+        num: how many, or all if there are fewer.
         split: of the data.
         checkpoint: the latest, or the best by validation.
     """
@@ -333,7 +333,7 @@ def restyle(
         source: the images' class, by its name or number.
         target: the class to decode with; None draws all.
         to: where; files of one picture each are of the pictures decoded.
-        num: how many images.
+        num: how many images, or all if there are fewer.
         split: of the data.
         checkpoint: the latest, or the best by validation.
     """
@@ -367,7 +367,7 @@ def interpolate(
     Args:
         run: the run folder.
         to: where.
-        pairs: how many lines.
+        pairs: how many lines, or all if there are fewer.
         steps: pictures on each.
         split: where the pairs come from.
         checkpoint: the latest, or the best by validation.

@@ -50,7 +50,6 @@ def draw(run: Run) -> list[Path]:
     """
     data = run.experiment.data
     split = "valid" if len(data.valid) else "train"
-    shown = len(getattr(data, split))
     name = f"{data.name}, {split} split"
     quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
     drawn = {
@@ -62,22 +61,19 @@ def draw(run: Run) -> list[Path]:
             ylabel="nats per image",
         ),
         "samples": samples(run),
-        "reconstructions": plots.reconstructions(
-            *generate.reconstruct(run, split, min(20, shown)), title=name
-        ),
+        "reconstructions": plots.reconstructions(*generate.reconstruct(run, split, 20), title=name),
     }
     if run.experiment.model.labels is not None:
         names = generate.class_names(run)
         source, targets = int(getattr(data, split).labels[0]), range(len(names))[:SHOWN_CLASSES]
         images = generate.restyle(run, split, source, targets, 10)
         drawn["restyled"] = plots.restyled(*images, names[source], names[:SHOWN_CLASSES])
-    pairs = len(generate.pairs_of(run, split, min(6, shown // 2))) // 2
-    if generate.space_of(run) in ("real", "sphere") and pairs:
-        drawn["interpolations"] = plots.interpolations(generate.interpolate(run, split, pairs, 11))
+    if generate.space_of(run) in ("real", "sphere") and len(generate.pairs_of(run, split, 1)):
+        drawn["interpolations"] = plots.interpolations(generate.interpolate(run, split, 6, 11))
     if generate.has_coordinates(run):
         images, values, dims = generate.traverse(run, split, 0, 11, 10)
         drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
-    rows = np.arange(min(5000, shown))
+    rows = np.arange(min(5000, len(getattr(data, split))))
     x, y = generate.images_of(run, split, rows), generate.labels_of(run, split, rows)
     z = np.asarray(generate.posterior_means(run, x, y))
     if generate.has_coordinates(run) and z.shape[1:] == (2,):

@@ -176,8 +176,24 @@ def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray
 
 
 def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `num` images of a split, and the decoder's means at their E_q[z]."""
-    rows = np.arange(num)
+    """Images of a split, and the decoder's means at their E_q[z].
+
+    Args:
+        run: a `Run`.
+        split: of the data.
+        num: how many images, the first of the split, or all if there are fewer.
+
+    Returns:
+        Images `[n, H, W, C]` as the model sees them, and as many means.
+
+    Raises:
+        VaeJaxError: the split is empty.
+    """
+    rows = np.arange(min(num, len(getattr(run.experiment.data, split))))
+    if not len(rows):
+        raise VaeJaxError(
+            f"The {split} split of {run.experiment.data.name} has no images: choose another split."
+        )
     x, y = images_of(run, split, rows), labels_of(run, split, rows)
     return np.asarray(x), decode_means(run, posterior_means(run, x, y), y)
 
@@ -233,10 +249,10 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
     of `pairs_of`.
 
     Returns:
-        `[pairs, steps, H, W, C]`.
+        `[n, steps, H, W, C]`.
 
     Raises:
-        VaeJaxError: between two latents of the model there is nothing, or the split is too small.
+        VaeJaxError: between two latents of the model there is nothing, or the split has no pair.
     """
     space = space_of(run)
     if space not in ("real", "sphere"):
@@ -247,8 +263,8 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
     rows = pairs_of(run, split, pairs)
     if not len(rows):
         raise VaeJaxError(
-            f"The {split} split of {run.experiment.data.name} has no two images of one class: "
-            "interpolate in another split."
+            f"The {split} split of {run.experiment.data.name} has no two images, of one class if "
+            "the model has classes: interpolate in another split."
         )
     y = labels_of(run, split, rows)
     z = posterior_means(run, images_of(run, split, rows), y)
@@ -265,13 +281,12 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
 
 
 def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
-    """Rows 2i and 2i+1 to interpolate between, `[2 pairs]`.
+    """Rows 2i and 2i+1 to interpolate between, `[2 pairs]`, or fewer where the split has no more.
 
-    Of a conditional model both are of one class, the classes taking turns, and there are fewer
-    pairs where the split has no more.
+    Of a conditional model both are of one class, the classes taking turns.
     """
     if run.experiment.model.labels is None:
-        return np.arange(2 * pairs)
+        return np.arange(2 * min(pairs, len(getattr(run.experiment.data, split)) // 2))
     labels = getattr(run.experiment.data, split).labels
     classes = [np.flatnonzero(labels == y) for y in np.unique(labels)]
     longest = max(map(len, classes), default=0)
