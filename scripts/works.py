@@ -134,8 +134,8 @@ def convolutional() -> Work:
 def residual() -> Work:
     """3x3 convolutions in residual blocks."""
     title = "residual network, 32x32 colours, batch 64"
-    work = training(title, "residual", 2, 64, torch=1.0)
-    work.contenders.append(device_a_core("residual", 2, 64))
+    work = training(title, "residual", 8, 64, torch=1.0)
+    work.contenders.append(device_a_core("residual", 8, 64))
     return work
 
 
@@ -207,6 +207,7 @@ def everything() -> list[Work]:
         training("IWAE network, batch 20, k = 1", "iwae", 500, 20, torch=2.0),
         training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50, torch=1.3),
         convolutional(),
+        training("the same with 3x3 kernels, batch 128", "conv3", 10, 128, torch=1.3),
         residual(),
         training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100, torch=None),
         seeds(),

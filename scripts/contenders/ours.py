@@ -31,7 +31,7 @@ from vae_jax import (
 from vae_jax.data import Data
 from vae_jax.distributions import Shape
 
-Work = Literal["mlp", "iwae", "conv", "vampprior", "residual", "stream"]
+Work = Literal["mlp", "iwae", "conv", "conv3", "vampprior", "residual", "stream"]
 
 
 def model_of(work: Work) -> VAE:
@@ -52,12 +52,13 @@ def model_of(work: Work) -> VAE:
             decoder=MLP((200, 200), activation=jnp.tanh),
             likelihood=Bernoulli(),
         )
-    if work == "conv":
+    if work in ("conv", "conv3"):
+        size = 3 if work == "conv3" else 4
         return VAE(
-            encoder=ConvEncoder((32, 64), dense=256),
+            encoder=ConvEncoder((32, 64), dense=256, kernel_size=size),
             posterior=DiagonalGaussian(32),
             prior=StandardNormal(32),
-            decoder=ConvDecoder((64, 32, 1), dense=256, affine_last=True),
+            decoder=ConvDecoder((64, 32, 1), dense=256, kernel_size=size, affine_last=True),
             likelihood=Bernoulli(),
         )
     if work == "vampprior":
@@ -105,9 +106,10 @@ def experiment(
 
     Args:
         work: mlp is 784-500-20-500-784; iwae Burda et al.'s one-layer network, 200-200-50; conv
-            two strided convolutions, 32 and 64, and a dense layer of 256; vampprior Tomczak &
-            Welling's 300-300-40 with 500 pseudo-inputs; residual three residual blocks of 128
-            channels in encoder and decoder, on 32x32 colours; stream a small MLP on 64x64 colours.
+            two strided convolutions, 32 and 64, of 4x4, conv3 of 3x3, and a dense layer of 256;
+            vampprior Tomczak & Welling's 300-300-40 with 500 pseudo-inputs; residual three residual
+            blocks of 128 channels in encoder and decoder, on 32x32 colours; stream a small MLP on
+            64x64 colours.
         batch_size: images of a step.
         k: samples of the importance-weighted bound; the ELBO where it is 1.
         log_every: steps between two lines of metrics.

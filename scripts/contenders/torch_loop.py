@@ -61,11 +61,11 @@ def conv(channels, kernel=4):
     return layers
 
 
-def conv_transpose(channels):
+def conv_transpose(channels, kernel=4):
     """Transposed convolutions that double it."""
     layers = []
     for m, n in pairwise(channels):
-        layers += [nn.ConvTranspose2d(m, n, 4, 2, 1), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(m, n, kernel, 2, 1, output_padding=4 - kernel), nn.ReLU()]
     return layers
 
 
@@ -86,7 +86,7 @@ class Model(nn.Module):
             back = (latents, *reversed(widths[1:]))
             self.decoder = nn.Sequential(mlp(back, layer), nn.Linear(back[-1], 784))
         else:
-            grey = work == "conv"
+            grey, kernel = work in ("conv", "conv3"), 3 if work == "conv3" else 4
             down, up, latents, size, colours = (
                 ((1, 32, 64), (64, 32, 1), 32, 7, 1)
                 if grey
@@ -96,7 +96,7 @@ class Model(nn.Module):
             middle, hidden = down[-1] * size * size, 256
             ends = [] if grey else [nn.ReLU()]
             self.encoder = nn.Sequential(
-                *conv(down),
+                *conv(down, kernel),
                 *(Residual(down[-1]) for _ in range(blocks)),
                 *ends,
                 nn.Flatten(),
@@ -111,7 +111,7 @@ class Model(nn.Module):
                 nn.Unflatten(1, (up[0], size, size)),
                 *(Residual(up[0]) for _ in range(blocks)),
                 *ends,
-                *(conv_transpose(up)[:-1] if grey else conv_transpose(up)),
+                *(conv_transpose(up, kernel)[:-1] if grey else conv_transpose(up)),
                 *([] if grey else [nn.Conv2d(up[-1], colours, 1)]),
             )
             self.to(memory_format=torch.channels_last)
@@ -187,7 +187,8 @@ def main() -> None:
     parser.add_argument("--log-every", type=int, default=100)
     options = parser.parse_args()
     work, batch_size, k = options.work, options.batch_size, options.k
-    shape = {"residual": (3, 32, 32), "conv": (1, 28, 28)}.get(work, (784,))
+    grey = dict.fromkeys(("conv", "conv3"), (1, 28, 28))
+    shape = (grey | {"residual": (3, 32, 32)}).get(work, (784,))
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
         torch.set_float32_matmul_precision("high")
