@@ -29,6 +29,9 @@ BARE = (
     "train_file(*sys.argv[1:3], json.loads(sys.argv[3]))",
 )
 
+# Seconds: nothing should take as long even on a busy machine.
+DEADLINE = 300
+
 _every_device, _pmap = jax.devices, jax.pmap
 _cache = tempfile.TemporaryDirectory(prefix="vae_jax_compiled_")
 _CACHE_SETTINGS = {
@@ -94,25 +97,44 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """What became of a process, which has two minutes."""
+    """What became of a process, which has as long as a busy machine may need."""
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Returns when the condition holds; the process has to be running still."""
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    """Returns when the condition holds; the process, if there is one, has to be running still."""
+    latest = time.monotonic() + DEADLINE
     try:
-        while not condition():
-            assert process.poll() is None, process.communicate()
+        while not _holds(condition):
+            assert process is None or process.poll() is None, process.communicate()
+            assert time.monotonic() < latest, f"it did not come within {DEADLINE} s"
             time.sleep(0.001)
     except BaseException:
-        process.kill()
-        process.communicate()
+        if process is not None:
+            process.kill()
+            process.communicate()
         raise
+
+
+def _holds(condition: Callable[[], Any]) -> bool:
+    """Not yet, where a file goes while it is looked at."""
+    try:
+        return bool(condition())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def has_ended(pid: str) -> bool:
+    """Whether a process, of this one or of another, is gone, or waits for its parent alone."""
+    try:
+        return "(zombie)" in (Path("/proc") / pid / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The command from data to figures, as a user of the quickstart gives it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +88,22 @@ def test_progress_on_a_pipe_is_plain_lines(trained: tuple[Path, Any]) -> None:
 
 
 def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
+
+    def said_at(terminal: int) -> Iterator[bytes]:
+        with contextlib.suppress(OSError):  # which is how a terminal ends on Linux
+            while chunk := os.read(terminal, 100_000):
+                yield chunk
+
     ours, theirs = pty.openpty()
     progress = (
         "from vae_jax.progress import Progress\n"
         "with Progress(20, 8) as p: p.update(10, 3.25); p.say('hello'); p.update(20, 3.0)"
     )
-    done = subprocess.run([sys.executable, "-c", progress], stderr=theirs, check=True)
-    said = os.read(ours, 100_000).decode()
-    assert done.returncode == 0
+    with subprocess.Popen([sys.executable, "-c", progress], stderr=theirs) as process:
+        os.close(theirs)
+        said = b"".join(said_at(ours)).decode()
+    os.close(ours)
+    assert process.returncode == 0
     assert "20/20" in said
     assert "hello" in said
     assert "images/s, loss 3.00 nats" in said

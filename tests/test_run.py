@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from running import (
     TINY,
     checkpoint_steps,
     finish,
+    interrupted_after,
     last_step,
     on_devices,
     rows,
@@ -31,6 +31,7 @@ from running import (
 
 from vae_jax import VaeJaxError, train
 from vae_jax.experiment import Origin
+from vae_jax.interruption import Interrupted
 from vae_jax.run import RunFolder
 from vae_jax.train import train_file
 
@@ -161,11 +162,11 @@ def test_sigint_stops_and_saves_too(tmp_path: Path) -> None:
     process = start(CLI, "train", TINY, "--workdir", folder, *FLAGS)
     wait_until(lambda: last_step(folder) > 100, process)
     process.send_signal(signal.SIGINT)
-    begun = time.perf_counter()
     done = finish(process)
-    assert time.perf_counter() - begun < 10
     assert done.returncode == 130
-    assert "Stopped by SIGINT after step" in done.stderr
+    step = checkpoint_steps(folder)[-1]
+    assert 100 < step < 2000
+    assert f"Stopped by SIGINT after step {step}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -189,32 +190,25 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
+    arguments = {"hidden": 64, "num_steps": 60, "checkpoint_every": 20}
+    with on_devices(1), pytest.raises(Interrupted), interrupted_after(15):
+        train_file(TINY, folder, arguments)
+
     # The weights are some 40 KB; what else is written stays below 20.
-    arguments = {"hidden": 64, "num_steps": 400}
-    flags = [*FLAGS, "--hidden", 64, "--num-steps", 400]
-    process = start(CLI, "train", TINY, "--workdir", folder, *flags)
-    wait_until(lambda: list(folder.glob("checkpoints/20")), process)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    done = finish(process)
+    limited = ("-c", f"import resource; resource.setrlimit(1, (20_000, 20_000)); {CLI[1]}")
+    flags = ("--hidden", 64, "--num-steps", 60, "--checkpoint-every", 20)
+    command = ("train", TINY, "--workdir", folder, *flags, "--no-compilation-cache")
+    done = finish(start(limited, *command))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("vae-jax: ")]
     assert f"could not be written to {folder / 'checkpoints'}" in sentence
     assert "free some space" in sentence
-    step = checkpoint_steps(folder)[-1]  # and nothing half-written
-    assert step < 400
+    assert checkpoint_steps(folder) == [20]  # and nothing half-written
 
-    both = "; ".join(
-        (
-            "from vae_jax.train import train_file",
-            f"a = {(ARGUMENTS | arguments)!r}",
-            f"train_file({str(TINY)!r}, {str(folder)!r}, a)",
-            f"train_file({str(TINY)!r}, {str(tmp_path / 'straight')!r}, a)",
-        )
-    )
-    done = finish(start(("-c", both)))
-    assert done.returncode == 0, done.stderr
-    assert f"Going on from step {step}" in done.stderr
+    with on_devices(1):
+        train_file(TINY, folder, arguments)
+        train_file(TINY, tmp_path / "straight", arguments)
     assert summary(folder) == summary(tmp_path / "straight")
 
 
