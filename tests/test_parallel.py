@@ -233,6 +233,7 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
     (step,) = checkpoint_steps(workdir)[-1:]
     assert step < 100
 
+    (workdir / "figures").mkdir()  # as if they were drawn
     done = [finish(process) for process in start_two(folders)]
     assert [process.returncode for process in done] == [0, 0], done
     assert f"Going on from step {step}" in done[0].stderr

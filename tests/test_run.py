@@ -30,6 +30,7 @@ from running import (
 )
 
 from vae_jax import VaeJaxError, train
+from vae_jax.cli import main
 from vae_jax.experiment import Origin
 from vae_jax.interruption import Interrupted
 from vae_jax.run import RunFolder
@@ -37,9 +38,14 @@ from vae_jax.train import train_file
 
 # 100 checkpoints: long enough to be killed at any moment.
 ARGUMENTS = {"num_steps": 2000, "log_every": 10, "checkpoint_every": 20}
-FLAGS = [
-    part for name, value in ARGUMENTS.items() for part in (f"--{name.replace('_', '-')}", value)
-]
+
+
+def flags(arguments: dict[str, Any]) -> list[Any]:
+    pairs = ((f"--{name.replace('_', '-')}", value) for name, value in arguments.items())
+    return [part for pair in pairs for part in pair]
+
+
+FLAGS = flags(ARGUMENTS)
 
 
 def start_bare(folder: Path, devices: int, **arguments: int) -> subprocess.Popen[str]:
@@ -56,8 +62,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
     @cache
     def run(devices: int) -> Path:
         folder = tmp_path_factory.mktemp("straight") / "run"
-        done = finish(start_bare(folder, devices))
-        assert done.returncode == 0, done.stderr
+        with on_devices(devices):
+            train_file(TINY, folder, ARGUMENTS)
         return folder
 
     return run
@@ -93,7 +99,10 @@ def assert_kills_leave_no_trace(
 
 @pytest.mark.parametrize(
     ("devices", "phases"),
-    [(1, ["start", "training", "writing"]), (4, ["training", "writing"])],
+    [
+        (1, ["start", "training", "writing"]),
+        pytest.param(4, ["training", "writing"], marks=pytest.mark.slow),
+    ],
     ids=["one_device", "four_devices"],
 )
 def test_a_killed_run_ends_as_the_run_never_killed(
@@ -143,6 +152,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(stopped: Path) -> Path:
     """The same run, finished by the same command."""
     step = checkpoint_steps(stopped)[-1]
+    (stopped / "figures").mkdir()  # as if they were drawn
     done = finish(start(CLI, "train", TINY, "--workdir", stopped, *FLAGS))
     assert done.returncode == 0, done.stderr
     assert f"Going on from step {step} of {stopped}." in done.stderr
@@ -157,17 +167,15 @@ def test_a_run_stopped_by_sigterm_ends_as_the_run_never_stopped(
     assert rows(finished) == rows(expected)
 
 
-def test_sigint_stops_and_saves_too(tmp_path: Path) -> None:
+def test_sigint_stops_and_saves_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    process = start(CLI, "train", TINY, "--workdir", folder, *FLAGS)
-    wait_until(lambda: last_step(folder) > 100, process)
-    process.send_signal(signal.SIGINT)
-    done = finish(process)
-    assert done.returncode == 130
-    step = checkpoint_steps(folder)[-1]
-    assert 100 < step < 2000
-    assert f"Stopped by SIGINT after step {step}" in done.stderr
-    assert "Traceback" not in done.stderr
+    with on_devices(1), interrupted_after(10, signal.SIGINT), pytest.raises(SystemExit) as stopped:
+        main(["train", str(TINY), "--workdir", str(folder), "--num-steps", "100"])
+    assert stopped.value.code == 130
+    (step,) = checkpoint_steps(folder)[-1:]
+    assert 10 < step < 100
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"Stopped by SIGINT after step {step}")
 
 
 def test_a_finished_run_says_so_and_touches_nothing(
@@ -190,14 +198,14 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
-    arguments = {"hidden": 64, "num_steps": 60, "checkpoint_every": 20}
+    arguments = {"num_steps": 60, "learning_rate": 1e-2, "batch_size": 16, "log_every": 5}
+    arguments |= {"checkpoint_every": 20, "hidden": 64}
     with on_devices(1), pytest.raises(Interrupted), interrupted_after(15):
         train_file(TINY, folder, arguments)
 
     # The weights are some 40 KB; what else is written stays below 20.
     limited = ("-c", f"import resource; resource.setrlimit(1, (20_000, 20_000)); {CLI[1]}")
-    flags = ("--hidden", 64, "--num-steps", 60, "--checkpoint-every", 20)
-    command = ("train", TINY, "--workdir", folder, *flags, "--no-compilation-cache")
+    command = ("train", TINY, "--workdir", folder, *flags(arguments), "--no-compilation-cache")
     done = finish(start(limited, *command))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
