@@ -3,7 +3,7 @@
 import os
 
 # Before JAX starts. The tests compile many small programs and run each for a moment, so LLVM's
-# optimizations cost more than a third of their time and save nothing.
+# optimizations cost much of their time and save nothing.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "

@@ -78,13 +78,14 @@ def test_progress_on_a_pipe_is_plain_lines(trained: tuple[Path, Any]) -> None:
     assert re.fullmatch(r"step 120/120, [\d,]+ images/s, loss \d+\.\d\d nats, 0 s left", lines[-1])
 
 
-def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
+def said_at(terminal: int) -> Iterator[bytes]:
+    """What is written to a terminal until its last writer closes it."""
+    with contextlib.suppress(OSError):  # which is how a terminal ends on Linux
+        while chunk := os.read(terminal, 100_000):
+            yield chunk
 
-    def said_at(terminal: int) -> Iterator[bytes]:
-        with contextlib.suppress(OSError):  # which is how a terminal ends on Linux
-            while chunk := os.read(terminal, 100_000):
-                yield chunk
 
+def test_progress_on_a_terminal_is_a_bar() -> None:
     ours, theirs = pty.openpty()
     progress = (
         "from vae_jax.progress import Progress\n"

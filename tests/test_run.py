@@ -204,9 +204,9 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on(
         train_file(TINY, folder, arguments)
 
     # The weights are some 40 KB; what else is written stays below 20.
-    limited = ("-c", f"import resource; resource.setrlimit(1, (20_000, 20_000)); {CLI[1]}")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     command = ("train", TINY, "--workdir", folder, *flags(arguments), "--no-compilation-cache")
-    done = finish(start(limited, *command))
+    done = finish(start(("-c", limit + CLI[1]), *command))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("vae-jax: ")]
