@@ -3,14 +3,17 @@
 import os
 
 # Before JAX starts. The tests compile many small programs and run each for a moment, so LLVM's
-# optimizations cost a third of their time and save nothing.
+# optimizations cost much of their time and save nothing.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
 )
 
+import gc
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,14 @@ import pytest
 from scipy import stats
 
 from vae_jax import MLP, VAE, DiagonalGaussian, Gaussian, StandardNormal
+from vae_jax.data import prepare
+
+
+def pytest_collection_finish() -> None:
+    """Looks for garbage less often: tracing makes many objects, little of it cyclic garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _identity(x):
@@ -101,3 +112,13 @@ class LinearGaussian:
 def fit_linear_gaussian():
     """`LinearGaussian.fit`."""
     return LinearGaussian.fit
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in which mnist_5k is prepared for real, once for all of xdist's workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    prepare("mnist_5k", root / "data")
+    return root / "data"

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,11 +30,14 @@ BARE = (
     "train_file(*sys.argv[1:3], json.loads(sys.argv[3]))",
 )
 
+# Seconds: nothing should take as long even on a busy machine.
+DEADLINE = 300
+
 _every_device, _pmap = jax.devices, jax.pmap
 _cache = tempfile.TemporaryDirectory(prefix="vae_jax_compiled_")
 _CACHE_SETTINGS = {
     "jax_compilation_cache_dir": _cache.name,
-    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_compile_time_secs": 0.3,  # below, it costs as much as it saves
 }
 for _name, _value in _CACHE_SETTINGS.items():
     jax.config.update(_name, _value)
@@ -63,14 +67,14 @@ def on_devices(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupted_after(step: int) -> Iterator[None]:
-    """SIGTERM reaches this process when the training metrics of this step are written."""
+def interrupted_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
+    """A signal reaches this process when the training metrics of this step are written."""
     append = RunFolder.append_metrics
 
     def append_and_raise(self: RunFolder, line: dict[str, Any]) -> None:
         append(self, line)
         if line["step"] == step and "loss" in line:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "append_metrics", append_and_raise)
@@ -80,9 +84,9 @@ def interrupted_after(step: int) -> Iterator[None]:
 def start(
     program: tuple[str, ...], *arguments: Any, devices: int = 1, cwd: Path = ROOT, **env: Any
 ) -> subprocess.Popen[str]:
-    """A Python process with pipes, on so many devices."""
+    """A Python process with pipes, compiled for as this one is, on so many devices."""
     settings = {name.upper(): str(value) for name, value in (_CACHE_SETTINGS | env).items()}
-    settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    settings["XLA_FLAGS"] = re.sub(r"(?<=count=)\d+", str(devices), os.environ["XLA_FLAGS"])
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         env=os.environ | settings,
@@ -94,25 +98,44 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """What became of a process, which has two minutes."""
+    """What became of a process, which has as long as a busy machine may need."""
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Returns when the condition holds; the process has to be running still."""
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    """Returns when the condition holds; the process, if there is one, has to be running still."""
+    latest = time.monotonic() + DEADLINE
     try:
-        while not condition():
-            assert process.poll() is None, process.communicate()
+        while not _holds(condition):
+            assert process is None or process.poll() is None, process.communicate()
+            assert time.monotonic() < latest, f"it did not come within {DEADLINE} s"
             time.sleep(0.001)
     except BaseException:
-        process.kill()
-        process.communicate()
+        if process is not None:
+            process.kill()
+            process.communicate()
         raise
+
+
+def _holds(condition: Callable[[], Any]) -> bool:
+    """Not yet, where a file goes while it is looked at."""
+    try:
+        return bool(condition())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def has_ended(pid: str) -> bool:
+    """Whether a process, of this one or of another, is gone, or waits for its parent alone."""
+    try:
+        return "(zombie)" in (Path("/proc") / pid / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

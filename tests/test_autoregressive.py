@@ -212,14 +212,6 @@ LIKELIHOOD = AutoregressivePixels(Bernoulli(), width=8, num_layers=1, num_heads=
 MODEL = tiny.model().clone(likelihood=LIKELIHOOD)
 
 
-@pytest.fixture
-def quick_compilation():
-    """A program that runs once need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def one_batch(devices: int, **changes: Any) -> Any:
     """Loss, metrics, model state and gradients of 16 images."""
     experiment = dataclasses.replace(tiny.experiment(), model=MODEL, objective=ELBO(2), **changes)
@@ -232,7 +224,7 @@ def one_batch(devices: int, **changes: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_gradients_on_several_devices_and_in_bfloat16(quick_compilation):
+def test_gradients_on_several_devices_and_in_bfloat16():
     """Two devices as one; bfloat16 within what 8 bits of mantissa leave, the network's too."""
     plain, two = one_batch(1), one_batch(2)
     half = one_batch(1, compute_dtype=jnp.bfloat16)
@@ -260,7 +252,7 @@ def test_decoders_of_every_kind_condition_it(decoder):
     assert params.keys() == {"network", "pixel"}
 
 
-def test_a_batch_of_samples_is_decoded_as_each_of_them(quick_compilation):
+def test_a_batch_of_samples_is_decoded_as_each_of_them():
     """p(x|z) of `[K, B]` latents keeps one network for all."""
 
     @jax.jit

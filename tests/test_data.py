@@ -30,14 +30,6 @@ from vae_jax.errors import VaeJaxError
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)  # every byte once
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder in which mnist_5k is prepared for real."""
-    folder = tmp_path_factory.mktemp("data")
-    prepare("mnist_5k", folder)
-    return folder
-
-
 @pytest.fixture
 def manual_dir() -> Path:
     """The developer's folder of official files."""
@@ -248,14 +240,15 @@ def idx_gz(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first_label"),
-    [("mnist", 5), pytest.param("fashion_mnist", 9, marks=pytest.mark.slow)],
+    [("mnist", 5), ("fashion_mnist", 9)],
 )
 def test_mnist_is_the_official_files_in_their_order(
-    name: str, first_label: int, data_dir: Path, manual_dir: Path
+    name: str, first_label: int, tmp_path: Path, manual_dir: Path
 ) -> None:
-    data = load(name, valid=5000, data_dir=data_dir)
+    data = load(name, valid=5000, data_dir=tmp_path)
     files = manual_dir / name
     images = idx_gz(files / "train-images-idx3-ubyte.gz")[..., None]
     labels = idx_gz(files / "train-labels-idx1-ubyte.gz")
@@ -268,15 +261,15 @@ def test_mnist_is_the_official_files_in_their_order(
         data.test.images, idx_gz(files / "t10k-images-idx3-ubyte.gz")[..., None]
     )
     assert "the last 5,000 of the 60,000 official training images" in data.description
-    assert len(load(name, data_dir=data_dir).valid) == 10_000
-    assert len(load(name, valid=0, data_dir=data_dir).valid) == 0
+    assert len(load(name, data_dir=tmp_path).valid) == 10_000
+    assert len(load(name, valid=0, data_dir=tmp_path).valid) == 0
     with pytest.raises(VaeJaxError, match=f"valid=60000 is out of range for {name}"):
-        load(name, valid=60_000, data_dir=data_dir)
+        load(name, valid=60_000, data_dir=tmp_path)
 
 
 @pytest.mark.slow
-def test_binarized_mnist_is_the_official_files(data_dir: Path, manual_dir: Path) -> None:
-    data = load("binarized_mnist", data_dir=data_dir)
+def test_binarized_mnist_is_the_official_files(tmp_path: Path, manual_dir: Path) -> None:
+    data = load("binarized_mnist", data_dir=tmp_path)
     for part, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         path = manual_dir / "binarized_mnist" / f"binarized_mnist_{part}.amat"
         digits = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 2 * 784)[:, ::2] - ord("0")
@@ -284,8 +277,8 @@ def test_binarized_mnist_is_the_official_files(data_dir: Path, manual_dir: Path)
     assert data.train.labels is None
 
 
-def test_frey_faces_are_all_frames_once(data_dir: Path, manual_dir: Path) -> None:
-    data = load("frey_faces", data_dir=data_dir)
+def test_frey_faces_are_all_frames_once(tmp_path: Path, manual_dir: Path) -> None:
+    data = load("frey_faces", data_dir=tmp_path)
     assert data.support == "uint8"
     splits = (data.train.images, data.valid.images, data.test.images)
     assert [len(images) for images in splits] == [1565, 200, 200]
@@ -298,9 +291,9 @@ def test_frey_faces_are_all_frames_once(data_dir: Path, manual_dir: Path) -> Non
 
 
 def test_caltech101_silhouettes_are_upright_figures_of_ones(
-    data_dir: Path, manual_dir: Path
+    tmp_path: Path, manual_dir: Path
 ) -> None:
-    data = load("caltech101_silhouettes", data_dir=data_dir)
+    data = load("caltech101_silhouettes", data_dir=tmp_path)
     assert [len(data.train), len(data.valid), len(data.test)] == [4100, 2264, 2307]
     assert data.protocol.name == "threshold"
     assert set(np.unique(data.train.images)) == {0, 255}
@@ -315,11 +308,11 @@ def test_caltech101_silhouettes_are_upright_figures_of_ones(
     assert sideways < 0.9 * (figures != figures[:, ::-1]).mean()
 
 
-def test_cifar10_4k_is_the_files_images_in_their_order(data_dir: Path, manual_dir: Path) -> None:
+def test_cifar10_4k_is_the_files_images_in_their_order(tmp_path: Path, manual_dir: Path) -> None:
     path = manual_dir / "cifar10_4k" / "cifar10_train_first4000.npz"
     if not path.exists():
         pytest.skip("the manual folder has no first 4,000 images of CIFAR-10")
-    data = load("cifar10_4k", data_dir=data_dir)
+    data = load("cifar10_4k", data_dir=tmp_path)
     assert (data.support, data.image_shape) == ("uint8", (32, 32, 3))
     splits = (data.train, data.valid, data.test)
     assert [len(split) for split in splits] == [3200, 400, 400]

@@ -21,13 +21,11 @@ from running import on_devices
 from scipy import stats
 
 from vae_jax import ELBO, IWAE, Beta, Data, Experiment, Terms, evaluate, train
-from vae_jax.data import list_datasets
 from vae_jax.likelihoods.beta import BetaDistribution
 from vae_jax.train import init_state
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DATASET = "mnist_5k"
 REFERENCE = re.compile(r"`([\w./]+\.py)::([\w.]+)`")
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -283,15 +281,14 @@ def test_vr_max_is_above_the_iwae():
 # --- As a user runs it: a process of its own, on the machine's own devices ----------------------
 
 
-def as_a_user(command: list[str], folder: Path) -> None:
-    """Runs a command in a folder, warnings being errors; data are prepared there if need be."""
+def as_a_user(command: list[str], folder: Path, **variables: str) -> None:
+    """Runs a command in a folder, warnings being errors."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONWARNINGS": "error",
+        **variables,
     }
     del environment["XLA_FLAGS"]  # the eight devices of conftest.py
-    if not any(listing.prepared for listing in list_datasets() if listing.source.name == DATASET):
-        environment["VAE_JAX_DATA_DIR"] = str(folder / "data")
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -310,12 +307,12 @@ def test_the_experiment_file_runs(tmp_path):
     assert evaluation["mean"]["nll"] < 60  # 104 nats: each pixel on in 36/256 of the images
 
 
-def test_the_readmes_python_runs(tmp_path):
+def test_the_readmes_python_runs(tmp_path, data_dir):
     """Its first block as it stands, but for fewer steps."""
     python = [block.text for block in blocks("README.md") if block.language == "python"]
     assert python, "README.md has no Python block"
     shorter, count = re.subn(r"num_steps=\d+", "num_steps=50", python[0])
     assert count == 1
     (tmp_path / "readme.py").write_text(shorter)
-    as_a_user([sys.executable, "readme.py"], tmp_path)
+    as_a_user([sys.executable, "readme.py"], tmp_path, VAE_JAX_DATA_DIR=str(data_dir))
     assert list(tmp_path.glob("runs/*/summary.json"))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from running import on_devices
 from scipy import special, stats
 from test_hierarchical import (
     WIDTHS,
@@ -223,10 +224,11 @@ def test_gradients_are_the_same_on_1_and_8_devices():
 def test_it_trains_evaluates_and_draws(tmp_path: Path):
     """The ELBO falls in 40 steps; evaluation has an exact rate and two layers; pictures exist."""
     experiment = dataclasses.replace(tiny.experiment(), model=LADDER, objective=ELBO(2))
-    run = train(experiment, tmp_path / "run")
+    with on_devices(1):
+        run = train(experiment, tmp_path / "run")
+        evaluation = evaluate(run, num_samples=64)
     losses = [row["loss"] for row in run.folder.read_metrics() if "loss" in row]
     assert losses[-1] < losses[0] - 0.5
-    evaluation = evaluate(run, num_samples=64)
     assert evaluation.mean["nll"] < evaluation.mean["neg_elbo"]
     np.testing.assert_allclose(
         evaluation.mean["kl"], evaluation.mean["kl_sampled"], atol=0.1, rtol=0.05

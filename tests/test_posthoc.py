@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from running import on_devices
+from running import TINY, on_devices
 
-from vae_jax import GaussianMixture, VaeJaxError, evaluate, generate, posthoc, train
+from vae_jax import GaussianMixture, VaeJaxError, evaluate, generate, posthoc, train, train_file
 from vae_jax.cli import main
 from vae_jax.run import Run
 
@@ -87,7 +87,7 @@ def test_the_command_fits_once(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(posthoc, "NUM_STEPS", 20)
     folder, pictures = tmp_path / "run", [tmp_path / "a.png", tmp_path / "b.png"]
     with on_devices(1):
-        main(["train", str(tiny.__file__), "--num-steps", "10", "--workdir", str(folder)])
+        train_file(TINY, folder, {"num_steps": 10})
         sample = ["sample", str(folder), "--prior", "mixture", "--num", "4", "--out"]
         main([*sample, str(pictures[0])])
         assert [path.name for path in (folder / "priors").iterdir()] == ["mixture-latest"]

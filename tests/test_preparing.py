@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from running import finish, start, wait_until
+from running import finish, has_ended, start, wait_until
 
 from vae_jax import VaeJaxError
 from vae_jax.data import cache, parts, preparing
@@ -124,6 +124,13 @@ LOAD = (
 )
 
 
+@pytest.fixture
+def two_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that Python processes know of, so that the parts come one after the other."""
+    (tmp_path / "sitecustomize.py").write_text("import os; os.cpu_count = lambda: 2")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
 def pictures(root: Path, count: int) -> Path:
     generator = np.random.default_rng(0)
     for i in range(count):
@@ -133,9 +140,9 @@ def pictures(root: Path, count: int) -> Path:
     return root
 
 
-def test_a_killed_preparation_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_preparation_ends_in_the_same_bytes(tmp_path: Path, two_cores: None) -> None:
     """SIGKILL to all its processes after the second part; then again, against one never killed."""
-    folder = pictures(tmp_path / "pictures", 2500)  # 8 parts
+    folder = pictures(tmp_path / "pictures", 1700)  # 5 parts
     process = subprocess.Popen(
         [sys.executable, *LOAD, str(folder), str(tmp_path / "killed")],
         start_new_session=True,
@@ -147,7 +154,7 @@ def test_a_killed_preparation_ends_in_the_same_bytes(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = [*(tmp_path / "killed").rglob("*.npz")]
-    assert 2 <= len(kept) < 8
+    assert 2 <= len(kept) < 5
     first = {path: path.stat().st_ino for path in kept}
 
     runs = [start(LOAD, folder, tmp_path / "killed"), start(LOAD, folder, tmp_path / "whole")]
@@ -162,7 +169,9 @@ def test_a_killed_preparation_ends_in_the_same_bytes(tmp_path: Path) -> None:
     assert not [*tmp_path.rglob("*.npz")]
 
 
-def test_processes_leave_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+def test_processes_leave_when_the_one_that_started_them_is_killed(
+    tmp_path: Path, two_cores: None
+) -> None:
     """SIGKILL to the preparing process alone: its workers notice, and hold nothing up."""
     folder = pictures(tmp_path / "pictures", 600)
     arguments = [str(folder), "64", "64", "3", str(tmp_path / "data")]
@@ -173,11 +182,10 @@ def test_processes_leave_when_the_one_that_started_them_is_killed(tmp_path: Path
         pytest.skip("this system does not list a process's children")
     wait_until(lambda: [*(tmp_path / "data").rglob("plan.json")], process)
     wait_until(lambda: len(children.read_text().split()) >= 2, process)
-    workers = [Path("/proc") / pid for pid in children.read_text().split()]
+    workers = children.read_text().split()
     process.kill()
-    process.communicate()  # returns only when every worker has closed the pipes
-    running = [w for w in workers if w.exists() and "(zombie)" not in (w / "status").read_text()]
-    assert not running
+    process.communicate()  # returns only when every worker has closed the pipes, a moment before
+    wait_until(lambda: all(map(has_ended, workers)))
 
 
 def test_what_breaks_off_is_said_in_a_sentence(tmp_path: Path) -> None:

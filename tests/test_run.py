@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from running import (
     TINY,
     checkpoint_steps,
     finish,
+    interrupted_after,
     last_step,
     on_devices,
     rows,
@@ -30,15 +30,22 @@ from running import (
 )
 
 from vae_jax import VaeJaxError, train
+from vae_jax.cli import main
 from vae_jax.experiment import Origin
+from vae_jax.interruption import Interrupted
 from vae_jax.run import RunFolder
 from vae_jax.train import train_file
 
 # 100 checkpoints: long enough to be killed at any moment.
 ARGUMENTS = {"num_steps": 2000, "log_every": 10, "checkpoint_every": 20}
-FLAGS = [
-    part for name, value in ARGUMENTS.items() for part in (f"--{name.replace('_', '-')}", value)
-]
+
+
+def flags(arguments: dict[str, Any]) -> list[Any]:
+    pairs = ((f"--{name.replace('_', '-')}", value) for name, value in arguments.items())
+    return [part for pair in pairs for part in pair]
+
+
+FLAGS = flags(ARGUMENTS)
 
 
 def start_bare(folder: Path, devices: int, **arguments: int) -> subprocess.Popen[str]:
@@ -55,8 +62,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
     @cache
     def run(devices: int) -> Path:
         folder = tmp_path_factory.mktemp("straight") / "run"
-        done = finish(start_bare(folder, devices))
-        assert done.returncode == 0, done.stderr
+        with on_devices(devices):
+            train_file(TINY, folder, ARGUMENTS)
         return folder
 
     return run
@@ -92,7 +99,10 @@ def assert_kills_leave_no_trace(
 
 @pytest.mark.parametrize(
     ("devices", "phases"),
-    [(1, ["start", "training", "writing"]), (4, ["training", "writing"])],
+    [
+        (1, ["start", "training", "writing"]),
+        pytest.param(4, ["training", "writing"], marks=pytest.mark.slow),
+    ],
     ids=["one_device", "four_devices"],
 )
 def test_a_killed_run_ends_as_the_run_never_killed(
@@ -142,6 +152,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(stopped: Path) -> Path:
     """The same run, finished by the same command."""
     step = checkpoint_steps(stopped)[-1]
+    (stopped / "figures").mkdir()  # as if they were drawn
     done = finish(start(CLI, "train", TINY, "--workdir", stopped, *FLAGS))
     assert done.returncode == 0, done.stderr
     assert f"Going on from step {step} of {stopped}." in done.stderr
@@ -156,17 +167,15 @@ def test_a_run_stopped_by_sigterm_ends_as_the_run_never_stopped(
     assert rows(finished) == rows(expected)
 
 
-def test_sigint_stops_and_saves_too(tmp_path: Path) -> None:
+def test_sigint_stops_and_saves_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    process = start(CLI, "train", TINY, "--workdir", folder, *FLAGS)
-    wait_until(lambda: last_step(folder) > 100, process)
-    process.send_signal(signal.SIGINT)
-    begun = time.perf_counter()
-    done = finish(process)
-    assert time.perf_counter() - begun < 10
-    assert done.returncode == 130
-    assert "Stopped by SIGINT after step" in done.stderr
-    assert "Traceback" not in done.stderr
+    with on_devices(1), interrupted_after(10, signal.SIGINT), pytest.raises(SystemExit) as stopped:
+        main(["train", str(TINY), "--workdir", str(folder), "--num-steps", "100"])
+    assert stopped.value.code == 130
+    (step,) = checkpoint_steps(folder)[-1:]
+    assert 10 < step < 100
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"Stopped by SIGINT after step {step}")
 
 
 def test_a_finished_run_says_so_and_touches_nothing(
@@ -189,32 +198,25 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
+    arguments = {"num_steps": 60, "learning_rate": 1e-2, "batch_size": 16, "log_every": 5}
+    arguments |= {"checkpoint_every": 20, "hidden": 64}
+    with on_devices(1), pytest.raises(Interrupted), interrupted_after(15):
+        train_file(TINY, folder, arguments)
+
     # The weights are some 40 KB; what else is written stays below 20.
-    arguments = {"hidden": 64, "num_steps": 400}
-    flags = [*FLAGS, "--hidden", 64, "--num-steps", 400]
-    process = start(CLI, "train", TINY, "--workdir", folder, *flags)
-    wait_until(lambda: list(folder.glob("checkpoints/20")), process)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    done = finish(process)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    command = ("train", TINY, "--workdir", folder, *flags(arguments), "--no-compilation-cache")
+    done = finish(start(("-c", limit + CLI[1]), *command))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("vae-jax: ")]
     assert f"could not be written to {folder / 'checkpoints'}" in sentence
     assert "free some space" in sentence
-    step = checkpoint_steps(folder)[-1]  # and nothing half-written
-    assert step < 400
+    assert checkpoint_steps(folder) == [20]  # and nothing half-written
 
-    both = "; ".join(
-        (
-            "from vae_jax.train import train_file",
-            f"a = {(ARGUMENTS | arguments)!r}",
-            f"train_file({str(TINY)!r}, {str(folder)!r}, a)",
-            f"train_file({str(TINY)!r}, {str(tmp_path / 'straight')!r}, a)",
-        )
-    )
-    done = finish(start(("-c", both)))
-    assert done.returncode == 0, done.stderr
-    assert f"Going on from step {step}" in done.stderr
+    with on_devices(1):
+        train_file(TINY, folder, arguments)
+        train_file(TINY, tmp_path / "straight", arguments)
     assert summary(folder) == summary(tmp_path / "straight")
 
 
