@@ -56,7 +56,7 @@ class Program:
         environment = os.environ | {
             "JAX_LOG_COMPILES": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache")),
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {contender.xla_flags}".strip(),
+            **contender.environment,
         }
         self.started = time.time()
         with self.output.open("w") as output, self.errors.open("w") as errors:

@@ -334,25 +334,3 @@ def test_compiled_programs_are_kept_unless_told_otherwise(
     code += "; print(jax.config.jax_compilation_cache_dir)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(wanted), str(tmp_path / "vae_jax")]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
-def test_freed_memory_is_used_again() -> None:
-    """The second time, the system has no page of a large block to give; in any thread."""
-    code = """
-import resource, threading
-from vae_jax.cli import keep_freed_memory
-
-def fresh_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    b"x" * size
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-keep_freed_memory()
-size = 2**27
-thread = threading.Thread(target=lambda: print(fresh_pages(), fresh_pages()))
-thread.start(), thread.join()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = map(int, done.stdout.split())
-    assert second < first / 10

@@ -7,7 +7,6 @@ Whatever needs JAX is imported where it is used, so that `--help` answers at onc
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import os
@@ -471,25 +470,11 @@ def use_compilation_cache(wanted: bool) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc, before threads start, keep freed memory for the next use.
-
-    Else it goes back to the system, which clears it page by page whenever a chunk of steps takes
-    its large intermediates anew: a good part of a short chunk's time. See mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        arena_max, mmap_max, trim_threshold = -8, -4, -1
-        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
-            mallopt(option, value)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; ends with 2 after bad input, 128 + the signal's number after a signal."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
     use_compilation_cache(arguments == list(given))
-    keep_freed_memory()
     try:
         match arguments:
             case ["train", file, *flags] if not file.startswith("-"):

@@ -14,7 +14,6 @@ from jax import Array
 from ours import experiment
 
 from vae_jax import Experiment, parallel, threefry
-from vae_jax.cli import keep_freed_memory
 from vae_jax.evaluate import make_evaluator
 from vae_jax.train import init_state
 
@@ -53,8 +52,6 @@ def main(num_samples: int = 5000, num_images: int = 1000, plain_loop: bool = Fal
         plain_loop: what our evaluator must not be slower than.
     """
     this = experiment(work="mlp")
-    if not plain_loop:
-        keep_freed_memory()  # as the command does, before JAX starts
     variables: Any = jax.jit(lambda: init_state(this, 0).variables)()
     if plain_loop:
         evaluate = plain(this, num_samples, num_images)
