@@ -3,11 +3,13 @@
 What fits what is written down here by hand, apart from the declarations of the parts, for every
 public posterior, prior and objective: a new one has to be added. Every combination of the four is
 accepted or refused as this table says. Training compiles a program for each combination, so the
-default suite trains each part in one combination at least; `make test-all` trains a covering array:
-every compatible pair of parts of any two kinds meets, and each part is on one and on two devices.
+default suite trains each part in one combination at least; `make test-all` trains every compatible
+posterior x prior with the other parts in turn, and a covering array: every compatible pair of parts
+of any two kinds meets, and each part is on one and on two devices.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -335,12 +337,39 @@ def each_part() -> Iterator[tuple[Combination, int]]:
         yield (q, p, likelihood, objective), 1 + next(turn) % 2
 
 
+def one_for_each_prior() -> list[tuple[Combination, int]]:
+    """Every compatible posterior and prior, with the other parts and the devices in turn.
+
+    Each time the likelihood that was used least, and of such objectives the most particular one.
+    """
+    places = Counter(objective for _, _, objective in triples())
+    used = dict.fromkeys([*OBJECTIVES, *LIKELIHOODS], 0)
+    found = []
+    for q, p in itertools.product(POSTERIORS, PRIORS):
+        fitting = [o for o in OBJECTIVES if prior_fits(q, p) and objective_fits(q, p, o)]
+        if fitting:
+            objective = min(fitting, key=lambda o: (used[o], places[o]))
+            likelihood = min(LIKELIHOODS, key=used.__getitem__)
+            used[objective] += 1
+            used[likelihood] += 1
+            found.append(((q, p, likelihood, objective), 1 + len(found) % 2))
+    assert all(used.values())
+    return found
+
+
 def name(part: Any) -> str:
     return "-".join(part) if isinstance(part, tuple) else str(part)
 
 
 @pytest.mark.parametrize(("combination", "devices"), list(each_part()), ids=name)
 def test_every_part_trains(combination, devices):
+    train_a_little(combination, devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("combination", "devices"), one_for_each_prior(), ids=name)
+def test_every_posterior_trains_with_every_prior(combination, devices):
+    """Every objective and every likelihood is among them."""
     train_a_little(combination, devices)
 
 

@@ -248,7 +248,7 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
 def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
     killed: int, tmp_path: Path
 ) -> None:
-    """SIGKILL after a checkpoint: the other says so in seconds; the same bytes at the end.
+    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end.
 
     Those of a run whose images are resident, where the killed one's are streamed.
     """
@@ -264,7 +264,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
     processes[killed].kill()
     begun = time.monotonic()
     survivor = finish(processes[1 - killed])
-    assert time.monotonic() - begun < 60  # where JAX alone takes two minutes
+    assert time.monotonic() - begun < 10
     assert survivor.returncode == 1, survivor
     assert "vae-jax: Another process of this run has died" in survivor.stderr
     finish(processes[killed])

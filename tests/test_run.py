@@ -178,6 +178,20 @@ def test_sigint_stops_and_saves_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert said.startswith(f"Stopped by SIGINT after step {step}")
 
 
+@pytest.mark.slow
+def test_sigint_stops_a_process_in_seconds(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(CLI, "train", TINY, "--workdir", folder, *FLAGS)
+    wait_until(lambda: last_step(folder) > 100, process)
+    process.send_signal(signal.SIGINT)
+    begun = time.perf_counter()
+    done = finish(process)
+    assert time.perf_counter() - begun < 10
+    assert done.returncode == 130
+    assert "Stopped by SIGINT after step" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_finished_run_says_so_and_touches_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
