@@ -270,8 +270,8 @@ def main(
     peers: Path = ROOT / ".venv-peers",
     only: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
-    rounds: int = 5,
-    seconds: float = 4.0,
+    rounds: int = 9,
+    seconds: float = 2.0,
 ) -> None:
     """Runs the benchmark.
 

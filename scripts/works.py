@@ -10,9 +10,10 @@ PLAIN = "plain jitted loop of the same model"
 TORCH = "tight PyTorch loop"
 PRODUCTS = "its matrix products alone"
 SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
+CORES = os.cpu_count() or 1
 # Each core works by itself on its share of a batch.
 DEVICE_A_CORE = {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={os.cpu_count()} "
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={CORES} "
     "--xla_cpu_multi_thread_eigen=false"
 }
 # The system clears large memory anew for each chunk; by 2 MiB it does so faster than by 4 KiB.
@@ -132,8 +133,8 @@ def variants(work: str, log_every: int, batch_size: int) -> list[Contender]:
 
 def convolutional() -> Work:
     """Strided convolutions and transposed ones."""
-    work = training("convolutional VAE, batch 128", "conv", 10, 128, torch=1.3)
-    work.contenders += [flax("conv", 10, 128), *variants("conv", 10, 128)]
+    work = training("convolutional VAE, batch 128", "conv", 20, 128, torch=1.3)
+    work.contenders += [flax("conv", 20, 128), *variants("conv", 20, 128)]
     return work
 
 
@@ -158,6 +159,12 @@ def seeds() -> Work:
             ),
             Contender(one_run, train("mlp", 100, 128), 128),
             Contender(PLAIN, ["our_step_in_a_loop.py", "--work", "mlp", "--log-every", "100"], 128),
+            Contender(
+                f"{PRODUCTS}, each core a device",
+                ["matrix_products.py", "--work", "mlp"],
+                CORES * 128,
+                environment=DEVICE_A_CORE,
+            ),
         ],
         [
             Asked(LEAST_OF_PLAIN, PLAIN, several[5]),
@@ -213,7 +220,7 @@ def everything() -> list[Work]:
         training("IWAE network, batch 20, k = 1", "iwae", 500, 20, torch=2.0),
         training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50, torch=1.3),
         convolutional(),
-        training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 10, 128, torch=1.3),
+        training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 20, 128, torch=1.3),
         residual(),
         training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100, torch=None),
         seeds(),

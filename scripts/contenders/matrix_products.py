@@ -2,6 +2,7 @@
 
 For `mlp` a step is the products of 784-500-20-500-784, forward and backward, in a scan: each step's
 gradients are the next one's weights, so that nothing can be left out and nothing else is computed.
+Every device does this by itself.
 """
 
 import json
@@ -48,7 +49,9 @@ def main(work: Literal["square", "mlp"], batch_size: int = 128, log_every: int =
         # Forward, weights' gradients, and inputs' gradients of all layers but the first.
         flops = batch_size * 2 * (3 * sum(m * n for m, n in shapes) - 784 * 500)
     print(json.dumps({"flops": flops / batch_size}), flush=True)
-    many = jax.jit(lambda carry: lax.scan(step, carry, length=log_every)[0])
+    many = jax.pmap(lambda carry: lax.scan(step, carry, length=log_every)[0])
+    devices = jax.local_device_count()
+    carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), carry)
     for done in range(log_every, 10**8, log_every):
         carry = jax.block_until_ready(many(carry))
         print(json.dumps({"step": done, "time": time.time()}), flush=True)
