@@ -102,7 +102,9 @@ def noise(count: int, image_shape: Shape) -> np.ndarray:
 def experiment(
     *, work: Work = "mlp", batch_size: int = 128, k: int = 1, log_every: int = 100
 ) -> Experiment:
-    """Training without an end; a checkpoint after about an epoch.
+    """Training without an end; a checkpoint every 1,000 steps, the default, or every epoch.
+
+    Whichever is rarer, where a chunk of steps ends.
 
     Args:
         work: mlp is 784-500-20-500-784; iwae Burda et al.'s one-layer network, 200-200-50; conv
@@ -116,8 +118,8 @@ def experiment(
     """
     model = model_of(work)
     images = noise(20_000 if work == "stream" else 50_000, model.image_shape)
+    seldom = max(1000, len(images) // batch_size)
     protocol = "grey" if work in ("residual", "stream") else "dynamic"
-    epoch = len(images) // batch_size
     return Experiment(
         data=Data.from_arrays("noise", images, test=images[:1000], protocol=protocol),
         model=model,
@@ -126,5 +128,5 @@ def experiment(
         batch_size=batch_size,
         num_steps=10**8,
         log_every=log_every,
-        checkpoint_every=-(-epoch // log_every) * log_every,
+        checkpoint_every=-(-seldom // log_every) * log_every,
     )
