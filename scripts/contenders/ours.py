@@ -118,7 +118,7 @@ def experiment(
     """
     model = model_of(work)
     images = noise(20_000 if work == "stream" else 50_000, model.image_shape)
-    seldom = max(1000, len(images) // batch_size)
+    interval = max(1000, len(images) // batch_size)
     protocol = "grey" if work in ("residual", "stream") else "dynamic"
     return Experiment(
         data=Data.from_arrays("noise", images, test=images[:1000], protocol=protocol),
@@ -128,5 +128,5 @@ def experiment(
         batch_size=batch_size,
         num_steps=10**8,
         log_every=log_every,
-        checkpoint_every=-(-seldom // log_every) * log_every,
+        checkpoint_every=-(-interval // log_every) * log_every,
     )

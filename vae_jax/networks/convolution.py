@@ -117,7 +117,7 @@ def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
     num, block = x.shape[0], stride**2 * channels
 
     x = _pad(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
-    # Each of a block's rows by itself: XLA turns all at once several times slower.
+    # Each of a block's rows by itself: all at once, XLA would turn them element by element.
     x = jnp.concatenate([x[:, :, i].transpose(1, 2, 0, 3, 4) for i in range(stride)], -2)
     x = x.reshape(*x.shape[:3], block)
     x = jnp.stack([x[i * tile : i * tile + inputs] for i in range(down)], 2)
