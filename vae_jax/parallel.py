@@ -8,8 +8,8 @@ it of one value for all, `split` of a share for each.
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -116,30 +116,44 @@ def batch_offset(share: int) -> Array | int:
     return lax.axis_index(AXIS) * share if _shared() else 0
 
 
-def on_every_device(function: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
-    """`function`, compiled, on every device at once; every argument has the device axis."""
-    return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums)
+@dataclass
+class OnDevices:
+    """A function that runs on every device at once; every argument has the device axis.
 
+    XLA's CPU backend would remove optimization barriers before it fuses operations and merges equal
+    ones. In a program of one process they stay: what is behind one is computed once, and what is
+    rematerialized, again.
 
-def with_barriers(on_devices: Callable) -> Callable:
-    """The same, with what is rematerialized really computed again, on the CPU too.
-
-    XLA's CPU backend merges what is computed twice after it has removed the barriers that JAX puts
-    between; a program of one process can be compiled without that removal.
+    Attributes:
+        mapped: the function, by pmap.
+        programs: compiled, for each kind of arguments.
     """
-    if jax.local_devices()[0].platform != "cpu" or jax.process_count() > 1:
-        return on_devices
-    programs: dict[Any, Callable] = {}
 
-    def call(*arguments: Any) -> Any:
+    mapped: Any
+    programs: dict[Any, Any] = field(default_factory=dict)
+
+    def compiled(self, *arguments: Any) -> Any:
+        """The program for arguments of these shapes and types."""
         leaves, structure = jax.tree.flatten(arguments)
         kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
-        if kind not in programs:
-            lowered = cast(Any, on_devices).lower(*arguments)
-            programs[kind] = lowered.compile(compiler_options=KEEP_BARRIERS)
-        return programs[kind](*arguments)
+        if kind not in self.programs:
+            stay = jax.local_devices()[0].platform == "cpu" and jax.process_count() == 1
+            lowered = self.mapped.lower(*arguments)
+            self.programs[kind] = lowered.compile(KEEP_BARRIERS if stay else None)
+        return self.programs[kind]
 
-    return call
+    def __call__(self, *arguments: Any) -> Any:
+        """Its results, each with the device axis."""
+        if jax.process_count() > 1:  # where pmap puts the processes' arrays together
+            return self.mapped(*arguments)
+        return self.compiled(*arguments)(*arguments)
+
+
+def on_every_device(
+    function: Callable, donate_argnums: tuple[int, ...] = (), axis: str | None = AXIS
+) -> OnDevices:
+    """`function` of one device's view, compiled; its collectives call the devices `axis`."""
+    return OnDevices(jax.pmap(function, axis_name=axis, donate_argnums=donate_argnums))
 
 
 def put(leaf: Any) -> Array:
@@ -226,11 +240,9 @@ class Layout:
             return unreplicate(tree)
         return jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), tree)
 
-    def on_every_device(self, function: Callable, donate_argnums: tuple[int, ...]) -> Callable:
+    def on_every_device(self, function: Callable, donate_argnums: tuple[int, ...]) -> OnDevices:
         """`function`, compiled, with collectives over `AXIS` only where batches are shared."""
-        if not self.apart:
-            return on_every_device(function, donate_argnums)
-        return jax.pmap(function, donate_argnums=donate_argnums)
+        return on_every_device(function, donate_argnums, None if self.apart else AXIS)
 
     def _deal(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(jax.device_count(), -1, *array.shape[1:])
@@ -261,14 +273,9 @@ def memory() -> int:
     return limit
 
 
-def temporary_bytes(on_devices: Callable, *arguments: Any) -> int:
+def temporary_bytes(on_devices: OnDevices, *arguments: Any) -> int:
     """Bytes on each device beside arguments and results, by the compiler's account.
 
     A call with such arguments does not compile the program again.
-
-    Args:
-        on_devices: as `on_every_device` makes it.
-        arguments: of it.
     """
-    compiled = cast(Any, on_devices).lower(*arguments).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return on_devices.compiled(*arguments).memory_analysis().temp_size_in_bytes

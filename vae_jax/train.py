@@ -188,7 +188,7 @@ def train_step(
     return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
 
 
-def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
+def make_train_chunk(experiment: Experiment, layout: parallel.Layout) -> parallel.OnDevices:
     """Many steps in one call: scanned over steps, mapped over seeds, on every device.
 
     Returns:
@@ -217,8 +217,7 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout):
         state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
         return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
 
-    train_chunk = layout.on_every_device(every_seed, donate_argnums=(0,))
-    return parallel.with_barriers(train_chunk) if experiment.remat else train_chunk
+    return layout.on_every_device(every_seed, donate_argnums=(0,))
 
 
 def is_streamed(data: Data) -> bool:

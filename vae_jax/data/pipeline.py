@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from vae_jax import threefry
 
@@ -45,11 +45,16 @@ class Protocol:
     apply: Callable[[Array, Array], Array]
 
 
+def _drawn_once(x: Array) -> Array:
+    """x; without the barrier XLA would draw its noise again in each operation that x goes into."""
+    return lax.optimization_barrier(x)
+
+
 def _bernoulli(images: Array, keys: Array) -> Array:
     flat = images.reshape(len(images), -1)  # loops over a long last axis are faster on the CPU
     u = jax.vmap(lambda key: jax.random.uniform(key, flat.shape[1:]))(keys)
     x = 255 * u < flat  # u is in [0, 1): 0 is never on, 255 always
-    return x.astype(jnp.float32).reshape(images.shape)
+    return _drawn_once(x.astype(jnp.float32).reshape(images.shape))
 
 
 def _threshold(images: Array, keys: Array) -> Array:
@@ -64,7 +69,7 @@ def _dequantize(images: Array, keys: Array) -> Array:
     # u is an odd multiple of 2^-16, so v + u is exact in float32 and x never rounds to 0 or 1.
     bits = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint16))(keys)
     u = (bits | 1).astype(jnp.float32) / 65536
-    return (images + u) / 256
+    return _drawn_once((images + u) / 256)
 
 
 _RESAMPLED = "drawn anew at each presentation in training and once for evaluation"

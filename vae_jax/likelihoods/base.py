@@ -21,9 +21,16 @@ MAX_LOG_SCALE = 10.0
 def softplus(x: Array) -> Array:
     """ln(1 + e^x), any shape, finite at any x; its derivative is the sigmoid, one operation.
 
-    That of `jax.nn.softplus` goes through many, which the CPU's likelihood and gradient wait for.
+    The CPU's likelihood and gradient wait for those of `jax.nn.softplus`: its derivative goes
+    through many operations, and its logarithm takes three times as long as this series.
     """
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    u = jnp.exp(-jnp.abs(x))
+    s = u / (2 + u)  # ln(1 + u) = 2 artanh s, and s <= 1/3
+    num_terms = 17 if x.dtype == jnp.float64 else 7
+    series = jnp.zeros_like(s)
+    for odd in reversed(range(1, 2 * num_terms, 2)):
+        series = series * s**2 + 1 / odd
+    return jnp.maximum(x, 0) + 2 * s * series
 
 
 @softplus.defjvp

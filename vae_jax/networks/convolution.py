@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from vae_jax.distributions import Shape
+from vae_jax.networks.products import products
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -68,52 +69,63 @@ def _patches(x: Array, kernel: Array, stride: int) -> Array:
 def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matrices A, G, B with sum_j g_j d_(i+j) = (A ((G g) * (B d)))_i for `outputs` places i.
 
-    One product for each of outputs + taps - 1 entries of d. They come from the product of two
-    polynomials by its values at as many points, 0, 1, -1, 2, -1/2 and infinity, transposed
+    One product for each of outputs + taps - 1 entries of d, at most 8. They come from the product
+    of two polynomials by its values at as many points, infinity and 0, 1, -1, 2, ..., transposed
     (Winograd 1980; Lavin & Gray 2016, section 4).
     """
     inputs = outputs + taps - 1
 
     def values(coefficients: int) -> np.ndarray:
-        finite = np.vander([0, 1, -1, 2, -0.5][: inputs - 1], coefficients, increasing=True)
+        points = [0, 1, -1, 2, -0.5, 0.5, -2][: inputs - 1]
+        finite = np.vander(points, coefficients, increasing=True)
         return np.vstack([finite, np.eye(coefficients)[-1:]])
 
     return values(outputs).T, values(taps), np.linalg.inv(values(inputs)).T
 
 
 def _tile(x: Array, kernel: Array, stride: int) -> int | None:
-    """Side of the tiles of outputs, 2 or 4, or None where patches are about as fast.
+    """Side of the tiles of outputs, or None where patches are faster.
 
-    Counts multiplications, of the transforms too; bfloat16 is too coarse for them.
+    Counts multiplications, those of the transforms twice, for these wait for memory, but so do
+    patches. Blocks of few channels would be moved in short pieces; bfloat16 is too coarse.
     """
     height, width, channels, features = kernel.shape
     (rows, columns), (taps, across) = _blocks(x, kernel, stride)
-    if taps != across or taps not in (2, 3) or (height % stride, width % stride) != (0, 0):
+    if taps != across or taps not in (2, 3):
         return None
-    if jnp.finfo(x.dtype).bits < 32:
+    if jnp.finfo(x.dtype).bits < 32 or stride * channels < 16:
         return None
     block = stride**2 * channels
 
-    def products(tile: int) -> float:
-        inputs = (tile + taps - 1) ** 2
-        each = inputs * (inputs * block + block * features + tile**2 * features)
+    def cost(tile: int) -> float:
+        inputs = tile + taps - 1
+        transforms = 2 * inputs**3 * block + tile * inputs * (inputs + tile) * features
+        each = inputs**2 * block * features + 2 * transforms
         return -(-rows // tile) * -(-columns // tile) * each
 
-    tile = min((2, 4), key=products)
-    return tile if products(tile) < 0.7 * rows * columns * taps**2 * block * features else None
+    tile = min((2, 4, 9 - taps), key=cost)
+    of_patches = 1.1 * rows * columns * height * width * channels * features
+    return tile if cost(tile) < of_patches else None
+
+
+def _square(matrix: np.ndarray, x: Array) -> Array:
+    """The matrix times the first axis and times the second, `[i, i, ...]` to `[o, o, ...]`."""
+    o, i = matrix.shape
+    rows = lax.dot(matrix, x.reshape(i, -1)).reshape(o, i, -1)
+    each = jnp.broadcast_to(matrix, (o, o, i))
+    return lax.dot_general(each, rows, (((2,), (1,)), ((0,), (0,)))).reshape(o, o, *x.shape[2:])
 
 
 def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
     """Winograd's algorithm in two dimensions, on blocks of stride x stride pixels.
 
-    Places lead and images follow, so that memory is moved in long pieces; the transforms are
-    products with the matrices' squares.
+    Places lead and images follow, so that memory is moved in long pieces.
     """
     channels, features = kernel.shape[2:]
     (rows, columns), (taps, _) = _blocks(x, kernel, stride)
     down, across = -(-rows // tile), -(-columns // tile)
     inputs = tile + taps - 1
-    a, g, b = (np.kron(one, one).astype(x.dtype) for one in _minimal_filter(tile, taps))
+    a, g, b = (one.astype(x.dtype) for one in _minimal_filter(tile, taps))
     num, block = x.shape[0], stride**2 * channels
 
     x = _pad(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
@@ -122,13 +134,15 @@ def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
     x = x.reshape(*x.shape[:3], block)
     x = jnp.stack([x[i * tile : i * tile + inputs] for i in range(down)], 2)
     x = jnp.stack([x[:, j * tile : j * tile + inputs] for j in range(across)], 3)
-    # [inputs, inputs, down, across, N, block]
+    x = lax.optimization_barrier(x)  # [inputs, inputs, down, across, N, block]
 
+    missing = [(0, taps * stride - size, 0) for size in kernel.shape[:2]]
+    kernel = lax.pad(kernel, jnp.zeros((), x.dtype), [*missing, (0, 0, 0), (0, 0, 0)])
     kernel = kernel.reshape(taps, stride, taps, stride, channels, features).swapaxes(1, 2)
-    filters = lax.dot(g, kernel.reshape(taps**2, -1)).reshape(-1, block, features)
-    tiles = lax.dot(b, x.reshape(inputs**2, -1)).reshape(inputs**2, -1, block)
-    products = lax.dot_general(tiles, filters, (((2,), (1,)), ((0,), (0,))))
-    y = lax.dot(a, products.reshape(inputs**2, -1)).reshape(tile, tile, down, across, num, features)
+    filters = _square(g, kernel.reshape(taps, taps, block, features))
+    tiles = _square(b, x).reshape(inputs**2, -1, block)
+    y = products(tiles, filters.reshape(inputs**2, block, features))
+    y = _square(a, y.reshape(inputs, inputs, down, across, num, features))
     y = y.transpose(4, 2, 0, 3, 1, 5).reshape(num, down * tile, across * tile, features)
     return y[:, :rows, :columns]
 
