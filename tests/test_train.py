@@ -20,14 +20,31 @@ import tiny
 from jax import Array, lax
 from running import checkpoint_steps, interrupted_after, on_devices, rows, summary
 
-from vae_jax import ELBO, Experiment, Gaussian, VaeJaxError, evaluate, load_run, parallel, train
+from vae_jax import (
+    ELBO,
+    IWAE,
+    Data,
+    Experiment,
+    Gaussian,
+    VaeJaxError,
+    evaluate,
+    load_run,
+    parallel,
+    train,
+)
 from vae_jax.checkpoint import fingerprint
 from vae_jax.compatibility import Requirements
 from vae_jax.data import batch_indices
 from vae_jax.interruption import Interrupted
 from vae_jax.objectives.base import Metrics
-from vae_jax.parallel import AXIS, Layout, replicate, split, unreplicate
-from vae_jax.train import TrainState, init_state, is_streamed, make_train_chunk
+from vae_jax.parallel import AXIS, Layout, on_every_device, replicate, split, unreplicate
+from vae_jax.train import (
+    TrainState,
+    init_state,
+    is_streamed,
+    loss_and_gradients,
+    make_train_chunk,
+)
 from vae_jax.vae import Terms
 
 TINY = tiny.experiment()
@@ -54,6 +71,24 @@ def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[
         on_devices, metrics = train_chunk(on_devices, images, (indices, None), replicate(seeds))
         walked.append((unreplicate(on_devices), jax.tree.map(np.squeeze, unreplicate(metrics))))
     return walked
+
+
+def test_a_batch_is_drawn_once() -> None:
+    """And not again in each operation that reads it: the left shifts of the compiled step."""
+
+    images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1), np.uint8)
+    model = tiny.model().clone(image_shape=images.shape[1:])
+
+    def shifts(protocol: str) -> int:
+        data = Data.from_arrays("noise", images, test=images, protocol=protocol)
+        made = dataclasses.replace(TINY, data=data, model=model, objective=IWAE(5), batch_size=32)
+        rows = np.arange(32, dtype=np.int32)
+        state = replicate(init_state(made, 0))
+        step = on_every_device(partial(loss_and_gradients, made))
+        program = step.compiled(state, split(images, 0), split(rows, 0), replicate(np.uint32(0)))
+        return program.as_text().count(" shift-left(")
+
+    assert shifts("dynamic") - shifts("threshold") == 2 * 20  # rounds: for keys, and for pixels
 
 
 def change(before: Any, after: Any) -> float:
