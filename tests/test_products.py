@@ -40,7 +40,7 @@ def test_mapped_over_either_operand_or_both() -> None:
         for i in range(3):
             one = left[:, i] if axes[0] == 1 else left
             other = right[:, i] if axes[1] == 1 else right
-            np.testing.assert_allclose(mapped[i], one @ other, rtol=1e-5)
+            np.testing.assert_allclose(mapped[i], one @ other, rtol=1e-5, atol=1e-5)
             twice = 2 * (one @ other)
             expected = twice @ other.swapaxes(1, 2), one.swapaxes(1, 2) @ twice
             for slope, wanted in zip(slopes, expected, strict=True):
