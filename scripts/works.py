@@ -154,7 +154,7 @@ def seeds() -> Work:
         "five and two seeds of the MLP, batch 128",
         [
             *(
-                Contender(name, train("mlp", 50, 128, 1, "--seeds", str(n)), n * 128)
+                Contender(name, train("mlp", 100, 128, 1, "--seeds", str(n)), n * 128)
                 for n, name in several.items()
             ),
             Contender(one_run, train("mlp", 100, 128), 128),
@@ -220,7 +220,7 @@ def everything() -> list[Work]:
         training("IWAE network, batch 20, k = 1", "iwae", 500, 20, torch=2.0),
         training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50, torch=1.3),
         convolutional(),
-        training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 20, 128, torch=1.3),
+        training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 50, 128, torch=1.3),
         residual(),
         training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100, torch=None),
         seeds(),

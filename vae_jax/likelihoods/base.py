@@ -21,8 +21,8 @@ MAX_LOG_SCALE = 10.0
 def softplus(x: Array) -> Array:
     """ln(1 + e^x), any shape, finite at any x; its derivative is the sigmoid, one operation.
 
-    The CPU's likelihood and gradient wait for those of `jax.nn.softplus`: its derivative goes
-    through many operations, and its logarithm takes three times as long as this series.
+    The CPU's likelihood and gradient would wait for `jax.nn.softplus`, whose derivative goes
+    through many operations, and for XLA's log1p, which is slower than this series.
     """
     u = jnp.exp(-jnp.abs(x))
     s = u / (2 + u)  # ln(1 + u) = 2 artanh s, and s <= 1/3
