@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -151,8 +152,13 @@ class Checkpoints:
             raise
 
     def _delete_unfinished(self) -> None:
-        for path in self.folder.glob("*.*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for _ in range(40):  # where one of Orbax's threads has failed, others may still write
+            unfinished = list(self.folder.glob("*.*"))
+            if not unfinished:
+                return
+            for path in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
 
     def _manifest(self, step: int) -> dict[str, Any]:
         """The manifest; that of a damaged checkpoint fits nothing."""
