@@ -1,10 +1,13 @@
 """Checkpoints: what is kept, what comes back, and what happens to damaged ones."""
 
+import contextlib
 import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -237,3 +240,32 @@ def test_a_checkpoint_that_cannot_be_written_is_a_sentence(folder: Path) -> None
         checkpoints.save(10, state_at(10), None)
         with pytest.raises(VaeJaxError, match=r"could not be written .* free some space"):
             checkpoints.wait()
+
+
+def test_what_still_writes_after_a_failure_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax's other threads do, for a while, into folders that are deleted meanwhile."""
+    threads = []
+
+    def write_on(temporary: Path) -> None:
+        for i in range(40):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # deleted meanwhile
+                temporary.mkdir(exist_ok=True)
+                (temporary / str(i)).touch()
+            time.sleep(0.005)
+
+    def fail(partial: Path, **_: Any) -> None:
+        temporary = partial.with_suffix(".tmp")
+        temporary.mkdir()
+        threads.append(Thread(target=write_on, args=(temporary,)))
+        threads[0].start()
+        raise OSError("No space left on device")
+
+    with Checkpoints(folder, 2) as checkpoints:
+        monkeypatch.setattr(checkpoints._orbax, "save", fail)
+        checkpoints.save(10, state_at(10), None)
+        with pytest.raises(VaeJaxError, match="No space left on device"):
+            checkpoints.wait()
+    threads[0].join()
+    assert list(folder.iterdir()) == []

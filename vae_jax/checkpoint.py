@@ -148,17 +148,14 @@ class Checkpoints:
             for old in set(self.steps()) - kept:
                 shutil.rmtree((self.folder / str(old)).rename(self.folder / f"{old}.old"))
         except Exception:
-            self._delete_unfinished()
+            for _ in range(20):  # a second: where one of Orbax's threads fails, others write on
+                self._delete_unfinished()
+                time.sleep(0.05)
             raise
 
     def _delete_unfinished(self) -> None:
-        for _ in range(40):  # where one of Orbax's threads has failed, others may still write
-            unfinished = list(self.folder.glob("*.*"))
-            if not unfinished:
-                return
-            for path in unfinished:
-                shutil.rmtree(path, ignore_errors=True)
-            time.sleep(0.05)
+        for path in self.folder.glob("*.*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _manifest(self, step: int) -> dict[str, Any]:
         """The manifest; that of a damaged checkpoint fits nothing."""

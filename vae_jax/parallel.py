@@ -133,7 +133,7 @@ class OnDevices:
     programs: dict[Any, Any] = field(default_factory=dict)
 
     def compiled(self, *arguments: Any) -> Any:
-        """The program for arguments of these shapes and types."""
+        """The program for arguments `[D, ...]` of these shapes and types; D devices."""
         leaves, structure = jax.tree.flatten(arguments)
         kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if kind not in self.programs:
@@ -143,7 +143,7 @@ class OnDevices:
         return self.programs[kind]
 
     def __call__(self, *arguments: Any) -> Any:
-        """Its results, each with the device axis."""
+        """Its results, `[D, ...]`."""
         if jax.process_count() > 1:  # where pmap puts the processes' arrays together
             return self.mapped(*arguments)
         return self.compiled(*arguments)(*arguments)

@@ -87,7 +87,8 @@ def _tile(x: Array, kernel: Array, stride: int) -> int | None:
     """Side of the tiles of outputs, or None where patches are faster.
 
     Counts multiplications, those of the transforms twice, for these wait for memory, but so do
-    patches. Blocks of few channels would be moved in short pieces; bfloat16 is too coarse.
+    patches (the bounds are from layers timed both ways). Blocks of few channels would be moved in
+    short pieces; bfloat16 is too coarse.
     """
     height, width, channels, features = kernel.shape
     (rows, columns), (taps, across) = _blocks(x, kernel, stride)
