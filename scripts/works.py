@@ -8,6 +8,7 @@ CONTENDERS = Path(__file__).parent / "contenders"
 OURS = "**vae_jax**, `vae-jax train`"
 PLAIN = "plain jitted loop of the same model"
 TORCH = "tight PyTorch loop"
+ONE_SEED = "one seed after the other"
 PRODUCTS = "its matrix products alone"
 SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
 CORES = os.cpu_count() or 1
@@ -146,32 +147,34 @@ def residual() -> Work:
     return work
 
 
-def seeds() -> Work:
-    """Several seeds in one program, against one run after the other."""
-    one_run = "one seed after the other"
-    several = {n: f"**vae_jax**, {n} seeds in one program" for n in (5, 2)}
-    return Work(
-        "five and two seeds of the MLP, batch 128",
-        [
-            *(
-                Contender(name, train("mlp", 100, 128, 1, "--seeds", str(n)), n * 128)
-                for n, name in several.items()
-            ),
-            Contender(one_run, train("mlp", 100, 128), 128),
-            Contender(PLAIN, ["our_step_in_a_loop.py", "--work", "mlp", "--log-every", "100"], 128),
-            Contender(
-                f"{PRODUCTS}, each core a device",
-                ["matrix_products.py", "--work", "mlp"],
-                CORES * 128,
-                environment=DEVICE_A_CORE,
-            ),
-        ],
-        [
-            Asked(LEAST_OF_PLAIN, PLAIN, several[5]),
-            Asked(1.0, one_run, several[5]),
-            Asked(1.3, one_run, several[2]),
-        ],
-    )
+def several(number: int, work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
+    """That many seeds of ours in one program."""
+    command = train(work, log_every, batch_size, k, "--seeds", str(number))
+    return Contender(f"**vae_jax**, {number} seeds in one program", command, number * batch_size)
+
+
+def two_seeds(title: str, work: str, log_every: int, batch_size: int, k: int = 1) -> Work:
+    """Two seeds in one program, against one run after the other."""
+    two = several(2, work, log_every, batch_size, k)
+    one = Contender(ONE_SEED, train(work, log_every, batch_size, k), batch_size)
+    return Work(f"two seeds: {title}", [two, one], [Asked(1.3, ONE_SEED, two.name)])
+
+
+def seeds_of_mlp() -> Work:
+    """The same with two and five seeds, and what the products let two gain."""
+    this = two_seeds("MLP, batch 128", "mlp", 100, 128)
+    five, plain = several(5, "mlp", 100, 128), ["our_step_in_a_loop.py", "--log-every", "100"]
+    products = ["matrix_products.py", "--work", "mlp"]
+    this.contenders += [
+        five,
+        Contender(PLAIN, [*plain, "--work", "mlp"], 128),
+        Contender(PRODUCTS, products, 128),
+        Contender(
+            f"{PRODUCTS}, each core a device", products, CORES * 128, environment=DEVICE_A_CORE
+        ),
+    ]
+    this.asked += [Asked(LEAST_OF_PLAIN, PLAIN, five.name), Asked(1.0, ONE_SEED, five.name)]
+    return this
 
 
 def evaluation() -> Work:
@@ -223,7 +226,10 @@ def everything() -> list[Work]:
         training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 50, 128, torch=1.3),
         residual(),
         training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100, torch=None),
-        seeds(),
+        seeds_of_mlp(),
+        two_seeds("MLP, batch 20", "mlp", 500, 20),
+        two_seeds("IWAE network, batch 20, k = 1", "iwae", 500, 20),
+        two_seeds("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50),
         evaluation(),
         streaming(),
     ]

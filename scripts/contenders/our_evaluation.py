@@ -20,12 +20,17 @@ from vae_jax.train import init_state
 IMAGES, SAMPLES = 20, 50  # of one call of the plain loop
 
 
-def plain(this: Experiment, num_samples: int, num_images: int) -> Callable[[Any], dict[str, Array]]:
-    """The same bound by a jitted function of some samples of some images, called in a loop."""
+def plain(
+    this: Experiment, variables: Any, num_samples: int, num_images: int
+) -> Callable[[Any], dict[str, Array]]:
+    """The same bound by a jitted function of some samples of some images, called in a loop.
+
+    Prints the operations of an image's bound as XLA counts them.
+    """
     protocol, images = this.data.protocol, jnp.asarray(this.data.test.images)
 
     @jax.jit
-    def log_sum_w(variables: Any, first: Array, number: Array) -> Array:
+    def log_sum_w(variables: Any, first: int, number: int) -> Array:
         rows = first + jnp.arange(IMAGES)
         x_keys = jax.vmap(jax.random.fold_in, (None, 0))(threefry.key(0), rows)
         keys = jax.random.split(jax.random.fold_in(threefry.key(1), number), IMAGES)
@@ -33,9 +38,14 @@ def plain(this: Experiment, num_samples: int, num_images: int) -> Callable[[Any]
         terms: Any = this.model.apply(variables, x, keys, SAMPLES)
         return jax.nn.logsumexp(terms.log_w, axis=0)
 
+    calls = num_samples // SAMPLES
+    compiled: Any = log_sum_w.lower(variables, 0, 0).compile()
+    flops = compiled.cost_analysis()["flops"] * calls / IMAGES
+    print(json.dumps({"flops": flops}), flush=True)
+
     def evaluate(variables: Any) -> dict[str, Array]:
         parts = [
-            [log_sum_w(variables, first, number) for number in range(num_samples // SAMPLES)]
+            [compiled(variables, first, number) for number in range(calls)]
             for first in range(0, num_images, IMAGES)
         ]
         return {"nll": math.log(num_samples) - jax.nn.logsumexp(jnp.asarray(parts), axis=1)}
@@ -54,7 +64,7 @@ def main(num_samples: int = 5000, num_images: int = 1000, plain_loop: bool = Fal
     this = experiment(work="mlp")
     variables: Any = jax.jit(lambda: init_state(this, 0).variables)()
     if plain_loop:
-        evaluate = plain(this, num_samples, num_images)
+        evaluate = plain(this, variables, num_samples, num_images)
     else:
         evaluate = make_evaluator(this, "test", num_samples, num_images)
         variables = parallel.replicate(jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables))

@@ -19,6 +19,7 @@ def main(batch_size: int = 128, log_every: int = 400, streamed: bool = True) -> 
     layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)
     images = None if streamed else parallel.replicate(this.data.train.images)
     gather = parallel.on_every_device(lambda images, rows: images[rows])
+    print(json.dumps({"flops": 0}), flush=True)
     done = 0
     for rows, own in prefetched(chunks(this, layout, seeds, 0, streamed)):
         jax.block_until_ready(own if images is None else gather(images, rows))
