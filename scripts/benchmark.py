@@ -126,7 +126,7 @@ class Program:
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def flops_per_image(self) -> float | None:
-        """What it says that an image costs."""
+        """Operations of an image, or None where it does not say."""
         for line in self.output.read_text().splitlines():
             if line.startswith('{"flops"'):
                 return json.loads(line)["flops"]
@@ -154,7 +154,8 @@ class Measured:
     Attributes:
         name: of it.
         rates: images/s of each round.
-        start_seconds, compile_seconds, mebibytes, flops: see `Program`.
+        start_seconds, compile_seconds, mebibytes: see `Program`.
+        flops: operations of an image, where it says so.
     """
 
     name: str

@@ -68,23 +68,32 @@ class Work:
     streams: bool = False
 
 
+def same_work(work: str, log_every: int, batch_size: int, k: int = 1) -> list[str]:
+    """The flags that ours, the plain loop and PyTorch's have in common."""
+    numbers = ["--batch-size", str(batch_size), "--k", str(k), "--log-every", str(log_every)]
+    return ["--work", work, *numbers]
+
+
 def train(work: str, log_every: int, batch_size: int, k: int = 1, *flags: str) -> list[str]:
     """`vae-jax train` with the benchmark's experiment; the run folder is added later."""
-    return [
-        *("vae-jax", "train", str(CONTENDERS / "ours.py"), "--work", work),
-        *("--batch-size", str(batch_size), "--k", str(k), "--log-every", str(log_every), *flags),
-    ]
+    experiment = str(CONTENDERS / "ours.py")
+    return ["vae-jax", "train", experiment, *same_work(work, log_every, batch_size, k), *flags]
+
+
+def plain(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
+    """What ours must not be slower than."""
+    flags = same_work(work, log_every, batch_size, k)
+    return Contender(PLAIN, ["our_step_in_a_loop.py", *flags], batch_size)
 
 
 def training(
     title: str, work: str, log_every: int, batch_size: int, k: int = 1, *, torch: float | None
 ) -> Work:
     """Ours, a plain loop of the same model, and PyTorch, whose rate is asked for `torch` times."""
-    flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
-    flags += ["--k", str(k)]
+    flags = same_work(work, log_every, batch_size, k)
     contenders = [
         Contender(OURS, train(work, log_every, batch_size, k), batch_size),
-        Contender(PLAIN, ["our_step_in_a_loop.py", *flags], batch_size),
+        plain(work, log_every, batch_size, k),
         Contender(TORCH, ["torch_loop.py", *flags], batch_size, peer=True),
     ]
     asked = [Asked(LEAST_OF_PLAIN, PLAIN)] + ([] if torch is None else [Asked(torch, TORCH)])
@@ -163,11 +172,10 @@ def two_seeds(title: str, work: str, log_every: int, batch_size: int, k: int = 1
 def seeds_of_mlp() -> Work:
     """The same with two and five seeds, and what the products let two gain."""
     this = two_seeds("MLP, batch 128", "mlp", 100, 128)
-    five, plain = several(5, "mlp", 100, 128), ["our_step_in_a_loop.py", "--log-every", "100"]
-    products = ["matrix_products.py", "--work", "mlp"]
+    five, products = several(5, "mlp", 100, 128), ["matrix_products.py", "--work", "mlp"]
     this.contenders += [
         five,
-        Contender(PLAIN, [*plain, "--work", "mlp"], 128),
+        plain("mlp", 100, 128),
         Contender(PRODUCTS, products, 128),
         Contender(
             f"{PRODUCTS}, each core a device", products, CORES * 128, environment=DEVICE_A_CORE
@@ -206,9 +214,7 @@ def streaming() -> Work:
             ),
             Contender("input alone, from memory", [*alone, "--no-streamed"], 128),
             Contender("input alone, streamed", alone, 128),
-            Contender(
-                PLAIN, ["our_step_in_a_loop.py", "--work", "stream", "--log-every", "40"], 128
-            ),
+            plain("stream", 40, 128),
         ],
         [Asked(LEAST_OF_PLAIN, PLAIN)],
         streams=True,

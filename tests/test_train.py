@@ -75,7 +75,6 @@ def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[
 
 def test_a_batch_is_drawn_once() -> None:
     """And not again in each operation that reads it: the left shifts of the compiled step."""
-
     images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1), np.uint8)
     model = tiny.model().clone(image_shape=images.shape[1:])
 

@@ -30,7 +30,7 @@ def plain(
     protocol, images = this.data.protocol, jnp.asarray(this.data.test.images)
 
     @jax.jit
-    def log_sum_w(variables: Any, first: int, number: int) -> Array:
+    def log_sum_w(variables: Any, first: Array, number: Array) -> Array:
         rows = first + jnp.arange(IMAGES)
         x_keys = jax.vmap(jax.random.fold_in, (None, 0))(threefry.key(0), rows)
         keys = jax.random.split(jax.random.fold_in(threefry.key(1), number), IMAGES)
