@@ -37,7 +37,7 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import bound_curves
+from vae_jax.standard_figures import bound_curves
 
 BATCH_SIZE = 100
 

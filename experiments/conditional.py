@@ -34,7 +34,7 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import samples
+from vae_jax.standard_figures import samples
 
 Dataset = Literal["mnist", "fashion_mnist", "mnist_5k"]
 

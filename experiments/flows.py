@@ -34,7 +34,7 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import curves
+from vae_jax.standard_figures import curves
 
 LATENTS = 32
 POSTERIORS = {

@@ -37,7 +37,7 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import curves
+from vae_jax.standard_figures import curves
 
 BATCH_SIZE = 20
 

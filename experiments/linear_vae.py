@@ -36,8 +36,8 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import curves
 from vae_jax.run import Run
+from vae_jax.standard_figures import curves
 
 
 def identity(x: Any) -> Any:

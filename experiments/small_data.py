@@ -38,7 +38,7 @@ from vae_jax import (
     train_file,
 )
 from vae_jax.checkpoint import Which
-from vae_jax.figures import curves
+from vae_jax.standard_figures import curves
 
 LATENTS = 20
 SIZES = (200, 1000)

@@ -36,7 +36,7 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import curves
+from vae_jax.standard_figures import curves
 
 BATCH_SIZE, LATENTS = 100, 40
 PUBLISHED = {"standard": "84.45 ± 0.12 nats", "vamp": "82.43 ± 0.06 nats"}

@@ -35,7 +35,7 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.figures import curves
+from vae_jax.standard_figures import curves
 
 Quantizer = Literal["vector", "residual", "finite_scalar", "lookup_free"]
 

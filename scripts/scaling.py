@@ -35,7 +35,7 @@ def measure(num_images: int, num_samples: int) -> dict[str, float]:
     from ours import experiment  # pyright: ignore[reportMissingImports]
 
     from vae_jax import parallel
-    from vae_jax.evaluate import make_evaluator
+    from vae_jax.evaluation.bounds import make_evaluator
     from vae_jax.train import init_state
 
     this = experiment(work="mlp")

@@ -24,7 +24,7 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
 )
-from vae_jax.ais import (
+from vae_jax.evaluation.ais import (
     ACCEPTANCE,
     FIRST_STEP_SIZE,
     PILOTS,

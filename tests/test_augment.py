@@ -23,7 +23,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.data.augment import augmented
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted
 from vae_jax.train import make_validation
 
 PICTURE = np.random.default_rng(0).integers(256, size=(6, 8, 3)).astype(np.uint8)

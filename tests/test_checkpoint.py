@@ -17,7 +17,7 @@ from running import checkpoint_steps, interrupted_after, on_devices, summary
 
 from vae_jax import VaeJaxError, load_run, train
 from vae_jax.checkpoint import Checkpoints, fingerprint
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted
 from vae_jax.run import Run
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from scipy import ndimage, signal
 
 import vae_jax as vj
-from vae_jax import threefry
+from vae_jax.cpu import threefry
 from vae_jax.networks.conv import halvings
 from vae_jax.networks.layers import depthwise_conv, group_norm, max_pool, upsample
 

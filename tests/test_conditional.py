@@ -32,12 +32,12 @@ from vae_jax import (
     StandardNormal,
     VaeJaxError,
     evaluate,
+    fitted_priors,
     generate,
-    posthoc,
     train,
 )
 from vae_jax.conditional import given
-from vae_jax.evaluate import make_evaluator
+from vae_jax.evaluation.bounds import make_evaluator
 from vae_jax.parallel import on_every_device, replicate, split, unreplicate
 from vae_jax.run import Run, RunFolder
 from vae_jax.train import init_state, loss_and_gradients
@@ -247,14 +247,14 @@ def test_samples_of_a_class_have_its_prior_and_its_offset(linear: Linear):
 
 def test_latents_of_the_training_images_are_encoded_with_their_labels(linear: Linear, monkeypatch):
     """Their mean, within four standard errors; a prior of each class is not replaced by another."""
-    monkeypatch.setattr(posthoc, "LATENTS", 50 * N)
+    monkeypatch.setattr(fitted_priors, "LATENTS", 50 * N)
     data = linear.run.experiment.data.train
     exact = linear.posterior_mean(data.images / 255, np.asarray(data.labels)).mean(0)
     error = np.sqrt(linear.posterior_variance / (50 * N))
-    assert (np.abs(posthoc.latents_of(linear.run).mean(0) - exact) < 4 * error).all()
+    assert (np.abs(fitted_priors.latents_of(linear.run).mean(0) - exact) < 4 * error).all()
     if isinstance(linear.run.experiment.model.prior, ClassGaussian):
         with pytest.raises(VaeJaxError, match="a density for each class"):
-            posthoc.fit(linear.run, StandardNormal(D))
+            fitted_priors.fit(linear.run, StandardNormal(D))
         with pytest.raises(VaeJaxError, match="ClassGaussian is a prior of each"):
             evaluate(linear.run, num_samples=1, information=True)
     else:

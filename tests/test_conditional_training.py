@@ -16,7 +16,7 @@ import vae_jax as vj
 from vae_jax import MLP, Experiment, VaeJaxError, train
 from vae_jax.checkpoint import fingerprint
 from vae_jax.conditional import given
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted
 from vae_jax.run import Run
 
 STEPS, SWITCH = 200, 100

@@ -40,7 +40,7 @@ from vae_jax import (
     train_file,
 )
 from vae_jax.compatibility import check_objective
-from vae_jax.critics import frozen
+from vae_jax.networks.critics import frozen
 from vae_jax.objectives.factor_vae import permute_dims
 from vae_jax.optimizers import by_group
 from vae_jax.parallel import unreplicate

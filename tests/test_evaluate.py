@@ -1,6 +1,5 @@
 """Evaluation: every image once, at the K asked for, against closed forms and SciPy."""
 
-import importlib
 import math
 from functools import partial
 from typing import Any, ClassVar
@@ -30,17 +29,17 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
     parallel,
-    splits,
 )
 from vae_jax.data import BINARIZATION_SEED, index_keys
 from vae_jax.distributions import Elementwise, Normal, Transformed
-from vae_jax.evaluate import bits_per_dim, make_evaluator, per_image
+from vae_jax.evaluation import bounds, over_split
+from vae_jax.evaluation.bounds import make_evaluator, per_image
+from vae_jax.evaluation.evaluate import bits_per_dim
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
 from vae_jax.train import init_state
 from vae_jax.vae import fold_in_each
 
-MODULE = importlib.import_module("vae_jax.evaluate")  # `vae_jax.evaluate` is the function
 SHAPE, D, N = (4, 4, 1), 2, 13
 BASE = VAE(
     encoder=MLP(()),
@@ -84,8 +83,8 @@ def on_devices(*seeds):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Three samples and one image for each device at a time."""
-    monkeypatch.setattr(MODULE, "SAMPLES_AT_ONCE", 3)
-    monkeypatch.setattr(MODULE, "DECODED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr(bounds, "SAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr(bounds, "DECODED_FLOATS", 3 * math.prod(SHAPE))
 
 
 # --- K samples of one batch ---------------------------------------------------------------------
@@ -261,7 +260,7 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     experiment, seeds = noisy
     variables = on_devices(seeds[0])
     everything = make_evaluator(experiment, "test", 100)(variables)
-    monkeypatch.setattr(MODULE, "DECODED_FLOATS", math.prod(SHAPE) * 64)
+    monkeypatch.setattr(bounds, "DECODED_FLOATS", math.prod(SHAPE) * 64)
     some = make_evaluator(experiment, "test", 100, num_images=4)(variables)
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
@@ -289,7 +288,7 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
         assert count == 60
         taken.clear()
         budget = whole // 4
-        monkeypatch.setattr(parallel, "memory", lambda: budget / splits.MEMORY_SHARE)
+        monkeypatch.setattr(parallel, "memory", lambda: budget / over_split.MEMORY_SHARE)
         evaluator = make_evaluator(experiment, "train", 64)
         chunked = evaluator(variables)
         assert taken[-1][1] <= budget

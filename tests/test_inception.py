@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from running import ROOT
 
-from vae_jax import VaeJaxError, metrics, threefry
+from vae_jax import VaeJaxError, metrics
+from vae_jax.cpu import threefry
 from vae_jax.metrics.inception import InceptionV3
 
 # torchvision 0.28.0's inception_v3 without its classifiers: 27,161,264 parameters in its list of

@@ -18,7 +18,6 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
 )
-from vae_jax import information as module
 from vae_jax.distributions import (
     Distribution,
     MultivariateNormal,
@@ -26,7 +25,8 @@ from vae_jax.distributions import (
     OneHotCategorical,
     exact_kl,
 )
-from vae_jax.information import decompose, log_aggregated, make_decomposer
+from vae_jax.evaluation import information as module
+from vae_jax.evaluation.information import decompose, log_aggregated, make_decomposer
 from vae_jax.train import init_state
 
 P = Normal(jnp.zeros(1), jnp.ones(1))

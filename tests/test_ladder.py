@@ -41,7 +41,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.distributions import MultivariateNormal, Normal
-from vae_jax.ladder import merge
+from vae_jax.hierarchical import merge
 from vae_jax.parallel import unreplicate
 
 SHAPE, B, K = (3, 2, 1), 4, 2000

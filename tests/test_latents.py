@@ -16,7 +16,7 @@ import vae_jax as vj
 from vae_jax import generate
 from vae_jax.compatibility import check_shapes, latent_shape
 from vae_jax.distributions import Normal, Shape, exact_kl
-from vae_jax.information import log_aggregated
+from vae_jax.evaluation.information import log_aggregated
 from vae_jax.objectives.regularized import gradient_penalty
 from vae_jax.train import train
 
@@ -236,7 +236,7 @@ def test_layers_may_have_shapes_of_their_own():
 def test_a_run_with_latents_that_are_maps(tmp_path, monkeypatch):
     """Trained, evaluated with everything there is, pictured, and given a prior afterwards."""
     shape = (1, 3, 2)
-    monkeypatch.setattr(vj.posthoc, "LATENTS", 90)
+    monkeypatch.setattr(vj.fitted_priors, "LATENTS", 90)
     experiment = vj.Experiment(
         data=tiny.data(),
         model=model_of(shape),
@@ -263,12 +263,12 @@ def _look_at(run: vj.Run, shape: Shape) -> None:
     assert len(set(dims)) == 4
     assert max(dims) < 6
     assert generate.interpolate(run, "valid", 2, 3).shape == (2, 3, *tiny.IMAGE_SHAPE)
-    fitted = vj.posthoc.fit(run, vj.GaussianMixture(2, shape), num_steps=2)
+    fitted = vj.fitted_priors.fit(run, vj.GaussianMixture(2, shape), num_steps=2)
     assert generate.sample(fitted, 2).shape == (2, *tiny.IMAGE_SHAPE)
     with pytest.raises(vj.VaeJaxError, match="for other real latents mixture"):
-        vj.posthoc.prior_for(run, "flow")
+        vj.fitted_priors.prior_for(run, "flow")
     with pytest.raises(vj.VaeJaxError, match="give both the same"):
-        vj.posthoc.fit(run, vj.GaussianMixture(2, shape[::-1]), num_steps=2)
+        vj.fitted_priors.fit(run, vj.GaussianMixture(2, shape[::-1]), num_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from vae_jax.cpu.convolution import _tile, conv, conv_transpose
 from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
 from vae_jax.networks.conv import ResidualBlock
-from vae_jax.networks.convolution import _tile, conv, conv_transpose
 
 # Every kernel width meets an odd height and an even width; (h, w) differ, so no axis is swapped.
 SIZE = (7, 8)

@@ -23,7 +23,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.checkpoint import fingerprint
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted
 from vae_jax.optimizers import GROUPS, by_group
 
 HIERARCHY = HierarchicalVAE(

@@ -45,7 +45,7 @@ from vae_jax import (
 from vae_jax import evaluate as evaluate_run
 from vae_jax.checkpoint import fingerprint
 from vae_jax.compatibility import Requirements
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted
 from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.parallel import (
     gather,

@@ -19,8 +19,8 @@ from test_parallel import assert_close
 from vae_jax import ELBO, Gaussian, OptimalGaussian, Pretrain, VaeJaxError, VonMisesFisher
 from vae_jax.checkpoint import fingerprint
 from vae_jax.compatibility import check_objective
+from vae_jax.errors import Interrupted
 from vae_jax.experiment import Experiment
-from vae_jax.interruption import Interrupted
 from vae_jax.optimizers import by_group, switched
 from vae_jax.run import Run
 from vae_jax.train import init_state, load_run, loss_and_metrics, train

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from vae_jax.networks.products import products
+from vae_jax.cpu.products import products
 from vae_jax.parallel import on_every_device
 
 

@@ -14,9 +14,10 @@ from jax import Array
 from running import on_devices
 from test_precision import one_batch
 
-from vae_jax import parallel, threefry
+from vae_jax import parallel
+from vae_jax.compute import rematerialized
+from vae_jax.cpu import threefry
 from vae_jax.experiment import Experiment
-from vae_jax.rematerialization import rematerialized
 from vae_jax.train import chunks, init_state, loss_and_gradients, make_train_chunk
 
 

@@ -31,8 +31,8 @@ from running import (
 
 from vae_jax import VaeJaxError, train
 from vae_jax.cli import main
+from vae_jax.errors import Interrupted
 from vae_jax.experiment import Origin
-from vae_jax.interruption import Interrupted
 from vae_jax.run import RunFolder
 from vae_jax.train import train_file
 

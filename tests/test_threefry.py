@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import threefry
+from vae_jax.cpu import threefry
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])

@@ -35,7 +35,7 @@ from vae_jax import (
 from vae_jax.checkpoint import fingerprint
 from vae_jax.compatibility import Requirements
 from vae_jax.data import batch_indices
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted
 from vae_jax.objectives.base import Metrics
 from vae_jax.parallel import AXIS, Layout, on_every_device, replicate, split, unreplicate
 from vae_jax.train import (

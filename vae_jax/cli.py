@@ -21,8 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.extras import SubcommandApp
 
-from vae_jax.errors import VaeJaxError
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted, VaeJaxError
 
 DESCRIPTION = (
     "Variational autoencoders for images: train, evaluate, draw; resume exactly. Any command takes "
@@ -142,8 +141,8 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
     options, data, arguments = parse(module.experiment, f"train {file}", flags, *defaults)
     data.use()
     from vae_jax import parallel
-    from vae_jax.figures import draw
     from vae_jax.processes import together
+    from vae_jax.standard_figures import draw
     from vae_jax.train import train_file
 
     if options.distributed:
@@ -220,8 +219,8 @@ def evaluate(
     if features is not None and quality is None:
         raise VaeJaxError("--features says where --quality is measured: give --quality too.")
     from vae_jax import report
-    from vae_jax.ais import AIS
-    from vae_jax.evaluate import evaluate as evaluate_run
+    from vae_jax.evaluation.ais import AIS
+    from vae_jax.evaluation.evaluate import evaluate as evaluate_run
     from vae_jax.metrics import load_features
     from vae_jax.train import load_run
 
@@ -275,7 +274,7 @@ def sample(
 
     loaded = load_run(run, checkpoint)
     if prior != "model":
-        from vae_jax.posthoc import fitted
+        from vae_jax.fitted_priors import fitted
 
         loaded = fitted(loaded, prior)
     labels = columns = None

@@ -16,9 +16,9 @@ from jax import Array
 from jax.scipy.special import ndtri
 from numpy.typing import ArrayLike
 
-from vae_jax import threefry
 from vae_jax.compatibility import Space, posteriors_of
 from vae_jax.conditional import ClassGaussian, given
+from vae_jax.cpu import threefry
 from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError

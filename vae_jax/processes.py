@@ -1,9 +1,10 @@
-"""The processes of one run, each of which ends when another one dies."""
+"""The processes of a run: signals that stop one, and how all end when one dies."""
 
 import atexit
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -13,8 +14,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # jax.distributed (0.10.2) shows neither the address nor the store
 
-from vae_jax.errors import VaeJaxError
-from vae_jax.interruption import Interrupted
+from vae_jax.errors import Interrupted, VaeJaxError
 
 SECONDS_TO_MEET = 30
 FAREWELL = b"."
@@ -23,6 +23,25 @@ _SENTENCE = (
     "vae-jax: Another process of this run has died, so this one ends too: start all of them again, "
     "and they go on from the latest checkpoint."
 )
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one does kill."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, receive)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

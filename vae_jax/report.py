@@ -15,7 +15,7 @@ from rich.text import Text
 
 from vae_jax import parallel
 from vae_jax.data import list_datasets
-from vae_jax.evaluate import Evaluation
+from vae_jax.evaluation.evaluate import Evaluation
 from vae_jax.metrics import Estimate, Quality
 from vae_jax.run import Run, jsonable, write_json
 

@@ -15,19 +15,19 @@ from flax import linen as nn
 from flax import struct
 from jax import Array, lax
 
-from vae_jax import parallel, threefry
+from vae_jax import parallel
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
+from vae_jax.compute import cast_networks, networks_in, rematerialized
 from vae_jax.conditional import GIVEN, given, labels_of
+from vae_jax.cpu import threefry
 from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
 from vae_jax.data.augment import augmented
-from vae_jax.errors import VaeJaxError
-from vae_jax.evaluate import make_evaluator
+from vae_jax.errors import Interrupted, VaeJaxError
+from vae_jax.evaluation.bounds import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
-from vae_jax.interruption import Interrupted, signals
 from vae_jax.objectives.base import Metrics, Objective
-from vae_jax.precision import cast_networks, networks_in
+from vae_jax.processes import signals
 from vae_jax.progress import Progress
-from vae_jax.rematerialization import rematerialized
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.vae import fold_in_each
 

@@ -13,8 +13,9 @@ import tyro
 from jax import Array
 from ours import experiment
 
-from vae_jax import Experiment, parallel, threefry
-from vae_jax.evaluate import make_evaluator
+from vae_jax import Experiment, parallel
+from vae_jax.cpu import threefry
+from vae_jax.evaluation.bounds import make_evaluator
 from vae_jax.train import init_state
 
 IMAGES, SAMPLES = 20, 50  # of one call of the plain loop

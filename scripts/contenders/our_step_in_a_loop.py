@@ -17,7 +17,7 @@ import tyro
 from flax import linen as nn
 from ours import Work, experiment
 
-from vae_jax import threefry
+from vae_jax.cpu import threefry
 from vae_jax.data import batch_indices
 from vae_jax.train import init_state, loss_and_metrics
 

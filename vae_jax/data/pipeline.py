@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vae_jax import threefry
+from vae_jax.cpu import threefry
 
 Support = Literal["binary", "uint8", "unit", "real"]
 SplitName = Literal["train", "valid", "test"]

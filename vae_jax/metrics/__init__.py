@@ -1,6 +1,7 @@
 """How good pictures are: distances between sets of features, and errors image by image."""
 
 from vae_jax.metrics.colour import colour
+from vae_jax.metrics.custom import load_features
 from vae_jax.metrics.estimate import Estimate
 from vae_jax.metrics.frechet import frechet_distance
 from vae_jax.metrics.inception import inception
@@ -11,7 +12,6 @@ from vae_jax.metrics.quality import Quality, Score, quality
 from vae_jax.metrics.reconstruction import psnr, ssim
 from vae_jax.metrics.spaces import Features, in_chunks, standardized
 from vae_jax.metrics.texture import texture
-from vae_jax.metrics.users import load_features
 
 __all__ = [
     "Estimate",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vae_jax import threefry
+from vae_jax.cpu import threefry
 from vae_jax.errors import VaeJaxError
 from vae_jax.metrics.spaces import Features, check_images, in_chunks
 

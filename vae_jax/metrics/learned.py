@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
+from vae_jax.cpu import threefry
 from vae_jax.data import Split, batch_indices
 from vae_jax.distributions import Shape
 from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 
+from vae_jax.cpu.convolution import conv
 from vae_jax.distributions import Shape
-from vae_jax.networks.convolution import conv
 from vae_jax.networks.patches import from_patches, grid_of, to_patches
 from vae_jax.networks.transformer import SMALL, Block
 

@@ -7,8 +7,8 @@ import jax
 from jax import Array
 from jax.nn.initializers import Initializer
 
+from vae_jax.cpu.convolution import conv, conv_transpose
 from vae_jax.distributions import Shape
-from vae_jax.networks.convolution import conv, conv_transpose
 
 
 def halvings(image_shape: Shape, num: int) -> list[Shape]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer
 
+from vae_jax.cpu.convolution import conv
 from vae_jax.distributions import Shape
-from vae_jax.networks.convolution import conv
 
 Output = Literal["map", "tokens", "vector"]
 """Of an encoder: `[N, h, w, F]`; its places as a set, `[N, h * w, F]`; or `[N, F]`."""

@@ -7,7 +7,7 @@ import jax
 from jax import Array, lax
 
 from vae_jax.compatibility import SPACES, Requirements, has_bound
-from vae_jax.critics import frozen
+from vae_jax.networks.critics import frozen
 from vae_jax.objectives.base import Metrics, bound_metrics, rate_and_distortion
 from vae_jax.vae import Terms, fold_in_each
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.compatibility import Requirements
-from vae_jax.critics import frozen
 from vae_jax.distributions.base import draw
+from vae_jax.networks.critics import frozen
 from vae_jax.objectives.base import Metrics, bound_metrics
 from vae_jax.parallel import batch_offset, whole_batch
 from vae_jax.vae import Terms, fold_in_each

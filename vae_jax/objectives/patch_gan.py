@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.compatibility import Requirements
-from vae_jax.critics import frozen
 from vae_jax.likelihoods.base import observed
+from vae_jax.networks.critics import frozen
 from vae_jax.objectives.base import Metrics, Objective
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms

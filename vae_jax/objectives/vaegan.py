@@ -7,8 +7,8 @@ import jax
 from jax import Array, lax
 
 from vae_jax.compatibility import Requirements
-from vae_jax.critics import frozen
 from vae_jax.distributions import sample_each
+from vae_jax.networks.critics import frozen
 from vae_jax.objectives.base import Metrics, bound_metrics
 from vae_jax.vae import Terms, fold_in_each
 

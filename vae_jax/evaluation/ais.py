@@ -20,8 +20,8 @@ from vae_jax.compatibility import posteriors_of
 from vae_jax.data import SplitName
 from vae_jax.distributions import draw, split_key
 from vae_jax.errors import VaeJaxError
+from vae_jax.evaluation.over_split import DECODED_FLOATS, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.splits import DECODED_FLOATS, over_split
 from vae_jax.vae import fold_in_each
 
 ACCEPTANCE = 0.65

@@ -13,7 +13,7 @@ from test_evaluate import make_run
 
 from vae_jax import PlanarFlow, VaeJaxError, evaluate
 from vae_jax.distributions import MultivariateNormal, Normal
-from vae_jax.inference_gap import best, elbos, inference_gaps, make_optimizer, unconstrained
+from vae_jax.evaluation.gaps import best, elbos, inference_gaps, make_optimizer, unconstrained
 from vae_jax.train import init_state
 
 SHAPE, D, N = (2, 4, 1), 2, 12

@@ -19,10 +19,10 @@ import optax
 from flax import struct
 from jax import Array
 
-from vae_jax import threefry
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import PerClass, Space, Trait, check_prior, posteriors_of
 from vae_jax.conditional import given, labels_of
+from vae_jax.cpu import threefry
 from vae_jax.data import index_keys
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError

@@ -19,8 +19,8 @@ from vae_jax.compatibility import has_bound
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
+from vae_jax.evaluation.over_split import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.splits import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
 from vae_jax.vae import fold_in_each
 
 # Adam on each image by itself: its rate is halved after a block of steps that brought no higher

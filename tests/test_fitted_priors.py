@@ -10,7 +10,15 @@ import pytest
 import tiny
 from running import TINY, on_devices
 
-from vae_jax import GaussianMixture, VaeJaxError, evaluate, generate, posthoc, train, train_file
+from vae_jax import (
+    GaussianMixture,
+    VaeJaxError,
+    evaluate,
+    fitted_priors,
+    generate,
+    train,
+    train_file,
+)
 from vae_jax.cli import main
 from vae_jax.run import Run
 
@@ -18,7 +26,7 @@ from vae_jax.run import Run
 @pytest.fixture(scope="module", autouse=True)
 def fewer_latents():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posthoc, "LATENTS", 2000)
+        patch.setattr(fitted_priors, "LATENTS", 2000)
         yield
 
 
@@ -31,7 +39,7 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def latents(run) -> np.ndarray:
-    return posthoc.latents_of(run)
+    return fitted_priors.latents_of(run)
 
 
 def test_latents_are_draws_of_every_images_posterior(run, latents):
@@ -52,7 +60,7 @@ def test_latents_are_draws_of_every_images_posterior(run, latents):
 
 def test_one_component_is_the_normal_of_maximum_likelihood(run, latents):
     """Its mean and standard deviation are those of the latents."""
-    fitted = posthoc.fit(run, GaussianMixture(1, 2))
+    fitted = fitted_priors.fit(run, GaussianMixture(1, 2))
     params = fitted.seed_variables["params"]["prior"]
     np.testing.assert_allclose(params["loc"][0], latents.mean(0), atol=0.03)
     np.testing.assert_allclose(np.exp(params["log_scale"][0]), latents.std(0), rtol=0.03)
@@ -67,7 +75,7 @@ def test_one_component_is_the_normal_of_maximum_likelihood(run, latents):
 
 def test_a_second_vae_has_the_moments_of_the_latents(run, latents):
     """4,000 draws, mean and covariance within 0.15 of the latents' spread; no density."""
-    fitted = posthoc.fit(run, posthoc.SecondStageVAE(2, hidden=(32,)), num_steps=1500)
+    fitted = fitted_priors.fit(run, fitted_priors.SecondStageVAE(2, hidden=(32,)), num_steps=1500)
     z, _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 4000))
     spread = latents.std(0)
     np.testing.assert_allclose(z.mean(0) / spread, latents.mean(0) / spread, atol=0.15)
@@ -79,18 +87,18 @@ def test_a_second_vae_has_the_moments_of_the_latents(run, latents):
 
 def test_what_does_not_fit_is_refused(run):
     with pytest.raises(VaeJaxError, match="'autoregressive' fits latents of the shape \\(2,\\)"):
-        posthoc.prior_for(run, "autoregressive")
+        fitted_priors.prior_for(run, "autoregressive")
 
 
 def test_the_command_fits_once(tmp_path: Path, monkeypatch, capsys):
     """The second call reads what the first one kept, and draws the same picture."""
-    monkeypatch.setattr(posthoc, "NUM_STEPS", 20)
+    monkeypatch.setattr(fitted_priors, "NUM_STEPS", 20)
     folder, pictures = tmp_path / "run", [tmp_path / "a.png", tmp_path / "b.png"]
     with on_devices(1):
         train_file(TINY, folder, {"num_steps": 10})
         sample = ["sample", str(folder), "--prior", "mixture", "--num", "4", "--out"]
         main([*sample, str(pictures[0])])
         assert [path.name for path in (folder / "priors").iterdir()] == ["mixture-latest"]
-        monkeypatch.setattr(posthoc, "fit", None)
+        monkeypatch.setattr(fitted_priors, "fit", None)
         main([*sample, str(pictures[1])])
     assert pictures[0].read_bytes() == pictures[1].read_bytes()

@@ -18,8 +18,8 @@ from vae_jax.compatibility import PerClass
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
+from vae_jax.evaluation.over_split import DECODED_FLOATS, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.splits import DECODED_FLOATS, over_split
 
 SAMPLES = 10  # of each image's q(z|x); their noise is small beside that of the images
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from vae_jax.cpu.products import products
 from vae_jax.distributions import Shape
-from vae_jax.networks.products import products
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -1,4 +1,4 @@
-"""Networks that compute in half precision; parameters and densities stay in float32."""
+"""How networks compute: in half precision, and again in the backward pass instead of remembered."""
 
 import contextlib
 from collections.abc import Callable
@@ -55,5 +55,40 @@ def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[Any]:
         if context.method_name != "__call__" or len(path) != 1 or group_of(path[0]) not in NETWORKS:
             return function(*args, **kwargs)
         return cast(function(*cast(args, dtype), **kwargs), jnp.float32)
+
+    return nn.intercept_methods(interceptor)
+
+
+def rematerialized(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Within it, of each block of encoders and decoders the inputs alone are remembered.
+
+    A block is a module that a network calls itself, such as a residual block. Gradients are the
+    same; memory falls from that of all layers to that of the blocks' inputs and one block's layers,
+    for one more computation of each block (Chen et al. 2016).
+    """
+    if not wanted:
+        return contextlib.nullcontext()
+    within: list[nn.Module] = []  # the block in the making, which calls itself once more
+
+    def interceptor(function: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        module = context.module
+        path = () if module.scope is None else module.path
+        block = len(path) == 2 and group_of(path[0]) in NETWORKS
+        if context.method_name != "__call__" or not block or within:
+            return function(*args, **kwargs)
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        traced = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+        def again(module: nn.Module, *traced: jax.Array) -> Any:
+            arrays = iter(traced)
+            filled = [next(arrays) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
+            args, kwargs = jax.tree.unflatten(structure, filled)
+            return module(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+        within.append(module)
+        try:
+            return nn.remat(again)(module, *traced)
+        finally:
+            within.pop()
 
     return nn.intercept_methods(interceptor)

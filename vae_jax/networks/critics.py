@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from vae_jax.networks.convolution import conv
+from vae_jax.cpu.convolution import conv
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -1,0 +1,1 @@
+"""Numbers of a trained model, with every image of a split counted once."""
