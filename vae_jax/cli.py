@@ -281,8 +281,8 @@ def sample(
     if label is not None:
         labels = [generate.find_label(loaded, label)]
     elif loaded.experiment.model.labels is not None:
-        columns = max(1, num // len(generate.class_names(loaded)))
-        num = columns * len(generate.class_names(loaded))
+        columns = max(1, num // len(loaded.class_names))
+        num = columns * len(loaded.class_names)
     images = generate.sample(loaded, num, seed, labels)
     to.write(images, lambda out, quality: plots.save_images(images, out, columns, quality=quality))
 
@@ -342,11 +342,11 @@ def restyle(
 
     loaded = load_run(run, checkpoint)
     start = generate.find_label(loaded, source)
-    targets = range(len(generate.class_names(loaded)))
+    targets = range(len(loaded.class_names))
     if target is not None:
         targets = [start, generate.find_label(loaded, target)]
     originals, pictures = generate.restyle(loaded, split, start, targets, num)
-    names = generate.class_names(loaded)
+    names = loaded.class_names
     figure = plots.restyled(originals, pictures, names[start], [names[y] for y in targets])
     to.write(pictures, functools.partial(plots.save, figure))
 

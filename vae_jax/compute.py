@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from vae_jax.optimizers import group_of
 
 Tree = TypeVar("Tree")
+Apply = Callable[..., Any]
 NETWORKS = ("encoder", "decoder")
 
 
@@ -41,6 +42,27 @@ def cast_networks(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     return {name: as_computed(name, group) for name, group in params.items()}
 
 
+def with_policy(apply: Apply, dtype: DTypeLike, remat: bool) -> Apply:
+    """`apply` of a model, with its encoders and decoders computed as asked for.
+
+    Args:
+        apply: a function of the model's variables and more.
+        dtype: the type of float that they compute in.
+        remat: whether their blocks are computed again in the backward pass.
+    """
+
+    def with_interceptors(variables: dict[str, Any], *arguments: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            if dtype != jnp.float32:
+                variables = {**variables, "params": cast_networks(variables["params"], dtype)}
+                stack.enter_context(networks_in(dtype))
+            if remat:
+                stack.enter_context(rematerialized())
+            return apply(variables, *arguments)
+
+    return with_interceptors
+
+
 def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[Any]:
     """Within it, encoders and decoders are given their inputs in `dtype`, and give float32."""
 
@@ -59,15 +81,13 @@ def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[Any]:
     return nn.intercept_methods(interceptor)
 
 
-def rematerialized(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+def rematerialized() -> contextlib.AbstractContextManager[Any]:
     """Within it, of each block of encoders and decoders the inputs alone are remembered.
 
     A block is a module that a network calls itself, such as a residual block. Gradients are the
     same; memory falls from that of all layers to that of the blocks' inputs and one block's layers,
     for one more computation of each block (Chen et al. 2016).
     """
-    if not wanted:
-        return contextlib.nullcontext()
     within: list[nn.Module] = []  # the block in the making, which calls itself once more
 
     def interceptor(function: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:

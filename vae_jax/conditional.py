@@ -1,55 +1,30 @@
 """Conditional models: p(x|z, y) and q(z|x, y) for a class y (Kingma et al. 2014; Sohn et al. 2015).
 
-Labels are given to a model with its variables, not as one more argument of its methods: networks,
-objectives and estimators need not know of them, and one that calls `model.decode(z)` decodes with
-the labels of the examples at hand.
+Labels y are an argument of the model's methods like any other: integers `[B]` of B examples, or
+`[1]`, one for all. Among inputs `[N, ...]`, N a multiple of B as samples `[K, B, ...]` make it,
+input n has the label of n mod B.
 """
-
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
-from vae_jax.compatibility import Space, Trait, latent_shape
-from vae_jax.data import Split
 from vae_jax.distributions import Normal
-
-GIVEN = "given"  # the collection that labels are in
-
-
-def given(variables: Any, labels: ArrayLike | None) -> dict[str, Any]:
-    """A conditional model's variables with labels; None, for other models, changes nothing.
-
-    Args:
-        variables: the model's.
-        labels: integers `[B]` of B examples, or `[1]`, one for all. Of `[N, ...]` inputs, N a
-            multiple of B as samples `[K, B, ...]` make it, input n has the label of n mod B.
-    """
-    if labels is None:
-        return variables
-    return {**variables, GIVEN: {"labels": {"y": jnp.asarray(labels)}}}
-
-
-def labels_of(model: Any, split: Split, rows: Array) -> Array | None:
-    """What `given` takes for images of a split, `[B]`; None where the model takes no labels.
-
-    They are constants of the program that is being traced: of a million images, 4 MB.
-    """
-    return None if model.labels is None else jnp.asarray(split.labels)[rows]
+from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Model, Prior, latent_shape
 
 
 class LabelEmbedding(nn.Module):
-    """A vector for each class, learned, beside what the encoder and the decoder are given.
+    """A learned vector for each class, beside what the encoder and the decoder are given.
 
-    It is appended along the last axis: as channels to images and maps, as components to vectors, of
-    which a set's each has it. Encoder and decoder have vectors of their own, so that what moves or
-    freezes one leaves the other alone.
+    It is appended along the last axis: as channels to images and maps, as components to vectors;
+    each vector of a set has it. Encoder and decoder have vectors of their own, so that what moves
+    or freezes one leaves the other alone.
 
     Attributes:
-        num_classes: of the labels, 0 to `num_classes` - 1.
-        width: components of each vector.
+        num_classes: the number of classes; labels are 0 to `num_classes` - 1.
+        width: the number of components of each vector.
 
     References:
         Kingma et al. (2014), "Semi-supervised learning with deep generative models", where y is
@@ -61,56 +36,59 @@ class LabelEmbedding(nn.Module):
     width: int
 
     def setup(self):
-        """While parameters are being initialized, all labels are 0."""
+        """One embedding for the encoder, one for the decoder."""
         self.encoder, self.decoder = (
             nn.Embed(self.num_classes, self.width, embedding_init=nn.initializers.normal(1.0))
             for _ in range(2)
         )
-        if not (self.is_initializing() or self.has_variable(GIVEN, "y")):
-            raise ValueError(
-                "the model is conditional and was given no labels: pass "
-                "`vae_jax.conditional.given(variables, labels)` as its variables"
-            )
-        self.y = self.variable(GIVEN, "y", lambda: jnp.zeros(1, jnp.int32))
 
-    def labels(self) -> Array:
-        """Those that were given, `[B]`."""
-        return self.y.value
-
-    def for_encoder(self, x: Array) -> Array:
+    def for_encoder(self, x: Array, y: Array | None) -> Array:
         """Images `[N, H, W, C]` to `[N, H, W, C + width]`; latents as for the decoder."""
-        return self._append(x, self.encoder)
+        return self._append(x, y, self.encoder)
 
-    def for_decoder(self, z: Array) -> Array:
+    def for_decoder(self, z: Array, y: Array | None) -> Array:
         """Latents `[N, ..., d]` to `[N, ..., d + width]`."""
-        return self._append(z, self.decoder)
+        return self._append(z, y, self.decoder)
 
-    def _append(self, inputs: Array, embedding: nn.Embed) -> Array:
-        if len(inputs) % len(self.y.value):
-            raise ValueError(f"{len(self.y.value)} labels were given for {len(inputs)} inputs")
-        vectors = jnp.tile(embedding(self.y.value), (len(inputs) // len(self.y.value), 1))
+    def _append(self, inputs: Array, y: Array | None, embedding: nn.Embed) -> Array:
+        y = given(y, self)
+        if len(inputs) % len(y):
+            raise VaeJaxError(f"{len(y)} labels were given for {len(inputs)} inputs.")
+        vectors = jnp.tile(embedding(y), (len(inputs) // len(y), 1))
         vectors = vectors.reshape(len(inputs), *[1] * (inputs.ndim - 2), self.width)
         beside = jnp.broadcast_to(vectors, (*inputs.shape[:-1], self.width))
         return jnp.concatenate([inputs, beside.astype(inputs.dtype)], -1)
 
 
-class ClassGaussian(nn.Module):
+def given(y: Array | None, part: nn.Module) -> Array:
+    """The labels; zeros `[1]` while parameters are being initialized without any.
+
+    Raises:
+        VaeJaxError: there are none.
+    """
+    if y is not None:
+        return y
+    if part.is_initializing():
+        return jnp.zeros(1, jnp.int32)
+    raise VaeJaxError(
+        "The model is conditional and was given no labels: pass them as y, integers [B]."
+    )
+
+
+class ClassGaussian(Prior):
     """p(z|y) = N(z; m_y, diag s_y²), learned with the rest of a conditional model.
 
     Starts from scales of one and means drawn from N(0, I).
 
     Attributes:
-        num_classes: of the labels.
-        shape: of z: an int d means a vector `[d]`.
+        num_classes: the number of classes.
+        shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
     num_classes: int
     shape: int | tuple[int, ...]
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = True
-    learned: ClassVar[bool] = True
+    factors = True
 
     def setup(self):
         """`loc` and `log_scale`: `[num_classes, *shape]`."""
@@ -118,13 +96,18 @@ class ClassGaussian(nn.Module):
         self.loc = self.param("loc", nn.initializers.normal(1.0), (self.num_classes, *event))
         self.log_scale = self.param("log_scale", nn.initializers.zeros, self.loc.shape)
 
-    def __call__(self, model: Any) -> Normal:
-        """Batch `[B]`, that of the labels given; event `[*shape]`."""
-        y = model.labels.labels()
+    @property
+    def label_classes(self) -> int:
+        """The number of classes."""
+        return self.num_classes
+
+    def __call__(self, model: Model, y: Array | None = None) -> Normal:
+        """Batch `[B]`, one density for each label of y; event `[*shape]`."""
+        y = given(y, self)
         return Normal(self.loc[y], jnp.exp(self.log_scale[y]), event_ndims=self.loc.ndim - 1)
 
     def carry(self, z: Array, source: ArrayLike, target: ArrayLike) -> Array:
-        """z of one class as of another: m_b + s_b (z - m_a) / s_a keeps what is unlike the class.
+        """z of one class as if of another: m_b + s_b (z - m_a) / s_a keeps the deviation.
 
         Args:
             z: latents `[..., *shape]`; where z ~ p(z|a), what returns is distributed as p(z|b).

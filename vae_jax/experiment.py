@@ -19,11 +19,7 @@ from vae_jax.compatibility import check, check_accumulation
 from vae_jax.data import Data
 from vae_jax.data.augment import Augmentation, check_augmentations
 from vae_jax.errors import VaeJaxError
-from vae_jax.hierarchical import HierarchicalVAE, LadderVAE
-from vae_jax.objectives.base import Objective
-from vae_jax.vae import VAE
-
-Model = VAE | HierarchicalVAE | LadderVAE
+from vae_jax.interfaces import Model, Objective
 
 
 @dataclass(frozen=True, kw_only=True)

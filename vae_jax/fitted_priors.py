@@ -8,125 +8,32 @@ codes (van den Oord et al. 2017, section 3.3).
 """
 
 import dataclasses
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax import Array
 
+from vae_jax import random
 from vae_jax.checkpoint import Checkpoints
-from vae_jax.compatibility import PerClass, Space, Trait, check_prior, posteriors_of
-from vae_jax.conditional import given, labels_of
-from vae_jax.cpu import threefry
-from vae_jax.data import index_keys
-from vae_jax.distributions import Distribution, Shape
+from vae_jax.compatibility import check_prior
+from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
-from vae_jax.likelihoods.gaussian import Gaussian
-from vae_jax.networks import MLP
-from vae_jax.posteriors.gaussian import DiagonalGaussian
+from vae_jax.interfaces import Model, Prior
 from vae_jax.priors.codes import AutoregressiveCodes
 from vae_jax.priors.flows import RealNVP
 from vae_jax.priors.mixtures import GaussianMixture
-from vae_jax.priors.simple import StandardNormal
+from vae_jax.priors.second_stage import SecondStage, SecondStageVAE
 from vae_jax.run import Run
-from vae_jax.vae import VAE, fold_in_each
 
 Family = Literal["mixture", "flow", "vae", "autoregressive"]
 
 LATENTS = 50_000  # at least so many are drawn from the aggregated posterior
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
 IMAGES_AT_ONCE = 1000
-
-
-@struct.dataclass
-class SecondStage(Distribution):
-    """p(z) = E_p(u)[p(z|u)] of a VAE over latents `[d]`: it can be sampled, not evaluated."""
-
-    variables: Any
-    vae: VAE = struct.field(pytree_node=False)
-
-    @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return ()
-
-    @property
-    def event_shape(self) -> Shape:
-        """`[d]`."""
-        return self.vae.image_shape[:1]
-
-    @property
-    def mean(self) -> Array:
-        """The decoder's mean at u = 0."""
-        u = jnp.zeros(self.event_shape)
-        pz: Any = self.vae.apply(self.variables, u, method="decode")
-        return pz.mean.reshape(self.event_shape)
-
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """u from N(0, I), then z from p(z|u), noise included."""
-        keys = jax.random.split(key, sample_shape).reshape(-1)
-        u_and_pz: Any = self.vae.apply(self.variables, keys, method="sample")
-        z = u_and_pz[1].sample(fold_in_each(keys, 1))
-        return z.reshape(*sample_shape, *self.event_shape)
-
-    def log_prob(self, value: Array) -> Array:
-        """There is only a bound, which `elbo` has.
-
-        Raises:
-            VaeJaxError: always.
-        """
-        raise VaeJaxError(
-            "A second-stage VAE has no density of z, only a bound on it: sample from it, or fit a "
-            "mixture or a flow to evaluate likelihoods."
-        )
-
-    def elbo(self, z: Array, keys: Array) -> Array:
-        """The bound on ln p(z) with one sample of u, `[N, d]` and keys `[N]` to `[N]`, nats."""
-        terms: Any = self.vae.apply(self.variables, z.reshape(-1, *self.vae.image_shape), keys)
-        return terms.log_px[0] - terms.kl[0]
-
-
-class SecondStageVAE(nn.Module):
-    """A VAE over latents `[dim]`, as wide in u as in z (Dai & Wipf 2019).
-
-    Attributes:
-        dim: latent dimensions d, of z and of u.
-        hidden: widths of the hidden layers of encoder and decoder.
-    """
-
-    dim: int
-    hidden: tuple[int, ...] = (512, 512)
-
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
-
-    def setup(self):
-        """Latents are images of `dim` x 1 pixels."""
-        self.vae = VAE(
-            encoder=MLP(self.hidden, jax.nn.relu),
-            posterior=DiagonalGaussian(self.dim),
-            prior=StandardNormal(self.dim),
-            decoder=MLP(self.hidden, jax.nn.relu),
-            likelihood=Gaussian(squash=_identity),
-            image_shape=(self.dim, 1, 1),
-        )
-
-    def __call__(self, model: Any) -> SecondStage:
-        """Batch `[]`, event `[dim]`."""
-        if self.is_initializing():
-            self.vae(jnp.zeros((1, self.dim, 1, 1)), jax.random.split(threefry.key(0), 1))
-        return SecondStage(self.vae.variables, self.vae.clone(parent=None))
-
-
-def _identity(x: Array) -> Array:
-    return x
 
 
 def latents_of(run: Run, seed: int = 0) -> np.ndarray:
@@ -138,22 +45,23 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
     draws = -(-LATENTS // len(images))
 
     @jax.jit
-    def latents(variables: Any, images: Array, rows: Array, keys: Array) -> Array:
-        variables = given(variables, labels_of(experiment.model, experiment.data.train, rows))
-        x = experiment.data.protocol.apply(images, fold_in_each(keys, 0))
-        terms: Any = experiment.model.apply(variables, x, fold_in_each(keys, 1))
-        return (terms.z[-1] if isinstance(terms.z, tuple) else terms.z)[0]
+    def latents(variables: Any, images: Array, keys: Array, y: Array | None) -> Array:
+        x = experiment.data.protocol.apply(images, random.purpose(keys, "protocol"))
+        terms: Any = experiment.model.apply(variables, x, keys, y=y)
+        return terms.z[-1][0]
 
     found = []
     for draw in range(draws):
         for first in range(0, len(images), IMAGES_AT_ONCE):
             rows = np.arange(first, min(first + IMAGES_AT_ONCE, len(images)))
-            keys = fold_in_each(index_keys(seed, "train", jnp.asarray(rows)), 2 + draw)
-            found.append(np.asarray(latents(run.seed_variables, images[rows], rows, keys)))
+            own = random.purpose(random.image_keys("train", rows, seed), "aggregated posterior")
+            y = run.labels("train", rows)
+            keys = random.indexed(own, draw)
+            found.append(np.asarray(latents(run.seed_variables, images[rows], keys, y)))
     return np.concatenate(found)
 
 
-def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> Run:
+def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) -> Run:
     """Fits a prior to the aggregated posterior of a run's first seed, with Adam.
 
     Args:
@@ -169,13 +77,13 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
     Raises:
         VaeJaxError: the prior does not fit the latents, or is to replace a p(z|y).
     """
-    model: Any = run.experiment.model
-    if isinstance(model.prior, PerClass):
+    model = run.experiment.model
+    if model.prior.label_classes is not None:
         raise VaeJaxError(
             f"{type(model.prior).__name__} has a density for each class, which one fitted to the "
             "latents of all would replace: sample from the model's own prior."
         )
-    check_prior(posteriors_of(model)[-1], prior)
+    check_prior(model.posteriors[-1], prior)
     model = model.clone(prior=prior)
     z = latents_of(run, seed)
     variables = run.seed_variables
@@ -196,9 +104,10 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
 
     def step(carry: Any, step: Array) -> tuple[Any, Array]:
         params, state = carry
-        key = jax.random.fold_in(threefry.key(seed), step)
-        rows = jax.random.randint(key, (BATCH_SIZE,), 0, len(z))
-        keys = jax.random.split(jax.random.fold_in(key, 1), BATCH_SIZE)
+        key = random.indexed(random.purpose(random.key(seed), "step"), step)
+        key_rows, key_noise = random.purposes(key, "rows", "noise")
+        rows = jax.random.randint(key_rows, (BATCH_SIZE,), 0, len(z))
+        keys = random.draw_keys(key_noise, (), (BATCH_SIZE,))
         loss, gradients = jax.value_and_grad(
             lambda params: -bound(params, jnp.asarray(z)[rows], keys).mean()
         )(params)
@@ -213,16 +122,16 @@ def fit(run: Run, prior: Any, *, num_steps: int = NUM_STEPS, seed: int = 0) -> R
         return params, losses
 
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
-    params, losses = train(threefry.key(seed))
+    params, losses = train(random.purpose(random.key(seed), "init"))
     if not np.isfinite(losses[-1]):
         raise VaeJaxError(f"{type(prior).__name__} could not be fitted: its loss is not finite.")
     return _with_prior(run, model, params)
 
 
-def initial_params(model: Any, key: Array) -> Any:
+def initial_params(model: Model, key: Array) -> Any:
     """Parameters of a model's prior, before training."""
 
-    def encode_first(model: Any) -> None:  # a prior may look at the posterior's variables
+    def encode_first(model: Model) -> None:  # a prior may look at the posterior's variables
         model.encode(jnp.zeros((1, *model.image_shape)))
         model.prior(model)
 
@@ -240,16 +149,20 @@ def _with_prior(run: Run, model: Any, params: Any) -> Run:
     return dataclasses.replace(run, experiment=run.experiment.with_model(model), state=state)
 
 
-def prior_for(run: Run, family: Family) -> Any:
+def prior_for(run: Run, family: Family) -> Prior:
     """A prior of this family for the latents of a run.
 
     Raises:
         VaeJaxError: the family has none for them.
     """
-    model: Any = run.experiment.model
-    space = posteriors_of(model)[-1].space
-    variables = given(run.seed_variables, None if model.labels is None else [0])
-    shape = jax.eval_shape(partial(latents_shape, model), variables).shape
+    model = run.experiment.model
+    space = model.posteriors[-1].space
+    x = jnp.zeros((1, *model.image_shape))
+    y = None if model.labels is None else jnp.zeros(1, jnp.int32)
+    terms: Any = jax.eval_shape(
+        lambda variables: model.apply(variables, x, random.key(0)[None], y=y), run.seed_variables
+    )
+    shape = terms.z[-1].shape[2:]
     match family, len(shape):
         case "mixture", _ if space == "real":
             return GaussianMixture(100, shape)
@@ -265,13 +178,6 @@ def prior_for(run: Run, family: Family) -> Any:
     )
 
 
-def latents_shape(model: Any, variables: Any) -> Array:
-    """One latent of the top layer, `[*event]`, for its shape."""
-    key = threefry.key(0)
-    terms = model.apply(variables, jnp.zeros((1, *model.image_shape)), key[None])
-    return (terms.z[-1] if isinstance(terms.z, tuple) else terms.z)[0, 0]
-
-
 def fitted(run: Run, family: Family) -> Run:
     """`fit` with a prior of this family, kept in the run folder: the second call reads it.
 
@@ -279,8 +185,8 @@ def fitted(run: Run, family: Family) -> Run:
         VaeJaxError: as for `prior_for` and `fit`.
     """
     prior = prior_for(run, family)
-    model: Any = run.experiment.model.clone(prior=prior)
-    like = jax.eval_shape(lambda: initial_params(model, threefry.key(0)))
+    model = run.experiment.model.clone(prior=prior)
+    like = jax.eval_shape(lambda: initial_params(model, random.key(0)))
     folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}"
     with Checkpoints(folder) as checkpoints:
         step = int(run.state.step[0])

@@ -16,23 +16,25 @@ from jax import Array
 from jax.scipy.special import ndtri
 from numpy.typing import ArrayLike
 
-from vae_jax.compatibility import Space, posteriors_of
-from vae_jax.conditional import ClassGaussian, given
-from vae_jax.cpu import threefry
-from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
+from vae_jax import random
+from vae_jax.conditional import ClassGaussian
+from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Space
 from vae_jax.run import Run
 
 PICTURES_AT_ONCE = 500
-# What a seed's key is folded with for the pixels of draws; z is of the bare key.
-PIXELS = 1
 
 
-def _apply(run: Run, method: str, *arguments: Any, labels: ArrayLike | None = None) -> Any:
-    """A method of the model, compiled, with the run's variables and labels `[B]`."""
+def _apply(run: Run, method: str, *arguments: Any) -> Any:
+    """A method of the model, compiled, with the variables of the run's first seed."""
     function = partial(run.experiment.model.apply, method=method)
-    return jax.jit(function)(given(run.seed_variables, labels), *arguments)
+    return jax.jit(function)(run.seed_variables, *arguments)
+
+
+def _as_y(labels: ArrayLike | None) -> Array | None:
+    return None if labels is None else jnp.asarray(labels)
 
 
 _draw = jax.jit(lambda px, keys: px.sample(keys))
@@ -42,49 +44,10 @@ def _pictures(px: Distribution, seed: int = 0, first: int = 0) -> np.ndarray:
     if px.mean_is_picture:
         values = px.mean
     else:
-        key = jax.random.fold_in(jax.random.fold_in(threefry.key(seed), PIXELS), first)
-        values = _draw(px, jax.random.split(key, px.batch_shape))
+        key = random.indexed(random.purpose(random.key(seed), "pixels"), first)
+        values = _draw(px, random.draw_keys(key, (), px.batch_shape))
     # An unsquashed Gaussian's mean can leave the range that a picture has.
     return np.clip(np.asarray(values), 0.0, 1.0)
-
-
-def images_of(run: Run, split: SplitName, rows: np.ndarray) -> Array:
-    """Images `[n, H, W, C]` as the model sees them.
-
-    Raises:
-        VaeJaxError: the split has no such rows.
-    """
-    images = getattr(run.experiment.data, split).images
-    if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
-        raise VaeJaxError(
-            f"The {split} split of {run.experiment.data.name} has {len(images)} images; rows "
-            f"{rows.min()} to {rows.max()} were asked for."
-        )
-    keys = index_keys(BINARIZATION_SEED, split, jnp.asarray(rows))
-    return run.experiment.data.protocol.apply(images[rows], keys)
-
-
-def labels_of(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
-    """The labels of images of a split, `[n]`; None where the model takes none."""
-    if run.experiment.model.labels is None:
-        return None
-    return getattr(run.experiment.data, split).labels[rows]
-
-
-def class_names(run: Run) -> tuple[str, ...]:
-    """Those of the classes of a conditional model.
-
-    Raises:
-        VaeJaxError: the model is not conditional.
-    """
-    if run.experiment.model.labels is None:
-        raise VaeJaxError(
-            f"The model of {run.folder.path} was trained without labels, so it has no classes to "
-            "choose from: leave the label out, or train with labels=LabelEmbedding(...)."
-        )
-    names = run.experiment.data.class_names
-    assert names is not None  # or there would be no Experiment
-    return names
 
 
 def find_label(run: Run, label: str) -> int:
@@ -93,7 +56,7 @@ def find_label(run: Run, label: str) -> int:
     Raises:
         VaeJaxError: there is no such class; the sentence names those there are.
     """
-    names = class_names(run)
+    names = run.class_names
     if label in names:
         return names.index(label)
     if label.isdecimal() and int(label) < len(names):
@@ -105,8 +68,7 @@ def find_label(run: Run, label: str) -> int:
 
 def space_of(run: Run) -> Space:
     """Where the latents of the bottom layer live."""
-    model: Any = run.experiment.model
-    return (model.posteriors[0] if hasattr(model, "posteriors") else model.posterior).space
+    return run.experiment.model.posteriors[0].space
 
 
 def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Array:
@@ -119,7 +81,7 @@ def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Arra
         x: images `[n, H, W, C]` as the model sees them.
         labels: of a conditional model, `[n]`, or `[1]`, one for all.
     """
-    q: Distribution = _apply(run, "encode", x, labels=labels)
+    q: Distribution = _apply(run, "encode", x, _as_y(labels))
     match space_of(run):
         case "sphere":
             return q.mean / jnp.linalg.norm(q.mean, axis=-1, keepdims=True)
@@ -134,9 +96,9 @@ def decode_means(run: Run, z: Array, labels: ArrayLike | None = None) -> np.ndar
     Args:
         run: a `Run`.
         z: latents.
-        labels: of a conditional model, as `vae_jax.conditional.given` takes them.
+        labels: those of a conditional model (`vae_jax.conditional`).
     """
-    px: Distribution = _apply(run, "decode", z, labels=labels)
+    px: Distribution = _apply(run, "decode", (z,), _as_y(labels))
     return _pictures(px)
 
 
@@ -151,14 +113,14 @@ def sample(run: Run, num: int, seed: int = 0, labels: ArrayLike | None = None) -
             after the other, with equal shares.
     """
     if labels is None and run.experiment.model.labels is not None:
-        labels = np.arange(num) * len(class_names(run)) // num
-    keys = jax.random.split(threefry.key(seed), num)
+        labels = np.arange(num) * len(run.class_names) // num
+    keys = random.indexed(random.purpose(random.key(seed), "samples"), np.arange(num))
     draw = jax.jit(partial(run.experiment.model.apply, method="sample"))
     pictures = []
     for first in range(0, num, PICTURES_AT_ONCE):
         part = slice(first, first + PICTURES_AT_ONCE)
-        own = None if labels is None else np.broadcast_to(labels, num)[part]
-        _, px = draw(given(run.seed_variables, own), keys[part])
+        y = None if labels is None else jnp.asarray(np.broadcast_to(labels, num)[part])
+        _, px = draw(run.seed_variables, keys[part], y)
         pictures.append(_pictures(px, seed, first))
     return np.concatenate(pictures)
 
@@ -167,8 +129,8 @@ def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray
     """The decoder's means at E_q[z] of images by their places in a split, `[n, H, W, C]`."""
 
     def part(rows: np.ndarray) -> np.ndarray:
-        y = labels_of(run, split, rows)
-        return decode_means(run, posterior_means(run, images_of(run, split, rows), y), y)
+        y = run.labels(split, rows)
+        return decode_means(run, posterior_means(run, run.images(split, rows), y), y)
 
     return np.concatenate(
         [part(rows) for rows in np.array_split(rows, -(-len(rows) // PICTURES_AT_ONCE))]
@@ -194,15 +156,15 @@ def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.nd
         raise VaeJaxError(
             f"The {split} split of {run.experiment.data.name} has no images: choose another split."
         )
-    x, y = images_of(run, split, rows), labels_of(run, split, rows)
+    x, y = run.images(split, rows), run.labels(split, rows)
     return np.asarray(x), decode_means(run, posterior_means(run, x, y), y)
 
 
 def _carried(run: Run, z: Array, source: int, target: int) -> Array:
-    """Latents of one class as of another, or as they are where one prior is for all classes."""
-    model: Any = run.experiment.model
-    # A hierarchy's prior is that of its top layer, and z is of the bottom one.
-    if not isinstance(model.prior, ClassGaussian) or len(posteriors_of(model)) > 1:
+    """Latents of one class as if of another, or as they are where one prior is for all classes."""
+    model = run.experiment.model
+    # The prior of a hierarchy is that of its top layer, and z is of the bottom one.
+    if not isinstance(model.prior, ClassGaussian) or len(model.posteriors) > 1:
         return z
     params = {"params": run.seed_variables["params"]["prior"]}
     return jnp.asarray(model.prior.apply(params, z, source, target, method="carry"))
@@ -229,14 +191,14 @@ def restyle(
     Raises:
         VaeJaxError: the model is not conditional, or the split has no image of the class.
     """
-    names = class_names(run)
+    names = run.class_names
     rows = np.flatnonzero(getattr(run.experiment.data, split).labels == source)[:num]
     if not len(rows):
         raise VaeJaxError(
             f"The {split} split of {run.experiment.data.name} has no image of {names[source]!r}: "
             "choose another class or split."
         )
-    x = images_of(run, split, rows)
+    x = run.images(split, rows)
     z = posterior_means(run, x, [source])
     restyled = [decode_means(run, _carried(run, z, source, y), [y]) for y in targets]
     return np.asarray(x), np.stack(restyled, 1)
@@ -266,8 +228,8 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
             f"The {split} split of {run.experiment.data.name} has no two images, of one class if "
             "the model has classes: interpolate in another split."
         )
-    y = labels_of(run, split, rows)
-    z = posterior_means(run, images_of(run, split, rows), y)
+    y = run.labels(split, rows)
+    z = posterior_means(run, run.images(split, rows), y)
     ends = z[0::2, None], z[1::2, None]
     weights = jnp.linspace(0, 1, steps).reshape(-1, *[1] * (z.ndim - 1))
     if space == "sphere":
@@ -328,10 +290,10 @@ def traverse(
         )
     split_size = len(getattr(run.experiment.data, split))
     some, own = np.arange(min(1000, split_size)), np.array([row])
-    means = posterior_means(run, images_of(run, split, some), labels_of(run, split, some))
+    means = posterior_means(run, run.images(split, some), run.labels(split, some))
     dims = np.argsort(-np.asarray(means.var(0)).ravel())[:most]
-    y = labels_of(run, split, own)
-    z = posterior_means(run, images_of(run, split, own), y)[0]
+    y = run.labels(split, own)
+    z = posterior_means(run, run.images(split, own), y)[0]
     values = np.linspace(-3, 3, steps)
     places = [np.unravel_index(d, z.shape) for d in dims]
     moved = jnp.stack([jnp.stack([z.at[place].set(v) for v in values]) for place in places])

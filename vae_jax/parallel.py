@@ -9,9 +9,11 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.experimental import multihost_utils
@@ -51,6 +53,16 @@ def start_processes() -> None:
 def is_main_process() -> bool:
     """Whether this process writes the run folder."""
     return jax.process_index() == 0
+
+
+def num_devices() -> int:
+    """The number of devices of all processes."""
+    return jax.device_count()
+
+
+def num_processes() -> int:
+    """The number of processes of this run."""
+    return jax.process_count()
 
 
 def largest(value: int) -> int:
@@ -109,6 +121,13 @@ def whole_batch(share: Array, axis: int = 0) -> Array:
 def batch_mean(share: Tree) -> Tree:
     """The mean over the devices of equal shares' means, leaf by leaf."""
     return lax.pmean(share, AXIS) if _shared() else share
+
+
+def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
+    """What `update` makes where `good` is true, else `old`."""
+    if jax.default_backend() == "cpu":  # a branch works in place, where a choice copies
+        return lax.cond(good, update, lambda: old)
+    return jax.tree.map(partial(jnp.where, good), update(), old)  # a branch would be slower
 
 
 def batch_offset(share: int) -> Array | int:
@@ -240,9 +259,35 @@ class Layout:
             return unreplicate(tree)
         return jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), tree)
 
-    def on_every_device(self, function: Callable, donate_argnums: tuple[int, ...]) -> OnDevices:
-        """`function`, compiled, with collectives over `AXIS` only where batches are shared."""
-        return on_every_device(function, donate_argnums, None if self.apart else AXIS)
+    @property
+    def axis(self) -> str | None:
+        """The name of the axis of the devices that share a batch; None where none does."""
+        return None if self.apart or jax.device_count() == 1 else AXIS
+
+    def over_seeds(self, function: Callable) -> OnDevices:
+        """A function of one replica, for all replicas, on every device.
+
+        Args:
+            function: of a replica's state, of images that all replicas share, of its batches and of
+                its seed, to a new state and metrics.
+
+        Returns:
+            The same of `[D, S, ...]` (images `[D, ...]`), the state donated.
+        """
+
+        def every_seed(state: Any, images: Any, batches: Any, seed: Array) -> Any:
+            if len(seed) > 1:
+                if jax.default_backend() != "cpu":
+                    return jax.vmap(function, (0, None, 0, 0))(state, images, batches, seed)
+                # A core is busy with one seed's products; small ones of many seeds take longer.
+                each = (state, batches, seed)
+                return lax.map(lambda one: function(one[0], images, *one[1:]), each)
+            # An axis of one costs a few percent in products of small matrices.
+            state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
+            result = function(state, images, batches, seed)
+            return jax.tree.map(lambda leaf: leaf[None], result)
+
+        return on_every_device(every_seed, (0,), self.axis)
 
     def _deal(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(jax.device_count(), -1, *array.shape[1:])

@@ -22,9 +22,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
-from vae_jax import parallel
+from vae_jax import parallel, random
 from vae_jax.checkpoint import Which
+from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment, Origin
 
@@ -244,3 +246,47 @@ class Run:
     def seed_variables(self) -> dict[str, Any]:
         """The first seed's variables, for `model.apply`."""
         return jax.tree.map(lambda leaf: leaf[0], self.variables)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of a conditional model.
+
+        Raises:
+            VaeJaxError: the model is not conditional.
+        """
+        names = self.experiment.data.class_names
+        if self.experiment.model.labels is None or names is None:
+            raise VaeJaxError(
+                f"The model of {self.folder.path} is not conditional: it has no classes."
+            )
+        return names
+
+    def images(self, split: SplitName, rows: np.ndarray) -> Array:
+        """Images `[n, H, W, C]` of a split as the model sees them.
+
+        Raises:
+            VaeJaxError: the split has no such rows.
+        """
+        images = getattr(self.experiment.data, split).images
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
+            raise VaeJaxError(
+                f"The {split} split of {self.experiment.data.name} has {len(images)} images; rows "
+                f"{rows.min()} to {rows.max()} were asked for."
+            )
+        keys = random.purpose(random.image_keys(split, rows), "protocol")
+        return self.experiment.data.protocol.apply(images[rows], keys)
+
+    def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
+        """The labels `[n]` of images of a split; None where the model takes none."""
+        if self.experiment.model.labels is None:
+            return None
+        return getattr(self.experiment.data, split).labels[rows]
+
+    def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The steps `[T]` at which a metric was logged, and its values `[T, S]`.
+
+        Where nothing was finite, a value is nan.
+        """
+        lines = [line for line in self.folder.read_metrics() if name in line]
+        values = np.array([line[name] for line in lines], dtype=float)
+        return np.array([line["step"] for line in lines]), values.reshape(len(lines), -1)

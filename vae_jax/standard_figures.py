@@ -7,22 +7,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vae_jax import generate, plots
-from vae_jax.compatibility import has_bound
+from vae_jax.interfaces import has_bound
 from vae_jax.run import Run
 
 SHOWN_CLASSES = 20
 
 
 def curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Label -> (steps `[T]`, values `[T, S]`) of the metrics that go by those names."""
-    found = {}
-    for label, name in names.items():
-        lines = [line for line in run.folder.read_metrics() if name in line]
-        if lines:
-            # null, where nothing was finite, becomes nan
-            values = np.array([line[name] for line in lines], dtype=float)
-            found[label] = np.array([line["step"] for line in lines]), values
-    return found
+    """Label -> (steps `[T]`, values `[T, S]`) of the metrics with those names that were logged."""
+    found = {label: run.metric(name) for label, name in names.items()}
+    return {label: curve for label, curve in found.items() if len(curve[0])}
 
 
 def bound_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -36,7 +30,7 @@ def samples(run: Run) -> Figure:
     title = "p(x|z) means, z from the prior"
     if run.experiment.model.labels is None:
         return plots.image_grid(generate.sample(run, 100), columns=10, title=title)
-    names = generate.class_names(run)[:SHOWN_CLASSES]
+    names = run.class_names[:SHOWN_CLASSES]
     labels = np.repeat(np.arange(len(names)), 10)
     images = generate.sample(run, len(labels), labels=labels)
     return plots.named_rows(images.reshape(-1, 10, *images.shape[1:]), names, title)
@@ -64,7 +58,7 @@ def draw(run: Run) -> list[Path]:
         "reconstructions": plots.reconstructions(*generate.reconstruct(run, split, 20), title=name),
     }
     if run.experiment.model.labels is not None:
-        names = generate.class_names(run)
+        names = run.class_names
         source, targets = int(getattr(data, split).labels[0]), range(len(names))[:SHOWN_CLASSES]
         images = generate.restyle(run, split, source, targets, 10)
         drawn["restyled"] = plots.restyled(*images, names[source], names[:SHOWN_CLASSES])
@@ -74,7 +68,7 @@ def draw(run: Run) -> list[Path]:
         images, values, dims = generate.traverse(run, split, 0, 11, 10)
         drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
     rows = np.arange(min(5000, len(getattr(data, split))))
-    x, y = generate.images_of(run, split, rows), generate.labels_of(run, split, rows)
+    x, y = run.images(split, rows), run.labels(split, rows)
     z = np.asarray(generate.posterior_means(run, x, y))
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels

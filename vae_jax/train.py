@@ -1,4 +1,4 @@
-"""Training: one step, many steps in one scan, and the loop around them."""
+"""Training: the loop around the scanned steps, and how runs begin, go on and come back."""
 
 import sys
 import time
@@ -8,216 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
-from flax import struct
-from jax import Array, lax
 
 from vae_jax import parallel
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
-from vae_jax.compute import cast_networks, networks_in, rematerialized
-from vae_jax.conditional import GIVEN, given, labels_of
-from vae_jax.cpu import threefry
-from vae_jax.data import BINARIZATION_SEED, Data, batch_indices, index_keys, prefetched
-from vae_jax.data.augment import augmented
+from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.evaluation.bounds import make_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
-from vae_jax.objectives.base import Metrics, Objective
+from vae_jax.interfaces import Metrics
 from vae_jax.processes import signals
 from vae_jax.progress import Progress
 from vae_jax.run import Run, RunFolder, jsonable
-from vae_jax.vae import fold_in_each
+from vae_jax.step import Batch, TrainState, init_state, make_train_chunk
 
-# What a key is folded with, so that no two uses of a seed share noise.
-INIT, STEP = 0, 1
-PROTOCOL, POSTERIOR, AUGMENT = 0, 1, 2
-
-# Of one chunk of streamed images in a process's memory: one more is being made meanwhile.
+# The most that one chunk of streamed images may take of a process's memory; one more is being made
+# meanwhile.
 STREAMED_BYTES = 2**26
-Batches = tuple[Array, Array | None]
-
-
-@struct.dataclass
-class TrainState:
-    """All that training carries from step to step; seed, data and step give everything else.
-
-    Attributes:
-        step: steps taken, skipped ones counted.
-        params: the parameters.
-        model_state: the model's other variable collections.
-        ema_params: running average of the parameters, or None.
-        opt_state: optax's.
-        skipped: steps skipped because the loss or a gradient was not finite.
-        skipped_in_a_row: those since the last good step.
-    """
-
-    step: Array
-    params: Any
-    model_state: Any
-    ema_params: Any
-    opt_state: Any
-    skipped: Array
-    skipped_in_a_row: Array
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The model's variables to evaluate with: the running average where one is kept."""
-        params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, **self.model_state}
-
-
-def loss_and_metrics(
-    model: nn.Module, objective: Objective, x: Array, keys: Array, step: Array
-) -> tuple[Array, Metrics]:
-    """The objective at the model's Terms for images `[B, H, W, C]` and keys `[B]`.
-
-    Runs in the scope of the model, so that the objective can call its parts.
-    """
-    return objective(model(x, keys, objective.num_samples), step, model)
-
-
-def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
-    """The state before the first step, a function of the seed alone."""
-    key = jax.random.fold_in(threefry.key(seed), INIT)
-    x = jnp.zeros((1, *experiment.data.image_shape))
-    step = jnp.zeros((), jnp.int32)
-    init = nn.init(loss_and_metrics, experiment.model)  # which also calls a critic
-    variables = dict(init(key, experiment.objective, x, key[None], step))
-    params = variables.pop("params")
-    variables.pop(GIVEN, None)
-    return TrainState(
-        step=step,
-        params=params,
-        model_state=variables,
-        ema_params=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
-        opt_state=experiment.optimizer.init(params),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_a_row=jnp.zeros((), jnp.int32),
-    )
-
-
-def loss_and_gradients(
-    experiment: Experiment, state: TrainState, images: Array, indices: Array, seed: Array
-) -> tuple[Array, Metrics, Any, Any]:
-    """Loss, metrics, model state and gradients of one batch, the same on every device.
-
-    One device's view: `images` `[b, H, W, C]` uint8 are its share of the batch, `indices` `[b]`
-    their rows in the training split. An example's noise depends on the seed, the step and its place
-    in the global batch.
-    """
-    place = parallel.batch_offset(len(indices)) + jnp.arange(len(indices))
-    step_key = jax.random.fold_in(jax.random.fold_in(threefry.key(seed), STEP), state.step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
-    protocol = experiment.data.protocol
-    if protocol.resampled:
-        x_keys = fold_in_each(keys, PROTOCOL)
-    else:
-        x_keys = index_keys(BINARIZATION_SEED, "train", indices)
-    images = augmented(experiment.augment, images, fold_in_each(keys, AUGMENT))
-    x = protocol.apply(images, x_keys)
-
-    apply = nn.apply(loss_and_metrics, experiment.model, mutable=list(state.model_state))
-
-    def loss_of(
-        params: Any, x: Array, keys: Array, labels: Array | None
-    ) -> tuple[Array, tuple[Metrics, Any]]:
-        params = cast_networks(params, experiment.compute_dtype)
-        variables = given({"params": params, **state.model_state}, labels)
-        with networks_in(experiment.compute_dtype), rematerialized(experiment.remat):
-            (loss, metrics), model_state = apply(
-                variables, experiment.objective, x, keys, state.step
-            )
-        return loss, (metrics, model_state)
-
-    def differentiated(part: Any) -> Any:
-        (loss, (metrics, model_state)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, *part
-        )
-        return loss, metrics, model_state, gradients
-
-    labels = labels_of(experiment.model, experiment.data.train, indices)
-    batch = x, fold_in_each(keys, POSTERIOR), labels
-    if experiment.accumulate == 1:
-        return parallel.batch_mean(differentiated(batch))
-    parts = jax.tree.map(lambda a: a.reshape(experiment.accumulate, -1, *a.shape[1:]), batch)
-    zeros = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype),
-        jax.eval_shape(differentiated, jax.tree.map(lambda a: a[0], parts)),
-    )
-
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, differentiated(part)), None
-
-    total, _ = lax.scan(add, zeros, parts)
-    return parallel.batch_mean(jax.tree.map(lambda a: a / experiment.accumulate, total))
-
-
-def train_step(
-    experiment: Experiment, state: TrainState, images: Array, indices: Array, seed: Array
-) -> tuple[TrainState, Metrics]:
-    """One optimizer step; a step whose loss or gradients are not finite changes no parameter."""
-    loss, metrics, model_state, gradients = loss_and_gradients(
-        experiment, state, images, indices, seed
-    )
-    gradient_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-
-    def updated() -> tuple[Any, Any, Any, Any]:
-        updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema_params
-        if experiment.ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1 - experiment.ema_decay)
-        return params, model_state, ema, opt_state
-
-    old = (state.params, state.model_state, state.ema_params, state.opt_state)
-    if jax.default_backend() == "cpu":  # a branch works in place, where a choice copies
-        changed = lax.cond(finite, updated, lambda: old)
-    else:  # where a branch is the slower one
-        changed = jax.tree.map(partial(jnp.where, finite), updated(), old)
-    state = TrainState(
-        state.step + 1,
-        *changed,
-        skipped=state.skipped + ~finite,
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-    )
-    counters = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
-    return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
-
-
-def make_train_chunk(experiment: Experiment, layout: parallel.Layout) -> parallel.OnDevices:
-    """Many steps in one call: scanned over steps, mapped over seeds, on every device.
-
-    Returns:
-        A function of state `[D, S, ...]` (donated), the training images `[D, N, H, W, C]` or None,
-        the rows `[D, S, steps, b]` of each batch with their images `[D, S, steps, b, H, W, C]` or
-        None, and seeds `[D, S]`, to the new state and each step's metrics `[D, S, steps]`; D
-        devices, S seeds on each.
-    """
-
-    def chunk(state: TrainState, images: Array | None, batches: Batches, seed: Array):
-        def step(state: TrainState, batch: Batches):
-            indices, own = batch
-            taken = images[indices] if own is None else own  # pyright: ignore[reportOptionalSubscript]
-            return train_step(experiment, state, taken, indices, seed)
-
-        return lax.scan(step, state, batches)
-
-    def every_seed(state: TrainState, images: Array | None, batches: Batches, seed: Array):
-        if len(seed) > 1:
-            if jax.default_backend() != "cpu":
-                return jax.vmap(chunk, (0, None, 0, 0))(state, images, batches, seed)
-            # A core is busy with one seed's products; small ones of many seeds take longer.
-            each = (state, batches, seed)
-            return lax.map(lambda one: chunk(one[0], images, *one[1:]), each)
-        # An axis of one costs a few percent in products of small matrices.
-        state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
-        return jax.tree.map(lambda leaf: leaf[None], chunk(state, images, batches, seed))
-
-    return layout.on_every_device(every_seed, donate_argnums=(0,))
+Row = dict[str, np.ndarray]
 
 
 def is_streamed(data: Data) -> bool:
@@ -227,31 +35,102 @@ def is_streamed(data: Data) -> bool:
 
 def chunks(
     experiment: Experiment, layout: parallel.Layout, seeds: np.ndarray, step: int, streamed: bool
-) -> Iterator[Batches]:
+) -> Iterator[Batch]:
     """The batches of one chunk of steps after the other, from `step` on, on the devices.
 
     A function of seed and step alone. A chunk ends where metrics are logged; chunks of streamed
     images sooner, where they would be larger than `STREAMED_BYTES`.
     """
-    images, batch = experiment.data.train.images, experiment.batch_size
+    split, batch = experiment.data.train, experiment.batch_size
+    labels = None if experiment.model.labels is None else split.labels
     longest = experiment.log_every
     if streamed:
-        step_bytes = len(seeds) * batch * images[0].nbytes // jax.process_count()
+        step_bytes = len(seeds) * batch * split.images[0].nbytes // parallel.num_processes()
         fitting = max(1, STREAMED_BYTES // step_bytes)
         longest = max(n for n in range(1, longest + 1) if longest % n == 0 and n <= fitting)
     while step < experiment.num_steps:
         stop = min((step // longest + 1) * longest, experiment.num_steps)
         if experiment.shuffle:
-            rows = [batch_indices(int(s), step, stop - step, len(images), batch) for s in seeds]
+            rows = [batch_indices(int(s), step, stop - step, len(split), batch) for s in seeds]
         else:
-            in_order = np.arange(step * batch, stop * batch, dtype=np.int64) % len(images)
+            in_order = np.arange(step * batch, stop * batch, dtype=np.int64) % len(split)
             rows = [in_order.astype(np.int32).reshape(-1, batch)] * len(seeds)
         own = layout.rows(np.stack(rows))
-        yield parallel.put(own), parallel.put(images[own]) if streamed else None
+        yield Batch(
+            rows=parallel.put(own),
+            images=parallel.put(split.images[own]) if streamed else None,
+            y=None if labels is None else parallel.put(labels[own]),
+        )
         step = stop
 
 
-def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, np.ndarray]]:
+def advance(
+    experiment: Experiment,
+    layout: parallel.Layout,
+    state: TrainState,
+    seeds: np.ndarray,
+    streamed: bool,
+    meanwhile: Callable[[], None],
+) -> Iterator[tuple[int, TrainState, Row]]:
+    """Trains from a state on the host: the step, the state on the devices and the metrics `[S]`.
+
+    Once for each line of metrics. The state on the devices is gone when the next one is asked for.
+
+    Args:
+        experiment: what is trained.
+        layout: how the replicas lie on the devices.
+        state: host arrays `[S, ...]`.
+        seeds: `[S]`.
+        streamed: whether the batches bring their images.
+        meanwhile: called while the devices are busy.
+    """
+    train_chunk = make_train_chunk(experiment, layout)
+    images = None if streamed else parallel.replicate(experiment.data.train.images)
+    step, device_state, device_seeds = int(state.step[0]), layout.place(state), layout.place(seeds)
+    unlogged: list[Metrics] = []
+    for batches in prefetched(chunks(experiment, layout, seeds, step, streamed)):
+        device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
+        meanwhile()
+        step += batches.rows.shape[2]
+        unlogged.append(layout.collect(metrics))
+        if step % experiment.log_every == 0 or step == experiment.num_steps:
+            row = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *unlogged)
+            yield step, device_state, over_steps(row)
+            unlogged = []
+
+
+class Later:
+    """Work of the host that waits until the devices are busy with the next chunk."""
+
+    def __init__(self):
+        self._work: list[Callable[[], None]] = []
+
+    def __call__(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Puts off a call."""
+        self._work.append(partial(function, *arguments))
+
+    def run(self) -> None:
+        """Makes the calls that were put off, in order."""
+        work, self._work = self._work, []
+        for call in work:
+            call()
+
+
+def check_finite(experiment: Experiment, row: Row, step: int, checkpoints: Path) -> None:
+    """Gives up where too many steps in a row were skipped.
+
+    Raises:
+        VaeJaxError: `max_nonfinite` steps in a row had a loss or gradients that were not finite.
+    """
+    if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
+        raise VaeJaxError(
+            f"The loss or its gradients were not finite in the {experiment.max_nonfinite} steps "
+            f"before step {step}: lower the learning rate or clip the gradients; the last good "
+            f"checkpoint stays in {checkpoints}."
+        )
+
+
+def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:
     """From a state on the devices to the validation split's mean bounds, nats per image, `[S]`.
 
     The KL weighs one, whatever beta training is at; `valid_nll` has the objective's K. Where the
@@ -262,7 +141,7 @@ def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, 
         return lambda state: {}
     evaluator = make_evaluator(experiment, "valid", experiment.objective.num_samples)
 
-    def validate(state: TrainState) -> dict[str, np.ndarray]:
+    def validate(state: TrainState) -> Row:
         result = evaluator(state.variables)
         names = ("neg_elbo", "nll") if "nll" in result else ("distortion",)
         return {f"valid_{name}": result[name].mean(1) for name in names}
@@ -270,7 +149,7 @@ def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, 
     return validate
 
 
-def over_steps(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def over_steps(metrics: Row) -> Row:
     """A chunk's metrics `[S, steps]` to `[S]`: means over the finite steps; counters at the end."""
     counters = ("skipped", "skipped_in_a_row")
     return {
@@ -281,7 +160,7 @@ def over_steps(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def log(run_folder: RunFolder, progress: Progress, step: int, row: dict[str, np.ndarray]) -> None:
+def log(run_folder: RunFolder, progress: Progress, step: int, row: Row) -> None:
     """One line of metrics.jsonl and of the progress display."""
     if parallel.is_main_process():
         run_folder.append_metrics({"step": step, "time": time.time()} | row)
@@ -293,7 +172,7 @@ def save(
     checkpoints: Checkpoints,
     step: int,
     state: TrainState,
-    validation: dict[str, np.ndarray],
+    validation: Row,
 ) -> None:
     """Starts writing a checkpoint, and logs its validation."""
     if parallel.is_main_process():
@@ -366,43 +245,22 @@ def train(
             checkpoints.clean_up(step)
             run_folder.truncate_metrics(step)
 
-        train_chunk = make_train_chunk(experiment, layout)
         validate = make_validation(experiment)
-        images = None if streamed else parallel.replicate(experiment.data.train.images)
-        device_seeds = layout.place(seeds)
-        device_state = layout.place(state)
-        host_work: list[Callable[[], None]] = []
-        unlogged: list[Any] = []
-        stopped_by = 0
-        for batches in prefetched(chunks(experiment, layout, seeds, step, streamed)):
-            device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
-            # The devices are busy: time for the host's work on the chunk before.
-            for work in host_work:
-                work()
-            host_work = []
-            step += batches[0].shape[2]
-            unlogged.append(layout.collect(metrics))
-            if step % experiment.log_every and step < experiment.num_steps:
-                continue
-            row = over_steps(jax.tree.map(lambda *parts: np.concatenate(parts, 1), *unlogged))
-            unlogged = []
-            host_work.append(partial(log, run_folder, progress, step, row))
-            if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
-                raise VaeJaxError(
-                    f"The loss or its gradients were not finite in the {experiment.max_nonfinite} "
-                    f"steps before step {step}: lower the learning rate or clip the gradients; the "
-                    f"last good checkpoint stays in {run_folder.checkpoints}."
-                )
+        later, stopped_by = Later(), 0
+        for step, device_state, row in advance(
+            experiment, layout, state, seeds, streamed, later.run
+        ):
+            later(log, run_folder, progress, step, row)
+            check_finite(experiment, row, step, run_folder.checkpoints)
             stopped_by = parallel.largest(max(received, default=0))
             due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
             if due or stopped_by:
                 state = layout.collect(device_state)
                 validation = validate(parallel.replicate(state)) if due else {}
-                host_work.append(partial(save, run_folder, checkpoints, step, state, validation))
+                later(save, run_folder, checkpoints, step, state, validation)
             if stopped_by:
                 break
-        for work in host_work:
-            work()
+        later.run()
         checkpoints.wait()
         if stopped_by and step < experiment.num_steps:
             raise Interrupted(stopped_by, step)

@@ -4,18 +4,15 @@ from vae_jax.data.catalog import SOURCES, Listing, Source, list_datasets, load, 
 from vae_jax.data.datasets import Data, Split
 from vae_jax.data.folder import load_folder
 from vae_jax.data.pipeline import (
-    BINARIZATION_SEED,
     PROTOCOLS,
     Protocol,
     SplitName,
     Support,
     batch_indices,
-    index_keys,
     prefetched,
 )
 
 __all__ = [
-    "BINARIZATION_SEED",
     "PROTOCOLS",
     "SOURCES",
     "Data",
@@ -26,7 +23,6 @@ __all__ = [
     "SplitName",
     "Support",
     "batch_indices",
-    "index_keys",
     "list_datasets",
     "load",
     "load_folder",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.ndimage import map_coordinates
 
+from vae_jax import random
 from vae_jax.data.datasets import Data
 from vae_jax.errors import VaeJaxError
 
@@ -142,8 +143,8 @@ def augmented(augmentations: Sequence[Augmentation], images: Array, keys: Array)
     """
 
     def one(image: Array, key: Array) -> Array:
-        for place, augmentation in enumerate(augmentations):
-            image = augmentation(image, jax.random.fold_in(key, place))
+        for position, augmentation in enumerate(augmentations):
+            image = augmentation(image, random.indexed(key, position))
         return image
 
     return jax.vmap(one)(images, keys)
@@ -158,7 +159,7 @@ def check_augmentations(augmentations: Sequence[Augmentation], data: Data) -> No
     image = jax.ShapeDtypeStruct(data.image_shape, jnp.uint8)
     for augmentation in augmentations:
         try:
-            key = jax.eval_shape(lambda: jax.random.key(0))
+            key = jax.eval_shape(lambda: random.key(0))
             made = jax.eval_shape(augmentation, image, key)
             fits = (made.shape, made.dtype) == (image.shape, image.dtype)
             reason = f"makes {made.dtype} {made.shape} of uint8 {image.shape}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vae_jax.data.pipeline import BINARIZATION_SEED, PROTOCOLS, Protocol, SplitName, Support
+from vae_jax import random
+from vae_jax.data.pipeline import PROTOCOLS, Protocol, SplitName, Support
 from vae_jax.errors import VaeJaxError
 
 
@@ -123,7 +124,7 @@ class Data:
         return (
             f"{self.name}: {len(self.train):,} training, {len(self.valid):,} validation and "
             f"{len(self.test):,} test images ({self.split_rule}), protocol {self.protocol.name} "
-            f"({self.protocol.description}; noise seed {BINARIZATION_SEED})"
+            f"({self.protocol.description}; noise seed {random.DATA_SEED})"
         )
 
 

@@ -1,14 +1,14 @@
-"""From stored bytes to the x that a likelihood scores: protocols, noise keys, batch order.
+"""From stored bytes to the x that a likelihood scores: protocols and the order of batches.
 
 Everything here is a pure function of a seed, a step and the indices of the images, so that a run
 does not depend on the number of devices and a resumed one needs no saved iterator.
 """
 
 import functools
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import jax
@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vae_jax.cpu import threefry
+from vae_jax import random
+from vae_jax.interfaces import Support
 
-Support = Literal["binary", "uint8", "unit", "real"]
 SplitName = Literal["train", "valid", "test"]
 
-BINARIZATION_SEED = 0
 T = TypeVar("T")
 
 
@@ -33,7 +32,7 @@ class Protocol:
         name: what the command line and the results call it.
         support: the values that x takes, matched against the likelihood's.
         resampled: whether training draws new noise at every presentation of an image. Evaluation
-            splits, and training images where this is False, keep the noise of `index_keys`.
+            splits, and training images where this is False, keep the noise of `random.image_keys`.
         description: one clause for the record of a result.
         apply: (uint8 [B, H, W, C], typed keys [B], one per image) -> float32 [B, H, W, C].
     """
@@ -52,7 +51,7 @@ def _drawn_once(x: Array) -> Array:
 
 def _bernoulli(images: Array, keys: Array) -> Array:
     flat = images.reshape(len(images), -1)  # loops over a long last axis are faster on the CPU
-    u = jax.vmap(lambda key: jax.random.uniform(key, flat.shape[1:]))(keys)
+    u = random.draw(jax.random.uniform, keys, (), flat.shape)
     x = 255 * u < flat  # u is in [0, 1): 0 is never on, 255 always
     return _drawn_once(x.astype(jnp.float32).reshape(images.shape))
 
@@ -67,7 +66,7 @@ def _grey(images: Array, keys: Array) -> Array:
 
 def _dequantize(images: Array, keys: Array) -> Array:
     # u is an odd multiple of 2^-16, so v + u is exact in float32 and x never rounds to 0 or 1.
-    bits = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint16))(keys)
+    bits = random.draw(partial(jax.random.bits, dtype=jnp.uint16), keys, (), images.shape)
     u = (bits | 1).astype(jnp.float32) / 65536
     return _drawn_once((images + u) / 256)
 
@@ -114,22 +113,6 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
-
-
-def index_keys(seed: int, split: SplitName, indices: Array) -> Array:
-    """Returns the noise keys that belong to images for good, one per image.
-
-    Args:
-        seed: `BINARIZATION_SEED` wherever the noise is part of the data.
-        split: which split the images are from; different splits get different noise.
-        indices: int32 [B], positions of the images in that split.
-
-    Returns:
-        Typed keys [B].
-    """
-    # A checksum, unlike 0, 1, 2, does not meet the small integers folded in elsewhere.
-    key = jax.random.fold_in(threefry.key(seed), zlib.crc32(split.encode()))
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
 @functools.lru_cache(maxsize=16)  # two epochs for each of a few seeds trained side by side

@@ -13,12 +13,10 @@ from vae_jax.distributions.base import (
     Elementwise,
     Shape,
     Shared,
-    draw,
     exact_kl,
     one_event_axis,
     register_kl,
     sample_each,
-    split_key,
     sum_event,
 )
 from vae_jax.distributions.categorical import Concrete, OneHotCategorical
@@ -59,12 +57,10 @@ __all__ = [
     "Transformed",
     "VectorCodebook",
     "VonMisesFisherDistribution",
-    "draw",
     "exact_kl",
     "nearest",
     "one_event_axis",
     "register_kl",
     "sample_each",
-    "split_key",
     "sum_event",
 ]

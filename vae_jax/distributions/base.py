@@ -9,41 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from typing_extensions import override
 
-from vae_jax.distinct import Distinct
-
-Shape = tuple[int, ...]
-
-
-def draw(
-    sampler: Callable[[Array, Shape], Array], key: Array, sample_shape: Shape, shape: Shape
-) -> Array:
-    """Noise of shape `[*sample_shape, *shape]`, from one key or from one key per example.
-
-    Args:
-        sampler: `(key, shape) -> noise`, e.g. `jax.random.normal`.
-        key: one typed key for everything; or keys `[B]` (or `[K, B]`), the leading axes of `shape`:
-            then example b's noise depends on `key[b]` alone, whatever the batch or the number of
-            devices around it.
-        sample_shape: leading axes of independent draws.
-        shape: `[*batch, *event]`.
-    """
-    if key.ndim == 0:
-        return sampler(key, sample_shape + shape)
-    rest = shape[key.ndim :]
-    per_example = jax.vmap(lambda k: sampler(k, sample_shape + rest), out_axes=len(sample_shape))
-    return per_example(key.reshape(-1)).reshape(sample_shape + shape)
+from vae_jax.interfaces import Pytree, Shape
 
 
-def split_key(key: Array, num: int = 2) -> tuple[Array, ...]:
-    """`num` keys for different purposes from one key, or from one key per example."""
-    if key.ndim == 0:
-        return tuple(jax.random.split(key, num))
-    keys = jax.vmap(lambda k: jax.random.split(k, num))(key.reshape(-1))
-    return tuple(keys[:, i].reshape(key.shape) for i in range(num))
-
-
-class Distribution(Distinct, abc.ABC):
+class Distribution(Pytree, abc.ABC):
     """What every density offers; see the package's docstring for shapes."""
 
     exact_mean: ClassVar[bool] = True
@@ -51,15 +22,23 @@ class Distribution(Distinct, abc.ABC):
     mean_is_picture: ClassVar[bool] = True
     """Whether `mean` is what to show of it; where components depend on each other, a draw is."""
 
-    @property
-    @abc.abstractmethod
-    def batch_shape(self) -> Shape:
-        """Shape of `log_prob` of one sample."""
+    event_ndims: int = 1
+    """The number of axes of one draw."""
 
     @property
-    @abc.abstractmethod
+    def shape(self) -> Shape:
+        """The shape `[*batch, *event]` of the parameters."""
+        return self.mean.shape
+
+    @property
+    def batch_shape(self) -> Shape:
+        """The shape of `log_prob` of one draw."""
+        return self.shape[: len(self.shape) - self.event_ndims]
+
+    @property
     def event_shape(self) -> Shape:
-        """Shape of one draw: `[d]` for a latent vector, `[H, W, C]` for an image."""
+        """The shape of one draw: `[d]` for a latent vector, `[H, W, C]` for an image."""
+        return self.shape[len(self.shape) - self.event_ndims :]
 
     @property
     @abc.abstractmethod
@@ -137,14 +116,9 @@ class Elementwise(Distribution):
     event_ndims: int = struct.field(pytree_node=False, default=1, kw_only=True)
 
     @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[: self.loc.ndim - self.event_ndims]
-
-    @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[self.loc.ndim - self.event_ndims :]
+    @override
+    def shape(self) -> Shape:
+        return self.loc.shape
 
     @property
     def mean(self) -> Array:

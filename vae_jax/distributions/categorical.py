@@ -1,14 +1,15 @@
 """Categories: one-hot vectors and, relaxed, probability vectors; events `[n, C]`."""
 
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from typing_extensions import override
 
-from vae_jax.distributions.base import Distribution, Shape, draw, register_kl, sum_event
+from vae_jax import random
+from vae_jax.distributions.base import Distribution, Shape, register_kl, sum_event
 
 # Components of a probability vector below this count as this: their logarithms stay finite.
 SMALLEST = 1e-30
@@ -26,15 +27,12 @@ class _Logits(Distribution):
     logits: Array
     temperature: float = struct.field(pytree_node=False)
 
-    @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.logits.shape[:-2]
+    event_ndims = 2
 
     @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
-        return self.logits.shape[-2:]
+    @override
+    def shape(self) -> Shape:
+        return self.logits.shape
 
     @property
     def mean(self) -> Array:
@@ -43,7 +41,7 @@ class _Logits(Distribution):
 
     def _relaxed_sample(self, key: Array, sample_shape: Shape) -> Array:
         # Maddison et al. 2017; Jang et al. 2017.
-        noise = draw(jax.random.gumbel, key, sample_shape, self.logits.shape)
+        noise = random.draw(jax.random.gumbel, key, sample_shape, self.logits.shape)
         return jax.nn.softmax((self.logits + noise) / self.temperature)
 
 
@@ -79,7 +77,7 @@ class Concrete(_Logits):
     categories' probabilities, those with which a component is the largest.
     """
 
-    exact_mean: ClassVar[bool] = False
+    exact_mean = False
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Reparameterized: softmax((logits + Gumbel noise) / temperature)."""

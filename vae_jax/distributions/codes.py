@@ -6,18 +6,18 @@ a sequence of n = h * w * depth integers below C, row by row.
 
 import abc
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from typing_extensions import override
 
-from vae_jax.distinct import Distinct
 from vae_jax.distributions.base import Distribution, Shape
+from vae_jax.interfaces import Pytree
 
 
-class Codebook(Distinct, abc.ABC):
+class Codebook(Pytree, abc.ABC):
     """A bijection between `depth` codes and a vector of D components."""
 
     @property
@@ -147,15 +147,12 @@ class Quantized(Distribution):
     codebook: Codebook
     penalties: dict[str, Array]
 
-    @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.encoded.shape[:-3]
+    event_ndims = 3
 
     @property
-    def event_shape(self) -> Shape:
-        """(h, w, D)."""
-        return self.encoded.shape[-3:]
+    @override
+    def shape(self) -> Shape:
+        return self.encoded.shape
 
     @property
     def mean(self) -> Array:
@@ -180,24 +177,21 @@ class Coded(Distribution):
     Attributes:
         base: the distribution of the codes.
         codebook: from codes to vectors and back; being a bijection, it leaves masses as they are.
-        shape: (h, w).
+        grid: the (h, w) of the map.
     """
 
     base: Distribution
     codebook: Codebook
-    shape: Shape = struct.field(pytree_node=False)
+    grid: Shape = struct.field(pytree_node=False)
 
-    exact_mean: ClassVar[bool] = False
+    exact_mean = False
 
-    @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.base.batch_shape
+    event_ndims = 3
 
     @property
-    def event_shape(self) -> Shape:
-        """(h, w, D)."""
-        return (*self.shape, self.codebook.dim)
+    @override
+    def shape(self) -> Shape:
+        return (*self.base.batch_shape, *self.grid, self.codebook.dim)
 
     @property
     def mean(self) -> Array:
@@ -214,5 +208,5 @@ class Coded(Distribution):
         return self.base.log_prob(one_hot.reshape(*value.shape[:-3], *self.base.event_shape))
 
     def _embed(self, one_hot: Array) -> Array:
-        indices = one_hot.argmax(-1).reshape(*one_hot.shape[:-2], *self.shape, self.codebook.depth)
+        indices = one_hot.argmax(-1).reshape(*one_hot.shape[:-2], *self.grid, self.codebook.depth)
         return self.codebook.embed(indices)

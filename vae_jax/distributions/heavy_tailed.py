@@ -8,7 +8,8 @@ from flax import struct
 from jax import Array
 from jax.scipy.special import betaln, erf
 
-from vae_jax.distributions.base import Elementwise, Shape, draw, register_kl, sum_event
+from vae_jax import random
+from vae_jax.distributions.base import Elementwise, Shape, register_kl, sum_event
 from vae_jax.distributions.normal import Normal
 
 
@@ -20,7 +21,9 @@ class Laplace(Elementwise):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Reparameterized: loc + scale * eps."""
-        return self.loc + self.scale * draw(jax.random.laplace, key, sample_shape, self.loc.shape)
+        return self.loc + self.scale * random.draw(
+            jax.random.laplace, key, sample_shape, self.loc.shape
+        )
 
     def component_log_prob(self, value: Array) -> Array:
         """-|x - loc| / scale - ln(2 scale)."""
@@ -55,7 +58,7 @@ class StudentT(Elementwise):
         def t(key: Array, shape: Shape) -> Array:
             return jax.random.t(key, self.dof, shape)
 
-        return self.loc + self.scale * draw(t, key, sample_shape, self.loc.shape)
+        return self.loc + self.scale * random.draw(t, key, sample_shape, self.loc.shape)
 
     def component_log_prob(self, value: Array) -> Array:
         """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t standardized."""

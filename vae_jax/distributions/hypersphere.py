@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array, lax
+from typing_extensions import override
 
-from vae_jax.distributions.base import Distribution, Shape, draw, register_kl, split_key
+from vae_jax import random
+from vae_jax.distributions.base import Distribution, Shape, register_kl
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _PANELS = 16
@@ -81,14 +83,9 @@ class VonMisesFisherDistribution(Distribution):
     kappa: Array
 
     @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[:-1]
-
-    @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[-1:]
+    @override
+    def shape(self) -> Shape:
+        return self.loc.shape
 
     @property
     def mean(self) -> Array:
@@ -105,9 +102,13 @@ class VonMisesFisherDistribution(Distribution):
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Reparameterized: an angle to e_1, a direction around it, and e_1 reflected to loc."""
         dim = self.loc.shape[-1]
-        key_angle, key_direction = split_key(key)
-        angle = self._angle(draw(_uniform, key_angle, sample_shape, self.batch_shape))[..., None]
-        around = draw(jax.random.normal, key_direction, sample_shape, (*self.batch_shape, dim - 1))
+        key_angle, key_direction = random.purposes(key, "angle", "direction")
+        angle = self._angle(random.draw(_uniform, key_angle, sample_shape, self.batch_shape))[
+            ..., None
+        ]
+        around = random.draw(
+            jax.random.normal, key_direction, sample_shape, (*self.batch_shape, dim - 1)
+        )
         around = around / jnp.linalg.norm(around, axis=-1, keepdims=True)
         z = jnp.concatenate([jnp.cos(angle), jnp.sin(angle) * around], -1)
         # Householder's reflection takes e_1 to -loc or loc, whichever is farther from it.
@@ -159,13 +160,8 @@ class HypersphericalUniformDistribution(Distribution):
     dim: int = struct.field(pytree_node=False)
 
     @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return ()
-
-    @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
+    @override
+    def shape(self) -> Shape:
         return (self.dim,)
 
     @property
@@ -179,7 +175,7 @@ class HypersphericalUniformDistribution(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Normal vectors, normalised."""
-        z = draw(jax.random.normal, key, sample_shape, (self.dim,))
+        z = random.draw(jax.random.normal, key, sample_shape, (self.dim,))
         return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
 

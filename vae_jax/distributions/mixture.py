@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from vae_jax import random
 from vae_jax.distributions.base import Distribution, Shape
 
 
@@ -32,7 +33,7 @@ class Mixture(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Draws a component, then from it; not reparameterized in the weights."""
-        key_component, key_value = jax.random.split(key)
+        key_component, key_value = random.purposes(key, "component", "value")
         chosen = jax.random.categorical(key_component, self.log_weights, shape=sample_shape)
         component = jax.tree.map(lambda leaf: leaf[chosen], self.components)
         return component.sample(key_value)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.scipy.linalg import solve_triangular
+from typing_extensions import override
 
+from vae_jax import random
 from vae_jax.distributions.base import (
     Distribution,
     Elementwise,
     Shape,
-    draw,
     one_event_axis,
     register_kl,
     sum_event,
@@ -27,7 +28,7 @@ class Normal(Elementwise):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Reparameterized: loc + scale * eps (Kingma & Welling 2013, equation 10)."""
-        eps = draw(jax.random.normal, key, sample_shape, self.loc.shape)
+        eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         return self.loc + self.scale * eps
 
     def component_log_prob(self, value: Array) -> Array:
@@ -94,14 +95,9 @@ class MultivariateNormal(Distribution):
     scale_tril: Array
 
     @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[:-1]
-
-    @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[-1:]
+    @override
+    def shape(self) -> Shape:
+        return self.loc.shape
 
     @property
     def mean(self) -> Array:
@@ -122,7 +118,7 @@ class MultivariateNormal(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Reparameterized: loc + L eps."""
-        eps = draw(jax.random.normal, key, sample_shape, self.loc.shape)
+        eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
 
     def log_prob(self, value: Array) -> Array:

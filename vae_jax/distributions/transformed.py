@@ -1,7 +1,5 @@
 """Densities of transformed variables."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -21,7 +19,7 @@ class Transformed(Distribution):
     base: Distribution
     flows: tuple[Flow, ...]
 
-    exact_mean: ClassVar[bool] = False
+    exact_mean = False
 
     @property
     def batch_shape(self) -> Shape:

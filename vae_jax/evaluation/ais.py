@@ -7,29 +7,28 @@ the bound from above is bidirectional Monte Carlo (Grosse et al. 2015). q(z|x) i
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vae_jax.compatibility import posteriors_of
+from vae_jax import random
 from vae_jax.data import SplitName
-from vae_jax.distributions import draw, split_key
+from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import DECODED_FLOATS, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.vae import fold_in_each
+from vae_jax.interfaces import Layers, Model
 
 ACCEPTANCE = 0.65
 # Chains that tune the step size and do not count: a weight whose transitions depended on its own
 # past would be no longer unbiased.
 PILOTS = 4
 FIRST_STEP_SIZE, STEP_SIZE_RATE = 0.3, 0.1
-PRIOR, TRANSITIONS, REVERSE, SIMULATION, BRACKET = range(5)  # purposes of noise
+Drawn = tuple[Layers, Distribution]
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,15 @@ def hmc(
     Returns:
         Where the chains go, and the probability of the move that was proposed, `[C, B]`.
     """
-    key_momentum, key_accept = split_key(keys)
+    key_momentum, key_accept = random.purposes(keys, "momentum", "accept")
     chains, *shape = point.z.shape
-    momentum = draw(jax.random.normal, key_momentum, (chains,), tuple(shape))
+    momentum = random.draw(jax.random.normal, key_momentum, (chains,), tuple(shape))
     end, momentum_end = leapfrog(point_at, point, momentum, beta, step_size, num_steps)
     log_ratio = end.log_target(beta) - point.log_target(beta)
     log_ratio += ((momentum**2).sum(-1) - (momentum_end**2).sum(-1)) / 2
     probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
-    accept = draw(jax.random.uniform, key_accept, (chains,), (shape[0],)) < probability
+    uniform = random.draw(jax.random.uniform, key_accept, (chains,), (shape[0],))
+    accept = uniform < probability
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(accept.reshape(accept.shape + (1,) * (new.ndim - 2)), new, old)
@@ -173,7 +173,7 @@ def forward(point_at: Callable[[Array], Point], z: Array, keys: Array, settings:
         point, log_w, log_size = carry
         t, before, beta = temperature
         log_w += (beta - before) * point.log_px[PILOTS:]
-        own, size = fold_in_each(keys, t), jnp.exp(log_size)
+        own, size = random.indexed(keys, t), jnp.exp(log_size)
         point, acceptance = hmc(point_at, point, own, beta, size, settings.num_leapfrog)
         log_size += STEP_SIZE_RATE * (acceptance[:PILOTS].mean(0) - ACCEPTANCE)
         return (point, log_w, log_size), (size, acceptance[PILOTS:].mean(0))
@@ -202,7 +202,7 @@ def reverse(
     def step(carry: Any, temperature: tuple[Array, ...]) -> tuple[Any, None]:
         point, log_w = carry
         t, before, beta, size = temperature
-        own = fold_in_each(keys, t)
+        own = random.indexed(keys, t)
         point, _ = hmc(point_at, point, own, beta, size, settings.num_leapfrog)
         return (point, log_w + (beta - before) * point.log_px), None
 
@@ -223,18 +223,16 @@ def log_mean_exp(log_w: Array) -> Array:
     return jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
 
 
-def _sample(model: nn.Module, variables: Any, keys: Array) -> Any:
-    return model.apply(variables, keys, method="sample")
-
-
-def prior_draws(model: nn.Module, variables: Any, keys: Array, chains: int) -> Any:
-    """Latents of all layers from the prior, `[C, B, ...]`, of keys `[B]`."""
-    own = jax.vmap(lambda chain: fold_in_each(keys, chain))(jnp.arange(chains))
-    zs, _ = _sample(model, variables, own.reshape(-1))
+def prior_draws(
+    model: Model, variables: Any, keys: Array, chains: int, y: Array | None = None
+) -> Layers:
+    """Latents of all layers from the prior, `[C, B, ...]`, for keys `[B]` and labels `[B]`."""
+    own = random.indexed(keys, jnp.arange(chains)[:, None])
+    zs, _ = cast(Drawn, model.apply(variables, own.reshape(-1), y, method="sample"))
     return jax.tree.map(lambda leaf: leaf.reshape(chains, -1, *leaf.shape[1:]), zs)
 
 
-def flatten(zs: Any) -> tuple[Array, Callable[[Array], Any]]:
+def flatten(zs: Layers) -> tuple[Array, Callable[[Array], Layers]]:
     """Latents of all layers, `[C, B, ...]`, as one array `[C, B, D]`, and the way back."""
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0, 0], zs))
     flat = jax.vmap(jax.vmap(lambda z: ravel_pytree(z)[0]))(zs)
@@ -242,14 +240,19 @@ def flatten(zs: Any) -> tuple[Array, Callable[[Array], Any]]:
 
 
 def make_point_at(
-    model: Any, variables: Any, x: Array, unflatten: Callable[[Array], Any]
+    model: Model,
+    variables: Any,
+    x: Array,
+    unflatten: Callable[[Array], Layers],
+    y: Array | None = None,
 ) -> Callable[[Array], Point]:
     """Densities of a model at flat latents `[C, B, D]` for images `[B, H, W, C]`."""
 
     def log_densities(z: Array) -> tuple[Array, Array]:
         zs = unflatten(z)
-        px = model.apply(variables, zs[0] if isinstance(zs, tuple) else zs, method="decode")
-        return model.apply(variables, zs, method="log_prior"), px.log_prob(x)
+        px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
+        log_pz = cast(Array, model.apply(variables, zs, y, method="log_prior"))
+        return log_pz, px.log_prob(x)
 
     def point_at(z: Array) -> Point:
         (log_pz, log_px), pull_back = jax.vjp(log_densities, z)
@@ -259,42 +262,53 @@ def make_point_at(
     return point_at
 
 
-def anneal(model: nn.Module, variables: Any, x: Array, keys: Array, settings: AIS) -> Annealed:
+def anneal(
+    model: Model, variables: Any, x: Array, keys: Array, settings: AIS, y: Array | None = None
+) -> Annealed:
     """`forward` from draws of a model's prior, for images `[B, H, W, C]` and keys `[B]`."""
     chains = PILOTS + settings.num_chains
-    zs = prior_draws(model, variables, fold_in_each(keys, PRIOR), chains)
+    zs = prior_draws(model, variables, random.purpose(keys, "chains"), chains, y)
     z, unflatten = flatten(zs)
-    point_at = make_point_at(model, variables, x, unflatten)
-    return forward(point_at, z, fold_in_each(keys, TRANSITIONS), settings)
+    point_at = make_point_at(model, variables, x, unflatten, y)
+    return forward(point_at, z, random.purpose(keys, "transitions"), settings)
 
 
-def simulate(model: nn.Module, variables: Any, keys: Array) -> tuple[Array, Any]:
+def simulate(
+    model: Model, variables: Any, keys: Array, y: Array | None = None
+) -> tuple[Array, Layers]:
     """Images `[B, H, W, C]` from a model, and the latents they came from: z ~ p(z|x), exactly."""
-    key_z, key_x = split_key(keys)
-    zs, px = _sample(model, variables, key_z)
-    return px.sample(key_x), zs
+    zs, px = cast(Drawn, model.apply(variables, keys, y, method="sample"))
+    return px.sample(random.purpose(keys, "pixels")), zs
 
 
 def bracket(
-    model: nn.Module, variables: Any, x: Array, zs: Any, keys: Array, settings: AIS
+    model: Model,
+    variables: Any,
+    x: Array,
+    zs: Layers,
+    keys: Array,
+    settings: AIS,
+    y: Array | None = None,
 ) -> tuple[Array, Array]:
     """Stochastic bounds of ln p(x) from below and above, `[B]` each, in nats.
 
     Args:
-        model: with `sample`, `decode` and `log_prior`.
+        model: the generative model.
         variables: its variables.
         x: images `[B, H, W, C]`.
         zs: a draw from p(z|x) for each, as `simulate` makes.
-        keys: `[B]`.
+        keys: typed keys `[B]`.
         settings: T, M and L.
+        y: labels `[B]` of a conditional model.
     """
-    annealed = anneal(model, variables, x, keys, settings)
+    annealed = anneal(model, variables, x, keys, settings, y)
     shared = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (settings.num_chains, *leaf.shape)), zs
     )
     z, unflatten = flatten(shared)
-    point_at = make_point_at(model, variables, x, unflatten)
-    log_w = reverse(point_at, z, fold_in_each(keys, REVERSE), settings, annealed.step_sizes)
+    point_at = make_point_at(model, variables, x, unflatten, y)
+    own = random.purpose(keys, "reverse")
+    log_w = reverse(point_at, z, own, settings, annealed.step_sizes)
     return log_mean_exp(annealed.log_w), -log_mean_exp(-log_w)
 
 
@@ -318,8 +332,8 @@ def make_annealer(
         VaeJaxError: a layer's latents are no real vectors, p(x|z) is not normalized, or as for
             `over_split`.
     """
-    model: Any = experiment.model
-    for posterior in posteriors_of(model):
+    model = experiment.model
+    for posterior in model.posteriors:
         if posterior.space != "real":
             raise VaeJaxError(
                 "Annealed importance sampling moves along gradients through real latents, and "
@@ -332,11 +346,13 @@ def make_annealer(
             "annealed importance sampling to estimate: leave it out for this run."
         )
 
-    def each_image(variables: Any, x: Array, keys: Array) -> dict[str, Array]:
-        annealed = anneal(model, variables, x, keys, settings)
-        simulated, zs = simulate(model, variables, fold_in_each(keys, SIMULATION))
-        own = fold_in_each(keys, BRACKET)
-        lower, upper = bracket(model, variables, simulated, zs, own, settings)
+    def each_image(variables: Any, x: Array, keys: Array, y: Array | None) -> dict[str, Array]:
+        annealed = anneal(model, variables, x, keys, settings, y)
+        own = random.purpose(keys, "simulation")
+        simulated, zs = simulate(model, variables, own, y)
+        lower, upper = bracket(
+            model, variables, simulated, zs, random.purpose(own, "bracket"), settings, y
+        )
         return {
             "nll_ais": -log_mean_exp(annealed.log_w),
             "simulated_nll_upper": -lower,

@@ -6,19 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array, lax
 
-from vae_jax.compatibility import has_bound
+from vae_jax import random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.evaluation.over_split import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.vae import fold_in_each
+from vae_jax.interfaces import Model, has_bound
 
 
 def per_image(
-    model: nn.Module, variables: Any, x: Array, keys: Array, num_samples: int
+    model: Model,
+    variables: Any,
+    x: Array,
+    keys: Array,
+    num_samples: int,
+    y: Array | None = None,
 ) -> dict[str, Any]:
     """What K samples say of each image, in memory that does not grow with K.
 
@@ -28,6 +32,7 @@ def per_image(
         x: images `[B, H, W, C]` in the form of the protocol.
         keys: `[B]`.
         num_samples: K.
+        y: labels `[B]` of a conditional model.
 
     Returns:
         `[B]` each, in nats: `nll` -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8);
@@ -40,7 +45,7 @@ def per_image(
     num_chunks = -(-num_samples // chunk)
 
     def one_chunk(index: Array) -> dict[str, Any]:
-        terms: Any = model.apply(variables, x, fold_in_each(keys, index), chunk)
+        terms: Any = model.apply(variables, x, random.indexed(keys, index), chunk, y)
         used = (index * chunk + jnp.arange(chunk) < num_samples)[:, None]
 
         def total(values: Array) -> Array:
@@ -50,13 +55,12 @@ def per_image(
             draws = q.mean if q.exact_mean else z
             return draws.reshape(-1, len(x), *q.event_shape).mean(0)
 
-        qs, zs = (each if isinstance(each, tuple) else (each,) for each in (terms.q, terms.z))
         statistics = {
             "log_sum_w": jax.nn.logsumexp(jnp.where(used, terms.log_w, -jnp.inf), axis=0),
             "neg_elbo": total(-terms.log_w),
             "distortion": total(-terms.log_px),
             "kl_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
-            "posterior_mean": [mean_of(q, z) for q, z in zip(qs, zs, strict=True)],
+            "posterior_mean": [mean_of(q, z) for q, z in zip(terms.q, terms.z, strict=True)],
         }
         if terms.kl is not None:
             statistics["kl"] = terms.kl.sum(0)
@@ -94,8 +98,8 @@ def make_evaluator(
     """
     bound = has_bound(experiment.model)
 
-    def each_image(variables: Any, x: Array, keys: Array) -> dict[str, Any]:
-        result = per_image(experiment.model, variables, x, keys, num_samples)
+    def each_image(variables: Any, x: Array, keys: Array, y: Array | None) -> dict[str, Any]:
+        result = per_image(experiment.model, variables, x, keys, num_samples, y)
         return (
             result if bound else {name: result[name] for name in ("distortion", "posterior_mean")}
         )

@@ -12,22 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax import Array, lax
 
-from vae_jax.compatibility import has_bound
+from vae_jax import random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.vae import fold_in_each
+from vae_jax.interfaces import Model, has_bound
+from vae_jax.vae import VAE
 
 # Adam on each image by itself: its rate is halved after a block of steps that brought no higher
 # bound on average, and it is done when the rate is below the last.
 SAMPLES, BLOCK, MAX_BLOCKS = 16, 100, 100
 FIRST_RATE, LAST_RATE = 3e-2, 5e-4
-OPTIMIZATION, EVALUATION = range(2)  # purposes of noise
 
 
 def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
@@ -61,19 +60,27 @@ def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
 
 
 def bound(
-    model: nn.Module, variables: Any, q: Distribution, x: Array, keys: Array, num_samples: int
+    model: Model,
+    variables: Any,
+    q: Distribution,
+    x: Array,
+    keys: Array,
+    num_samples: int,
+    y: Array | None = None,
 ) -> Array:
     """The ELBO of any q, `[B]`, nats: with the exact KL where there is one."""
-    p: Any = model.apply(variables, method=lambda model: model.prior(model))
+    p: Any = model.apply(variables, method=lambda model: model.prior(model, y))
     z = q.sample(keys, (num_samples,))
-    px: Any = model.apply(variables, z, method="decode")
+    px: Any = model.apply(variables, (z,), y, method="decode")
     kl = exact_kl(q, p)
     if kl is None:
         kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
     return px.log_prob(x).mean(0) - kl
 
 
-def best(model: nn.Module, variables: Any, q: Distribution, x: Array, keys: Array) -> Distribution:
+def best(
+    model: Model, variables: Any, q: Distribution, x: Array, keys: Array, y: Array | None = None
+) -> Distribution:
     """The q* of each image in the family of q, which is where the ascent starts.
 
     Args:
@@ -81,7 +88,8 @@ def best(model: nn.Module, variables: Any, q: Distribution, x: Array, keys: Arra
         variables: its variables.
         q: batch `[B]`.
         x: images `[B, H, W, C]`.
-        keys: `[B]`.
+        keys: typed keys `[B]`.
+        y: labels `[B]` of a conditional model.
 
     Raises:
         VaeJaxError: as for `unconstrained`.
@@ -93,8 +101,8 @@ def best(model: nn.Module, variables: Any, q: Distribution, x: Array, keys: Arra
         theta, state, rate = carry
 
         def bounds(theta: Any) -> tuple[Array, Array]:
-            own = fold_in_each(keys, step)
-            bounds = bound(model, variables, make(theta), x, own, SAMPLES)
+            own = random.indexed(keys, step)
+            bounds = bound(model, variables, make(theta), x, own, SAMPLES, y)
             return bounds.sum(), bounds
 
         gradient, bounds_here = jax.grad(bounds, has_aux=True)(theta)
@@ -124,7 +132,12 @@ def best(model: nn.Module, variables: Any, q: Distribution, x: Array, keys: Arra
 
 
 def elbos(
-    model: nn.Module, variables: Any, x: Array, keys: Array, num_samples: int
+    model: Model,
+    variables: Any,
+    x: Array,
+    keys: Array,
+    num_samples: int,
+    y: Array | None = None,
 ) -> dict[str, Array]:
     """L[q] as `elbo` and L[q*] as `elbo_optimal`, `[B]` each, nats, with the same K samples' noise.
 
@@ -134,18 +147,19 @@ def elbos(
         x: images `[B, H, W, C]`.
         keys: `[B]`.
         num_samples: K, to the next multiple of those drawn at once.
+        y: labels `[B]` of a conditional model.
 
     Raises:
         VaeJaxError: as for `unconstrained`.
     """
-    q: Any = model.apply(variables, x, method="encode")
-    optimal = best(model, variables, q, x, fold_in_each(keys, OPTIMIZATION))
+    q: Any = model.apply(variables, x, y, method="encode")
+    optimal = best(model, variables, q, x, random.purpose(keys, "optimization"), y)
     chunk = min(num_samples, SAMPLES_AT_ONCE)
 
     def mean_bound(q: Distribution) -> Array:
         def one_chunk(index: Array) -> Array:
-            own = fold_in_each(fold_in_each(keys, EVALUATION), index)
-            return bound(model, variables, q, x, own, chunk)
+            own = random.indexed(random.purpose(keys, "gap"), index)
+            return bound(model, variables, q, x, own, chunk, y)
 
         return lax.map(one_chunk, jnp.arange(-(-num_samples // chunk))).mean(0)
 
@@ -160,8 +174,8 @@ def make_optimizer(
     Raises:
         VaeJaxError: the model has several layers or no bound; as for `unconstrained`, `over_split`.
     """
-    model: Any = experiment.model
-    if not hasattr(model, "posterior"):
+    model = experiment.model
+    if not isinstance(model, VAE):
         raise VaeJaxError(
             f"The gaps are those of one q(z|x), and a {type(model).__name__} has one for each "
             "layer: leave the gaps out for this run."
@@ -169,8 +183,8 @@ def make_optimizer(
     if not has_bound(model):
         raise VaeJaxError("A model without a bound on ln p(x) has no gaps: leave them out.")
 
-    def each_image(variables: Any, x: Array, keys: Array) -> dict[str, Array]:
-        return elbos(model, variables, x, keys, num_samples)
+    def each_image(variables: Any, x: Array, keys: Array, y: Array | None) -> dict[str, Array]:
+        return elbos(model, variables, x, keys, num_samples, y)
 
     decoded = math.prod(model.image_shape) * min(num_samples, SAMPLES_AT_ONCE)
     return over_split(experiment, split, num_images, DECODED_FLOATS // decoded, each_image)

@@ -7,19 +7,19 @@ the prior.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax import Array, lax
 
-from vae_jax import parallel
-from vae_jax.compatibility import PerClass
+from vae_jax import parallel, random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import DECODED_FLOATS, over_split
 from vae_jax.experiment import Experiment
+from vae_jax.vae import VAE
 
 SAMPLES = 10  # of each image's q(z|x); their noise is small beside that of the images
 
@@ -84,13 +84,13 @@ def make_decomposer(
         VaeJaxError: the model has several layers or a prior for each class, or no mixture of its
             posteriors has a density; or as for `over_split`.
     """
-    model: Any = experiment.model
-    if not hasattr(model, "posterior"):
+    model = experiment.model
+    if not isinstance(model, VAE):
         raise VaeJaxError(
             f"The rate of a {type(model).__name__} has no aggregated posterior to be divided by: "
             "several layers are only evaluated without the decomposition."
         )
-    if isinstance(model.prior, PerClass):
+    if model.prior.label_classes is not None:
         raise VaeJaxError(
             f"The aggregated posterior is of all classes, and {type(model.prior).__name__} is a "
             "prior of each: evaluate this run without the decomposition."
@@ -101,15 +101,16 @@ def make_decomposer(
             f"and those of {type(model.posterior).__name__} are not: evaluate this run without it."
         )
 
-    def encode(variables: Any, x: Array, keys: Array) -> Distribution:
+    def encode(variables: Any, x: Array, keys: Array, y: Array | None) -> Distribution:
         del keys
-        return model.apply(variables, x, method="encode")
+        return cast(Distribution, model.apply(variables, x, y, method="encode"))
 
     def each_image(
-        variables: Any, x: Array, keys: Array, aggregated: Distribution
+        variables: Any, x: Array, keys: Array, y: Array | None, aggregated: Distribution
     ) -> dict[str, Array]:
-        p: Any = model.apply(variables, method=lambda model: model.prior(model))
-        return decompose(encode(variables, x, keys), aggregated, p, keys)
+        p: Any = model.apply(variables, method=lambda model: model.prior(model, y))
+        own = random.purpose(keys, "information")
+        return decompose(encode(variables, x, keys, y), aggregated, p, own)
 
     at_once = DECODED_FLOATS // math.prod(model.image_shape)
     encode_split = over_split(experiment, split, num_images, at_once, encode)

@@ -7,12 +7,10 @@ import jax
 import numpy as np
 from jax import Array
 
-from vae_jax import parallel
-from vae_jax.conditional import given, labels_of
-from vae_jax.data import BINARIZATION_SEED, SplitName, index_keys
+from vae_jax import parallel, random
+from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
-from vae_jax.vae import fold_in_each
 
 # Samples drawn at once from one key: a constant, so that an image's noise depends on nothing else.
 SAMPLES_AT_ONCE = 64
@@ -37,8 +35,9 @@ def over_split(
         num_images: evenly spaced over the split; None takes all.
         at_once: the most images that a device is given at once. It is given fewer where, by the
             compiler's account, they would take more than `MEMORY_SHARE` of its memory.
-        function: of one seed's variables, images `[B, H, W, C]` in the form of the protocol, keys
-            `[B]` and any more trees of the seed's, to a tree of arrays `[B, ...]`.
+        function: from one seed's variables, images `[B, H, W, C]` in the form of the protocol,
+            their keys `[B]`, their labels `[B]` (None where the model takes none) and any more
+            trees of that seed, to a tree of arrays `[B, ...]`.
 
     Returns:
         A function of variables and more trees with the axes of devices and seeds, `[D, S, ...]`
@@ -58,25 +57,29 @@ def over_split(
             f"evaluated on {wanted}."
         )
     rows = np.arange(wanted) * total // wanted
-    devices = jax.device_count()
+    devices = parallel.num_devices()
 
-    def one_device(variables: Any, images: Array, indices: Array, *more: Any) -> Any:
-        data_keys = index_keys(BINARIZATION_SEED, split, indices)
-        x = experiment.data.protocol.apply(images, data_keys)
-        keys = fold_in_each(data_keys, 1)
-        labels = labels_of(experiment.model, of_split, indices)
+    labels = None if experiment.model.labels is None else of_split.labels
+
+    def one_device(
+        variables: Any, images: Array, indices: Array, y: Array | None, *more: Any
+    ) -> Any:
+        image_keys = random.image_keys(split, indices)
+        x = experiment.data.protocol.apply(images, random.purpose(image_keys, "protocol"))
+        keys = random.purpose(image_keys, "evaluation")
 
         def one_seed(variables: Any, *more: Any) -> Any:
-            return function(given(variables, labels), x, keys, *more)
+            return function(variables, x, keys, y, *more)
 
         return jax.vmap(one_seed)(variables, *more)
 
     on_devices = parallel.on_every_device(one_device)
     batch = 0  # found at the first call
 
-    def piece(first: int, batch: int) -> tuple[Array, Array]:
+    def piece(first: int, batch: int) -> tuple[Array, Array, Array | None]:
         padded = np.resize(rows[first : first + batch], batch).astype(np.int32)
-        return parallel.split(images[padded], 0), parallel.split(padded, 0)
+        y = None if labels is None else parallel.split(labels[padded], 0)
+        return parallel.split(images[padded], 0), parallel.split(padded, 0), y
 
     def fitting(variables: Any, *more: Any) -> int:
         share = min(max(1, at_once), -(-wanted // devices))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
-from vae_jax.distinct import Distinct
+from vae_jax.interfaces import Pytree
 
 MIN_SLOPE = 0.01
 """Lower limit of the derivative of the scalar maps that are inverted numerically."""
@@ -20,7 +20,7 @@ NEAR_ZERO = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")
 """Initializes what a flow starts near the identity with: a hundredth of Glorot's weights."""
 
 
-class Flow(Distinct, abc.ABC):
+class Flow(Pytree, abc.ABC):
     """An invertible map of vectors `[..., *batch, d]`; its parameters have axes `[*batch, ...]`."""
 
     @abc.abstractmethod

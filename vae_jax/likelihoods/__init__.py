@@ -1,17 +1,28 @@
-"""p(x|z): a network's features become a distribution over images.
+"""p(x|z): the features of a decoder become a distribution over images.
 
-Each likelihood is a Linen module, in a file with the density that only it uses, with two
-declarations:
-
-- `supports`: the kinds of data it gives a meaning to: `"binary"`, `"uint8"` (the 256 levels on a
-  grid k/255), `"unit"` (reals in [0, 1]), `"real"`.
-- `measure`: `"mass"` (bits/dim defined), `"density"` (nats only, unless the data were
-  dequantized), `"pseudo"` (not normalized: no NLL).
-
-A likelihood may have a method `observe(px, x) -> px`, by which it sees the images x `[B, H, W, C]`
-beside the p(x|z) that it has made of them, batch `[K, B]`, before `log_px` is computed: in training
-`OptimalGaussian` then fits its scale. What it remembers is a variable outside of `"params"`.
-
-What is public is named in `vae_jax/__init__.pyi`, and that is what refusals offer and what the
-shared tests run over.
+Each likelihood is in a file with the density that only it uses.
 """
+
+from vae_jax.likelihoods.autoregressive import AutoregressivePixels
+from vae_jax.likelihoods.bernoulli import Bernoulli
+from vae_jax.likelihoods.beta import Beta
+from vae_jax.likelihoods.categorical import CategoricalPixels
+from vae_jax.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from vae_jax.likelihoods.gaussian import Gaussian, HeteroscedasticGaussian, OptimalGaussian
+from vae_jax.likelihoods.laplace import Laplace
+from vae_jax.likelihoods.logistic import DiscretizedLogistic
+from vae_jax.likelihoods.logistic_mixture import MixtureOfLogistics
+
+__all__ = [
+    "AutoregressivePixels",
+    "Bernoulli",
+    "Beta",
+    "CategoricalPixels",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Laplace",
+    "MixtureOfLogistics",
+    "OptimalGaussian",
+]

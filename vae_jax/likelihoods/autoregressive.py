@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from typing_extensions import override
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Distribution, Shape, Shared, draw
-from vae_jax.likelihoods.base import Measure
+from vae_jax import random
+from vae_jax.distributions import Distribution, Shape, Shared
+from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Likelihood, Measure, Support
 from vae_jax.networks.transformer import Cache, Transformer
 
 
@@ -37,18 +39,15 @@ class AutoregressivePixelsDistribution(Distribution):
     pixel: nn.Module = struct.field(pytree_node=False)
     image_shape: Shape = struct.field(pytree_node=False)
 
-    exact_mean: ClassVar[bool] = False
-    mean_is_picture: ClassVar[bool] = False
+    exact_mean = False
+    mean_is_picture = False
+
+    event_ndims = 3
 
     @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.features.shape[:-2]
-
-    @property
-    def event_shape(self) -> Shape:
-        """(H, W, C)."""
-        return self.image_shape
+    @override
+    def shape(self) -> Shape:
+        return self.features.shape[:-2] + self.image_shape
 
     @property
     def mean(self) -> Array:
@@ -57,10 +56,10 @@ class AutoregressivePixelsDistribution(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Pixel by pixel, the keys and values of those before kept; not reparameterized."""
-        keys = draw(jax.random.split, key, sample_shape, self.batch_shape).reshape(-1)
+        keys = random.draw_keys(key, sample_shape, self.batch_shape).reshape(-1)
 
         def choose(px: Any, place: Array) -> Array:
-            return px.sample(jax.vmap(jax.random.fold_in, (0, None))(keys, place))
+            return px.sample(random.indexed(keys, place))
 
         return self._in_turn(sample_shape + self.batch_shape, choose)
 
@@ -119,7 +118,7 @@ class AutoregressivePixelsDistribution(Distribution):
         return pixels.swapaxes(0, 1).reshape(*batch, *self.image_shape)
 
 
-class AutoregressivePixels(nn.Module):
+class AutoregressivePixels(Likelihood):
     """p(x|z) = prod_t p(x_t | x_1, ..., x_t-1, z), over pixels in raster order.
 
     PixelVAE (Gulrajani et al. 2017) with a transformer for its PixelCNN. The decoder, any network,
@@ -134,39 +133,39 @@ class AutoregressivePixels(nn.Module):
         width, num_layers, num_heads: of the `Transformer`.
     """
 
-    pixel: nn.Module
+    pixel: Likelihood
     width: int = 64
     num_layers: int = 2
     num_heads: int = 4
 
     @property
-    def supports(self) -> frozenset[Support]:
-        """The pixel's."""
-        pixel: Any = self.pixel
-        return pixel.supports
+    def supports(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> frozenset[Support]:
+        """The pixel's values."""
+        return self.pixel.supports
 
     @property
-    def measure(self) -> Measure:
-        """The pixel's."""
-        pixel: Any = self.pixel
-        return pixel.measure
+    def measure(self) -> Measure:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The pixel's measure."""
+        return self.pixel.measure
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> AutoregressivePixelsDistribution:
         """Features `[N, F]` or `[N, H, W, F]` to batch `[N]`, event `[H, W, C]`.
 
         Raises:
-            ValueError: features of another height or width than the image; a pixel that learns from
+            VaeJaxError: features of another height or width than the image; a pixel that looks at
                 whole batches.
         """
         height, width, channels = image_shape
-        if hasattr(self.pixel, "observe"):
-            raise ValueError(
-                f"{type(self.pixel).__name__} looks at all pixels of a batch, so it is none for "
-                "AutoregressivePixels: take a likelihood without memory, such as Gaussian."
+        if self.pixel.whole_batch:
+            raise VaeJaxError(
+                f"{type(self.pixel).__name__} looks at all pixels of a batch, so "
+                "AutoregressivePixels cannot use it for one: take another, such as Gaussian."
             )
         if features.ndim > 2 and features.shape[1:3] != (height, width):
-            raise ValueError(
+            raise VaeJaxError(
                 f"The decoder's features are {features.shape[1]}x{features.shape[2]} pixels, "
                 f"the images {height}x{width}."
             )
@@ -180,8 +179,7 @@ class AutoregressivePixels(nn.Module):
         )
         if self.is_initializing():
             hidden, _ = network(jnp.zeros((1, 1, channels + features.shape[-1])))
-            pixel: Any = self.pixel
-            pixel(hidden[:, None], (1, 1, channels))
+            self.pixel(hidden[:, None], (1, 1, channels))
         return AutoregressivePixelsDistribution(
             features=features.reshape(len(features), -1, features.shape[-1]),
             variables=Shared({"network": network.variables, "pixel": self.pixel.variables}),

@@ -1,16 +1,15 @@
 """Binary pixels."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw, register_kl, sum_event
-from vae_jax.likelihoods.base import Measure, per_pixel, softplus
+from vae_jax import random
+from vae_jax.distributions import Elementwise, Shape, register_kl, sum_event
+from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import softplus
 
 
 @struct.dataclass
@@ -24,7 +23,7 @@ class BernoulliDistribution(Elementwise):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Zeros and ones, float."""
-        uniform = draw(jax.random.uniform, key, sample_shape, self.loc.shape)
+        uniform = random.draw(jax.random.uniform, key, sample_shape, self.loc.shape)
         return (uniform < self.mean).astype(self.loc.dtype)
 
     def component_log_prob(self, value: Array) -> Array:
@@ -38,7 +37,7 @@ def _kl_bernoulli_bernoulli(q: BernoulliDistribution, p: BernoulliDistribution) 
     return sum_event(kl, q.event_ndims)
 
 
-class Bernoulli(nn.Module):
+class Bernoulli(Likelihood):
     """p(x|z) = prod Bernoulli(x_i; sigmoid(logit_i)), for binary images.
 
     Attributes:
@@ -49,11 +48,11 @@ class Bernoulli(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     bias_init: Initializer = nn.initializers.zeros
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"binary"})
-    measure: ClassVar[Measure] = "mass"
+    supports = frozenset({"binary"})
+    measure = "mass"
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> BernoulliDistribution:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        logits = per_pixel(features, image_shape, "logits", self.kernel_init, self.bias_init)
+        logits = self.per_pixel(features, image_shape, "logits", self.kernel_init, self.bias_init)
         return BernoulliDistribution(logits, event_ndims=3)

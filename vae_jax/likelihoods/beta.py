@@ -1,7 +1,5 @@
 """Beta pixels: a bounded density on [0, 1] whose mode and concentration the decoder chooses."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,9 +8,9 @@ from jax import Array
 from jax.nn.initializers import Initializer
 from jax.scipy.special import betaln
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw
-from vae_jax.likelihoods.base import Measure, per_pixel
+from vae_jax import random
+from vae_jax.distributions import Elementwise, Shape
+from vae_jax.interfaces import Likelihood
 
 # A standard deviation of less than one of 256 levels.
 MAX_LOG_CONCENTRATION = 10.0
@@ -48,7 +46,7 @@ class BetaDistribution(Elementwise):
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """By JAX's sampler, with a key for each component."""
         shape = sample_shape + self.loc.shape
-        keys = draw(jax.random.split, key, sample_shape, self.loc.shape).ravel()
+        keys = random.draw_keys(key, sample_shape, self.loc.shape).ravel()
         alpha, beta = (jnp.broadcast_to(p, shape).ravel() for p in (self.alpha, self.beta))
         return jax.vmap(jax.random.beta)(keys, alpha, beta).reshape(shape)
 
@@ -59,7 +57,7 @@ class BetaDistribution(Elementwise):
         return self.concentration * kernel - betaln(self.alpha, self.beta)
 
 
-class Beta(nn.Module):
+class Beta(Likelihood):
     """p(x|z) = prod Beta(x_i), for reals in [0, 1] such as dequantized data.
 
     Attributes:
@@ -69,13 +67,12 @@ class Beta(nn.Module):
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"unit"})
-    measure: ClassVar[Measure] = "density"
+    supports = frozenset({"unit"})
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> BetaDistribution:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        logits = per_pixel(features, image_shape, "mode", self.kernel_init)
-        log_concentration = per_pixel(features, image_shape, "concentration", self.kernel_init)
+        logits = self.per_pixel(features, image_shape, "mode", self.kernel_init)
+        log_concentration = self.per_pixel(features, image_shape, "concentration", self.kernel_init)
         concentration = jnp.exp(jnp.minimum(log_concentration, MAX_LOG_CONCENTRATION))
         return BetaDistribution(jax.nn.sigmoid(logits), concentration, event_ndims=3)

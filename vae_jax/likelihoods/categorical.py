@@ -1,17 +1,16 @@
 """A probability of its own for each of the 256 levels of a pixel."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from typing_extensions import override
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Distribution, Shape, draw
-from vae_jax.likelihoods.base import Measure, per_pixel
+from vae_jax import random
+from vae_jax.distributions import Distribution, Shape
+from vae_jax.interfaces import Likelihood
 
 
 @struct.dataclass
@@ -24,15 +23,12 @@ class CategoricalPixelsDistribution(Distribution):
 
     logits: Array
 
-    @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.logits.shape[:-4]
+    event_ndims = 3
 
     @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
-        return self.logits.shape[-4:-1]
+    @override
+    def shape(self) -> Shape:
+        return self.logits.shape[:-1]
 
     @property
     def mean(self) -> Array:
@@ -41,7 +37,7 @@ class CategoricalPixelsDistribution(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Levels k/255, by the largest of logits plus Gumbel noise."""
-        gumbel = draw(jax.random.gumbel, key, sample_shape, self.logits.shape)
+        gumbel = random.draw(jax.random.gumbel, key, sample_shape, self.logits.shape)
         return (self.logits + gumbel).argmax(-1) / 255
 
     def log_prob(self, value: Array) -> Array:
@@ -51,7 +47,7 @@ class CategoricalPixelsDistribution(Distribution):
         return chosen.sum((-4, -3, -2, -1))
 
 
-class CategoricalPixels(nn.Module):
+class CategoricalPixels(Likelihood):
     """p(x|z) = prod softmax(logits_i)_{x_i}: 256 free probabilities (van den Oord et al. 2016).
 
     The levels' order means nothing to it; it can be of any shape, at 256 outputs a pixel and
@@ -63,11 +59,11 @@ class CategoricalPixels(nn.Module):
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8"})
-    measure: ClassVar[Measure] = "mass"
+    supports = frozenset({"uint8"})
+    measure = "mass"
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> CategoricalPixelsDistribution:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        logits = per_pixel(features, (*image_shape, 256), "logits", self.kernel_init)
+        logits = self.per_pixel(features, (*image_shape, 256), "logits", self.kernel_init)
         return CategoricalPixelsDistribution(logits)

@@ -1,7 +1,5 @@
 """The continuous Bernoulli: the Bernoulli's formula, normalized over [0, 1]."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,9 +7,9 @@ from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw
-from vae_jax.likelihoods.base import Measure, per_pixel
+from vae_jax import random
+from vae_jax.distributions import Elementwise, Shape
+from vae_jax.interfaces import Likelihood
 
 
 def log_integral(logit: Array) -> Array:
@@ -46,7 +44,7 @@ class ContinuousBernoulliDistribution(Elementwise):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """By the inverse cdf, ln[1 + u (e^l - 1)] / l."""
-        uniform = draw(jax.random.uniform, key, sample_shape, self.loc.shape)
+        uniform = random.draw(jax.random.uniform, key, sample_shape, self.loc.shape)
         # For -|l|, where nothing overflows; 1 - x has the logit -l. At 0, u itself.
         logit = jnp.minimum(-jnp.abs(self.loc), -1e-6)
         x = jnp.minimum(jnp.log1p(uniform * jnp.expm1(logit)) / logit, 1.0)
@@ -57,7 +55,7 @@ class ContinuousBernoulliDistribution(Elementwise):
         return value * self.loc - log_integral(self.loc)
 
 
-class ContinuousBernoulli(nn.Module):
+class ContinuousBernoulli(Likelihood):
     """p(x|z) = prod CB(x_i; logit_i), for grey levels (Loaiza-Ganem & Cunningham 2019).
 
     What a Bernoulli on grey images means to be, as a density: their difference, the normalizer,
@@ -69,11 +67,10 @@ class ContinuousBernoulli(nn.Module):
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit"})
-    measure: ClassVar[Measure] = "density"
+    supports = frozenset({"uint8", "unit"})
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> ContinuousBernoulliDistribution:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        logits = per_pixel(features, image_shape, "logits", self.kernel_init)
+        logits = self.per_pixel(features, image_shape, "logits", self.kernel_init)
         return ContinuousBernoulliDistribution(logits, event_ndims=3)

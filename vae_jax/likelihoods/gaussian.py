@@ -1,7 +1,6 @@
 """Gaussian pixels: one scale for all, given, learned or optimal, or a scale for each."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,16 +8,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Normal, Shape
-from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel
+from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import MAX_LOG_SCALE
 from vae_jax.parallel import batch_mean
 
 # Batches over which OptimalGaussian's running variance averages.
 MEMORY = 20
 
 
-class Gaussian(nn.Module):
+class Gaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, scale²), one scale for all pixels.
 
     With the fixed scale 0.5**0.5 this is least squares: -ln p(x|z) is the squared error plus a
@@ -36,13 +35,10 @@ class Gaussian(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     bias_init: Initializer = nn.initializers.zeros
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
-    measure: ClassVar[Measure] = "density"
-
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> Normal:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        loc = per_pixel(features, image_shape, "loc", self.kernel_init, self.bias_init)
+        loc = self.per_pixel(features, image_shape, "loc", self.kernel_init, self.bias_init)
         if self.scale is None:
             scale = jnp.exp(self.param("log_scale", nn.initializers.zeros, ()))
         else:
@@ -50,7 +46,7 @@ class Gaussian(nn.Module):
         return Normal(self.squash(loc), jnp.broadcast_to(scale, loc.shape), event_ndims=3)
 
 
-class OptimalGaussian(nn.Module):
+class OptimalGaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, s²) with the s that fits best: sigma-VAE (Rybkin et al. 2021).
 
     In training s² is the mean squared error over all images, samples and pixels of the batch on
@@ -68,17 +64,16 @@ class OptimalGaussian(nn.Module):
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
-    measure: ClassVar[Measure] = "density"
+    whole_batch = True
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> Normal:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`, with the remembered scale."""
-        loc = self.squash(per_pixel(features, image_shape, "loc", self.kernel_init))
+        loc = self.squash(self.per_pixel(features, image_shape, "loc", self.kernel_init))
         variance = self.variable("running", "variance", jnp.ones, ())
         return self._of_variance(loc, variance.value)
 
-    def observe(self, px: Normal, x: Array, remember: bool = True) -> Normal:
+    def observe(self, px: Distribution, x: Array, remember: bool = True) -> Distribution:
         """In training, p(x|z) with the scale that fits images `[B, H, W, C]` best.
 
         Args:
@@ -88,6 +83,7 @@ class OptimalGaussian(nn.Module):
         """
         if self.is_initializing() or not self.is_mutable_collection("running"):
             return px
+        assert isinstance(px, Normal)
         variance = batch_mean(jnp.square(lax.stop_gradient(x - px.loc)).mean())
         if remember:
             before = self.get_variable("running", "variance")
@@ -99,7 +95,7 @@ class OptimalGaussian(nn.Module):
         return Normal(loc, jnp.broadcast_to(scale, loc.shape), event_ndims=3)
 
 
-class HeteroscedasticGaussian(nn.Module):
+class HeteroscedasticGaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, s_i²), means and scales from the decoder.
 
     The decoder of Kingma & Welling (2013, appendix C.2) for Frey Faces. Its density has no upper
@@ -115,13 +111,10 @@ class HeteroscedasticGaussian(nn.Module):
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
-    measure: ClassVar[Measure] = "density"
-
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> Normal:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        loc = per_pixel(features, image_shape, "loc", self.kernel_init)
-        log_scale = per_pixel(features, image_shape, "log_scale", self.kernel_init)
+        loc = self.per_pixel(features, image_shape, "loc", self.kernel_init)
+        log_scale = self.per_pixel(features, image_shape, "log_scale", self.kernel_init)
         log_scale = jnp.minimum(log_scale, MAX_LOG_SCALE)
         return Normal(self.squash(loc), self.min_scale + jnp.exp(log_scale), event_ndims=3)

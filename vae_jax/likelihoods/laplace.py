@@ -1,7 +1,6 @@
 """Laplace pixels: the absolute error as a density."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,12 +9,11 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax import distributions
-from vae_jax.data.pipeline import Support
 from vae_jax.distributions import Shape
-from vae_jax.likelihoods.base import Measure, per_pixel
+from vae_jax.interfaces import Likelihood
 
 
-class Laplace(nn.Module):
+class Laplace(Likelihood):
     """p(x|z) = prod Laplace(x_i; m_i, scale), one scale for all pixels; m_i is the median.
 
     Attributes:
@@ -29,13 +27,10 @@ class Laplace(nn.Module):
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
-    measure: ClassVar[Measure] = "density"
-
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> distributions.Laplace:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        loc = self.squash(per_pixel(features, image_shape, "loc", self.kernel_init))
+        loc = self.squash(self.per_pixel(features, image_shape, "loc", self.kernel_init))
         if self.scale is None:
             scale = jnp.exp(self.param("log_scale", nn.initializers.zeros, ()))
         else:

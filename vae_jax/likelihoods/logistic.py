@@ -1,7 +1,5 @@
 """Logistic densities integrated over the 256 levels of a pixel."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,9 +7,10 @@ from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Elementwise, Shape, draw
-from vae_jax.likelihoods.base import MAX_LOG_SCALE, Measure, per_pixel, softplus
+from vae_jax import random
+from vae_jax.distributions import Elementwise, Shape
+from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import MAX_LOG_SCALE, softplus
 
 
 def log_bin_mass(value: Array, loc: Array, scale: Array) -> Array:
@@ -53,7 +52,7 @@ class DiscretizedLogisticDistribution(Elementwise):
     """
 
     scale: Array
-    exact_mean: ClassVar[bool] = False
+    exact_mean = False
 
     @property
     def mean(self) -> Array:
@@ -62,7 +61,7 @@ class DiscretizedLogisticDistribution(Elementwise):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """A logistic draw rounded to the nearest level."""
-        noise = draw(jax.random.logistic, key, sample_shape, self.loc.shape)
+        noise = random.draw(jax.random.logistic, key, sample_shape, self.loc.shape)
         return nearest_level(self.loc + self.scale * noise)
 
     def component_log_prob(self, value: Array) -> Array:
@@ -70,7 +69,7 @@ class DiscretizedLogisticDistribution(Elementwise):
         return log_bin_mass(value, self.loc, self.scale)
 
 
-class DiscretizedLogistic(nn.Module):
+class DiscretizedLogistic(Likelihood):
     """A logistic integrated over the 256 levels of each pixel (Kingma et al. 2016, the IAF paper).
 
     Attributes:
@@ -81,13 +80,13 @@ class DiscretizedLogistic(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     initial_scale: float = 0.1
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8"})
-    measure: ClassVar[Measure] = "mass"
+    supports = frozenset({"uint8"})
+    measure = "mass"
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> DiscretizedLogisticDistribution:
         """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
-        loc = 0.5 + per_pixel(features, image_shape, "loc", self.kernel_init)
-        log_scale = per_pixel(features, image_shape, "log_scale", self.kernel_init)
+        loc = 0.5 + self.per_pixel(features, image_shape, "loc", self.kernel_init)
+        log_scale = self.per_pixel(features, image_shape, "log_scale", self.kernel_init)
         scale = bin_scale(log_scale, self.initial_scale)
         return DiscretizedLogisticDistribution(loc, scale=scale, event_ndims=3)

@@ -1,7 +1,6 @@
 """Mixtures of discretized logistics with channels that depend on each other (PixelCNN++)."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,10 +9,11 @@ import numpy as np
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from typing_extensions import override
 
-from vae_jax.data.pipeline import Support
-from vae_jax.distributions import Distribution, Shape, draw, split_key
-from vae_jax.likelihoods.base import Measure, per_pixel
+from vae_jax import random
+from vae_jax.distributions import Distribution, Shape
+from vae_jax.interfaces import Likelihood
 from vae_jax.likelihoods.logistic import bin_scale, log_bin_mass, nearest_level
 
 
@@ -54,17 +54,14 @@ class MixtureOfLogisticsDistribution(Distribution):
     loc: Array
     scale: Array
     coefficients: Array
-    exact_mean: ClassVar[bool] = False
+    exact_mean = False
+
+    event_ndims = 3
 
     @property
-    def batch_shape(self) -> Shape:
-        """As the base class says."""
-        return self.loc.shape[:-4]
-
-    @property
-    def event_shape(self) -> Shape:
-        """As the base class says."""
-        return (*self.loc.shape[-4:-2], self.loc.shape[-1])
+    @override
+    def shape(self) -> Shape:
+        return (*self.loc.shape[:-2], self.loc.shape[-1])
 
     @property
     def mean(self) -> Array:
@@ -74,14 +71,14 @@ class MixtureOfLogisticsDistribution(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Draws a component for each pixel, then its channels in turn."""
-        key_component, key_value = split_key(key)
-        gumbel = draw(jax.random.gumbel, key_component, sample_shape, self.log_weights.shape)
+        key_component, key_value = random.purposes(key, "component", "value")
+        gumbel = random.draw(jax.random.gumbel, key_component, sample_shape, self.log_weights.shape)
         component = jax.nn.one_hot((self.log_weights + gumbel).argmax(-1), gumbel.shape[-1])
         loc = (component[..., None] * self.loc).sum(-2)
         scale = (component[..., None] * self.scale).sum(-2)
         coefficients = (component[..., None, None] * self.coefficients).sum(-3)
         shape = self.batch_shape + self.event_shape
-        noise = draw(jax.random.logistic, key_value, sample_shape, shape)
+        noise = random.draw(jax.random.logistic, key_value, sample_shape, shape)
         return settled(loc + scale * noise, coefficients, nearest_level)
 
     def log_prob(self, value: Array) -> Array:
@@ -92,7 +89,7 @@ class MixtureOfLogisticsDistribution(Distribution):
         return jax.nn.logsumexp(self.log_weights + log_channels, axis=-1).sum((-2, -1))
 
 
-class MixtureOfLogistics(nn.Module):
+class MixtureOfLogistics(Likelihood):
     """A mixture of discretized logistics for each pixel (PixelCNN++, Salimans et al. 2017).
 
     The dependence between channels is the paper's: for RGB, green is shifted by red and blue by
@@ -108,8 +105,8 @@ class MixtureOfLogistics(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     initial_scale: float = 0.1
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8"})
-    measure: ClassVar[Measure] = "mass"
+    supports = frozenset({"uint8"})
+    measure = "mass"
 
     @nn.compact
     def __call__(self, features: Array, image_shape: Shape) -> MixtureOfLogisticsDistribution:
@@ -118,7 +115,7 @@ class MixtureOfLogistics(nn.Module):
         pixels, number = (height, width), self.num_components
 
         def affine(name: str, *own: int) -> Array:
-            return per_pixel(features, (*pixels, number, *own), name, self.kernel_init)
+            return self.per_pixel(features, (*pixels, number, *own), name, self.kernel_init)
 
         # Spread over the range, so that the components do not start as copies of one another.
         centres = (jnp.arange(number)[:, None] + 0.5) / number

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vae_jax.cpu import threefry
+from vae_jax import random
 from vae_jax.errors import VaeJaxError
 from vae_jax.metrics.spaces import Features, check_images, in_chunks
 
@@ -180,7 +180,7 @@ def inception(file: str | Path) -> Features:
     """
     network = InceptionV3()
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-    shapes = jax.eval_shape(network.init, threefry.key(0), image)["params"]
+    shapes = jax.eval_shape(network.init, random.key(0), image)["params"]
     try:
         with Path(file).open("rb") as opened, np.load(opened) as arrays:
             weights = jax.tree_util.tree_map_with_path(partial(_array, file, arrays), shapes)

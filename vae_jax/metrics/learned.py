@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from vae_jax import random
 from vae_jax.checkpoint import Checkpoints
-from vae_jax.cpu import threefry
 from vae_jax.data import Split, batch_indices
 from vae_jax.distributions import Shape
 from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks
@@ -97,7 +97,9 @@ def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Feat
 
     @jax.jit
     def initial(images: Array, targets: Array) -> Any:
-        return network.init(threefry.key(SEED), shrunk(images), targets, method="loss")
+        return network.init(
+            random.purpose(random.key(SEED), "init"), shrunk(images), targets, method="loss"
+        )
 
     @jax.jit
     def step(params: Any, state: Any, images: Array, targets: Array) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ import jax
 from jax import Array
 
 from vae_jax.cpu.convolution import conv
+from vae_jax.interfaces import Model
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,6 +28,12 @@ def frozen(module: M) -> M:
         return module
     unbound, variables = module.unbind()
     return unbound.bind(jax.lax.stop_gradient(variables))
+
+
+def critic_of(model: Model) -> nn.Module:
+    """The critic of a model; that it has one is checked before training."""
+    assert model.critic is not None
+    return model.critic
 
 
 class LatentCritic(nn.Module):

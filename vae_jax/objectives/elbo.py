@@ -2,19 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax.compatibility import Requirements
-from vae_jax.objectives.base import Metrics, held_log_qz, rate_and_distortion
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
 
 @dataclass(frozen=True)
-class ELBO:
+class ELBO(Objective):
     """The evidence lower bound, E_q[ln p(x|z)] - beta KL(q(z|x) || p(z)).
 
     Kingma & Welling (2013), equation 3; beta as in Higgins et al. (2017). The KL is the exact one
@@ -39,15 +37,17 @@ class ELBO:
             return Requirements(posterior=frozenset({"density", "path"}), one_layer=True)
         return Requirements(posterior=frozenset({"density"}))
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
         """Loss -ELBO_beta; the metric `neg_elbo` has beta = 1 whatever beta is."""
         del model
         distortion = -terms.log_px.mean(0)
         if self.sticking_the_landing:
-            rate = (held_log_qz(terms) - terms.log_pz[0]).mean(0)
+            rate = (terms.held_log_qz() - terms.log_pz[0]).mean(0)
         else:
             rate = terms.rate.sum(0)
         beta = self.beta(step) if callable(self.beta) else self.beta
         beta = jnp.asarray(beta, distortion.dtype)
         metrics = {"neg_elbo": (distortion + rate).mean(), "beta": beta}
-        return (distortion + beta * rate).mean(), metrics | rate_and_distortion(terms)
+        return (distortion + beta * rate).mean(), metrics | terms.rate_and_distortion()

@@ -1,18 +1,16 @@
 """FactorVAE: the total correlation of q(z), estimated by a critic."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vae_jax.compatibility import Requirements
-from vae_jax.distributions.base import draw
-from vae_jax.networks.critics import frozen
-from vae_jax.objectives.base import Metrics, bound_metrics
+from vae_jax import random
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.parallel import batch_offset, whole_batch
-from vae_jax.vae import Terms, fold_in_each
+from vae_jax.vae import Terms
 
 
 def permute_dims(z: Array, noise: Array) -> Array:
@@ -26,7 +24,7 @@ def permute_dims(z: Array, noise: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class FactorVAE:
+class FactorVAE(Objective):
     """The ELBO - gamma TC(z), TC(z) = KL(q(z) || prod_j q(z_j)) (Kim & Mnih 2018, algorithm 2).
 
     TC is the mean of the critic's logit, whose optimum is ln q(z) / prod_j q(z_j). The paper draws
@@ -41,11 +39,6 @@ class FactorVAE:
     gamma: float
 
     @property
-    def num_samples(self) -> int:
-        """One."""
-        return 1
-
-    @property
     def requires(self) -> Requirements:
         """A density that z is differentiable in, a prior that factorizes, a critic of z."""
         return Requirements(
@@ -57,18 +50,19 @@ class FactorVAE:
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """Loss -ELBO + gamma TC for the model, plus the critic's cross-entropy for the critic."""
         del step
-        metrics = bound_metrics(terms)
-        total_correlation = frozen(model.critic)(terms.z[0]).mean()
+        metrics = terms.bound_metrics()
+        total_correlation = frozen(critic_of(model))(terms.z[0][0]).mean()
 
-        z = lax.stop_gradient(terms.z[0])
-        noise = draw(jax.random.uniform, fold_in_each(terms.keys, 1), (), z.shape)
+        z = lax.stop_gradient(terms.z[0][0])
+        keys = random.purpose(terms.keys, "shuffle")
+        noise = random.draw(jax.random.uniform, keys, (), z.shape)
         first, second = jnp.array_split(whole_batch(z), 2)
         permuted = permute_dims(second, whole_batch(noise)[len(first) :])
         place = batch_offset(len(z)) + jnp.arange(len(z))
-        logits = model.critic(jnp.concatenate([first, permuted])[place])
+        logits = critic_of(model)(jnp.concatenate([first, permuted])[place])
         right = jnp.where(place < len(first), logits, -logits)
         critic_loss = -jax.nn.log_sigmoid(right).mean()
 

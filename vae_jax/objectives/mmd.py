@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vae_jax.compatibility import Requirements, Space, has_bound
+from vae_jax import random
 from vae_jax.distributions import sample_each
-from vae_jax.objectives.base import Metrics, bound_metrics, rate_and_distortion
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Space, has_bound
 from vae_jax.parallel import whole_batch
-from vae_jax.vae import Terms, fold_in_each
+from vae_jax.vae import Terms
 
 Kernel = Callable[[Array, Array], Array]
 SPACES: frozenset[Space] = frozenset({"real", "sphere"})
@@ -84,9 +83,9 @@ def aggregated_mmd(terms: Terms, kernel: Kernel) -> Array:
     The mean over the K samples: two z of one image are no independent draws of q(z), so they never
     meet in a pair. To a prior with parameters its draws are constants.
     """
-    p: Any = terms.p
-    z: Any = terms.z
-    z_prior = lax.stop_gradient(sample_each(p, fold_in_each(terms.keys, 1), (len(z),)))
+    (p,), (z,) = terms.p, terms.z
+    keys = random.purpose(terms.keys, "prior")
+    z_prior = lax.stop_gradient(sample_each(p, keys, (len(z),)))
 
     def flat(z: Array) -> Array:
         return whole_batch(z.reshape(*z.shape[:2], -1), axis=1)
@@ -95,7 +94,7 @@ def aggregated_mmd(terms: Terms, kernel: Kernel) -> Array:
 
 
 @dataclass(frozen=True)
-class InfoVAE:
+class InfoVAE(Objective):
     """Distortion + (1 - alpha) KL + (alpha + lambda - 1) MMD² (Zhao et al. 2019).
 
     At alpha = 1 it is the MMD-VAE.
@@ -119,10 +118,12 @@ class InfoVAE:
             posterior=frozenset({"density"}), spaces=SPACES, one_layer=True, whole_batch=True
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
         """Loss in nats per image; batches have at least two images."""
         del step, model
-        metrics = bound_metrics(terms)
+        metrics = terms.bound_metrics()
         distance = aggregated_mmd(terms, self.kernel)
         loss = (
             metrics["distortion"]
@@ -133,7 +134,7 @@ class InfoVAE:
 
 
 @dataclass(frozen=True)
-class WAE:
+class WAE(Objective):
     """The Wasserstein autoencoder with MMD (Tolstikhin et al. 2018, algorithm 2).
 
     Reconstruction cost + weight MMD². The cost is -ln p(x|z), so with `Gaussian(scale)` the squared
@@ -147,8 +148,6 @@ class WAE:
     weight: float
     kernel: Kernel = IMQ()
 
-    num_samples: ClassVar[int] = 1
-
     @property
     def requires(self) -> Requirements:
         """Vectors that move with the encoder; no density."""
@@ -160,10 +159,10 @@ class WAE:
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """Loss in nats per image; `neg_elbo` where there is a bound; batches of at least two."""
         del step
-        metrics = bound_metrics(terms) if has_bound(model) else rate_and_distortion(terms)
+        metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
         distance = aggregated_mmd(terms, self.kernel)
         loss = metrics["distortion"] + self.weight * distance
         return loss, metrics | {"mmd": distance}

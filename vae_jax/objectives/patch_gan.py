@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vae_jax.compatibility import Requirements
-from vae_jax.likelihoods.base import observed
-from vae_jax.networks.critics import frozen
-from vae_jax.objectives.base import Metrics, Objective
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
@@ -19,7 +17,7 @@ from vae_jax.vae import Terms
 DELTA, MAX_ADAPTIVE_WEIGHT = 1e-6, 1e4
 
 
-def adaptive_weight(terms: Terms, model: Any) -> Array:
+def adaptive_weight(terms: Terms, model: Model) -> Array:
     """lambda = |grad_L rec| / (|grad_L gan| + delta), Esser et al. (2021), equation 7: scalar.
 
     rec is -ln p(x|z) and gan is -D(x~), x~ the mean of p(x|z), for the first sample of z. L is the
@@ -30,7 +28,7 @@ def adaptive_weight(terms: Terms, model: Any) -> Array:
         terms: of this device's examples.
         model: bound to its parameters.
     """
-    z: Any = terms.z[0]
+    z = terms.z[0][0]
     unbound, variables = model.unbind()
     params = variables["params"]
 
@@ -39,8 +37,8 @@ def adaptive_weight(terms: Terms, model: Any) -> Array:
             {**variables, "params": {**params, "likelihood": layer}},
             mutable=list(variables.keys() - {"params"}),
         )
-        px = observed(bound.likelihood, bound.decode(z), terms.x, remember=False)
-        return -px.log_prob(terms.x).mean(), -bound.critic(px.mean).mean()
+        px = bound.likelihood.observe(bound.decode((z,), terms.y), terms.x, remember=False)
+        return -px.log_prob(terms.x).mean(), -critic_of(bound)(px.mean).mean()
 
     def gradient(of: int) -> Any:
         return batch_mean(jax.grad(lambda layer: losses(layer)[of])(params["likelihood"]))
@@ -55,7 +53,7 @@ def adaptive_weight(terms: Terms, model: Any) -> Array:
 
 
 @dataclass(frozen=True)
-class PatchGAN:
+class PatchGAN(Objective):
     """An objective, with reconstructions that have to deceive a critic of patches.
 
     The autoencoders of latent diffusion (Rombach et al. 2022) are `PatchGAN(ELBO(beta=1e-6))`, and
@@ -90,7 +88,7 @@ class PatchGAN:
             )
 
     @property
-    def num_samples(self) -> int:
+    def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The objective's."""
         return self.objective.num_samples
 
@@ -108,13 +106,13 @@ class PatchGAN:
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """The sum of both players' losses; `logit_real` and `logit_fake` are the critic's means."""
         loss, metrics = self.objective(terms, step, model)
         fake = terms.reconstruction[0]
-        logit_real, logit_fake = (model.critic(x) for x in (terms.x, lax.stop_gradient(fake)))
+        logit_real, logit_fake = (critic_of(model)(x) for x in (terms.x, lax.stop_gradient(fake)))
         critic_loss = (jax.nn.relu(1 - logit_real) + jax.nn.relu(1 + logit_fake)).mean()
-        generator_loss = -frozen(model.critic)(fake).mean()
+        generator_loss = -frozen(critic_of(model))(fake).mean()
         weight = lax.stop_gradient(self.weight * adaptive_weight(terms, model))
         game = weight * generator_loss + critic_loss
         return loss + jnp.where(step < self.start, 0.0, game), metrics | {

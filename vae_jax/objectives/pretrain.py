@@ -2,19 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vae_jax.compatibility import Requirements
-from vae_jax.likelihoods.base import observed
-from vae_jax.objectives.base import Metrics, Objective
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
 
 @dataclass(frozen=True)
-class Pretrain:
+class Pretrain(Objective):
     """-ln p(x|z) at z = E_q[z|x] for the first steps, then an objective.
 
     A plain autoencoder: no noise, and no rate. With `Gaussian(0.5**0.5)` its loss is the squared
@@ -36,7 +33,7 @@ class Pretrain:
     then: Objective
 
     @property
-    def num_samples(self) -> int:
+    def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The objective's."""
         return self.then.num_samples
 
@@ -46,19 +43,19 @@ class Pretrain:
         requires = self.then.requires
         return dataclasses.replace(requires, spaces=requires.spaces & {"real"}, one_layer=True)
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """Loss -ln p(x|E_q[z]), or the objective's; the metrics are the objective's.
 
         Where q's mean has no closed form, the first sample is taken for it.
         """
         loss, metrics = self.then(terms, step, model)
-        q: Any = terms.q
-        z = q.mean if q.exact_mean else terms.z[0]
+        q = terms.q[0]
+        z = q.mean if q.exact_mean else terms.z[0][0]
         unbound, variables = model.unbind()
 
         def distortion() -> Array:
             bound = unbound.bind(variables, mutable=list(variables.keys() - {"params"}))
-            px = observed(bound.likelihood, bound.decode(z), terms.x, remember=False)
+            px = bound.likelihood.observe(bound.decode((z,), terms.y), terms.x, remember=False)
             return -px.log_prob(terms.x).mean()
 
         pretraining = step < self.steps

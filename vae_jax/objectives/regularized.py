@@ -1,19 +1,19 @@
 """Deterministic autoencoders, kept smooth by a penalty on the decoder instead of by noise."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.compatibility import Requirements
-from vae_jax.distributions import sum_event
-from vae_jax.objectives.base import Metrics, rate_and_distortion
-from vae_jax.vae import Terms, fold_in_each
+from vae_jax import random
+from vae_jax.distributions import Distribution, sum_event
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.vae import Terms
 
 
-def gradient_penalty(model: Any, z: Array, keys: Array) -> Array:
+def gradient_penalty(model: Model, z: Array, keys: Array, y: Array | None = None) -> Array:
     """An unbiased estimate of |dD/dz|², squared Frobenius norm, D(z) the mean of p(x|z), `[B]`.
 
     E_v |v' dD/dz|² with random signs v, by one vector-Jacobian product (Hutchinson 1990).
@@ -26,14 +26,15 @@ def gradient_penalty(model: Any, z: Array, keys: Array) -> Array:
     unbound, variables = model.unbind()  # a bound module cannot be differentiated
 
     def decode(z: Array) -> Array:
-        return unbound.apply(variables, z, method="decode").mean
+        px = cast(Distribution, unbound.apply(variables, (z,), y, method="decode"))
+        return px.mean
 
     images, pull_back = jax.vjp(decode, z)
-    signs = jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype))(keys)
+    signs = random.draw(jax.random.rademacher, keys, (), images.shape).astype(images.dtype)
     return sum_event(pull_back(signs)[0] ** 2, z.ndim - 1)
 
 
-def squared_weights(model: Any) -> Array:
+def squared_weights(model: Model) -> Array:
     """The squared norm of all weights, not biases, of decoder and likelihood."""
     groups = [model.variables["params"].get(group, {}) for group in ("decoder", "likelihood")]
     weights = [leaf for leaf in jax.tree.leaves(groups) if leaf.ndim > 1]
@@ -41,7 +42,7 @@ def squared_weights(model: Any) -> Array:
 
 
 @dataclass(frozen=True)
-class RAE:
+class RAE(Objective):
     """-ln p(x|z) + beta |z|²/2 + l2 |theta|² + gradient_penalty |dD/dz|² (Ghosh et al. 2020).
 
     The last two are the paper's RAE-L2 and RAE-GP, theta the weights of the decoder; for RAE-SN,
@@ -61,8 +62,6 @@ class RAE:
     l2: float = 0.0
     gradient_penalty: float = 0.0
 
-    num_samples: ClassVar[int] = 1
-
     @property
     def requires(self) -> Requirements:
         """A deterministic q(z|x) of real vectors."""
@@ -73,16 +72,18 @@ class RAE:
             one_layer=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """Loss in nats per image; there is no bound."""
         del step
-        z: Any = terms.z[0]
-        metrics = rate_and_distortion(terms) | {"squared_norm": sum_event(z**2, z.ndim - 1).mean()}
+        z = terms.z[0][0]
+        metrics = terms.rate_and_distortion() | {"squared_norm": sum_event(z**2, z.ndim - 1).mean()}
         loss = metrics["distortion"] + 0.5 * self.beta * metrics["squared_norm"]
         if self.l2:
             loss += self.l2 * squared_weights(model)
         if self.gradient_penalty:
-            penalty = gradient_penalty(model, z, fold_in_each(terms.keys, 1)).mean()
+            penalty = gradient_penalty(
+                model, z, random.purpose(terms.keys, "projection"), terms.y
+            ).mean()
             loss += self.gradient_penalty * penalty
             metrics["gradient_penalty"] = penalty
         return loss, metrics

@@ -4,15 +4,14 @@ All estimates are of the whole batch: every device sees the parameters of q(z|x)
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.compatibility import Requirements
 from vae_jax.distributions import one_event_axis
-from vae_jax.objectives.base import Metrics, bound_metrics
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_offset, whole_batch
 from vae_jax.vae import Terms
 
@@ -45,8 +44,8 @@ def log_weights(own: Array, batch_size: int, dataset_size: int, sampling: Sampli
 
 def log_aggregated(terms: Terms, dataset_size: int, sampling: Sampling) -> tuple[Array, Array]:
     """Estimates of ln q(z) and of sum_j ln q(z_j), `[K, b]` each, for this device's z."""
-    q: Any = jax.tree.map(whole_batch, terms.q)
-    z: Any = terms.z
+    q: Any = jax.tree.map(whole_batch, terms.q[0])
+    z = terms.z[0]
     own = batch_offset(z.shape[1]) + jnp.arange(z.shape[1])
     log_q = q.component_log_prob(z[:, :, None])
     log_q = log_q.reshape(*log_q.shape[:3], -1)  # of z_j from image i under image m: [K, i, m, j]
@@ -57,7 +56,7 @@ def log_aggregated(terms: Terms, dataset_size: int, sampling: Sampling) -> tuple
 
 
 @dataclass(frozen=True)
-class BetaTC:
+class BetaTC(Objective):
     """The ELBO with the parts of its KL weighed apart (Chen et al. 2018, equations 2 and 4).
 
     Distortion + alpha MI + beta TC + gamma DKL: the index-code mutual information
@@ -89,10 +88,12 @@ class BetaTC:
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
         """Loss in nats per image; the three parts are metrics, unweighted."""
         del step, model
-        metrics = bound_metrics(terms)
+        metrics = terms.bound_metrics()
         log_qz, log_prod_qz = log_aggregated(terms, self.dataset_size, self.sampling)
         mutual_information = (terms.log_qz[0] - log_qz).mean()
         total_correlation = (log_qz - log_prod_qz).mean()
@@ -111,7 +112,7 @@ class BetaTC:
 
 
 @dataclass(frozen=True)
-class DIPVAE:
+class DIPVAE(Objective):
     """The negative ELBO, and a penalty on a covariance C that is not the identity.
 
     lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)² (Kumar et al. 2018).
@@ -128,8 +129,6 @@ class DIPVAE:
     lambda_diagonal: float
     covariance_of: Literal["mean", "z"] = "z"
 
-    num_samples: ClassVar[int] = 1
-
     @property
     def requires(self) -> Requirements:
         """A normal q of independent components."""
@@ -140,11 +139,13 @@ class DIPVAE:
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
         """Loss in nats per image; the metric `covariance_penalty` is what it adds to `neg_elbo`."""
         del step, model
-        metrics = bound_metrics(terms)
-        q: Any = terms.q
+        metrics = terms.bound_metrics()
+        q: Any = terms.q[0]
         ndims = len(q.event_shape)
         mean = whole_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 from jax import Array, lax
 
-from vae_jax.compatibility import Requirements
+from vae_jax import random
 from vae_jax.distributions import sample_each
-from vae_jax.networks.critics import frozen
-from vae_jax.objectives.base import Metrics, bound_metrics
-from vae_jax.vae import Terms, fold_in_each
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.networks.critics import critic_of, frozen
+from vae_jax.vae import Terms
 
 
 @dataclass(frozen=True)
-class VAEGAN:
+class VAEGAN(Objective):
     """VAE/GAN (Larsen et al. 2016, algorithm 1).
 
     With L_prior the KL, L_llike = -ln N(Dis_l(x); Dis_l(x~), I) up to its constant, and
@@ -36,11 +36,6 @@ class VAEGAN:
     gamma: float
 
     @property
-    def num_samples(self) -> int:
-        """One."""
-        return 1
-
-    @property
     def requires(self) -> Requirements:
         """A density of q, a critic of images, and pictures to show it."""
         return Requirements(
@@ -50,20 +45,19 @@ class VAEGAN:
             one_layer=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """The sum of the three losses."""
         del step
-        metrics = bound_metrics(terms)
-        fixed, z = frozen(model), terms.z[0]
-        p: Any = terms.p
-        z_prior = sample_each(p, fold_in_each(terms.keys, 1))
+        metrics = terms.bound_metrics()
+        fixed, z = frozen(model), terms.z[0][0]
+        z_prior = sample_each(terms.p[0], random.purpose(terms.keys, "prior"))
         reconstructed, generated = (
-            model.decode(lax.stop_gradient(each)).mean for each in (z, z_prior)
+            model.decode((lax.stop_gradient(each),), terms.y).mean for each in (z, z_prior)
         )
-        _, target = fixed.critic(terms.x)
+        _, target = critic_of(fixed)(terms.x)
 
         def llike(reconstruction: Array) -> Array:
-            _, features = fixed.critic(reconstruction)
+            _, features = critic_of(fixed)(reconstruction)
             return 0.5 * ((target - features) ** 2).sum(-1).mean()
 
         def gan(critic: Any, reconstructed: Array, generated: Array) -> Array:
@@ -71,11 +65,11 @@ class VAEGAN:
             log_sigmoid = jax.nn.log_sigmoid
             return -(log_sigmoid(real) + log_sigmoid(-fake) + log_sigmoid(-dream)).mean()
 
-        encoder_loss = terms.rate.sum(0).mean() + llike(fixed.decode(z).mean)
+        encoder_loss = terms.rate.sum(0).mean() + llike(fixed.decode((z,), terms.y).mean)
         decoder_loss = self.gamma * llike(reconstructed) - gan(
-            fixed.critic, reconstructed, generated
+            critic_of(fixed), reconstructed, generated
         )
-        critic_loss = gan(model.critic, *lax.stop_gradient((reconstructed, generated)))
+        critic_loss = gan(critic_of(model), *lax.stop_gradient((reconstructed, generated)))
         losses = {
             "encoder_loss": encoder_loss,
             "decoder_loss": decoder_loss,

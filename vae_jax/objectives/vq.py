@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import entr
 
-from vae_jax.compatibility import Requirements
 from vae_jax.distributions import Quantized
-from vae_jax.objectives.base import Metrics, rate_and_distortion
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
@@ -22,7 +21,7 @@ def perplexity(q: Quantized) -> Array:
 
 
 @dataclass(frozen=True)
-class VQVAE:
+class VQVAE(Objective):
     """-ln p(x|z) - ln p(z), and the posterior's penalties (van den Oord et al. 2017, equation 3).
 
     The penalties are sums over the code vectors, as -ln p(x|z) is one over pixels; a codebook
@@ -38,22 +37,19 @@ class VQVAE:
     entropy: float = 0.1
 
     @property
-    def num_samples(self) -> int:
-        """One: all draws are alike."""
-        return 1
-
-    @property
     def requires(self) -> Requirements:
         """A codebook; one layer."""
         return Requirements(posterior=frozenset({"codebook"}), one_layer=True)
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
         """Loss in nats per image; `neg_elbo`, without penalties, bounds -ln p(x)."""
         del step, model
-        q: Any = terms.q
+        q: Any = terms.q[0]
         weights = {"codebook": 1.0, "commitment": self.commitment, "entropy": self.entropy}
         penalties = {name: penalty.mean() for name, penalty in q.penalties.items()}
         neg_elbo = -terms.log_w.mean()
         loss = neg_elbo + sum(weights[name] * penalty for name, penalty in penalties.items())
         metrics = {"neg_elbo": neg_elbo, "perplexity": perplexity(q)} | penalties
-        return loss, metrics | rate_and_distortion(terms)
+        return loss, metrics | terms.rate_and_distortion()

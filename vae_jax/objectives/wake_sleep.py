@@ -5,13 +5,13 @@ from typing import Any
 
 from jax import Array, lax
 
-from vae_jax.compatibility import Requirements
-from vae_jax.objectives.base import Metrics, bound_metrics
-from vae_jax.vae import Terms, fold_in_each
+from vae_jax import random
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.vae import Terms
 
 
 @dataclass(frozen=True)
-class WakeSleep:
+class WakeSleep(Objective):
     """Generation learns from data, inference from dreams (Hinton et al. 1995).
 
     Wake: -E_q(z|x)[ln p(x, z)] moves decoder, likelihood and prior, z held fixed. Sleep:
@@ -29,17 +29,17 @@ class WakeSleep:
         """A density of q."""
         return Requirements(posterior=frozenset({"density"}), one_layer=True)
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         """Loss: the sum of the two, which are metrics too, nats per image."""
         del step
-        metrics = bound_metrics(terms)
+        metrics = terms.bound_metrics()
         wake = -(terms.log_px + terms.log_pz[0]).mean()
         path: Any = terms.path
         hold_z = -path.sum()  # zero; but no gradient passes through z
 
-        keys = fold_in_each(terms.keys, 1)
-        z, px = model.sample(keys)
-        x = px.sample(fold_in_each(keys, 1))
+        keys = random.purpose(terms.keys, "dream")
+        (z,), px = model.sample(keys, terms.y)
+        x = px.sample(random.purpose(keys, "pixels"))
         x, z = lax.stop_gradient((x, z))
-        sleep = -model.encode(x).log_prob(z).mean()
+        sleep = -model.encode(x, terms.y).log_prob(z).mean()
         return wake + hold_z + sleep, metrics | {"wake": wake, "sleep": sleep}

@@ -1,13 +1,11 @@
 """Posteriors over categories, exact and relaxed."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait
 from vae_jax.distributions import Concrete, OneHotCategorical
+from vae_jax.interfaces import Posterior
 
 
 def _logits(features: Array, num: int, classes: int, kernel_init: Initializer) -> Array:
@@ -17,7 +15,7 @@ def _logits(features: Array, num: int, classes: int, kernel_init: Initializer) -
     return logits.reshape(-1, num, classes)
 
 
-class Categorical(nn.Module):
+class Categorical(Posterior):
     """q(z|x) of n independent categorical variables, one-hot, with affine logits.
 
     Samples pass the gradient of their relaxation straight through (Jang et al. 2017, "Categorical
@@ -35,9 +33,8 @@ class Categorical(nn.Module):
     temperature: float
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    space: ClassVar[Space] = "onehot"
-    event_ndims: ClassVar[int] = 2
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "amortized", "noise"})
+    space = "onehot"
+    traits = frozenset({"density", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> OneHotCategorical:
@@ -46,7 +43,7 @@ class Categorical(nn.Module):
         return OneHotCategorical(logits, self.temperature)
 
 
-class GumbelSoftmax(nn.Module):
+class GumbelSoftmax(Posterior):
     """q(z|x) of n independent Concrete variables, probability vectors, with affine logits.
 
     A density on the simplex with one of the prior's kind beside it, so that the bound is a bound
@@ -64,9 +61,8 @@ class GumbelSoftmax(nn.Module):
     temperature: float
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    space: ClassVar[Space] = "simplex"
-    event_ndims: ClassVar[int] = 2
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+    space = "simplex"
+    traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> Concrete:

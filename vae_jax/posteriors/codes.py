@@ -4,7 +4,6 @@ Features `[B, h, w, F]` have a code vector for each place; vectors `[B, F]` are 
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,9 +12,9 @@ import numpy as np
 from jax import Array, lax
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait
 from vae_jax.distributions import ProductCodebook, Quantized, VectorCodebook, nearest, sum_event
 from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Posterior
 from vae_jax.parallel import batch_mean, whole_batch
 
 GLOROT = nn.initializers.glorot_uniform()
@@ -109,7 +108,7 @@ def _quantize(encoded: Array, levels: Sequence[Vectors]) -> Quantized:
     return Quantized(encoded, indices, codebook, penalties)
 
 
-class VectorQuantized(nn.Module):
+class VectorQuantized(Posterior):
     """The nearest vectors of a learned codebook (van den Oord et al. 2017).
 
     Attributes:
@@ -128,9 +127,8 @@ class VectorQuantized(nn.Module):
     restart_below: float = 0.5
     kernel_init: Initializer = GLOROT
 
-    space: ClassVar[Space] = "codes"
-    event_ndims: ClassVar[int] = 3
-    traits: ClassVar[frozenset[Trait]] = frozenset({"codebook"})
+    space = "codes"
+    traits = frozenset({"codebook"})
 
     def setup(self):
         """One level, behind an affine map."""
@@ -147,7 +145,7 @@ class VectorQuantized(nn.Module):
         return _quantize(self.encoded(_as_map(features)), [self.level])
 
 
-class ResidualVectorQuantized(nn.Module):
+class ResidualVectorQuantized(Posterior):
     """Codebooks in a row, each for what those before have left (Zeghidour et al. 2021).
 
     z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder is given
@@ -167,9 +165,8 @@ class ResidualVectorQuantized(nn.Module):
     restart_below: float = 0.5
     kernel_init: Initializer = GLOROT
 
-    space: ClassVar[Space] = "codes"
-    event_ndims: ClassVar[int] = 3
-    traits: ClassVar[frozenset[Trait]] = frozenset({"codebook"})
+    space = "codes"
+    traits = frozenset({"codebook"})
 
     def setup(self):
         """The levels, behind an affine map."""
@@ -189,7 +186,7 @@ class ResidualVectorQuantized(nn.Module):
         return _quantize(self.encoded(_as_map(features)), self.levels)
 
 
-class FiniteScalarQuantized(nn.Module):
+class FiniteScalarQuantized(Posterior):
     """Each component bounded and rounded to one of a few levels (Mentzer et al. 2023).
 
     No codebook is learned, and nothing is penalized.
@@ -202,9 +199,8 @@ class FiniteScalarQuantized(nn.Module):
     levels: Sequence[int]
     kernel_init: Initializer = GLOROT
 
-    space: ClassVar[Space] = "codes"
-    event_ndims: ClassVar[int] = 3
-    traits: ClassVar[frozenset[Trait]] = frozenset({"codebook"})
+    space = "codes"
+    traits = frozenset({"codebook"})
 
     @property
     def codebook(self) -> ProductCodebook:
@@ -233,7 +229,7 @@ class FiniteScalarQuantized(nn.Module):
         return Quantized(encoded, self.codebook.indices(encoded), self.codebook, {})
 
 
-class LookupFree(nn.Module):
+class LookupFree(Posterior):
     """The signs of an affine map (Yu et al. 2023, "Language model beats diffusion").
 
     Penalties: `commitment` |h - z|², and `entropy`, that of each code's soft assignment
@@ -248,9 +244,9 @@ class LookupFree(nn.Module):
     dim: int
     kernel_init: Initializer = GLOROT
 
-    space: ClassVar[Space] = "codes"
-    event_ndims: ClassVar[int] = 3
-    traits: ClassVar[frozenset[Trait]] = frozenset({"codebook"})
+    space = "codes"
+    traits = frozenset({"codebook"})
+    whole_batch = True
 
     @property
     def codebook(self) -> ProductCodebook:

@@ -1,16 +1,13 @@
 """A posterior without noise: the encoder of an autoencoder."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import Elementwise, Shape
-from vae_jax.posteriors.affine import affine
+from vae_jax.interfaces import Posterior, latent_shape
 
 
 @struct.dataclass
@@ -32,7 +29,7 @@ class Delta(Elementwise):
         return jnp.zeros_like(value)
 
 
-class Deterministic(nn.Module):
+class Deterministic(Posterior):
     """z = mu(h), affine: for objectives that ask for no density of q and no noise.
 
     Attributes:
@@ -43,8 +40,7 @@ class Deterministic(nn.Module):
     shape: int | Shape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    space: ClassVar[Space] = "real"
-    traits: ClassVar[frozenset[Trait]] = frozenset({"amortized"})
+    traits = frozenset({"amortized"})
 
     @property
     def event_ndims(self) -> int:
@@ -58,5 +54,5 @@ class Deterministic(nn.Module):
         Raises:
             VaeJaxError: features that do not fit the shape.
         """
-        loc = affine(features, self.shape, "loc", self.kernel_init)
+        loc = self.affine(features, self.shape, "loc", self.kernel_init)
         return Delta(loc, event_ndims=self.event_ndims)

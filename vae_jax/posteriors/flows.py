@@ -4,12 +4,10 @@ Each starts near that Gaussian (Householder's: near a rotation of it).
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 from jax import Array
 
-from vae_jax.compatibility import Space, Trait
 from vae_jax.distributions import Transformed
 from vae_jax.errors import VaeJaxError
 from vae_jax.flows import (
@@ -24,13 +22,14 @@ from vae_jax.flows import (
     detach,
     orthogonalize,
 )
+from vae_jax.interfaces import Posterior
 from vae_jax.posteriors.gaussian import DiagonalGaussian
 
 GLOROT = nn.initializers.glorot_uniform()
 NORMAL = nn.initializers.normal(1.0)
 
 
-class PlanarFlow(nn.Module):
+class PlanarFlow(Posterior):
     """Planar flows, all parameters from the features (Rezende & Mohamed 2015).
 
     Attributes:
@@ -41,9 +40,7 @@ class PlanarFlow(nn.Module):
     dim: int
     num_flows: int = 8
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+    traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> Transformed:
@@ -58,7 +55,7 @@ class PlanarFlow(nn.Module):
         return Transformed(base, flows)
 
 
-class HouseholderFlow(nn.Module):
+class HouseholderFlow(Posterior):
     """Reflections whose vectors come from the features (Tomczak & Welling 2016).
 
     So q(z|x) is Gaussian with a full covariance matrix, whose eigenvectors are learned apart from
@@ -72,9 +69,7 @@ class HouseholderFlow(nn.Module):
     dim: int
     num_flows: int = 8
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+    traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> Transformed:
@@ -86,7 +81,7 @@ class HouseholderFlow(nn.Module):
         return Transformed(base, (Householder(v),))
 
 
-class SylvesterFlow(nn.Module):
+class SylvesterFlow(Posterior):
     """Orthogonal Sylvester flows, all parameters from the features (van den Berg et al. 2018).
 
     Attributes:
@@ -99,9 +94,7 @@ class SylvesterFlow(nn.Module):
     num_ortho: int
     num_flows: int = 4
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+    traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> Transformed:
@@ -127,7 +120,7 @@ class SylvesterFlow(nn.Module):
         return Transformed(base, flows)
 
 
-class InverseAutoregressiveFlow(nn.Module):
+class InverseAutoregressiveFlow(Posterior):
     """Inverse autoregressive flows, with the features as context (Kingma et al. 2016, section 4).
 
     A draw and its density take one evaluation of each network; the density of a given z takes d.
@@ -143,9 +136,7 @@ class InverseAutoregressiveFlow(nn.Module):
     num_flows: int = 4
     features: Sequence[int] = (128,)
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "noise"})
+    traits = frozenset({"density", "path", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> Transformed:

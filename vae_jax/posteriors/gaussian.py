@@ -1,19 +1,16 @@
 """Gaussian posteriors."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import MultivariateNormal, Normal, Shape
-from vae_jax.posteriors.affine import affine
+from vae_jax.interfaces import Posterior, latent_shape
 
 
-class DiagonalGaussian(nn.Module):
+class DiagonalGaussian(Posterior):
     """q(z|x) = N(mu(h), diag sigma(h)²) with affine mu and ln sigma (Kingma & Welling 2013, eq. 9).
 
     Also p(z_l | z_{l+1}) inside hierarchical models.
@@ -28,10 +25,7 @@ class DiagonalGaussian(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     log_scale_range: tuple[float, float] = (-jnp.inf, jnp.inf)
 
-    space: ClassVar[Space] = "real"
-    traits: ClassVar[frozenset[Trait]] = frozenset(
-        {"density", "path", "factors", "amortized", "noise"}
-    )
+    traits = frozenset({"density", "path", "factors", "amortized", "noise"})
 
     @property
     def event_ndims(self) -> int:
@@ -45,13 +39,13 @@ class DiagonalGaussian(nn.Module):
         Raises:
             VaeJaxError: features that do not fit the shape.
         """
-        loc = affine(features, self.shape, "loc", self.kernel_init)
-        log_scale = affine(features, self.shape, "log_scale", self.kernel_init)
+        loc = self.affine(features, self.shape, "loc", self.kernel_init)
+        log_scale = self.affine(features, self.shape, "log_scale", self.kernel_init)
         scale = jnp.exp(jnp.clip(log_scale, *self.log_scale_range))
         return Normal(loc, scale, event_ndims=self.event_ndims)
 
 
-class FullCovarianceGaussian(nn.Module):
+class FullCovarianceGaussian(Posterior):
     """q(z|x) = N(mu(h), L(h) L(h)ᵀ), all entries of the Cholesky factor L affine but for an exp.
 
     The exponential keeps the diagonal of L positive.
@@ -64,9 +58,7 @@ class FullCovarianceGaussian(nn.Module):
     dim: int
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+    traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> MultivariateNormal:

@@ -1,18 +1,16 @@
 """Posteriors on the hypersphere."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.compatibility import Space, Trait
 from vae_jax.distributions import VonMisesFisherDistribution
+from vae_jax.interfaces import Posterior
 
 
-class VonMisesFisher(nn.Module):
+class VonMisesFisher(Posterior):
     """q(z|x) = vMF(mu(h), kappa(h)) on unit vectors (Davidson et al. 2018).
 
     mu is an affine map, normalised; kappa is 1 + softplus of another.
@@ -25,9 +23,8 @@ class VonMisesFisher(nn.Module):
     dim: int
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    space: ClassVar[Space] = "sphere"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = frozenset({"density", "path", "amortized", "noise"})
+    space = "sphere"
+    traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
     def __call__(self, features: Array) -> VonMisesFisherDistribution:

@@ -1,12 +1,28 @@
-"""p(z): called with the model that it is part of.
+"""p(z): what latents are drawn from; see `vae_jax.interfaces.Prior`."""
 
-Most priors ignore the model; the VampPrior is made of its `encode`, a prior over codes asks its
-posterior for the codebook. Each declares, for `vae_jax.compatibility`:
+from vae_jax.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_jax.priors.flows import MaskedAutoregressiveFlow, RealNVP
+from vae_jax.priors.mixtures import GaussianMixture, VampPrior
+from vae_jax.priors.simple import (
+    HypersphericalUniform,
+    StandardLaplace,
+    StandardNormal,
+    StandardStudentT,
+    UniformCategorical,
+    UniformConcrete,
+)
 
-- `spaces`: where z may live (see `vae_jax.posteriors`).
-- `needs`: the traits that the posterior must have.
-- `factors`: whether its components are independent.
-- `learned`: whether it has parameters.
-
-A prior that is a `vae_jax.compatibility.PerClass` is p(z|y).
-"""
+__all__ = [
+    "AutoregressiveCodes",
+    "GaussianMixture",
+    "HypersphericalUniform",
+    "MaskedAutoregressiveFlow",
+    "RealNVP",
+    "StandardLaplace",
+    "StandardNormal",
+    "StandardStudentT",
+    "UniformCategorical",
+    "UniformCodes",
+    "UniformConcrete",
+    "VampPrior",
+]

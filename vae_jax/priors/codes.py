@@ -1,20 +1,22 @@
 """Priors over codes."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from typing_extensions import override
 
-from vae_jax.compatibility import Space, Trait
-from vae_jax.distributions import Coded, Distribution, OneHotCategorical, Shape, draw, sum_event
+from vae_jax import random
+from vae_jax.distributions import Coded, Distribution, OneHotCategorical, Shape, sum_event
+from vae_jax.interfaces import Model, Prior
 from vae_jax.networks.transformer import Transformer
 
 
-class UniformCodes(nn.Module):
+class UniformCodes(Prior):
     """p(z) = C^-n: all codes are as likely.
 
     Attributes:
@@ -23,12 +25,11 @@ class UniformCodes(nn.Module):
 
     shape: Shape
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"codes"})
-    needs: ClassVar[frozenset[Trait]] = frozenset({"codebook"})
-    factors: ClassVar[bool] = True
-    learned: ClassVar[bool] = False
+    spaces = frozenset({"codes"})
+    needs = frozenset({"codebook"})
+    factors = True
 
-    def __call__(self, model: Any) -> Coded:
+    def __call__(self, model: Model, y: Array | None = None) -> Coded:
         """Batch `[]`, event `[h, w, D]`."""
         codebook = model.posterior.codebook
         logits = jnp.zeros((math.prod(self.shape) * codebook.depth, codebook.num_codes))
@@ -50,16 +51,13 @@ class AutoregressiveCategorical(Distribution):
     variables: Any
     network: Transformer = struct.field(pytree_node=False)
 
-    exact_mean: ClassVar[bool] = False
+    exact_mean = False
+
+    event_ndims = 2
 
     @property
-    def batch_shape(self) -> Shape:
-        """None."""
-        return ()
-
-    @property
-    def event_shape(self) -> Shape:
-        """(n, C)."""
+    @override
+    def shape(self) -> Shape:
         assert self.network.features is not None  # its last layer makes the logits
         return (self.network.length, self.network.features)
 
@@ -78,7 +76,7 @@ class AutoregressiveCategorical(Distribution):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Place by place, by Gumbel noise added to the logits; not reparameterized."""
-        return self._choose(draw(jax.random.gumbel, key, sample_shape, self.event_shape))
+        return self._choose(random.draw(jax.random.gumbel, key, sample_shape, self.event_shape))
 
     def _logits(self, before: Array, cache: Any, start: Array | int) -> tuple[Array, Any]:
         logits: Any = self.network.apply(self.variables, before, cache, start)
@@ -99,7 +97,7 @@ class AutoregressiveCategorical(Distribution):
         return lax.scan(step, start, places)[1].swapaxes(0, 1).reshape(noise.shape)
 
 
-class AutoregressiveCodes(nn.Module):
+class AutoregressiveCodes(Prior):
     """p(z) of one code after another, row by row, by a transformer.
 
     The prior of van den Oord et al. (2017, section 3.3), with a transformer for their PixelCNN and
@@ -115,13 +113,10 @@ class AutoregressiveCodes(nn.Module):
     num_layers: int = 2
     num_heads: int = 4
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"codes", "onehot"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
+    spaces = frozenset({"codes", "onehot"})
 
     @nn.compact
-    def __call__(self, model: Any) -> Coded | AutoregressiveCategorical:
+    def __call__(self, model: Model, y: Array | None = None) -> Coded | AutoregressiveCategorical:
         """Batch `[]`, event `[h, w, D]` or `[n, C]`."""
         codebook = model.posterior.codebook if model.posterior.space == "codes" else None
         depth, classes = (

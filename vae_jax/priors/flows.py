@@ -1,12 +1,11 @@
 """Flow priors: a standard normal, moved by invertible maps that are trained with the model."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
 
-from vae_jax.compatibility import Space, Trait
 from vae_jax.distributions import Normal, Transformed
 from vae_jax.flows import (
     MADE,
@@ -17,9 +16,10 @@ from vae_jax.flows import (
     Reverse,
     detach,
 )
+from vae_jax.interfaces import Model, Prior
 
 
-class RealNVP(nn.Module):
+class RealNVP(Prior):
     """Affine coupling layers; every second component moves in turn (Dinh et al. 2017).
 
     Without the paper's batch normalization.
@@ -34,13 +34,8 @@ class RealNVP(nn.Module):
     num_flows: int = 6
     features: Sequence[int] = (128, 128)
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
-
     @nn.compact
-    def __call__(self, model: Any) -> Transformed:
+    def __call__(self, model: Model, y: Array | None = None) -> Transformed:
         """Batch `[]`, event `[dim]`."""
         base = Normal(jnp.zeros(self.dim), jnp.ones(self.dim))
         flows: list[Flow] = []
@@ -51,7 +46,7 @@ class RealNVP(nn.Module):
         return Transformed(base, tuple(flows))
 
 
-class MaskedAutoregressiveFlow(nn.Module):
+class MaskedAutoregressiveFlow(Prior):
     """Masked autoregressive flows, the order reversed between them (Papamakarios et al. 2017).
 
     ln p(z) takes one evaluation of each network, a draw d. Without the paper's batch normalization.
@@ -66,13 +61,8 @@ class MaskedAutoregressiveFlow(nn.Module):
     num_flows: int = 4
     features: Sequence[int] = (128, 128)
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
-
     @nn.compact
-    def __call__(self, model: Any) -> Transformed:
+    def __call__(self, model: Model, y: Array | None = None) -> Transformed:
         """Batch `[]`, event `[dim]`."""
         base = Normal(jnp.zeros(self.dim), jnp.ones(self.dim))
         flows: list[Flow] = []

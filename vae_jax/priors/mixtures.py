@@ -1,18 +1,16 @@
 """Mixture priors."""
 
-from typing import Any, ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import Mixture, Normal, Shape
+from vae_jax.interfaces import Model, Prior, latent_shape
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(Prior):
     """p(z) = sum_c w_c N(z; m_c, diag s_c²), all learned with the rest of the model.
 
     Starts from equal weights, scales of one and means drawn from N(0, I).
@@ -25,13 +23,8 @@ class GaussianMixture(nn.Module):
     num_components: int
     shape: int | Shape
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
-
     @nn.compact
-    def __call__(self, model: Any) -> Mixture:
+    def __call__(self, model: Model, y: Array | None = None) -> Mixture:
         """Batch `[]`, event `[*shape]`."""
         event = latent_shape(self.shape)
         shape = (self.num_components, *event)
@@ -42,7 +35,7 @@ class GaussianMixture(nn.Module):
         return Mixture(jax.nn.log_softmax(logits), components)
 
 
-class VampPrior(nn.Module):
+class VampPrior(Prior):
     """p(z) = sum_c w_c q(z | u_c): of pseudo-inputs u_c (Tomczak & Welling 2018, equation 9).
 
     They are parameters or, fixed, exemplars: images that stay as they are, in the collection
@@ -65,13 +58,11 @@ class VampPrior(nn.Module):
     fixed: bool = False
     learned_weights: bool = False
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real", "sphere"})
-    needs: ClassVar[frozenset[Trait]] = frozenset({"density", "amortized"})
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
+    spaces = frozenset({"real", "sphere"})
+    needs = frozenset({"density", "amortized"})
 
     @nn.compact
-    def __call__(self, model: Any) -> Mixture:
+    def __call__(self, model: Model, y: Array | None = None) -> Mixture:
         """Batch `[]`, event that of q."""
         shape = (self.num_components, *model.image_shape)
         if self.fixed:

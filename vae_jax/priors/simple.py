@@ -1,12 +1,11 @@
 """Priors without structure: standard densities of independent components, and uniform ones."""
 
 import math
-from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
 
-from vae_jax.compatibility import Space, Trait, latent_shape
 from vae_jax.distributions import (
     Concrete,
     HypersphericalUniformDistribution,
@@ -16,9 +15,10 @@ from vae_jax.distributions import (
     Shape,
     StudentT,
 )
+from vae_jax.interfaces import Model, Prior, latent_shape
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Prior):
     """p(z) = N(0, I).
 
     Attributes:
@@ -27,18 +27,15 @@ class StandardNormal(nn.Module):
 
     shape: int | Shape
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = True
-    learned: ClassVar[bool] = False
+    factors = True
 
-    def __call__(self, model: Any) -> Normal:
+    def __call__(self, model: Model, y: Array | None = None) -> Normal:
         """Batch `[]`, event `[*shape]`."""
         event = latent_shape(self.shape)
         return Normal(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
 
-class StandardLaplace(nn.Module):
+class StandardLaplace(Prior):
     """p(z) = prod Laplace(z_j; 0, 1): latents are pushed towards zero, in sparse ways.
 
     Its KL from a normal is exact.
@@ -49,18 +46,15 @@ class StandardLaplace(nn.Module):
 
     shape: int | Shape
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = True
-    learned: ClassVar[bool] = False
+    factors = True
 
-    def __call__(self, model: Any) -> Laplace:
+    def __call__(self, model: Model, y: Array | None = None) -> Laplace:
         """Batch `[]`, event `[*shape]`."""
         event = latent_shape(self.shape)
         return Laplace(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
 
-class StandardStudentT(nn.Module):
+class StandardStudentT(Prior):
     """p(z) = prod t(z_j), Student's t of location 0 and scale 1.
 
     Attributes:
@@ -71,9 +65,7 @@ class StandardStudentT(nn.Module):
     shape: int | Shape
     dof: float | None = None
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = True
+    factors = True
 
     @property
     def learned(self) -> bool:
@@ -81,7 +73,7 @@ class StandardStudentT(nn.Module):
         return self.dof is None
 
     @nn.compact
-    def __call__(self, model: Any) -> StudentT:
+    def __call__(self, model: Model, y: Array | None = None) -> StudentT:
         """Batch `[]`, event `[*shape]`."""
         if self.dof is None:
             dof = jnp.exp(self.param("log_dof", nn.initializers.constant(math.log(5.0)), ()))
@@ -92,38 +84,32 @@ class StandardStudentT(nn.Module):
         return StudentT(jnp.zeros(event), jnp.ones(event), dof, event_ndims=len(event))
 
 
-class HypersphericalUniform(nn.Module):
+class HypersphericalUniform(Prior):
     """p(z) constant on unit vectors `[dim]` (Davidson et al. 2018)."""
 
     dim: int
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"sphere"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
+    spaces = frozenset({"sphere"})
 
-    def __call__(self, model: Any) -> HypersphericalUniformDistribution:
+    def __call__(self, model: Model, y: Array | None = None) -> HypersphericalUniformDistribution:
         """Batch `[]`, event `[dim]`."""
         return HypersphericalUniformDistribution(self.dim)
 
 
-class UniformCategorical(nn.Module):
+class UniformCategorical(Prior):
     """p(z) = C^-n for each of the one-hot `[n, C]`."""
 
     num: int
     classes: int
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"onehot"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
+    spaces = frozenset({"onehot"})
 
-    def __call__(self, model: Any) -> OneHotCategorical:
+    def __call__(self, model: Model, y: Array | None = None) -> OneHotCategorical:
         """Batch `[]`, event `[n, C]`."""
         return OneHotCategorical(jnp.zeros((self.num, self.classes)), temperature=1.0)
 
 
-class UniformConcrete(nn.Module):
+class UniformConcrete(Prior):
     """UniformCategorical's relaxation on probability vectors `[n, C]` (Maddison et al. 2017).
 
     Not the uniform distribution on the simplex: the lower the temperature, the more of its mass is
@@ -134,11 +120,8 @@ class UniformConcrete(nn.Module):
     classes: int
     temperature: float
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"simplex"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
+    spaces = frozenset({"simplex"})
 
-    def __call__(self, model: Any) -> Concrete:
+    def __call__(self, model: Model, y: Array | None = None) -> Concrete:
         """Batch `[]`, event `[n, C]`."""
         return Concrete(jnp.zeros((self.num, self.classes)), self.temperature)

@@ -1,0 +1,132 @@
+"""Bounds for p and for q (Rainforth et al. 2018): MIWAE, PIWAE, CIWAE."""
+
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.objectives.importance import (
+    importance_bound,
+    importance_loss,
+    in_groups,
+    normalized_weights,
+    requirements,
+)
+from vae_jax.vae import Terms
+
+
+@dataclass(frozen=True)
+class MIWAE(Objective):
+    """The mean of M importance-weighted bounds of K samples each (Rainforth et al. 2018).
+
+    Attributes:
+        m: M bounds; with K = 1 this is the ELBO.
+        k: K samples in each; with M = 1 this is the IWAE.
+        doubly_reparameterized: DReG in each bound.
+    """
+
+    m: int
+    k: int
+    doubly_reparameterized: bool = False
+
+    @property
+    def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """M * K."""
+        return self.m * self.k
+
+    @property
+    def requires(self) -> Requirements:
+        """A density of q."""
+        return requirements(self.doubly_reparameterized)
+
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
+        """Loss -1/M sum_m L_K, nats per image."""
+        del step, model
+        factor = in_groups(normalized_weights, self.m) if self.doubly_reparameterized else None
+        return importance_loss(terms, in_groups(importance_bound, self.m), factor)
+
+
+@dataclass(frozen=True)
+class PIWAE(Objective):
+    """IWAE's bound of M * K samples for p, MIWAE's for q (Rainforth et al. 2018).
+
+    p(x|z) is computed twice, the second time with z held, so that either bound can be
+    differentiated with respect to p alone. A prior that is made of the encoder counts as p.
+
+    Attributes:
+        m: M bounds for q.
+        k: K samples in each.
+        doubly_reparameterized: DReG in each of them.
+    """
+
+    m: int
+    k: int
+    doubly_reparameterized: bool = False
+
+    @property
+    def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """M * K."""
+        return self.m * self.k
+
+    @property
+    def requires(self) -> Requirements:
+        """A density of q, of one layer."""
+        return Requirements(requirements(self.doubly_reparameterized).posterior, one_layer=True)
+
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
+        """Loss -L_MK in value, nats per image: MIWAE's, with its gradient for p exchanged."""
+        loss, metrics = MIWAE(self.m, self.k, self.doubly_reparameterized)(terms, step)
+        z, log_qz = lax.stop_gradient((terms.z[0], terms.log_qz[0]))
+        px = model.likelihood.observe(model.decode((z,), terms.y), terms.x, remember=False)
+        log_w = px.log_prob(terms.x) + terms.p[0].log_prob(z) - log_qz
+        miwae = in_groups(importance_bound, self.m)(log_w).mean()
+        return loss + miwae - importance_bound(log_w).mean(), metrics
+
+
+@dataclass(frozen=True)
+class CIWAE(Objective):
+    """beta ELBO + (1 - beta) L_K (Rainforth et al. 2018).
+
+    Attributes:
+        num_samples: K.
+        beta: in [0, 1].
+        doubly_reparameterized: DReG, beta / K + (1 - beta) w~_k² for the gradient through z_k.
+
+    Raises:
+        VaeJaxError: beta is not in [0, 1], which would be no bound.
+    """
+
+    num_samples: int = field()
+    beta: float
+    doubly_reparameterized: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.beta <= 1:
+            raise VaeJaxError(f"CIWAE weighs two bounds: beta is {self.beta}, let it be in [0, 1].")
+
+    @property
+    def requires(self) -> Requirements:
+        """A density of q."""
+        return requirements(self.doubly_reparameterized)
+
+    def __call__(
+        self, terms: Terms, step: Array, model: Model | None = None
+    ) -> tuple[Array, Metrics]:
+        """Loss -(beta L_1 + (1 - beta) L_K), nats per image."""
+        del step, model
+
+        def bound(log_w: Array) -> Array:
+            return self.beta * log_w.mean(0) + (1 - self.beta) * importance_bound(log_w)
+
+        def factor(log_w: Array) -> Array:
+            w = normalized_weights(log_w)
+            elbo = self.beta / len(w)
+            weight = elbo + (1 - self.beta) * w
+            path = elbo + (1 - self.beta) * w**2
+            return path / jnp.where(weight > 0, weight, 1.0)  # nothing passes where it is 0
+
+        return importance_loss(terms, bound, factor if self.doubly_reparameterized else None)
