@@ -31,7 +31,7 @@ from vae_jax import (
 from vae_jax.compatibility import check_shapes
 
 GRID = (3, 4)
-CHANNELS = 8
+WIDTH = 8
 LAYERS = {
     "attention": partial(AxialAttention, num_layers=1, num_heads=2),
     "convolution": partial(AxialConvolution, num_layers=1, kernel_size=3),
@@ -41,19 +41,19 @@ NEAR = np.abs(np.subtract.outer(range(4), range(4))) <= 1
 
 
 def horizontal_encoder(kind: str, patch_size: int = 1) -> HorizontalEncoder:
-    return HorizontalEncoder(LAYERS[kind](), CHANNELS, patch_size)
+    return HorizontalEncoder(LAYERS[kind](), WIDTH, patch_size)
 
 
 def vertical_encoder(kind: str, patch_size: int = 1) -> VerticalEncoder:
-    return VerticalEncoder(LAYERS[kind](), CHANNELS, patch_size)
+    return VerticalEncoder(LAYERS[kind](), WIDTH, patch_size)
 
 
 def horizontal_decoder(kind: str, patch_size: int = 1) -> HorizontalDecoder:
-    return HorizontalDecoder(LAYERS[kind](), 5, CHANNELS, patch_size)
+    return HorizontalDecoder(LAYERS[kind](), 5, WIDTH, patch_size)
 
 
 def vertical_decoder(kind: str, patch_size: int = 1) -> VerticalDecoder:
-    return VerticalDecoder(LAYERS[kind](), 5, CHANNELS, patch_size)
+    return VerticalDecoder(LAYERS[kind](), 5, WIDTH, patch_size)
 
 
 def seen_by(network: Any, x: np.ndarray, **settings: Any) -> np.ndarray:
@@ -95,8 +95,8 @@ def test_both_together_see_everything(kind):
     np.testing.assert_array_equal(seen, np.broadcast_to(expected[None, :, None], (3, 4, 2, 4)))
 
 
-def test_sub_pixels_are_patches():
-    """With 2x2 pixels to a sub-pixel, two rows of pixels are one row."""
+def test_a_row_of_patches_is_several_rows_of_pixels():
+    """With patches of 2x2 pixels, two rows of pixels are one row."""
     seen = seen_by(horizontal_encoder("attention", 2), normals(4, 6, 1))  # [H, W, C, h, w]
     expected = (np.arange(4) // 2)[:, None] == np.arange(2)
     np.testing.assert_array_equal(
@@ -147,7 +147,7 @@ def test_every_image_size_and_shape_of_latents(size, channels):
         both = AxialEncoder(horizontal, vertical_encoder(kind))
         for encoder, event in ((horizontal, (h, w)), (vertical, (w,)), (both, (w,))):
             made = jax.eval_shape(encoder.init_with_output, jax.random.key(0), x)[0]
-            assert made.shape == (2, *event, CHANNELS)
+            assert made.shape == (2, *event, WIDTH)
         mirrored = horizontal_decoder(kind, p), vertical_decoder(kind, p)
         mirrored += (AxialDecoder(vertical_decoder(kind), horizontal_decoder(kind, p)),)
         for decoder, number in zip(mirrored, (h, w, w), strict=True):
@@ -160,8 +160,8 @@ def test_every_image_size_and_shape_of_latents(size, channels):
 
 @pytest.mark.parametrize(("decoder", "number"), [(horizontal_decoder, 2), (vertical_decoder, 3)])
 def test_latents_of_another_size_are_refused(decoder, number):
-    """With the sizes that would fit 8x12 pixels in sub-pixels of 4."""
-    sentence = rf"grid of 2x3 sub-pixels: .* \({number}, d\) or a map \(2, 3, d\)"
+    """With the sizes that would fit 8x12 pixels in patches of 4."""
+    sentence = rf"grid of 2x3 patches: .* \({number}, d\) or a map \(2, 3, d\)"
     for event in ((5, 6), (3, 2, 6)):
         with pytest.raises(ValueError, match=sentence):
             decoder("attention", 4).init(jax.random.key(0), jnp.zeros((1, *event)), (8, 12, 1))
@@ -170,7 +170,7 @@ def test_latents_of_another_size_are_refused(decoder, number):
 # --- In a model ---------------------------------------------------------------------------------
 
 SMALL: Any = {"width": 8, "num_layers": 1, "num_heads": 2}
-# Encoder and decoder, in sub-pixels or patches of 8, and the shapes of latents that they take.
+# Encoder and decoder, in patches of 8, and the shapes of latents that they take.
 PAIRS = {
     "horizontal": (
         horizontal_encoder("attention", 8),

@@ -17,8 +17,7 @@ from scipy import ndimage, signal
 
 import vae_jax as vj
 from vae_jax.cpu import threefry
-from vae_jax.networks.conv import halvings
-from vae_jax.networks.layers import depthwise_conv, group_norm, max_pool, upsample
+from vae_jax.networks.layers import conv, group_norm, halvings, max_pool, upsample
 
 STAGES = ((8, 8), (8, 16), (16,))
 XCEPTION = {"stem": (4, 8), "entry": (8, 16), "middle": 1, "exit": (16, 24, 32)}
@@ -35,7 +34,7 @@ DECODERS: dict[str, Any] = {
     "xception": vj.XceptionDecoder(**XCEPTION),
 }
 HALVINGS = {"vgg": 3, "resnet": 2, "bottlenecks": 3, "xception": 4}
-CHANNELS = {"vgg": 16, "resnet": 32, "bottlenecks": 64, "xception": 32}
+FEATURES = {"vgg": 16, "resnet": 32, "bottlenecks": 64, "xception": 32}
 networks = pytest.mark.parametrize("name", ENCODERS)
 
 
@@ -51,7 +50,7 @@ def shapes_of(module: nn.Module, *inputs: Any) -> tuple[Any, Any]:
 
 
 def count(params: Any, axes: tuple[int, ...] = (1, 2, 3, 4)) -> int:
-    """Numbers in the arrays of so many axes: convolutions' kernels have 4."""
+    """The parameters in arrays of these numbers of axes; kernels of convolutions have 4."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params) if leaf.ndim in axes)
 
 
@@ -116,7 +115,7 @@ def check_inverted(name: str, heights: Any) -> None:
     """Images of these heights, widths of 264 less that, grey and colour in turn."""
     encoder, decoder = ENCODERS[name](), DECODERS[name]
     coarsest = halvings((8, 8), HALVINGS[name])[0]
-    _, decoders = shapes_of(decoder, (1, *coarsest, CHANNELS[name]), (8, 8, 1))
+    _, decoders = shapes_of(decoder, (1, *coarsest, FEATURES[name]), (8, 8, 1))
     params = {colours: (shapes_of(encoder, (1, 8, 8, colours))[1], decoders) for colours in (1, 3)}
 
     def both(params, x, image):
@@ -130,7 +129,7 @@ def check_inverted(name: str, heights: Any) -> None:
         sizes = image[:2]
         for _ in range(HALVINGS[name]):
             sizes = [-(-size // 2) for size in sizes]
-        assert features.shape == (1, *sizes, CHANNELS[name])
+        assert features.shape == (1, *sizes, FEATURES[name])
         assert decoded.shape[:3] == (1, *image[:2])
 
 
@@ -149,22 +148,22 @@ def test_decoders_invert_the_encoders_shapes_at_every_size(name):
 
 @networks
 def test_outputs_and_latents_of_every_form(name):
-    """A map, its places as a set, a vector; the decoder takes each, place by place if it can."""
+    """A map, its positions as a set, a vector; the decoder takes each, by position if it can."""
     image = (12, 9, 3)
     map_shape, _ = shapes_of(ENCODERS[name](), (2, *image))
-    _, height, width, channels = map_shape
-    places = height * width
+    _, height, width, features = map_shape
+    positions = height * width
     tokens, _ = shapes_of(ENCODERS[name](output="tokens"), (2, *image))
-    assert tokens == (2, places, channels)
+    assert tokens == (2, positions, features)
     vector, _ = shapes_of(ENCODERS[name](output="vector"), (2, *image))
-    assert vector == (2, places * channels if name == "vgg" else channels)
+    assert vector == (2, positions * features if name == "vgg" else features)
     outputs = DECODERS[name]
-    for event in [(5,), (3, 2), (places, 2), (height, width, 2), (1, 1, 4)]:
+    for event in [(5,), (3, 2), (positions, 2), (height, width, 2), (1, 1, 4)]:
         shape, params = shapes_of(outputs, (2, *event), image)
         assert shape[:3] == (2, *image[:2])
-        local = event[:-1] in ((places,), (height, width))
-        assert ("places" in params) == local
-        assert ("all" in params) != local
+        local = event[:-1] in ((positions,), (height, width))
+        assert ("pointwise" in params) == local
+        assert ("dense" in params) != local
 
 
 def test_halvings_end_at_one_pixel():
@@ -174,10 +173,10 @@ def test_halvings_end_at_one_pixel():
 # --- Layers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 5)])
+@pytest.mark.parametrize(("kernel_size", "stride"), [((3, 3), 1), ((1, 5), 1), ((2, 4), 2)])
 @pytest.mark.parametrize("branch", ["cpu", "default"])
-def test_depthwise_conv_is_the_librarys_and_scipys(branch, kernel_size, monkeypatch):
-    """Value and gradients against XLA's grouped convolution, channel by channel against SciPy."""
+def test_depthwise_conv_is_the_librarys_and_scipys(branch, kernel_size, stride, monkeypatch):
+    """Value and gradients against XLA's grouped convolution, feature by feature against SciPy."""
     if branch == "default":
         take = lambda *operands, cpu, default: default(*operands)  # noqa: E731
         monkeypatch.setattr(lax, "platform_dependent", take)
@@ -185,13 +184,13 @@ def test_depthwise_conv_is_the_librarys_and_scipys(branch, kernel_size, monkeypa
     with jax.enable_x64(True):
         x = generator.normal(size=(2, 5, 6, 3))
         kernel = generator.normal(size=(*kernel_size, 1, 3))
-        y = generator.normal(size=x.shape)
+        y = generator.normal(size=(2, -(-5 // stride), 6 // stride, 3))
 
         def library(x, kernel):
             return lax.conv_general_dilated(
                 x,
                 kernel,
-                (1, 1),
+                (stride, stride),
                 "SAME",
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=3,
@@ -200,7 +199,7 @@ def test_depthwise_conv_is_the_librarys_and_scipys(branch, kernel_size, monkeypa
         @jax.jit
         def both(x, kernel, y):
             results = []
-            for function in (depthwise_conv, library):
+            for function in (partial(conv, stride=stride), library):
                 value, pull_back = jax.vjp(function, x, kernel)
                 results.append((value, *pull_back(y)))
             return results
@@ -208,9 +207,9 @@ def test_depthwise_conv_is_the_librarys_and_scipys(branch, kernel_size, monkeypa
         ours, librarys = both(x, kernel, y)
         for mine, theirs in zip(ours, librarys, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
-        for channel in range(3):
-            expected = signal.correlate2d(x[0, :, :, channel], kernel[:, :, 0, channel], "same")
-            np.testing.assert_allclose(ours[0][0, :, :, channel], expected, rtol=1e-12, atol=1e-12)
+        for feature in range(3 if stride == 1 else 0):
+            expected = signal.correlate2d(x[0, :, :, feature], kernel[:, :, 0, feature], "same")
+            np.testing.assert_allclose(ours[0][0, :, :, feature], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 6), (8, 7)])
@@ -229,14 +228,14 @@ def test_upsample_is_scipys_nearest_neighbour(size):
     np.testing.assert_array_equal(upsample(jnp.asarray(x), size), expected[:, : size[0], : size[1]])
 
 
-@pytest.mark.parametrize(("channels", "group"), [(32, 16), (24, 24), (8, 8)])
-def test_group_norm_is_of_one_example_and_its_groups(channels, group):
+@pytest.mark.parametrize(("features", "group"), [(32, 16), (24, 24), (8, 8)])
+def test_group_norm_is_of_one_example_and_its_groups(features, group):
     class Norm(nn.Module):
         @nn.compact
         def __call__(self, x):
             return group_norm(x)
 
-    x = np.random.default_rng(0).normal(3, 2, size=(3, 2, 2, channels)).astype(np.float32)
+    x = np.random.default_rng(0).normal(3, 2, size=(3, 2, 2, features)).astype(np.float32)
     normalized, _ = Norm().init_with_output(jax.random.key(0), x)
     grouped = x.reshape(3, 4, -1, group)
     mean, std = grouped.mean((1, 3), keepdims=True), grouped.std((1, 3), keepdims=True)

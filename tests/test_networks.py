@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from vae_jax.cpu.convolution import _tile, conv, conv_transpose
+from vae_jax.cpu.convolution import _tile_size
 from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
 from vae_jax.networks.conv import ResidualBlock
+from vae_jax.networks.layers import conv, conv_transpose
 
 # Every kernel width meets an odd height and an even width; (h, w) differ, so no axis is swapped.
 SIZE = (7, 8)
@@ -23,7 +24,7 @@ CASES = [
     *itertools.product(["default"], [(3, 2), (4, 5)], [1, 2, 3]),
 ]
 cases = pytest.mark.parametrize(("branch", "kernel", "stride"), CASES, indirect=["branch"])
-# With channels enough for tiles, of this side: kernels of two and of three strides.
+# With enough channels for tiles, and the tiles' side: kernels that span two and three strides.
 TILED = [
     ((7, 8), 3, 1, 4),
     ((2, 6), 3, 1, 2),
@@ -41,7 +42,7 @@ TILED = [
 
 @pytest.fixture
 def branch(request, monkeypatch):
-    """The CPU's matrix product as it is, or the accelerators' branch run on the CPU instead."""
+    """The CPU's matrix products, or the accelerators' branch run on the CPU instead."""
     if request.param == "default":
 
         def take_default(*operands, cpu, default):
@@ -70,9 +71,9 @@ def arrays(kernel, stride, size=SIZE, channels=(2, 3)):
     return [generator.normal(size=shape) for shape in shapes]
 
 
-def library_transpose(y, kernel, stride, spatial):
-    """The transpose of `library_conv` on images `[N, *spatial, I]`."""
-    image = jax.ShapeDtypeStruct((len(y), *spatial, kernel.shape[2]), y.dtype)
+def library_transpose(y, kernel, stride, size):
+    """The transpose of `library_conv` on images `[N, *size, I]`."""
+    image = jax.ShapeDtypeStruct((len(y), *size, kernel.shape[2]), y.dtype)
     return jax.linear_transpose(lambda x: library_conv(x, kernel, stride), image)(y)[0]
 
 
@@ -108,7 +109,7 @@ def test_conv_transpose_is_the_adjoint(branch, kernel, stride):
     """<conv(x), y> = <x, conv_transpose(y)>; value and gradients are the library's transpose's."""
     with jax.enable_x64(True):
         x, kernel, y = arrays(kernel, stride)
-        given = {"stride": stride, "spatial": SIZE}
+        given = {"stride": stride, "size": SIZE}
         functions = (partial(conv_transpose, **given), partial(library_transpose, **given))
         transposed = assert_same(functions, (y, kernel), x, 1e-12)
         convolved = jax.jit(library_conv, static_argnums=2)(x, kernel, stride)
@@ -120,18 +121,18 @@ def test_tiles_are_the_librarys_convolution(size, kernel, stride, tile):
     """Value and gradients of both directions in float64, and a value's error in float32."""
     with jax.enable_x64(True):
         x, kernel, y = arrays((kernel, kernel), stride, size, (48, 64))
-        assert _tile(jnp.asarray(x), jnp.asarray(kernel), stride) == tile
+        assert _tile_size(jnp.asarray(x), jnp.asarray(kernel), stride) == tile
         functions = (partial(conv, stride=stride), partial(library_conv, stride=stride))
         exact = assert_same(functions, (x, kernel), y, 1e-10)
-        given = {"stride": stride, "spatial": size}
+        given = {"stride": stride, "size": size}
         functions = (partial(conv_transpose, **given), partial(library_transpose, **given))
         assert_same(functions, (y, kernel), x, 1e-10)
     single = jax.jit(partial(conv, stride=stride))(np.float32(x), np.float32(kernel))
     assert np.sqrt(np.mean((np.asarray(single) - exact) ** 2)) < 1e-5 * exact.std()
 
 
-def test_bfloat16_is_no_number_for_tiles():
-    """Eight bits do not bear what the transforms lose, so that patches are taken."""
+def test_bfloat16_is_too_coarse_for_tiles():
+    """The transforms would lose its eight bits, so that patches are used."""
     x, kernel, _ = (a.astype(jnp.bfloat16) for a in arrays((3, 3), 1, (8, 8), (48, 64)))
     exact = library_conv(np.float32(x), np.float32(kernel), 1)
     error = np.abs(np.float32(jax.jit(partial(conv, stride=1))(x, kernel)) - exact)
@@ -147,8 +148,7 @@ def test_conv_encoder_is_flaxs():
     h = x
     for layer, width in enumerate((3, 4)):
         flax = nn.Conv(width, (3, 3), strides=2, padding="SAME")
-        weights = {"kernel": params[f"kernel_{layer}"], "bias": params[f"bias_{layer}"]}
-        h = jax.nn.relu(apply(flax, weights, h))
+        h = jax.nn.relu(apply(flax, params[f"Conv_{layer}"], h))
     expected = jax.nn.relu(apply(nn.Dense(5), params["Dense_0"], h.reshape(2, -1)))
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
     assert np.any(features > 0)
@@ -176,8 +176,7 @@ def test_conv_decoder_is_flaxs():
     h = h.reshape(2, 2, 3, 3)
     for layer, width in enumerate((4, 2)):
         flax = nn.ConvTranspose(width, (4, 4), strides=(2, 2), transpose_kernel=True)
-        weights = {"kernel": params[f"kernel_{layer}"], "bias": params[f"bias_{layer}"]}
-        h = jax.nn.relu(apply(flax, weights, h))
+        h = jax.nn.relu(apply(flax, params[f"ConvTranspose_{layer}"], h))
     assert features.shape == (2, 8, 12, 2)
     np.testing.assert_allclose(features, h, rtol=1e-4, atol=1e-5)
     assert np.any(features > 0)
@@ -205,8 +204,7 @@ def test_residual_block_is_flaxs():
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
     output, variables = jax.jit(block.init_with_output)(jax.random.key(1), x)
     params = variables["params"]
-    weights = {name: params[name] for name in ("kernel", "bias")}
-    h = apply(nn.Conv(3, (3, 3), padding="SAME"), weights, jax.nn.relu(x))
+    h = apply(nn.Conv(3, (3, 3), padding="SAME"), params["Conv_0"], jax.nn.relu(x))
     expected = x + apply(nn.Conv(3, (1, 1)), one_by_one(params["Dense_0"]), jax.nn.relu(h))
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
@@ -230,7 +228,7 @@ def test_conv_networks_between_images_and_maps(size):
     h, features = jax.eval_shape(both, jax.random.key(0), x)
     assert h.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
     assert features.shape == (2, *size, 2)
-    with pytest.raises(ValueError, match="coarsest map is"):
+    with pytest.raises(ValueError, match="coarsest map of"):
         ConvDecoder((4, 3, 2), dense=None).init(jax.random.key(0), jnp.zeros((2, 4, 6, 4)), shape)
 
 

@@ -109,11 +109,11 @@ DECODERS: dict[str, Any] = {
     "gpt": GPTDecoder(8, **SMALL),
     "vit": ViTDecoder(8, **SMALL),
     "axial": AxialDecoder(
-        VerticalDecoder(across(), features=8, channels=8, patch_size=1),
-        HorizontalDecoder(across(), features=8, channels=8, patch_size=8),
+        VerticalDecoder(across(), features=8, width=8, patch_size=1),
+        HorizontalDecoder(across(), features=8, width=8, patch_size=8),
     ),
 }
-# The axial decoder above has a grid of 4x4 sub-pixels: it lays out one vector, a vector for each of
+# The axial decoder above has a grid of 4x4 patches: it lays out one vector, a vector for each of
 # its columns, and a map of its size.
 FIT_AXIAL = (6, (4, 2), (4, 4, 2))
 

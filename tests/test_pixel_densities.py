@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from vae_jax.likelihoods.base import softplus
+from vae_jax.cpu.softplus import softplus
 from vae_jax.likelihoods.categorical import CategoricalPixelsDistribution
 from vae_jax.likelihoods.continuous_bernoulli import ContinuousBernoulliDistribution
 from vae_jax.likelihoods.logistic_mixture import MixtureOfLogisticsDistribution

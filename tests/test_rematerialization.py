@@ -17,6 +17,7 @@ from test_precision import one_batch
 from vae_jax import parallel
 from vae_jax.compute import rematerialized
 from vae_jax.cpu import threefry
+from vae_jax.cpu.compiler import KEEP_BARRIERS
 from vae_jax.experiment import Experiment
 from vae_jax.train import chunks, init_state, loss_and_gradients, make_train_chunk
 
@@ -94,7 +95,7 @@ def test_a_deep_network_takes_less_memory() -> None:
         rows = jax.ShapeDtypeStruct((256,), jnp.int32)
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
         lowered = jax.jit(partial(loss_and_gradients, made)).lower(state, images, rows, seed)
-        memory: Any = lowered.compile(compiler_options=parallel.KEEP_BARRIERS).memory_analysis()
+        memory: Any = lowered.compile(compiler_options=KEEP_BARRIERS).memory_analysis()
         return memory.temp_size_in_bytes
 
     assert temporary(remat=True) < 0.5 * temporary(remat=False)

@@ -1,4 +1,4 @@
-"""Our keys against JAX's own: every draw must have the same bits."""
+"""Our keys against JAX's own: every draw has the same bits."""
 
 import jax
 import jax.numpy as jnp
@@ -25,4 +25,16 @@ def test_draws_are_jaxs(seed):
         )
 
     for a, b in zip(draws(ours), jax.jit(draws)(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_draws_of_64_bits_are_jaxs():
+    """In double precision a uniform number takes both words of a counter."""
+    with jax.enable_x64(True):
+        ours, theirs = (
+            (jax.random.bits(key, (5,), jnp.uint64), jax.random.uniform(key, (5,)))
+            for key in (threefry.key(7), jax.random.key(7))
+        )
+    assert ours[1].dtype == jnp.float64
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -19,10 +19,10 @@ from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vae_jax.cpu import compiler
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
-KEEP_BARRIERS: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 Tree = TypeVar("Tree")
 
 
@@ -158,7 +158,7 @@ class OnDevices:
         if kind not in self.programs:
             stay = jax.local_devices()[0].platform == "cpu" and jax.process_count() == 1
             lowered = self.mapped.lower(*arguments)
-            self.programs[kind] = lowered.compile(KEEP_BARRIERS if stay else None)
+            self.programs[kind] = lowered.compile(compiler.KEEP_BARRIERS if stay else None)
         return self.programs[kind]
 
     def __call__(self, *arguments: Any) -> Any:
@@ -306,7 +306,7 @@ def give_replicas_cores(num_seeds: int) -> None:
     if devices > 1 and "xla_force_host_platform_device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", devices)
         if devices == cores:  # their threads would only wait for each other
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+            os.environ["XLA_FLAGS"] = f"{flags} {compiler.ONE_THREAD}".strip()
 
 
 def memory() -> int:

@@ -1,1 +1,1 @@
-"""What only the CPU needs: each file is behind one seam, and the road does not mention it."""
+"""What only the CPU needs: each file is one trick behind one function that the package calls."""

@@ -1,42 +1,59 @@
-"""A convolution that is fast inside a scan on the CPU, and its transpose.
+"""Convolutions as matrix products, which XLA's CPU backend runs on every core, in a loop too.
 
-XLA's CPU backend has no threaded convolution inside a loop, so there the same linear map is
-computed as products of matrices: of the transformed tiles of Winograd's minimal filtering where
-that saves products, else of patches. Accelerators keep the library's convolution.
+Within `lax.scan` XLA computes a convolution on one core. Here the same linear map is a product of
+matrices: of tiles transformed by Winograd's minimal filtering where that saves multiplications, of
+patches elsewhere. A depthwise convolution is a sum of shifted images.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import reduce
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vae_jax.cpu.products import products
-from vae_jax.distributions import Shape
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+from vae_jax.cpu.batched_matmul import batched_matmul
 
 
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+def conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Strided cross-correlation with "SAME" padding; equals XLA's up to rounding.
+
+    Args:
+        x: `[N, H, W, I]`.
+        kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of I > 1 features by itself.
+        stride: along both axes.
+
+    Returns:
+        `[N, ceil(H / stride), ceil(W / stride), O]`.
+    """
+    if kernel.shape[2] == 1 < x.shape[-1]:
+        return _by_shifts(x, kernel, stride)
+    tile = _tile_size(x, kernel, stride)
+    if tile is None:
+        return _by_patches(x, kernel, stride)
+    return _by_tiles(x, kernel, stride, tile)
+
+
+# --- Padding ------------------------------------------------------------------------------------
+
+
+def _padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Padding (low, high) that makes a strided convolution's output ceil(size / stride)."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
-def _pads(spatial: Sequence[int], kernel: Array, stride: int) -> list[tuple[int, int]]:
-    return [_same_padding(n, k, stride) for n, k in zip(spatial, kernel.shape[:2], strict=True)]
-
-
-def _blocks(x: Array, kernel: Array, stride: int) -> tuple[list[int], list[int]]:
-    """Places of the kernel along both axes, and the blocks of `stride` pixels that it reaches."""
+def _counts(x: Array, kernel: Array, stride: int) -> tuple[list[int], list[int]]:
+    """Outputs along both axes, and blocks of `stride` pixels that the kernel spans there."""
     return [-(-n // stride) for n in x.shape[1:3]], [-(-n // stride) for n in kernel.shape[:2]]
 
 
-def _pad(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> Array:
-    """Pads, or cuts where a stride skips pixels, to `[N, blocks[0], s, blocks[1], s, C]`."""
-    lows = [low for low, _ in _pads(x.shape[1:3], kernel, stride)]
+def _to_blocks(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> Array:
+    """Pads images to blocks of s x s pixels, s the stride: `[N, blocks[0], s, blocks[1], s, I]`.
+
+    Pixels that no output sees, as a kernel smaller than its stride leaves, are cut off.
+    """
+    lows = [_padding(n, k, stride)[0] for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
     edges = [
         (low, count * stride - low - size, 0)
         for low, count, size in zip(lows, blocks, x.shape[1:3], strict=True)
@@ -45,33 +62,65 @@ def _pad(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> Array:
     return x.reshape(-1, blocks[0], stride, blocks[1], stride, x.shape[-1])
 
 
+# --- Depthwise ----------------------------------------------------------------------------------
+
+
+def _by_shifts(x: Array, kernel: Array, stride: int) -> Array:
+    """The sum over the kernel's weights of the image shifted to each, times that weight."""
+    pads = [_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+    (rows, columns), _ = _counts(x, kernel, stride)
+    padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    terms = [
+        padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+        * kernel[i, j, 0]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return reduce(jnp.add, terms)
+
+
+# --- Patches ------------------------------------------------------------------------------------
+
+
 def _windows(x: Array, size: int, count: int, axis: int, to: int) -> Array:
-    """Each of `count` places on an axis beside the `size - 1` after it, along axis `to`."""
+    """The `size` entries that begin at each of `count` positions of an axis, along axis `to`."""
     shifted = (lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(size))
     return jnp.concatenate(list(shifted), to)
 
 
 def _patches(x: Array, kernel: Array, stride: int) -> Array:
-    """What the kernel sees of each place, `[N, ceil(H/stride), ceil(W/stride), h * w * I]`.
+    """The pixels under the kernel at each output, `[N, ceil(H/stride), ceil(W/stride), h * w * I]`.
 
-    Of blocks of stride x stride pixels, so that memory is moved in long pieces, forward and in the
-    transpose: strided slices, and the padding that is theirs, are several times slower.
+    Built from blocks, so that memory moves in long runs, forward and in the transpose: strided
+    slices, whose transpose pads with strides, are several times slower.
     """
-    height, width, channels, _ = kernel.shape
-    (rows, columns), (down, across) = _blocks(x, kernel, stride)
-    x = _pad(x, kernel, stride, (rows + down - 1, columns + across - 1))
+    height, width, features, _ = kernel.shape
+    (rows, columns), (down, across) = _counts(x, kernel, stride)
+    x = _to_blocks(x, kernel, stride, (rows + down - 1, columns + across - 1))
     x = x.reshape(*x.shape[:4], -1)
-    x = _windows(x, across, columns, axis=3, to=4)[..., : width * channels]
+    x = _windows(x, across, columns, axis=3, to=4)[..., : width * features]
     x = _windows(x.swapaxes(2, 3), down, rows, axis=1, to=3)[..., :height, :]
     return x.reshape(*x.shape[:3], -1)
 
 
-def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices A, G, B with sum_j g_j d_(i+j) = (A ((G g) * (B d)))_i for `outputs` places i.
+def _by_patches(x: Array, kernel: Array, stride: int) -> Array:
+    patches = _patches(x, kernel, stride)
+    # Flat, and with the kernel transposed in advance; otherwise gradients transpose the patches.
+    transposed = lax.optimization_barrier(kernel.reshape(-1, kernel.shape[-1]).T)
+    flat = patches.reshape(-1, transposed.shape[1])
+    y = lax.dot_general(flat, transposed, (((1,), (1,)), ((), ())))
+    return y.reshape(*patches.shape[:3], -1)
 
-    One product for each of outputs + taps - 1 entries of d, at most 8. They come from the product
-    of two polynomials by its values at as many points, infinity and 0, 1, -1, 2, ..., transposed
-    (Winograd 1980; Lavin & Gray 2016, section 4).
+
+# --- Winograd's tiles ---------------------------------------------------------------------------
+
+
+def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices A, G, B with sum_j g_j d_(i+j) = (A ((G g) * (B d)))_i for `outputs` positions i.
+
+    One multiplication for each of the outputs + taps - 1 entries of d, at most 8. The matrices are
+    the transpose of multiplying two polynomials by their values at as many points: 0, 1, -1, 2,
+    ..., and infinity (Winograd 1980; Lavin & Gray 2016, section 4).
     """
     inputs = outputs + taps - 1
 
@@ -83,15 +132,15 @@ def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np
     return values(outputs).T, values(taps), np.linalg.inv(values(inputs)).T
 
 
-def _tile(x: Array, kernel: Array, stride: int) -> int | None:
-    """Side of the tiles of outputs, or None where patches are faster.
+def _tile_size(x: Array, kernel: Array, stride: int) -> int | None:
+    """The side of the tiles of outputs; None where patches are faster.
 
-    Counts multiplications, those of the transforms twice, for these wait for memory, but so do
-    patches (the bounds are from layers timed both ways). Blocks of few channels would be moved in
-    short pieces; bfloat16 is too coarse.
+    Counts multiplications, those of the transforms twice, since these wait for memory, and 1.1 for
+    each of the patches', which wait for it too (both factors from layers timed either way). Blocks
+    of few features would move memory in short runs, and bfloat16 is too coarse for the transforms.
     """
     height, width, channels, features = kernel.shape
-    (rows, columns), (taps, across) = _blocks(x, kernel, stride)
+    (rows, columns), (taps, across) = _counts(x, kernel, stride)
     if taps != across or taps not in (2, 3):
         return None
     if jnp.finfo(x.dtype).bits < 32 or stride * channels < 16:
@@ -109,8 +158,8 @@ def _tile(x: Array, kernel: Array, stride: int) -> int | None:
     return tile if cost(tile) < of_patches else None
 
 
-def _square(matrix: np.ndarray, x: Array) -> Array:
-    """The matrix times the first axis and times the second, `[i, i, ...]` to `[o, o, ...]`."""
+def _along_both(matrix: np.ndarray, x: Array) -> Array:
+    """The matrix applied along the first axis and the second, `[i, i, ...]` to `[o, o, ...]`."""
     o, i = matrix.shape
     rows = lax.dot(matrix, x.reshape(i, -1)).reshape(o, i, -1)
     each = jnp.broadcast_to(matrix, (o, o, i))
@@ -120,17 +169,17 @@ def _square(matrix: np.ndarray, x: Array) -> Array:
 def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
     """Winograd's algorithm in two dimensions, on blocks of stride x stride pixels.
 
-    Places lead and images follow, so that memory is moved in long pieces.
+    Positions come first and images after them, so that memory moves in long runs.
     """
     channels, features = kernel.shape[2:]
-    (rows, columns), (taps, _) = _blocks(x, kernel, stride)
+    (rows, columns), (taps, _) = _counts(x, kernel, stride)
     down, across = -(-rows // tile), -(-columns // tile)
     inputs = tile + taps - 1
     a, g, b = (one.astype(x.dtype) for one in _minimal_filter(tile, taps))
     num, block = x.shape[0], stride**2 * channels
 
-    x = _pad(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
-    # Each of a block's rows by itself: all at once, XLA would turn them element by element.
+    x = _to_blocks(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
+    # Row by row of a block; all rows at once, XLA would transpose them element by element.
     x = jnp.concatenate([x[:, :, i].transpose(1, 2, 0, 3, 4) for i in range(stride)], -2)
     x = x.reshape(*x.shape[:3], block)
     x = jnp.stack([x[i * tile : i * tile + inputs] for i in range(down)], 2)
@@ -140,57 +189,9 @@ def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
     missing = [(0, taps * stride - size, 0) for size in kernel.shape[:2]]
     kernel = lax.pad(kernel, jnp.zeros((), x.dtype), [*missing, (0, 0, 0), (0, 0, 0)])
     kernel = kernel.reshape(taps, stride, taps, stride, channels, features).swapaxes(1, 2)
-    filters = _square(g, kernel.reshape(taps, taps, block, features))
-    tiles = _square(b, x).reshape(inputs**2, -1, block)
-    y = products(tiles, filters.reshape(inputs**2, block, features))
-    y = _square(a, y.reshape(inputs, inputs, down, across, num, features))
+    filters = _along_both(g, kernel.reshape(taps, taps, block, features))
+    tiles = _along_both(b, x).reshape(inputs**2, -1, block)
+    y = batched_matmul(tiles, filters.reshape(inputs**2, block, features))
+    y = _along_both(a, y.reshape(inputs, inputs, down, across, num, features))
     y = y.transpose(4, 2, 0, 3, 1, 5).reshape(num, down * tile, across * tile, features)
     return y[:, :rows, :columns]
-
-
-def conv(x: Array, kernel: Array, stride: int) -> Array:
-    """Strided cross-correlation with "SAME" padding.
-
-    Args:
-        x: `[N, H, W, I]`.
-        kernel: `[h, w, I, O]`.
-        stride: in both directions.
-
-    Returns:
-        `[N, ceil(H/stride), ceil(W/stride), O]`.
-    """
-
-    tile = _tile(x, kernel, stride)
-
-    def as_matrix_products(x: Array, kernel: Array) -> Array:
-        if tile is not None:
-            return _by_tiles(x, kernel, stride, tile)
-        patches = _patches(x, kernel, stride)
-        # Flat, and with the matrix turned first, or gradients would turn the patches.
-        turned = lax.optimization_barrier(kernel.reshape(-1, kernel.shape[-1]).T)
-        y = lax.dot_general(patches.reshape(-1, turned.shape[1]), turned, (((1,), (1,)), ((), ())))
-        return y.reshape(*patches.shape[:3], -1)
-
-    library = partial(
-        lax.conv_general_dilated,
-        window_strides=(stride, stride),
-        padding=_pads(x.shape[1:3], kernel, stride),
-        dimension_numbers=_LAYOUT,
-    )
-    return lax.platform_dependent(x, kernel, cpu=as_matrix_products, default=library)
-
-
-def conv_transpose(x: Array, kernel: Array, stride: int, spatial: Shape) -> Array:
-    """The transpose of `conv` as a linear map of images of size `spatial`.
-
-    Args:
-        x: `[N, H', W', O]`, of the size that `conv` would make of `spatial`.
-        kernel: `[h, w, I, O]`.
-        stride: in both directions.
-        spatial: (H, W) of the result.
-
-    Returns:
-        `[N, H, W, I]`.
-    """
-    image = jax.ShapeDtypeStruct((x.shape[0], *spatial, kernel.shape[2]), x.dtype)
-    return jax.linear_transpose(partial(conv, kernel=kernel, stride=stride), image)(x)[0]

@@ -1,7 +1,7 @@
-"""Threefry-2x32 keys whose rounds are not a loop: the noise of JAX, to the bit, but faster.
+"""Threefry-2x32 keys that draw JAX's own bits, faster.
 
 JAX's CPU backend runs the five groups of rounds as a loop of small operations; here they are one
-fused operation. tests/test_threefry.py compares the bits.
+fused operation.
 """
 
 import math
@@ -15,15 +15,24 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def threefry2x32(key: Array, counter: Array) -> tuple[Array, Array]:
+def key(seed: Array | int) -> Array:
+    """A typed key from which `jax.random` draws the same bits as from `jax.random.key(seed)`.
+
+    Args:
+        seed: a scalar in [0, 2^32).
+    """
+    return jax.random.key(seed, impl=_impl)
+
+
+def _threefry2x32(key: Array, counter: Array) -> tuple[Array, Array]:
     """Twenty rounds (Salmon et al. 2011, section 3.4 and table 2).
 
     Args:
         key: uint32 `[2]`.
-        counter: uint32, any shape, the second word; the first is zero.
+        counter: uint32, any shape: the second word of each counter; the first is zero.
 
     Returns:
-        Two uint32 words of that shape.
+        Two uint32 words of the counter's shape.
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
     a = jnp.broadcast_to(schedule[0], counter.shape)
@@ -37,8 +46,8 @@ def threefry2x32(key: Array, counter: Array) -> tuple[Array, Array]:
     return a, b
 
 
-def _counted(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    return threefry2x32(key, jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape))
+def _words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    return _threefry2x32(key, jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape))
 
 
 def _seed(seed: Array) -> Array:
@@ -46,16 +55,18 @@ def _seed(seed: Array) -> Array:
 
 
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.stack(_counted(key, shape), -1)
+    return jnp.stack(_words(key, shape), -1)
 
 
 def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
-    a, b = _counted(key, shape)
+    a, b = _words(key, shape)
+    if bit_width == 64:
+        return a.astype(jnp.uint64) << jnp.uint64(32) | b.astype(jnp.uint64)
     return (a ^ b).astype(f"uint{bit_width}")
 
 
 def _fold_in(key: Array, data: Array | int) -> Array:
-    return jnp.stack(threefry2x32(key, jnp.asarray(data, jnp.uint32)))
+    return jnp.stack(_threefry2x32(key, jnp.asarray(data, jnp.uint32)))
 
 
 _impl = define_prng_impl(
@@ -67,12 +78,3 @@ _impl = define_prng_impl(
     name="threefry2x32_unrolled",
     tag="unrolled",
 )
-
-
-def key(seed: Array | int) -> Array:
-    """A typed key as of `jax.random.key`, of which `jax.random` draws the same bits.
-
-    Args:
-        seed: below 2^32; a scalar.
-    """
-    return jax.random.key(seed, impl=_impl)

@@ -1,6 +1,6 @@
-"""Linen modules from arrays to features: no probability here.
+"""Linen modules from arrays to features, which know no probability.
 
-An encoder takes images `[N, H, W, C]`, a decoder latents `[N, ...]` and the image shape.
+An encoder takes images `[N, H, W, C]`; a decoder takes latents `[N, ...]` and the image shape.
 """
 
 from vae_jax.networks.axial import (
@@ -14,12 +14,11 @@ from vae_jax.networks.axial import (
     VerticalEncoder,
 )
 from vae_jax.networks.conv import ConvDecoder, ConvEncoder
-from vae_jax.networks.gpt import GPTDecoder, GPTEncoder
 from vae_jax.networks.mlp import MLP, GatedMLP
+from vae_jax.networks.patch_transformer import GPTDecoder, GPTEncoder, ViTDecoder, ViTEncoder
 from vae_jax.networks.resnet import ResNetDecoder, ResNetEncoder
 from vae_jax.networks.spectral import SpectralNorm
 from vae_jax.networks.vgg import VGGDecoder, VGGEncoder
-from vae_jax.networks.vit import ViTDecoder, ViTEncoder
 from vae_jax.networks.xception import XceptionDecoder, XceptionEncoder
 
 __all__ = [

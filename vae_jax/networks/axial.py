@@ -1,9 +1,9 @@
 """Axial networks: horizontal ones mix along an image's width, vertical ones along its height.
 
-An image is a grid of patches, or of pixels. A horizontal encoder takes each row for a sequence of
-sub-pixels and leaves a map; a vertical encoder takes each column for one, and pools it to a vector,
-so that the image becomes a set of vectors. A vertical encoder after a horizontal one sees
-everything, at the cost of rows and columns alone (Ho et al. 2019).
+An image is a grid of patches, which may be single pixels. A horizontal encoder treats each row as a
+sequence and returns a map; a vertical encoder treats each column as one and pools it to a vector,
+so that the image becomes a set of vectors. A vertical encoder after a horizontal one sees the whole
+image at the cost of its rows and columns alone (Ho et al. 2019).
 """
 
 from typing import ClassVar
@@ -14,20 +14,20 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.cpu.convolution import conv
 from vae_jax.distributions import Shape
+from vae_jax.networks.layers import Conv
 from vae_jax.networks.patches import from_patches, grid_of, to_patches
 from vae_jax.networks.transformer import SMALL, Block
 
-ROW, COLUMN = 2, 1  # the axes of `[N, h, w, F]` along which they lie
+ROW, COLUMN = 2, 1  # the axes of `[N, h, w, F]` along which rows and columns run
 
 
 class AxialAttention(nn.Module):
-    """Transformer blocks in which the places of a row see one another.
+    """Transformer blocks in which the positions of a row see one another.
 
     Attributes:
-        num_layers: blocks.
-        num_heads: of each block's attention; they divide the channels.
+        num_layers: the number of blocks.
+        num_heads: the number of attention heads of each block, a divisor of the width.
     """
 
     num_layers: int = 2
@@ -35,7 +35,7 @@ class AxialAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, rows, places, F]` to the same shape."""
+        """`[N, rows, positions, width]` to the same shape."""
         h = x.reshape(-1, *x.shape[2:])
         for _ in range(self.num_layers):
             h, _ = Block(self.num_heads, causal=False)(h)
@@ -45,12 +45,12 @@ class AxialAttention(nn.Module):
 class AxialConvolution(nn.Module):
     """Layers x + W gelu(k * LayerNorm(x)) whose kernels k lie along a row.
 
-    After them a place sees num_layers * (kernel_size - 1) / 2 places to either side.
+    A position then sees num_layers * (kernel_size - 1) / 2 positions to either side.
 
     Attributes:
-        num_layers: residual layers.
-        kernel_size: places that a kernel covers.
-        kernel_init: of k and W; biases start at zero.
+        num_layers: the number of residual layers.
+        kernel_size: the length of the kernels.
+        kernel_init: the initializer of k and W; biases start at zero.
     """
 
     num_layers: int = 2
@@ -59,75 +59,74 @@ class AxialConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, rows, places, F]` to the same shape."""
-        channels = x.shape[-1]
-        for layer in range(self.num_layers):
-            shape = (1, self.kernel_size, channels, channels)
-            kernel = self.param(f"kernel_{layer}", self.kernel_init, shape)
-            bias = self.param(f"bias_{layer}", nn.initializers.zeros, (channels,))
-            h = jax.nn.gelu(conv(nn.LayerNorm()(x), kernel, stride=1) + bias)
-            x += nn.Dense(channels, kernel_init=self.kernel_init)(h)
+        """`[N, rows, positions, width]` to the same shape."""
+        width = x.shape[-1]
+        for _ in range(self.num_layers):
+            h = Conv(width, (1, self.kernel_size), 1, True, self.kernel_init)(nn.LayerNorm()(x))
+            x += nn.Dense(width, kernel_init=self.kernel_init)(jax.nn.gelu(h))
         return x
 
 
-class _Placed(nn.Module):
-    """An affine map of each place's inputs, plus learned positions of its row and its column."""
+class _Embedding(nn.Module):
+    """An affine map of each position's inputs, plus learned embeddings of its row and column."""
 
-    channels: int
+    width: int
 
     @nn.compact
     def __call__(self, x: Array, grid: Shape) -> Array:
-        """`[N, h or 1, w or 1, F]` to `[N, h, w, channels]`."""
-        height, width = grid
-        rows = self.param("rows", SMALL, (height, 1, self.channels))
-        columns = self.param("columns", SMALL, (width, self.channels))
-        return nn.Dense(self.channels)(x) + rows + columns
+        """`[N, h or 1, w or 1, F]` to `[N, h, w, width]`."""
+        num_rows, num_columns = grid
+        rows = self.param("rows", SMALL, (num_rows, 1, self.width))
+        columns = self.param("columns", SMALL, (num_columns, self.width))
+        return nn.Dense(self.width)(x) + rows + columns
 
 
 def _along(axis: int, layers: nn.Module, x: Array) -> Array:
-    """The layers, which know sequences along axis 2, on those along another."""
+    """Applies layers that mix along axis 2 along another axis instead."""
     return layers(x.swapaxes(axis, 2)).swapaxes(axis, 2)
 
 
 class HorizontalEncoder(nn.Module):
-    """Each row of sub-pixels by itself: features of a place know its row and no other.
+    """Each row of patches by itself: the features of a position know its row and no other.
 
     Attributes:
-        layers: `AxialAttention` or `AxialConvolution`.
-        channels: of the map.
-        patch_size: side of a sub-pixel, in pixels; at the edges they are filled up with zeros.
+        layers: an `AxialAttention` or `AxialConvolution`.
+        width: the number of features of each position.
+        patch_size: the side of the square patches, in pixels; those that cross the image's edges
+            are padded with zeros.
     """
 
     layers: nn.Module
-    channels: int = 64
+    width: int = 64
     patch_size: int = 4
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to the map `[N, h, w, channels]`."""
+        """Images `[N, H, W, C]` to the map `[N, h, w, width]`."""
         patches = to_patches(x, self.patch_size)
-        h = _Placed(self.channels)(patches, patches.shape[1:3])
+        h = _Embedding(self.width)(patches, patches.shape[1:3])
         return nn.LayerNorm()(_along(ROW, self.layers, h))
 
 
 class VerticalEncoder(nn.Module):
-    """Each column of sub-pixels by itself, to one vector: the image as a set of vectors.
+    """Each column of patches by itself, pooled to one vector: the image as a set of vectors.
 
     Attributes:
-        layers: `AxialAttention` or `AxialConvolution`.
-        channels: of each vector.
-        patch_size: side of a sub-pixel, in pixels; at the edges they are filled up with zeros.
+        layers: an `AxialAttention` or `AxialConvolution`.
+        width: the number of features of each vector.
+        patch_size: the side of the square patches, in pixels; those that cross the image's edges
+            are padded with zeros.
     """
 
     layers: nn.Module
-    channels: int = 64
+    width: int = 64
     patch_size: int = 4
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to w vectors, means over their columns, `[N, w, channels]`."""
+        """Images `[N, H, W, C]` to a vector for each column, its mean, `[N, w, width]`."""
         patches = to_patches(x, self.patch_size)
-        h = _Placed(self.channels)(patches, patches.shape[1:3])
+        h = _Embedding(self.width)(patches, patches.shape[1:3])
         return nn.LayerNorm()(_along(COLUMN, self.layers, h).mean(COLUMN))
 
 
@@ -135,42 +134,43 @@ class AxialEncoder(nn.Module):
     """A horizontal encoder, then a vertical one on its map: every vector knows the whole image.
 
     Attributes:
-        horizontal: from the image to a map.
-        vertical: from the map to a set of vectors; its `patch_size` counts places of the map.
+        horizontal: the encoder from the image to a map.
+        vertical: the encoder from the map to a set of vectors; its `patch_size` is in positions of
+            the map.
     """
 
     horizontal: HorizontalEncoder
     vertical: VerticalEncoder
 
     def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to `[N, w, channels]`."""
+        """Images `[N, H, W, C]` to `[N, w, width]`."""
         return self.vertical(self.horizontal(x))
 
 
 class _Decoder(nn.Module):
-    """Each sequence of sub-pixels by itself, from the latents of that one, to its pixels."""
+    """Each row or column of patches by itself, from its own latents to its pixels."""
 
     layers: nn.Module
     features: int = 16
-    channels: int = 64
+    width: int = 64
     patch_size: int = 4
 
-    axis: ClassVar[int]  # of `[N, h, w, F]`, along which a sequence lies
+    axis: ClassVar[int]  # ROW or COLUMN
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
         """Latents to `[N, H, W, features]`.
 
         Args:
-            z: a map `[N, h, w, c]` of the grid of sub-pixels, a set of vectors, one for each
-                sequence, `[N, n, d]`, or one vector for all `[N, d]`.
+            z: a map `[N, h, w, c]` of the size of the grid of patches; a set of vectors
+                `[N, n, d]`, one for each row or column; or one vector `[N, d]` for all of them.
             image_shape: (H, W, C).
 
         Raises:
-            ValueError: the latents are of another size than the grid.
+            ValueError: the latents do not fit the grid.
         """
         grid = grid_of(image_shape, self.patch_size)
-        h = _Placed(self.channels)(_on_grid(z, grid, self.axis), grid)
+        h = _Embedding(self.width)(_on_grid(z, grid, self.axis), grid)
         h = nn.LayerNorm()(_along(self.axis, self.layers, h))
         patches = nn.Dense(self.patch_size**2 * self.features)(h)
         return from_patches(patches, image_shape, self.patch_size)
@@ -180,44 +180,48 @@ class HorizontalDecoder(_Decoder):
     """The mirror image of `HorizontalEncoder`: each row of the image from the latents of that row.
 
     Attributes:
-        layers: `AxialAttention` or `AxialConvolution`.
-        features: of each pixel.
-        channels: of the layers.
-        patch_size: side of a sub-pixel, in pixels.
+        layers: an `AxialAttention` or `AxialConvolution`.
+        features: the number of features of each pixel.
+        width: the number of features of each patch within the layers.
+        patch_size: the side of the square patches, in pixels.
     """
 
     axis: ClassVar[int] = ROW
 
 
 class VerticalDecoder(_Decoder):
-    """The mirror image of `VerticalEncoder`: each column of the image from the vector of that one.
+    """The mirror image of `VerticalEncoder`: each column of the image from that column's vector.
 
     Attributes:
-        layers, features, channels, patch_size: as of `HorizontalDecoder`.
+        layers: an `AxialAttention` or `AxialConvolution`.
+        features: the number of features of each pixel.
+        width: the number of features of each patch within the layers.
+        patch_size: the side of the square patches, in pixels.
     """
 
     axis: ClassVar[int] = COLUMN
 
 
 class AxialDecoder(nn.Module):
-    """The mirror image of `AxialEncoder`: a vertical decoder to a map, a horizontal one from it.
+    """The mirror image of `AxialEncoder`: a vertical decoder to a map, then a horizontal decoder.
 
     Attributes:
-        vertical: from the latents to a map of the horizontal decoder's sub-pixels.
-        horizontal: from that map to the image.
+        vertical: the decoder from the latents to a map with a position for each patch of the
+            horizontal decoder.
+        horizontal: the decoder from that map to the image.
     """
 
     vertical: VerticalDecoder
     horizontal: HorizontalDecoder
 
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents, as `VerticalDecoder` takes them for the map, to `[N, H, W, features]`."""
+        """Latents that the vertical decoder takes for the map, to `[N, H, W, features]`."""
         grid = grid_of(image_shape, self.horizontal.patch_size)
         return self.horizontal(self.vertical(z, grid), image_shape)
 
 
 def _on_grid(z: Array, grid: Shape, axis: int) -> Array:
-    """Latents as `[N, h or 1, w or 1, d]`; of a set, one for each sequence along `axis`."""
+    """Latents as `[N, h or 1, w or 1, d]`, a set of vectors being one for each row or column."""
     height, width = grid
     number = width if axis == COLUMN else height
     match z.shape[1:]:
@@ -228,6 +232,6 @@ def _on_grid(z: Array, grid: Shape, axis: int) -> Array:
         case (h, w, _) if (h, w) == grid:
             return z
     raise ValueError(
-        f"latents of shape {z.shape[1:]} do not fit a grid of {height}x{width} sub-pixels: take a "
+        f"latents of shape {z.shape[1:]} do not fit a grid of {height}x{width} patches: take a "
         f"vector (d,), a set of vectors ({number}, d) or a map ({height}, {width}, d)."
     )

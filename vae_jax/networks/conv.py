@@ -7,25 +7,16 @@ import jax
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from vae_jax.cpu.convolution import conv, conv_transpose
 from vae_jax.distributions import Shape
-
-
-def halvings(image_shape: Shape, num: int) -> list[Shape]:
-    """(H, W) of an image and of its halves, the coarsest first: `num + 1` sizes."""
-    sizes = [tuple(image_shape[:2])]
-    for _ in range(num):
-        height, width = sizes[0]
-        sizes.insert(0, (-(-height // 2), -(-width // 2)))
-    return sizes
+from vae_jax.networks.layers import Conv, ConvTranspose, halvings
 
 
 class ResidualBlock(nn.Module):
     """x + W ac(C ac(x)), C a 3x3 and W a 1x1 convolution (van den Oord et al. 2017, section 4.1).
 
     Attributes:
-        activation: ac.
-        kernel_init: of both; biases start at zero.
+        activation: the elementwise function ac.
+        kernel_init: the initializer of C and W; biases start at zero.
     """
 
     activation: Callable[[Array], Array]
@@ -33,24 +24,23 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, H, W, C]` to the same shape."""
-        channels = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, channels))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        h = self.activation(conv(self.activation(x), kernel, stride=1) + bias)
-        return x + nn.Dense(channels, kernel_init=self.kernel_init)(h)
+        """`[N, H, W, F]` to the same shape."""
+        features = x.shape[-1]
+        h = Conv(features, use_bias=True, kernel_init=self.kernel_init)(self.activation(x))
+        return x + nn.Dense(features, kernel_init=self.kernel_init)(self.activation(h))
 
 
 class ConvEncoder(nn.Module):
     """Strided convolutions that halve the image, residual blocks, then one dense layer.
 
     Attributes:
-        features: channels of each map; each has half the height and width of the one before.
-        dense: width of the dense layer on the flattened last map; None leaves it a map.
-        kernel_size: side of the square kernels.
-        residual_blocks: on the last map.
-        activation: after every layer.
-        kernel_init: of every layer; biases start at zero.
+        features: the number of features of each map, of half the height and width of the one
+            before.
+        dense: the width of the dense layer on the flattened last map; None returns the map.
+        kernel_size: the side of the square kernels.
+        residual_blocks: the number of residual blocks on the last map.
+        activation: the elementwise function after every layer.
+        kernel_init: the initializer of every kernel; biases start at zero.
     """
 
     features: Sequence[int]
@@ -63,11 +53,8 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Images `[N, H, W, C]` to `[N, dense]`, or to the map `[N, h, w, features[-1]]`."""
-        for layer, width in enumerate(self.features):
-            shape = (self.kernel_size, self.kernel_size, x.shape[-1], width)
-            kernel = self.param(f"kernel_{layer}", self.kernel_init, shape)
-            bias = self.param(f"bias_{layer}", nn.initializers.zeros, (width,))
-            x = self.activation(conv(x, kernel, stride=2) + bias)
+        for features in self.features:
+            x = self.activation(Conv(features, self.kernel_size, 2, True, self.kernel_init)(x))
         for _ in range(self.residual_blocks):
             x = ResidualBlock(self.activation, self.kernel_init)(x)
         if self.dense is None:
@@ -80,16 +67,16 @@ class ConvDecoder(nn.Module):
     """One dense layer, then transposed convolutions that double the map up to the image's size.
 
     Attributes:
-        features: channels of each map from the coarsest to the full-size one, so there are
-            `len(features) - 1` doublings; any image size is met exactly.
-        dense: width of the dense layer before the coarsest map; None where the latents are a map
-            of that size themselves, which a 3x3 convolution takes instead.
-        kernel_size: side of the square kernels.
-        residual_blocks: on the coarsest map.
-        activation: after every layer.
-        affine_last: leave it out after the last layer, as where that has a channel for each
-            parameter of a pixel and the likelihood's own affine map adds nothing.
-        kernel_init: of every layer; biases start at zero.
+        features: the number of features of each map, from the coarsest to the full-size one; the
+            map is doubled `len(features) - 1` times, and any image size is met exactly.
+        dense: the width of the dense layer before the coarsest map; None where the latents are
+            themselves a map of that size, which a 3x3 convolution takes.
+        kernel_size: the side of the square kernels.
+        residual_blocks: the number of residual blocks on the coarsest map.
+        activation: the elementwise function after every layer.
+        affine_last: whether to leave the activation out after the last layer, as where that has a
+            feature for each parameter of a pixel and the likelihood's own affine map adds nothing.
+        kernel_init: the initializer of every kernel; biases start at zero.
     """
 
     features: Sequence[int]
@@ -105,23 +92,20 @@ class ConvDecoder(nn.Module):
         """Latents `[N, ...]`, flattened, or maps `[N, h, w, D]`, to `[N, H, W, features[-1]]`.
 
         Raises:
-            ValueError: `dense` is None and the latents are no map of the coarsest size.
+            ValueError: `dense` is None and the latents are not a map of the coarsest size.
         """
-        sizes = halvings(image_shape, len(self.features) - 1)
+        coarsest, *sizes = halvings(image_shape, len(self.features) - 1)
         if self.dense is None:
-            x = self._from_map(z, sizes[0])
+            x = self._from_map(z, coarsest)
         else:
-            x = self._from_vector(z, sizes[0], self.dense)
+            x = self._from_vector(z, coarsest, self.dense)
         for _ in range(self.residual_blocks):
             x = ResidualBlock(self.activation, self.kernel_init)(x)
         if self.residual_blocks:
             x = self.activation(x)
-        for layer, (size, channels) in enumerate(zip(sizes[1:], self.features[1:], strict=True)):
-            shape = (self.kernel_size, self.kernel_size, channels, x.shape[-1])
-            kernel = self.param(f"kernel_{layer}", self.kernel_init, shape)
-            bias = self.param(f"bias_{layer}", nn.initializers.zeros, (channels,))
-            x = conv_transpose(x, kernel, 2, size) + bias
-            if layer + 2 < len(self.features) or not self.affine_last:
+        for layer, (size, features) in enumerate(zip(sizes, self.features[1:], strict=True), 1):
+            x = ConvTranspose(features, self.kernel_size, self.kernel_init)(x, size)
+            if layer < len(sizes) or not self.affine_last:
                 x = self.activation(x)
         return x
 
@@ -134,10 +118,10 @@ class ConvDecoder(nn.Module):
 
     def _from_map(self, z: Array, size: Shape) -> Array:
         if z.shape[1:-1] != tuple(size):
+            height, width = size
             raise ValueError(
-                f"the latents have the shape {z.shape[1:]}, the decoder's coarsest map is "
-                f"{size[0]}x{size[1]} pixels."
+                f"latents of shape {z.shape[1:]} do not fit a coarsest map of {height}x{width}: "
+                f"give them the shape ({height}, {width}, d), or the decoder a width `dense`."
             )
-        kernel = self.param("kernel_map", self.kernel_init, (3, 3, z.shape[-1], self.features[0]))
-        bias = self.param("bias_map", nn.initializers.zeros, (self.features[0],))
-        return self.activation(conv(z, kernel, stride=1) + bias)
+        conv = Conv(self.features[0], use_bias=True, kernel_init=self.kernel_init)
+        return self.activation(conv(z))

@@ -1,124 +1,167 @@
-"""Layers that the convolutional architectures share, each fast on the CPU inside a scan as well.
+"""Layers that the convolutional architectures share.
 
 Every halving is of "SAME" kind, from n to ceil(n / 2) pixels, so that no image is too small: one
-pixel stays one. A decoder walks the same sizes back (`conv.halvings`), and so meets each exactly.
+pixel remains one. A decoder retraces the sizes of `halvings` and so meets each of them exactly.
 """
 
 from functools import partial, reduce
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer
 
-from vae_jax.cpu.convolution import conv
+from vae_jax.cpu import convolution
 from vae_jax.distributions import Shape
 
 Output = Literal["map", "tokens", "vector"]
-"""Of an encoder: `[N, h, w, F]`; its places as a set, `[N, h * w, F]`; or `[N, F]`."""
+"""An encoder's result: `[N, h, w, F]`; its positions as a set, `[N, h * w, F]`; or `[N, F]`."""
 
 HE = nn.initializers.he_normal()
 GROUP_SIZE = 16
+
+
+def halvings(size: Shape, num: int) -> list[Shape]:
+    """The sizes (H, W) of an image (H, W, ...) halved num, ..., 1 and 0 times, coarsest first."""
+    sizes = [tuple(size[:2])]
+    for _ in range(num):
+        height, width = sizes[0]
+        sizes.insert(0, (-(-height // 2), -(-width // 2)))
+    return sizes
+
+
+# --- Convolutions -------------------------------------------------------------------------------
+
+
+def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Strided cross-correlation with "SAME" padding.
+
+    Args:
+        x: `[N, H, W, I]`.
+        kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of the features by itself.
+        stride: along both axes.
+
+    Returns:
+        `[N, ceil(H / stride), ceil(W / stride), O]`.
+    """
+    library = partial(
+        lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+    on_cpu = partial(convolution.conv, stride=stride)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=library)
+
+
+def conv_transpose(x: Array, kernel: Array, stride: int, size: Shape) -> Array:
+    """The transpose of `conv` as a linear map of images of a given size.
+
+    Args:
+        x: `[N, ceil(H / stride), ceil(W / stride), O]`.
+        kernel: `[h, w, I, O]`.
+        stride: along both axes.
+        size: (H, W) of the result.
+
+    Returns:
+        `[N, H, W, I]`.
+    """
+    image = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[2]), x.dtype)
+    return jax.linear_transpose(partial(conv, kernel=kernel, stride=stride), image)(x)[0]
 
 
 class Conv(nn.Module):
     """A convolution with "SAME" padding.
 
     Attributes:
-        features: output channels.
-        kernel_size: side of the square kernel.
-        stride: in both directions.
-        use_bias: whether a bias is added; not where a normalization follows.
-        kernel_init: of the kernel; the bias starts at zero.
+        features: the number of output features.
+        kernel_size: the side of a square kernel, or its (height, width).
+        stride: the stride along both axes.
+        use_bias: whether to add a bias; a normalization that follows has its own.
+        kernel_init: the initializer of the kernel; the bias starts at zero.
     """
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, int] = 3
     stride: int = 1
     use_bias: bool = False
     kernel_init: Initializer = HE
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, H, W, C]` to `[N, ceil(H / stride), ceil(W / stride), features]`."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        """`[N, H, W, F]` to `[N, ceil(H / stride), ceil(W / stride), features]`."""
+        size = self.kernel_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (height, width, x.shape[-1], self.features)
         y = conv(x, self.param("kernel", self.kernel_init, shape), self.stride)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,))
         return y
 
 
-class SeparableConv(nn.Module):
-    """A 3x3 filter for each channel by itself, then a 1x1 convolution (Chollet 2017).
+class ConvTranspose(nn.Module):
+    """The transpose of a convolution with "SAME" padding and stride 2, plus a bias.
 
     Attributes:
-        features: output channels.
+        features: the number of output features.
+        kernel_size: the side of the square kernel.
+        kernel_init: the initializer of the kernel; the bias starts at zero.
+    """
+
+    features: int
+    kernel_size: int = 4
+    kernel_init: Initializer = HE
+
+    @nn.compact
+    def __call__(self, x: Array, size: Shape) -> Array:
+        """`[N, ceil(H / 2), ceil(W / 2), F]` to `[N, H, W, features]`, (H, W) = `size`."""
+        shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
+        y = conv_transpose(x, self.param("kernel", self.kernel_init, shape), 2, size)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class SeparableConv(nn.Module):
+    """A 3x3 convolution of each feature by itself, then a 1x1 convolution (Chollet 2017).
+
+    Attributes:
+        features: the number of output features.
     """
 
     features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, H, W, C]` to `[N, H, W, features]`."""
+        """`[N, H, W, F]` to `[N, H, W, features]`."""
         kernel = self.param("depthwise", HE, (3, 3, 1, x.shape[-1]))
-        return Conv(self.features, 1, name="pointwise")(depthwise_conv(x, kernel))
+        return Conv(self.features, 1, name="pointwise")(conv(x, kernel))
 
 
-def depthwise_conv(x: Array, kernel: Array) -> Array:
-    """Each channel's cross-correlation with a kernel of its own, "SAME" padding.
-
-    On the CPU as shifted images times numbers, which a loop does not slow down.
-
-    Args:
-        x: `[N, H, W, C]`.
-        kernel: `[h, w, 1, C]`, h and w odd.
-
-    Returns:
-        `[N, H, W, C]`.
-    """
-    (height, width), (rows, columns) = x.shape[1:3], kernel.shape[:2]
-    pads = [(rows // 2, rows // 2), (columns // 2, columns // 2)]
-
-    def as_shifts(x: Array, kernel: Array) -> Array:
-        padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-        terms = [
-            padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        return reduce(jnp.add, terms)
-
-    library = partial(
-        lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding=pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-    return lax.platform_dependent(x, kernel, cpu=as_shifts, default=library)
+# --- Normalization, pooling, upsampling ---------------------------------------------------------
 
 
 def group_norm(x: Array) -> Array:
-    """GroupNorm of 16 channels a group (Wu & He 2018), of all where 16 does not divide them.
+    """GroupNorm of 16 features a group (Wu & He 2018), or of one group where 16 is no divisor.
 
-    Statistics are of one example, so neither the batch's size nor the devices that share it matter;
-    call it in a compact method.
+    Statistics are taken over one example, so that results depend neither on the size of the batch
+    nor on how devices share it. Call it in a compact method.
     """
-    channels = x.shape[-1]
-    size = GROUP_SIZE if channels % GROUP_SIZE == 0 else channels
+    features = x.shape[-1]
+    size = GROUP_SIZE if features % GROUP_SIZE == 0 else features
     return nn.GroupNorm(num_groups=None, group_size=size)(x)
 
 
 def max_pool(x: Array, window: int) -> Array:
-    """The largest of each channel in windows two pixels apart, "SAME" padding.
+    """The maximum of each feature over windows of stride 2, with "SAME" padding.
 
     Args:
-        x: `[N, H, W, C]`.
-        window: side of the squares, 2 or 3.
+        x: `[N, H, W, F]`.
+        window: the side of the square windows, 2 or 3.
 
     Returns:
-        `[N, ceil(H / 2), ceil(W / 2), C]`.
+        `[N, ceil(H / 2), ceil(W / 2), F]`.
     """
     rows, columns = (-(-n // 2) for n in x.shape[1:3])
     excess = [max(2 * (-(-n // 2) - 1) + window - n, 0) for n in x.shape[1:3]]
@@ -133,15 +176,23 @@ def max_pool(x: Array, window: int) -> Array:
 
 
 def upsample(x: Array, size: Shape) -> Array:
-    """Each pixel four times, cut to `size`: `[N, ceil(H/2), ceil(W/2), C]` to `[N, H, W, C]`."""
-    number, height, width, channels = x.shape
-    doubled = jnp.broadcast_to(x[:, :, None, :, None], (number, height, 2, width, 2, channels))
-    doubled = doubled.reshape(number, 2 * height, 2 * width, channels)
+    """Nearest-neighbour upsampling, `[N, ceil(H / 2), ceil(W / 2), F]` to `[N, H, W, F]`.
+
+    Args:
+        x: the map.
+        size: (H, W) of the result, to which the doubled map is cut.
+    """
+    number, height, width, features = x.shape
+    doubled = jnp.broadcast_to(x[:, :, None, :, None], (number, height, 2, width, 2, features))
+    doubled = doubled.reshape(number, 2 * height, 2 * width, features)
     return doubled[:, : size[0], : size[1]]
 
 
+# --- Between maps and vectors -------------------------------------------------------------------
+
+
 def as_output(x: Array, output: Output) -> Array:
-    """A map `[N, h, w, F]` as `output` says; as a vector, its mean over places."""
+    """A map `[N, h, w, F]` in the form that `output` names; a vector is its mean over positions."""
     if output == "vector":
         return x.mean((1, 2))
     return x.reshape(len(x), -1, x.shape[-1]) if output == "tokens" else x
@@ -150,12 +201,18 @@ def as_output(x: Array, output: Output) -> Array:
 def coarsest_map(z: Array, size: Shape, features: int) -> Array:
     """A decoder's first map `[N, h, w, features]`, affine in z; call it in a compact method.
 
-    Latents `[N, h, w, c]` of this size, or as many vectors `[N, h * w, d]`, are mapped place by
-    place; any others are flattened and mapped to all places at once.
+    Latents `[N, h, w, c]` of this size, or h * w vectors `[N, h * w, d]`, are mapped position by
+    position; latents of any other shape are flattened and mapped by one dense layer.
+
+    Args:
+        z: the latents, `[N, ...]`.
+        size: (h, w).
+        features: the number of features at each position.
     """
     height, width = size
     if z.shape[1:-1] in ((height, width), (height * width,)):
-        x = nn.Dense(features, kernel_init=HE, name="places")(z)
+        x = nn.Dense(features, kernel_init=HE, name="pointwise")(z)
     else:
-        x = nn.Dense(height * width * features, kernel_init=HE, name="all")(z.reshape(len(z), -1))
+        flat = z.reshape(len(z), -1)
+        x = nn.Dense(height * width * features, kernel_init=HE, name="dense")(flat)
     return x.reshape(-1, height, width, features)

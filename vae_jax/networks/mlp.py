@@ -15,9 +15,9 @@ class MLP(nn.Module):
     """Dense layers, each followed by the activation.
 
     Attributes:
-        features: width of each layer.
-        activation: elementwise.
-        kernel_init: of every layer; biases start at zero.
+        features: the width of each layer.
+        activation: the elementwise function after each layer.
+        kernel_init: the initializer of every kernel; biases start at zero.
     """
 
     features: Sequence[int]
@@ -26,7 +26,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, image_shape: Shape | None = None) -> Array:
-        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape does not matter here."""
+        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape is not needed."""
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
             x = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(x))
@@ -37,8 +37,8 @@ class GatedMLP(nn.Module):
     """Gated dense layers, (W x + b) * sigmoid(V x + c), as in Tomczak & Welling (2018).
 
     Attributes:
-        features: width of each layer.
-        kernel_init: of every layer; biases start at zero.
+        features: the width of each layer.
+        kernel_init: the initializer of every kernel; biases start at zero.
     """
 
     features: Sequence[int]
@@ -46,7 +46,7 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, image_shape: Shape | None = None) -> Array:
-        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape does not matter here."""
+        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape is not needed."""
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
             gated, gate = jnp.split(nn.Dense(2 * width, kernel_init=self.kernel_init)(x), 2, -1)

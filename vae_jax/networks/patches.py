@@ -6,9 +6,9 @@ from jax import Array
 from vae_jax.distributions import Shape
 
 
-def grid_of(spatial: Shape, patch_size: int) -> Shape:
-    """(h, w), how many patches cover an image of (H, W, ...); the last may reach beyond it."""
-    return tuple(-(-size // patch_size) for size in spatial[:2])
+def grid_of(size: Shape, patch_size: int) -> Shape:
+    """The numbers (h, w) of patches that cover an image (H, W, ...); the last may cross an edge."""
+    return tuple(-(-length // patch_size) for length in size[:2])
 
 
 def to_patches(x: Array, patch_size: int) -> Array:
@@ -19,21 +19,21 @@ def to_patches(x: Array, patch_size: int) -> Array:
     return x.reshape(-1, h, p, w, p, x.shape[-1]).swapaxes(2, 3).reshape(len(x), h, w, -1)
 
 
-def from_patches(patches: Array, spatial: Shape, patch_size: int) -> Array:
-    """The inverse of `to_patches` for images of (H, W): `[N, h, w, p * p * C]` to `[N, H, W, C]`.
+def from_patches(patches: Array, size: Shape, patch_size: int) -> Array:
+    """The inverse of `to_patches`: patches of F features a pixel to `[N, H, W, F]`.
 
     Args:
-        patches: as many as `grid_of` says; `[N, h * w, p * p * C]` will do.
-        spatial: (H, W, ...).
+        patches: `[N, h, w, p * p * F]` or `[N, h * w, p * p * F]`, (h, w) as `grid_of` has it.
+        size: (H, W, ...) of the image.
         patch_size: p.
     """
-    (h, w), p = grid_of(spatial, patch_size), patch_size
+    (h, w), p = grid_of(size, patch_size), patch_size
     pixels = patches.reshape(len(patches), h, w, p, p, -1).swapaxes(2, 3)
-    return pixels.reshape(len(patches), h * p, w * p, -1)[:, : spatial[0], : spatial[1]]
+    return pixels.reshape(len(patches), h * p, w * p, -1)[:, : size[0], : size[1]]
 
 
 def to_tokens(z: Array) -> Array:
-    """Latents as a sequence: a vector is one token, a map one for each of its places.
+    """Latents as a sequence: a vector is one token, a map one token for each of its positions.
 
     Args:
         z: `[N, d]`, `[N, n, d]` or `[N, h, w, d]`.

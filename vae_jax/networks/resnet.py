@@ -7,13 +7,13 @@ import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.conv import halvings
 from vae_jax.networks.layers import (
     Conv,
     Output,
     as_output,
     coarsest_map,
     group_norm,
+    halvings,
     max_pool,
     upsample,
 )
@@ -24,15 +24,16 @@ def _activated(x: Array) -> Array:
 
 
 class PreActivationBlock(nn.Module):
-    """x + F(relu(norm(x))): F is two 3x3 convolutions, or 1x1, 3x3, 1x1 around a bottleneck.
+    """x + R(relu(norm(x))): R is two 3x3 convolutions, or 1x1, 3x3, 1x1 around a bottleneck.
 
-    Where size or channels change, the shortcut is a 1x1 convolution of the normalized x.
+    Where the size or the number of features changes, the shortcut is a 1x1 convolution of the
+    normalized x.
 
     Attributes:
-        features: channels of the result.
-        bottleneck: whether F narrows to a quarter of them in between.
-        stride: 2 halves the map.
-        size: (H, W) that the map is upsampled to first, in decoders.
+        features: the number of output features.
+        bottleneck: whether R narrows to a quarter of them in between.
+        stride: 2 to halve the map, else 1.
+        size: the (H, W) to which a decoder first upsamples the map; None to leave its size.
     """
 
     features: int
@@ -42,7 +43,7 @@ class PreActivationBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, H, W, C]` to `[N, H', W', features]`."""
+        """`[N, H, W, F]` to `[N, H', W', features]`."""
         h = _activated(x)
         if self.size is not None:
             x, h = upsample(x, self.size), upsample(h, self.size)
@@ -58,18 +59,18 @@ class PreActivationBlock(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """Stages of residual blocks; each but the first halves the map and doubles the channels.
+    """Stages of residual blocks; each but the first halves the map and doubles the features.
 
-    GroupNorm stands where the paper has batch normalization.
+    GroupNorm replaces the paper's batch normalization.
 
     Attributes:
-        blocks: of each stage.
-        width: channels of the first convolution; four times as many come out of a first stage with
-            bottlenecks.
-        bottleneck: the blocks' form.
-        large_stem: the ImageNet networks' 7x7 convolution and 3x3 pool, a halving each, in place of
-            one 3x3 convolution.
-        output: a map, its places as tokens, or a vector, their mean.
+        blocks: the number of blocks of each stage.
+        width: the number of features of the first convolution and of the first stage, which has
+            four times as many with bottlenecks.
+        bottleneck: whether the blocks have bottlenecks.
+        large_stem: whether to begin with the ImageNet networks' 7x7 convolution and 3x3 pool, each
+            a halving, instead of one 3x3 convolution.
+        output: "map"; "tokens", its positions as a set; or "vector", their mean.
     """
 
     blocks: Sequence[int]
@@ -80,12 +81,12 @@ class ResNetEncoder(nn.Module):
 
     @classmethod
     def resnet18(cls, output: Output = "map") -> "ResNetEncoder":
-        """He et al. (2015), table 1."""
+        """ResNet-18 (He et al. 2015, table 1)."""
         return cls((2, 2, 2, 2), large_stem=True, output=output)
 
     @classmethod
     def resnet50(cls, output: Output = "map") -> "ResNetEncoder":
-        """He et al. (2015), table 1."""
+        """ResNet-50 (He et al. 2015, table 1)."""
         return cls((3, 4, 6, 3), bottleneck=True, large_stem=True, output=output)
 
     @nn.compact
@@ -103,10 +104,10 @@ class ResNetEncoder(nn.Module):
 
 
 class ResNetDecoder(nn.Module):
-    """`ResNetEncoder` read backwards: the last block of each stage upsamples.
+    """`ResNetEncoder` in reverse: the last block of each stage upsamples.
 
     Attributes:
-        blocks, width, bottleneck, large_stem: the encoder's.
+        blocks, width, bottleneck, large_stem: the attributes of the encoder.
     """
 
     blocks: Sequence[int]
@@ -126,7 +127,7 @@ class ResNetDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, see `coarsest_map`, to `[N, H, W, width]`."""
+        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, width]`."""
         widths = _widths(self)
         steps = len(self.blocks) - 1
         coarsest, *sizes = halvings(image_shape, steps + 2 * self.large_stem)
@@ -144,6 +145,6 @@ class ResNetDecoder(nn.Module):
 
 
 def _widths(net: ResNetEncoder | ResNetDecoder) -> list[int]:
-    """Channels of each stage."""
+    """The number of features of each stage."""
     first = net.width * (4 if net.bottleneck else 1)
     return [first * 2**stage for stage in range(len(net.blocks))]

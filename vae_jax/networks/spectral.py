@@ -1,18 +1,22 @@
 """Networks whose layers have a Lipschitz constant of one."""
 
-from typing import Any
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.distributions import Shape
+
+Variables = TypeVar("Variables")
+
 
 def spectral_norm(kernel: Array) -> Array:
     """The largest singular value of `[..., outputs]` as a matrix `[inputs, outputs]`.
 
-    Exact, from the eigenvalues of the smaller of the two Gram matrices: no running vector to keep
-    beside the parameters, as power iteration needs.
+    Exact, from the eigenvalues of the smaller of the two Gram matrices; power iteration would keep
+    a running vector beside the parameters.
     """
     w = kernel.reshape(-1, kernel.shape[-1])
     gram = w.T @ w if w.shape[0] > w.shape[1] else w @ w.T
@@ -22,21 +26,21 @@ def spectral_norm(kernel: Array) -> Array:
 class SpectralNorm(nn.Module):
     """A network with each weight W replaced by W / sigma(W) (Miyato et al. 2018).
 
-    Weights are the parameters of two axes or more, the last being outputs; a convolution's are
-    taken as one matrix of patches to channels, as in the paper. The likelihood's own affine map,
-    behind a decoder, stays as it is.
+    Weights are the parameters of two axes or more, the last being the outputs; a convolution's
+    kernel is a matrix from patches to features, as in the paper. The likelihood's own affine map,
+    after a decoder, is left as it is.
 
     Attributes:
-        network: what it is done to.
+        network: the encoder or decoder to be normalized.
     """
 
     network: nn.Module
 
     @nn.compact
-    def __call__(self, *arguments: Any) -> Array:
-        """As the network's."""
+    def __call__(self, *arguments: Array | Shape) -> Array:
+        """The network's features; takes the network's arguments."""
 
-        def normalized(variables: Any) -> Any:
+        def normalized(variables: Variables) -> Variables:
             def normalize(leaf: Array) -> Array:
                 return leaf / spectral_norm(leaf) if leaf.ndim > 1 else leaf
 

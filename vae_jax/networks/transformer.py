@@ -1,4 +1,4 @@
-"""A transformer, causal or not, for sequences seen whole or place by place."""
+"""A transformer, causal or not, over a sequence at once or position by position."""
 
 import flax.linen as nn
 import jax
@@ -8,18 +8,18 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 Cache = tuple[tuple[Array, Array], ...]
-"""For each layer, the keys and the values `[N, T, heads, width / heads]` of all T places."""
+"""Each block's keys and values at all T positions, `[N, T, heads, width / heads]` each."""
 
 SMALL = nn.initializers.normal(0.02)
 
 
 class Block(nn.Module):
-    """Attention, then a layer of 4 * width, both pre-norm and residual (Vaswani et al. 2017).
+    """Attention, then a layer of width 4 * width, both pre-norm and residual (Vaswani et al. 2017).
 
     Attributes:
-        num_heads: of the attention; they divide the width.
-        causal: whether a place sees only itself and those before.
-        kernel_init: of all layers; biases start at zero.
+        num_heads: the number of attention heads, a divisor of the width.
+        causal: whether a position sees only itself and those before it.
+        kernel_init: the initializer of all layers; biases start at zero.
     """
 
     num_heads: int
@@ -30,12 +30,19 @@ class Block(nn.Module):
     def __call__(
         self, x: Array, cache: tuple[Array, Array] | None = None, start: Array | int = 0
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Places start, start + 1, ...: x `[N, S, width]`, and what all blocks know of others.
+        """Positions start, ..., start + S - 1 of a sequence.
 
-        Without a cache, x is all there is to see.
+        Args:
+            x: the residual stream at these positions, `[N, S, width]`.
+            cache: keys and values of the whole sequence, in which those of x are put; without it x
+                is the sequence.
+            start: the first position.
+
+        Returns:
+            The residual stream `[N, S, width]`, and the keys and values `[N, T or S, heads, ...]`.
 
         Raises:
-            ValueError: the width is no multiple of the number of heads.
+            ValueError: the width is not a multiple of the number of heads.
         """
         width = x.shape[-1]
         if width % self.num_heads:
@@ -54,9 +61,10 @@ class Block(nn.Module):
                 lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
                 for old, new in zip(cache, (keys, values), strict=True)
             )
-        places = start + jnp.arange(x.shape[1])
-        seen = jnp.arange(keys.shape[1]) <= places[:, None] if self.causal else None
-        mask = None if seen is None else seen[None, None]
+        mask = None
+        if self.causal:
+            queries = start + jnp.arange(x.shape[1])
+            mask = (jnp.arange(keys.shape[1]) <= queries[:, None])[None, None]
         attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
         x += dense(width)(attended.reshape(x.shape))
         x += dense(width)(jax.nn.gelu(dense(4 * width)(nn.LayerNorm()(x))))
@@ -64,18 +72,17 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Features at each place of a sequence, from the inputs there and before (Vaswani et al. 2017).
-
-    Pre-norm, with learned positions, as GPT-2 (Radford et al. 2019); the last layer is affine.
+    """A pre-norm transformer with learned positions (Vaswani et al. 2017; Radford et al. 2019).
 
     Attributes:
-        length: T, of the longest sequence.
-        features: of the output; None leaves out the last layer, after the normalization.
-        width: of the residual stream; a multiple of the number of heads.
-        num_layers: blocks.
-        num_heads: of each block's attention.
-        causal: False lets every place see all others.
-        kernel_init: of all layers but the last, which starts near zero.
+        length: the length T of the longest sequence.
+        features: the number of output features of a last, affine layer; None leaves that layer out,
+            and the output is the normalized residual stream.
+        width: the width of the residual stream, a multiple of num_heads.
+        num_layers: the number of blocks.
+        num_heads: the number of attention heads of each block.
+        causal: whether a position sees only itself and those before it; otherwise it sees all.
+        kernel_init: the initializer of all layers but the last, which starts near zero.
     """
 
     length: int
@@ -87,7 +94,7 @@ class Transformer(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     def empty_cache(self, batch: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """Of sequences of which nothing has been seen."""
+        """The cache of `batch` sequences of which no position has been seen."""
         shape = (batch, self.length, self.num_heads, self.width // self.num_heads)
         return ((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),) * self.num_layers
 
@@ -95,15 +102,15 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Array, cache: Cache | None = None, start: Array | int = 0
     ) -> tuple[Array, Cache]:
-        """The places from `start` on.
+        """Positions start, ..., start + S - 1 of a sequence.
 
         Args:
-            x: inputs at these places, `[N, S, F]`.
-            cache: of the places before; None where there are none.
-            start: how many are before.
+            x: the inputs at these positions, `[N, S, F]`.
+            cache: the cache of the positions before; None where x is the sequence.
+            start: the number of positions before.
 
         Returns:
-            Features `[N, S, features or width]` and the cache of the places up to here.
+            `[N, S, features or width]`, and the cache with these positions in it.
         """
         positions = self.param("positions", SMALL, (self.length, self.width))
         h = nn.Dense(self.width, kernel_init=self.kernel_init)(x)

@@ -7,7 +7,6 @@ import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.conv import halvings
 from vae_jax.networks.layers import (
     HE,
     Conv,
@@ -15,12 +14,13 @@ from vae_jax.networks.layers import (
     as_output,
     coarsest_map,
     group_norm,
+    halvings,
     max_pool,
     upsample,
 )
 
 Stages = Sequence[Sequence[int]]
-"""Channels after each 3x3 convolution, stage by stage; a pool halves the image after each stage."""
+"""The features of each 3x3 convolution, stage by stage; a pool halves the map after each stage."""
 
 D: Stages = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 DENSE_D = (4096, 4096)
@@ -35,11 +35,12 @@ class VGGEncoder(nn.Module):
     """Stages of 3x3 convolutions with a 2x2 max pool after each.
 
     Attributes:
-        stages: channels of each convolution, stage by stage.
-        output: a map, its places as tokens, or a vector: the map flattened, then dense layers.
-        dense: widths of these layers.
-        normalize: GroupNorm after each convolution. The paper has none, and without it a deep net
-            starts with features that each pool makes larger.
+        stages: the number of features of each convolution, stage by stage.
+        output: "map"; "tokens", its positions as a set; or "vector", the map flattened, then dense
+            layers.
+        dense: the widths of these layers.
+        normalize: whether to apply GroupNorm after each convolution. The paper does not; without it
+            the features of a deep network grow with each pool at initialization.
     """
 
     stages: Stages
@@ -49,7 +50,7 @@ class VGGEncoder(nn.Module):
 
     @classmethod
     def vgg16(cls, output: Output = "map", normalize: bool = True) -> "VGGEncoder":
-        """Configuration D, VGG-16, without its classifier's last layer."""
+        """VGG-16, the paper's configuration D, without its classifier's last layer."""
         return cls(D, output, DENSE_D, normalize)
 
     @nn.compact
@@ -68,16 +69,16 @@ class VGGEncoder(nn.Module):
 
 
 class VGGDecoder(nn.Module):
-    """`VGGEncoder` read backwards, nearest-neighbour upsampling for its pools.
+    """`VGGEncoder` in reverse, with nearest-neighbour upsampling for its pools.
 
-    A convolution from c to c' channels there is one from c' to c here; the last keeps its channels,
-    for the likelihood's own map makes the image's of them.
+    A convolution from f to f' features there is one from f' to f here; the last keeps its number,
+    since the likelihood's own affine map makes the image's channels.
 
     Attributes:
-        stages: the encoder's.
-        dense: widths of the encoder's dense layers, which come in reverse order before the coarsest
-            map; () for latents that are one, or that a single affine map makes one of.
-        normalize: GroupNorm after each convolution.
+        stages: the stages of the encoder.
+        dense: the widths of the encoder's dense layers, which precede the coarsest map in reverse
+            order; () where `coarsest_map` maps the latents directly.
+        normalize: whether to apply GroupNorm after each convolution.
     """
 
     stages: Stages
@@ -86,18 +87,21 @@ class VGGDecoder(nn.Module):
 
     @classmethod
     def vgg16(cls, dense: Sequence[int] = (), normalize: bool = True) -> "VGGDecoder":
-        """Configuration D, VGG-16, in reverse."""
+        """VGG-16, the paper's configuration D, in reverse."""
         return cls(D, dense, normalize)
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, see `coarsest_map`, to `[N, H, W, F]`."""
+        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, F]`."""
         for width in reversed(self.dense):
             z = jax.nn.relu(nn.Dense(width, kernel_init=HE)(z.reshape(len(z), -1)))
         coarsest, *sizes = halvings(image_shape, len(self.stages))
         x = jax.nn.relu(coarsest_map(z, coarsest, self.stages[-1][-1]))
         before = [features for stage in self.stages for features in stage]
-        before = [before[0], *before[:-1]]  # channels that each of the encoder's convolutions sees
+        before = [
+            before[0],
+            *before[:-1],
+        ]  # what each of the encoder's convolutions takes
         for size, stage in zip(sizes, reversed(self.stages), strict=True):
             x = upsample(x, size)
             for _ in stage:

@@ -1,4 +1,4 @@
-"""Xception: depthwise separable convolutions with residual connections, and its mirror."""
+"""Xception (Chollet 2017): separable convolutions with shortcuts, and its mirror image."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,6 @@ import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
-from vae_jax.networks.conv import halvings
 from vae_jax.networks.layers import (
     Conv,
     Output,
@@ -15,6 +14,7 @@ from vae_jax.networks.layers import (
     as_output,
     coarsest_map,
     group_norm,
+    halvings,
     max_pool,
     upsample,
 )
@@ -25,13 +25,14 @@ def _separable(x: Array, features: int) -> Array:
 
 
 class XceptionBlock(nn.Module):
-    """A shortcut around (relu, separable convolution, norm) for each of `features`.
+    """A shortcut around one (relu, separable convolution, norm) for each entry of `features`.
+
+    Where the size changes, the shortcut is a 1x1 convolution.
 
     Attributes:
-        features: channels after each separable convolution.
-        halve: whether a 3x3 max pool ends the block, and the shortcut is a strided 1x1 convolution.
-        size: (H, W) that the map is upsampled to first, in decoders; then, too, the shortcut is a
-            1x1 convolution.
+        features: the number of features of each separable convolution.
+        halve: whether to end with a 3x3 max pool of stride 2, which the shortcut's stride matches.
+        size: the (H, W) to which a decoder first upsamples the map; None to leave its size.
     """
 
     features: Sequence[int]
@@ -40,7 +41,7 @@ class XceptionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[N, H, W, C]` to `[N, H', W', features[-1]]`."""
+        """`[N, H, W, F]` to `[N, H', W', features[-1]]`."""
         h = x = x if self.size is None else upsample(x, self.size)
         if self.halve or self.size is not None:
             x = group_norm(Conv(self.features[-1], 1, 2 if self.halve else 1)(x))
@@ -52,15 +53,16 @@ class XceptionBlock(nn.Module):
 class XceptionEncoder(nn.Module):
     """Entry, middle and exit flow (Chollet 2017, figure 5).
 
-    GroupNorm stands where the paper has batch normalization.
+    GroupNorm replaces the paper's batch normalization.
 
     Attributes:
-        stem: channels of the first two convolutions, 3x3, the first of which halves the image.
-        entry: channels of the entry flow's blocks; each halves the map.
-        middle: blocks of the middle flow, of three separable convolutions each.
-        exit: channels of the exit flow: of its block, which halves the map, and of two separable
-            convolutions after it.
-        output: a map, its places as tokens, or a vector, their mean.
+        stem: the numbers of features of the first two convolutions, 3x3, of which the first halves
+            the image.
+        entry: the number of features of each block of the entry flow; each block halves the map.
+        middle: the number of blocks of the middle flow, of three separable convolutions each.
+        exit: the numbers of features of the exit flow's block, which halves the map, and of the two
+            separable convolutions after it.
+        output: "map"; "tokens", its positions as a set; or "vector", their mean.
     """
 
     stem: tuple[int, int]
@@ -71,7 +73,7 @@ class XceptionEncoder(nn.Module):
 
     @classmethod
     def xception(cls, output: Output = "map") -> "XceptionEncoder":
-        """The paper's."""
+        """The paper's network."""
         return cls((32, 64), (128, 256, 728), 8, (1024, 1536, 2048), output)
 
     @nn.compact
@@ -90,10 +92,10 @@ class XceptionEncoder(nn.Module):
 
 
 class XceptionDecoder(nn.Module):
-    """`XceptionEncoder` read backwards, nearest-neighbour upsampling for its halvings.
+    """`XceptionEncoder` in reverse, with nearest-neighbour upsampling for its halvings.
 
     Attributes:
-        stem, entry, middle, exit: the encoder's.
+        stem, entry, middle, exit: the attributes of the encoder.
     """
 
     stem: tuple[int, int]
@@ -108,7 +110,7 @@ class XceptionDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, see `coarsest_map`, to `[N, H, W, stem[0]]`."""
+        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, stem[0]]`."""
         coarsest, *sizes = halvings(image_shape, len(self.entry) + 2)
         *up, last = sizes
         x = jax.nn.relu(coarsest_map(z, coarsest, self.exit[2]))
@@ -117,8 +119,8 @@ class XceptionDecoder(nn.Module):
         x = XceptionBlock((self.exit[0], self.entry[-1]), size=up[0])(x)
         for _ in range(self.middle):
             x = XceptionBlock((x.shape[-1],) * 3)(x)
-        channels = (self.stem[1], *self.entry)
-        for before, size in zip(channels[-2::-1], up[1:], strict=True):
-            x = XceptionBlock((x.shape[-1], before), size=size)(x)
+        narrower = (self.stem[1], *self.entry[:-1])
+        for features, size in zip(reversed(narrower), up[1:], strict=True):
+            x = XceptionBlock((x.shape[-1], features), size=size)(x)
         x = jax.nn.relu(group_norm(Conv(self.stem[0])(x)))
         return jax.nn.relu(group_norm(Conv(self.stem[0])(upsample(x, last))))

@@ -1,4 +1,4 @@
-"""Products in groups: values by NumPy, every derivative that autodiff can ask for, and mapping."""
+"""Batched products in parts: values by NumPy, every derivative that JAX can ask for, mapping."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from vae_jax.cpu.products import products
+from vae_jax.cpu.batched_matmul import NUM_PARTS, batched_matmul
 from vae_jax.parallel import on_every_device
 
 
@@ -20,22 +20,22 @@ def operands(count: int) -> list[Any]:
 
 @pytest.mark.parametrize("count", [1, 9, 16, 25, 64])
 def test_values_and_derivatives(count: int) -> None:
-    """More and fewer matrices than groups; both modes, twice, against finite differences."""
+    """More and fewer matrices than parts; both modes, twice, against finite differences."""
     with jax.enable_x64(True):
         a, b = operands(count)
-        np.testing.assert_allclose(jax.jit(products)(a, b), a @ b, rtol=1e-12)
-        check_grads(products, (a, b), order=2, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(batched_matmul)(a, b), a @ b, rtol=1e-12)
+        check_grads(batched_matmul, (a, b), order=2, rtol=1e-6)
 
 
 def test_mapped_over_either_operand_or_both() -> None:
-    """Also its gradient, whose operands have the axis in other places."""
+    """And its gradient, whose operands have the mapped axis at other positions."""
     a, b = (jnp.stack([one, 2 * one, -one], 1, dtype=jnp.float32) for one in operands(9))
 
     def gradient(a: Any, b: Any) -> Any:
-        return jax.grad(lambda a, b: (products(a, b) ** 2).sum(), (0, 1))(a, b)
+        return jax.grad(lambda a, b: (batched_matmul(a, b) ** 2).sum(), (0, 1))(a, b)
 
     for axes, left, right in (((1, None), a, b[:, 0]), ((None, 1), a[:, 0], b), ((1, 1), a, b)):
-        mapped = jax.vmap(products, axes)(left, right)
+        mapped = jax.vmap(batched_matmul, axes)(left, right)
         slopes = jax.vmap(gradient, axes)(left, right)
         for i in range(3):
             one = left[:, i] if axes[0] == 1 else left
@@ -48,10 +48,10 @@ def test_mapped_over_either_operand_or_both() -> None:
 
 
 def test_compiled_with_its_barriers() -> None:
-    """As training compiles it, where the barriers stay: the same values, and 16 products."""
+    """As training compiles it, which keeps the barriers: the same values, and 16 products."""
     a, b = (one[None].astype(np.float32) for one in operands(25))
-    on_devices = on_every_device(products)
+    on_devices = on_every_device(batched_matmul)
     np.testing.assert_allclose(on_devices(a, b)[0], a[0] @ b[0], rtol=1e-5)
     text = on_devices.compiled(a, b).as_text()
     assert text.count(" opt-barrier(") == 2
-    assert text.count(" dot(") == 16
+    assert text.count(" dot(") == NUM_PARTS == 16
