@@ -79,7 +79,7 @@ def kill_at_random(folder: Path, devices: int, phase: str) -> None:
         enough = done + random.uniform(10, (ARGUMENTS["num_steps"] - done) / 4)
         wait_until(lambda: last_step(folder) > enough, process)
     if phase == "writing":
-        wait_until(lambda: any((folder / "checkpoints").glob("*.partial*")), process)
+        wait_until(lambda: any((folder / "checkpoints").glob(".partial-*")), process)
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
 
@@ -121,7 +121,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(
 
 
 def test_a_kill_while_the_folder_is_claimed_does_not_spoil_it(tmp_path: Path) -> None:
-    (tmp_path / ".experiment.json.123").write_text('{"half')
+    (tmp_path / f".partial-{123:016x}.json").write_text('{"half')
     with on_devices(1):
         RunFolder(tmp_path).claim(tiny.experiment(), 0, 1, None)
     assert (tmp_path / "experiment.json").exists()
@@ -196,7 +196,8 @@ def test_a_finished_run_says_so_and_touches_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def snapshot() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+        paths = set(finished.rglob("*")) - {finished / ".training.lock"}  # held for a moment
+        return {path: path.stat().st_mtime_ns for path in paths}
 
     before = snapshot()
     with on_devices(1):
