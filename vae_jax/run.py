@@ -182,10 +182,11 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """The content of summary.json; None where there is none, or a damaged one."""
-        try:
-            return storage.read_json(self.summary)
-        except storage.DamagedError:
-            return None
+        with contextlib.suppress(storage.DamagedError):
+            match summary := storage.read_json(self.summary):
+                case {"step": int(), "params_sha256": str()}:
+                    return summary
+        return None
 
     def read_record(self) -> dict[str, Any]:
         """The content of experiment.json or, where that is lost or damaged, of its copy.
