@@ -126,10 +126,142 @@ def test_the_best_survives_going_on_in_another_process(folder: Path) -> None:
 
 def test_going_on_deletes_what_a_killed_process_was_writing(folder: Path) -> None:
     write(folder, [1.0])
-    shutil.copytree(folder / "10", folder / "20.partial.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "10", folder / f".partial-{7:016x}.orbax-checkpoint-tmp")
     with Checkpoints(folder) as checkpoints:
         checkpoints.clean_up(10)
     assert steps(folder) == [10]
+
+
+def test_nothing_of_the_users_is_deleted(folder: Path) -> None:
+    """Beside the checkpoints or in one, in a run that goes on and when it is cleaned up."""
+    write(folder, [4.0, 3.0])
+    shutil.copytree(folder / "20", folder / "20.bak")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "007").mkdir()
+    (folder / "70").write_text("mine")
+    (folder / "10" / "why.txt").write_text("mine")
+    with Checkpoints(folder, 1) as checkpoints:
+        checkpoints.clean_up(20)
+        checkpoints.save(30, state_at(30), 1.0)
+        checkpoints.wait()
+        assert checkpoints.steps() == [30]
+        assert (checkpoints.restore(state_at(0)) or pytest.fail("nothing"))[1] == []
+    assert {path.name for path in folder.iterdir()} == {
+        *("30", "20.bak", "notes.txt", "007", "70", "10.kept"),
+    }
+    assert (folder / "10.kept" / "why.txt").read_text() == "mine"
+
+
+def test_what_file_managers_leave_in_a_checkpoint_is_no_damage(folder: Path) -> None:
+    write(folder, [2.0])
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._d"):
+        (folder / "10" / name).write_text("left")
+    with Checkpoints(folder, 1) as checkpoints:
+        assert (checkpoints.restore(state_at(0)) or pytest.fail("nothing"))[1] == []
+        checkpoints.save(20, state_at(20), 1.0)
+    assert steps(folder) == [20]  # and it does not keep an old one either
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"files": []}',
+        b'{"validation": "1", "arrays": {}, "files": {}}',
+        b'{"validation": 1, "arrays": {}, "files": {"a": 3}}',
+    ],
+)
+def test_a_manifest_of_any_content_is_passed_over(manifest: bytes, folder: Path) -> None:
+    write(folder, [2.0, 1.0])
+    (folder / "20" / "manifest.json").write_bytes(manifest)
+    for which in ("latest", "best"):
+        with Checkpoints(folder) as checkpoints:
+            found, warnings = checkpoints.restore(state_at(0), which) or pytest.fail("nothing")
+        assert fingerprint(found) == fingerprint(state_at(10))
+        assert "step 20" in warnings[0]
+
+
+def test_damaged_checkpoints_are_kept_aside_however_often(folder: Path) -> None:
+    aside = folder.with_name("damaged_checkpoints")
+    for _ in range(2):
+        write(folder, [2.0, 1.0])
+        flip(folder / "20" / "manifest.json")
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.clean_up(10)
+        assert steps(folder) == [10]
+    flip(folder / "10" / "manifest.json")
+    write(folder, [1.0])  # over a damaged one
+    assert steps(folder) == [10]
+    assert {path.name for path in aside.iterdir()} == {"20", "20-2", "10"}
+
+
+def test_one_step_is_read_or_is_not_there(folder: Path) -> None:
+    with Checkpoints(folder, 2) as checkpoints:
+        assert checkpoints.read(10, state_at(0)) is None
+        assert not folder.exists()  # reading makes nothing
+    write(folder, [2.0, 1.0])
+    with Checkpoints(folder) as checkpoints:
+        assert fingerprint(checkpoints.read(10, state_at(0))) == fingerprint(state_at(10))
+        flip_data(folder / "10")
+        assert checkpoints.read(10, state_at(0)) is None
+
+
+def test_a_whole_checkpoint_is_not_written_again(folder: Path) -> None:
+    write(folder, [2.0])
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(10, state_at(99), 1.0)
+        checkpoints.wait()
+        assert fingerprint(checkpoints.read(10, state_at(0))) == fingerprint(state_at(10))
+    assert steps(folder) == [10]
+
+
+def test_reading_beside_a_process_that_replaces_checkpoints(folder: Path) -> None:
+    """Whatever is being replaced, a whole state comes back, without a word of damage."""
+    write(folder, [1.0], keep=1)
+
+    def go_on() -> None:
+        with Checkpoints(folder, 1) as checkpoints:
+            for step in range(20, 420, 10):
+                checkpoints.save(step, state_at(step), 1.0 / step)
+            checkpoints.wait()
+
+    writer, found = Thread(target=go_on), []
+    writer.start()
+    with Checkpoints(folder) as checkpoints:
+        while writer.is_alive():
+            state, warnings = checkpoints.restore(state_at(0)) or pytest.fail("nothing")
+            assert warnings == []
+            assert fingerprint(state) == fingerprint(state_at(int(state["step"])))
+            found.append(int(state["step"]))
+    writer.join()
+    assert len(set(found)) > 3
+    assert steps(folder) == [410]
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_looked_for_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, [1.0])
+    with Checkpoints(folder) as checkpoints:
+        read = checkpoints._orbax.restore
+
+        def replaced_meanwhile(path: Path, **arguments: Any) -> Any:
+            monkeypatch.undo()
+            with Checkpoints(folder, 1) as other:
+                other.save(20, state_at(20), 0.5)
+                other.wait()
+            return read(path, **arguments)
+
+        monkeypatch.setattr(checkpoints._orbax, "restore", replaced_meanwhile)
+        state, warnings = checkpoints.restore(state_at(0)) or pytest.fail("nothing")
+        assert int(state["step"]) == 20
+        assert warnings == []
+        monkeypatch.setattr(checkpoints, "steps", lambda *_: [30])  # gone whenever it is read
+        with pytest.raises(VaeJaxError, match="replaced faster than they can be read"):
+            checkpoints.restore(state_at(0))
 
 
 def truncate(path: Path) -> None:
@@ -224,8 +356,11 @@ def test_where_every_checkpoint_is_damaged_one_sentence_says_so(
     for step in (30, 40):
         flip_data(run / "checkpoints" / str(step))
     for function in (train, load_run_of_tiny):
-        with pytest.raises(VaeJaxError, match=r"Every latest checkpoint in .* is damaged"):
+        with pytest.raises(
+            VaeJaxError, match=r"Every latest checkpoint in .* is damaged: put a good copy back"
+        ) as raised:
             function(tiny.experiment(), run)
+        assert "delete" not in str(raised.value)
     assert checkpoint_steps(run) == [30, 40]  # nothing is thrown away
 
 
@@ -235,7 +370,6 @@ def load_run_of_tiny(experiment: Any, folder: Path) -> Run:
 
 def test_a_checkpoint_that_cannot_be_written_is_a_sentence(folder: Path) -> None:
     with Checkpoints(folder) as checkpoints:
-        shutil.rmtree(folder)
         folder.write_text("not a folder")
         checkpoints.save(10, state_at(10), None)
         with pytest.raises(VaeJaxError, match=r"could not be written .* free some space"):

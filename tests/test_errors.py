@@ -272,7 +272,7 @@ def test_a_run_whose_data_changed(trained: Path, refused: Any, tmp_path: Path) -
         (["evaluate", "--quality", 22], "at least 40 and at most 21"),
         (["traverse", "--out", "x.png", "--row", 21], "has 21 images"),
         (["traverse", "--out", "x.png", "--latents", -1], "--latents is -1"),
-        (["sample", "--out", "file/x.png"], "cannot be read or written (file: File exists)"),
+        (["sample", "--out", "file/x.png"], "file/x.png cannot be written (File exists)"),
     ],
 )
 def test_more_than_a_run_has(

@@ -336,9 +336,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
     monkeypatch.setattr(Image.Image, "save", half)
     path = tmp_path / "grid.png"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(VaeJaxError, match=r"grid.png cannot be written \(disk full\)"):
         plots.save(Figure(), path)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(VaeJaxError, match="disk full"):
         plots.save_images(images(1, 2, 2, 1), path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"

@@ -2,9 +2,11 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
@@ -34,7 +36,7 @@ from vae_jax.cli import main
 from vae_jax.errors import Interrupted
 from vae_jax.experiment import Origin
 from vae_jax.run import RunFolder
-from vae_jax.train import train_file
+from vae_jax.train import load_run, train_file
 
 # 100 checkpoints: long enough to be killed at any moment.
 ARGUMENTS = {"num_steps": 2000, "log_every": 10, "checkpoint_every": 20}
@@ -79,7 +81,7 @@ def kill_at_random(folder: Path, devices: int, phase: str) -> None:
         enough = done + random.uniform(10, (ARGUMENTS["num_steps"] - done) / 4)
         wait_until(lambda: last_step(folder) > enough, process)
     if phase == "writing":
-        wait_until(lambda: any((folder / "checkpoints").glob("*.partial*")), process)
+        wait_until(lambda: any((folder / "checkpoints").glob(".partial-*")), process)
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
 
@@ -121,7 +123,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(
 
 
 def test_a_kill_while_the_folder_is_claimed_does_not_spoil_it(tmp_path: Path) -> None:
-    (tmp_path / ".experiment.json.123").write_text('{"half')
+    (tmp_path / f".partial-{123:016x}.json").write_text('{"half')
     with on_devices(1):
         RunFolder(tmp_path).claim(tiny.experiment(), 0, 1, None)
     assert (tmp_path / "experiment.json").exists()
@@ -196,7 +198,8 @@ def test_a_finished_run_says_so_and_touches_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def snapshot() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+        paths = set(finished.rglob("*")) - {finished / ".training.lock"}  # held for a moment
+        return {path: path.stat().st_mtime_ns for path in paths}
 
     before = snapshot()
     with on_devices(1):
@@ -293,6 +296,180 @@ def test_a_folder_used_for_something_else_is_refused(tmp_path: Path) -> None:
     with on_devices(1), pytest.raises(VaeJaxError, match="not empty and not a run folder"):
         train(tiny.experiment(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_file_managers_leave_is_no_other_use(tmp_path: Path) -> None:
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+        (tmp_path / name).touch()
+    with on_devices(1):
+        RunFolder(tmp_path).claim(tiny.experiment(), 0, 1, None)
+    assert (tmp_path / "experiment.json").exists()
+
+
+# Two processes, one folder
+
+
+def test_the_second_process_in_a_run_folder_is_told_who_trains_there(
+    straight: Straight, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    first = start_bare(folder, 1)
+    wait_until(lambda: last_step(folder) > 100, first)
+    first.send_signal(signal.SIGSTOP)  # so that it is still there
+    try:
+        with on_devices(1), pytest.raises(VaeJaxError) as raised:
+            train_file(TINY, folder, ARGUMENTS)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    said = (
+        rf"{folder} is being trained in by process {first.pid} on \S+, since \S+: wait for its end"
+    )
+    assert re.match(said, str(raised.value))
+    assert finish(first).returncode == 0
+    assert summary(folder) == summary(straight(1))
+    assert rows(folder) == rows(straight(1))
+
+
+def test_of_two_experiments_started_together_in_a_new_folder_one_has_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    rates = (1e-3, 1e-2)
+    arguments = [json.dumps({"num_steps": 40, "learning_rate": rate}) for rate in rates]
+    processes = [start(BARE, TINY, folder, each) for each in arguments]
+    done = [finish(process) for process in processes]
+    assert sorted(run.returncode for run in done) == [0, 1], done
+    winner = [run.returncode for run in done].index(0)
+    record = json.loads((folder / "experiment.json").read_text())
+    assert record["experiment"]["arguments"]["learning_rate"] == rates[winner]
+    said = done[1 - winner].stderr.splitlines()[-1]
+    other = (
+        f"is the run of another experiment (experiment.arguments.learning_rate is {rates[winner]}"
+    )
+    trained = f"is being trained in by process {processes[winner].pid} on "
+    assert other in said or trained in said
+    alone = tmp_path / "alone"
+    with on_devices(1):
+        train_file(TINY, alone, json.loads(arguments[winner]))
+    assert summary(folder) == summary(alone)
+
+
+def test_the_record_is_written_by_one_of_many_claims(tmp_path: Path) -> None:
+    """Threads that claim one folder at the same moment: one experiment has it."""
+    experiments = [tiny.experiment(num_steps=steps) for steps in range(10, 90, 10)]
+    barrier, refused = threading.Barrier(len(experiments)), []
+
+    def claim(experiment: Any) -> None:
+        barrier.wait()
+        try:
+            RunFolder(tmp_path / "run").claim(experiment, 0, 1, None)
+        except VaeJaxError as error:
+            refused.append(str(error))
+
+    with on_devices(1):
+        threads = [threading.Thread(target=claim, args=(each,)) for each in experiments]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(refused) == len(experiments) - 1
+    for sentence in refused:
+        assert "another experiment (num_steps" in sentence or "is being trained in by" in sentence
+
+
+# What was damaged or lost
+
+
+DAMAGES: dict[str, bytes | None] = {
+    "lost": None,
+    "empty": b"",
+    "half": b'{"experiment": ',
+    "encoding": b"\xff\xfe{",
+    "list": b"[1]",
+    "types": b'{"experiment": 3, "data": [], "num_seeds": "1", "step": "x"}',
+}
+
+
+def damaged(path: Path, damage: str) -> None:
+    content = DAMAGES[damage]
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_record_comes_back_from_its_copy(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with on_devices(1):
+        folder.claim(tiny.experiment(), 0, 1, None)
+        with folder.lock():
+            pass
+        before = folder.record.read_bytes()
+        damaged(folder.record, damage)
+        with pytest.raises(VaeJaxError, match=r"another experiment \(num_steps"):
+            folder.claim(tiny.experiment(num_steps=80), 0, 1, None)
+        folder.claim(tiny.experiment(), 0, 1, None)
+        assert "Its copy .experiment.json is used." in capsys.readouterr().err
+        with folder.lock():
+            pass
+        assert folder.record.read_bytes() == before
+        if DAMAGES[damage] is not None:  # it may have been the user's hand
+            assert (folder.path / "experiment.damaged.json").read_bytes() == DAMAGES[damage]
+        damaged(folder.record_copy, damage)
+        with folder.lock():
+            pass
+    assert folder.record_copy.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_summary_is_none(damage: str, straight: Straight, tmp_path: Path) -> None:
+    shutil.copy(straight(1) / "summary.json", tmp_path)
+    assert RunFolder(tmp_path).read_summary() is not None
+    damaged(tmp_path / "summary.json", damage)
+    assert RunFolder(tmp_path).read_summary() is None
+
+
+SHORT = {"num_steps": 60, "log_every": 10, "checkpoint_every": 20}
+
+
+def test_a_run_goes_on_without_its_record_and_with_metrics_of_any_kind(tmp_path: Path) -> None:
+    """And is finished again where its summary is damaged."""
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    with on_devices(1):
+        train_file(TINY, whole, SHORT)
+        with pytest.raises(Interrupted), interrupted_after(20):
+            train_file(TINY, folder, SHORT)
+        damaged(folder / "experiment.json", "half")
+        lines = (folder / "metrics.jsonl").read_bytes()
+        others = [b"[1]", b"3", b"null", b"\xff", b"{}", b'{"step": "1"}', b'{"step": ']
+        others += [b'{"step": 1, "loss": %s}' % bad for bad in (b'"x"', b"[[1]]", b"{}")]
+        (folder / "metrics.jsonl").write_bytes(b"\n".join([*others, lines, *others]))
+        expected = list(map(json.loads, lines.splitlines()))
+        assert RunFolder(folder).read_metrics() == expected
+        train_file(TINY, folder, SHORT)
+        assert rows(folder) == rows(whole)
+        assert summary(folder) == summary(whole)
+        damaged(folder / "summary.json", "types")
+        train_file(TINY, folder, SHORT)
+    assert summary(folder) == summary(whole)
+
+
+def test_a_run_without_record_and_copy_is_a_sentence_that_destroys_nothing(
+    straight: Straight, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight(1), folder)
+    for name in ("experiment.json", ".experiment.json"):
+        (folder / name).write_bytes(b"[]")
+    before = content(folder)
+    for function in (load_run, lambda folder: train_file(TINY, folder, ARGUMENTS)):
+        with on_devices(1), pytest.raises(VaeJaxError, match=r"damaged .* Put a good copy back"):
+            function(folder)
+    assert content(folder) == before
+    for name in ("experiment.json", ".experiment.json"):
+        (folder / name).unlink()
+    lost = r"no experiment\.json, .*: put it back, or choose"
+    with on_devices(1), pytest.raises(VaeJaxError, match=lost):
+        train_file(TINY, folder, ARGUMENTS)
+    assert checkpoint_steps(folder) == checkpoint_steps(straight(1))
 
 
 def test_experiment_json_says_what_the_run_is(straight: Straight) -> None:

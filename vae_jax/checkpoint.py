@@ -1,13 +1,12 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is one training state on the host, written in the background under a temporary name
-and renamed when whole. Its manifest has a SHA-256 of every file, checked before any is read.
+A checkpoint is one training state on the host, written in the background as a whole folder with a
+manifest of its files, which are checked before any is read.
 """
 
 import hashlib
 import json
 import math
-import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from vae_jax import storage
 from vae_jax.errors import VaeJaxError
 
 State = TypeVar("State")
 Which = Literal["latest", "best"]
-_MANIFEST = "manifest.json"
+_ATTEMPTS = 10  # to read beside a process that replaces checkpoints meanwhile
 
 
 def fingerprint(tree: Any) -> str:
@@ -43,34 +43,24 @@ def _arrays(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Path and SHA-256 of every file of a checkpoint but the manifest."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != _MANIFEST:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[str(path.relative_to(folder))] = digest
-    return found
-
-
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), repr(error))[:200]
 
 
 class Checkpoints:
-    """The checkpoints of one run: the latest so many, and the best by validation.
+    """The checkpoints of one run: the latest ones, and the best by validation.
+
+    One process at a time may write; any may read meanwhile.
 
     Args:
-        folder: where they are, each in a folder named by its step; made if absent.
-        keep: how many of the latest stay.
+        folder: where they are, each in a folder named by its step; made when one is saved.
+        keep: the number of the latest that stay.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
         absl_logging.set_verbosity(absl_logging.FATAL)  # its errors are raised too
         self.folder = folder.absolute()
         self.keep = keep
-        self.folder.mkdir(parents=True, exist_ok=True)
         process = jax.process_index()
         # The state is the same in every process: each reads alone, and one writes.
         alone = ocp.options.MultiprocessingOptions(
@@ -106,13 +96,13 @@ class Checkpoints:
         """Starts writing a state of host arrays, which must not change afterwards.
 
         Args:
-            step: its name.
+            step: its name; a whole checkpoint of that name stays as it is.
             state: a pytree.
             validation: what `best` minimises; None if it was not measured. What is not finite
                 never is the best.
 
         Raises:
-            VaeJaxError: the one before could not be written.
+            VaeJaxError: the checkpoint before this one could not be written.
         """
         self.wait()
         self._writing = self._writer.submit(self._write, step, state, validation)
@@ -133,46 +123,70 @@ class Checkpoints:
             ) from error
 
     def _write(self, step: int, state: Any, validation: float | None) -> None:
-        partial = self.folder / f"{step}.partial"
-        try:
-            self._orbax.save(partial, args=ocp.args.StandardSave(state), force=True)
+        target = self.folder / str(step)
+        if target.exists() and not self._is_whole(step):
+            self._set_aside(step)
+        with storage.whole_folder(target) as partial:
+            try:
+                self._orbax.save(partial, args=ocp.args.StandardSave(state), force=True)
+            except Exception:
+                for _ in range(20):  # a second, in which Orbax's other threads write on
+                    storage.delete_partial(partial)
+                    time.sleep(0.05)
+                raise
             measured = validation is not None and math.isfinite(validation)
             manifest = {
                 "validation": validation if measured else None,
                 "arrays": _arrays(state),
-                "files": _files(partial),
+                "files": storage.manifest_of(partial),
             }
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-            partial.rename(self.folder / str(step))
-            kept = {*self.steps()[: self.keep], *self.steps("best")[:1]}
-            for old in set(self.steps()) - kept:
-                shutil.rmtree((self.folder / str(old)).rename(self.folder / f"{old}.old"))
-        except Exception:
-            for _ in range(20):  # a second: where one of Orbax's threads fails, others write on
-                self._delete_unfinished()
-                time.sleep(0.05)
-            raise
+            (partial / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for old in set(self.steps()) - {*self.steps()[: self.keep], *self.steps("best")[:1]}:
+            self._delete(old)
 
-    def _delete_unfinished(self) -> None:
-        for path in self.folder.glob("*.*"):
-            shutil.rmtree(path, ignore_errors=True)
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint; what else is in its folder stays, under another name."""
+        manifest, folder = self._manifest(step), self.folder / str(step)
+        if manifest is None:
+            self._set_aside(step)
+        elif storage.strangers(folder, manifest["files"]):
+            folder.rename(storage.free_name(self.folder / f"{step}.kept"))
+        else:
+            storage.delete_folder(folder)
 
-    def _manifest(self, step: int) -> dict[str, Any]:
-        """The manifest; that of a damaged checkpoint fits nothing."""
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way."""
+        target = self.folder.with_name(f"damaged_{self.folder.name}") / str(step)
+        storage.make_folder(target.parent)
+        (self.folder / str(step)).rename(storage.free_name(target))
+
+    def _manifest(self, step: int) -> dict[str, Any] | None:
+        """The manifest of a checkpoint; None where it is damaged."""
         try:
-            return json.loads((self.folder / str(step) / _MANIFEST).read_text())
-        except (OSError, ValueError):
-            return {"validation": None, "arrays": {}, "files": None}
+            manifest = storage.read_json(self.folder / str(step) / storage.MANIFEST)
+        except storage.DamagedError:
+            return None
+        match manifest:
+            case {"validation": int() | float() | None, "arrays": dict(), "files": dict()}:
+                return manifest
+        return None
+
+    def _is_whole(self, step: int) -> bool:
+        manifest = self._manifest(step)
+        return manifest is not None and not storage.damage(
+            self.folder / str(step), manifest["files"]
+        )
 
     def steps(self, which: Which = "latest") -> list[int]:
         """Steps that have a checkpoint, the wanted one first."""
-        names = [path.name for path in self.folder.iterdir()]
-        steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        names = [path.name for path in self.folder.glob("[0-9]*") if path.is_dir()]
+        numbers = [int(name) for name in names if name.isdecimal()]
+        steps = sorted((step for step in numbers if str(step) in names), reverse=True)
         if which == "latest":
             return steps
-        scores = {step: self._manifest(step)["validation"] for step in steps}
-        measured = [step for step in steps if scores[step] is not None]
-        return sorted(measured, key=scores.__getitem__)
+        manifests = {step: self._manifest(step) or {"validation": None} for step in steps}
+        measured = [step for step in steps if manifests[step]["validation"] is not None]
+        return sorted(measured, key=lambda step: manifests[step]["validation"])
 
     def restore(self, like: State, which: Which = "latest") -> tuple[State, list[str]] | None:
         """Reads a state; one that is damaged is passed over for the next.
@@ -188,24 +202,48 @@ class Checkpoints:
         Raises:
             VaeJaxError: there are some, but each is damaged; or one is of another model.
         """
-        skipped: list[str] = []
-        unknown = {step for step in self.steps() if self._manifest(step)["files"] is None}
-        for step in [*unknown, *(step for step in self.steps(which) if step not in unknown)]:
-            if _files(self.folder / str(step)) == self._manifest(step)["files"]:
-                return self._read(step, like), skipped
-            skipped.append(
-                f"The checkpoint of step {step} in {self.folder} is damaged (its files are not "
-                "those that were written) and passed over."
-            )
-        if skipped:
-            raise VaeJaxError(
-                f"Every {which} checkpoint in {self.folder} is damaged: delete the run folder to "
-                "start anew."
-            )
-        return None
+        for _ in range(_ATTEMPTS):
+            skipped: list[str] = []
+            unknown = [step for step in self.steps() if self._manifest(step) is None]
+            for step in [*unknown, *(step for step in self.steps(which) if step not in unknown)]:
+                state = self.read(step, like)
+                if state is not None:
+                    return state, skipped
+                if not (self.folder / str(step)).exists():
+                    break  # a later one has taken over from it: look again
+                skipped.append(
+                    f"The checkpoint of step {step} in {self.folder} is damaged (its files are not "
+                    "those that were written) and passed over."
+                )
+            else:
+                if not skipped:
+                    return None
+                raise VaeJaxError(
+                    f"Every {which} checkpoint in {self.folder} is damaged: put a good copy back, "
+                    "or choose another --workdir to begin from the first step."
+                )
+        raise VaeJaxError(
+            f"The checkpoints in {self.folder} are replaced faster than they can be read: read "
+            "them when the training has ended."
+        )
 
-    def _read(self, step: int, like: State) -> State:
-        there, here = self._manifest(step)["arrays"], _arrays(like)
+    def read(self, step: int, like: State) -> State | None:
+        """Reads the state of a step.
+
+        Args:
+            step: its step.
+            like: as for `restore`.
+
+        Returns:
+            The state, of NumPy arrays; None where there is none, or a damaged one.
+
+        Raises:
+            VaeJaxError: it is of another model.
+        """
+        manifest, folder = self._manifest(step), self.folder / str(step)
+        if manifest is None or not self._is_whole(step):
+            return None
+        there, here = manifest["arrays"], _arrays(like)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise VaeJaxError(
@@ -214,8 +252,15 @@ class Checkpoints:
                     "choose another run folder."
                 )
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        arguments = ocp.args.StandardRestore(abstract)
-        state: Any = self._orbax.restore(self.folder / str(step), args=arguments)
+        try:
+            state: Any = self._orbax.restore(folder, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:  # of many kinds
+            if not folder.exists():
+                return None
+            raise VaeJaxError(
+                f"The checkpoint of step {step} in {self.folder} is whole, but cannot be read "
+                f"({_first_line(error)}): see that this is the version of Orbax that wrote it."
+            ) from error
         return jax.tree.map(np.asarray, state)
 
     def clean_up(self, step: int) -> None:
@@ -224,9 +269,6 @@ class Checkpoints:
         What a killed process was writing is deleted; checkpoints later than `step`, which are
         damaged, move to `damaged_checkpoints`, to be written again.
         """
-        self._delete_unfinished()
+        storage.sweep(self.folder, age=0)
         for damaged in [s for s in self.steps() if s > step]:
-            target = self.folder.with_name("damaged_checkpoints") / str(damaged)
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            (self.folder / str(damaged)).rename(target)
+            self._set_aside(damaged)

@@ -239,9 +239,11 @@ def evaluate(
         quality=quality,
         features=spaces,
     )
-    report.record(loaded, evaluation, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
     report.show(loaded, evaluation)
     print_paths(sorted(loaded.folder.figures.glob("*.png")))
+    sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
+    report.record(loaded, evaluation, seconds)
 
 
 @app.command

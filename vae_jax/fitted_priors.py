@@ -181,6 +181,8 @@ def prior_for(run: Run, family: Family) -> Prior:
 def fitted(run: Run, family: Family) -> Run:
     """`fit` with a prior of this family, kept in the run folder: the second call reads it.
 
+    A damaged one is fitted again.
+
     Raises:
         VaeJaxError: as for `prior_for` and `fit`.
     """
@@ -190,10 +192,9 @@ def fitted(run: Run, family: Family) -> Run:
     folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}"
     with Checkpoints(folder) as checkpoints:
         step = int(run.state.step[0])
-        if step in checkpoints.steps():
-            restored = checkpoints.restore(like)
-            assert restored is not None
-            return _with_prior(run, model, restored[0])
+        params = checkpoints.read(step, like)
+        if params is not None:
+            return _with_prior(run, model, params)
         result = fit(run, prior)
         checkpoints.save(
             step, jax.tree.map(lambda leaf: leaf[0], result.state.params["prior"]), None

@@ -6,7 +6,6 @@ others raise a `VaeJaxError`: logits and bytes must never be shown as pictures.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor
 
+from vae_jax import storage
 from vae_jax.errors import VaeJaxError
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -243,8 +243,8 @@ def save_images(
 
     The bytes are sRGB, as those of the data are. The suffix decides: .png and .webp keep every
     byte, .jpg and .jpeg have quality 95; a quality, 1 to 100, is that of .jpg, .jpeg and .webp. A
-    failure leaves no file behind. Raises VaeJaxError unless the path ends in one of these, the
-    quality is one for it, and the images are pictures in [0,1].
+    failure leaves no file behind. Raises VaeJaxError unless the path can be written and ends in one
+    of these, the quality is one for it, and the images are pictures in [0,1].
     """
     options = options_for(path, quality)
     grid = Image.fromarray(_mosaic(_tiles(_pixels(images, "[N,H,W,C]"), columns), gap=0))
@@ -282,14 +282,10 @@ def options_for(path: Path, quality: int | None) -> dict[str, Any]:
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> Path:
-    """Lets `write` fill a temporary neighbour of `path` that then takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Lets `write` make a file, whole or not at all."""
+    with storage.writing(path), storage.whole_file(path) as partial:
+        write(partial)
+    return path
 
 
 def _agree(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

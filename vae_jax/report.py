@@ -2,10 +2,8 @@
 
 import dataclasses
 import datetime
-import json
 import shlex
 import sys
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +15,7 @@ from vae_jax import parallel
 from vae_jax.data import list_datasets
 from vae_jax.evaluation.evaluate import Evaluation
 from vae_jax.metrics import Estimate, Quality
-from vae_jax.run import Run, jsonable, write_json
+from vae_jax.run import Run, jsonable
 
 
 def _over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
@@ -82,9 +80,9 @@ def show(run: Run, evaluation: Evaluation) -> None:
         table.add_column(column)
     for row in rows_of(evaluation):
         table.add_row(*map(Text, row))
-    summary = json.loads(run.folder.summary.read_text()) if run.folder.summary.exists() else {}
-    if summary.get("images_per_second"):
-        table.add_row("training speed", f"{summary['images_per_second']:,.0f}", "images/s")
+    speed = (run.folder.read_summary() or {}).get("images_per_second")
+    if isinstance(speed, int | float):
+        table.add_row("training speed", f"{speed:,.0f}", "images/s")
     table.caption = f"{evaluation.num_images:,} images. {evaluation.data}."
     _print(table)
     if evaluation.quality is not None:
@@ -124,9 +122,7 @@ def quality_table(quality: Quality) -> Table:
 
 def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
     """Adds the numbers to evaluation.json, with the command that printed them."""
-    path = run.folder.evaluation
-    content: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    content.append(
+    run.folder.append_evaluation(
         {
             "command": shlex.join(["vae-jax", *sys.argv[1:]]),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -148,7 +144,6 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
             else jax.tree.map(jsonable, dataclasses.asdict(evaluation.quality)),
         }
     )
-    write_json(path, content)
 
 
 def show_datasets() -> None:

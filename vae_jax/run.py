@@ -1,21 +1,23 @@
 """The run folder: what is in it, who may write to it, and how a run comes back from it.
 
 experiment.json   what the run is: experiment file and arguments, data, seeds, versions, devices
+.experiment.json  a copy, for when that is lost or damaged
 metrics.jsonl     a line for every chunk of training steps and for every validation
 checkpoints/      Orbax
 figures/          PNG
 summary.json      final metrics, step, params_sha256; written when the run is finished
 evaluation.json   what `vae-jax evaluate` found
+.training.lock    held by the process that trains here
 """
 
 import contextlib
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,37 +26,13 @@ import jax
 import numpy as np
 from jax import Array
 
-from vae_jax import parallel, random
+from vae_jax import parallel, random, storage
 from vae_jax.checkpoint import Which
 from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment, Origin
 
 PACKAGES = ("vae_jax", "jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write into a sentence.
-
-    Raises:
-        VaeJaxError: `path` cannot be written: no permission, no space, not a folder.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise VaeJaxError(f"{path} cannot be written: {error.strerror or error}.") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    with writing(path):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def git_commit() -> str | None:
@@ -103,6 +81,16 @@ class RunFolder:
         """evaluation.json."""
         return self.path / "evaluation.json"
 
+    @property
+    def record_copy(self) -> Path:
+        """.experiment.json."""
+        return self.path / ".experiment.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """.training.lock."""
+        return self.path / ".training.lock"
+
     def claim(self, experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None):
         """Makes this folder the experiment's, or makes sure that it is.
 
@@ -129,77 +117,158 @@ class RunFolder:
             "batch_size": experiment.batch_size,
         }
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-        if self.record.exists():
-            there, here = _flat(self.read_record()), _flat(identity)
-            for name, value in here.items():
-                if there.get(name) != value:
-                    raise VaeJaxError(
-                        f"{self.path} is the run of another experiment ({name} is "
-                        f"{there.get(name)} there, {value} here): choose another --workdir."
-                    )
-            return
-        with writing(self.path):
-            unfinished = set(self.path.glob(f".{self.record.name}.*"))  # by a killed process
-            if self.path.is_dir() and set(self.path.iterdir()) - unfinished:
+        if not self.record.exists() and not self.record_copy.exists():
+            self._create(identity | _circumstances(origin))
+        there, here = _flat(self.read_record()), _flat(identity)
+        for name, value in here.items():
+            if there.get(name) != value:
                 raise VaeJaxError(
-                    f"{self.path} is not empty and not a run folder: choose another --workdir."
+                    f"{self.path} is the run of another experiment ({name} is "
+                    f"{there.get(name)} there, {value} here): choose another --workdir."
                 )
-            self.path.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.record,
-            identity
-            | {
-                "file": None if origin is None else origin.file,
-                "source": None if origin is None else origin.source,
-                "git_commit": git_commit(),
-                "devices": parallel.describe_devices(),
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-                | {"python": platform.python_version()},
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            },
+
+    def _create(self, content: dict[str, Any]) -> None:
+        """Writes experiment.json into a new or empty folder, unless another process is first."""
+        with storage.writing(self.path):
+            found = set(self.path.iterdir()) if self.path.exists() else set()
+            storage.make_folder(self.path)
+        strangers = [path for path in found - {self.lock_file} if not storage.is_litter(path)]
+        if strangers and not self.record.exists():
+            what = (
+                "has checkpoints but no experiment.json, which said what they are of: put it back, "
+                "or"
+                if self.checkpoints in strangers
+                else "is not empty and not a run folder:"
+            )
+            raise VaeJaxError(f"{self.path} {what} choose another --workdir.")
+        with storage.lock(self.lock_file, self._refusal):
+            if not self.record.exists():
+                storage.write_json(self.record, content)
+
+    @property
+    def _refusal(self) -> str:
+        return (
+            f"{self.path} is being trained in by {{holder}}: wait for its end, or choose another "
+            "--workdir."
         )
+
+    @contextlib.contextmanager
+    def lock(self) -> Generator[None]:
+        """Keeps other processes from training here; released when this one ends, however it ends.
+
+        Raises:
+            VaeJaxError: another process trains here.
+        """
+        if not parallel.is_main_process():
+            yield
+            return
+        with storage.lock(self.lock_file, self._refusal):
+            storage.sweep(self.path)
+            self._repair()
+            yield
+
+    def _repair(self) -> None:
+        """Makes experiment.json and its copy two good files, of one that is."""
+        for path, other in ((self.record, self.record_copy), (self.record_copy, self.record)):
+            try:
+                _read_record(path)
+            except storage.DamagedError:
+                if path.exists():
+                    path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
+                storage.write_json(path, _read_record(other))
 
     def write_summary(self, content: dict[str, Any]) -> None:
         """Writes summary.json."""
         if parallel.is_main_process():
-            write_json(self.summary, content)
+            storage.write_json(self.summary, content)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The content of summary.json; None where there is none, or a damaged one."""
+        with contextlib.suppress(storage.DamagedError):
+            match summary := storage.read_json(self.summary):
+                case {"step": int(), "params_sha256": str()}:
+                    return summary
+        return None
 
     def read_record(self) -> dict[str, Any]:
-        """The content of experiment.json.
+        """The content of experiment.json or, where that is lost or damaged, of its copy.
 
         Raises:
-            VaeJaxError: there is none: this is no run folder.
+            VaeJaxError: there is neither: this is no run folder; or both are damaged.
         """
+        if not self.record.exists() and not self.record_copy.exists():
+            raise VaeJaxError(f"{self.path} is no run folder: it has no experiment.json.")
         try:
-            return json.loads(self.record.read_text())
-        except OSError as error:
-            raise VaeJaxError(
-                f"{self.path} is no run folder: it has no experiment.json."
-            ) from error
-        except ValueError as error:
-            raise VaeJaxError(f"{self.record} is damaged: {error}.") from error
+            return _read_record(self.record)
+        except storage.DamagedError as error:
+            try:
+                record = _read_record(self.record_copy)
+            except storage.DamagedError:
+                raise VaeJaxError(
+                    f"{error} Put a good copy back, or choose another --workdir."
+                ) from error
+            print(f"{error} Its copy {self.record_copy.name} is used.", file=sys.stderr)
+            return record
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl; non-finite numbers become null."""
-        with writing(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps({name: jsonable(value) for name, value in line.items()}) + "\n")
+        content = {name: jsonable(value) for name, value in line.items()}
+        storage.append_line(self.metrics, content)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one cut off by a crash is left out."""
-        lines = []
-        if self.metrics.exists():
-            for line in self.metrics.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    lines.append(json.loads(line))
-        return lines
+        """The lines of metrics.jsonl that are whole: a step, and numbers by name."""
+        return [line for line in storage.read_lines(self.metrics) if _is_of_metrics(line)]
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after the step that training goes on from."""
         kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
-        with writing(self.metrics):
-            temporary = self.metrics.with_name(".metrics.jsonl")
-            temporary.write_text("".join(kept))
-            temporary.rename(self.metrics)
+        with storage.writing(self.metrics), storage.whole_file(self.metrics) as partial:
+            partial.write_text("".join(kept))
+
+    def append_evaluation(self, entry: dict[str, Any]) -> None:
+        """Adds an entry to evaluation.json; those of several processes are all kept."""
+        storage.append_entry(self.evaluation, entry)
+
+
+def _circumstances(origin: Origin | None) -> dict[str, Any]:
+    """What experiment.json says of a run beside its identity."""
+    return {
+        "file": None if origin is None else origin.file,
+        "source": None if origin is None else origin.source,
+        "git_commit": git_commit(),
+        "devices": parallel.describe_devices(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """An experiment.json whose values that a run comes back from have their types.
+
+    Raises:
+        DamagedError: it is damaged.
+    """
+    match record := storage.read_json(path):
+        case {
+            "experiment": {"arguments": dict()} | None,
+            "data": {"fingerprint": str()},
+            "file": str() | None,
+            "source": str() | None,
+            "num_seeds": int(),
+        }:
+            return record
+    raise storage.DamagedError(f"{path} is damaged (an entry is missing or of another type).")
+
+
+def _is_of_metrics(line: dict[str, Any]) -> bool:
+    def is_number(value: Any) -> bool:
+        return value is None or isinstance(value, int | float)
+
+    values = [
+        each for value in line.values() for each in (value if isinstance(value, list) else [value])
+    ]
+    return isinstance(line.get("step"), int) and all(map(is_number, values))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The standard figures of a run, drawn when its training ends."""
 
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vae_jax import generate, plots
+from vae_jax import generate, plots, storage
 from vae_jax.interfaces import has_bound
 from vae_jax.run import Run
 
@@ -38,6 +38,8 @@ def samples(run: Run) -> Figure:
 
 def draw(run: Run) -> list[Path]:
     """Draws what the model allows into the run's folder; shows validation images, never test ones.
+
+    A new folder appears when all are drawn; in an old one each takes the place of its predecessor.
 
     Returns:
         Paths of the figures.
@@ -76,9 +78,9 @@ def draw(run: Run) -> list[Path]:
             z, None if labels is None else labels[rows], data.class_names
         )
         drawn["manifold"] = plots.manifold(*generate.manifold(run, 20, None if y is None else 0))
-    partial = run.folder.figures.with_name("figures.partial")
-    for name, figure in drawn.items():
-        plots.save(figure, partial / f"{name}.png")
-    shutil.rmtree(run.folder.figures, ignore_errors=True)
-    partial.rename(run.folder.figures)
-    return [run.folder.figures / f"{name}.png" for name in drawn]
+    folder = run.folder.figures
+    whole = nullcontext(folder) if folder.exists() else storage.whole_folder(folder)
+    with storage.writing(folder), whole as made:
+        for name, figure in drawn.items():
+            plots.save(figure, made / f"{name}.png")
+    return [folder / f"{name}.png" for name in drawn]

@@ -223,6 +223,7 @@ def train(
     parallel.largest(0)  # nobody writes there before it is claimed
     initial_state = jax.jit(jax.vmap(partial(init_state, experiment)))
     with (
+        run_folder.lock(),
         Checkpoints(run_folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
         Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
         signals() as received,
@@ -236,7 +237,7 @@ def train(
                 progress.say(warning)
         state = parallel.from_main_process(state)
         step = int(state.step[0])
-        if parallel.largest(run_folder.summary.exists()) and step == experiment.num_steps:
+        if parallel.largest(run_folder.read_summary() is not None) and step == experiment.num_steps:
             progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
             return Run(run_folder, experiment, state, "latest")
         if step > 0:

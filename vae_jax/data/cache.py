@@ -1,6 +1,5 @@
 """The prepared arrays on disk: written whole or not at all, checked when read, memory-mapped."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vae_jax import storage
 from vae_jax.errors import VaeJaxError
-
-_MANIFEST = "manifest.json"
 
 
 def root(data_dir: str | Path | None) -> Path:
@@ -25,25 +23,20 @@ def folder(data_dir: Path, name: str) -> Path:
     return data_dir / name / "vae_jax"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def publish(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
     """Turns a folder of {name}.npy files into a cache, in one rename.
 
     Args:
         arrays: the folder, which is gone afterwards.
         target: the folder to make; the caller sees that nobody else is making it.
-        about: what else the manifest shall say, as JSON.
+        about: further entries of the manifest, as JSON.
 
     Raises:
         OSError: the disk is full or the folder not writable.
     """
-    files = {path.name: {"sha256": _sha256(path)} for path in sorted(arrays.glob("*.npy"))}
-    (arrays / _MANIFEST).write_text(json.dumps({**about, "files": files}, indent=2))
-    arrays.rename(target)
+    manifest = {**about, "files": storage.manifest_of(arrays)}
+    (arrays / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
+    storage.publish(arrays, target)
 
 
 def read(name: str, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -54,26 +47,30 @@ def read(name: str, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         source: the folder that `publish` made.
 
     Returns:
-        Read-only memory maps by array name, and the manifest.
+        Read-only memory maps by array name, and the manifest: "files", and "class_names" and
+        "skipped" (files without an image), lists of strings or None.
 
     Raises:
         VaeJaxError: a file is missing, or is not the one that was written.
     """
-
-    def corrupted(what: str) -> VaeJaxError:
-        return VaeJaxError(
-            f"The cached data of {name} at {source} is corrupted ({what}): delete that folder, and "
-            "it is made anew."
-        )
-
     try:
-        manifest: dict[str, Any] = json.loads((source / _MANIFEST).read_text())
-        for file, entry in manifest["files"].items():
-            if _sha256(source / file) != entry["sha256"]:
-                raise corrupted(f"sha256 of {file} differs")
-    except FileNotFoundError as error:
-        raise corrupted(f"{Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError):
-        raise corrupted(f"{_MANIFEST} is unreadable") from None
+        manifest = {"class_names": None, "skipped": None}
+        manifest |= storage.read_json(source / storage.MANIFEST)
+        match manifest:
+            case {
+                "files": {"train_images.npy": dict()},
+                "class_names": list() | None,
+                "skipped": list() | None,
+            }:
+                damage = storage.damage(source, manifest["files"])
+            case _:
+                damage = f"{storage.MANIFEST} lacks an entry"
+    except storage.DamagedError as error:
+        manifest, damage = {}, str(error).rstrip(".")
+    if damage is not None:
+        raise VaeJaxError(
+            f"The prepared data of {name} at {source} are damaged ({damage}): move that folder "
+            "away, and they are prepared again."
+        )
     arrays = {Path(f).stem: np.load(source / f, mmap_mode="r") for f in manifest["files"]}
     return arrays, manifest

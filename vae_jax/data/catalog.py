@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae_jax.data import cache, preparing
+from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
@@ -212,7 +212,7 @@ def prepare(
         return
     manual_folder = _manual_folder(name, manual_dir)
     arguments = [name, str(root), *([] if manual_folder is None else [str(manual_folder)])]
-    preparing.run("vae_jax.data.tfds_prepare", arguments, f"{name} with TFDS in {root}")
+    preparation.run("vae_jax.data.tfds_prepare", arguments, f"{name} with TFDS in {root}")
 
 
 def _find_source(name: str) -> Source:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from vae_jax.data import cache, preparing
+from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
@@ -173,7 +173,7 @@ def load_folder(
     fresh = not target.exists()
     if fresh:
         arguments = [str(root), str(height), str(width), str(channels), str(cache.root(data_dir))]
-        preparing.run("vae_jax.data.folder_prepare", arguments, f"the pictures of {root}")
+        preparation.run("vae_jax.data.folder_prepare", arguments, f"the pictures of {root}")
         if not target.exists():
             raise VaeJaxError(f"{root} changed while it was read: run it again.")
     arrays, manifest = cache.read(root.name, target)

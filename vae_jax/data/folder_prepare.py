@@ -1,6 +1,6 @@
 """Decode a folder's pictures: `python -m vae_jax.data.folder_prepare FOLDER H W C DATA_DIR`.
 
-`vae_jax.data.load_folder` starts it (`preparing.run`).
+`vae_jax.data.load_folder` starts it (`preparation.run`).
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vae_jax.data import cache, parts
+from vae_jax.data import cache, preparation
 from vae_jax.data.folder import Files, cache_of
 from vae_jax.errors import VaeJaxError
 
@@ -73,7 +73,9 @@ def _pixels(image: Image.Image, height: int, width: int, channels: int) -> np.nd
     return np.asarray(fitted).reshape(height, width, channels)
 
 
-def _decode(root: Path, shape: tuple[int, int, int], job: Sequence[tuple[int, str]]) -> parts.Part:
+def _decode(
+    root: Path, shape: tuple[int, int, int], job: Sequence[tuple[int, str]]
+) -> preparation.Part:
     rows, images, skipped = [], [], []
     for row, name in job:
         try:
@@ -82,7 +84,7 @@ def _decode(root: Path, shape: tuple[int, int, int], job: Sequence[tuple[int, st
         except UnusableError as error:
             skipped.append(f"{name}: {error}")
     stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
-    return parts.Part(np.array(rows, np.int64), stacked, None, skipped)
+    return preparation.Part(np.array(rows, np.int64), stacked, None, skipped)
 
 
 def _empty_folders(root: Path, classes: Sequence[str]) -> list[str]:
@@ -94,15 +96,17 @@ def _empty_folders(root: Path, classes: Sequence[str]) -> list[str]:
 def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
     files = Files.of(root)
     target = cache_of(files, *shape, data_dir)
-    with parts.preparing(target) as work:
+    with preparation.working_folder(target) as work:
         if work is None:
             return
-        stretches = parts.rows_of_parts(len(files.names), int(np.prod(shape)))
+        stretches = preparation.divide_rows(len(files.names), int(np.prod(shape)))
         jobs = [[(row, files.names[row]) for row in stretch] for stretch in stretches]
         plan = {"target": target.parent.name, "parts": len(jobs)}
         processes = max(1, min(os.cpu_count() or 1, len(files.names) // IMAGES_PER_PROCESS))
-        made = parts.make(work, plan, jobs, functools.partial(_decode, root, shape), processes)
-        rows, skipped = parts.found(made) if made else (np.empty(0, np.int64), [])
+        made = preparation.decode_parts(
+            work, plan, jobs, functools.partial(_decode, root, shape), processes
+        )
+        rows, skipped = preparation.usable_rows(made) if made else (np.empty(0, np.int64), [])
         splits = files.splits(rows)
         if not len(splits["train"]):
             reasons = f" ({'; '.join(skipped[:5])}{'; ...' if len(skipped) > 5 else ''})"
@@ -110,7 +114,7 @@ def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
                 f"{root} has no training picture that can be used{reasons if skipped else ''}: put "
                 "JPEG, PNG or WebP files there."
             )
-        whole = parts.assemble(work, made, splits)
+        whole = preparation.assemble_splits(work, made, splits)
         classes = sorted({files.class_of(int(row)) for row in rows})
         if classes != ["."]:
             number = {name: label for label, name in enumerate(classes)}

@@ -1,6 +1,6 @@
 """Prepare one data set: `python -m vae_jax.data.tfds_prepare NAME DATA_DIR [MANUAL_FOLDER]`.
 
-The only process that imports TensorFlow. `vae_jax.data.prepare` starts it (`preparing.run`). TFDS
+The only process that imports TensorFlow. `vae_jax.data.prepare` starts it (`preparation.run`). TFDS
 generates in this one process; decoding what it has generated is what several share.
 """
 
@@ -21,12 +21,13 @@ from tensorflow_datasets.core import hashing
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from vae_jax.data import cache, parts
+from vae_jax import storage
+from vae_jax.data import cache, preparation
 from vae_jax.data.builders import MissingFileError  # and registers our builders with TFDS
 from vae_jax.data.catalog import SOURCES, Source
 from vae_jax.errors import VaeJaxError
 
-_DISK_FULL = tuple(os.strerror(code) for code in parts.DISK_FULL)
+_DISK_FULL = tuple(os.strerror(code) for code in storage.DISK_FULL)
 # A process takes seconds to start, in which another decodes thousands of small images.
 IMAGES_PER_PROCESS = 10_000
 _TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
@@ -61,7 +62,7 @@ class Records(NamedTuple):
     rows: np.ndarray
 
 
-def _decode(source: Source, data_dir: Path, records: Records) -> parts.Part:
+def _decode(source: Source, data_dir: Path, records: Records) -> preparation.Part:
     builder, (split, start, rows) = _builder(source.name, data_dir), records
     stop = start + len(rows)
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
@@ -75,7 +76,7 @@ def _decode(source: Source, data_dir: Path, records: Records) -> parts.Part:
     # TFDS's binarized MNIST holds 0 and 1; the protocols take bytes.
     images = np.uint8(255) * (images > 0) if source.protocol == "threshold" else images
     labels = columns["label"].astype(np.int32) if "label" in columns else None
-    return parts.Part(rows, images, labels, [])
+    return preparation.Part(rows, images, labels, [])
 
 
 def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
@@ -86,7 +87,7 @@ def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
         # TFDS writes examples sorted by the hash of their key, which here is their index.
         size = builder.info.splits[name].num_examples
         written = sorted(range(size), key=hashing.Hasher(name).hash_key)
-        for part in parts.rows_of_parts(size, math.prod(source.image_shape)):
+        for part in preparation.divide_rows(size, math.prod(source.image_shape)):
             rows = first + np.array(written[part.start : part.stop])
             plan.append(Records(name, part.start, rows))
         first += size
@@ -96,7 +97,7 @@ def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
 def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None:
     """Makes the cache of a data set, unless another process makes it first."""
     target = cache.folder(data_dir, source.name)
-    with parts.preparing(target) as work:
+    with preparation.working_folder(target) as work:
         if work is None:
             return
         builder = _build(source, data_dir, manual_folder)
@@ -105,14 +106,14 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
         plan = {"version": str(builder.version), "parts": len(jobs), "images": total}
         processes = max(1, min(os.cpu_count() or 1, total // IMAGES_PER_PROCESS))
         decode = functools.partial(_decode, source, data_dir)
-        files = parts.make(work, plan, jobs, decode, processes)
+        files = preparation.decode_parts(work, plan, jobs, decode, processes)
         ends = np.cumsum([builder.info.splits[_TFDS_SPLITS[s]].num_examples for s in source.sizes])
         rows = dict(zip(source.sizes, np.split(np.arange(total), ends[:-1]), strict=True))
         features: Any = builder.info.features
         about = {"tfds_version": str(builder.version)}
         if "label" in features:
             about["class_names"] = features["label"].names
-        cache.publish(parts.assemble(work, files, rows), target, about)
+        cache.publish(preparation.assemble_splits(work, files, rows), target, about)
 
 
 def _explain(error: Exception, source: Source, data_dir: Path, manual_folder: Path | None) -> str:

@@ -122,11 +122,8 @@ def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Feat
 
     with Checkpoints(folder.path / "features") as checkpoints:
         first = train.images[:1], targets[:1]
-        if num_steps in checkpoints.steps():
-            restored = checkpoints.restore(jax.eval_shape(initial, *first))
-            assert restored is not None
-            params = restored[0]
-        else:
+        params = checkpoints.read(num_steps, jax.eval_shape(initial, *first))
+        if params is None:
             params = initial(*first)
             state = optimizer.init(params)
             for rows in batch_indices(SEED, 0, num_steps, len(train), BATCH_SIZE):

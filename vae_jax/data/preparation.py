@@ -1,38 +1,94 @@
-"""Images decoded part by part in parallel processes, and put together on the disk.
+"""Preparing a data set: images decoded once, part by part, by processes of their own.
 
-The working folder holds plan.json and a file for each part that is done, so that a preparation that
-was killed goes on with the parts it lacks. No process ever holds more than a part or two in memory.
-Runs in the process that `vae_jax.data.preparing` starts.
+`run` starts a module in a child process and shows its progress. In that child, `working_folder`
+gives it a folder with plan.json and a file for each part that is decoded, so that a preparation
+that was killed goes on with the missing parts. No process ever holds more than a part or two in
+memory.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vae_jax import storage
 from vae_jax.data.pipeline import SplitName
+from vae_jax.errors import VaeJaxError
+from vae_jax.progress import Counter
 
 PART_BYTES = 2**22
-# What a full disk says; the C++ writers under TFDS say its text in a RuntimeError.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Job = TypeVar("Job")
 
 
+def run(module: str, arguments: Sequence[str], what: str) -> None:
+    """Runs `python -m MODULE ARGUMENTS...`, away from this process's memory and main module.
+
+    The module prints `progress DONE ALL` on its stdout. What else it or its libraries print is not
+    shown; where it exits with 1, its last line is the error.
+
+    Args:
+        module: the module's name; the current folder is not searched for it.
+        arguments: its command line.
+        what: what is prepared, and where, for the messages.
+
+    Raises:
+        VaeJaxError: it failed.
+    """
+    settings = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONSAFEPATH": "1",  # or a queue.py beside the pictures would be run
+        "PYTHONUTF8": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    last = ""
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        Counter(f"Preparing {what}") as counter,
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=os.environ | settings,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as child,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            match line.split():
+                case ["progress", done, total]:
+                    counter.update(int(done), int(total))
+                case [_, *_]:
+                    last = line.strip()
+        code = child.wait()
+        errors.seek(0)
+        said = (errors.read().strip() or "no message").splitlines()[-1]
+    if code == 1 and last:
+        raise VaeJaxError(last)
+    if code:
+        raise VaeJaxError(
+            f"Preparing {what} broke off with exit code {code} ({said}): run it again, and it goes "
+            "on from there."
+        )
+
+
 class Part(NamedTuple):
-    """What became of one job.
+    """The images of one job.
 
     Attributes:
-        rows: int64 [n], the images' places in the whole data set.
+        rows: int64 [n], the images' positions in the whole data set.
         images: uint8 [n, H, W, C].
         labels: int32 [n], or None.
         skipped: a line for each file that gave no image.
@@ -44,61 +100,59 @@ class Part(NamedTuple):
     skipped: list[str]
 
 
-def rows_of_parts(num_images: int, image_bytes: int) -> list[range]:
-    """Divides the rows 0..N-1 into parts of `PART_BYTES` of images."""
+def divide_rows(num_images: int, image_bytes: int) -> list[range]:
+    """Divides the rows 0..N-1 into ranges of `PART_BYTES` of images."""
     step = max(1, PART_BYTES // image_bytes)
     return [range(a, min(a + step, num_images)) for a in range(0, num_images, step)]
 
 
 @contextlib.contextmanager
-def preparing(target: Path) -> Iterator[Path | None]:
-    """Has a cache to itself while it is made.
+def working_folder(target: Path) -> Generator[Path | None]:
+    """Lets one process at a time make a cache; others wait.
 
     Yields:
         The working folder, which a killed preparation leaves as it is and a full disk empties; None
         where the cache is there already.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(target.parent)
     work = target.with_suffix(".partial")
-    with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with storage.lock(target.with_suffix(".lock")):
         if target.exists():
             yield None
             return
         try:
             yield work
         except OSError as error:
-            if error.errno in DISK_FULL:
+            if error.errno in storage.DISK_FULL:
                 shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
 
 
-def make(
+def decode_parts(
     work: Path,
     plan: Mapping[str, Any],
     jobs: Sequence[Job],
     decode: Callable[[Job], Part],
     processes: int,
 ) -> list[Path]:
-    """Makes the parts that are not there yet, and says on stdout how many are.
+    """Decodes the parts that are not there yet, and says on stdout how many are.
 
     Args:
         work: the working folder.
         plan: what the parts depend on, as JSON; those of another plan are thrown away.
         jobs: one for each part.
         decode: from a job to its part; picklable where there are several processes.
-        processes: how many to start; where it is 1, none.
+        processes: the number of processes to start; none where it is 1.
 
     Returns:
         The parts' files, in the order of the jobs.
     """
-    written = json.dumps(dict(plan), sort_keys=True)
-    plan_file = work / "plan.json"
-    if not plan_file.exists() or plan_file.read_text() != written:
+    if _read_plan(work) != plan:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        plan_file.write_text(written)
+        with storage.whole_file(work / "plan.json") as partial:
+            partial.write_text(json.dumps(dict(plan), indent=2))
+    storage.sweep(work, age=0)
     files = [work / f"{index:06d}.npz" for index in range(len(jobs))]
     missing = [(file, job) for file, job in zip(files, jobs, strict=True) if not file.exists()]
     done = len(files) - len(missing)
@@ -107,6 +161,13 @@ def make(
         done += 1
         print(f"progress {done} {len(files)}", flush=True)
     return files
+
+
+def _read_plan(work: Path) -> dict[str, Any] | None:
+    try:
+        return storage.read_json(work / "plan.json")
+    except storage.DamagedError:
+        return None
 
 
 def _each_written(
@@ -140,19 +201,13 @@ def _leave_with_parent() -> None:
 
 def _write(decode: Callable[[Job], Part], file: Path, job: Job) -> None:
     part = decode(job)
-    skipped = np.array(json.dumps(part.skipped))
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as output:
-        if part.labels is None:
-            np.savez(output, rows=part.rows, images=part.images, skipped=skipped)
-        else:
-            np.savez(
-                output, rows=part.rows, images=part.images, skipped=skipped, labels=part.labels
-            )
-    temporary.rename(file)
+    arrays = {"rows": part.rows, "images": part.images, "labels": part.labels}
+    written = {name: array for name, array in arrays.items() if array is not None}
+    with storage.whole_file(file) as partial:
+        np.savez(partial, skipped=np.array(json.dumps(part.skipped)), **written)
 
 
-def found(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
+def usable_rows(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
     """The rows that have an image, in order, and a line for each file that gave none."""
     rows, skipped = [], []
     for file in files:
@@ -162,13 +217,15 @@ def found(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
     return np.sort(np.concatenate(rows)), skipped
 
 
-def assemble(work: Path, files: Sequence[Path], splits: Mapping[SplitName, np.ndarray]) -> Path:
+def assemble_splits(
+    work: Path, files: Sequence[Path], splits: Mapping[SplitName, np.ndarray]
+) -> Path:
     """Writes {split}_images.npy and, if there are labels, {split}_labels.npy.
 
     Args:
         work: the working folder.
-        files: of the parts.
-        splits: the rows of each split, in its order; together a partition of `found`.
+        files: the files of the parts.
+        splits: the rows of each split, in its order; together a partition of `usable_rows`.
 
     Returns:
         The folder of the arrays, in the working folder.
@@ -177,9 +234,9 @@ def assemble(work: Path, files: Sequence[Path], splits: Mapping[SplitName, np.nd
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()
     size = 1 + max(int(rows.max(initial=0)) for rows in splits.values())
-    split_of, place = np.empty((2, size), np.int64)
+    split_of, position = np.empty((2, size), np.int64)
     for index, rows in enumerate(splits.values()):
-        split_of[rows], place[rows] = index, np.arange(len(rows))
+        split_of[rows], position[rows] = index, np.arange(len(rows))
 
     images: dict[str, np.ndarray] = {}
     labels: dict[str, np.ndarray] = {}
@@ -193,7 +250,7 @@ def assemble(work: Path, files: Sequence[Path], splits: Mapping[SplitName, np.nd
                 if "labels" in arrays:
                     labels[split] = np.empty(len(rows), np.int32)
             own = split_of[arrays["rows"]] == index
-            where = place[arrays["rows"][own]]
+            where = position[arrays["rows"][own]]
             images[split][where] = arrays["images"][own]
             if "labels" in arrays:
                 labels[split][where] = arrays["labels"][own]

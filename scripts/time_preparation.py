@@ -1,6 +1,6 @@
 """What preparing pictures costs, against their number: time and memory.
 
-    python scripts/preparing.py
+    python scripts/time_preparation.py
 
 Each point writes that many JPEG files of noise, 64x64 in colour, into a temporary folder, and then
 loads the folder in a process of its own, which decodes them in further processes; its memory is the

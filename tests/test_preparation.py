@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from running import finish, has_ended, start, wait_until
 
-from vae_jax import VaeJaxError
-from vae_jax.data import cache, parts, preparing
+from vae_jax import VaeJaxError, storage
+from vae_jax.data import cache, preparation
 
 SHAPE = (16, 16, 3)
 
@@ -28,24 +28,24 @@ def pixels(rows: np.ndarray) -> np.ndarray:
     return images
 
 
-def decode(job: range, broken: int | None = None) -> parts.Part:
+def decode(job: range, broken: int | None = None) -> preparation.Part:
     """All rows but every tenth; interrupted at one row if asked to be."""
     if broken in job:
         raise KeyboardInterrupt
     rows = np.array([row for row in job if row % 10], np.int64)
     skipped = [f"{row}: a tenth" for row in job if row % 10 == 0]
-    return parts.Part(rows, pixels(rows), (rows % 7).astype(np.int32), skipped)
+    return preparation.Part(rows, pixels(rows), (rows % 7).astype(np.int32), skipped)
 
 
 def prepare(target: Path, decoder: Any = decode, processes: int = 1, count: int = 1000) -> None:
     jobs = [range(a, min(a + 60, count)) for a in range(0, count, 60)]
-    with parts.preparing(target) as work:
+    with preparation.working_folder(target) as work:
         if work is None:
             return
-        files = parts.make(work, {"count": count}, jobs, decoder, processes)
-        rows, skipped = parts.found(files)
+        files = preparation.decode_parts(work, {"count": count}, jobs, decoder, processes)
+        rows, skipped = preparation.usable_rows(files)
         order = np.random.default_rng(0).permutation(rows)
-        whole = parts.assemble(work, files, {"train": order[50:], "test": order[:50]})
+        whole = preparation.assemble_splits(work, files, {"train": order[50:], "test": order[:50]})
         cache.publish(whole, target, {"skipped": skipped})
 
 
@@ -69,10 +69,12 @@ def test_an_interrupted_preparation_goes_on_with_the_parts_it_lacks(tmp_path: Pa
     prepare(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "broken", partial(decode, broken=500))
-    (tmp_path / "broken.partial" / "000008.tmp").write_bytes(b"killed while it was written")
+    (tmp_path / "broken.partial" / f".partial-{8:016x}.npz").write_bytes(
+        b"killed while it was written"
+    )
     decoded = []
 
-    def noted(job: range) -> parts.Part:
+    def noted(job: range) -> preparation.Part:
         decoded.append(job.start)
         return decode(job)
 
@@ -90,8 +92,8 @@ def test_parts_of_another_plan_are_not_used(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    def full(job: range) -> parts.Part:
-        raise OSError(parts.DISK_FULL[0], "No space left on device")
+    def full(job: range) -> preparation.Part:
+        raise OSError(storage.DISK_FULL[0], "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
         prepare(tmp_path / "arrays", full)
@@ -196,9 +198,9 @@ def test_what_breaks_off_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         with pytest.raises(VaeJaxError, match=r"Preparing it broke off with exit code 7 .* again"):
-            preparing.run("breaks", [], "it")
+            preparation.run("breaks", [], "it")
         with pytest.raises(VaeJaxError, match=r"^Why\.$"):
-            preparing.run("refuses", [], "it")
+            preparation.run("refuses", [], "it")
 
 
 @pytest.mark.slow
@@ -207,8 +209,8 @@ def test_a_tfds_data_set_is_the_same_from_several_processes(
 ) -> None:
     """mnist_5k in small parts by two processes, killed in between, against the usual way."""
     program = (
-        "import sys; from vae_jax.data import parts, tfds_prepare; "
-        "tfds_prepare.IMAGES_PER_PROCESS, parts.PART_BYTES = 100, 200_000; "
+        "import sys; from vae_jax.data import preparation, tfds_prepare; "
+        "tfds_prepare.IMAGES_PER_PROCESS, preparation.PART_BYTES = 100, 200_000; "
         "sys.exit(tfds_prepare.main('mnist_5k', sys.argv[1]))"
     )
     script = tmp_path / "small_parts.py"

@@ -1,0 +1,376 @@
+# pyright: strict
+"""Files that matter: written whole or not at all, by one writer at a time, and checked when read.
+
+A file or folder is made under a temporary name beside its target, flushed to the disk and renamed,
+so that a reader finds the old one or the new one, whatever was killed, full or unplugged meanwhile.
+A lock ends with the process that holds it. What yields or takes a path to fill raises the disk's
+OSError; what writes by itself, a sentence.
+"""
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from vae_jax.errors import VaeJaxError
+
+if sys.platform != "win32":
+    import fcntl
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANIFEST = "manifest.json"
+_PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
+# What a file system says that has no locks, or cannot flush a folder.
+_NOT_OFFERED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EACCES)
+
+
+class DamagedError(VaeJaxError):
+    """A file does not hold what was written to it."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turns a failure to write into a sentence.
+
+    Raises:
+        VaeJaxError: `path` cannot be written: no permission, no space, not a folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        way_out = "free some space on its disk" if error.errno in DISK_FULL else "choose another"
+        raise VaeJaxError(f"{path} cannot be written ({reason}): {way_out}.") from error
+
+
+# Whole files and folders
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Generator[Path]:
+    """Replaces a file once its content is complete and on the disk.
+
+    Yields:
+        A temporary path beside it, with its suffix, to write to. An exception deletes what is
+        there, and the old file stays.
+    """
+    make_folder(path.parent)
+    partial = _partial_beside(path)
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    finally:
+        delete_partial(partial)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """Makes a folder that appears once its content is complete and on the disk.
+
+    Yields:
+        A temporary folder beside it to fill, which an exception deletes.
+    """
+    partial = _partial_beside(path)
+    try:
+        make_folder(partial)
+        yield partial
+        publish(partial, path)
+    finally:
+        delete_partial(partial)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Flushes a folder to the disk and renames it; one that has the name already stays."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    _flush(target.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those that it is in, on the disk too."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        _flush(each.parent)
+
+
+def delete_partial(partial: Path) -> None:
+    """Deletes a temporary file or folder, and what bears its name with a further suffix."""
+    for path in list(partial.parent.glob(f"{partial.name}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def delete_folder(path: Path) -> None:
+    """Deletes a folder, which a reader finds whole or not at all."""
+    delete_partial(path.rename(_partial_beside(path)))
+
+
+def sweep(folder: Path, age: float = 3600.0) -> None:
+    """Deletes the temporary files and folders of writers that were killed.
+
+    Args:
+        folder: where they wrote.
+        age: seconds for which nobody has touched them; 0 where no one else can be writing.
+    """
+    for path in list(folder.glob(".partial-*")):
+        with contextlib.suppress(OSError):
+            if _PARTIAL.match(path.name) and time.time() - path.lstat().st_mtime >= age:
+                delete_partial(path)
+
+
+def free_name(path: Path) -> Path:
+    """The path itself or, where that exists, the first free one of name-2, name-3, ..."""
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
+
+
+def _partial_beside(path: Path) -> Path:
+    return path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
+
+
+def _flush(path: Path) -> None:
+    """Returns when a file, or a folder's list of names, is on the disk."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NOT_OFFERED:
+            raise
+
+
+# JSON
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    with writing(path), whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file, an object or of another type.
+
+    Raises:
+        DamagedError: it cannot be read, is not JSON, or holds another type.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}).") from error
+    if not isinstance(content, kind):
+        found, wanted = type(content).__name__, kind.__name__
+        raise DamagedError(f"{path} is damaged (it holds a {found} where a {wanted} belongs).")
+    return content
+
+
+def append_entry(path: Path, entry: Any) -> None:
+    """Adds an entry to a JSON file that holds a list; those of all processes are kept.
+
+    A damaged file is renamed, and a new list begun.
+    """
+    with lock(path.with_name(f".{path.name}.lock")):
+        entries: list[Any] = []
+        if path.exists():
+            try:
+                entries = read_json(path, list)
+            except DamagedError as error:
+                aside = free_name(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+                with writing(path):
+                    path.rename(aside)
+                print(f"{error} It is now {aside.name}.", file=sys.stderr)
+        write_json(path, [*entries, entry])
+
+
+def append_line(path: Path, content: Any) -> None:
+    """Adds a line to a JSON Lines file, whole or not at all, and returns when it is on the disk."""
+    line = json.dumps(content).encode() + b"\n"
+    with writing(path), path.open("a+b", buffering=0) as file:
+        _lock_file(file.fileno(), wait=True)
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off stays one of its own
+            line = b"\n" + line
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+        if end == 0:
+            _flush(path.parent)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; other lines, as one cut off by a crash, are left out."""
+    found: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                content: Any = json.loads(line)
+                if isinstance(content, dict):
+                    found.append(cast(dict[str, Any], content))
+    return found
+
+
+# Locks
+
+
+@contextlib.contextmanager
+def lock(path: Path, refusal: str | None = None) -> Generator[None]:
+    """Holds a lock, which the operating system releases when this process ends, however it ends.
+
+    Where nobody may write, there is nothing to guard; where there are no locks, a sentence on
+    standard error says so.
+
+    Args:
+        path: of the lock file, which says who holds it; it stays, empty, when nobody does.
+        refusal: what is said where another process holds it, "{holder}" standing for that one;
+            None waits for it.
+
+    Raises:
+        VaeJaxError: another process holds it, or the file cannot be written.
+    """
+    try:
+        with writing(path):
+            file = path.open("a+b", buffering=0)
+    except VaeJaxError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        yield
+        return
+    with file:
+        try:
+            missing = _lock_file(file.fileno(), wait=refusal is None)
+        except BlockingIOError:
+            raise VaeJaxError((refusal or "").replace("{holder}", _holder(path))) from None
+        if missing is not None:
+            print(
+                f"{path} is no lock ({missing}): let one process at a time write there.",
+                file=sys.stderr,
+            )
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with contextlib.suppress(OSError):  # a full disk
+            file.truncate(0)
+            file.write(json.dumps(note).encode() + b"\n")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+
+
+def _lock_file(file: int, wait: bool) -> str | None:
+    """Locks an open file until it is closed.
+
+    Returns:
+        Why that is not possible here, or None.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one is not to wait.
+    """
+    if sys.platform == "win32":
+        return "Windows has no flock"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+        return f"this file system has none: {error.strerror}"
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock; that one may just be writing it down."""
+    for _ in range(20):
+        with contextlib.suppress(DamagedError):
+            note = read_json(path)
+            return f"process {note.get('pid')} on {note.get('host')}, since {note.get('since')}"
+        time.sleep(0.05)
+    return "another process"
+
+
+# Manifests
+
+
+class Entry(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def is_litter(path: Path) -> bool:
+    """Whether an operating system, a file manager or a killed writer left this here."""
+    name = path.name.lower()
+    foreign = name in (".ds_store", "thumbs.db", "desktop.ini") or name.startswith(("._", ".nfs"))
+    return foreign or _PARTIAL.match(name) is not None
+
+
+def manifest_of(folder: Path) -> dict[str, Entry]:
+    """Size and SHA-256 of the files in a folder, by relative path, without manifest and litter."""
+    return {name: _entry(folder / name) for name in sorted(_names(folder))}
+
+
+def damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with the files of a manifest, in a few words; None where nothing is.
+
+    Files that it does not name do not matter.
+    """
+    for name, entry in manifest.items():
+        path = folder / name
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"] or _entry(path) != entry:
+                return f"{name} is not the file that was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+        except (TypeError, KeyError):
+            return f"{MANIFEST} is unreadable"
+    return None
+
+
+def strangers(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
+    """Files in a folder that its manifest does not name, litter left out."""
+    return _names(folder) - manifest.keys()
+
+
+def _names(folder: Path) -> set[str]:
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix() for path in files if not is_litter(path)}
+    return names - {MANIFEST}
+
+
+def _entry(path: Path) -> Entry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
