@@ -1,9 +1,11 @@
 """The documents: every reference resolves, every quotation is true, every block of code runs."""
 
 import ast
+import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache, partial
@@ -17,10 +19,22 @@ import optax
 import pytest
 import test_likelihoods
 import tiny
-from running import on_devices
+from running import on_devices, script
 from scipy import stats
 
-from vae_jax import ELBO, IWAE, Beta, Data, Experiment, Terms, evaluate, train
+from vae_jax import (
+    ELBO,
+    IWAE,
+    Beta,
+    Data,
+    Experiment,
+    Terms,
+    VaeJaxError,
+    cli,
+    evaluate,
+    train,
+)
+from vae_jax.experiment import read_module
 from vae_jax.likelihoods.beta import BetaDistribution
 from vae_jax.train import init_state
 
@@ -100,6 +114,85 @@ def test_code_lines_in_math_are_those_of_the_code():
             assert any(line in source for source in sources), line
             quoted += 1
     assert quoted > 25
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def docstring_of(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def commands_in(text: str) -> list[str]:
+    """Commands on a line of their own or in backquotes, those without arguments left out."""
+    pattern = r"(?:^[ \t]*|`)((?:vae-jax|python scripts/)[^`\n]* [^`\n]*)"
+    return re.findall(pattern, re.sub(r"\\\n\s*", " ", text), re.MULTILINE)
+
+
+def parse(command: str) -> None:
+    """Parses a command's flags as the program does, and runs nothing.
+
+    Raises:
+        SystemExit: they do not suit it.
+    """
+    match shlex.split(command, comments=True):
+        case ["vae-jax", "train" | "figures", str(file), *_] if "experiments/" not in file:
+            pass  # the reader's own
+        case ["vae-jax", "train", str(file), *flags]:
+            options = cli.TrainOptions(workdir=Path("runs")), cli.DataOptions()
+            cli.parse(module_of(file).experiment, "train", flags, *options)
+        case ["vae-jax", "figures", str(file), *flags]:
+            cli.parse(module_of(file).figures, "figures", flags, cli.DataOptions())
+        case ["vae-jax", "data", str(name), *flags]:
+            cli.parse(getattr(cli, f"data_{name}"), f"data {name}", flags)
+        case ["vae-jax", str(name), *flags]:
+            cli.parse(getattr(cli, name), name, flags)
+        case ["python", str(file), *flags]:
+            main = script(Path(file).stem).main
+            if inspect.signature(main).parameters:
+                cli.parse(main, file, flags)
+
+
+@cache
+def module_of(file: str) -> Any:
+    return read_module(ROOT / file)[1]
+
+
+COMMANDS = [
+    (path.relative_to(ROOT), command)
+    for path, text in (
+        *((path, path.read_text()) for path in DOCUMENTS),
+        *((path, docstring_of(path)) for path in sorted((ROOT / "experiments").glob("*.py"))),
+        *((path, docstring_of(path)) for path in sorted((ROOT / "scripts").glob("*.py"))),
+    )
+    for command in commands_in(text)
+    if len(command.split()) > 2
+]
+
+
+def is_refused(command: str) -> bool:
+    try:
+        parse(command)
+    except SystemExit as ended:
+        return bool(ended.code)
+    except VaeJaxError:
+        return True
+    return False
+
+
+def test_commands_parse(monkeypatch: pytest.MonkeyPatch):
+    """In documents and docstrings: names, flags and their values are those of today's programs."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # as Python does that runs one of them
+    assert len(COMMANDS) > 100
+    assert not [(str(path), command) for path, command in COMMANDS if is_refused(command)]
+
+
+def test_a_command_that_does_not_parse_is_noticed():
+    (command,) = commands_in("So:\n    vae-jax train experiments/aevb.py \\\n  --epochs 3  # so\n")
+    assert command.split()[1:4] == ["train", "experiments/aevb.py", "--epochs"]
+    assert is_refused(command)
+    with pytest.raises(AttributeError):
+        parse("vae-jax evaluates runs/demo")
 
 
 # --- Blocks of code -----------------------------------------------------------------------------
