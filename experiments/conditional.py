@@ -99,7 +99,7 @@ def figures(
         epochs: the number of passes over the training images.
     """
     run = train_file(__file__, workdir / data, {"data": data, "epochs": epochs})
-    names = generate.class_names(run)
+    names = run.class_names
     restyled = generate.restyle(run, "valid", 3, range(len(names)), 10)
     figure = plots.restyled(*restyled, names[3], names)
     return [

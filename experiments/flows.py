@@ -47,7 +47,6 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.standard_figures import curves
 
 LATENTS = 32
 POSTERIORS = {
@@ -121,9 +120,7 @@ def figures(*, workdir: Path = Path("runs/flows"), epochs: int = 5) -> list[Path
         name: train_file(__file__, workdir / name, {"epochs": epochs, **arguments})
         for name, arguments in models.items()
     }
-    bounds = {
-        f"valid, {name}": curves(run, {"": "valid_neg_elbo"})[""] for name, run in runs.items()
-    }
+    bounds = {f"valid, {name}": run.metric("valid_neg_elbo") for name, run in runs.items()}
     samples = {name: generate.sample(run, 100) for name, run in runs.items()}
     return [
         plots.save(

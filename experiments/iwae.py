@@ -46,7 +46,6 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.standard_figures import curves
 
 BATCH_SIZE = 20
 
@@ -162,7 +161,7 @@ def figures(
     runs = {
         k: train_file(__file__, workdir / f"iwae-1-{k}", {"k": k, "stages": stages}) for k in ks
     }
-    bounds = {f"train, k = {k}": curves(run, {"": "loss"})[""] for k, run in runs.items()}
+    bounds = {f"train, k = {k}": run.metric("loss") for k, run in runs.items()}
     samples = {f"k = {k}": generate.sample(run, 100) for k, run in runs.items()}
     return [
         plots.save(

@@ -43,7 +43,6 @@ from vae_jax import (
     train_file,
 )
 from vae_jax.run import Run
-from vae_jax.standard_figures import curves
 
 
 def identity(x: Any) -> Any:
@@ -163,7 +162,7 @@ def figures(
     spectrum = Spectrum.of(runs[latent_dims[0]].experiment.data)
     training = {}
     for q, run in runs.items():
-        steps, losses = curves(run, {"": "neg_elbo"})[""]
+        steps, losses = run.metric("neg_elbo")
         training[f"train, $q = {q}$"] = steps, -losses
         training[f"optimum, $q = {q}$"] = steps, np.full(len(steps), spectrum.optimum(q))
 

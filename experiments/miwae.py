@@ -31,7 +31,7 @@ from vae_jax import (
     StandardNormal,
     load,
 )
-from vae_jax.objectives.base import Objective
+from vae_jax.interfaces import Objective
 
 
 def experiment(

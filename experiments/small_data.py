@@ -45,7 +45,6 @@ from vae_jax import (
     train_file,
 )
 from vae_jax.checkpoint import Which
-from vae_jax.standard_figures import curves
 
 LATENTS = 20
 SIZES = (200, 1000)
@@ -136,7 +135,7 @@ def figures(
             "num_steps": num_steps,
         }
         run = train_file(__file__, workdir / name, arguments, num_seeds=seeds)
-        bounds[f"valid, {name}"] = curves(run, {"": "valid_neg_elbo"})[""]
+        bounds[f"valid, {name}"] = run.metric("valid_neg_elbo")
         for checkpoint in CHECKPOINTS[recipe]:
             found = evaluate(load_run(workdir / name, checkpoint), num_samples=num_samples)
             nll = found.mean["nll"]

@@ -23,7 +23,6 @@ the first command.
 from pathlib import Path
 from typing import Literal
 
-import flax.linen as nn
 import optax
 
 from vae_jax import (
@@ -43,11 +42,11 @@ from vae_jax import (
     plots,
     train_file,
 )
-from vae_jax.standard_figures import curves
+from vae_jax.interfaces import Posterior
 
 Quantizer = Literal["vector", "residual", "finite_scalar", "lookup_free"]
 
-QUANTIZERS: dict[Quantizer, nn.Module] = {
+QUANTIZERS: dict[Quantizer, Posterior] = {
     "vector": VectorQuantized(num_codes=64, dim=16),
     "residual": ResidualVectorQuantized(num_codes=16, dim=16, depth=2),
     "finite_scalar": FiniteScalarQuantized((4, 4, 4)),
@@ -120,7 +119,7 @@ def figures(
     samples = {titles[name]: generate.sample(run, 64) for name, run in runs.items()}
     paths.append(plots.save(plots.sample_panels(samples), workdir / f"{data}_samples.png"))
     for name, ylabel in (("valid_neg_elbo", "nats per image"), ("perplexity", "perplexity")):
-        found = {titles[q]: curves(run, {name: name})[name] for q, run in runs.items()}
+        found = {titles[q]: run.metric(name) for q, run in runs.items()}
         chart = plots.learning_curves(found, ylabel=ylabel)
         paths.append(plots.save(chart, workdir / f"{data}_{name}.png"))
     return paths

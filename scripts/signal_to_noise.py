@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,42 +36,36 @@ import tyro
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vae_jax import MIWAE, MLP, VAE, DiagonalGaussian, plots
-from vae_jax.compatibility import Space, Trait
-from vae_jax.data import Support
+from vae_jax import MIWAE, MLP, VAE, DiagonalGaussian, plots, random
 from vae_jax.distributions import Normal, Shape
-from vae_jax.likelihoods.base import Measure
-from vae_jax.objectives.base import Objective
-from vae_jax.objectives.importance import importance_bound, in_groups, renyi_bound
-from vae_jax.train import loss_and_metrics
+from vae_jax.interfaces import Likelihood, Model, Objective, Posterior, Prior
+from vae_jax.objectives.importance import importance_bound, in_groups
+from vae_jax.objectives.renyi import renyi_bound
+from vae_jax.step import loss_at_terms
 
 THETA, PHI, PHI_DREG = "generative", "inference", "inference, DReG"
 SAMPLES_AT_ONCE = 2**14
 
 
-class NormalWithMean(nn.Module):
+class NormalWithMean(Prior):
     """p(z) = N(mu, I) over `[dim]`."""
 
     dim: int
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = True
+    factors = True
 
     @nn.compact
-    def __call__(self, model: Any) -> Normal:
+    def __call__(self, model: Model, y: Array | None = None) -> Normal:
         """Batch `[]`, event `[dim]`."""
         return Normal(self.param("mean", nn.initializers.zeros, (self.dim,)), jnp.ones(self.dim))
 
 
-class NormalWithScale(nn.Module):
+class NormalWithScale(Posterior):
     """q(z|x) = N(A x + b, 2/3 I) over `[dim]`."""
 
     dim: int
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = DiagonalGaussian.traits
+    traits = DiagonalGaussian.traits
 
     @nn.compact
     def __call__(self, features: Array) -> Normal:
@@ -80,11 +74,10 @@ class NormalWithScale(nn.Module):
         return Normal(loc, jnp.full_like(loc, math.sqrt(2 / 3)))
 
 
-class NormalAroundZ(nn.Module):
+class NormalAroundZ(Likelihood):
     """p(x|z) = N(z, I)."""
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"real"})
-    measure: ClassVar[Measure] = "density"
+    supports = frozenset({"real"})
 
     def __call__(self, features: Array, image_shape: Shape) -> Normal:
         """`[N, D]` to batch `[N]`, event `image_shape`."""
@@ -146,7 +139,7 @@ class Toy:
         x = jnp.asarray(self.x)[:, None]
 
         def of_key(key: Array) -> Any:
-            keys = jax.random.split(key, (len(x), 1))
+            keys = random.indexed(key, jnp.arange(len(x))[:, None])
             at_once = max(1, SAMPLES_AT_ONCE // samples)
             return lax.map(lambda pair: function(*pair), (x, keys), batch_size=at_once)
 
@@ -165,8 +158,8 @@ class Toy:
 
         def gradient(x: Array, keys: Array) -> dict[str, Array]:
             def loss(params: Any) -> Array:
-                apply = nn.apply(loss_and_metrics, self.model)
-                return apply({"params": params}, objective, x, keys, jnp.int32(0))[0]
+                apply = nn.apply(loss_at_terms, self.model)
+                return apply({"params": params}, objective, x, keys, None, jnp.int32(0))[0]
 
             groups = jax.grad(loss)(self.params)
             return {name: ravel_pytree(group)[0] for name, group in groups.items()}
@@ -179,10 +172,10 @@ class Toy:
                 each = of_key(key)
                 return jax.tree.map(jnp.add, totals, (each, jax.tree.map(jnp.square, each))), None
 
-            zeros = jax.tree.map(lambda g: jnp.zeros(g.shape), jax.eval_shape(of_key, key))
-            return lax.scan(add, (zeros, zeros), jax.random.split(key, replicates))[0]
+            zeros = jax.tree.map(lambda g: jnp.zeros(g.shape), jax.eval_shape(of_key, keys[0]))
+            return lax.scan(add, (zeros, zeros), keys)[0]
 
-        key = jax.random.key(0)
+        keys = random.indexed(random.purpose(random.key(0), "gradients"), jnp.arange(replicates))
         totals, squares = jax.tree.map(np.float64, sums())
         found = {}
         for name, total in totals.items():
@@ -236,7 +229,7 @@ def bound_curves(toy: Toy, draws: int) -> plots.Curves:
         terms: Any = toy.model.apply({"params": toy.params}, x, keys, draws)
         return terms.log_w[:, 0]
 
-    all_log_w = jax.jit(toy.map_images(log_w, draws))(jax.random.key(1)).T
+    all_log_w = jax.jit(toy.map_images(log_w, draws))(random.purpose(random.key(0), "bounds")).T
 
     def mean(bound: Callable[[Array], Array], samples: int) -> float:
         return float(in_groups(bound, draws // samples)(all_log_w).mean())
