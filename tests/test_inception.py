@@ -12,7 +12,6 @@ import pytest
 from running import ROOT
 
 from vae_jax import VaeJaxError, metrics
-from vae_jax.cpu import threefry
 from vae_jax.metrics.inception import InceptionV3
 
 # torchvision 0.28.0's inception_v3 without its classifiers: 27,161,264 parameters in its list of
@@ -73,7 +72,7 @@ KNOWN = [
 
 def shapes() -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    tree = jax.eval_shape(InceptionV3().init, threefry.key(0), image)["params"]
+    tree = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
     return {
         ".".join(part.key for part in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -117,7 +116,7 @@ def test_the_arrays_are_those_of_the_published_network() -> None:
 def test_every_array_is_used() -> None:
     """Followed back from the features through the program's equations."""
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    variables = jax.eval_shape(InceptionV3().init, threefry.key(0), image)
+    variables = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)
     program = jax.make_jaxpr(InceptionV3().apply)(variables, image).jaxpr
     used = set(map(id, program.outvars))
     for equation in reversed(program.eqns):

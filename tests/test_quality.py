@@ -412,10 +412,9 @@ def test_learned_features_tell_classes_apart_and_are_kept(folder: Path) -> None:
 
 def test_learned_features_are_the_same_each_time(tmp_path: Path) -> None:
     images, _ = pictures(64, 0, side=8, channels=1)
+    train = Split(images, None)
     first, second = (
-        metrics.learned_features(RunFolder(tmp_path / name), Split(images, None), num_steps=5)(
-            images
-        )
+        metrics.learned_features(RunFolder(tmp_path / name), train, num_steps=5)(images)
         for name in "ab"
     )
     np.testing.assert_array_equal(first, second)
@@ -499,7 +498,7 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert scores["grey_levels", "kernel"].samples == ours
     means = generate.decode_means(
         run,
-        generate.posterior_means(run, generate.images_of(run, "test", np.arange(50) * 60 // 50)),
+        generate.posterior_means(run, run.images("test", np.arange(50) * 60 // 50)),
     )
     errors = metrics.psnr(np.rint(255 * means).astype(np.uint8), test)
     assert found.reconstruction["psnr"].value == pytest.approx(errors.mean(), abs=0.01)
