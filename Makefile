@@ -21,10 +21,11 @@ test-all: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 figures: .venv/installed
-	for name in aevb iwae estimators linear_vae vampprior flows hyperspherical vqvae vaegan \
+	for name in aevb iwae linear_vae vampprior flows hyperspherical vqvae vaegan \
 			small_data conditional founding_example; do \
 		$(BIN)/vae-jax figures experiments/$$name.py || exit 1; \
 	done
+	$(BIN)/python scripts/signal_to_noise.py
 
 # The programs that `make bench` compares with, in an environment of their own.
 .venv-peers/installed:

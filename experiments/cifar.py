@@ -1,16 +1,18 @@
-"""A convolutional VAE of colour images, in bits per dimension: CIFAR-10 with PixelCNN++'s mixture.
+"""A convolutional VAE of colour images with PixelCNN++'s likelihood: CIFAR-10, bits per dimension.
 
     vae-jax train experiments/cifar.py --workdir runs/cifar_4k
     vae-jax evaluate runs/cifar_4k --num-samples 100
-    vae-jax train experiments/cifar.py --dataset cifar10 --num-steps 140000 --workdir runs/cifar
+    vae-jax train experiments/cifar.py --data cifar10 --num-steps 140000 --workdir runs/cifar
 
 Published: 4.51 bits/dim, a VAE with continuous latents on CIFAR-10 (van den Oord et al. 2017, the
-VQ-VAE paper), whose network is larger. The defaults train on the first 4,000 images alone: they
-check the likelihood and the shapes, and their number is no match for a published one. Ours with
-them, by the first two commands: 6.14 bits/dim on the 400 test images (K = 100, seed 0, two CPU
-cores, 2026-11-25, 512 s of training).
+VQ-VAE paper), whose network is larger.
 
-The likelihood is Salimans et al.'s (2017): within a pixel, green depends on red and blue on both.
+Ours: 6.14 bits/dim on 400 test images (K = 100), by the first two commands, which train on the
+first 4,000 images alone: they check the likelihood and the shapes, and their number is no match
+for the published one. 2026-11-25, two CPU cores, 512 s of training, seed 0. All of CIFAR-10, the
+third command: not yet run.
+
+Within a pixel, green depends on red, and blue on both (Salimans et al. 2017).
 """
 
 from typing import Literal
@@ -32,7 +34,7 @@ from vae_jax import (
 
 def experiment(
     *,
-    dataset: Literal["cifar10_4k", "cifar10"] = "cifar10_4k",
+    data: Literal["cifar10_4k", "cifar10"] = "cifar10_4k",
     latent_dim: int = 128,
     num_components: int = 5,
     learning_rate: float = 2e-3,
@@ -41,22 +43,22 @@ def experiment(
     """Strided convolutions, a diagonal Gaussian, a mixture of discretized logistics.
 
     Args:
-        dataset: cifar10_4k or cifar10.
-        latent_dim: dimensions of z.
-        num_components: logistics for each pixel.
+        data: the data set.
+        latent_dim: the dimensions of z.
+        num_components: the logistics in the mixture of each pixel.
         learning_rate: Adam's, which decays to zero along a cosine.
-        num_steps: optimizer steps of 32 images.
+        num_steps: the number of optimizer steps, of 32 images each.
     """
-    data = load(dataset)
+    loaded = load(data)
     return Experiment(
-        data=data,
+        data=loaded,
         model=VAE(
             encoder=ConvEncoder((32, 64, 128), dense=256),
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim),
             decoder=ConvDecoder((128, 64, 32, 16), dense=256),
             likelihood=MixtureOfLogistics(num_components),
-            image_shape=data.image_shape,
+            image_shape=loaded.image_shape,
         ),
         # Without a warm-up the decoder learns the colours of pixels first and z is never used.
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 2)),

@@ -1,18 +1,22 @@
 """Class-conditional VAEs: p(x|z, y) and q(z|x, y), Kingma et al. (2014), Sohn et al. (2015).
 
-    vae-jax train experiments/conditional.py --data fashion_mnist --workdir runs/conditional/fashion_mnist
-    vae-jax evaluate runs/conditional/fashion_mnist --num-samples 1000
+    vae-jax train experiments/conditional.py --data fashion_mnist \
+        --workdir runs/conditional/fashion_mnist
+    vae-jax evaluate runs/conditional/fashion_mnist --num-samples 100
+    python scripts/tell_apart.py runs/conditional/fashion_mnist
     vae-jax sample runs/conditional/fashion_mnist --label Sneaker --num 16 --out sneakers.jpg
     vae-jax restyle runs/conditional/fashion_mnist --from Pullover --to Dress --out dresses.png
-    python scripts/tell_apart.py runs/conditional/fashion_mnist
     vae-jax figures experiments/conditional.py --data fashion_mnist
 
-Kingma et al. (2014) and Sohn et al. (2015) have no number that is ours to reproduce: the former
-classify with few labels, the latter complete images. What their figures show is that y decides the
-class and z the style: samples of each class, and one image's z decoded with every class. The last
-command but one says how many samples a classifier of real images takes for what they shall be. Ours,
-with command, hardware and seed, stand in docs/gallery.md.
-"""  # noqa: E501
+Published: no number to compare with; Kingma et al. classify with few labels, Sohn et al. complete
+images. What their figures show is that y decides the class and z the style: samples of each class,
+and the z of one image decoded with every class.
+
+Ours: test NLL given the class 242.86 ± 0.77 nats (K = 100, ± s.e.). A classifier trained on real
+images, which names 0.874 of the real test images correctly, takes 0.964 of 1,000 samples for the
+class that they were drawn for (95 % interval 0.951 to 0.975, chance 0.1). Fashion-MNIST, 30 epochs;
+2026-11-26, two CPU cores, training time not recorded, seed 0.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -36,13 +40,13 @@ from vae_jax import (
 )
 from vae_jax.standard_figures import samples
 
-Dataset = Literal["mnist", "fashion_mnist", "mnist_5k"]
+DataName = Literal["mnist", "fashion_mnist", "mnist_5k"]
 
 
 def experiment(
     *,
-    data: Dataset = "mnist",
-    prior: Literal["normal", "class"] = "normal",
+    data: DataName = "mnist",
+    prior: Literal["standard", "class"] = "standard",
     latent_dim: int = 20,
     hidden: int = 400,
     label_width: int = 10,
@@ -52,13 +56,13 @@ def experiment(
     """An MLP with a Bernoulli decoder, given the class.
 
     Args:
-        data: binarized anew at every presentation.
+        data: the data set, binarized at every presentation.
         prior: p(z) = N(0, I), or p(z|y), a Gaussian learned for each class.
-        latent_dim: dimensions of z.
-        hidden: units of each of the two hidden layers of encoder and decoder.
-        label_width: components of each class's vectors.
+        latent_dim: the dimensions of z.
+        hidden: the units of each of the two hidden layers of encoder and decoder.
+        label_width: the dimensions of each class's embedding vectors.
         learning_rate: Adam's, which decays to zero along a cosine.
-        epochs: passes over the training images, in batches of 100.
+        epochs: the number of passes over the training images, in batches of 100.
     """
     loaded = load(data)
     assert loaded.class_names is not None
@@ -70,7 +74,7 @@ def experiment(
             encoder=MLP((hidden, hidden)),
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim)
-            if prior == "normal"
+            if prior == "standard"
             else ClassGaussian(classes, latent_dim),
             decoder=MLP((hidden, hidden)),
             likelihood=Bernoulli(),
@@ -85,17 +89,17 @@ def experiment(
 
 
 def figures(
-    *, workdir: Path = Path("runs/conditional"), data: Dataset = "mnist", epochs: int = 30
+    *, workdir: Path = Path("runs/conditional"), data: DataName = "mnist", epochs: int = 30
 ) -> list[Path]:
     """Samples of each class, and validation images decoded with each, training what is missing.
 
     Args:
-        workdir: holds the run, in a folder of the data's name, and the figures.
-        data: as of `experiment`.
-        epochs: as of `experiment`.
+        workdir: the folder of the figures and of the run, which is named after the data.
+        data: the data set.
+        epochs: the number of passes over the training images.
     """
     run = train_file(__file__, workdir / data, {"data": data, "epochs": epochs})
-    names = generate.class_names(run)
+    names = run.class_names
     restyled = generate.restyle(run, "valid", 3, range(len(names)), 10)
     figure = plots.restyled(*restyled, names[3], names)
     return [

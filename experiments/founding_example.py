@@ -1,17 +1,19 @@
 """The founding document's example, a GPT encoder with a VGG decoder, on colour photographs.
 
-    vae-jax train experiments/founding_example.py --workdir runs/founding_example
-    vae-jax evaluate runs/founding_example --num-samples 100
     vae-jax figures experiments/founding_example.py
+    vae-jax evaluate runs/founding_example --num-samples 100
+
+Published: none for this pair of networks.
+
+Ours: 7.343 bits/dim on 400 test images (K = 100), a rate of 60.80 nats, after 2,500 steps of 32 out
+of 3,200 photographs of CIFAR-10; 2026-11-26, two CPU cores, training time not recorded, seed 0. The
+convolutional pair of `experiments/cifar.py` has 6.14 bits/dim on the same images, with a likelihood
+that knows how the colours of a pixel go together.
 
 The encoder reads an image as 64 patches of 4x4 pixels in raster order and keeps what it knows after
 the last one (Radford et al. 2019); the decoder grows it back with 3x3 kernels through maps that
 double in size, as those of Simonyan & Zisserman (2014) halve. Each has an optimizer of its own: the
-transformer's learns more slowly. A pixel is one of 256 levels, and the number is bits/dim.
-
-There is no published number for this pair. On 3,200 images it is to be held against the
-convolutional pair of `experiments/cifar.py`, whose likelihood knows how colours go together. Ours,
-with command, hardware and seed, stands in docs/gallery.md.
+transformer's learns more slowly. A pixel is one of 256 levels.
 """
 
 from pathlib import Path
@@ -50,12 +52,12 @@ def experiment(
     """GPT to Gaussian to VGG, with discretized logistic pixels.
 
     Args:
-        latent_dim: dimensions of z.
-        width: of the encoder's residual stream.
-        num_layers: of the encoder.
+        latent_dim: the dimensions of z.
+        width: the width of the encoder's residual stream.
+        num_layers: the number of the encoder's layers.
         learning_rate: Adam's for everything but the encoder; it decays to zero along a cosine.
         encoder_learning_rate: the same for the encoder.
-        num_steps: optimizer steps of 32 images.
+        num_steps: the number of optimizer steps, of 32 images each.
     """
     data = load("cifar10_4k", protocol="grey")
 
@@ -89,7 +91,7 @@ def figures(*, workdir: Path = Path("runs/founding_example"), num_steps: int = 2
 
     Args:
         workdir: the run folder.
-        num_steps: of the run.
+        num_steps: the number of optimizer steps.
     """
     run = train_file(__file__, workdir, {"num_steps": num_steps})
     pairs = plots.reconstructions(*generate.reconstruct(run, "test", 20))

@@ -1,12 +1,20 @@
 """Hyperspherical variational autoencoders (Davidson et al. 2018) beside Gaussian ones.
 
+    vae-jax figures experiments/hyperspherical.py
     vae-jax train experiments/hyperspherical.py --latent-dim 10 --workdir runs/hyperspherical/vmf-10
     vae-jax evaluate runs/hyperspherical/vmf-10 --num-samples 500
-    vae-jax figures experiments/hyperspherical.py
 
-The paper's network on dynamically binarized MNIST: 256-128 ReLU units and back, von Mises-Fisher
-posterior and uniform prior on the unit sphere of R^d, Adam at 1e-3, batches of 64. `--latents
-gaussian` is its baseline, a diagonal Gaussian in R^(d-1), which has as many degrees of freedom.
+Published: test NLL on MNIST with d = 10, von Mises-Fisher posterior: 93.16 ± .31 nats (Davidson et
+al. 2018, read in a secondary source).
+
+Ours: negative ELBO on the 10,000 validation images of dynamically binarized MNIST after five
+epochs, by the first command: unit vectors of R^10 114.33 nats, a Gaussian of R^9 113.24 nats. The
+sphere is a nat behind. 2026-11-25, two CPU cores, training time not recorded, seed 0. Test NLL: not
+yet run.
+
+The recipe: 256-128 ReLU units and back, a von Mises-Fisher posterior and a uniform prior on the
+unit sphere of R^d, Adam at 1e-3, batches of 64. `--latents gaussian` is the paper's baseline, a
+diagonal Gaussian in R^(d-1), which has as many degrees of freedom.
 """
 
 from pathlib import Path
@@ -36,7 +44,7 @@ def experiment(
     *,
     latents: Literal["sphere", "gaussian"] = "sphere",
     latent_dim: int = 10,
-    dataset: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
+    data: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
     epochs: int = 10,
 ) -> Experiment:
     """One model.
@@ -44,28 +52,28 @@ def experiment(
     Args:
         latents: unit vectors, or the Gaussian baseline.
         latent_dim: d of the sphere in R^d; the Gaussian has d - 1 dimensions.
-        dataset: dynamically binarized.
-        epochs: passes over the training images.
+        data: the data set, binarized at every presentation.
+        epochs: the number of passes over the training images.
     """
-    data = load(dataset)
+    loaded = load(data)
     if latents == "sphere":
         posterior, prior = VonMisesFisher(latent_dim), HypersphericalUniform(latent_dim)
     else:
         posterior, prior = DiagonalGaussian(latent_dim - 1), StandardNormal(latent_dim - 1)
     return Experiment(
-        data=data,
+        data=loaded,
         model=VAE(
             encoder=MLP((256, 128), jax.nn.relu),
             posterior=posterior,
             prior=prior,
             decoder=MLP((128, 256), jax.nn.relu),
             likelihood=Bernoulli(),
-            image_shape=data.image_shape,
+            image_shape=loaded.image_shape,
         ),
         objective=ELBO(),
         optimizer=optax.adam(1e-3),
         batch_size=64,
-        num_steps=epochs * len(data.train) // 64,
+        num_steps=epochs * len(loaded.train) // 64,
         checkpoint_every=500,
     )
 
@@ -74,8 +82,8 @@ def figures(*, workdir: Path = Path("runs/hyperspherical"), epochs: int = 5) -> 
     """Samples and great-circle interpolations, training what is missing.
 
     Args:
-        workdir: holds a run for each model, and the figures.
-        epochs: passes over the training images.
+        workdir: the folder of the figures and of a run for each model.
+        epochs: the number of passes over the training images.
     """
     runs = {
         name: train_file(__file__, workdir / name, {"latents": name, "epochs": epochs})

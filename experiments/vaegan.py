@@ -1,13 +1,28 @@
 """VAE/GAN: images compared in a critic's features, Larsen et al. (2016), on two CPU cores.
 
-    vae-jax train experiments/vaegan.py --workdir runs/vaegan/vaegan
     vae-jax figures experiments/vaegan.py
     vae-jax figures experiments/vaegan.py --objective patch_gan
+    vae-jax evaluate runs/vaegan/patch_gan --quality 1000 --num-samples 10
+    vae-jax evaluate runs/vaegan/vae --quality 1000 --num-samples 10
+    vae-jax train experiments/vaegan.py --workdir runs/vaegan/vaegan
 
-The paper has 64x64 faces and no number for them that is ours to reproduce; what it shows is that
-samples and reconstructions are sharper than a VAE's with the same networks. The figures set the two
-side by side on small grey images. `patch_gan` has the same networks play as the autoencoders of
-latent diffusion do, by a critic of 16x16 patches (Esser et al. 2021), without a perceptual loss.
+Published: no number to compare with. The paper shows that its 64x64 faces are sharper than those of
+a VAE with the same networks; the figures here set the two side by side on small grey images.
+`patch_gan` has the same networks play as the autoencoders of latent diffusion do, against a critic
+of 16x16 patches (Esser et al. 2021), without a perceptual loss.
+
+Ours: Fréchet distances of 1,000 samples, with 95 % intervals, after 3,000 steps of 64 Fashion-MNIST
+images, by the commands above.
+
+                 patch_gan                    vae
+    colour       11.54 (10.49 to 12.59)       15.12 (14.20 to 16.04)
+    texture      54.5 (50.8 to 58.2)          65.8 (62.2 to 69.4)
+    learned      78.0 (70.1 to 85.9)          75.4 (68.8 to 82.1)
+    SSIM         0.640                        0.656
+    -ELBO        -464.6 nats                  -520.6 nats
+
+2026-11-26, two CPU cores, training time not recorded, seed 0. The scores of `vaegan` itself: not
+yet run.
 """
 
 from pathlib import Path
@@ -43,7 +58,7 @@ LATENTS = 16
 def experiment(
     *,
     objective: Literal["vaegan", "patch_gan", "vae"] = "vaegan",
-    dataset: Literal["fashion_mnist", "mnist", "mnist_5k", "cifar10_4k"] = "fashion_mnist",
+    data: Literal["fashion_mnist", "mnist", "mnist_5k", "cifar10_4k"] = "fashion_mnist",
     gamma: float = 1e-2,
     weight: float = 0.5,
     start: int = 500,
@@ -54,23 +69,23 @@ def experiment(
     """VAE/GAN, a critic of patches, or a VAE, with the same encoder, decoder and optimizer.
 
     Args:
-        objective: of the three.
-        dataset: of images in grey levels.
-        gamma: the weight of the reconstruction against the game, for the decoder of VAE/GAN.
-        weight: of the game against the ELBO, with patches.
-        start: the step that the game of patches begins with.
-        learning_rate: of encoder and decoder.
-        critic_learning_rate: of the critic.
-        num_steps: optimizer steps of 64 images.
+        objective: VAE/GAN, the critic of patches, or the plain VAE.
+        data: the data set, in grey levels.
+        gamma: VAE/GAN's weight of the reconstruction against the game, for the decoder.
+        weight: the weight of the patches' game against the ELBO.
+        start: the step at which the patches' game begins.
+        learning_rate: Adam's for encoder and decoder.
+        critic_learning_rate: Adam's for the critic.
+        num_steps: the number of optimizer steps, of 64 images each.
     """
-    data = load(dataset, "grey")
+    loaded = load(data, "grey")
     model = VAE(
         encoder=ConvEncoder((16, 32), dense=128),
         posterior=DiagonalGaussian(LATENTS),
         prior=StandardNormal(LATENTS),
         decoder=ConvDecoder((32, 16, 8), dense=128),
         likelihood=Gaussian(scale=0.1),
-        image_shape=data.image_shape,
+        image_shape=loaded.image_shape,
     )
     adam = optax.adam(learning_rate, b1=0.5)
     images = ImageCritic(
@@ -84,7 +99,7 @@ def experiment(
     }
     loss, critic = games[objective]
     return Experiment(
-        data=data,
+        data=loaded,
         model=model.clone(critic=critic),
         objective=loss,
         optimizer=by_group(adam, critic=optax.adam(critic_learning_rate, b1=0.5)),
@@ -97,30 +112,30 @@ def figures(
     *,
     workdir: Path = Path("runs/vaegan"),
     objective: Literal["vaegan", "patch_gan"] = "vaegan",
-    dataset: Literal["fashion_mnist", "mnist", "mnist_5k"] = "fashion_mnist",
+    data: Literal["fashion_mnist", "mnist", "mnist_5k"] = "fashion_mnist",
     num_steps: int = 3000,
 ) -> list[Path]:
     """Samples and reconstructions beside a plain VAE's, training what is missing.
 
     Args:
-        workdir: holds both runs, and the figures.
+        workdir: the folder of the figures and of both runs.
         objective: the game.
-        dataset: grey images.
-        num_steps: of either.
+        data: the data set, in grey levels.
+        num_steps: the number of optimizer steps of each run.
     """
     titles = {"vae": "VAE", "vaegan": "VAE/GAN", "patch_gan": "with a critic of patches"}
     runs = {
         titles[name]: train_file(
             __file__,
             workdir / name,
-            {"objective": name, "dataset": dataset, "num_steps": num_steps},
+            {"objective": name, "data": data, "num_steps": num_steps},
         )
         for name in ("vae", objective)
     }
     samples = {title: generate.sample(run, 100) for title, run in runs.items()}
     reconstructions = {title: generate.reconstruct(run, "valid", 64) for title, run in runs.items()}
-    data = {"data": reconstructions["VAE"][0]}
-    means = data | {title: pair[1] for title, pair in reconstructions.items()}
+    originals = {"data": reconstructions["VAE"][0]}
+    means = originals | {title: pair[1] for title, pair in reconstructions.items()}
     return [
         plots.save(plots.sample_panels(samples), workdir / f"{objective}_samples.png"),
         plots.save(plots.sample_panels(means), workdir / f"{objective}_reconstructions.png"),

@@ -4,8 +4,8 @@
         --groups animals=bird,cat,deer,dog,frog,horse vehicles=airplane,automobile,ship,truck
     vae-jax train experiments/folder.py --images pictures/cifar10_4k --styles --workdir runs/styles
 
-The data set's splits become the folders `train`, `valid` and `test`, which `load_folder` takes for
-what they are: no test image is trained on.
+The data set's splits become the folders `train`, `valid` and `test`, which `load_folder` reads as
+splits: no test image is trained on.
 """
 
 from pathlib import Path
@@ -21,19 +21,22 @@ SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 def read_groups(data: Data, groups: tuple[str, ...]) -> dict[str, list[int]]:
-    """The classes, by number, that each folder has; without groups each class has its own.
+    """The class numbers of each folder; without groups each class has its own folder.
 
     Args:
-        data: with class labels.
-        groups: of the form `animals=bird,cat`; classes in none of them are left out.
+        data: a data set with class labels.
+        groups: folders and their classes, such as `animals=bird,cat`; a class in no group is left
+            out.
 
     Raises:
-        VaeJaxError: the data set has no classes, or not those that a group names, or a class is in
+        VaeJaxError: the data set has no classes or lacks one that a group names, or a class is in
             two groups.
     """
     names = data.class_names
     if names is None:
-        raise VaeJaxError(f"{data.name} has no classes: it has nothing to name sub-folders by.")
+        raise VaeJaxError(
+            f"{data.name} has no classes to name sub-folders by: choose another data set."
+        )
     if not groups:
         return {name.replace("/", "-"): [label] for label, name in enumerate(names)}
     parts = {folder: wanted.split(",") for folder, _, wanted in (g.partition("=") for g in groups)}
@@ -49,14 +52,14 @@ def read_groups(data: Data, groups: tuple[str, ...]) -> dict[str, list[int]]:
 
 
 def export(data: Data, folder: Path, groups: tuple[str, ...] = ()) -> int:
-    """Writes the images as SPLIT/GROUP/NUMBER.png, NUMBER the row of the split, and counts them.
+    """Writes the images as SPLIT/GROUP/ROW.png and returns their number.
 
     Raises:
-        VaeJaxError: as for `read_groups`, or the folder exists.
+        VaeJaxError: the groups do not suit the data set, or the folder exists.
     """
     chosen = read_groups(data, groups)
     if folder.exists():
-        raise VaeJaxError(f"{folder} exists: name a folder that does not, or delete it.")
+        raise VaeJaxError(f"{folder} exists: name a folder that does not.")
     files = [
         (getattr(data, split), row, folder / split / group / f"{row:06}.png")
         for split in SPLITS
@@ -76,8 +79,8 @@ def main(
     """Writes a data set's images to a folder, a sub-folder for each class or group of them.
 
     Args:
-        data: a name of `vae-jax data list`.
-        folder: to be made.
+        data: the name of a data set, as `vae-jax data list` prints it.
+        folder: the folder to write, which must not exist.
         groups: folders of several classes, animals=bird,cat,dog vehicles=ship,truck; without them
             each class has its own.
     """

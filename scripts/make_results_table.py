@@ -1,8 +1,8 @@
 """Writes the evaluations of run folders into the generated table of docs/results.md.
 
-python scripts/make_results_table.py runs/demo runs/iwae/*/
+    python scripts/make_results_table.py runs/demo runs/iwae/*/
 
-Lines of the table that stand for the same training are replaced, the others stay.
+Rows of the same training command are replaced, the others stay.
 """
 
 import json
@@ -22,7 +22,7 @@ HEADER = (
 
 
 def per_seed(values: float | list[float], digits: int = 2) -> str:
-    """One seed's value, or mean ± sd over the seeds."""
+    """The value of one seed, or mean ± sd over the seeds."""
     if not isinstance(values, list):
         return f"{values:.{digits}f}"
     mean = sum(values) / len(values)
@@ -31,7 +31,7 @@ def per_seed(values: float | list[float], digits: int = 2) -> str:
 
 
 def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
-    """One line of the table."""
+    """One row of the table."""
     record = folder.read_record()
     summary = json.loads(folder.summary.read_text())
     arguments = record["experiment"]["arguments"]
@@ -61,7 +61,7 @@ def row(folder: RunFolder, evaluation: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Writes a line for each evaluation of each run folder given."""
+    """Writes a row for each evaluation of each run folder given."""
     rows = []
     for path in sys.argv[1:]:
         folder = RunFolder(Path(path))

@@ -3,9 +3,9 @@
     python scripts/profile_step.py --work mlp --batch-size 20
 
 Traces one chunk of the benchmark's work (`scripts/contenders/ours.py`) with jax.profiler, after one
-that compiles, and prints each operation's milliseconds a step, and the part of the chunk's time in
-which no operation ran: the host's share, or the wait for it. On a GPU, where a step is one CUDA
-graph, the trace has the graphs alone, and they overlap.
+that compiles. Prints each operation's milliseconds per step, and the fraction of the chunk's time
+in which no operation ran: the host's share, or the wait for it. On a GPU, where a step is one CUDA
+graph, the trace has only the graphs, and they overlap.
 """
 
 import gzip
@@ -25,14 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from vae_jax import parallel
-from vae_jax.train import chunks, init_state, make_train_chunk
+from vae_jax.step import init_state, make_train_chunk
+from vae_jax.train import chunks
 
 sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 from ours import Work, experiment  # pyright: ignore[reportMissingImports]
 
 
 def operations(folder: str) -> list[dict[str, Any]]:
-    """The trace's events that are operations of a compiled program; times in microseconds."""
+    """The events of a trace that are operations of a compiled program; times in microseconds."""
     (file,) = Path(folder).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     return [e for e in events if e.get("ph") == "X" and "hlo_op" in e.get("args", {})]
@@ -51,10 +52,10 @@ def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int =
     """Traces a chunk and prints its table.
 
     Args:
-        work: of the benchmark.
-        batch_size: images of a step.
-        steps: of the chunk.
-        most: operations in the table.
+        work: the benchmark's work.
+        batch_size: the number of images in a step.
+        steps: the number of steps in the chunk.
+        most: the number of operations in the table.
     """
     this = experiment(work=work, batch_size=batch_size, log_every=steps)
     layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)
@@ -75,14 +76,14 @@ def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int =
     durations: Counter[str] = Counter()
     for event in events:
         durations[event["args"]["hlo_op"]] += event["dur"]
-    table = Table("operation", "ms a step", "of all operations")
+    table = Table("operation", "ms per step", "of all operations")
     whole = sum(durations.values())
     for name, microseconds in durations.most_common(most):
         table.add_row(name, f"{microseconds / 1e3 / steps:.3f}", f"{microseconds / whole:.1%}")
     idle = max(0.0, 1 - busy(events) / 1e6 / wall)
     table.caption = (
         f"{work}, batch {batch_size}, {jax.devices()[0].device_kind}: {1e3 * wall / steps:.3f} ms "
-        f"a step while traced; in {idle:.1%} of the time no operation ran."
+        f"per step while traced; in {idle:.1%} of the time no operation ran."
     )
     Console(width=100).print(table)
 

@@ -1,12 +1,12 @@
-"""What evaluation costs, against the number of images and against K: time and memory.
+"""The cost of evaluation against the number of images and against K: time and memory.
 
     python scripts/scaling.py
 
-Each point is a process of its own, which evaluates the benchmark's MLP (`scripts/contenders/ours.py`)
-once to compile and then three times; its seconds are the least of the three, its memory the most that
-the process ever had. Writes docs/scaling.png and prints the table behind it, with the slope of each
-curve's logarithms: 1 where the cost is in proportion.
-"""  # noqa: E501
+Each point is a process of its own that evaluates the benchmark's MLP (`scripts/contenders/ours.py`)
+once to compile and then three times; its seconds are the least of the three, its memory the peak of
+the process. Writes docs/scaling.png and prints the table behind it, with the slope of each curve's
+logarithms: 1 where the cost is proportional.
+"""
 
 import json
 import os
@@ -36,7 +36,7 @@ def measure(num_images: int, num_samples: int) -> dict[str, float]:
 
     from vae_jax import parallel
     from vae_jax.evaluation.bounds import make_evaluator
-    from vae_jax.train import init_state
+    from vae_jax.step import init_state
 
     this = experiment(work="mlp")
     evaluate = make_evaluator(this, "train", num_samples, num_images)
@@ -88,7 +88,7 @@ def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scal
 
     Args:
         point: images and K of one point, whose seconds and MiB are printed; None measures all.
-        out: the figure.
+        out: the path of the figure.
     """
     if point is not None:
         print(json.dumps(measure(*point)))

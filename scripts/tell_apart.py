@@ -1,11 +1,11 @@
-"""Are a conditional model's samples of each class what they shall be? A classifier's word for it.
+"""Are a conditional model's samples of the class that was asked for? A classifier's answer.
 
     python scripts/tell_apart.py runs/conditional/fashion_mnist
 
 A classifier (one hidden layer) learns the classes from real images of the training split alone. It
-then names the class of real test images, which says how good it is, and of samples (means of
-p(x|z, y), z from the prior) of which each class has as many, so that chance is one in as many as
-there are classes. Intervals are exact binomial ones (Clopper & Pearson 1934).
+then names the class of real test images, which shows how good it is, and of samples (means of
+p(x|z, y), z from the prior), the same number for each of C classes, so that chance is 1/C.
+Intervals are exact binomial ones (Clopper & Pearson 1934).
 """
 
 import warnings
@@ -31,7 +31,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def learn(run: Run, num_train: int, hidden: int, seed: int) -> MLPClassifier:
-    """A classifier of at most so many of the training images of a run's data."""
+    """A classifier trained on at most `num_train` training images of a run's data."""
     train = run.experiment.data.train
     assert train.labels is not None
     order = np.random.default_rng(seed).permutation(len(train))[:num_train]
@@ -43,7 +43,7 @@ def learn(run: Run, num_train: int, hidden: int, seed: int) -> MLPClassifier:
 
 
 def named(classifier: MLPClassifier, images: np.ndarray) -> np.ndarray:
-    """The class `[N]` that each image in [0, 1] is taken for."""
+    """The classes `[N]` that the classifier names for images in [0, 1]."""
     return np.asarray(classifier.predict(pixels(images)))
 
 
@@ -53,16 +53,16 @@ def tell_apart(
     """The accuracy of the classifier on real test images, on samples, and on those of each class.
 
     Args:
-        run: of a conditional model.
-        per_class: samples of each class.
-        num_train: training images that the classifier learns from, at most.
-        hidden: units of its hidden layer.
-        seed: of the classifier and of the samples.
+        run: the run of a conditional model.
+        per_class: the number of samples of each class.
+        num_train: the most training images that the classifier learns from.
+        hidden: the units of its hidden layer.
+        seed: the seed of the classifier and of the samples.
 
     Raises:
         VaeJaxError: the model is not conditional.
     """
-    names, test = generate.class_names(run), run.experiment.data.test
+    names, test = run.class_names, run.experiment.data.test
     assert test.labels is not None
     classifier = learn(run, num_train, hidden, seed)
     labels = np.repeat(np.arange(len(names)), per_class)
@@ -72,7 +72,7 @@ def tell_apart(
     groups = {"real test images": really_right, "samples": right}
     groups |= {f"samples of {name}": right[labels == y] for y, name in enumerate(names)}
     table = Table(title=f"{run.folder.path}: {run.checkpoint}, step {int(run.state.step[0])}")
-    for column in ("", "named right", "accuracy", f"{CONFIDENCE:.0%} interval", "p, by chance"):
+    for column in ("", "named correctly", "accuracy", f"{CONFIDENCE:.0%} interval", "p, by chance"):
         table.add_column(column)
     for group, each in groups.items():
         test_of_chance = binomtest(int(each.sum()), len(each), 1 / len(names), "greater")
@@ -91,13 +91,13 @@ def tell_apart(
 def main(
     run: tyro.conf.Positional[Path], per_class: int = 100, num_train: int = 20_000, seed: int = 0
 ) -> None:
-    """Prints how well a classifier of real images tells a run's samples of each class.
+    """Prints how often a classifier of real images takes samples for the class asked for.
 
     Args:
         run: the run folder of a conditional model.
-        per_class: samples of each class.
-        num_train: training images that the classifier learns from, at most.
-        seed: of the classifier and of the samples.
+        per_class: the number of samples of each class.
+        num_train: the most training images that the classifier learns from.
+        seed: the seed of the classifier and of the samples.
     """
     table = tell_apart(load_run(run), per_class=per_class, num_train=num_train, seed=seed)
     Console(width=110).print(table)

@@ -1,4 +1,4 @@
-"""What the benchmark compares, and what is asked of it."""
+"""The works that the benchmark compares programs on, and the ratios asked of ours."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ ONE_SEED = "one seed after the other"
 PRODUCTS = "its matrix products alone"
 SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
 CORES = os.cpu_count() or 1
-# Each core works by itself on its share of a batch.
+# Each core works alone on its share of a batch.
 DEVICE_A_CORE = {
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={CORES} "
     "--xla_cpu_multi_thread_eigen=false"
 }
-# The system clears large memory anew for each chunk; by 2 MiB it does so faster than by 4 KiB.
+# The system clears large memory again for each chunk; in pages of 2 MiB it is faster than in 4 KiB.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-LEAST_OF_PLAIN = 0.97  # no work may be slower than `PLAIN` by more
+LEAST_OF_PLAIN = 0.97  # of the rate of `PLAIN`
 
 
 @dataclass
@@ -27,11 +27,11 @@ class Contender:
     """One program.
 
     Attributes:
-        name: in the table.
+        name: its name in the table.
         command: `vae-jax` or a file in `CONTENDERS`, with arguments.
-        images: that one of its steps takes.
+        images: the number of images in one of its steps.
         peer: whether it runs in the peers' environment.
-        environment: variables of it alone.
+        environment: its own environment variables.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Contender:
 
 @dataclass
 class Asked:
-    """That `ours` is at least `least` times as fast as `other`, both named as in the table."""
+    """`ours` is to be at least `least` times as fast as `other`, both named as in the table."""
 
     least: float
     other: str
@@ -55,11 +55,11 @@ class Work:
     """Contenders that do the same work, ours first.
 
     Attributes:
-        title: in the report.
-        contenders: of it.
-        asked: of ours.
-        streams: whether the first four are training from memory, from the disk, and the input
-            alone of both: then the report says what of the input the step hides.
+        title: the heading in the report.
+        contenders: the programs.
+        asked: the ratios asked of ours.
+        streams: whether the first four are training from memory, training from the disk, and the
+            input of each alone: then the report says how much of the input the step hides.
     """
 
     title: str
@@ -81,7 +81,7 @@ def train(work: str, log_every: int, batch_size: int, k: int = 1, *flags: str) -
 
 
 def plain(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
-    """What ours must not be slower than."""
+    """The plain loop, which ours must not be slower than."""
     flags = same_work(work, log_every, batch_size, k)
     return Contender(PLAIN, ["our_step_in_a_loop.py", *flags], batch_size)
 
@@ -89,7 +89,7 @@ def plain(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
 def training(
     title: str, work: str, log_every: int, batch_size: int, k: int = 1, *, torch: float | None
 ) -> Work:
-    """Ours, a plain loop of the same model, and PyTorch, whose rate is asked for `torch` times."""
+    """Ours, a plain loop of the same model, and PyTorch; ours is to be `torch` times as fast."""
     flags = same_work(work, log_every, batch_size, k)
     contenders = [
         Contender(OURS, train(work, log_every, batch_size, k), batch_size),
@@ -101,7 +101,7 @@ def training(
 
 
 def flax(work: str, log_every: int, batch_size: int) -> Contender:
-    """The same network as a user would write its loop."""
+    """The same network in a loop as a user would write it."""
     flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
     return Contender("Flax loop, as a user writes it", ["flax_loop.py", *flags], batch_size)
 
@@ -133,7 +133,7 @@ def small_mlp() -> Work:
 
 
 def variants(work: str, log_every: int, batch_size: int) -> list[Contender]:
-    """Ours with a batch divided among the cores, and with memory in huge pages."""
+    """Ours with each batch divided among the cores, and with memory in huge pages."""
     command = train(work, log_every, batch_size)
     return [
         Contender("the same, each core a device", command, batch_size, environment=DEVICE_A_CORE),
@@ -157,7 +157,7 @@ def residual() -> Work:
 
 
 def several(number: int, work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
-    """That many seeds of ours in one program."""
+    """Ours with several seeds in one program."""
     command = train(work, log_every, batch_size, k, "--seeds", str(number))
     return Contender(f"**vae_jax**, {number} seeds in one program", command, number * batch_size)
 
@@ -170,7 +170,7 @@ def two_seeds(title: str, work: str, log_every: int, batch_size: int, k: int = 1
 
 
 def seeds_of_mlp() -> Work:
-    """The same with two and five seeds, and what the products let two gain."""
+    """Two and five seeds, and the most that their products let two gain."""
     this = two_seeds("MLP, batch 128", "mlp", 100, 128)
     five, products = several(5, "mlp", 100, 128), ["matrix_products.py", "--work", "mlp"]
     this.contenders += [
@@ -186,7 +186,7 @@ def seeds_of_mlp() -> Work:
 
 
 def evaluation() -> Work:
-    """L_5000 of test images, the MLP's; a step is an image."""
+    """L_5000 of test images under the MLP; a step is an image."""
     ours = "**vae_jax**, `evaluate`"
     flags = ["our_evaluation.py", "--num-images", "60"]
     return Work(

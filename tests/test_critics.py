@@ -470,8 +470,8 @@ def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["mnist_5k", "cifar10_4k"])
-def test_a_game_of_patches_is_stable_for_400_steps(dataset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["mnist_5k", "cifar10_4k"])
+def test_a_game_of_patches_is_stable_for_400_steps(data: str, tmp_path: Path) -> None:
     """300 steps of the game: losses stay in bounds, and the critic neither wins nor loses.
 
     A hinge loss of 0 is a critic that is never wrong, of 2 one that tells nothing. In the last 100
@@ -479,10 +479,10 @@ def test_a_game_of_patches_is_stable_for_400_steps(dataset: str, tmp_path: Path)
     weight moves and does not run to its limit.
     """
     try:
-        load(dataset)
+        load(data)
     except VaeJaxError as error:
         pytest.skip(str(error))
-    arguments = {"objective": "patch_gan", "dataset": dataset, "start": 100, "num_steps": 400}
+    arguments = {"objective": "patch_gan", "data": data, "start": 100, "num_steps": 400}
     file = Path(__file__).parents[1] / "experiments" / "vaegan.py"
     lines = [
         line

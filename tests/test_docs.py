@@ -1,9 +1,11 @@
 """The documents: every reference resolves, every quotation is true, every block of code runs."""
 
 import ast
+import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache, partial
@@ -15,12 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import test_likelihoods
 import tiny
-from running import on_devices
+from running import on_devices, script
 from scipy import stats
 
-from vae_jax import ELBO, IWAE, Beta, Data, Experiment, Terms, evaluate, train
+from vae_jax import (
+    ELBO,
+    IWAE,
+    Beta,
+    Data,
+    Experiment,
+    Terms,
+    VaeJaxError,
+    cli,
+    evaluate,
+    train,
+)
+from vae_jax.experiment import read_module
 from vae_jax.likelihoods.beta import BetaDistribution
 from vae_jax.train import init_state
 
@@ -77,7 +90,15 @@ def test_references_resolve(document: Path):
 def test_an_unresolved_reference_is_noticed():
     assert source_of("vae_jax/objectives/elbo.py", "ELBO.__call__") is not None
     assert source_of("vae_jax/objectives/elbo.py", "ELBO.nothing") is None
-    assert source_of("vae_jax/train.py", "POSTERIOR") is not None
+    assert source_of("vae_jax/random.py", "DATA_SEED") is not None
+
+
+@every_document
+def test_paths_exist(document: Path):
+    """A file of the repository in backquotes is there."""
+    pattern = r"`((?:vae_jax|experiments|scripts|tests|docs)/[\w./]*\.\w+)`"
+    paths = re.findall(pattern, document.read_text())
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 @every_document
@@ -95,11 +116,92 @@ def test_code_lines_in_math_are_those_of_the_code():
     for row in rows:
         cells = row.split("|")
         assert len(cells) == 4, row
+        is_head = cells[-1].strip() == "Code" or not cells[-1].strip("-")
+        assert is_head or REFERENCE.search(cells[-1]), row
         sources = [" ".join(str(source_of(*r)).split()) for r in REFERENCE.findall(cells[-1])]
         for line in re.findall(r"`([^`]+)`", REFERENCE.sub("", cells[-1])):
             assert any(line in source for source in sources), line
             quoted += 1
     assert quoted > 25
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def docstring_of(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def commands_in(text: str) -> list[str]:
+    """Commands on a line of their own or in backquotes, those without arguments left out."""
+    pattern = r"(?:^[ \t]*|`)((?:vae-jax|python scripts/)[^`\n]* [^`\n]*)"
+    return re.findall(pattern, re.sub(r"\\\n\s*", " ", text), re.MULTILINE)
+
+
+def parse(command: str) -> None:
+    """Parses a command's flags as the program does, and runs nothing.
+
+    Raises:
+        SystemExit: they do not suit it.
+    """
+    match shlex.split(command, comments=True):
+        case ["vae-jax", "train" | "figures", str(file), *_] if "experiments/" not in file:
+            pass  # the reader's own
+        case ["vae-jax", "train", str(file), *flags]:
+            options = cli.TrainOptions(workdir=Path("runs")), cli.DataOptions()
+            cli.parse(module_of(file).experiment, "train", flags, *options)
+        case ["vae-jax", "figures", str(file), *flags]:
+            cli.parse(module_of(file).figures, "figures", flags, cli.DataOptions())
+        case ["vae-jax", "data", str(name), *flags]:
+            cli.parse(getattr(cli, f"data_{name}"), f"data {name}", flags)
+        case ["vae-jax", str(name), *flags]:
+            cli.parse(getattr(cli, name), name, flags)
+        case ["python", str(file), *flags]:
+            main = script(Path(file).stem).main
+            if inspect.signature(main).parameters:
+                cli.parse(main, file, flags)
+
+
+@cache
+def module_of(file: str) -> Any:
+    return read_module(ROOT / file)[1]
+
+
+COMMANDS = [
+    (path.relative_to(ROOT), command)
+    for path, text in (
+        *((path, path.read_text()) for path in DOCUMENTS),
+        *((path, docstring_of(path)) for path in sorted((ROOT / "experiments").glob("*.py"))),
+        *((path, docstring_of(path)) for path in sorted((ROOT / "scripts").glob("*.py"))),
+    )
+    for command in commands_in(text)
+    if len(command.split()) > 2
+]
+
+
+def is_refused(command: str) -> bool:
+    try:
+        parse(command)
+    except SystemExit as ended:
+        return bool(ended.code)
+    except VaeJaxError:
+        return True
+    return False
+
+
+def test_commands_parse(monkeypatch: pytest.MonkeyPatch):
+    """In documents and docstrings: names, flags and their values are those of today's programs."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # as Python does that runs one of them
+    assert len(COMMANDS) > 100
+    assert not [(str(path), command) for path, command in COMMANDS if is_refused(command)]
+
+
+def test_a_command_that_does_not_parse_is_noticed():
+    (command,) = commands_in("So:\n    vae-jax train experiments/aevb.py \\\n  --epochs 3  # so\n")
+    assert command.split()[1:4] == ["train", "experiments/aevb.py", "--epochs"]
+    assert is_refused(command)
+    with pytest.raises(AttributeError):
+        parse("vae-jax evaluates runs/demo")
 
 
 # --- Blocks of code -----------------------------------------------------------------------------
@@ -159,6 +261,23 @@ def test_quotations_are_verbatim():
             assert part in file
 
 
+def imports_of(tree: ast.AST) -> set[str]:
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name for node in found for alias in node.names}
+
+
+def test_every_block_imports_what_it_uses():
+    """What no block of its section defines, it imports itself; `squares.py` is one block."""
+    headings = {block.heading for block in EXTENDING}
+    for heading in headings:
+        texts = [b for b in EXTENDING if b.heading == heading and b.language == "python"]
+        trees = [ast.parse(block.text) for block in texts if not block.mark]
+        imported = set().union(*map(imports_of, trees))
+        for tree in trees:
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            assert not (names & imported) - imports_of(tree), heading
+
+
 def test_every_block_is_run_or_compared():
     marks = {block.mark.split(":")[0] for block in EXTENDING}
     assert marks == {"", "verbatim", "file"}
@@ -193,7 +312,9 @@ def test_the_logistic_density_is_scipys():
 
 
 def test_the_shared_tests_find_the_beta_likelihood():
-    """By its line in `__init__.pyi` alone."""
+    """By its being public alone."""
+    import test_likelihoods
+
     assert Beta in test_likelihoods.ALL
     assert "Beta" not in Path(test_likelihoods.__file__).read_text()
 
@@ -260,6 +381,7 @@ def test_vr_max_is_above_the_iwae():
     nothing: Any = None
     terms = Terms(
         x=nothing,
+        y=None,
         keys=nothing,
         z=nothing,
         path=nothing,
@@ -272,7 +394,7 @@ def test_vr_max_is_above_the_iwae():
         reconstruction=nothing,
     )
     iwae, names = IWAE(6)(terms, jnp.int32(0))
-    loss, metrics = objective(6)(terms, jnp.int32(0))
+    loss, metrics = objective(6)(terms, jnp.int32(0), nothing)
     assert metrics.keys() <= names.keys()
     assert loss == pytest.approx(-(log_p[0] + log_p[1] - log_p[2]).max(0).mean(), rel=1e-6)
     assert iwae - np.log(6) < loss < iwae

@@ -1,10 +1,12 @@
-"""Every kind of model of the experiment files: killed and resumed on real images, to the byte.
+"""The experiment files: their docstrings; their models killed and resumed on real images.
 
-The experiments are those of the files, with fewer steps. Those on colour images need the files of
-`cifar10_4k` in VAE_JAX_MANUAL_DIR.
+The experiments that are resumed are those of the files, with fewer steps, and end in the same
+bytes. Those on colour images need the files of `cifar10_4k` in VAE_JAX_MANUAL_DIR.
 """
 
+import ast
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,28 @@ SHORT = (
     "train(dataclasses.replace(made, num_steps=30, log_every=5, checkpoint_every=10), sys.argv[2])",
 )
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "vampprior": ("vampprior", {"prior": "vamp", "dataset": "mnist_5k", "epochs": 2}),
-    "flow_prior": ("flows", {"prior": "realnvp", "dataset": "mnist_5k", "epochs": 2}),
-    "sylvester": ("flows", {"posterior": "sylvester", "dataset": "mnist_5k", "epochs": 2}),
-    "mixture_of_logistics": ("cifar", {"dataset": "cifar10_4k"}),
-    "vqvae": ("vqvae", {"dataset": "mnist_5k"}),
-    "vaegan": ("vaegan", {"dataset": "mnist_5k"}),
-    "patch_gan": ("vaegan", {"dataset": "mnist_5k", "objective": "patch_gan", "start": 5}),
-    "hyperspherical": ("hyperspherical", {"dataset": "mnist_5k", "epochs": 2}),
+    "vampprior": ("vampprior", {"prior": "vamp", "data": "mnist_5k", "epochs": 2}),
+    "flow_prior": ("flows", {"prior": "realnvp", "data": "mnist_5k", "epochs": 2}),
+    "sylvester": ("flows", {"posterior": "sylvester", "data": "mnist_5k", "epochs": 2}),
+    "mixture_of_logistics": ("cifar", {"data": "cifar10_4k"}),
+    "vqvae": ("vqvae", {"data": "mnist_5k"}),
+    "vaegan": ("vaegan", {"data": "mnist_5k"}),
+    "patch_gan": ("vaegan", {"data": "mnist_5k", "objective": "patch_gan", "start": 5}),
+    "hyperspherical": ("hyperspherical", {"data": "mnist_5k", "epochs": 2}),
 }
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.py")), ids=lambda f: f.stem)
+def test_docstrings_hold_command_published_number_and_ours(file: Path) -> None:
+    """Ours with date, hardware and seeds, or "not yet run". `test_commands_parse` runs the rest."""
+    text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    assert re.search(rf"^    vae-jax (train|figures) experiments/{file.name}", text, re.MULTILINE)
+    published, ours = text.index("Published"), text.index("Ours")
+    assert published < ours
+    found = text[ours:]
+    if "not yet run" not in found.split(".")[0]:
+        for needed in (r"\d{4}-\d\d-\d\d", r"CPU cores|NVIDIA", r"[Ss]eeds? ", r"\d\.\d|\d of \d"):
+            assert re.search(needed, text[published:]), needed
 
 
 @pytest.mark.slow
@@ -40,7 +55,7 @@ def test_a_killed_run_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
     """SIGKILL after the first checkpoint, the same command again, against a run never killed."""
     file, arguments = MODELS[name]
     try:
-        load(arguments["dataset"])
+        load(arguments["data"])
     except VaeJaxError as error:
         pytest.skip(str(error))
 

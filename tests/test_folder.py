@@ -316,7 +316,7 @@ def test_the_recipe_beats_plain_training_on_few_images(
     monkeypatch.setattr(module, "SIZES", (200,))
     with on_devices(1):
         _, written = module.figures(
-            workdir=tmp_path, dataset="mnist_5k", num_steps=3000, seeds=1, num_samples=50
+            workdir=tmp_path, data="mnist_5k", num_steps=3000, seeds=1, num_samples=50
         )
     table = [line.split("|") for line in written.read_text().splitlines() if "step" in line]
     nll = {(c[1].strip(), c[2].split(",")[0].strip()): float(c[3]) for c in table}

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from running import ROOT
+from running import script
 from scipy import special
 from test_objectives import LOG_PX, LOG_PZ, LOG_QZ, STEP, TWO_LAYERS, VANILLA, make_terms
+from vae_jax.objectives.base import Objective
 
 from vae_jax import (
     CIWAE,
@@ -33,8 +34,6 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal, exact_kl
-from vae_jax.experiment import read_module
-from vae_jax.objectives.base import Objective
 from vae_jax.vae import weigh_path
 
 Bound = Callable[[Any], Any]
@@ -452,8 +451,7 @@ def test_piwae_is_miwae_for_q_and_iwae_for_p(dreg, same_noise):
 @pytest.fixture(scope="module")
 def ratios():
     """By (M, K): signal-to-noise ratios of a smaller toy, with enough draws for 2%."""
-    _, module = read_module(ROOT / "experiments/estimators.py")
-    toy = module.Toy.make(dim=4, images=256, offset=0.03)
+    toy = script("signal_to_noise").Toy.make(dim=4, images=256, offset=0.03)
     pairs = (1, 32), (1, 512), (16, 32)
     return {(m, k): toy.signal_to_noise(m, k, 2048 // (m * k)) for m, k in pairs}
 

@@ -12,7 +12,6 @@ import pytest
 from running import ROOT
 
 from vae_jax import VaeJaxError, metrics
-from vae_jax.cpu import threefry
 from vae_jax.metrics.inception import InceptionV3
 
 # torchvision 0.28.0's inception_v3 without its classifiers: 27,161,264 parameters in its list of
@@ -73,7 +72,7 @@ KNOWN = [
 
 def shapes() -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    tree = jax.eval_shape(InceptionV3().init, threefry.key(0), image)["params"]
+    tree = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
     return {
         ".".join(part.key for part in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -115,9 +114,9 @@ def test_the_arrays_are_those_of_the_published_network() -> None:
 
 
 def test_every_array_is_used() -> None:
-    """Back from the features through the program's equations."""
+    """Followed back from the features through the program's equations."""
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    variables = jax.eval_shape(InceptionV3().init, threefry.key(0), image)
+    variables = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)
     program = jax.make_jaxpr(InceptionV3().apply)(variables, image).jaxpr
     used = set(map(id, program.outvars))
     for equation in reversed(program.eqns):
@@ -128,7 +127,7 @@ def test_every_array_is_used() -> None:
 
 
 def test_features_are_torchvisions(weights: Path) -> None:
-    """Of one image, of its grey version and of its copies, in one program."""
+    """One image; a grey image has the features of its three equal channels."""
     (space,) = metrics.load_features(str(weights)).values()
     image = pictures(1)
     found = space(image)
@@ -142,7 +141,7 @@ def test_features_are_torchvisions(weights: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [40, 320])  # made larger, and smaller without antialiasing
 def test_all_features_are_torchvisions(side: int, weights: Path, tmp_path: Path) -> None:
-    """Computed in float64, in the peers' environment of `make bench`, which may lack torchvision:
+    """torchvision computes in float64, in the peers' environment of `make bench`, and is added by
     `.venv-peers/bin/pip install --no-deps torchvision==0.28.0`.
     """
     python = ROOT / ".venv-peers/bin/python"
@@ -159,20 +158,20 @@ def test_all_features_are_torchvisions(side: int, weights: Path, tmp_path: Path)
     expected = np.load(tmp_path / "answers.npy")
     if side == 40:
         np.testing.assert_allclose(expected[0, ::100], KNOWN, rtol=0, atol=1e-6)
-    found = metrics.inception(weights)(images)
+    found = metrics.inception_features(weights)(images)
     print(f"difference {np.abs(found - expected).max():.1e} of {expected.max():.1f} at most")
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
 
 
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
-    """Each a sentence that names the file, and the array if it is one."""
+    """Each refusal names the file, and the array if one is at fault."""
     name, other = "Mixed_6b.branch7x7_2.conv.weight", "Mixed_7c.branch_pool.bn.running_var"
     arrays: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in shapes().items()}
     wrong: Any = np.zeros((128, 128, 7, 1), np.float32)
     file = tmp_path / "weights.npz"
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({n: a for n, a in arrays.items() if n != other}, f"have no {other}"),
-        (arrays | {name: wrong}, f"have {name} as float32 (128, 128, 7, 1): it must be of floats"),
+        (arrays | {name: wrong}, f"have {name} as float32 (128, 128, 7, 1): give floats"),
         (arrays | {other: np.zeros(192, int)}, f"have {other} as int64 (192,)"),
     )
     for damaged, said in cases:

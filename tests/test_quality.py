@@ -1,6 +1,5 @@
 """Quality of pictures: closed forms, brute force, SciPy, simulation, and growing damage."""
 
-import importlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import pytest
 from running import ROOT, on_devices
 from scipy import linalg, ndimage, stats
 
+import vae_jax.metrics.quality
 from vae_jax import (
     ELBO,
     MLP,
@@ -35,7 +35,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.data import Split
-from vae_jax.metrics.estimate import GROUPS, T_QUANTILE
+from vae_jax.metrics.distances import GROUPS, T_QUANTILE
 from vae_jax.run import RunFolder, jsonable
 
 COLOURS = np.array([[230, 60, 40], [40, 200, 80], [60, 90, 220]])
@@ -206,8 +206,8 @@ def test_ssim_is_that_of_a_loop_over_windows(shape: tuple[int, int, int]) -> Non
     c_1, c_2 = 6.5025, 58.5225  # of 8-bit images (Wang et al. 2004, section III)
     for n, found in enumerate(metrics.ssim(x, y)):
         local = []
-        places = product(range(shape[0] - side + 1), range(shape[1] - side + 1), range(shape[2]))
-        for i, j, c in places:
+        corners = product(range(shape[0] - side + 1), range(shape[1] - side + 1), range(shape[2]))
+        for i, j, c in corners:
             a, b = (im[n, i : i + side, j : j + side, c].astype(float) for im in (x, y))
             m_a, m_b = (kernel * a).sum(), (kernel * b).sum()
             v_a, v_b = (kernel * (a - m_a) ** 2).sum(), (kernel * (b - m_b) ** 2).sum()
@@ -317,7 +317,7 @@ def test_standardized_features_keep_their_proportions() -> None:
 def learned_space(labelled: bool, folder: Path) -> metrics.Features:
     images, labels = pictures(300, 0)
     train = Split(images, labels.astype(np.int32) if labelled else None)
-    return metrics.learned(RunFolder(folder), train, num_steps=100)
+    return metrics.learned_features(RunFolder(folder), train, num_steps=100)
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,7 @@ def test_distances_of_photographs_grow_with_damage(name: str, tmp_path: Path) ->
     function = getattr(metrics, name, None)
     if function is None:
         labels = data.train.labels if name == "classifier" else None
-        function = metrics.learned(RunFolder(tmp_path), Split(data.train.images, labels))
+        function = metrics.learned_features(RunFolder(tmp_path), Split(data.train.images, labels))
     held_out = np.concatenate([data.valid.images, data.test.images])
     function = metrics.standardized(function, data.train.images)
     distances_grow(name, function, held_out[::2], held_out[1::2], (0.5, 1, 2, 3))
@@ -406,14 +406,15 @@ def test_learned_features_tell_classes_apart_and_are_kept(folder: Path) -> None:
     guesses = ((space(test)[:, None] - centres) ** 2).sum(-1).argmin(1)
     assert (guesses == answers).mean() > 0.9
     other = Split(images, (2 - labels).astype(np.int32))  # would be learned otherwise
-    kept = metrics.learned(RunFolder(folder / "classifier"), other, num_steps=100)
+    kept = metrics.learned_features(RunFolder(folder / "classifier"), other, num_steps=100)
     np.testing.assert_array_equal(kept(test), space(test))
 
 
 def test_learned_features_are_the_same_each_time(tmp_path: Path) -> None:
     images, _ = pictures(64, 0, side=8, channels=1)
+    train = Split(images, None)
     first, second = (
-        metrics.learned(RunFolder(tmp_path / name), Split(images, None), num_steps=5)(images)
+        metrics.learned_features(RunFolder(tmp_path / name), train, num_steps=5)(images)
         for name in "ab"
     )
     np.testing.assert_array_equal(first, second)
@@ -443,8 +444,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         image_shape=(8, 8, 3),
     )
     with pytest.MonkeyPatch.context() as patch, on_devices(1):
-        module = importlib.import_module("vae_jax.metrics.quality")
-        patch.setattr(module, "learned", partial(metrics.learned, num_steps=20))
+        patch.setattr(
+            vae_jax.metrics.quality,
+            "learned_features",
+            partial(metrics.learned_features, num_steps=20),
+        )
         yield train(
             Experiment(
                 data=data,
@@ -494,7 +498,7 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert scores["grey_levels", "kernel"].samples == ours
     means = generate.decode_means(
         run,
-        generate.posterior_means(run, generate.images_of(run, "test", np.arange(50) * 60 // 50)),
+        generate.posterior_means(run, run.images("test", np.arange(50) * 60 // 50)),
     )
     errors = metrics.psnr(np.rint(255 * means).astype(np.uint8), test)
     assert found.reconstruction["psnr"].value == pytest.approx(errors.mean(), abs=0.01)

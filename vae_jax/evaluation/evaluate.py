@@ -15,8 +15,7 @@ from vae_jax.evaluation.bounds import make_evaluator
 from vae_jax.evaluation.gaps import inference_gaps, make_optimizer
 from vae_jax.evaluation.information import make_decomposer
 from vae_jax.experiment import Experiment
-from vae_jax.metrics.quality import Quality
-from vae_jax.metrics.quality import quality as measure_quality
+from vae_jax.metrics.quality import Quality, measure_quality
 from vae_jax.metrics.spaces import Features
 from vae_jax.run import Run
 

@@ -1,17 +1,18 @@
-"""How good pictures are: distances between sets of features, and errors image by image."""
+"""How good images are: distances between sets of features, and errors image by image."""
 
-from vae_jax.metrics.colour import colour
 from vae_jax.metrics.custom import load_features
-from vae_jax.metrics.estimate import Estimate
-from vae_jax.metrics.frechet import frechet_distance
-from vae_jax.metrics.inception import inception
-from vae_jax.metrics.kernel import kernel_distance
-from vae_jax.metrics.learned import learned
-from vae_jax.metrics.precision_recall import precision_recall
-from vae_jax.metrics.quality import Quality, Score, quality
+from vae_jax.metrics.distances import (
+    Estimate,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from vae_jax.metrics.handmade import colour, texture
+from vae_jax.metrics.inception import inception_features
+from vae_jax.metrics.learned import learned_features
+from vae_jax.metrics.quality import Quality, Score, measure_quality
 from vae_jax.metrics.reconstruction import psnr, ssim
 from vae_jax.metrics.spaces import Features, in_chunks, standardized
-from vae_jax.metrics.texture import texture
 
 __all__ = [
     "Estimate",
@@ -21,13 +22,13 @@ __all__ = [
     "colour",
     "frechet_distance",
     "in_chunks",
-    "inception",
+    "inception_features",
     "kernel_distance",
-    "learned",
+    "learned_features",
     "load_features",
+    "measure_quality",
     "precision_recall",
     "psnr",
-    "quality",
     "ssim",
     "standardized",
     "texture",

@@ -1,4 +1,4 @@
-"""A user's own space of features, from a file of theirs."""
+"""A feature space of the user's own, from a file."""
 
 from pathlib import Path
 from types import ModuleType
@@ -6,26 +6,26 @@ from types import ModuleType
 import numpy as np
 
 from vae_jax.errors import VaeJaxError
-from vae_jax.metrics.inception import inception
+from vae_jax.metrics.inception import inception_features
 from vae_jax.metrics.spaces import Features, check_images, in_chunks
 
 
 def load_features(reference: str) -> dict[str, Features]:
-    """A user's own space: an Inception network's from its weights, or a function of theirs.
+    """Loads a feature space: an Inception network from its weights, or a function of the user's.
 
     Args:
-        reference: `WEIGHTS.npz`, as `inception` takes it; or `FILE.py:FUNCTION`, where the function
-            takes uint8 images `[n, H, W, C]` to `[n, F]`.
+        reference: `WEIGHTS.npz`, as `inception_features` takes it; or `FILE.py:FUNCTION`, where the
+            function maps uint8 images `[n, H, W, C]` to `[n, F]`.
 
     Returns:
-        `inception`, or the function, under its name, given a few images at a time.
+        `inception`, or the function under its own name; it is called with a few images at a time.
 
     Raises:
-        VaeJaxError: the file cannot be read or run, or has no such arrays or function; when it is
-            called, what it returns are no finite features.
+        VaeJaxError: the file cannot be read or run, or lacks the arrays or the function; later, a
+            call did not return numbers `[n, F]`.
     """
     if reference.endswith(".npz"):
-        return {"inception": inception(reference)}
+        return {"inception": inception_features(reference)}
     file, _, name = reference.rpartition(":")
     if not file or not name:
         raise VaeJaxError(
@@ -45,8 +45,8 @@ def load_features(reference: str) -> dict[str, Features]:
         found = np.asarray(function(images))
         if found.ndim != 2 or len(found) != len(images) or found.dtype.kind not in "fiu":
             raise VaeJaxError(
-                f"{reference} made {found.dtype} {found.shape} of images {images.shape}: let it "
-                f"return numbers [{len(images)}, F]."
+                f"{reference} returned {found.dtype} {found.shape} for images {images.shape}: let "
+                f"it return numbers [{len(images)}, F]."
             )
         return found
 

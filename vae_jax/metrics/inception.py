@@ -17,21 +17,21 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.metrics.spaces import Features, check_images, in_chunks
 
 SIDE = 299
-AT_ONCE = 32  # images; the largest map of so many, 147 x 147 x 64, takes 177 MB
+AT_ONCE = 32  # images; their largest map, 147 x 147 x 64, takes 177 MB
 EPSILON = 1e-3
 
 Conv = tuple[int, int, int]  # features, height and width of the kernel
-Branches = dict[str, list[Conv | list[Conv]]]  # the convolutions of an inner list see the same map
+Branches = dict[str, list[Conv | list[Conv]]]  # convolutions of an inner list share their input
 
 
 class NormalizedConv(nn.Module):
-    """A convolution without bias, BatchNorm with the statistics of its training, and a ReLU.
+    """A convolution without bias, BatchNorm with the statistics of training, and a ReLU.
 
     Its arrays have PyTorch's names and order of axes.
 
     Attributes:
         conv: (features, height, width).
-        stride: along both sides.
+        stride: the stride along both sides.
         padding: "SAME" or "VALID".
     """
 
@@ -60,10 +60,10 @@ class NormalizedConv(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """From images to the 2,048 means over places of the last map, which papers call pool3.
+    """Inception-v3 up to the spatial means of its last map, the 2,048 features called pool3.
 
-    As the TensorFlow network of 2015 has it, that FID was defined with: average pools leave padding
-    out, and the last block has a max pool in place of one.
+    This is the TensorFlow network of 2015, with which FID was defined: average pools leave padding
+    out, and the last block has a max pool instead of one.
 
     References:
         Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision.
@@ -72,7 +72,7 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Images `[N, 299, 299, 3]` from -1 to 1 to `[N, 2048]`."""
+        """Images `[N, 299, 299, 3]` in [-1, 1] to `[N, 2048]`."""
         x = NormalizedConv((32, 3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
         x = NormalizedConv((32, 3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
         x = NormalizedConv((64, 3, 3), name="Conv2d_2b_3x3")(x)
@@ -134,7 +134,7 @@ _average = partial(nn.avg_pool, padding="SAME", count_include_pad=False)
 def _mixed(
     block: str, x: Array, branches: Branches, pool: Callable[..., Array] = _average
 ) -> Array:
-    """The branches' maps side by side; `branch_pool` sees the pooled map."""
+    """Concatenates the branches' maps; `branch_pool` sees the pooled input."""
     maps = [
         _chain(f"{block}.{name}", pool(x, (3, 3)) if name == "branch_pool" else x, convs)
         for name, convs in branches.items()
@@ -143,12 +143,12 @@ def _mixed(
 
 
 def _reduced(block: str, x: Array, branches: Branches) -> Array:
-    """The branches' maps, which their last convolutions halve, beside the pooled map."""
+    """Concatenates the branches' maps, halved by their last convolutions, and the pooled input."""
     maps = [_chain(f"{block}.{name}", x, convs, halves=True) for name, convs in branches.items()]
     return jnp.concatenate([*maps, nn.max_pool(x, (3, 3), (2, 2))], -1)
 
 
-def _chain(name: str, x: Array, convs: Sequence[Any], halves: bool = False) -> Array:
+def _chain(name: str, x: Array, convs: Sequence[Conv | list[Conv]], halves: bool = False) -> Array:
     for number, conv in enumerate(convs, 1):
         numbered = name if len(convs) == 1 else f"{name}_{number}"
         if isinstance(conv, list):
@@ -162,21 +162,21 @@ def _chain(name: str, x: Array, convs: Sequence[Any], halves: bool = False) -> A
     return x
 
 
-def inception(file: str | Path) -> Features:
-    """The features of published FID, by an Inception network whose weights are in a file.
+def inception_features(file: str | Path) -> Features:
+    """The features of published FID, from an Inception network whose weights are in a file.
 
-    Images become 299 x 299 by bilinear interpolation without antialiasing and range from -1 to 1;
-    grey ones have three equal channels.
+    Images are resized to 299 x 299 by bilinear interpolation without antialiasing and scaled to
+    [-1, 1]; a grey image becomes three equal channels.
 
     Args:
         file: an `.npz` of the network's arrays under PyTorch's names, such as
-            `Mixed_5b.branch1x1.conv.weight`; others in it, as of the classifier, are not read.
+            `Mixed_5b.branch1x1.conv.weight`; other arrays, as the classifier's, are ignored.
 
     Returns:
         A function of uint8 images `[N, H, W, C]`, C = 1 or 3, to `[N, 2048]`.
 
     Raises:
-        VaeJaxError: the file cannot be read, or an array is missing or not of the network's shape.
+        VaeJaxError: the file cannot be read, or an array is missing or has another shape.
     """
     network = InceptionV3()
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
@@ -205,14 +205,14 @@ def inception(file: str | Path) -> Features:
 
 
 def _array(file: str | Path, arrays: Any, path: Sequence[Any], wanted: Any) -> Array:
-    """An array of the file, as the network wants it."""
+    """Reads the array at a path of the network's parameters."""
     name = ".".join(part.key for part in path)
     if name not in arrays:
         raise VaeJaxError(f"The weights {file} have no {name}: write all of Inception-v3's arrays.")
     found = arrays[name]
     if found.shape != wanted.shape or found.dtype.kind != "f":
         raise VaeJaxError(
-            f"The weights {file} have {name} as {found.dtype} {found.shape}: it must be of floats "
-            f"{wanted.shape}, as Inception-v3 has it."
+            f"The weights {file} have {name} as {found.dtype} {found.shape}: give floats "
+            f"{wanted.shape}, as Inception-v3 has."
         )
     return jnp.asarray(found, jnp.float32)

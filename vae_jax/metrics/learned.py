@@ -1,4 +1,4 @@
-"""Learned features: of a small network trained here, on the data set's own training images."""
+"""Learned features: those of a small network trained on the data set's own training images."""
 
 import math
 from typing import Any
@@ -20,24 +20,24 @@ from vae_jax.run import RunFolder
 
 WIDTH, HIDDEN = 64, 256
 MAPS = (32, 64, 64)
-SIDE = 32  # pixels that the shorter side keeps at least, when images are made smaller
+SIDE = 32  # pixels; larger images are reduced, their shorter side to no fewer
 SCALED_BY = 1000  # training images, or a few more
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 1000, 64, 1e-3, 0
 
 
 class FeatureNetwork(nn.Module):
-    """A convolutional encoder to 64 features, trained to tell classes apart or to draw the image.
+    """A convolutional encoder to 64 features, trained as a classifier or as an autoencoder.
 
     Attributes:
-        image_shape: (height, width, channels) as of `shrunk`.
-        num_classes: None makes it an autoencoder.
+        image_shape: (height, width, channels) after `shrunk`.
+        num_classes: the number of classes; None makes it an autoencoder.
     """
 
     image_shape: Shape
     num_classes: int | None
 
     def setup(self):
-        """The classes need one layer, the image two."""
+        """Classes are read out by one layer, images by two."""
         self.encoder = ConvEncoder(MAPS, dense=None)
         self.project = nn.Dense(WIDTH)
         if self.num_classes is None:
@@ -47,12 +47,12 @@ class FeatureNetwork(nn.Module):
             self.classes = nn.Dense(self.num_classes)
 
     def __call__(self, images: Array) -> Array:
-        """Images `[N, H, W, C]` as of `shrunk` to features `[N, 64]`."""
+        """Images `[N, H, W, C]` from `shrunk` to features `[N, 64]`."""
         h = self.encoder(images)
         return self.project(h.reshape(len(h), -1))
 
     def loss(self, images: Array, labels: Array) -> Array:
-        """Cross-entropy, or the squared error of a pixel, `[N]`."""
+        """Cross-entropy, or the mean squared error over pixels, `[N]`."""
         features = self(images)
         if self.num_classes is None:
             drawn = self.pixels(self.decoder(features))
@@ -62,31 +62,32 @@ class FeatureNetwork(nn.Module):
 
 
 def shrunk(images: Array) -> Array:
-    """uint8 `[N, H, W, C]` to floats around zero, sides divided by a whole number.
+    """uint8 `[N, H, W, C]` to floats in [-1, 1], both sides divided by the same integer.
 
-    The mean over squares of pixels, the largest that leave 32 of them along the shorter side.
+    Means over squares of pixels, the largest that leave 32 of them along the shorter side.
     """
     factor = max(1, min(images.shape[1:3]) // SIDE)
     return nn.avg_pool(images / 127.5 - 1, (factor, factor), (factor, factor))
 
 
-def learned(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Features:
-    """Features of all layers of a `FeatureNetwork`, trained once and kept in the run folder.
+def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS) -> Features:
+    """Features from all layers of a `FeatureNetwork`, trained once and kept in the run folder.
 
-    The means over places of its three maps and its last layer, each layer scaled to a mean variance
-    of 1 on training images. The last one knows where things are, but forgets what does not matter
-    to the class, as slight noise, which the maps see.
+    They are the spatial means of its three maps and its last layer, each layer scaled to a mean
+    variance of 1 on training images. The last layer knows where things are but forgets what does
+    not matter to the class, such as slight noise, which the maps see.
 
-    A classifier where the training images have labels of two classes or more, else an autoencoder:
-    Adam with a cosine schedule, batches of 64, seed 0, so that they are the same each time.
+    It is a classifier if the training images have labels of two or more classes, else an
+    autoencoder, trained by Adam with a cosine schedule, batches of 64 and seed 0, so that the
+    features are the same each time.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         train: the training images; no others are seen.
-        num_steps: of Adam.
+        num_steps: the number of optimizer steps.
 
     Returns:
-        A function of uint8 images of the same shape, to `[N, 32 + 64 + 64 + 64]`.
+        A function from uint8 images of the same shape to `[N, 32 + 64 + 64 + 64]`.
     """
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
     classes, targets = np.unique(labels, return_inverse=True)

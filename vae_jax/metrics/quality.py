@@ -1,4 +1,4 @@
-"""How good a run's pictures are: samples and reconstructions against a split of the data."""
+"""The quality of a run's samples and reconstructions, measured against a split of the data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,29 +8,31 @@ import numpy as np
 from vae_jax import generate
 from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
-from vae_jax.metrics.colour import colour
-from vae_jax.metrics.estimate import Estimate
-from vae_jax.metrics.frechet import frechet_distance
-from vae_jax.metrics.kernel import kernel_distance
-from vae_jax.metrics.learned import learned
-from vae_jax.metrics.precision_recall import precision_recall
+from vae_jax.metrics.distances import (
+    MIN_IMAGES,
+    Estimate,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from vae_jax.metrics.handmade import colour, texture
+from vae_jax.metrics.learned import learned_features
 from vae_jax.metrics.reconstruction import psnr, ssim
-from vae_jax.metrics.spaces import MIN_IMAGES, Features, check_images, standardized
-from vae_jax.metrics.texture import texture
+from vae_jax.metrics.spaces import Features, check_images, standardized
 from vae_jax.run import Run
 
-SEED = 0  # of the samples
+SAMPLING_SEED = 0
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number of the samples, beside that of training images in their place.
+    """One distance or share in one feature space, beside the value that training images get.
 
     Attributes:
-        space: of the features.
-        name: of the number.
-        samples: against the split.
-        training: the floor: as good as pictures of the same kind that are not those of the split.
+        space: the name of the feature space.
+        name: the name of the quantity.
+        samples: its value for samples against the split.
+        training: the floor: its value for real images that are not those of the split.
     """
 
     space: str
@@ -41,11 +43,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Quality:
-    """Of the pictures of a run's first seed.
+    """The scores of a run's first seed.
 
     Attributes:
-        num_images: in each of the sets: samples, images of the split, training images.
-        scores: in each space.
+        num_images: the size of each set: samples, images of the split, training images.
+        scores: one for each space and quantity.
         reconstruction: means over images of the split, by name: `psnr` in decibels, `ssim`.
     """
 
@@ -54,19 +56,19 @@ class Quality:
     reconstruction: dict[str, Estimate]
 
 
-def quality(
+def measure_quality(
     run: Run, split: SplitName, num_images: int, features: Mapping[str, Features] | None = None
 ) -> Quality:
     """Scores samples and reconstructions of the first seed, both as means of p(x|z).
 
-    Distances, precision and recall are between `num_images` samples, or training images, and as
-    many images of the split, in three spaces of features: colour, texture, and those learned here
-    on the training split; and in those of the user.
+    Distances, precision and recall compare `num_images` samples, or training images, with as many
+    images of the split, in three feature spaces: colour, texture, and features learned on the
+    training split; and in those that the user gives.
 
     Args:
-        run: the trained model; it keeps the network of the learned features in its folder.
-        split: of its data, whose images as stored are the reference.
-        num_images: evenly spaced over the splits.
+        run: the trained model; its folder keeps the network of the learned features.
+        split: the reference, its images as stored.
+        num_images: the number of images, evenly spaced over the splits.
         features: the user's own spaces, taken as they are: not standardized.
 
     Raises:
@@ -89,10 +91,11 @@ def quality(
     rows = _spaced(num_images, len(reference))
     originals = reference[rows]
     training = data.train.images[_spaced(num_images, len(data.train))]
-    samples = _bytes(generate.sample(run, num_images, SEED))
+    samples = _bytes(generate.sample(run, num_images, SAMPLING_SEED))
     reconstructions = _bytes(generate.reconstruct_rows(run, split, rows))
 
-    own = {"colour": colour, "texture": texture, "learned": learned(run.folder, data.train)}
+    learned = learned_features(run.folder, data.train)
+    own = {"colour": colour, "texture": texture, "learned": learned}
     spaces = {name: standardized(space, training) for name, space in own.items()}
     scores = []
     for space, function in {**spaces, **(features or {})}.items():
@@ -121,5 +124,5 @@ def _spaced(count: int, total: int) -> np.ndarray:
     return np.arange(count) * total // count
 
 
-def _bytes(pictures: np.ndarray) -> np.ndarray:
-    return np.rint(255 * pictures).astype(np.uint8)
+def _bytes(images: np.ndarray) -> np.ndarray:
+    return np.rint(255 * images).astype(np.uint8)

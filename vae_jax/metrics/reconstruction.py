@@ -1,4 +1,4 @@
-"""How near a picture is to its original, image by image."""
+"""How close a reconstruction is to its original, image by image."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
         `[N]`.
 
     Raises:
-        VaeJaxError: they are no such pair.
+        VaeJaxError: the two arrays differ in dtype or shape, or are not images.
     """
     x, y = _pair(images, originals)
     error = ((x - y) ** 2).mean((1, 2, 3))
@@ -28,22 +28,22 @@ def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Structural similarity, the mean over places and channels of
+    """Structural similarity: the mean over pixels and channels of
 
     (2 m_x m_y + C_1)(2 s_xy + C_2) / ((m_x^2 + m_y^2 + C_1)(s_x^2 + s_y^2 + C_2)),
 
     with means, variances and covariance under a Gaussian window of 11x11 pixels that lies within
-    the image; in images smaller than that, of the largest odd side that fits.
+    the image; smaller images get a window of the largest odd side that fits.
 
     Args:
         images: uint8 `[N, H, W, C]`.
         originals: the same shape.
 
     Returns:
-        `[N]`, at most 1, which equal images have.
+        `[N]`, at most 1, the value of equal images.
 
     Raises:
-        VaeJaxError: they are no such pair.
+        VaeJaxError: the two arrays differ in dtype or shape, or are not images.
 
     References:
         Wang et al. (2004), Image quality assessment: from error visibility to structural

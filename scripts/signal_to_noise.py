@@ -1,23 +1,24 @@
-"""Tighter bounds need not be better: Rainforth et al. (2018), and what DReG changes.
+"""The signal-to-noise ratio of gradient estimators, on the toy of Rainforth et al. (2018).
 
-    vae-jax figures experiments/estimators.py
-    vae-jax train experiments/estimators.py --objective miwae --workdir runs/estimators/miwae
-    vae-jax evaluate runs/estimators/miwae --num-samples 5000
+    python scripts/signal_to_noise.py
 
-`figures` is about the paper's toy: z ~ N(mu, I) and x|z ~ N(z, I) in 20 dimensions, 1,024 images,
-q(z|x) = N(A x + b, 2/3 I), each parameter off its optimum by N(0, 0.01²). Published (theorem 1):
-with M bounds of K samples the signal-to-noise ratio of the gradient grows as sqrt(M K) for the
-generative parameters and as sqrt(M / K) for the inference parameters; with doubly reparameterized
-gradients (Tucker et al. 2019) the latter grows too, as sqrt(K).
+The toy: z ~ N(mu, I) and x|z ~ N(z, I) in 20 dimensions, 1,024 images, q(z|x) = N(A x + b, 2/3 I),
+each parameter off its optimum by N(0, 0.01²).
 
-Ours (25 November 2026, two CPU cores, seed 0): slopes of the log ratio from K = 64 to 1,024 are
-+0.49 (generative), -0.50 (inference) and +0.49 (inference, DReG), and +0.51, +0.50 and +0.50 for M
-from 1 to 16. Below K = 64 the generative ratio first falls: there A and b being off moves its
-expected gradient, a term of order 1/K, more than mu's own distance does.
+Published (theorem 1): with M bounds of K samples the ratio of the gradient grows as sqrt(M K) for
+the generative parameters and as sqrt(M / K) for the inference parameters; with doubly
+reparameterized gradients (Tucker et al. 2019) the latter grows too, as sqrt(M K).
 
-`train` is for the paper's comparison on MNIST with 64 samples, test NLL by L_5000 (read in a
-secondary source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09. Not run
-here yet; optimizer, batch size and number of epochs are ours.
+Ours: slopes of the logarithm, theory beside them.
+
+                        K = 64 to 1,024, M = 1      M = 1 to 16, K = 64
+    generative          +0.49  (+1/2)               +0.51  (+1/2)
+    inference           -0.50  (-1/2)               +0.50  (+1/2)
+    inference, DReG     +0.49  (+1/2)               +0.50  (+1/2)
+
+2026-11-25, two CPU cores, seed 0, time not recorded. Below K = 64 the generative ratio first falls:
+there A and b being off moves its expected gradient, a term of order 1/K, more than mu's own
+distance does. A second figure draws the bounds of the same toy beside the exact ln p(x).
 """
 
 import math
@@ -25,119 +26,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import tyro
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vae_jax import (
-    CIWAE,
-    ELBO,
-    IWAE,
-    MIWAE,
-    MLP,
-    PIWAE,
-    VAE,
-    Bernoulli,
-    DiagonalGaussian,
-    Experiment,
-    RenyiBound,
-    StandardNormal,
-    load,
-    plots,
-)
-from vae_jax.compatibility import Space, Trait
-from vae_jax.data import Support
+from vae_jax import MIWAE, MLP, VAE, DiagonalGaussian, plots, random
 from vae_jax.distributions import Normal, Shape
-from vae_jax.likelihoods.base import Measure
-from vae_jax.objectives.base import Objective
-from vae_jax.objectives.importance import importance_bound, in_groups, renyi_bound
-from vae_jax.train import loss_and_metrics
+from vae_jax.interfaces import Likelihood, Model, Objective, Posterior, Prior
+from vae_jax.objectives.importance import importance_bound, in_groups
+from vae_jax.objectives.renyi import renyi_bound
+from vae_jax.step import loss_at_terms
 
 THETA, PHI, PHI_DREG = "generative", "inference", "inference, DReG"
 SAMPLES_AT_ONCE = 2**14
 
 
-def experiment(
-    *,
-    objective: Literal["elbo", "iwae", "miwae", "piwae", "ciwae", "renyi"] = "miwae",
-    m: int = 8,
-    k: int = 8,
-    beta: float = 0.5,
-    alpha: float = 0.5,
-    doubly_reparameterized: bool = False,
-    epochs: int = 100,
-    dataset: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
-) -> Experiment:
-    """The one-layer model of Burda et al. (2015) with M * K samples for each image.
-
-    Args:
-        objective: the bound.
-        m: M bounds, of `miwae` and `piwae`.
-        k: K samples in each.
-        beta: the weight of the ELBO in `ciwae`.
-        alpha: of `renyi`.
-        doubly_reparameterized: DReG, and for `elbo` sticking the landing.
-        epochs: passes over the training images.
-        dataset: dynamically binarized.
-    """
-    data = load(dataset)
-    samples, dreg, batch_size = m * k, doubly_reparameterized, 100
-    objectives: dict[str, Objective] = {
-        "elbo": ELBO(samples, sticking_the_landing=dreg),
-        "iwae": IWAE(samples, dreg),
-        "miwae": MIWAE(m, k, dreg),
-        "piwae": PIWAE(m, k, dreg),
-        "ciwae": CIWAE(samples, beta, dreg),
-        "renyi": RenyiBound(samples, alpha, dreg),
-    }
-    mean = np.clip(data.train.images.mean(0) / 255, 0.001, 0.999).reshape(-1)
-    num_steps = epochs * len(data.train) // batch_size
-    return Experiment(
-        data=data,
-        model=VAE(
-            encoder=MLP((200, 200)),
-            posterior=DiagonalGaussian(50),
-            prior=StandardNormal(50),
-            decoder=MLP((200, 200)),
-            likelihood=Bernoulli(bias_init=nn.initializers.constant(np.log(mean / (1 - mean)))),
-            image_shape=data.image_shape,
-        ),
-        objective=objectives[objective],
-        optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, num_steps)),
-        batch_size=batch_size,
-        num_steps=num_steps,
-    )
-
-
-class NormalWithMean(nn.Module):
+class NormalWithMean(Prior):
     """p(z) = N(mu, I) over `[dim]`."""
 
     dim: int
 
-    spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
-    needs: ClassVar[frozenset[Trait]] = frozenset()
-    factors: ClassVar[bool] = True
+    factors = True
 
     @nn.compact
-    def __call__(self, model: Any) -> Normal:
+    def __call__(self, model: Model, y: Array | None = None) -> Normal:
         """Batch `[]`, event `[dim]`."""
         return Normal(self.param("mean", nn.initializers.zeros, (self.dim,)), jnp.ones(self.dim))
 
 
-class NormalWithScale(nn.Module):
+class NormalWithScale(Posterior):
     """q(z|x) = N(A x + b, 2/3 I) over `[dim]`."""
 
     dim: int
 
-    space: ClassVar[Space] = "real"
-    event_ndims: ClassVar[int] = 1
-    traits: ClassVar[frozenset[Trait]] = DiagonalGaussian.traits
+    traits = DiagonalGaussian.traits
 
     @nn.compact
     def __call__(self, features: Array) -> Normal:
@@ -146,11 +74,10 @@ class NormalWithScale(nn.Module):
         return Normal(loc, jnp.full_like(loc, math.sqrt(2 / 3)))
 
 
-class NormalAroundZ(nn.Module):
+class NormalAroundZ(Likelihood):
     """p(x|z) = N(z, I)."""
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"real"})
-    measure: ClassVar[Measure] = "density"
+    supports = frozenset({"real"})
 
     def __call__(self, features: Array, image_shape: Shape) -> Normal:
         """`[N, D]` to batch `[N]`, event `image_shape`."""
@@ -160,7 +87,13 @@ class NormalAroundZ(nn.Module):
 
 @dataclass(frozen=True)
 class Toy:
-    """The model, images `[N, D, 1, 1]`, and parameters beside mu = mean of x, A = I/2, b = mu/2."""
+    """The model, its images, and parameters near the optimum mu = mean of x, A = I/2, b = mu/2.
+
+    Attributes:
+        model: p(z), p(x|z) and q(z|x).
+        params: mu, A and b.
+        x: images `[N, D, 1, 1]`.
+    """
 
     model: VAE
     params: dict[str, Any]
@@ -168,7 +101,7 @@ class Toy:
 
     @classmethod
     def make(cls, dim: int, images: int, offset: float, seed: int = 0) -> "Toy":
-        """Draws mu, the images, and the parameters' distances from the optimum, N(0, offset²)."""
+        """Draws mu, the images, and the parameters' offsets from the optimum, N(0, offset²)."""
         generator = np.random.default_rng(seed)
         x = generator.normal(size=dim) + math.sqrt(2) * generator.normal(size=(images, dim))
         mu = x.mean(0)
@@ -194,32 +127,39 @@ class Toy:
         return -0.25 * square - 0.5 * self.x.shape[1] * math.log(4 * math.pi)
 
     def map_images(self, function: Callable[[Array, Array], Any], samples: int) -> Callable:
-        """From one key to the function of each image and a key of its own, stacked, some at once.
+        """Maps a function over the images, each with a key of its own; some are taken at once.
 
         Args:
-            function: of an image `[1, D, 1, 1]` and keys `[1]`.
-            samples: that it draws.
+            function: a function of an image `[1, D, 1, 1]` and keys `[1]`.
+            samples: the number of samples that it draws.
+
+        Returns:
+            A function from one key to the stacked results.
         """
         x = jnp.asarray(self.x)[:, None]
 
         def of_key(key: Array) -> Any:
-            keys = jax.random.split(key, (len(x), 1))
+            keys = random.indexed(key, jnp.arange(len(x))[:, None])
             at_once = max(1, SAMPLES_AT_ONCE // samples)
             return lax.map(lambda pair: function(*pair), (x, keys), batch_size=at_once)
 
         return of_key
 
     def moments(self, objective: Objective, replicates: int) -> dict[str, tuple[float, float]]:
-        """Of the whole batch's gradient g, by group of parameters: |E g|² and E |g - E g|².
+        """|E g|² and E |g - E g|² of the whole batch's gradient g, for each group of parameters.
 
-        Images are independent, so that the second is the sum of what they have each. What chance
-        adds to |mean g|² is subtracted. The objective is as `Experiment.objective`.
+        Images are independent, so that the second is the sum over images. What chance adds to
+        |mean g|² is subtracted.
+
+        Args:
+            objective: the bound that is differentiated.
+            replicates: the number of draws of all the noise.
         """
 
         def gradient(x: Array, keys: Array) -> dict[str, Array]:
             def loss(params: Any) -> Array:
-                apply = nn.apply(loss_and_metrics, self.model)
-                return apply({"params": params}, objective, x, keys, jnp.int32(0))[0]
+                apply = nn.apply(loss_at_terms, self.model)
+                return apply({"params": params}, objective, x, keys, None, jnp.int32(0))[0]
 
             groups = jax.grad(loss)(self.params)
             return {name: ravel_pytree(group)[0] for name, group in groups.items()}
@@ -232,10 +172,10 @@ class Toy:
                 each = of_key(key)
                 return jax.tree.map(jnp.add, totals, (each, jax.tree.map(jnp.square, each))), None
 
-            zeros = jax.tree.map(lambda g: jnp.zeros(g.shape), jax.eval_shape(of_key, key))
-            return lax.scan(add, (zeros, zeros), jax.random.split(key, replicates))[0]
+            zeros = jax.tree.map(lambda g: jnp.zeros(g.shape), jax.eval_shape(of_key, keys[0]))
+            return lax.scan(add, (zeros, zeros), keys)[0]
 
-        key = jax.random.key(0)
+        keys = random.indexed(random.purpose(random.key(0), "gradients"), jnp.arange(replicates))
         totals, squares = jax.tree.map(np.float64, sums())
         found = {}
         for name, total in totals.items():
@@ -252,9 +192,9 @@ class Toy:
         noise.
 
         Args:
-            m: M bounds.
-            k: K samples in each.
-            replicates: draws of all the noise, at least 2.
+            m: M, the number of bounds.
+            k: K, the number of samples in each.
+            replicates: the number of draws of all the noise, at least 2.
         """
         plain = self.moments(MIWAE(m, k), replicates)
         dreg = self.moments(MIWAE(m, k, doubly_reparameterized=True), replicates)
@@ -266,12 +206,12 @@ class Toy:
 
 
 def slope(counts: Any, ratios: Any) -> float:
-    """Of ln ratio over ln count, by least squares."""
+    """The least-squares slope of ln ratio over ln count."""
     return float(np.polyfit(np.log(counts), np.log(ratios), 1)[0])
 
 
 def snr_curves(toy: Toy, ms: list[int], ks: list[int], draws: int, tail: int) -> plots.Curves:
-    """Ratios by M, or by K where M stays, with the slopes of the last `tail` points."""
+    """Ratios against K if it varies, else against M, with the slopes of the last `tail` points."""
     pairs = list(zip(ms, ks, strict=True))
     ratios = [toy.signal_to_noise(m, k, max(2, draws // (m * k))) for m, k in pairs]
     counts = ks if len(set(ks)) > 1 else ms
@@ -283,13 +223,13 @@ def snr_curves(toy: Toy, ms: list[int], ks: list[int], draws: int, tail: int) ->
 
 
 def bound_curves(toy: Toy, draws: int) -> plots.Curves:
-    """Means over images, and over all groups of T samples, of bounds with T samples."""
+    """Bounds with T samples against T: means over images and over all groups of T samples."""
 
     def log_w(x: Array, keys: Array) -> Array:
         terms: Any = toy.model.apply({"params": toy.params}, x, keys, draws)
         return terms.log_w[:, 0]
 
-    all_log_w = jax.jit(toy.map_images(log_w, draws))(jax.random.key(1)).T
+    all_log_w = jax.jit(toy.map_images(log_w, draws))(random.purpose(random.key(0), "bounds")).T
 
     def mean(bound: Callable[[Array], Array], samples: int) -> float:
         return float(in_groups(bound, draws // samples)(all_log_w).mean())
@@ -308,22 +248,21 @@ def bound_curves(toy: Toy, draws: int) -> plots.Curves:
     }
 
 
-def figures(
-    *,
-    workdir: Path = Path("runs/estimators"),
+def main(
+    workdir: Path = Path("runs/signal_to_noise"),
     dim: int = 20,
     images: int = 1024,
     offset: float = 0.01,
     draws: int = 4096,
-) -> list[Path]:
-    """The toy's signal-to-noise ratios by K and by M, and its bounds below the exact ln p(x).
+) -> None:
+    """Draws the toy's signal-to-noise ratios by K and by M, and its bounds below the exact ln p(x).
 
     Args:
-        workdir: holds the figures.
-        dim: D.
-        images: N.
-        offset: standard deviation of each parameter's distance from its optimum.
-        draws: of z for each image, point and estimator; a multiple of 256.
+        workdir: the folder of the figures.
+        dim: D, the dimensions of x and z.
+        images: N, the number of images.
+        offset: the standard deviation of each parameter's distance from its optimum.
+        draws: the samples of z for each image, point and estimator; a multiple of 256.
     """
     toy = Toy.make(dim, images, offset)
     ks, ms = [1, 4, 16, 64, 256, 1024], [1, 4, 16]
@@ -332,13 +271,15 @@ def figures(
         "$K = 64$": snr_curves(toy, ms, [64] * len(ms), draws, tail=3),
     }
     bounds = {f"$D = {dim}$, $N = {images}$": bound_curves(toy, draws)}
-    of_gradients = plots.scaling(
+    gradients = plots.scaling(
         ratios, xlabel="$K$ samples in each bound, or $M$ bounds", ylabel="signal-to-noise ratio"
     )
-    of_bounds = plots.scaling(
+    below = plots.scaling(
         bounds, xlabel="samples of z for each image", ylabel="nats per image", yscale="linear"
     )
-    return [
-        plots.save(of_gradients, workdir / "signal_to_noise.png"),
-        plots.save(of_bounds, workdir / "bounds.png"),
-    ]
+    print(plots.save(gradients, workdir / "signal_to_noise.png"))
+    print(plots.save(below, workdir / "bounds.png"))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
