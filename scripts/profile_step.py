@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vae_jax import parallel
-from vae_jax.train import chunks, init_state, make_train_chunk
+from vae_jax.step import init_state, make_train_chunk
+from vae_jax.train import chunks
 
 sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 from ours import Work, experiment  # pyright: ignore[reportMissingImports]

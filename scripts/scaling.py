@@ -36,7 +36,7 @@ def measure(num_images: int, num_samples: int) -> dict[str, float]:
 
     from vae_jax import parallel
     from vae_jax.evaluation.bounds import make_evaluator
-    from vae_jax.train import init_state
+    from vae_jax.step import init_state
 
     this = experiment(work="mlp")
     evaluate = make_evaluator(this, "train", num_samples, num_images)

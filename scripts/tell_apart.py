@@ -1,4 +1,4 @@
-"""Are a conditional model's samples of each class what they shall be? A classifier's word for it.
+"""Do a conditional model's samples show the class they were asked for? A classifier answers.
 
     python scripts/tell_apart.py runs/conditional/fashion_mnist
 
@@ -62,7 +62,7 @@ def tell_apart(
     Raises:
         VaeJaxError: the model is not conditional.
     """
-    names, test = generate.class_names(run), run.experiment.data.test
+    names, test = run.class_names, run.experiment.data.test
     assert test.labels is not None
     classifier = learn(run, num_train, hidden, seed)
     labels = np.repeat(np.arange(len(names)), per_class)

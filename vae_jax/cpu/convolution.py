@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from vae_jax.cpu.products import products
-from vae_jax.distributions import Shape
+from vae_jax.interfaces import Shape
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
