@@ -1,4 +1,4 @@
-"""Are a conditional model's samples of the class that was asked for? A classifier's answer.
+"""Do a conditional model's samples show the class they were asked for? A classifier answers.
 
     python scripts/tell_apart.py runs/conditional/fashion_mnist
 

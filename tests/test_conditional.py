@@ -1,6 +1,7 @@
 """Conditional models against closed forms, quadrature, and each label's way to its image."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from running import on_devices
+from running import on_devices, summary
 from scipy import special, stats
 
 import vae_jax as vj
@@ -34,13 +35,13 @@ from vae_jax import (
     evaluate,
     fitted_priors,
     generate,
+    random,
     train,
 )
-from vae_jax.conditional import given
 from vae_jax.evaluation.bounds import make_evaluator
-from vae_jax.parallel import on_every_device, replicate, split, unreplicate
+from vae_jax.parallel import Layout, OnDevices, on_every_device, replicate, split, unreplicate
 from vae_jax.run import Run, RunFolder
-from vae_jax.train import init_state, loss_and_gradients
+from vae_jax.step import Batch, init_state, loss_and_gradients
 
 LABELS = LabelEmbedding(8, 2)
 CONDITIONAL = tiny.model().clone(labels=LABELS)
@@ -218,20 +219,21 @@ def test_lines_lie_between_images_of_one_class(linear: Linear):
 
 def test_traversals_keep_the_image_and_its_label(linear: Linear):
     images, values, dims = generate.traverse(linear.run, "test", 4, 3, D)
-    x, y = generate.images_of(linear.run, "test", np.array([4])), linear.run.experiment.data.test
-    assert y.labels is not None
-    z = np.tile(linear.posterior_mean(np.asarray(x), y.labels[4:5]), (D, 3, 1))
+    row = np.array([4])
+    x, y = linear.run.images("test", row), linear.run.labels("test", row)
+    assert y is not None
+    z = np.tile(linear.posterior_mean(np.asarray(x), y), (D, 3, 1))
     for place, dim in enumerate(dims):
         z[place, :, dim] = values
-    expected = z @ linear.weights.T + linear.offsets[y.labels[4]]
+    expected = z @ linear.weights.T + linear.offsets[y[0]]
     np.testing.assert_allclose(images, expected.reshape(images.shape).clip(0, 1), atol=1e-5)
 
 
 def test_samples_of_a_class_have_its_prior_and_its_offset(linear: Linear):
     """Kolmogorov-Smirnov of z against SciPy; a share of the samples for each class."""
     labels = np.arange(3000) % C
-    keys = jax.random.split(jax.random.key(5), len(labels))
-    z, px = generate._apply(linear.run, "sample", keys, labels=labels)
+    keys = random.indexed(random.key(5), np.arange(len(labels)))
+    (z,), px = generate._apply(linear.run, "sample", keys, jnp.asarray(labels))
     for y in range(C):
         standard = (np.asarray(z)[labels == y] - linear.prior_mean[y]) / linear.prior_scale
         assert min(stats.kstest(column, "norm").pvalue for column in standard.T) > 1e-4
@@ -308,10 +310,13 @@ def one_batch(experiment: Experiment, devices: int) -> Any:
     seed = np.uint32(3)
     with on_devices(devices):
         state = jax.jit(partial(init_state, experiment))(seed)
-        rows = np.arange(20, 28, dtype=np.int32)
-        images = split(experiment.data.train.images[rows], 0)
-        function = on_every_device(partial(loss_and_gradients, experiment))
-        return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
+        rows, train = np.arange(20, 28, dtype=np.int32), experiment.data.train
+        assert train.labels is not None
+        batch = Batch(rows=split(rows, 0), images=None, y=split(train.labels[rows], 0))
+        axis = Layout(apart=False).axis
+        function = on_every_device(partial(loss_and_gradients, experiment, axis=axis))
+        images = split(train.images[rows], 0)
+        return unreplicate(function(replicate(state), images, batch, replicate(seed)))
 
 
 def test_gradients_are_the_same_on_1_and_8_devices_and_in_parts():
@@ -342,27 +347,57 @@ def test_streamed_and_resident_images_train_alike(tmp_path: Path):
     assert set(resident.variables) == {"params"}
 
 
-def test_labels_in_the_data_change_nothing_of_a_model_that_takes_none():
-    """Its program is the same text."""
-    labelled = tiny.data()
-    bare = dataclasses.replace(
-        labelled,
-        class_names=None,
-        **{
-            name: dataclasses.replace(getattr(labelled, name), labels=None)
-            for name in ("train", "valid", "test")
-        },
-    )
+def with_labels(data: Data, change: Callable[[np.ndarray], np.ndarray] | None) -> Data:
+    """The same images with other labels in every split, or with none."""
+    splits = {name: getattr(data, name) for name in ("train", "valid", "test")}
+    changed: dict[str, Any] = {
+        name: dataclasses.replace(split, labels=None if change is None else change(split.labels))
+        for name, split in splits.items()
+    }
+    names = None if change is None else data.class_names
+    return dataclasses.replace(data, class_names=names, **changed)
 
-    def program(data: Data, model: Any) -> str:
-        experiment = dataclasses.replace(tiny.experiment(), data=data, model=model)
-        state = jax.eval_shape(partial(init_state, experiment), np.uint32(0))
-        step = jax.jit(partial(loss_and_gradients, experiment))
-        rows = np.arange(8, dtype=np.int32)
-        return step.lower(state, data.train.images[rows], rows, np.uint32(0)).as_text()
 
-    assert program(labelled, tiny.model()) == program(bare, tiny.model())
-    assert program(labelled, CONDITIONAL) != program(labelled, tiny.model())
+def test_labels_in_the_data_change_nothing_of_a_model_that_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its training and its evaluation are the same text."""
+    plain = partial(conditional, model=tiny.model(), num_steps=5)
+    labelled, _ = programs(plain(), tmp_path / "labelled", monkeypatch)
+    bare, _ = programs(plain(data=with_labels(tiny.data(), None)), tmp_path / "bare", monkeypatch)
+    assert labelled == bare
+
+
+def test_labels_are_arguments_and_no_constants_of_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Other labels train and evaluate otherwise by programs of the same text."""
+    run = partial(conditional, num_steps=5)
+    own, results = programs(run(), tmp_path / "own", monkeypatch)
+    turned = with_labels(tiny.data(), lambda labels: (labels + 1) % 8)
+    others, other_results = programs(run(data=turned), tmp_path / "others", monkeypatch)
+    assert own == others
+    assert results["params_sha256"] != other_results["params_sha256"]
+    assert results["valid_nll"] != pytest.approx(other_results["valid_nll"], abs=1e-3)
+
+
+def programs(
+    experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], dict[str, Any]]:
+    """The programs that a run compiles for devices, as text, and its summary."""
+    texts: list[str] = []
+    compiled = OnDevices.compiled
+
+    def recorded(self: OnDevices, *arguments: Any) -> Any:
+        if not self.programs:
+            texts.append(self.mapped.lower(*arguments).as_text())
+        return compiled(self, *arguments)
+
+    with on_devices(1), monkeypatch.context() as patch:
+        patch.setattr(OnDevices, "compiled", recorded)
+        train(experiment, folder)
+    assert len(texts) == 2  # the steps, and the validation
+    return texts, summary(folder)
 
 
 HIERARCHY: dict[str, Any] = {
@@ -426,13 +461,13 @@ def test_objectives_and_models_take_labels_without_knowing_of_them(name: str):
 
 def test_a_model_without_labels_given_says_so():
     state = jax.eval_shape(partial(init_state, conditional()), np.uint32(0))
-    encode = partial(jax.eval_shape, partial(CONDITIONAL.apply, method="encode"))
+    encode = partial(jax.eval_shape, partial(CONDITIONAL.apply, method="encode"), state.variables)
     x = jnp.zeros((6, *tiny.IMAGE_SHAPE))
-    with pytest.raises(ValueError, match="was given no labels"):
-        encode(state.variables, x)
-    with pytest.raises(ValueError, match="4 labels were given for 6 inputs"):
-        encode(given(state.variables, [0, 1, 2, 3]), x)
-    assert encode(given(state.variables, [0, 1, 2]), x).batch_shape == (6,)
+    with pytest.raises(VaeJaxError, match="was given no labels: pass them as y"):
+        encode(x)
+    with pytest.raises(VaeJaxError, match="4 labels were given for 6 inputs"):
+        encode(x, jnp.arange(4))
+    assert encode(x, jnp.arange(3)).batch_shape == (6,)
 
 
 UNLABELLED = Data.from_arrays("plain", tiny.images(20, 0), protocol="dynamic")

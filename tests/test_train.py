@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from jax import Array, lax
+from jax import Array
 from running import checkpoint_steps, interrupted_after, on_devices, rows, summary
 
 from vae_jax import (
@@ -33,18 +34,20 @@ from vae_jax import (
     train,
 )
 from vae_jax.checkpoint import fingerprint
-from vae_jax.compatibility import Requirements
 from vae_jax.data import batch_indices
 from vae_jax.errors import Interrupted
-from vae_jax.objectives.base import Metrics
-from vae_jax.parallel import AXIS, Layout, on_every_device, replicate, split, unreplicate
-from vae_jax.train import (
-    TrainState,
-    init_state,
-    is_streamed,
-    loss_and_gradients,
-    make_train_chunk,
+from vae_jax.interfaces import Metrics, Model, Objective
+from vae_jax.parallel import (
+    AXIS,
+    Layout,
+    batch_mean,
+    on_every_device,
+    replicate,
+    split,
+    unreplicate,
 )
+from vae_jax.step import Batch, TrainState, init_state, loss_and_gradients, make_train_chunk
+from vae_jax.train import is_streamed
 from vae_jax.vae import Terms
 
 TINY = tiny.experiment()
@@ -68,7 +71,8 @@ def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[
     for step in range(num_steps):
         indices = split(batch_indices(0, step, 1, count, batch)[None], 2)
         images = replicate(experiment.data.train.images)
-        on_devices, metrics = train_chunk(on_devices, images, (indices, None), replicate(seeds))
+        batches = Batch(rows=indices, images=None, y=None)
+        on_devices, metrics = train_chunk(on_devices, images, batches, replicate(seeds))
         walked.append((unreplicate(on_devices), jax.tree.map(np.squeeze, unreplicate(metrics))))
     return walked
 
@@ -81,10 +85,10 @@ def test_a_batch_is_drawn_once() -> None:
     def shifts(protocol: str) -> int:
         data = Data.from_arrays("noise", images, test=images, protocol=protocol)
         made = dataclasses.replace(TINY, data=data, model=model, objective=IWAE(5), batch_size=32)
-        rows = np.arange(32, dtype=np.int32)
-        state = replicate(init_state(made, 0))
-        step = on_every_device(partial(loss_and_gradients, made))
-        program = step.compiled(state, split(images, 0), split(rows, 0), replicate(np.uint32(0)))
+        batch = Batch(rows=split(np.arange(32, dtype=np.int32), 0), images=None, y=None)
+        state, seed = replicate(init_state(made, 0)), replicate(np.uint32(0))
+        step = on_every_device(partial(loss_and_gradients, made, axis=AXIS))
+        program = step.compiled(state, split(images, 0), batch, seed)
         return program.as_text().count(" shift-left(")
 
     assert shifts("dynamic") - shifts("threshold") == 2 * 20  # rounds: for keys, and for pixels
@@ -180,16 +184,14 @@ def test_evaluation_uses_the_average_where_one_is_kept(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Faulty:
+class Faulty(Objective):
     """The ELBO, but for steps at which the loss, or its gradient alone, is NaN."""
 
     bad: Callable[[Array], Array]
     loss_too: bool = True
-    num_samples: int = 1
-    requires: ClassVar[Requirements] = Requirements()
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
-        loss, metrics = ELBO()(terms, step)
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
+        loss, metrics = ELBO()(terms, step, model)
         if self.loss_too:
             return jnp.where(self.bad(step), jnp.nan, 1.0) * loss, metrics
         # sqrt is 0 at 0, its derivative infinite, and infinity times 0 is NaN.
@@ -366,8 +368,7 @@ def test_a_streamed_run_is_the_resident_run_to_the_byte(
     num_seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in chunks that end between two lines of metrics: of a step or so, of 5 that are due."""
-    module = sys.modules[make_train_chunk.__module__]  # `vae_jax.train` is the function
-    monkeypatch.setattr(module, "STREAMED_BYTES", 1000)
+    monkeypatch.setattr("vae_jax.train.STREAMED_BYTES", 1000)
     for name in ("streamed", "resident"):
         train(TINY, tmp_path / name, num_seeds=num_seeds, streamed=name == "streamed")
     assert_same_bytes(tmp_path / "streamed", tmp_path / "resident", TINY)
@@ -404,7 +405,7 @@ class Centered(nn.Module):
         x = x.reshape(len(x), -1)
         mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[1:])
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            mean.value = 0.9 * mean.value + 0.1 * lax.pmean(x.mean(0), AXIS)
+            mean.value = 0.9 * mean.value + 0.1 * batch_mean(x.mean(0))
         return nn.tanh(nn.Dense(8)(x - mean.value))
 
 
@@ -443,9 +444,9 @@ def test_every_device_has_the_same_model_state(centered: Experiment) -> None:
     images = replicate(centered.data.train.images)
     seeds = np.zeros(1, np.uint32)
     state = replicate(jax.jit(jax.vmap(partial(init_state, centered)))(seeds))
-    indices = split(batch_indices(0, 0, 3, 90, 16)[None], 2)
+    batches = Batch(rows=split(batch_indices(0, 0, 3, 90, 16)[None], 2), images=None, y=None)
     train_chunk = make_train_chunk(centered, Layout(apart=False))
-    state, _ = train_chunk(state, images, (indices, None), replicate(seeds))
+    state, _ = train_chunk(state, images, batches, replicate(seeds))
     for leaf in jax.tree.leaves(state):
         assert (np.asarray(leaf[0]) == np.asarray(leaf[1])).all()
 
@@ -494,3 +495,29 @@ def test_experiment_json_says_what_a_run_from_python_was(straight: Path) -> None
     assert record["data"]["fingerprint"] == TINY.data.fingerprint
     with pytest.raises(VaeJaxError, match=r"load_run\(folder, experiment=...\)"):
         load_run(straight)
+
+
+# The module and its function have one name
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import vae_jax.train as t; import vae_jax as vj",
+        "import vae_jax as vj; called = vj.train; import vae_jax.train as t; assert called is t",
+        "import vae_jax as vj; from vae_jax import train as t",
+    ],
+)
+def test_train_is_the_function_and_the_module_in_any_order(imports: str) -> None:
+    """`vj.train(...)` trains, and `import vae_jax.train as t; t.load_run` finds its neighbours."""
+    source = (
+        f"{imports}\n"
+        "import inspect\n"
+        "assert vj.train is t\n"
+        "assert (vj.load_run, vj.train_file) == (t.load_run, t.train_file)\n"
+        "assert next(iter(inspect.signature(vj.train).parameters)) == 'experiment'\n"
+        "try: vj.train(None, 'no-such-folder', num_seeds=0)\n"
+        "except vj.VaeJaxError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert "one is the least" in done.stdout, done.stderr

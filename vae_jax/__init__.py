@@ -4,6 +4,13 @@ The public names stand in `__init__.pyi`; each is imported when it is first used
 `vae-jax --help` does not wait for JAX.
 """
 
+import importlib
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported; `train` is the module, which can be called like its function."""
+    return importlib.import_module(f"{__name__}.train") if name == "train" else _public(name)

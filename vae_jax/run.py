@@ -326,7 +326,8 @@ class Run:
         names = self.experiment.data.class_names
         if self.experiment.model.labels is None or names is None:
             raise VaeJaxError(
-                f"The model of {self.folder.path} is not conditional: it has no classes."
+                f"The model of {self.folder.path} was trained without labels, so it has no classes "
+                "to choose from: leave the label out, or train with labels=LabelEmbedding(...)."
             )
         return names
 

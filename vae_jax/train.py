@@ -1,10 +1,14 @@
 """Training: the loop around the scanned steps, and how runs begin, go on and come back."""
 
+# pyright: strict, reportUnknownMemberType=false
+
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -325,7 +329,7 @@ def load_run(
             "(the fingerprints differ)."
         )
     seeds = np.arange(record["num_seeds"], dtype=np.uint32)
-    like = jax.eval_shape(jax.vmap(lambda seed: init_state(experiment, seed)), seeds)
+    like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
     with Checkpoints(run_folder.checkpoints) as checkpoints:
         restored = checkpoints.restore(like, checkpoint)
     if restored is None:
@@ -334,3 +338,13 @@ def load_run(
     for warning in warnings:
         print(warning, file=sys.stderr)
     return Run(run_folder, experiment, state, checkpoint)
+
+
+class _Callable(ModuleType):
+    """Called, this module is `train`: `vae_jax.train` is both, whichever is imported first."""
+
+    __call__ = staticmethod(train)
+    __signature__ = inspect.signature(train)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -13,10 +13,9 @@ import tyro
 from jax import Array
 from ours import experiment
 
-from vae_jax import Experiment, parallel
-from vae_jax.cpu import threefry
+from vae_jax import Experiment, parallel, random
 from vae_jax.evaluation.bounds import make_evaluator
-from vae_jax.train import init_state
+from vae_jax.step import init_state
 
 IMAGES, SAMPLES = 20, 50  # of one call of the plain loop
 
@@ -33,8 +32,8 @@ def plain(
     @jax.jit
     def log_sum_w(variables: Any, first: Array, number: Array) -> Array:
         rows = first + jnp.arange(IMAGES)
-        x_keys = jax.vmap(jax.random.fold_in, (None, 0))(threefry.key(0), rows)
-        keys = jax.random.split(jax.random.fold_in(threefry.key(1), number), IMAGES)
+        x_keys = random.indexed(random.key(0), rows)
+        keys = random.indexed(random.indexed(random.key(1), number), jnp.arange(IMAGES))
         x = protocol.apply(images[rows], x_keys)
         terms: Any = this.model.apply(variables, x, keys, SAMPLES)
         return jax.nn.logsumexp(terms.log_w, axis=0)

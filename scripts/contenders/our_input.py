@@ -21,9 +21,9 @@ def main(batch_size: int = 128, log_every: int = 400, streamed: bool = True) -> 
     gather = parallel.on_every_device(lambda images, rows: images[rows])
     print(json.dumps({"flops": 0}), flush=True)
     done = 0
-    for rows, own in prefetched(chunks(this, layout, seeds, 0, streamed)):
-        jax.block_until_ready(own if images is None else gather(images, rows))
-        done += rows.shape[2]
+    for batches in prefetched(chunks(this, layout, seeds, 0, streamed)):
+        jax.block_until_ready(batches.images if images is None else gather(images, batches.rows))
+        done += batches.rows.shape[2]
         if done % log_every == 0:
             print(json.dumps({"step": done, "time": time.time()}), flush=True)
 

@@ -17,9 +17,9 @@ import tyro
 from flax import linen as nn
 from ours import Work, experiment
 
-from vae_jax.cpu import threefry
+from vae_jax import random
 from vae_jax.data import batch_indices
-from vae_jax.train import init_state, loss_and_metrics
+from vae_jax.step import init_state, loss_at_terms
 
 
 def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) -> None:
@@ -28,12 +28,12 @@ def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) ->
     protocol, images = this.data.protocol, jnp.asarray(this.data.train.images)
 
     def loss_of(params, x, keys):
-        loss = nn.apply(loss_and_metrics, this.model)
-        return loss({"params": params}, this.objective, x, keys, jnp.zeros((), jnp.int32))[0]
+        loss = nn.apply(loss_at_terms, this.model)
+        return loss({"params": params}, this.objective, x, keys, None, jnp.zeros((), jnp.int32))[0]
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, images, indices, number):
-        keys = jax.random.split(jax.random.fold_in(threefry.key(1), number), 2 * batch_size)
+        keys = jax.random.split(jax.random.fold_in(random.key(1), number), 2 * batch_size)
         x = protocol.apply(images[indices], keys[:batch_size])
         loss, gradients = jax.value_and_grad(loss_of)(params, x, keys[batch_size:])
         updates, opt_state = this.optimizer.update(gradients, opt_state)

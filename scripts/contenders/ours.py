@@ -29,7 +29,7 @@ from vae_jax import (
     VampPrior,
 )
 from vae_jax.data import Data
-from vae_jax.distributions import Shape
+from vae_jax.interfaces import Shape
 
 Work = Literal["mlp", "iwae", "conv", "conv3", "vampprior", "residual", "stream"]
 

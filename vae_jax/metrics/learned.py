@@ -129,7 +129,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
             state = optimizer.init(params)
             for rows in batch_indices(SEED, 0, num_steps, len(train), BATCH_SIZE):
                 params, state = step(params, state, train.images[rows], targets[rows])
-            checkpoints.save(num_steps, jax.device_get(params), None)
+            checkpoints.save(num_steps, jax.tree.map(np.asarray, params), None)
             checkpoints.wait()
 
     def unscaled(images: np.ndarray) -> np.ndarray:

@@ -1,0 +1,279 @@
+"""The shape of the house: what a training step enters, how rooms lie above each other, who may
+speak of keys and of devices.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from running import ROOT, script
+
+PACKAGE = ROOT / "vae_jax"
+TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+# The files that a step of the plainest run enters: what has to be read to know what it does.
+ROAD = {
+    "data/pipeline.py",
+    "distributions/base.py",
+    "distributions/normal.py",
+    "interfaces.py",
+    "likelihoods/base.py",
+    "likelihoods/bernoulli.py",
+    "networks/mlp.py",
+    "objectives/elbo.py",
+    "parallel.py",
+    "posteriors/gaussian.py",
+    "priors/simple.py",
+    "random.py",
+    "step.py",
+    "vae.py",
+}
+ROAD_ON_CPU = {"cpu/threefry.py"}  # the platform's room, behind its seams
+
+# The lowest first: a room imports those before it.
+ROOMS: tuple[str, ...] = tuple(
+    [
+        "errors",
+        "optimizers",
+        "progress",
+        "plots",
+        "interfaces",
+        "cpu",
+        "random",
+        "parallel",
+        "processes",
+        "compute",
+        "storage",
+        "checkpoint",
+        "flows",
+        "distributions",
+        "data",
+        "vae",
+        "conditional",
+        "hierarchical",
+        "networks",
+        "posteriors",
+        "likelihoods",
+        "priors",
+        "objectives",
+        "compatibility",
+        "experiment",
+        "step",
+        "run",
+        "fitted_priors",
+        "generate",
+        "standard_figures",
+        "metrics",
+        "evaluation",
+        "train",
+        "report",
+        "cli",
+    ]
+)
+# What looks upward, for the names of types alone.
+UPWARD_TYPES = {
+    "compatibility": {"data"},
+    "interfaces": {"conditional", "distributions", "vae"},
+}
+
+KEYS = re.compile(r"jax\.random\.(key|PRNGKey|split|fold_in|clone|wrap_key_data|key_data)")
+DEVICES = re.compile(
+    r"jax\.(pmap|device\w*|local_device\w*|process_\w+|default_backend|distributed|sharding"
+    r"|make_mesh|shard_map|experimental\.multihost_utils)\b"
+)
+ANYS = 248
+
+
+# The road of a step
+
+
+@pytest.fixture(scope="module")
+def entered() -> set[str]:
+    trace_step = script("trace_step")
+    return set(trace_step.road(trace_step.plainest()))
+
+
+def test_a_step_enters_the_files_of_its_road(entered: set[str]) -> None:
+    assert {file for file in entered if not file.startswith("cpu/")} == ROAD
+    assert {file for file in entered if file.startswith("cpu/")} == ROAD_ON_CPU
+
+
+@pytest.mark.parametrize(
+    "station",
+    ["compute.py", "optimizers.py", "conditional.py", "compatibility.py", "data/augment.py"],
+)
+def test_a_station_that_does_nothing_is_not_entered(station: str, entered: set[str]) -> None:
+    assert (PACKAGE / station).exists()
+    assert station not in entered
+
+
+def test_a_step_does_not_enter_evaluation(entered: set[str]) -> None:
+    assert not [file for file in entered if file.startswith("evaluation/")]
+
+
+def function(file: str, name: str) -> ast.FunctionDef:
+    (found,) = (
+        node
+        for node in TREES[Path(file)].body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    return found
+
+
+def lines(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_the_step_is_read_on_one_screen() -> None:
+    """With its signature and its docstring."""
+    assert lines(function("step.py", "train_step")) <= 45
+
+
+def test_the_loop_is_read_at_a_glance() -> None:
+    (loop,) = (
+        node
+        for node in ast.walk(function("train.py", "train"))
+        if isinstance(node, ast.For) and "advance(" in ast.unparse(node.iter)
+    )
+    assert lines(loop) <= 25
+
+
+# Rooms
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    parts = path.with_suffix("").parts
+    return ".".join(["vae_jax", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+MODULES = {module_of(path): tree for path, tree in TREES.items()}
+
+
+def imported(node: ast.AST, for_types: bool = False) -> Iterator[tuple[str, bool]]:
+    """What of the package a module imports when it is itself imported, and whether for types."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, for_types) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0
+            for alias in child.names:
+                name = f"{child.module}.{alias.name}"
+                yield (name if name in MODULES else str(child.module)), for_types
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from imported(child, True)
+        elif not isinstance(child, ast.FunctionDef):
+            yield from imported(child, for_types)
+
+
+def arrows(for_types: bool) -> dict[str, set[str]]:
+    """The modules that each module imports; those within a package import the package first."""
+    found: dict[str, set[str]] = {name: set() for name in MODULES}
+    for name, tree in MODULES.items():
+        for other, typed in imported(tree):
+            while typed == for_types and other in MODULES and other != "vae_jax":
+                if not f"{name}.".startswith(f"{other}."):
+                    found[name].add(other)
+                other = other.rpartition(".")[0]
+    return found
+
+
+def rooms(for_types: bool) -> dict[str, set[str]]:
+    """`arrows` between rooms: the files and folders at the top of the package."""
+    found: dict[str, set[str]] = {}
+    for name, others in arrows(for_types).items():
+        if name != "vae_jax":
+            room = name.split(".")[1]
+            found.setdefault(room, set()).update({other.split(".")[1] for other in others} - {room})
+    return found
+
+
+def test_the_graph_of_imports_is_that_of_the_package() -> None:
+    assert "vae_jax.distributions" in arrows(False)["vae_jax.vae"]
+    assert "vae_jax.distributions" in arrows(True)["vae_jax.interfaces"]
+    assert "vae_jax.flows" in arrows(False)["vae_jax.priors.flows"]
+    assert "vae_jax.flows.base" in arrows(False)["vae_jax.flows.planar"]
+    assert "vae_jax.flows" not in arrows(False)["vae_jax.flows.planar"]  # on its way already
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    TopologicalSorter(arrows(False)).prepare()  # raises CycleError
+
+
+def test_no_room_imports_one_above_it() -> None:
+    found = rooms(False)
+    assert set(found) <= set(ROOMS)
+    upward = {
+        (room, other)
+        for room, others in found.items()
+        for other in others
+        if ROOMS.index(other) > ROOMS.index(room)
+    }
+    assert not upward
+
+
+def test_only_annotations_look_upward() -> None:
+    assert {room: others for room, others in rooms(True).items() if others} == UPWARD_TYPES
+
+
+def test_only_the_command_line_imports_within_functions() -> None:
+    """Which would hide a circle; there it lets `--help` answer at once."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.Lambda) and path != Path("cli.py"):
+                within = [one for one in ast.walk(node) if isinstance(one, ast.ImportFrom)]
+                assert not [one for one in within if "vae_jax" in str(one.module)], path
+
+
+def test_the_top_level_has_at_most_25_modules() -> None:
+    assert len({path for path in TREES if len(path.parts) == 1} - {Path("__init__.py")}) <= 25
+
+
+# Who may speak of what
+
+
+def names(tree: ast.AST) -> set[str]:
+    """Dotted names in the code of a file, such as `jax.random.split`."""
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Dotted names that a file imports under shorter ones."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+
+
+def files_with(name: Callable[[str], object], found: Callable[[ast.AST], set[str]]) -> set[str]:
+    return {path.as_posix() for path, tree in TREES.items() if any(map(name, found(tree)))}
+
+
+def test_only_random_makes_folds_and_splits_keys() -> None:
+    assert files_with(KEYS.fullmatch, names) == {"random.py", "cpu/threefry.py"}
+    assert not files_with(re.compile(r"jax\.random(\..*)?").fullmatch, imported_names)
+
+
+def test_only_parallel_knows_devices_and_processes() -> None:
+    knowing = files_with(DEVICES.match, lambda tree: names(tree) | imported_names(tree))
+    # Processes are told which of them has died; Orbax asks which of them writes.
+    assert knowing <= {"parallel.py", "processes.py", "checkpoint.py", "cpu/compiler.py"}
+    assert "parallel.py" in knowing
+
+
+def test_few_types_cannot_be_said() -> None:
+    found = [
+        node
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == "Any"
+    ]
+    assert len(found) <= ANYS
+
+
+@pytest.mark.parametrize("module", ["interfaces", "random", "storage", "step", "train"])
+def test_the_types_of_the_main_road_are_strict(module: str) -> None:
+    text = (PACKAGE / f"{module}.py").read_text()
+    assert re.search(r"^# pyright: strict\b", text, re.MULTILINE)
