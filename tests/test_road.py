@@ -34,8 +34,7 @@ ROAD = {
 ROAD_ON_CPU = {"cpu/threefry.py"}  # the platform's room, behind its seams
 
 # The lowest first: a room imports those before it.
-ROOMS: tuple[str, ...] = tuple(
-    [
+ROOMS: tuple[str, ...] = (
         "errors",
         "optimizers",
         "progress",
@@ -71,8 +70,7 @@ ROOMS: tuple[str, ...] = tuple(
         "train",
         "report",
         "cli",
-    ]
-)
+    )
 # What looks upward, for the names of types alone.
 UPWARD_TYPES = {
     "compatibility": {"data"},
