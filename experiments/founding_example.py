@@ -36,7 +36,7 @@ from vae_jax import (
 )
 from vae_jax.optimizers import by_group
 
-# Four of VGG-16's five stages, with a quarter of their channels: 32 pixels become 2.
+# Four of VGG-16's five stages, with a quarter of their features: 32 pixels become 2.
 STAGES = ((16,) * 2, (32,) * 2, (64,) * 3, (128,) * 3)
 
 

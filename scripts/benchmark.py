@@ -46,13 +46,15 @@ class Program:
         self.contender = contender
         self.output, self.errors = folder.with_suffix(".output"), folder.with_suffix(".errors")
         binaries = (peers if contender.peer else ROOT / ".venv") / "bin"
-        if contender.command[0] == "vae-jax":
-            command = [str(binaries / "vae-jax"), *contender.command[1:], "--workdir", str(folder)]
-            self.lines_file = folder / "metrics.jsonl"
+        program, *arguments = contender.command
+        if program == "vae-jax":
+            command = [str(binaries / "vae-jax"), *arguments]
         else:
-            file, *arguments = contender.command
-            command = [str(binaries / "python"), str(CONTENDERS / file), *arguments]
-            self.lines_file = self.output
+            command = [str(binaries / "python"), str(CONTENDERS / program), *arguments]
+        self.lines_file = self.output
+        if "train" in arguments:
+            command += ["--workdir", str(folder)]
+            self.lines_file = folder / "metrics.jsonl"
         environment = os.environ | {
             "JAX_LOG_COMPILES": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache")),

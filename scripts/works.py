@@ -221,6 +221,30 @@ def streaming() -> Work:
     )
 
 
+def without(
+    tricks: list[str], title: str, work: str, log_every: int, batch_size: int, k: int = 1
+) -> Work:
+    """Ours, and ours without each of these tricks of `vae_jax/cpu`, named in `without.py`."""
+    command = train(work, log_every, batch_size, k)
+    rest = [
+        Contender(f"without `{trick}`", ["without.py", trick, *command[1:]], batch_size)
+        for trick in tricks
+    ]
+    return Work(f"the CPU's tricks: {title}", [Contender(OURS, command, batch_size), *rest])
+
+
+def cpu_tricks() -> list[Work]:
+    """Each trick where it could matter."""
+    everywhere, convolution = ["threefry", "softplus", "barriers"], ["convolution", "winograd"]
+    return [
+        without(everywhere, "MLP, batch 20", "mlp", 500, 20),
+        without(everywhere, "IWAE network, batch 20, k = 50", "iwae", 50, 20, 50),
+        without([*convolution, "parts"], "convolutional VAE, batch 128", "conv", 20, 128),
+        without([*convolution, "parts"], "residual network, batch 64", "residual", 8, 64),
+        without([*convolution, "shifts"], "separable convolutions, batch 64", "separable", 8, 64),
+    ]
+
+
 def everything() -> list[Work]:
     """The whole benchmark."""
     return [
@@ -238,4 +262,5 @@ def everything() -> list[Work]:
         two_seeds("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50),
         evaluation(),
         streaming(),
+        *cpu_tricks(),
     ]

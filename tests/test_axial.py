@@ -57,7 +57,7 @@ def vertical_decoder(kind: str, patch_size: int = 1) -> VerticalDecoder:
 
 
 def seen_by(network: Any, x: np.ndarray, **settings: Any) -> np.ndarray:
-    """Whether a change of each number of x reaches each place of the output."""
+    """Whether a change of each number of x reaches each position of the output."""
     apply = partial(network.apply, drawn(network, x[None], **settings), **settings)
     return np.any(influence(apply, x), -1)
 
@@ -71,7 +71,7 @@ def normals(*shape: int) -> np.ndarray:
 
 @every_kind
 def test_a_horizontal_encoder_sees_along_its_row_alone(kind):
-    """By attention all of it, by one convolution of three places the neighbours."""
+    """By attention all of it, by one convolution of length three the neighbours."""
     seen = seen_by(horizontal_encoder(kind), normals(*GRID, 2))  # [H, W, C, h, w]
     reach = np.ones((4, 4), bool) if kind == "attention" else NEAR
     expected = np.einsum("ij,uv->iujv", np.eye(3, dtype=bool), reach)

@@ -69,7 +69,7 @@ def test_vgg16_has_the_papers_parameters():
 
 
 def test_vgg16_decoder_has_the_encoders_convolutions():
-    """Kernels of the same numbers but for the last, of 64 channels to 64 in place of 3."""
+    """Kernels of the same sizes but for the last, of 64 features to 64 instead of 3 channels."""
     decoder = vj.VGGDecoder.vgg16(normalize=False)
     shape, params = shapes_of(decoder, (1, 7, 7, 512), (224, 224, 3))
     assert shape == (1, 224, 224, 64)

@@ -556,9 +556,9 @@ def test_a_logit_is_of_its_patch_alone(layers: int) -> None:
     critic = PatchCritic((3,) * layers)
     x = jax.random.uniform(jax.random.key(0), (2, 2 * side, 2 * side, 1))
     logits, variables = jax.jit(critic.init_with_output)(jax.random.key(1), x)
-    places = logits.shape[1]
-    assert places == -(-2 * side // 2 ** (layers - 1))
-    middle = jax.grad(lambda x: critic.apply(variables, x)[0, places // 2, places // 2])  # pyright: ignore
+    size = logits.shape[1]
+    assert size == -(-2 * side // 2 ** (layers - 1))
+    middle = jax.grad(lambda x: critic.apply(variables, x)[0, size // 2, size // 2])  # pyright: ignore
     seen = np.asarray(jax.jit(middle)(x))[..., 0] != 0
     assert not seen[1].any()
     for axis in (0, 1):

@@ -24,7 +24,7 @@ CASES = [
     *itertools.product(["default"], [(3, 2), (4, 5)], [1, 2, 3]),
 ]
 cases = pytest.mark.parametrize(("branch", "kernel", "stride"), CASES, indirect=["branch"])
-# With enough channels for tiles, and the tiles' side: kernels that span two and three strides.
+# With enough features for tiles, and the tiles' side: kernels that span two and three strides.
 TILED = [
     ((7, 8), 3, 1, 4),
     ((2, 6), 3, 1, 2),
@@ -63,11 +63,11 @@ def library_conv(x, kernel, stride):
     )
 
 
-def arrays(kernel, stride, size=SIZE, channels=(2, 3)):
+def arrays(kernel, stride, size=SIZE, features=(2, 3)):
     """Standard normal x `[2, *size, I]`, kernel `[h, w, I, O]` and y, of the output's shape."""
     generator = np.random.default_rng(0)
     small = [-(-n // stride) for n in size]
-    shapes = ((2, *size, channels[0]), (*kernel, *channels), (2, *small, channels[1]))
+    shapes = ((2, *size, features[0]), (*kernel, *features), (2, *small, features[1]))
     return [generator.normal(size=shape) for shape in shapes]
 
 

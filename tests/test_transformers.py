@@ -1,4 +1,4 @@
-"""Patches, vision transformers and GPTs: inverses, papers' sizes, and which place sees which."""
+"""Patches, vision transformers and GPTs: inverses, papers' sizes, and which position sees which."""
 
 from functools import partial
 from typing import Any
@@ -71,7 +71,7 @@ def test_larger_vits_have_the_papers_parameters():
     ],
 )
 def test_gpt_has_gpt2s_parameters(network, gpt2s):
-    """At 1,024 places; its vocabulary in place of the affine map of a grey pixel."""
+    """At 1,024 positions, with its vocabulary for the affine map of a grey pixel."""
     vocabulary = 50257 * network.width
     affine = network.width + network.width
     assert num_parameters(network, (32, 32, 1)) - affine + vocabulary == gpt2s
@@ -108,19 +108,19 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_patch_knows_those_before_it_in_a_gpt_and_all_in_a_vit(encoder):
-    """Four patches of 2x2; the last place of a GPT and a ViT's class token know everything."""
+    """Four patches of 2x2; the last position of a GPT and a ViT's class token know everything."""
     x = np.random.default_rng(1).normal(size=(4, 4, 2)).astype(np.float32)
     tokens, pooled = (encoder(2, **SMALL, output=output) for output in ("tokens", "vector"))
     variables = drawn(tokens, x[None])
     patch_of = np.arange(4).reshape(2, 2, 1).repeat(2, 0).repeat(2, 1).repeat(2, 2)
     expected = np.tri(4) if encoder is GPTEncoder else np.ones((4, 4))
-    seen = influence(partial(tokens.apply, variables), x).any(-1)  # [H, W, C, places]
+    seen = influence(partial(tokens.apply, variables), x).any(-1)  # [H, W, C, positions]
     np.testing.assert_array_equal(seen, expected.T[patch_of])
     assert influence(partial(pooled.apply, variables), x).any(-1).all()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_every_pixel_knows_every_latent_and_its_place(decoder):
+def test_every_pixel_knows_every_latent_and_its_position(decoder):
     """A map of latents, by perturbation; pixels of different patches are not alike."""
     network, shape = decoder(3, 2, **SMALL), (4, 5, 1)
     z = np.random.default_rng(2).normal(size=(2, 2, 4)).astype(np.float32)
@@ -130,8 +130,8 @@ def test_every_pixel_knows_every_latent_and_its_place(decoder):
     assert (np.std(decode(z[None])[0, :, ::2], (0, 1)) > 1e-3).all()
 
 
-def test_place_by_place_with_a_cache_is_all_at_once():
-    """Six places in two steps of three."""
+def test_position_by_position_with_a_cache_is_all_at_once():
+    """Six positions in two steps of three."""
     network = Transformer(length=6, features=None, **SMALL)
     x = np.random.default_rng(3).normal(size=(2, 6, 3)).astype(np.float32)
     variables = drawn(network, x)

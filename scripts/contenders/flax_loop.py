@@ -13,7 +13,7 @@ import tyro
 from flax import linen as nn
 
 
-class MLP(nn.Module):
+class MLPVAE(nn.Module):
     """784-500-20-500-784."""
 
     @nn.compact
@@ -25,7 +25,7 @@ class MLP(nn.Module):
         return nn.Dense(784)(nn.tanh(nn.Dense(500)(z))).reshape(x.shape), mean, logvar
 
 
-class Conv(nn.Module):
+class ConvVAE(nn.Module):
     """Strided convolutions, 32 and 64, and a dense layer of 256; 32 latents; mirrored."""
 
     @nn.compact
@@ -45,7 +45,7 @@ def main(work: Literal["mlp", "conv"], batch_size: int = 128, log_every: int = 1
     """Trains until it is killed."""
     generator = np.random.default_rng(0)
     images = jnp.asarray(generator.integers(0, 256, (50_000, 28, 28, 1), np.uint8))
-    model: Any = MLP() if work == "mlp" else Conv()
+    model: Any = MLPVAE() if work == "mlp" else ConvVAE()
     optimizer = optax.adam(1e-3)
 
     apply: Any = model.apply

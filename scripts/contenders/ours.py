@@ -27,11 +27,13 @@ from vae_jax import (
     Gaussian,
     StandardNormal,
     VampPrior,
+    XceptionDecoder,
+    XceptionEncoder,
 )
 from vae_jax.data import Data
 from vae_jax.interfaces import Shape
 
-Work = Literal["mlp", "iwae", "conv", "conv3", "vampprior", "residual", "stream"]
+Work = Literal["mlp", "iwae", "conv", "conv3", "vampprior", "residual", "separable", "stream"]
 
 
 def model_of(work: Work) -> VAE:
@@ -78,6 +80,16 @@ def model_of(work: Work) -> VAE:
             likelihood=Gaussian(0.1),
             image_shape=(64, 64, 3),
         )
+    if work == "separable":
+        sizes = ((32, 64), (128,), 2, (128, 128, 256))
+        return VAE(
+            encoder=XceptionEncoder(*sizes, output="vector"),
+            posterior=DiagonalGaussian(64),
+            prior=StandardNormal(64),
+            decoder=XceptionDecoder(*sizes),
+            likelihood=Gaussian(0.1),
+            image_shape=(32, 32, 3),
+        )
     # PyTorch's initialization: that of He et al. makes residual blocks without norms explode.
     init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     return VAE(
@@ -110,8 +122,8 @@ def experiment(
         work: mlp is 784-500-20-500-784; iwae Burda et al.'s one-layer network, 200-200-50; conv
             two strided convolutions, 32 and 64, of 4x4, conv3 of 3x3, and a dense layer of 256;
             vampprior Tomczak & Welling's 300-300-40 with 500 pseudo-inputs; residual three residual
-            blocks of 128 channels in encoder and decoder, on 32x32 colours; stream a small MLP on
-            64x64 colours.
+            blocks of 128 features in encoder and decoder, on 32x32 colours; separable a small
+            Xception and its mirror image on 32x32 colours; stream a small MLP on 64x64 colours.
         batch_size: images of a step.
         k: samples of the importance-weighted bound; the ELBO where it is 1.
         log_every: steps between two lines of metrics.
@@ -119,7 +131,7 @@ def experiment(
     model = model_of(work)
     images = noise(20_000 if work == "stream" else 50_000, model.image_shape)
     interval = max(1000, len(images) // batch_size)
-    protocol = "grey" if work in ("residual", "stream") else "dynamic"
+    protocol = "grey" if work in ("residual", "separable", "stream") else "dynamic"
     return Experiment(
         data=Data.from_arrays("noise", images, test=images[:1000], protocol=protocol),
         model=model,

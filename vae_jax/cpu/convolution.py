@@ -139,13 +139,13 @@ def _tile_size(x: Array, kernel: Array, stride: int) -> int | None:
     each of the patches', which wait for it too (both factors from layers timed either way). Blocks
     of few features would move memory in short runs, and bfloat16 is too coarse for the transforms.
     """
-    height, width, channels, features = kernel.shape
+    height, width, in_features, features = kernel.shape
     (rows, columns), (taps, across) = _counts(x, kernel, stride)
     if taps != across or taps not in (2, 3):
         return None
-    if jnp.finfo(x.dtype).bits < 32 or stride * channels < 16:
+    if jnp.finfo(x.dtype).bits < 32 or stride * in_features < 16:
         return None
-    block = stride**2 * channels
+    block = stride**2 * in_features
 
     def cost(tile: int) -> float:
         inputs = tile + taps - 1
@@ -154,7 +154,7 @@ def _tile_size(x: Array, kernel: Array, stride: int) -> int | None:
         return -(-rows // tile) * -(-columns // tile) * each
 
     tile = min((2, 4, 9 - taps), key=cost)
-    of_patches = 1.1 * rows * columns * height * width * channels * features
+    of_patches = 1.1 * rows * columns * height * width * in_features * features
     return tile if cost(tile) < of_patches else None
 
 
@@ -171,12 +171,12 @@ def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
 
     Positions come first and images after them, so that memory moves in long runs.
     """
-    channels, features = kernel.shape[2:]
+    in_features, features = kernel.shape[2:]
     (rows, columns), (taps, _) = _counts(x, kernel, stride)
     down, across = -(-rows // tile), -(-columns // tile)
     inputs = tile + taps - 1
     a, g, b = (one.astype(x.dtype) for one in _minimal_filter(tile, taps))
-    num, block = x.shape[0], stride**2 * channels
+    num, block = x.shape[0], stride**2 * in_features
 
     x = _to_blocks(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
     # Row by row of a block; all rows at once, XLA would transpose them element by element.
@@ -188,7 +188,7 @@ def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
 
     missing = [(0, taps * stride - size, 0) for size in kernel.shape[:2]]
     kernel = lax.pad(kernel, jnp.zeros((), x.dtype), [*missing, (0, 0, 0), (0, 0, 0)])
-    kernel = kernel.reshape(taps, stride, taps, stride, channels, features).swapaxes(1, 2)
+    kernel = kernel.reshape(taps, stride, taps, stride, in_features, features).swapaxes(1, 2)
     filters = _along_both(g, kernel.reshape(taps, taps, block, features))
     tiles = _along_both(b, x).reshape(inputs**2, -1, block)
     y = batched_matmul(tiles, filters.reshape(inputs**2, block, features))

@@ -1,0 +1,51 @@
+"""`vae-jax train` without one of the tricks in `vae_jax/cpu`: the difference is what it buys.
+
+    python scripts/contenders/without.py softplus train scripts/contenders/ours.py --work iwae
+
+The first argument is a key of `TRICKS`, the others are those of `vae-jax`.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from vae_jax.cli import main
+from vae_jax.cpu import compiler, convolution, threefry
+from vae_jax.likelihoods import bernoulli
+
+
+def platform_dependent(*operands: Array, cpu: object, default: Any) -> Any:
+    """What accelerators run, on the CPU."""
+    return default(*operands)
+
+
+def depthwise(x: Array, kernel: Array, stride: int) -> Array:
+    """XLA's convolution of each feature by itself."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+# The module, its attribute, and what replaces it.
+TRICKS: dict[str, tuple[Any, str, Any]] = {
+    "threefry": (threefry, "key", jax.random.key),
+    "softplus": (bernoulli, "softplus", jax.nn.softplus),
+    "barriers": (compiler, "KEEP_BARRIERS", None),
+    "convolution": (lax, "platform_dependent", platform_dependent),
+    "winograd": (convolution, "_tile_size", lambda x, kernel, stride: None),
+    "parts": (convolution, "batched_matmul", jnp.matmul),
+    "shifts": (convolution, "_by_shifts", depthwise),
+}
+
+if __name__ == "__main__":
+    trick = sys.argv.pop(1)
+    setattr(*TRICKS[trick])
+    main()
