@@ -1,6 +1,7 @@
 """The command from data to figures, as a user of the quickstart gives it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 from running import ROOT, TINY, finish, last_step, on_devices, rows, start
 
-from vae_jax import plots
+from vae_jax import plots, standard_figures
 from vae_jax.cli import main
 from vae_jax.train import load_run, train_file
 
@@ -214,6 +215,50 @@ def test_evaluate_prints_a_table_and_records_it(
         "amortization_gap": "amortization gap",
     }.items():
         assert re.search(rf"{said}.*{second['mean'][name]:.2f} ±", printed), printed
+
+
+def test_numbers_are_shown_even_if_they_cannot_be_recorded(
+    run: Path,
+    data_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (run / "evaluation.json").write_text('["old"]')
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ("evaluate", run, "--num-samples", 2, "--num-images", 9)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as stopped:
+        vae_jax(capsys, *command)
+    monkeypatch.undo()
+    monkeypatch.setenv("VAE_JAX_DATA_DIR", str(data_dir))  # which is undone too
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "negative ELBO" in said.out
+    assert said.err == (
+        f"vae-jax: {run}/evaluation.json cannot be written (No space left on device): free some "
+        "space on its disk.\n"
+    )
+    assert (run / "evaluation.json").read_text() == '["old"]'
+    (run / "evaluation.json").write_bytes(b"\xff")
+    vae_jax(capsys, *command)
+    assert len(json.loads((run / "evaluation.json").read_text())) == 1
+    (run / "evaluation.damaged.json").unlink()
+
+
+def test_figures_drawn_again_leave_what_else_is_there(run: Path) -> None:
+    mine = run / "figures" / "mine.txt"
+    mine.write_text("mine")
+    (run / "figures" / "samples.png").write_bytes(b"old")
+    with on_devices(1):
+        drawn = standard_figures.draw(load_run(run))
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    assert set(drawn) == set((run / "figures").iterdir())
+    with Image.open(run / "figures" / "samples.png") as picture:
+        assert picture.format == "PNG"
 
 
 @pytest.mark.parametrize(

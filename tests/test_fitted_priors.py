@@ -91,14 +91,23 @@ def test_what_does_not_fit_is_refused(run):
 
 
 def test_the_command_fits_once(tmp_path: Path, monkeypatch, capsys):
-    """The second call reads what the first one kept, and draws the same picture."""
+    """The second call reads what the first one kept, and draws the same picture.
+
+    A third one, that finds it damaged, fits it again.
+    """
     monkeypatch.setattr(fitted_priors, "NUM_STEPS", 20)
-    folder, pictures = tmp_path / "run", [tmp_path / "a.png", tmp_path / "b.png"]
+    folder, pictures = tmp_path / "run", [tmp_path / f"{name}.png" for name in "abc"]
     with on_devices(1):
         train_file(TINY, folder, {"num_steps": 10})
         sample = ["sample", str(folder), "--prior", "mixture", "--num", "4", "--out"]
         main([*sample, str(pictures[0])])
         assert [path.name for path in (folder / "priors").iterdir()] == ["mixture-latest"]
-        monkeypatch.setattr(fitted_priors, "fit", None)
-        main([*sample, str(pictures[1])])
-    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(fitted_priors, "fit", None)
+            main([*sample, str(pictures[1])])
+        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+        kept = folder / "priors" / "mixture-latest" / "10"
+        next(kept.rglob("*/d/*")).write_bytes(b"damaged")
+        main([*sample, str(pictures[2])])  # fits it again
+    assert pictures[0].read_bytes() == pictures[2].read_bytes()
+    assert (folder / "priors" / "damaged_mixture-latest" / "10").is_dir()

@@ -203,6 +203,20 @@ def test_what_breaks_off_is_said_in_a_sentence(tmp_path: Path) -> None:
             preparation.run("refuses", [], "it")
 
 
+def test_python_files_beside_the_pictures_are_not_run(tmp_path: Path, two_cores: None) -> None:
+    """By none of the processes, though Python would look in the current folder for a module."""
+    folder = pictures(tmp_path / "pictures", 420)
+    for name in ("queue", "json", "multiprocessing", "PIL"):
+        (folder / f"{name}.py").write_text("from pathlib import Path; Path('was_run').touch()")
+    program = (
+        "import sys; from vae_jax.data import load_folder; "  # with safe paths, as `vae-jax` has
+        "load_folder('.', 64, data_dir=sys.argv[1])"
+    )
+    done = finish(start(("-P", "-c", program), tmp_path / "data", cwd=folder))
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "was_run").exists()
+
+
 @pytest.mark.slow
 def test_a_tfds_data_set_is_the_same_from_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
