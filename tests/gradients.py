@@ -3,15 +3,32 @@
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from perturbation import normals
 from running import on_devices
 
 from vae_jax import parallel
 from vae_jax.experiment import Experiment
-from vae_jax.step import Batch, TrainState, init_state, loss_and_gradients
+from vae_jax.interfaces import Metrics, Model, Objective
+from vae_jax.step import Batch, TrainState, init_state, loss_and_gradients, loss_at_terms
+
+
+def params_of(model: Model, objective: Objective, x: Any, keys: Array) -> Any:
+    """`normals` as the parameters of a model with its critic."""
+    init, step = nn.init(loss_at_terms, model), jnp.int32(0)
+    return normals(jax.eval_shape(lambda: init(keys[0], objective, x, keys, None, step))["params"])
+
+
+def loss_and_metrics(
+    params: Any, model: Model, objective: Objective, x: Any, keys: Array, step: Array | int = 0
+) -> tuple[Array, Metrics]:
+    """The objective in the model, as a function of the parameters."""
+    apply = nn.apply(loss_at_terms, model)
+    return apply({"params": params}, objective, x, keys, None, jnp.asarray(step))
 
 
 def one_batch(experiment: Experiment, *devices: int) -> list[Any]:
@@ -38,6 +55,11 @@ def on_each_device(experiment: Experiment, state: TrainState, devices: int) -> A
         function = parallel.on_every_device(of_share, axis=layout.axis)
         state = state.replace(step=np.asarray(7))  # pyright: ignore[reportAttributeAccessIssue]
         return function(parallel.replicate(state), parallel.split(images, 0), batch)
+
+
+def norm(tree: Any) -> float:
+    """The Euclidean norm of all leaves together."""
+    return float(np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree))))
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
