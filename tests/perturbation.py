@@ -8,12 +8,16 @@ import numpy as np
 
 
 def drawn(network: Any, x: Any, **settings: Any) -> Any:
-    """Variables of a network called with x: normals of scale 1/2, so that every weight matters."""
-    variables = jax.eval_shape(partial(network.init, **settings), jax.random.key(0), x)
-    leaves, structure = jax.tree.flatten(variables)
+    """`normals` as the variables of a network called with x."""
+    return normals(jax.eval_shape(partial(network.init, **settings), jax.random.key(0), x))
+
+
+def normals(shapes: Any) -> Any:
+    """Normals of scale 1/2 in these shapes, leaf by leaf: no gradient is small by chance."""
     generator = np.random.default_rng(0)
-    scaled = [generator.normal(size=leaf.shape).astype(np.float32) / 2 for leaf in leaves]
-    return jax.tree.unflatten(structure, scaled)
+    return jax.tree.map(
+        lambda leaf: generator.normal(0, 0.5, leaf.shape).astype(np.float32), shapes
+    )
 
 
 def influence(function: Any, x: np.ndarray) -> np.ndarray:

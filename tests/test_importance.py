@@ -34,6 +34,7 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal, exact_kl
+from vae_jax.interfaces import Objective
 from vae_jax.vae import weigh_path
 
 Bound = Callable[[Any], Any]
@@ -77,35 +78,36 @@ BY_HAND: dict[str, tuple[Objective, Bound]] = {
 }
 
 
-@pytest.mark.parametrize("name", BY_HAND)
-def test_bounds_by_hand(name):
+def results(objectives: Any, terms: Terms) -> list[Any]:
+    """Loss and metrics of each objective, by one program."""
+    return jax.jit(lambda terms: [objective(terms, STEP) for objective in objectives])(terms)
+
+
+def test_bounds_by_hand():
     """From the papers' formulas for the weights themselves, in NumPy."""
-    objective, formula = BY_HAND[name]
     log_w = np.random.default_rng(0).normal(size=(6, 5))
-    loss, metrics = objective(of_log_w(log_w), STEP)
-    assert objective.num_samples == 6
-    assert loss == pytest.approx(-formula(np.exp(log_w)).mean(), rel=1e-5)
-    assert metrics["neg_elbo"] == pytest.approx(-log_w.mean(), rel=1e-5)
-    assert {"distortion", "kl_sampled"} <= metrics.keys()
+    objectives, formulas = zip(*BY_HAND.values(), strict=True)
+    assert [objective.num_samples for objective in objectives] == [6] * len(BY_HAND)
+    found = results(objectives, of_log_w(log_w))
+    for name, formula, (loss, metrics) in zip(BY_HAND, formulas, found, strict=True):
+        assert loss == pytest.approx(-formula(np.exp(log_w)).mean(), rel=1e-5), name
+        assert metrics["neg_elbo"] == pytest.approx(-log_w.mean(), rel=1e-5)
+        assert {"distortion", "kl_sampled"} <= metrics.keys()
 
 
 def test_special_cases():
     """Each family ends in the ELBO and in IWAE; alpha = 1 is a limit."""
-    terms = of_log_w(np.random.default_rng(1).normal(size=(6, 5)))
-
-    def loss(objective):
-        return float(objective(terms, STEP)[0])
-
-    elbo, iwae = loss(ELBO(6)), loss(IWAE(6))
-    assert iwae < elbo - 0.1
-    for objective in (MIWAE(6, 1), CIWAE(6, 1.0), RenyiBound(6, 1.0), RenyiBound(6, 1.0 + 1e-3)):
-        assert loss(objective) == pytest.approx(elbo, abs=2e-3)
-    for objective in (MIWAE(1, 6), CIWAE(6, 0.0), RenyiBound(6, 0.0)):
-        assert loss(objective) == pytest.approx(iwae, abs=1e-6)
+    elbos = (ELBO(6), MIWAE(6, 1), CIWAE(6, 1.0), RenyiBound(6, 1.0), RenyiBound(6, 1.0 + 1e-3))
+    iwaes = (IWAE(6), MIWAE(1, 6), CIWAE(6, 0.0), RenyiBound(6, 0.0))
     # each falls in alpha, from the largest weight to the smallest
-    alphas = (-50.0, -1.0, 0.0, 0.5, 1.0, 2.0, 50.0)
-    losses = [loss(RenyiBound(6, alpha)) for alpha in alphas]
-    assert (np.diff(losses) > 0.01).all()
+    falling = [RenyiBound(6, alpha) for alpha in (-50.0, -1.0, 0.0, 0.5, 1.0, 2.0, 50.0)]
+    terms = of_log_w(np.random.default_rng(1).normal(size=(6, 5)))
+    losses = np.array([loss for loss, _ in results((*elbos, *iwaes, *falling), terms)])
+    elbo, iwae, falling = np.split(losses, [len(elbos), len(elbos) + len(iwaes)])
+    assert iwae[0] < elbo[0] - 0.1
+    np.testing.assert_allclose(elbo, elbo[0], atol=2e-3)
+    np.testing.assert_allclose(iwae, iwae[0], atol=1e-6)
+    assert (np.diff(falling) > 0.01).all()
 
 
 def test_layers_add_up():
@@ -122,28 +124,35 @@ def test_layers_add_up():
         CIWAE(2, 0.5): (log_w.mean() + iwae) / 2,
         RenyiBound(2, 0.5): 2 * (log_sum_exp(log_w / 2).mean() - math.log(2)),
     }
-    for objective, value in expected.items():
-        assert objective(terms, STEP)[0] == pytest.approx(-value, rel=1e-6)
+    losses = [loss for loss, _ in results(expected, terms)]
+    np.testing.assert_allclose(losses, [-value for value in expected.values()], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if name != "piwae"])
-def test_plain_gradients_by_central_differences(name):
+def test_plain_gradients_by_central_differences():
     """In ln p(x|z), ln p(z) and ln q(z|x), which is all a plain objective sees; float64.
 
     PIWAE's is the gradient of no one function.
     """
-    objective = PAIRS[name][0]
+    plain = [objective for name, (objective, _) in PAIRS.items() if name != "piwae"]
     generator = np.random.default_rng(2)
     with jax.enable_x64(True):
         flat, unravel = ravel_pytree([generator.normal(size=(4, 3)), *np.ones((2, 2, 4, 3))])
         flat = flat + generator.normal(size=len(flat))
-        loss = jax.jit(lambda flat: objective(make_terms(*unravel(flat)), STEP)[0])
-        gradient = np.asarray(jax.jit(jax.grad(loss))(flat))
         steps = 1e-5 * np.eye(len(flat))
-        losses = jax.jit(jax.vmap(loss))(np.concatenate([flat + steps, flat - steps]))
-    above, below = np.split(np.asarray(losses), 2)
-    np.testing.assert_allclose((above - below) / 2e-5, gradient, atol=1e-9)
-    assert np.abs(gradient).max() > 0.05
+
+        def losses(flat):
+            terms = make_terms(*unravel(flat))
+            return jnp.stack([objective(terms, STEP)[0] for objective in plain])
+
+        @jax.jit
+        def both(flat):
+            moved = jnp.concatenate([flat + steps, flat - steps])
+            return jax.jacrev(losses)(flat), jax.vmap(losses)(moved)
+
+        gradients, values = jax.tree.map(np.asarray, both(flat))
+    above, below = np.split(values, 2)
+    np.testing.assert_allclose((above - below).T / 2e-5, gradients, atol=1e-9)
+    assert (np.abs(gradients).max(1) > 0.05).all()
 
 
 def test_no_nan_at_log_weights_ten_thousand_nats_apart():
@@ -155,17 +164,21 @@ def test_no_nan_at_log_weights_ten_thousand_nats_apart():
     class Model:
         """Decodes to the same log-likelihoods."""
 
-        likelihood = None
+        def __init__(self):
+            self.likelihood = self
 
-        def decode(self, z):
+        def decode(self, zs, y):
             return self
+
+        def observe(self, px, x, remember):
+            return px
 
         def log_prob(self, x):
             return log_px
 
     def loss(log_px, path, objective):
         terms: Any = make_terms(log_px, p.log_prob(z)[None], q.log_prob(z)[None])
-        return objective(terms.replace(z=z, q=q, p=p, path=path), STEP, Model())[0]
+        return objective(terms.replace(z=(z,), q=(q,), p=(p,), path=path), STEP, Model())[0]
 
     @jax.jit
     def everything(log_px, path):
@@ -212,25 +225,48 @@ def terms_of_noise(model: VAE, params: Any, x: Array, eps: Array) -> tuple[Terms
     """What the model returns if its noise is `eps` `[K, B, d]`, and the bound model."""
     bound = model.bind({"params": params})
     q: Any = bound.encode(x)
-    p, px_of = bound.prior(bound), bound.decode
+    p = bound.prior(bound)
     z = q.loc + q.scale * eps
     log_qz = q.log_prob(z)
     z, path = weigh_path(z, jnp.zeros(eps.shape[:2], eps.dtype))
-    px, kl = px_of(z), exact_kl(q, p)
+    px, kl = bound.decode((z,)), exact_kl(q, p)
+    unused: Any = None
     terms = Terms(
         x=x,
-        keys=jax.random.split(jax.random.key(0), len(x)),
-        z=z,
+        y=None,
+        keys=unused,
+        z=(z,),
         path=path,
         log_px=px.log_prob(x),
         log_pz=p.log_prob(z)[None],
         log_qz=log_qz[None],
         kl=None if kl is None else kl[None],
-        q=q,
-        p=p,
+        q=(q,),
+        p=(p,),
         reconstruction=px.mean,
     )
     return terms, bound
+
+
+def losses_and_gradients_of(model: VAE, params: Any, x: Array, eps: Array) -> Any:
+    """Of all objectives, `[objectives, ...]`, by one backward pass for each of one forward pass."""
+
+    def losses(params: Any) -> tuple[Array, Array]:
+        terms, bound = terms_of_noise(model, params, x, eps)
+        of_all = jnp.stack([objective(terms, STEP, bound)[0] for objective in OBJECTIVES])
+        return of_all, of_all
+
+    gradients, of_all = jax.jacrev(losses, has_aux=True)(params)
+    return of_all, gradients
+
+
+def by_objective(stacked: Any) -> dict[Objective, Any]:
+    """Leaves `[objectives, ...]` taken apart, on the host."""
+    host = jax.tree.map(np.asarray, stacked)
+    return {
+        objective: jax.tree.map(lambda leaf: leaf[number], host)  # noqa: B023
+        for number, objective in enumerate(OBJECTIVES)
+    }
 
 
 def quadrature() -> tuple[np.ndarray, np.ndarray]:
@@ -251,19 +287,14 @@ def losses_and_gradients(exact):
 
     @jax.jit
     def at_nodes(params):
-        def loss(params, eps, objective):
-            terms, bound = terms_of_noise(exact.model, params, jnp.asarray(X), eps[:, None, None])
-            return objective(terms, STEP, bound)[0]
+        def at_node(eps):
+            return losses_and_gradients_of(exact.model, params, jnp.asarray(X), eps[:, None, None])
 
-        def of(objective):
-            return lambda eps: jax.value_and_grad(loss)(params, eps, objective)
-
-        return [jax.vmap(of(objective))(nodes) for objective in OBJECTIVES]
+        return jax.vmap(at_node, out_axes=1)(nodes)
 
     def at(params):
         with jax.enable_x64(True):
-            results = jax.tree.map(np.asarray, at_nodes(jax.tree.map(jnp.asarray, params)))
-        return dict(zip(OBJECTIVES, results, strict=True))
+            return by_objective(at_nodes(jax.tree.map(jnp.asarray, params)))
 
     return at
 
@@ -385,34 +416,33 @@ def same_noise():
         x = jnp.asarray(generator.integers(2, size=(B, *VANILLA.image_shape)), jnp.float64)
         keys = jax.random.split(jax.random.key(0), B)
         eps = jnp.asarray(generator.normal(size=(4, B, 2)))
-        params = jax.jit(VANILLA.init)(jax.random.key(2), x, keys)["params"]
+        shapes = jax.eval_shape(VANILLA.init, keys[0], x, keys)["params"]
         params = jax.tree.map(
-            lambda p: jnp.asarray(p + 0.3 * generator.normal(size=p.shape)), params
+            lambda leaf: jnp.asarray(generator.normal(0, 0.6, leaf.shape)), shapes
         )
 
         @jax.jit
         def everything(params):
-            def loss(params, objective):
-                terms, bound = terms_of_noise(VANILLA, params, x, eps)
-                return objective(terms, STEP, bound)[0]
-
-            of_objectives = [jax.grad(loss)(params, objective) for objective in OBJECTIVES]
-
+            _, of_objectives = losses_and_gradients_of(VANILLA, params, x, eps)
             q: Any = VANILLA.apply({"params": params}, x, method="encode")
 
             def log_w_along_z(inference):
                 own: Any = VANILLA.apply({"params": params | inference}, x, method="encode")
                 z = own.loc + own.scale * eps
-                log_joint = VANILLA.apply({"params": params}, x, z, method="log_joint")
+                log_joint = VANILLA.apply({"params": params}, x, (z,), method="log_joint")
                 return log_joint - q.log_prob(z)
 
             inference = {name: params[name] for name in INFERENCE if name in params}
             log_w, pullback = jax.vjp(log_w_along_z, inference)
-            weights = [path_weights(bound, log_w) for bound in BOUNDS.values()]
-            return of_objectives, [pullback(-each / B)[0] for each in weights]
+            weights = jnp.stack([path_weights(bound, log_w) for bound in BOUNDS.values()])
+            return of_objectives, jax.vmap(pullback)(-weights / B)[0]
 
-        of_objectives, by_identity = jax.tree.map(np.asarray, everything(params))
-    return dict(zip([*OBJECTIVES, *BOUNDS], [*of_objectives, *by_identity], strict=True))
+        of_objectives, by_identity = everything(params)
+    identities = {
+        name: jax.tree.map(lambda leaf: np.asarray(leaf[number]), by_identity)  # noqa: B023
+        for number, name in enumerate(BOUNDS)
+    }
+    return by_objective(of_objectives) | identities
 
 
 def split(gradients: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Floors, targets and prices of the rate: by hand, and GECO against the paper's algorithm."""
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from gradients import assert_close, loss_and_metrics, norm, params_of
 from jax import Array, lax
 from scipy import stats
 from test_objectives import KL, LOG_PX, LOG_PZ, LOG_QZ, TWO_LAYERS, make_terms
-from test_parallel import assert_close
 
 from vae_jax import (
     DIPVAE,
@@ -34,7 +35,7 @@ from vae_jax import (
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal
 from vae_jax.optimizers import by_group
-from vae_jax.train import loss_and_metrics
+from vae_jax.step import loss_at_terms
 
 STEP = jnp.int32(0)
 B = 6
@@ -52,17 +53,22 @@ def terms_of(loc: Array, exact: bool = True) -> Terms:
         q.log_prob(z)[None],
         0.5 * (loc**2).sum(-1)[None] if exact else None,
     )
-    return terms.replace(q=q, p=p, z=z)  # pyright: ignore[reportAttributeAccessIssue]
+    return terms.replace(q=(q,), p=(p,), z=(z,))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Free bits
 
 
+@partial(jax.jit, static_argnames=("per", "exact"))
+def free_bits(floor: Any, loc: Array, per: Any = "dimension", exact: bool = True) -> Any:
+    return FreeBits(floor, per)(terms_of(loc, exact), STEP)
+
+
 def test_free_bits_take_the_batch_mean_before_the_maximum() -> None:
     """KL of N(m, 1) from N(0, 1) is m²/2: the means are 0.5 and 1, of 0 and 2, by hand."""
-    terms = terms_of(jnp.array([[1.0, 0.0], [1.0, 2.0]]))
+    loc = jnp.array([[1.0, 0.0], [1.0, 2.0]])
     for floor, rate in ((0.0, 1.5), (0.75, 1.75), (2.0, 4.0)):
-        loss, metrics = FreeBits(floor)(terms, STEP)
+        loss, metrics = free_bits(floor, loc)
         assert loss == pytest.approx(3 + rate)
         assert metrics["neg_elbo"] == pytest.approx(4.5)
 
@@ -78,19 +84,19 @@ def test_free_bits_of_layers_by_hand() -> None:
 def test_free_bits_sample_where_there_is_no_exact_kl() -> None:
     """SciPy's densities at the given z; a dimension below the floor costs the floor."""
     loc = np.array([[0.5, -0.4], [1.0, -0.7]])
-    terms = terms_of(jnp.asarray(loc, jnp.float32), exact=False)
     rates = (stats.norm.logpdf(loc + 1, loc) - stats.norm.logpdf(loc + 1)).mean(0)
     assert rates[1] < 0.3 < rates[0]
-    assert FreeBits(0.3)(terms, STEP)[0] == pytest.approx(3 + rates[0] + 0.3, rel=1e-6)
+    loss, _ = free_bits(0.3, jnp.asarray(loc, jnp.float32), exact=False)
+    assert loss == pytest.approx(3 + rates[0] + 0.3, rel=1e-6)
 
 
 def test_no_gradient_passes_to_a_dimension_below_the_floor() -> None:
     """m²/2 has the gradient m / B above it, 0 below."""
     loc = jnp.array([[1.0, 0.3], [2.0, -0.4]])
-    gradient = jax.grad(lambda loc: FreeBits(0.5)(terms_of(loc), STEP)[0])(loc)
+    gradient, _ = jax.grad(free_bits, 1, has_aux=True)(0.5, loc)
     np.testing.assert_allclose(gradient, [[0.5, 0.0], [1.0, 0.0]], rtol=1e-6)
-    layer = FreeBits(1.5, per="layer")  # the layer's KL is 1.3125
-    gradient = jax.grad(lambda loc: layer(terms_of(loc), STEP)[0])(loc)
+    # The layer's KL is 1.3125.
+    gradient, _ = jax.grad(free_bits, 1, has_aux=True)(1.5, loc, per="layer")
     np.testing.assert_array_equal(gradient, 0.0)
 
 
@@ -142,35 +148,32 @@ def test_cyclical_schedule_is_the_papers(total: int, cycles: int, ratio: float) 
 PLAYER = tiny.model().clone(critic=Multiplier(start=0.4))
 
 
-def geco_losses(params: Any, objective: GECO) -> tuple[Array, Any]:
-    return nn.apply(loss_and_metrics, PLAYER)({"params": params}, objective, X, KEYS, STEP)
+def initial() -> Any:
+    """Parameters at which lambda is the player's 0.4."""
+    params = params_of(PLAYER, GECO(7.0), X, KEYS)
+    return params | {"critic": {"log_multiplier": np.log(np.float32(0.4))}}
 
 
-def initial(model: Any, objective: Any) -> Any:
-    init = nn.init(loss_and_metrics, model)
-    return jax.jit(lambda: init(jax.random.key(0), objective, X, KEYS, STEP)["params"])()
+@jax.jit
+def gradients_of(params: Any, tolerance: Array | float) -> Any:
+    """GECO's, and its metrics."""
+    of_params = jax.grad(loss_and_metrics, has_aux=True)
+    return of_params(params, PLAYER, GECO(tolerance), X, KEYS)  # pyright: ignore[reportArgumentType]
 
 
 def test_geco_is_a_game_of_two() -> None:
     """The model has the gradient of KL + 0.4 C, ln lambda that of -C: from the Terms alone."""
-    objective = GECO(tolerance=7.0)
-    params = initial(PLAYER, objective)
 
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
     def lagrangian(params: Any) -> tuple[Array, Array]:
-        terms = PLAYER.apply({"params": params}, X, KEYS)
-        kl: Any = terms.kl  # pyright: ignore[reportAttributeAccessIssue]
-        constraint = -terms.log_px.mean() - 7.0  # pyright: ignore[reportAttributeAccessIssue]
-        return kl.sum() / B + 0.4 * constraint, constraint
+        terms: Any = PLAYER.apply({"params": params}, X, KEYS)
+        constraint = -terms.log_px.mean() - 7.0
+        return terms.kl.sum() / B + 0.4 * constraint, constraint
 
-    both = jax.jit(
-        lambda params: (
-            jax.grad(geco_losses, has_aux=True)(params, objective),
-            jax.grad(lagrangian, has_aux=True)(params),
-        )
-    )
-    (actual, metrics), (expected, constraint) = both(params)
+    (actual, metrics), (expected, constraint) = gradients_of(initial(), 7.0), lagrangian(initial())
     assert actual["critic"].pop("log_multiplier") == pytest.approx(-float(constraint), rel=1e-6)
-    assert optax.tree.norm(expected["critic"]) == 0
+    assert norm(expected["critic"]) == 0
     assert_close(actual, expected | {"critic": {}}, 1e-5)
     assert metrics["multiplier"] == pytest.approx(0.4)
     assert metrics["constraint"] == pytest.approx(float(constraint), rel=1e-6)
@@ -183,16 +186,14 @@ def test_the_multiplier_follows_algorithm_1(tolerance: float) -> None:
     The model is held, so that C stays as it is: above 0 lambda rises, below it falls. Then C
     changes at once, and lambda goes with its moving average.
     """
-    objectives = [GECO(tolerance)] * 3 + [GECO(tolerance - 30.0)] * 3
     optimizer = by_group(optax.set_to_zero(), critic=optax.chain(optax.ema(0.7), optax.sgd(0.02)))
-    params = initial(PLAYER, objectives[0])
-    step = jax.jit(jax.grad(geco_losses, has_aux=True), static_argnums=1)
+    params = initial()
     state, found, constraints = optimizer.init(params), [], []
-    for objective in objectives:
-        gradients, metrics = step(params, objective)
+    for each in [tolerance] * 3 + [tolerance - 30.0] * 3:
+        gradients, metrics = gradients_of(params, each)
         updates, state = optimizer.update(gradients, state, params)
         params: Any = optax.apply_updates(params, updates)
-        found.append(float(jnp.exp(params["critic"]["log_multiplier"])))
+        found.append(float(np.exp(params["critic"]["log_multiplier"])))
         constraints.append(float(metrics["constraint"]))
 
     multiplier, average, expected = 0.4, 0.0, []
@@ -214,21 +215,21 @@ def test_geco_reaches_its_tolerance() -> None:
     x = jnp.asarray(tiny.images(64, 0), jnp.float32) / 255
     optimizer = by_group(optax.adam(1e-2), critic=optax.chain(optax.ema(0.9), optax.sgd(0.02)))
 
-    def step(carry: Any, key: Array) -> tuple[Any, Any]:
-        params, state = carry
+    @jax.jit
+    def trained() -> Any:
+        keys = jax.random.split(jax.random.key(1), (steps, len(x)))
+        params = nn.init(loss_at_terms, model)(keys[0, 0], objective, x, keys[0], None, STEP)
 
-        def loss(params: Any) -> Any:
-            apply = nn.apply(loss_and_metrics, model)
-            return apply({"params": params}, objective, x, jax.random.split(key, len(x)), STEP)
+        def step(carry: Any, keys: Array) -> tuple[Any, Any]:
+            params, state = carry
+            of_params = jax.grad(loss_and_metrics, has_aux=True)
+            gradients, metrics = of_params(params, model, objective, x, keys)
+            updates, state = optimizer.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), metrics
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(params)
-        updates, state = optimizer.update(gradients, state, params)
-        return (optax.apply_updates(params, updates), state), metrics
+        return lax.scan(step, (params["params"], optimizer.init(params["params"])), keys)[1]
 
-    params = initial(model, objective)
-    keys = jax.random.split(jax.random.key(1), steps)
-    carry = (params, optimizer.init(params))
-    _, metrics = jax.jit(lambda carry: lax.scan(step, carry, keys))(carry)
+    metrics = jax.tree.map(np.asarray, trained())
     multiplier = metrics["multiplier"]
     assert metrics["constraint"][0] > 1.0
     assert metrics["distortion"][-200:].mean() == pytest.approx(tolerance, abs=0.05)
@@ -254,13 +255,13 @@ def test_the_reported_bound_has_one_weight() -> None:
         WakeSleep(),
     ]
 
-    @jax.jit
-    def all_metrics(params: Any) -> Any:
-        apply = nn.apply(loss_and_metrics, PLAYER)
-        results = [apply({"params": params}, o, X, KEYS, STEP) for o in (ELBO(), *objectives)]
+    def all_metrics(model: Any) -> Any:
+        terms = model(X, KEYS)
+        results = [objective(terms, STEP, model) for objective in (ELBO(), *objectives)]
         return [(loss, metrics["neg_elbo"]) for loss, metrics in results]
 
-    (_, expected), *rest = all_metrics(initial(PLAYER, GECO(2.0)))
+    apply = jax.jit(nn.apply(all_metrics, PLAYER))
+    (_, expected), *rest = apply({"params": initial()})
     for objective, (loss, neg_elbo) in zip(objectives, rest, strict=True):
         assert neg_elbo == pytest.approx(float(expected), rel=1e-6), objective
         assert abs(loss - neg_elbo) > 1e-3, objective

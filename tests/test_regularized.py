@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from gradients import assert_close, loss_and_metrics, params_of
 from jax import Array
-from test_parallel import assert_close
 
 from vae_jax import (
     MLP,
@@ -25,9 +25,7 @@ from vae_jax import (
 from vae_jax.compatibility import check_objective
 from vae_jax.networks.spectral import spectral_norm
 from vae_jax.objectives.regularized import gradient_penalty
-from vae_jax.train import loss_and_metrics
 
-STEP = jnp.int32(0)
 B, D = 3, 2
 KEYS = jax.random.split(jax.random.key(1), B)
 
@@ -48,16 +46,14 @@ def autoencoder(image_shape: tuple[int, int, int], decoder: nn.Module = DECODER)
 
 def problem(model: Any) -> tuple[Any, Array]:
     x = jax.random.uniform(jax.random.key(0), (B, *model.image_shape))
-    init = nn.init(loss_and_metrics, model)
-    params = jax.jit(lambda: init(jax.random.key(2), RAE(), x, KEYS, STEP)["params"])()
-    return params, x
+    return params_of(model, RAE(), x, KEYS), x
 
 
 def jacobian_norms(model: Any, params: Any, z: Array) -> Array:
     """|dD/dz|² of each example by forward differentiation, `[B]`."""
 
     def decode(z: Array) -> Array:
-        return model.apply({"params": params}, z[None], method="decode").mean[0]
+        return model.apply({"params": params}, (z[None],), method="decode").mean[0]
 
     return jax.vmap(lambda z: (jax.jacfwd(decode)(z) ** 2).sum())(z)
 
@@ -96,30 +92,28 @@ def test_rae_is_its_four_terms() -> None:
     params, x = problem(model)
     objective = RAE(beta=0.3, l2=0.2, gradient_penalty=0.7)
 
-    def ours(params: Any) -> tuple[Array, Any]:
-        apply = nn.apply(loss_and_metrics, model)
-        return apply({"params": params}, objective, x, KEYS, STEP)
-
     def by_hand(params: Any) -> Array:
         z: Any = model.apply({"params": params}, x, method="encode").mean  # pyright: ignore
-        image: Any = model.apply({"params": params}, z, method="decode").mean  # pyright: ignore
+        image: Any = model.apply({"params": params}, (z,), method="decode").mean  # pyright: ignore
         error = ((x - image) ** 2).sum((1, 2, 3)) + 0.5 * jnp.log(jnp.pi)
         kernels = [params["decoder"]["Dense_0"]["kernel"], params["likelihood"]["loc"]["kernel"]]
         loss = error.mean() + 0.3 * 0.5 * (z**2).sum(-1).mean()
         loss += 0.2 * sum((kernel**2).sum() for kernel in kernels)
         return loss + 0.7 * jacobian_norms(model, params, z).mean()
 
-    def both(params: Any) -> Any:
-        return jax.value_and_grad(ours, has_aux=True)(params), jax.value_and_grad(by_hand)(params)
+    @jax.jit
+    def everything(params: Any) -> Any:
+        ours = jax.value_and_grad(loss_and_metrics, has_aux=True)
+        plain = loss_and_metrics(params, model, RAE(), x, KEYS)
+        return ours(params, model, objective, x, KEYS), jax.value_and_grad(by_hand)(params), plain
 
-    ((loss, metrics), gradient), (expected, expected_gradient) = jax.jit(both)(params)
+    ((loss, metrics), gradient), (expected, expected_gradient), plain = everything(params)
     assert loss == pytest.approx(float(expected), rel=1e-5)
     assert_close(gradient, expected_gradient, 1e-4)
     assert metrics["gradient_penalty"] > 1e-3
     assert "neg_elbo" not in metrics
 
-    plain, metrics = nn.apply(loss_and_metrics, model)({"params": params}, RAE(), x, KEYS, STEP)
-    assert plain == metrics["distortion"]
+    assert plain[0] == plain[1]["distortion"]
 
 
 def test_rae_takes_deterministic_posteriors_alone() -> None:
@@ -182,15 +176,8 @@ def test_an_autoencoder_with_a_wrapped_decoder_learns(decoder: nn.Module) -> Non
     model = autoencoder((4, 4, 1), SpectralNorm(decoder))
     params, x = problem(model)
 
-    @jax.jit
-    def gradients(params: Any) -> Any:
-        def loss(params: Any) -> Array:
-            apply = nn.apply(loss_and_metrics, model)
-            return apply({"params": params}, RAE(0.1, 0.0, 0.1), x, KEYS, STEP)[0]
-
-        return jax.grad(loss)(params)
-
-    gradient = gradients(params)
+    of_params = jax.grad(loss_and_metrics, has_aux=True)
+    gradient, _ = jax.jit(lambda p: of_params(p, model, RAE(0.1, 0.0, 0.1), x, KEYS))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.abs(jax.tree.leaves(gradient["encoder"])[1]).max() > 1e-5
 

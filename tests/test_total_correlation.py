@@ -3,17 +3,18 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
+from gradients import assert_close, norm, one_batch
 from jax import Array
 from scipy import special, stats
 from test_objectives import make_terms
-from test_parallel import assert_close, one_batch
 
 from vae_jax import (
     DIPVAE,
@@ -26,11 +27,10 @@ from vae_jax import (
     VaeJaxError,
     VampPrior,
 )
-from vae_jax.compatibility import Requirements, check_objective
+from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal
-from vae_jax.objectives.base import Metrics
+from vae_jax.interfaces import Metrics, Model, Objective
 from vae_jax.objectives.total_correlation import log_aggregated, log_weights
-from vae_jax.parallel import unreplicate
 
 STEP = jnp.int32(0)
 N, D, K = 5, 2, 3
@@ -53,7 +53,19 @@ def terms_of(loc: Any, scale: Any, z: Any) -> Terms:
         q.log_prob(z)[None],
         jnp.ones((1, len(loc))),
     )
-    return terms.replace(q=q, p=p, z=z)  # pyright: ignore[reportAttributeAccessIssue]
+    return terms.replace(q=(q,), p=(p,), z=(z,))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@partial(jax.jit, static_argnums=0)
+def at(objective: Objective, loc: Any, scale: Any, z: Any) -> Any:
+    """Loss and metrics."""
+    return objective(terms_of(loc, scale, z), STEP)  # pyright: ignore[reportCallIssue]
+
+
+@partial(jax.jit, static_argnums=0)
+def aggregated(sampling: Any, loc: Any, scale: Any, z: Any) -> Any:
+    """`log_aggregated` of a batch from N images."""
+    return log_aggregated(terms_of(loc, scale, z), N, sampling)
 
 
 # Weights
@@ -92,7 +104,7 @@ def test_stratified_weights_are_the_mean_of_the_papers() -> None:
 @pytest.mark.parametrize(("sampling", "excess"), [("stratified", 0.0), ("weighted", np.log(N))])
 def test_the_whole_data_set_as_one_batch(sampling: Any, excess: float) -> None:
     """Stratified estimates are exact; the paper's 1/(NM) is 1/N² there, ln N too low."""
-    joint, marginals = log_aggregated(terms_of(LOC, SCALE, Z), N, sampling)
+    joint, marginals = aggregated(sampling, LOC, SCALE, Z)
     np.testing.assert_allclose(joint, EXACT_JOINT - excess, rtol=1e-5)
     np.testing.assert_allclose(marginals, EXACT_MARGINALS - D * excess, rtol=1e-5)
 
@@ -111,8 +123,8 @@ def test_stratified_estimates_of_minibatches_are_unbiased() -> None:
         def estimates(dims: slice, sampling: Any, batches: Any = batches) -> Any:
             found = []
             for rows in batches:
-                terms = terms_of(LOC[rows, dims], SCALE[rows, dims], Z[:, rows, dims])
-                found.append(log_aggregated(terms, N, sampling)[0][:, 0])  # z of image n
+                batch = LOC[rows, dims], SCALE[rows, dims], Z[:, rows, dims]
+                found.append(aggregated(sampling, *batch)[0][:, 0])  # z of image n
             return np.array(found)
 
         stratified = estimates(slice(None), "stratified")
@@ -129,7 +141,6 @@ def test_stratified_estimates_of_minibatches_are_unbiased() -> None:
 
 def test_beta_tc_weighs_the_parts_of_the_kl() -> None:
     """The parts by SciPy from the exact mixture; at weights of one they are the sampled KL."""
-    terms = terms_of(LOC, SCALE, Z)
     own = COMPONENTS[:, range(N), range(N)].sum(-1)
     prior = stats.norm.logpdf(Z).sum(-1)
     parts = [
@@ -137,13 +148,14 @@ def test_beta_tc_weighs_the_parts_of_the_kl() -> None:
         (EXACT_JOINT - EXACT_MARGINALS).mean(),
         (EXACT_MARGINALS - prior).mean(),
     ]
-    loss, metrics = BetaTC(beta=6.0, dataset_size=N, alpha=0.5, gamma=2.0)(terms, STEP)
+    objective = BetaTC(beta=6.0, dataset_size=N, alpha=0.5, gamma=2.0)
+    loss, metrics = at(objective, LOC, SCALE, Z)
     assert loss == pytest.approx(3 + np.dot(parts, [0.5, 6.0, 2.0]), rel=1e-5)
     names = ("mutual_information", "total_correlation", "dimension_wise_kl")
     np.testing.assert_allclose([metrics[name] for name in names], parts, rtol=1e-4)
     assert sum(parts) == pytest.approx((own - prior).mean())
     assert metrics["neg_elbo"] == 4.0
-    one, _ = BetaTC(beta=1.0, dataset_size=1000)(terms, STEP)
+    one, _ = at(BetaTC(beta=1.0, dataset_size=1000), LOC, SCALE, Z)
     assert one == pytest.approx(3 + (own - prior).mean(), rel=1e-5)
 
 
@@ -159,8 +171,8 @@ def test_codes_that_do_not_overlap(loc: list[list[int]], total_correlation: floa
     """Four codes far apart have a mutual information of ln 4. On a line one coordinate says all
     of the other; on a square's corners nothing."""
     noise = np.random.default_rng(1).normal(size=(1, 4, 2))
-    terms = terms_of(np.array(loc), np.full((4, 2), 1e-2), np.array(loc) + 1e-2 * noise)
-    _, metrics = BetaTC(beta=1.0, dataset_size=4)(terms, STEP)
+    codes = np.array(loc), np.full((4, 2), 1e-2), np.array(loc) + 1e-2 * noise
+    _, metrics = at(BetaTC(beta=1.0, dataset_size=4), *codes)
     assert metrics["mutual_information"] == pytest.approx(np.log(4), abs=1e-4)
     assert metrics["total_correlation"] == pytest.approx(total_correlation, abs=1e-4)
 
@@ -178,7 +190,7 @@ def test_dip_penalizes_numpys_covariance(covariance_of: Any) -> None:
         np.testing.assert_allclose(np.cov(draws.reshape(-1, D).T), covariance, atol=0.05)
     expected = 3.0 * 2 * covariance[0, 1] ** 2
     expected += 5.0 * ((covariance[0, 0] - 1) ** 2 + (covariance[1, 1] - 1) ** 2)
-    loss, metrics = DIPVAE(3.0, 5.0, covariance_of)(terms_of(LOC, SCALE, Z), STEP)
+    loss, metrics = at(DIPVAE(3.0, 5.0, covariance_of), LOC, SCALE, Z)
     assert metrics["covariance_penalty"] == pytest.approx(expected, rel=1e-5)
     assert loss == pytest.approx(4.0 + expected, rel=1e-5)
 
@@ -187,14 +199,13 @@ def test_dip_penalizes_numpys_covariance(covariance_of: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Objective):
     """The sum of objectives, so that one program tests them all; their losses are its metrics."""
 
     objectives: tuple[Any, ...]
-    num_samples: ClassVar[int] = 2
-    requires: ClassVar[Requirements] = Requirements()
+    num_samples: int = 2
 
-    def __call__(self, terms: Terms, step: Array, model: Any = None) -> tuple[Array, Metrics]:
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         losses = [objective(terms, step, model)[0] for objective in self.objectives]
         return jnp.stack(losses).sum(), {str(i): loss for i, loss in enumerate(losses)}
 
@@ -216,8 +227,8 @@ def test_whole_batch_estimators_have_the_same_gradients_on_1_2_and_8_devices() -
     experiment = dataclasses.replace(
         tiny.experiment(), objective=Sum(tuple(WHOLE_BATCH)), batch_size=8
     )
-    one, two, eight = (unreplicate(one_batch(experiment, devices)) for devices in (1, 2, 8))
-    assert optax.tree.norm(one[3]["encoder"]) > 0.1
+    one, two, eight = one_batch(experiment, 1, 2, 8)
+    assert norm(one[3]["encoder"]) > 0.1
     assert_close(two, one, 2e-5)
     assert_close(eight, one, 2e-5)
 

@@ -1,64 +1,114 @@
-"""Wake-sleep: two losses for two groups of parameters, and its values where all is known."""
+"""Wake-sleep in linear-Gaussian models, where posteriors, gradients and noise are all known.
 
+z has a prior whose components are independent, and x = W z + MEAN + NOISE e with orthogonal columns
+of W, so that the posterior of a Gaussian prior has independent components too.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
+from gradients import assert_close
 from jax import Array
-from test_parallel import assert_close
+from scipy import stats
 
-from vae_jax import GaussianMixture, WakeSleep
-from vae_jax.train import loss_and_metrics
+from vae_jax import (
+    MLP,
+    VAE,
+    ClassGaussian,
+    DiagonalGaussian,
+    Gaussian,
+    GaussianMixture,
+    LabelEmbedding,
+    MaskedAutoregressiveFlow,
+    RealNVP,
+    StandardLaplace,
+    StandardNormal,
+    StandardStudentT,
+    VampPrior,
+    WakeSleep,
+)
+from vae_jax.interfaces import Layers, Prior
+from vae_jax.step import loss_at_terms
 
 STEP = jnp.int32(0)
-B, K = 5, 3
-X = jnp.asarray(tiny.images(B, 0), jnp.float32) / 255
-KEYS = jax.random.split(jax.random.key(1), B)
-GENERATIVE, INFERENCE = ("decoder", "likelihood", "prior"), ("encoder", "posterior")
+COUNT, SHAPE, D = 10_000, (2, 2, 1), 2
+RNG = np.random.default_rng(0)
+W = np.linalg.qr(RNG.normal(size=(4, D)))[0] * [1.5, 0.8]
+MEAN, NOISE = np.array([0.5, -1.0, 0.2, 0.8]), 0.6
+
+
+class Dreamer:
+    """A bound model that remembers its dreams."""
+
+    z: Array
+    x: Array
+    x_noise: Array
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def sample(self, keys: Array, y: Array | None = None) -> tuple[Layers, Any]:
+        (self.z,), self.px = self.model.sample(keys, y)
+        return (self.z,), self.px
+
+    def encode(self, x: Array, y: Array | None = None) -> Any:
+        self.x = x
+        return self.model.encode(x, y)
+
+
+def loss_and_dreams(
+    model: VAE, num_samples: int, x: Array, keys: Array, y: Array | None = None
+) -> tuple[Array, Any]:
+    """The loss, its metrics, and all that was drawn on the way to it."""
+    terms, dreamer = model(x, keys, num_samples, y), Dreamer(model)
+    loss, metrics = WakeSleep(num_samples)(terms, STEP, dreamer)  # pyright: ignore[reportArgumentType]
+    return loss, (metrics, terms, dreamer.z, dreamer.x, dreamer.px)
 
 
 def test_each_phase_moves_its_own_parameters() -> None:
     """One scalar against two losses, each a function of its own copy of its parameters.
 
-    -ln p(x, z) at fixed z from q, and -ln q(z|x) at a fixed dream. No stop_gradient: what is no
-    argument is a constant.
+    -ln p(x, z) at the z of q, and -ln q(z|x) at the dreams. No stop_gradient: what is no argument
+    is a constant.
     """
     model = tiny.model().clone(prior=GaussianMixture(3, 2))
-
-    def ours(params: Any) -> tuple[Array, Any]:
-        apply = nn.apply(loss_and_metrics, model)
-        return apply({"params": params}, WakeSleep(K), X, KEYS, STEP)
+    x, keys = jnp.asarray(tiny.images(5, 0), jnp.float32) / 255, jax.random.split(jax.random.key(1), 5)
 
     @jax.jit
     def everything() -> Any:
-        init = nn.init(loss_and_metrics, model)
-        params = init(jax.random.key(0), WakeSleep(K), X, KEYS, STEP)["params"]
-        params = jax.tree.map(lambda p: 1.5 * p + 0.1, params)
+        params = nn.init(loss_at_terms, model)(jax.random.key(0), WakeSleep(3), x, keys, None, STEP)
+        params = jax.tree.map(lambda p: 1.5 * p + 0.1, params["params"])
+
+        def ours(params: Any) -> tuple[Array, Any]:
+            return nn.apply(loss_and_dreams, model)({"params": params}, 3, x, keys)
+
+        gradient, (metrics, terms, z_dream, x_dream, _) = jax.grad(ours, has_aux=True)(params)
 
         def apply(own: Any, method: str, *arguments: Any) -> Any:
             return model.apply({"params": params | own}, *arguments, method=method)
 
-        z = apply({}, "encode", X).sample(KEYS, (K,))
-        keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, 1)
-        z_dream, px = apply({}, "sample", keys)
-        x_dream = px.sample(jax.vmap(jax.random.fold_in, (0, None))(keys, 1))
-
         def wake(own: Any) -> Array:
-            return -apply(own, "log_joint", X, z).mean()
+            return -apply(own, "log_joint", x, terms.z).mean()
 
         def sleep(own: Any) -> Array:
             return -apply(own, "encode", x_dream).log_prob(z_dream).mean()
 
-        groups = [{name: params[name] for name in names} for names in (GENERATIVE, INFERENCE)]
-        awake, asleep = jax.value_and_grad(wake)(groups[0]), jax.value_and_grad(sleep)(groups[1])
-        return jax.grad(ours, has_aux=True)(params), awake, asleep
+        generative, inference = (
+            {name: params[name] for name in names}
+            for names in (("decoder", "likelihood", "prior"), ("encoder", "posterior"))
+        )
+        awake, asleep = jax.value_and_grad(wake)(generative), jax.value_and_grad(sleep)(inference)
+        return gradient, metrics, awake, asleep
 
-    (gradient, metrics), (wake, generative), (sleep, inference) = everything()
+    gradient, metrics, (wake, generative), (sleep, inference) = everything()
     expected = generative | inference
     assert gradient.keys() == expected.keys()
     assert all(np.abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(expected))
@@ -67,42 +117,254 @@ def test_each_phase_moves_its_own_parameters() -> None:
     assert metrics["sleep"] == pytest.approx(float(sleep), rel=1e-6)
 
 
-def test_at_the_exact_posterior(fit_linear_gaussian: Any) -> None:
-    """Probabilistic PCA: sleep is the entropy of z given x, wake less that the exact NLL.
+@dataclass(frozen=True)
+class Case:
+    """A prior in the linear-Gaussian model.
 
-    The dreams, 4000 of them, also say that q needs no change: the gradient is 0, within 4 standard
-    errors, which it would not be for dreams whose x has no noise.
+    Attributes:
+        prior: the part of the package.
+        params: its parameters.
+        weights: of the Gaussian components it is made of, or that have its first three moments.
+        means, variances: theirs, `[C, D]`.
+        w: W.
+        labelled: whether the components are classes y.
     """
-    rng = np.random.default_rng(0)
-    x = (rng.normal(size=(50, 3)) @ rng.normal(size=(3, 6))).reshape(50, 2, 3, 1)
-    x += 0.5 * rng.normal(size=x.shape)
-    exact = fit_linear_gaussian(x, latents=2)
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), exact.variables["params"])
-    count = 4000
-    images = jnp.asarray(np.tile(x, (count // 50, 1, 1, 1)), jnp.float32)
 
-    @jax.jit
-    def each() -> Any:
-        def one(x: Array, key: Array) -> Any:
-            def loss(posterior: Any) -> tuple[Array, Any]:
-                apply = nn.apply(loss_and_metrics, exact.model)
-                variables = {"params": params | {"posterior": posterior}}
-                return apply(variables, WakeSleep(), x[None], key[None], STEP)
+    prior: Prior
+    params: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] = (1.0,)
+    means: Any = ((0.0, 0.0),)
+    variances: Any = ((1.0, 1.0),)
+    w: np.ndarray = field(default_factory=lambda: W)
+    labelled: bool = False
 
-            gradient, metrics = jax.grad(loss, has_aux=True)(params["posterior"])
-            return gradient, metrics["wake"], metrics["sleep"]
+    @cached_property
+    def model(self) -> VAE:
+        """Everything affine."""
+        return VAE(
+            encoder=MLP(()),
+            posterior=DiagonalGaussian(D),
+            prior=self.prior,
+            decoder=MLP(()),
+            likelihood=Gaussian(squash=lambda x: x),
+            labels=LabelEmbedding(2, 2) if self.labelled else None,
+            image_shape=SHAPE,
+        )
 
-        return jax.vmap(one)(images, jax.random.split(jax.random.key(0), count))
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images `[N, H, W, C]` of the model, and which component each is from: by NumPy."""
+        generator = np.random.default_rng(1)
+        component = generator.choice(len(self.weights), COUNT, p=self.weights)
+        means, scales = np.array(self.means), np.sqrt(self.variances)
+        z = means[component] + scales[component] * generator.normal(size=(COUNT, D))
+        x = z @ self.w.T + MEAN + NOISE * generator.normal(size=(COUNT, 4))
+        return x.reshape(COUNT, *SHAPE), component
 
-    gradients, wake, sleep = jax.tree.map(np.asarray, each())
-    log_scale = exact.variables["params"]["posterior"]["log_scale"]["bias"]
-    entropy = (0.5 * np.log(2 * np.pi * np.e) + log_scale).sum()
+    def posterior(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A, b_c and s² of p(z|x, c) = N(A'x + b_c, diag s²); the components have one variance."""
+        precision = 1 / np.array(self.variances[0]) + (self.w**2).sum(0) / NOISE**2
+        a = self.w / NOISE**2 / precision
+        return a, np.array(self.means) / self.variances / precision - MEAN @ a, 1 / precision
 
-    def agrees(values: np.ndarray, expected: Any) -> None:
-        error = values.std(0) / np.sqrt(count)
-        assert (np.abs(values.mean(0) - expected) < 4 * error).all()
+    def variables(self, a: np.ndarray, b: np.ndarray, variance: np.ndarray) -> Any:
+        """Those of the model with q(z|x) = N(A'x + b, diag s²); b `[C, D]` is of the classes."""
+        to_loc, to_x = a, self.w.T
+        if self.labelled:  # of each pixel and its label's vector; b from the first pixel's
+            to_loc = np.concatenate([a.reshape(4, 1, D), np.zeros((4, 2, D))], 1)
+            to_loc[0, 1:] = b
+            to_loc, to_x = to_loc.reshape(-1, D), np.concatenate([to_x, np.zeros((2, 4))])
+        params: dict[str, Any] = {
+            "posterior": {
+                "loc": {"kernel": to_loc, "bias": np.zeros(D) if self.labelled else b[0]},
+                "log_scale": {"kernel": np.zeros_like(to_loc), "bias": np.log(variance) / 2},
+            },
+            "likelihood": {
+                "loc": {"kernel": to_x, "bias": MEAN},
+                "log_scale": np.asarray(np.log(NOISE)),
+            },
+        }
+        if self.params:
+            params["prior"] = self.params
+        if self.labelled:
+            vectors = {"embedding": np.eye(2)}
+            params["labels"] = {"encoder": vectors, "decoder": vectors}
+        return {"params": jax.tree.map(np.float32, params)}
 
-    agrees(sleep, entropy)
-    agrees(wake - entropy, -exact.log_likelihood(x).mean())
-    jax.tree.map(lambda gradient: agrees(gradient, 0.0), gradients)
-    assert optax.tree.norm(gradients["loc"]) > 1.0
+    @cached_property
+    def run(self) -> Any:
+        """Gradients of each example by itself, what was drawn for it, and its metrics."""
+
+        def one(variables: Any, x: Array, key: Array, y: Array) -> Any:
+            def loss(params: Any) -> Any:
+                apply = nn.apply(loss_and_dreams, self.model)
+                return apply({"params": params}, 1, x[None], key[None], y[None])
+
+            gradient, (metrics, terms, z, x_dream, px) = jax.grad(loss, has_aux=True)(
+                variables["params"]
+            )
+            (q,), (z_posterior,) = terms.q, terms.z
+            noise = (z_posterior - q.loc) / q.scale, z, (x_dream - px.loc) / px.scale
+            return gradient, [each.ravel() for each in noise], metrics
+
+        every = jax.jit(jax.vmap(one, (None, 0, 0, 0)))
+
+        def call(variables: Any, x: np.ndarray, y: np.ndarray) -> Any:
+            return jax.tree.map(np.float64, every(variables, np.float32(x), KEYS, np.int32(y)))
+
+        return call
+
+
+KEYS = jax.random.split(jax.random.key(0), COUNT)  # which compile faster than the package's
+OFF = (0.4, -0.7), (0.6, 1.5)
+SPREAD = ((-2.0, 0.5), (0.3, -1.0), (1.5, 2.0)), ((0.5, 1.0), (1.2, 0.3), (0.7, 0.8))
+
+
+def mixture(weights: tuple[float, ...], means: Any, variances: Any) -> Case:
+    params = {
+        "loc": np.array(means),
+        "log_scale": np.log(variances) / 2,
+        "logits": np.log(weights),
+    }
+    return Case(GaussianMixture(len(weights), D), params, weights, means, variances)
+
+
+def flow(prior: Prior) -> Case:
+    """At the identity: the last layer of every network is zero, the others are not."""
+    params = jax.eval_shape(partial(prior.init, model=None), jax.random.key(0))["params"]
+
+    def leaf(path: Any, leaf: Any) -> np.ndarray:
+        return (0.0 if "out" in jax.tree_util.keystr(path) else 0.5) * RNG.normal(size=leaf.shape)
+
+    return Case(prior, jax.tree_util.tree_map_with_path(leaf, params))
+
+
+def vamp() -> Case:
+    """W is zero, so that x says nothing of z: q(z|x) = p(z) = N(b, s²) for every x."""
+    mean, variance = OFF
+    params = {"pseudo_inputs": RNG.uniform(0.1, 0.9, (3, *SHAPE))}
+    return Case(VampPrior(3), params, (1.0,), (mean,), (variance,), np.zeros((4, D)))
+
+
+GAUSSIAN = {
+    "standard normal": Case(StandardNormal(D)),
+    "mixture": mixture((0.2, 0.3, 0.5), *([each] * 3 for each in OFF)),
+    "RealNVP": flow(RealNVP(D, 2, (3,))),
+    "MAF": flow(MaskedAutoregressiveFlow(D, 2, (3,))),
+    "class Gaussian": Case(
+        ClassGaussian(2, D),
+        {"loc": np.array([OFF[0], (-1.0, 0.3)]), "log_scale": np.log([OFF[1]] * 2) / 2},
+        (0.4, 0.6),
+        (OFF[0], (-1.0, 0.3)),
+        (OFF[1], OFF[1]),
+        labelled=True,
+    ),
+    "VampPrior": vamp(),
+}
+OTHERS = {
+    "spread mixture": mixture((0.2, 0.3, 0.5), *SPREAD),
+    "Laplace": Case(StandardLaplace(D), variances=((2.0, 2.0),)),
+    "Student's t": Case(StandardStudentT(D, dof=12.0), variances=((1.2, 1.2),)),
+}
+
+
+def standard_errors(values: np.ndarray, expected: Any = 0.0) -> float:
+    """How far the mean of values `[N, p]` is from its expectation, in standard errors.
+
+    The p-value of Hotelling's T², which is of all p at once, as the quantile of a normal variable.
+    """
+    values = np.reshape(values, (len(values), -1)) - expected
+    spread = values.std(0)
+    varies = spread > 1e-6  # or it is zero, but for rounding
+    np.testing.assert_allclose(values.mean(0)[~varies], 0.0, atol=1e-6)
+    scaled = values[:, varies] / spread[varies]
+    variances, directions = np.linalg.eigh(np.cov(scaled.T).reshape(varies.sum(), -1))
+    mean, free = scaled.mean(0) @ directions, variances > 1e-6
+    np.testing.assert_allclose(mean[~free], 0.0, atol=1e-3)
+    square = len(values) * (mean[free] ** 2 / variances[free]).sum()
+    return float(stats.norm.isf(stats.chi2.sf(square, free.sum()) / 2))
+
+
+def flat(gradients: Any) -> np.ndarray:
+    leaves = jax.tree.leaves(gradients)
+    return np.concatenate([leaf.reshape(COUNT, -1) for leaf in leaves], 1)
+
+
+def assert_independent(noise: list[np.ndarray]) -> None:
+    """The noise of z in waking, the dreamt z, and the noise of the dreamt x: no correlations."""
+    correlation = np.corrcoef(np.concatenate(noise, 1).T)
+    sizes = [each.shape[1] for each in noise]
+    ends = np.cumsum([0, *sizes])
+    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+    for one, other in itertools.combinations(parts, 2):
+        assert np.abs(correlation[one, other]).max() < 0.05
+
+
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_nothing_moves_at_the_exact_posterior(name: str) -> None:
+    """The mean gradient of every parameter is zero on data of the model itself.
+
+    The posterior has the parameters of p(z|x), and E_p(x) d ln p(x) = 0 for those of generation.
+    Sleep is the entropy of z given x, wake less that the exact NLL.
+    """
+    case = GAUSSIAN[name]
+    x, y = case.data()
+    a, b, variance = case.posterior()
+    gradients, noise, metrics = case.run(case.variables(a, b, variance), x, y)
+    assert standard_errors(flat(gradients)) < 3
+    assert_independent(noise)
+
+    entropy = 0.5 * np.log(2 * np.pi * np.e * variance).sum()
+    normal: Any = stats.multivariate_normal
+    covariance = case.w * case.variances[0] @ case.w.T + NOISE**2 * np.eye(4)
+    log_p = np.zeros(COUNT)
+    for component, mean in enumerate(case.means):
+        own = (y == component) | (not case.labelled)
+        means = case.w @ mean + MEAN
+        log_p[own] = normal.logpdf(x[own].reshape(-1, 4), means, covariance)
+    assert standard_errors(metrics["sleep"], entropy) < 3
+    assert standard_errors(metrics["wake"] - entropy + log_p) < 3
+
+
+@pytest.mark.parametrize("name", [name for name in GAUSSIAN if name != "VampPrior"] + [*OTHERS])
+def test_the_gradient_of_sleep_is_that_of_the_cross_entropy(name: str) -> None:
+    """-E_p(x, z)[ln q(z|x)] of a wrong q, and its gradient, in closed form.
+
+    With r = z - A'x - b, which is normal with x for each component of the prior, they are moments
+    of x and r up to the third; those are all that is asked of a prior that is not made of normals.
+    """
+    case = (GAUSSIAN | OTHERS)[name]
+    a, b = W / 2 + 0.1, np.array([[0.3, -0.2], [-0.5, 0.4]])[: 1 + case.labelled]
+    variance = np.array([1.5, 0.8])
+    x, y = case.data()
+    gradients, noise, metrics = case.run(case.variables(a, b, variance), x, y)
+    assert_independent(noise)
+
+    value, of_a, of_bias, of_kernel, of_b = 0.0, 0.0, 0.0, 0.0, []
+    for component, (weight, m, v) in enumerate(
+        zip(case.weights, case.means, case.variances, strict=True)
+    ):
+        x_mean, x_covariance = W @ m + MEAN, W * v @ W.T + NOISE**2 * np.eye(4)
+        r_mean = m - x_mean @ a - b[component if case.labelled else 0]
+        x_and_r = W * v - x_covariance @ a
+        r_variance = (np.diag(v) - 2 * (W * v).T @ a + a.T @ x_covariance @ a).diagonal()
+        square = (r_variance + r_mean**2) / variance
+        x_square = np.outer(x_mean, square) + 2 * x_and_r * r_mean / variance
+        value += weight * (square + np.log(2 * np.pi * variance)).sum() / 2
+        of_b.append(-weight * r_mean / variance)
+        of_a -= weight * (x_and_r + np.outer(x_mean, r_mean)) / variance
+        of_bias += weight * (1 - square)
+        of_kernel += weight * (x_mean[:, None] - x_square)
+
+    ours = gradients["posterior"]
+    rows = slice(None, None, 3 if case.labelled else 1)  # of x, without the labels' vectors
+    found = [
+        ours["loc"]["kernel"][:, rows],
+        ours["loc"]["kernel"][:, 1:3] if case.labelled else ours["loc"]["bias"],
+        ours["log_scale"]["bias"],
+        ours["log_scale"]["kernel"][:, rows],
+    ]
+    of_b = of_b if case.labelled else sum(of_b)
+    expected = np.concatenate([np.ravel(each) for each in (of_a, of_b, of_bias, of_kernel)])
+    assert np.linalg.norm(expected) > 1
+    assert standard_errors(flat(found), expected) < 3
+    assert standard_errors(metrics["sleep"], value) < 3
