@@ -25,7 +25,7 @@ from vae_jax.data import prepare
 
 
 def pytest_collection_finish() -> None:
-    """Looks for garbage less often: tracing makes many objects, little of it cyclic garbage."""
+    """Collects garbage less often: tracing makes many objects, and little of it is garbage."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
@@ -40,10 +40,10 @@ class LinearGaussian:
     """A linear-Gaussian VAE = probabilistic PCA at its optimum for some data (Lucas et al. 2019).
 
     Attributes:
-        model: made of the package's own parts.
+        model: the package's own parts.
         variables: float64 host arrays with the maximum-likelihood W, mean and noise, and the exact
             posterior.
-        mean, covariance: of the marginal p(x), flattened images.
+        mean, covariance: the moments of the marginal p(x) of flattened images.
         optimum: the highest average log-likelihood of the data, nats per image, from the
             eigenvalues alone.
     """

@@ -30,7 +30,7 @@ BARE = (
     "train_file(*sys.argv[1:3], json.loads(sys.argv[3]))",
 )
 
-# Seconds: nothing should take as long even on a busy machine.
+# Seconds: longer than anything takes, even on a busy machine.
 DEADLINE = 300
 
 _every_device, _pmap = jax.devices, jax.pmap
@@ -55,7 +55,7 @@ def script(name: str) -> Any:
 
 @contextlib.contextmanager
 def on_devices(count: int) -> Iterator[None]:
-    """This process as it would be with so many devices."""
+    """This process as it would be with that many devices."""
     devices = _every_device()[:count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: devices)
@@ -84,7 +84,7 @@ def interrupted_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]
 def start(
     program: tuple[str, ...], *arguments: Any, devices: int = 1, cwd: Path = ROOT, **env: Any
 ) -> subprocess.Popen[str]:
-    """A Python process with pipes, compiled for as this one is, on so many devices."""
+    """A Python process with pipes, with this one's compiler options and that many devices."""
     settings = {name.upper(): str(value) for name, value in (_CACHE_SETTINGS | env).items()}
     settings["XLA_FLAGS"] = re.sub(r"(?<=count=)\d+", str(devices), os.environ["XLA_FLAGS"])
     return subprocess.Popen(
@@ -98,7 +98,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """What became of a process, which has as long as a busy machine may need."""
+    """A process's exit status and output, once it has ended; killed after `DEADLINE`."""
     try:
         out, err = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
@@ -108,12 +108,12 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
-    """Returns when the condition holds; the process, if there is one, has to be running still."""
+    """Waits until the condition holds; fails where the process ends before that."""
     latest = time.monotonic() + DEADLINE
     try:
         while not _holds(condition):
             assert process is None or process.poll() is None, process.communicate()
-            assert time.monotonic() < latest, f"it did not come within {DEADLINE} s"
+            assert time.monotonic() < latest, f"the condition did not hold within {DEADLINE} s"
             time.sleep(0.001)
     except BaseException:
         if process is not None:
@@ -123,7 +123,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | No
 
 
 def _holds(condition: Callable[[], Any]) -> bool:
-    """Not yet, where a file goes while it is looked at."""
+    """Whether a condition holds; a file that vanishes while it is read counts as not yet."""
     try:
         return bool(condition())
     except (FileNotFoundError, ProcessLookupError):
@@ -131,7 +131,7 @@ def _holds(condition: Callable[[], Any]) -> bool:
 
 
 def has_ended(pid: str) -> bool:
-    """Whether a process, of this one or of another, is gone, or waits for its parent alone."""
+    """Whether a process, anybody's child, is gone or only waits for its parent to notice."""
     try:
         return "(zombie)" in (Path("/proc") / pid / "status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -139,25 +139,25 @@ def has_ended(pid: str) -> bool:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for what the clock says."""
+    """The lines of metrics.jsonl without their times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def last_step(folder: Path) -> int:
-    """Of metrics.jsonl, which may be in the making."""
+    """The last step in metrics.jsonl, which may be growing; 0 where there is none."""
     lines = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").exists() else ""
     whole = lines[: lines.rfind("\n") + 1].splitlines()
     return json.loads(whole[-1])["step"] if whole else 0
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """summary.json, but for what the clock says."""
+    """summary.json without its speed."""
     content = json.loads((folder / "summary.json").read_text())
     del content["images_per_second"]
     return content
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The checkpoints of a run; anything else in their folder is an error."""
+    """The steps of a run's checkpoints; anything else in their folder is an error."""
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())

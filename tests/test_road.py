@@ -20,7 +20,6 @@ ROAD = {
     "distributions/base.py",
     "distributions/normal.py",
     "interfaces.py",
-    "likelihoods/base.py",
     "likelihoods/bernoulli.py",
     "networks/mlp.py",
     "objectives/elbo.py",
@@ -31,46 +30,26 @@ ROAD = {
     "step.py",
     "vae.py",
 }
-ROAD_ON_CPU = {"cpu/threefry.py"}  # the platform's room, behind its seams
+ROAD_ON_CPU = {"cpu/softplus.py", "cpu/threefry.py"}  # the platform's room, behind its seams
 
-# The lowest first: a room imports those before it.
-ROOMS: tuple[str, ...] = (
-        "errors",
-        "optimizers",
-        "progress",
-        "plots",
-        "interfaces",
-        "cpu",
-        "random",
-        "parallel",
-        "processes",
-        "compute",
-        "storage",
-        "checkpoint",
-        "flows",
-        "distributions",
-        "data",
-        "vae",
-        "conditional",
-        "hierarchical",
-        "networks",
-        "posteriors",
-        "likelihoods",
-        "priors",
-        "objectives",
-        "compatibility",
-        "experiment",
-        "step",
-        "run",
-        "fitted_priors",
-        "generate",
-        "standard_figures",
-        "metrics",
-        "evaluation",
-        "train",
-        "report",
-        "cli",
-    )
+# The house from the ground up: a room imports only from floors below its own.
+FLOORS = (
+    ("errors", "cpu", "optimizers", "progress"),
+    ("interfaces", "random", "parallel", "processes", "compute", "storage"),
+    ("flows", "checkpoint", "plots"),
+    ("distributions", "data"),
+    ("vae", "conditional", "networks", "posteriors"),
+    ("hierarchical", "likelihoods", "objectives"),
+    ("priors",),
+    ("compatibility",),
+    ("experiment",),
+    ("step", "run"),
+    ("generate", "fitted_priors"),
+    ("standard_figures", "metrics"),
+    ("evaluation",),
+    ("train", "report"),
+    ("cli",),
+)
 # What looks upward, for the names of types alone.
 UPWARD_TYPES = {
     "compatibility": {"data"},
@@ -82,7 +61,7 @@ DEVICES = re.compile(
     r"jax\.(pmap|device\w*|local_device\w*|process_\w+|default_backend|distributed|sharding"
     r"|make_mesh|shard_map|experimental\.multihost_utils)\b"
 )
-ANYS = 248
+ANYS = 249
 
 
 # The road of a step
@@ -202,16 +181,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     TopologicalSorter(arrows(False)).prepare()  # raises CycleError
 
 
-def test_no_room_imports_one_above_it() -> None:
-    found = rooms(False)
-    assert set(found) <= set(ROOMS)
-    upward = {
-        (room, other)
-        for room, others in found.items()
-        for other in others
-        if ROOMS.index(other) > ROOMS.index(room)
-    }
-    assert not upward
+def test_a_room_imports_only_from_floors_below() -> None:
+    floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    for room, others in rooms(False).items():
+        assert not {other for other in others if floor_of[other] >= floor_of[room]}, room
 
 
 def test_only_annotations_look_upward() -> None:

@@ -1,4 +1,4 @@
-"""An experiment that trains in no time, for the tests of training: in process and as a file."""
+"""An experiment that trains in a moment, for the tests of training: imported, and as a file."""
 
 import numpy as np
 import optax
@@ -18,7 +18,7 @@ def images(count: int, seed: int) -> np.ndarray:
 
 
 def labels(count: int, seed: int) -> np.ndarray:
-    """Which of the 8 bars is in each of `images(count, seed)`."""
+    """The number of the bar, 0 to 7, in each of `images(count, seed)`."""
     return np.random.default_rng(seed).integers(8, size=count)
 
 
