@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
-from jax.typing import ArrayLike
 from jaxtyping import Float
 from typing_extensions import override
 
@@ -89,7 +88,7 @@ def bounded(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
     return limit * jnp.tanh(x / limit)
 
 
-_State = tuple[ArrayLike, Array, Array, Array, Array]  # iterations, bracket, x, the last step
+_State = tuple[int | Array, Array, Array, Array, Array]  # iterations, bracket, x, the last step
 
 
 def monotone_root(
