@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax.interfaces import Pytree, Shape, Variables
@@ -76,14 +76,14 @@ class Distribution(Pytree, abc.ABC):
         """
 
     @abc.abstractmethod
-    def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """The log-density in nats, `[..., *batch]`.
 
         Args:
             value: `[..., *batch, *event]`, or what broadcasts to it.
         """
 
-    def log_prob_pairs(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """The log-density of each value under each density of the batch, nats, `[..., *batch]`.
 
         Args:
@@ -143,7 +143,7 @@ def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
     return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
 
 
-def one_event_axis(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
+def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
     """`[*batch, *event]` with the event in one axis, `[*batch, size of the event]`.
 
     The CPU's loops over one long axis are faster than nested loops over short ones.
@@ -176,11 +176,11 @@ class Elementwise(Distribution):
         return self.loc
 
     @abc.abstractmethod
-    def component_log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """The log-density of each component in nats, `[..., *batch, *event]`: not summed."""
 
     @override
-    def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         def flat(parameter: Array) -> Array:
             return one_event_axis(jnp.broadcast_to(parameter, self.loc.shape), self.event_ndims)
 

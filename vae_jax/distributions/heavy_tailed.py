@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.scipy.special import betaln, erf
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, Num
 
 from vae_jax import random
 from vae_jax.distributions.base import Elementwise, Shape, register_kl, sum_event
@@ -30,7 +30,7 @@ class Laplace(Elementwise):
             jax.random.laplace, key, sample_shape, self.loc.shape
         )
 
-    def component_log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-|x - loc| / scale - ln(2 scale)."""
         return -jnp.abs(value - self.loc) / self.scale - jnp.log(2 * self.scale)
 
@@ -65,7 +65,7 @@ class StudentT(Elementwise):
 
         return self.loc + self.scale * random.draw(t, key, sample_shape, self.loc.shape)
 
-    def component_log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t = (x - loc)/scale."""
         t = (value - self.loc) / self.scale
         log_kernel = -(self.dof + 1) / 2 * jnp.log1p(t**2 / self.dof)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
@@ -45,7 +45,7 @@ class Mixture(Distribution):
         component = jax.tree.map(lambda leaf: leaf[chosen], self.components)
         return component.sample(key_value)
 
-    def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """ln sum_c w_c p_c(x)."""
         log_p = self.components.log_prob_pairs(value)
         return jax.nn.logsumexp(self.log_weights + log_p, axis=-1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Float, Key
+from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
@@ -36,13 +36,13 @@ class Normal(Elementwise):
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         return self.loc + self.scale * eps
 
-    def component_log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-1/2 [((x - loc) / scale)² + ln 2 pi] - ln scale."""
         eps = (value - self.loc) / self.scale
         return -0.5 * (eps**2 + math.log(2 * math.pi)) - jnp.log(self.scale)
 
     @override
-    def log_prob_pairs(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         # With one batch axis in less memory and time than pair by pair.
         if len(self.batch_shape) != 1 or self.event_ndims == 0:
             return super().log_prob_pairs(value)
