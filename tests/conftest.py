@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import checks  # noqa: F401  (before vae_jax, whose annotations it checks)
 import numpy as np
 import pytest
 from scipy import stats

@@ -4,20 +4,22 @@ A part that leaves a declaration out gets the default; `vae_jax.compatibility` c
 declarations and refuses combinations that have no meaning.
 """
 
+# The stubs of jax.numpy leave members partly unknown.
 # pyright: strict, reportUnknownMemberType=false
 
 import abc
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import flax.linen as nn
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float, Int, Key, Num
 
 from vae_jax.errors import VaeJaxError
 
@@ -27,40 +29,43 @@ if TYPE_CHECKING:
     from vae_jax.vae import Terms
 
 Shape = tuple[int, ...]
-Metrics = dict[str, Array]
-Layers = tuple[Array, ...]
-"""Latents of every layer, the bottom layer first."""
+Variables = Mapping[str, Any]
+"""What a module's `apply` takes: its variable collections by name, trees of arrays."""
+Metrics = dict[str, Num[Array, ""]]
+Layers = tuple[Float[Array, "..."], ...]
+"""The latents of every layer, the bottom layer first."""
 
 Space = Literal["real", "sphere", "onehot", "simplex", "codes"]
 """Where latents live: R^d, unit vectors, one-hot vectors `[n, C]`, probability vectors `[n, C]`, or
-the vectors of a finite codebook."""
+maps `[h, w, D]` of the vectors of a finite codebook."""
 
 Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
 """What q(z|x) can do.
 
-- `"density"`: `log_prob` is a density or mass, so that importance weights mean something.
-- `"path"`: the density is differentiable along z with its parameters held fixed.
-- `"factors"`: its components are independent, each with a KL.
-- `"amortized"`: every parameter depends on x, so a mixture of q(z|u_c) can be indexed.
+- `"density"`: its `log_prob` is a density or a mass, so importance weights have a meaning.
+- `"path"`: its density is differentiable along z with the parameters held fixed.
+- `"factors"`: its components are independent, and each has a KL.
+- `"amortized"`: all its parameters depend on x, so the components q(z|u_c) of a mixture can be
+  indexed.
 - `"noise"`: two draws differ.
 - `"codebook"`: it is a `Quantized` with penalties.
 """
 
 Support = Literal["binary", "uint8", "unit", "real"]
-"""The values that pixels take: {0, 1}; k/255; (0, 1); any real number."""
+"""The values that pixels take: {0, 1}; {0, 1/255, ..., 1}; (0, 1); any real number."""
 
 Measure = Literal["mass", "density", "pseudo"]
-"""What a likelihood's `log_prob` is; one that is not normalized is `"pseudo"`."""
+"""What a likelihood's `log_prob` is; `"pseudo"` where it is not normalized."""
 
 SPACES: frozenset[Space] = frozenset({"real", "sphere", "onehot", "simplex", "codes"})
 _EVENT_NDIMS: dict[Space, int] = {"real": 1, "sphere": 1, "onehot": 2, "simplex": 2, "codes": 3}
 
 
 def latent_shape(shape: int | Sequence[int]) -> Shape:
-    """The event shape of z: `(d,)` where a vector is given by its length d.
+    """The event shape of z; a vector may be given by its length d, which makes `(d,)`.
 
     Raises:
-        VaeJaxError: a size is not a whole number above zero, or there is none.
+        VaeJaxError: there is no size, or one is not a positive whole number.
     """
     event = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not event or any(not isinstance(size, Integral) or size < 1 for size in event):
@@ -72,10 +77,11 @@ def latent_shape(shape: int | Sequence[int]) -> Shape:
 
 
 class Pytree:
-    """Gives each subclass, a `flax.struct.dataclass`, a static field with its own name.
+    """A `flax.struct.dataclass` whose tree structure tells its class.
 
-    The tree structures of two dataclasses with equal fields are equal (jaxlib 0.10 to 0.12), so now
-    and then `jax.jit` would take the program of one for the other.
+    Each subclass gets a static field with its own name: without it, two dataclasses with equal
+    fields have equal tree structures (jaxlib 0.10 to 0.12), and `jax.jit` may run the program that
+    was compiled for the other.
     """
 
     def __init_subclass__(cls, **kwargs: object):
@@ -87,20 +93,21 @@ class Pytree:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an objective needs of a model.
+    """What an objective requires of a model.
 
     Attributes:
-        posterior: traits that q(z|x) must have, in every layer.
-        without: traits that q(z|x) must not have.
-        spaces: where z may live.
+        posterior: the traits that q(z|x) must have, in every layer.
+        without: the traits that q(z|x) must not have.
+        spaces: the spaces in which z may live.
         factorized_prior: whether p(z) must have independent components.
         fixed_prior: whether p(z) must have no parameters, because the objective does not train
             them.
-        critic: names of critic classes, one of which the model must have; empty if it needs none.
+        critic: the names of the critic classes of which the model must have one; empty where none
+            is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
-            parts would have another.
+            parts has a different loss.
     """
 
     posterior: frozenset[Trait] = frozenset()
@@ -115,12 +122,24 @@ class Requirements:
 
 
 class Posterior(nn.Module):
-    """q(z|x): the features of a network become a distribution over latents.
+    """q(z|x): from the features of a network to a distribution over latents.
 
     Attributes:
-        space: where z lives.
+        space: the space in which z lives.
         traits: what the distribution can do.
         whole_batch: whether it looks at the batch as a whole.
+
+    Example:
+        A Gaussian of one fixed scale::
+
+            class FixedScale(Posterior):
+                dim: int
+                traits = frozenset({"density", "path", "factors", "noise"})
+
+                @nn.compact
+                def __call__(self, features: Array) -> Normal:
+                    loc = self.affine(features, self.dim, "loc", nn.initializers.lecun_normal())
+                    return Normal(loc, jnp.full_like(loc, 0.1))
     """
 
     space: ClassVar[Space] = "real"
@@ -132,27 +151,35 @@ class Posterior(nn.Module):
         """The number of axes of one z."""
         return _EVENT_NDIMS[self.space]
 
-    def __call__(self, features: Array) -> "Distribution":
-        """Features `[N, ...]` to a distribution with batch `[N]`."""
+    def __call__(self, features: Float[Array, "N ..."]) -> "Distribution":
+        """q(z|x), batch `[N]`, from the features of N inputs.
+
+        Raises:
+            VaeJaxError: the features do not fit the shape of z.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
 
     def affine(
-        self, features: Array, shape: int | Shape, name: str, kernel_init: Initializer
-    ) -> Array:
-        """One affine output for each component of z, `[N, *shape]`, inside a compact method.
+        self,
+        features: Float[Array, "N ..."],
+        shape: int | Shape,
+        name: str,
+        kernel_init: Initializer,
+    ) -> Float[Array, "N *event"]:
+        """One affine output for each component of z; to be called in a compact method.
 
-        For a vector z, the features are flattened, whatever they are. For a set of n vectors
-        `(n, d)` or a map `(h, w, c)`, one affine map of the last axis is shared by all positions,
-        so the features must be `[N, n, F]` or `[N, h, w, F]`.
+        For a vector z the features are flattened, whatever their shape. For a set of n vectors
+        `(n, d)` or a map `(h, w, c)` all positions share one affine map of the last axis, so the
+        features must be `[N, n, F]` or `[N, h, w, F]`.
 
         Args:
-            features: the encoder's features.
+            features: the features of the encoder.
             shape: the shape of z.
             name: the name of the layer.
             kernel_init: the initializer of its kernel.
 
         Raises:
-            VaeJaxError: the features have other positions than z.
+            VaeJaxError: the positions of the features are not those of z.
         """
         *positions, outputs = event = latent_shape(shape)
         own = features.shape[1:-1]
@@ -172,16 +199,28 @@ def _axes(positions: Sequence[int]) -> str:
 
 
 class Prior(nn.Module):
-    """p(z), or p(z|y): called with the model that it is a part of.
+    """p(z), or p(z|y); it is given the model of which it is a part.
 
-    Most priors ignore the model; the VampPrior is made of its `encode`, a prior over codes asks its
-    posterior for the codebook.
+    Most priors ignore the model. The VampPrior is made of the model's `encode`, and a prior over
+    codes takes the codebook from the model's posterior.
 
     Attributes:
-        spaces: where z may live.
-        needs: traits that the posterior must have.
+        spaces: the spaces in which z may live.
+        needs: the traits that the posterior must have.
         factors: whether the components are independent.
         whole_batch: whether it looks at the batch as a whole.
+
+    Example:
+        N(m, I) with a learned mean::
+
+            class LearnedMean(Prior):
+                dim: int
+                factors = True
+
+                @nn.compact
+                def __call__(self, model: Model, y: Array | None = None) -> Normal:
+                    loc = self.param("loc", nn.initializers.zeros, (self.dim,))
+                    return Normal(loc, jnp.ones_like(loc))
     """
 
     spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
@@ -194,63 +233,89 @@ class Prior(nn.Module):
         """The number of classes y where this is p(z|y), else None."""
         return None
 
-    def __call__(self, model: "Model", y: Array | None = None) -> "Distribution":
-        """A distribution with batch `[]`, or `[B]` for labels y `[B]` where it is p(z|y)."""
+    def __call__(self, model: "Model", y: Int[Array, "B"] | None = None) -> "Distribution":
+        """p(z), batch `[]`; or p(z|y), batch `[B]`.
+
+        Args:
+            model: the model, bound to its parameters.
+            y: the labels of a conditional model.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
 
 
 class Likelihood(nn.Module):
-    """p(x|z): the features of a decoder become a distribution over images.
+    """p(x|z): from the features of a decoder to a distribution over images.
 
     Attributes:
-        supports: the values of pixels that it gives a probability to.
+        supports: the values of pixels to which it gives a probability.
         measure: what its `log_prob` is.
         whole_batch: whether it looks at the batch as a whole.
+
+    Example:
+        Least squares, up to a constant::
+
+            class LeastSquares(Likelihood):
+                @nn.compact
+                def __call__(self, features: Array, image_shape: Shape) -> Normal:
+                    init = nn.initializers.lecun_normal()
+                    loc = self.per_pixel(features, image_shape, "loc", init)
+                    return Normal(loc, jnp.full_like(loc, 0.5**0.5), event_ndims=3)
     """
 
     supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
     measure: ClassVar[Measure] = "density"
     whole_batch: ClassVar[bool] = False
 
-    def __call__(self, features: Array, image_shape: Shape) -> "Distribution":
-        """Features `[N, ...]` to a distribution with batch `[N]` and event `[H, W, C]`."""
-        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
-
-    def observe(self, px: "Distribution", x: Array, remember: bool = True) -> "Distribution":
-        """p(x|z), batch `[K, B]`, after it has seen images `[B, H, W, C]`; by default the same.
+    def __call__(self, features: Float[Array, "N ..."], image_shape: Shape) -> "Distribution":
+        """p(x|z), batch `[N]` and event `[H, W, C]`, from the features of N latents.
 
         Args:
-            px: what `__call__` made.
+            features: `[N, F]`, or `[N, H, W, F]` with the image's height and width.
+            image_shape: (H, W, C).
+
+        Raises:
+            VaeJaxError: the features have a different height or width than the image.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+
+    def observe(
+        self, px: "Distribution", x: Float[Array, "B H W C"], remember: bool = True
+    ) -> "Distribution":
+        """p(x|z) once the images of the batch are known; by default it is unchanged.
+
+        Args:
+            px: the distribution that `__call__` made, batch `[K, B]`.
             x: this device's share of the batch.
-            remember: whether what it remembers of images moves; once in a step, so a second density
-                takes False.
+            remember: whether the statistics kept of images are updated. They are updated once in
+                a step: a second density of the same images takes False.
         """
         del x, remember
         return px
 
     def per_pixel(
         self,
-        features: Array,
+        features: Float[Array, "N ..."],
         shape: Shape,
         name: str,
         kernel_init: Initializer,
         bias_init: Initializer = nn.initializers.zeros,
-    ) -> Array:
-        """Affine outputs for each pixel, `[N, H, W, ...]`, inside a compact method.
+    ) -> Float[Array, "N H W ..."]:
+        """Affine outputs for each pixel; to be called in a compact method.
 
-        Vector features `[N, F]` go through a dense layer to all outputs (so `bias_init` sees the
-        shape `[H * W * ...]`); spatial features `[N, H, W, F]` through a 1x1 convolution (bias
-        `[...]`).
+        Vector features `[N, F]` pass through a dense layer to all outputs, so `bias_init` is given
+        the shape `[H * W * ...]`; spatial features `[N, H, W, F]` pass through a 1x1 convolution,
+        whose bias is `[...]`.
 
         Args:
-            features: the decoder's features.
-            shape: the shape of one image's outputs: the image's (H, W, C), or (H, W) and whatever
-                axes a pixel's parameters have.
+            features: the features of the decoder.
+            shape: the shape of the outputs for one image: (H, W) and the axes of a pixel's
+                parameters, often (H, W, C).
             name: the name of the layer.
-            kernel_init, bias_init: its initializers.
+            kernel_init: the initializer of its kernel.
+            bias_init: the initializer of its bias.
 
         Raises:
-            VaeJaxError: spatial features have another height or width than the image.
+            VaeJaxError: spatial features have a different height or width than the image.
         """
         height, width, *own = shape
         if features.ndim == 2:
@@ -269,13 +334,13 @@ class Likelihood(nn.Module):
 class Model(nn.Module, kw_only=True):
     """A generative model p(x, z_1, ..., z_L) with its inference model q(z_1, ..., z_L | x).
 
-    Latents are always a tuple of layers, the bottom layer z_1 first. Where `labels` is given, all
-    densities are those given a class y.
+    Latents are always a tuple of layers, the bottom layer z_1 first. In a conditional model, one
+    with `labels`, every density is conditioned on a class y.
 
     Attributes:
         prior: p(z_L).
         likelihood: p(x|z), on the features of a decoder.
-        critic: what the objective plays against, if it needs one.
+        critic: the module that the objective plays against, if it needs one.
         labels: the embedding of y in a conditional model.
         image_shape: (H, W, C).
     """
@@ -286,44 +351,62 @@ class Model(nn.Module, kw_only=True):
     labels: "LabelEmbedding | None" = None
     image_shape: Shape = (28, 28, 1)
 
-    if TYPE_CHECKING:  # an attribute of hierarchies, which a property here would become
+    if TYPE_CHECKING:  # at run time a property would hide the attribute of a hierarchy
 
         @property
         def posteriors(self) -> Sequence[Posterior]:
-            """The posteriors of the layers, bottom first."""
+            """The posteriors of the layers, the bottom layer first."""
             ...
 
     def __call__(
-        self, x: Array, keys: Array, num_samples: int = 1, y: Array | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        keys: Key[Array, "B"],
+        num_samples: int = 1,
+        y: Int[Array, "#B"] | None = None,
     ) -> "Terms":
-        """Encode, sample, decode.
+        """Encodes images, samples latents, decodes them.
 
         Args:
-            x: images `[B, H, W, C]`, scaled by the data set's protocol.
-            keys: typed keys `[B]`: each example draws its noise from its own.
-            num_samples: K.
-            y: labels `[B]` of a conditional model.
+            x: images in the form of the data's protocol.
+            keys: typed keys; the noise of an example depends on its own key alone.
+            num_samples: the number of samples K of each example.
+            y: the labels of a conditional model, or one label for all examples.
+
+        Raises:
+            VaeJaxError: the model is conditional, and there are no labels.
         """
         raise NotImplementedError
 
-    def encode(self, x: Array, y: Array | None = None) -> "Distribution":
-        """q(z_1|x) for images `[B, H, W, C]`."""
+    def encode(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None
+    ) -> "Distribution":
+        """q(z_1|x), batch `[B]`."""
         raise NotImplementedError
 
-    def decode(self, zs: Layers, y: Array | None = None) -> "Distribution":
-        """p(x|z_1, ..., z_L) for latents `[..., *event_l]`: batch `[...]`, event `[H, W, C]`."""
+    def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> "Distribution":
+        """p(x|z_1, ..., z_L), batch `[...]` and event `[H, W, C]`.
+
+        Args:
+            zs: latents `[..., *event]` of every layer.
+            y: the labels of a conditional model; they match the last axis of `[...]`.
+        """
         raise NotImplementedError
 
-    def sample(self, keys: Array, y: Array | None = None) -> "tuple[Layers, Distribution]":
-        """Latents `[N, *event_l]` from the prior, one for each key of `[N]`, and p(x|z) there."""
+    def sample(
+        self, keys: Key[Array, "N"], y: Int[Array, "#N"] | None = None
+    ) -> "tuple[Layers, Distribution]":
+        """Latents `[N, *event]` of every layer from the prior, one for each key, and p(x|z)."""
         raise NotImplementedError
 
-    def log_prior(self, zs: Layers, y: Array | None = None) -> Array:
-        """ln p(z_1, ..., z_L) for latents `[..., *event_l]`: `[...]`, nats."""
+    def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
+        """ln p(z_1, ..., z_L) in nats, `[...]`, for latents `[..., *event]` of every layer."""
         raise NotImplementedError
 
-    def log_joint(self, x: Array, zs: Layers, y: Array | None = None) -> Array:
-        """ln p(x, z) for images `[B, H, W, C]` and latents `[..., B, *event_l]`: nats."""
+    def log_joint(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "#B"] | None = None
+    ) -> Float[Array, "... B"]:
+        """ln p(x, z_1, ..., z_L) in nats for latents `[..., B, *event]` of every layer."""
         return self.decode(zs, y).log_prob(x) + self.log_prior(zs, y)
 
 
@@ -331,33 +414,45 @@ class Objective(abc.ABC):
     """From Terms to one scalar that is differentiated once: a frozen dataclass of its settings.
 
     Attributes:
-        num_samples: K, the samples of q(z|x) that each example is given.
+        num_samples: the number of samples K from q(z|x) for each example.
+
+    Example:
+        The ELBO with the sampled estimate of the KL::
+
+            @dataclass(frozen=True)
+            class SampledELBO(Objective):
+                num_samples: int = 1
+
+                def __call__(self, terms, step, model):
+                    return -terms.log_w.mean(), terms.bound_metrics()
     """
 
     num_samples: int = 1
 
     @property
     def requires(self) -> Requirements:
-        """What the model must have; by default nothing."""
+        """What the objective requires of the model; by default nothing."""
         return Requirements()
 
     @abc.abstractmethod
-    def __call__(self, terms: "Terms", step: Array, model: "Model") -> tuple[Array, Metrics]:
-        """The loss (scalar, nats per image) and metrics (scalars).
+    def __call__(
+        self, terms: "Terms", step: Int[Array, ""], model: "Model"
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image, and metrics; both are means over the examples.
 
-        The metrics have `neg_elbo`, at beta = 1, where the model has a bound, and those of
-        `Terms.rate_and_distortion`: a run's figures are drawn from them.
+        The metrics include those of `Terms.rate_and_distortion` and, where the model has a bound,
+        `neg_elbo`, the bound at beta = 1: a run's figures are drawn from them.
 
         Args:
-            terms: those of this device's examples.
-            step: the step of training, `[]`.
-            model: bound to its parameters, for objectives that encode or decode again or have a
-                critic.
+            terms: the Terms of this device's examples.
+            step: the step of training.
+            model: the model, bound to its parameters, for objectives that encode or decode again
+                or have a critic.
         """
 
 
 def has_bound(model: Model) -> bool:
-    """Whether ln p(x, z) - ln q(z|x) bounds ln p(x): q has a density or is a mass on codes."""
+    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x): q is a density, or a mass on codes."""
     return model.likelihood.measure != "pseudo" and all(
         posterior.traits & {"density", "codebook"} for posterior in model.posteriors
     )

@@ -10,6 +10,7 @@ meet an index, nor what `jax.random` itself splits off, for
 never both.
 """
 
+# The stubs of jax.numpy leave members partly unknown.
 # pyright: strict, reportUnknownMemberType=false
 
 import math
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Integer, Key, Shaped
 
 from vae_jax.cpu import threefry
 
@@ -30,66 +32,77 @@ DATA_SEED = 0
 the same for every run."""
 
 
-def key(seed: Array | int) -> Array:
-    """A typed key, from which `jax.random` draws the same bits as from `jax.random.key`.
+def key(seed: int | Integer[Array, ""]) -> Key[Array, ""]:
+    """A typed key from which `jax.random` draws the same bits as from `jax.random.key`.
 
     Args:
-        seed: a whole number below 2^32, scalar.
+        seed: a whole number from 0 to 2^32 - 1.
     """
     return threefry.key(seed)
 
 
-def purpose(keys: Array, name: str) -> Array:
-    """Keys for one purpose: noise drawn from them is independent of that for any other name.
+def purpose(keys: Key[Array, "*shape"], name: str) -> Key[Array, "*shape"]:
+    """Keys for one purpose; noise drawn from them is independent of the noise for other purposes.
 
     Args:
         keys: typed keys of any shape.
-        name: what the noise is for, such as `"posterior"`.
+        name: the purpose of the noise, such as `"posterior"`.
+
+    Example:
+        >>> keys = random.image_keys("test", jnp.arange(100))
+        >>> terms = model.apply(variables, x, random.purpose(keys, "evaluation"))
     """
     return _fold(keys, zlib.crc32(name.encode()) | 1 << 31)
 
 
-def purposes(keys: Array, *names: str) -> tuple[Array, ...]:
-    """Keys for several purposes, one after the other."""
+def purposes(keys: Key[Array, "*shape"], *names: str) -> tuple[Key[Array, "*shape"], ...]:
+    """Keys for several purposes, in the order of their names."""
     return tuple(purpose(keys, name) for name in names)
 
 
-def indexed(keys: Array, index: ArrayLike) -> Array:
-    """Keys for the examples, samples, layers or chunks with these indices.
+def indexed(
+    keys: Key[Array, "*#shape"], index: Integer[ArrayLike, "*#shape"]
+) -> Key[Array, "*#shape"]:
+    """Keys for the examples, samples, layers or chunks with the given indices.
 
     Args:
-        keys: typed keys; their shape broadcasts against that of `index`.
+        keys: typed keys; their shape and the shape of `index` are broadcast against each other.
         index: whole numbers from 0 to 2^31 - 1.
     """
     return _fold(keys, index)
 
 
-def image_keys(split: str, rows: ArrayLike, seed: int = DATA_SEED) -> Array:
-    """The keys that belong to images for good, one for each, whatever batch they are in.
+def image_keys(split: str, rows: Integer[ArrayLike, "B"], seed: int = DATA_SEED) -> Key[Array, "B"]:
+    """The keys that images keep for good, whatever batch they are in.
 
     Args:
-        split: the split the images are from; different splits have different noise.
-        rows: positions `[B]` of the images in that split.
+        split: the name of the images' split; different splits have different noise.
+        rows: the positions of the images in that split.
         seed: `DATA_SEED` where the noise is part of the data.
-
-    Returns:
-        Typed keys `[B]`.
     """
     return indexed(purpose(key(seed), split), rows)
 
 
 def draw(
-    sampler: Callable[[Array, Shape], Array], key: Array, sample_shape: Shape, shape: Shape
-) -> Array:
+    sampler: Callable[[Array, Shape], Array],
+    key: Key[Array, "..."],
+    sample_shape: Shape,
+    shape: Shape,
+) -> Shaped[Array, "..."]:
     """Noise of shape `[*sample_shape, *shape]`, from one key or from one key per example.
 
     Args:
-        sampler: `(key, shape) -> noise`, such as `jax.random.normal`.
-        key: one typed key for everything; or keys `[B]` (or `[K, B]`), the leading axes of `shape`:
-            then the noise of example b depends on `key[b]` alone, whatever the batch or the number
-            of devices around it.
-        sample_shape: leading axes of independent draws.
-        shape: `[*batch, *event]`.
+        sampler: a function of a key and a shape, such as `jax.random.normal`.
+        key: one typed key for all noise; or one for each example, `[B]` or `[K, B]`, the leading
+            axes of `shape`: then the noise of an example depends on its own key alone, whatever
+            the batch or the number of devices around it.
+        sample_shape: the leading axes, of independent draws.
+        shape: the shape `[*batch, *event]` of one draw.
+
+    Example:
+        A thousand draws from each of B distributions over vectors `[d]`, by B keys:
+
+        >>> eps = random.draw(jax.random.normal, keys, (1000,), (B, d))  # [1000, B, d]
     """
     if key.ndim == 0:
         return sampler(key, sample_shape + shape)
@@ -102,16 +115,24 @@ def draw(
     return per_example(key.reshape(-1)).reshape(sample_shape + shape)
 
 
-def draw_keys(key: Array, sample_shape: Shape, shape: Shape) -> Array:
-    """A key for each element of `[*sample_shape, *shape]`; `key` as in `draw`."""
+def draw_keys(key: Key[Array, "..."], sample_shape: Shape, shape: Shape) -> Key[Array, "..."]:
+    """A key for each element of `[*sample_shape, *shape]`, for samplers that take parameters.
+
+    Args:
+        key: one typed key, or one for each example, as in `draw`.
+        sample_shape: the leading axes, of independent draws.
+        shape: the shape `[*batch, *event]` of one draw.
+    """
     return draw(_spread, key, sample_shape, shape)
 
 
-def _spread(key: Array, shape: Shape) -> Array:
+def _spread(key: Key[Array, ""], shape: Shape) -> Key[Array, "..."]:
     return indexed(key, jnp.arange(math.prod(shape)).reshape(shape))
 
 
-def _fold(keys: Array, data: ArrayLike) -> Array:
+def _fold(
+    keys: Key[Array, "*#shape"], data: Integer[ArrayLike, "*#shape"]
+) -> Key[Array, "*#shape"]:
     data = jnp.asarray(data, jnp.uint32)
     shape = jnp.broadcast_shapes(keys.shape, data.shape)
     if not shape:

@@ -3,8 +3,12 @@
 The state carried between steps; everything else is a function of (seed, data, step).
 """
 
+# The stubs of jax.numpy leave members partly unknown, and optax has none.
+# pyright: strict, reportUnknownMemberType=false, reportMissingTypeStubs=false
+
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -12,11 +16,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float, Int, Integer, Key, Num, UInt8
 
 from vae_jax import compute, parallel, random
 from vae_jax.data.augment import augmented
 from vae_jax.experiment import Experiment
-from vae_jax.interfaces import Metrics, Model, Objective
+from vae_jax.interfaces import Metrics, Model, Objective, Variables
+
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -30,20 +37,20 @@ class TrainState:
         ema_params: the running average of the parameters, or None.
         opt_state: the state of the optimizer.
         skipped: the number of steps skipped because the loss or a gradient was not finite.
-        skipped_in_a_row: those since the last good step.
+        skipped_in_a_row: the number of steps skipped since the last good one.
     """
 
-    step: Array
-    params: Any
-    model_state: Any
-    ema_params: Any
-    opt_state: Any
-    skipped: Array
-    skipped_in_a_row: Array
+    step: Int[Array, ""]
+    params: Variables
+    model_state: Variables
+    ema_params: Variables | None
+    opt_state: optax.OptState
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
 
     @property
-    def variables(self) -> dict[str, Any]:
-        """The model's variables to evaluate with: the running average where one is kept."""
+    def variables(self) -> Variables:
+        """The variables to evaluate the model with: the running average where one is kept."""
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, **self.model_state}
 
@@ -53,24 +60,29 @@ class Batch:
     """One device's share of a batch.
 
     Attributes:
-        rows: positions `[b]` of its images in the training split.
-        images: uint8 `[b, H, W, C]`; None where the whole split is on the device.
-        y: labels `[b]` of a conditional model, else None.
+        rows: the positions of its images in the training split.
+        images: the images, or None where the whole split is on the device.
+        y: the labels of a conditional model, else None.
     """
 
-    rows: Array
-    images: Array | None
-    y: Array | None
+    rows: Integer[Array, "b"]
+    images: UInt8[Array, "b H W C"] | None
+    y: Int[Array, "b"] | None
 
 
 def loss_at_terms(
-    model: Model, objective: Objective, x: Array, keys: Array, y: Array | None, step: Array
-) -> tuple[Array, Metrics]:
+    model: Model,
+    objective: Objective,
+    x: Float[Array, "b H W C"],
+    keys: Key[Array, "b"],
+    y: Int[Array, "b"] | None,
+    step: Int[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
     """The objective at the model's Terms, in the model's scope, so that it can call its parts."""
     return objective(model(x, keys, objective.num_samples, y), step, model)
 
 
-def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
+def init_state(experiment: Experiment, seed: int | Integer[Array, ""]) -> TrainState:
     """The state before the first step, a function of the seed alone."""
     key = random.purpose(random.key(seed), "init")
     x = jnp.zeros((1, *experiment.data.image_shape))
@@ -90,8 +102,13 @@ def init_state(experiment: Experiment, seed: Array | int) -> TrainState:
 
 
 def loss_of(
-    params: Any, experiment: Experiment, state: TrainState, x: Array, keys: Array, y: Array | None
-) -> tuple[Array, tuple[Metrics, Any]]:
+    params: Variables,
+    experiment: Experiment,
+    state: TrainState,
+    x: Float[Array, "b H W C"],
+    keys: Key[Array, "b"],
+    y: Int[Array, "b"] | None,
+) -> tuple[Float[Array, ""], tuple[Metrics, Variables]]:
     """The loss (nats per image) of images in the form of the protocol, metrics, model state."""
     apply = nn.apply(loss_at_terms, experiment.model, mutable=list(state.model_state))
     if experiment.compute_dtype != jnp.float32 or experiment.remat:
@@ -104,11 +121,11 @@ def loss_of(
 def loss_and_gradients(
     experiment: Experiment,
     state: TrainState,
-    images: Array,
+    images: UInt8[Array, "b H W C"],
     batch: Batch,
-    seed: Array,
+    seed: Integer[Array, ""],
     axis: str | None,
-) -> tuple[Array, Metrics, Any, Any]:
+) -> tuple[Float[Array, ""], Metrics, Variables, Variables]:
     """Loss, metrics, model state and gradients of one batch, the same on every device.
 
     An example's noise depends on the seed, the step and its position in the global batch.
@@ -124,7 +141,9 @@ def loss_and_gradients(
     image_keys = keys if protocol.resampled else random.image_keys("train", batch.rows)
     x = protocol.apply(images, random.purpose(image_keys, "protocol"))
 
-    def differentiated(x: Array, keys: Array, y: Array | None) -> Any:
+    def differentiated(
+        x: Array, keys: Array, y: Array | None
+    ) -> tuple[Array, Metrics, Variables, Variables]:
         grad = jax.value_and_grad(loss_of, has_aux=True)
         (loss, aux), gradients = grad(state.params, experiment, state, x, keys, y)
         return loss, *aux, gradients
@@ -138,9 +157,9 @@ def loss_and_gradients(
 def train_step(
     experiment: Experiment,
     state: TrainState,
-    images: Array,
+    images: UInt8[Array, "b H W C"],
     batch: Batch,
-    seed: Array,
+    seed: Integer[Array, ""],
     axis: str | None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step; where the loss or a gradient is not finite, no parameter changes."""
@@ -150,12 +169,12 @@ def train_step(
     gradient_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
-    def updated() -> tuple[Any, Any, Any, Any]:
+    def updated() -> tuple[Variables, Variables, Variables | None, optax.OptState]:
         updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Variables, optax.apply_updates(state.params, updates))
         ema = state.ema_params
-        if experiment.ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1 - experiment.ema_decay)
+        if ema is not None and experiment.ema_decay is not None:
+            ema = cast(Variables, optax.incremental_update(params, ema, 1 - experiment.ema_decay))
         return params, model_state, ema, opt_state
 
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
@@ -169,21 +188,36 @@ def train_step(
     return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
 
 
-def in_parts(function: Any, parts: int) -> Any:
-    """The mean of a function over equal parts of its arguments, taken one after the other."""
+def in_parts(function: Callable[..., Tree], parts: int) -> Callable[..., Tree]:
+    """The mean of a function over equal parts of its arguments, taken one after the other.
 
-    def mean(*arguments: Any) -> Any:
-        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), arguments)
-        first = jax.tree.map(lambda a: a[0], split)
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *first)
-        )
+    Args:
+        function: a function of arrays `[B, ...]` (or None) to a tree of arrays.
+        parts: the number of parts, which divides B.
+    """
 
-        def add(total: Any, part: Any) -> tuple[Any, None]:
+    def split_up(argument: Array) -> Array:
+        return argument.reshape(parts, -1, *argument.shape[1:])
+
+    def first_of(argument: Array) -> Array:
+        return argument[0]
+
+    def zeros(leaf: jax.ShapeDtypeStruct) -> Array:
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    def over_parts(leaf: Array) -> Array:
+        return leaf / parts
+
+    def mean(*arguments: Array | None) -> Tree:
+        split = jax.tree.map(split_up, arguments)
+        first = jax.tree.map(first_of, split)
+        start = jax.tree.map(zeros, jax.eval_shape(function, *first))
+
+        def add(total: Tree, part: tuple[Array | None, ...]) -> tuple[Tree, None]:
             return jax.tree.map(jnp.add, total, function(*part)), None
 
-        total, _ = lax.scan(add, zeros, split)
-        return jax.tree.map(lambda a: a / parts, total)
+        total, _ = lax.scan(add, start, split)
+        return jax.tree.map(over_parts, total)
 
     return mean
 
@@ -192,19 +226,19 @@ def scanned_steps(
     experiment: Experiment,
     axis: str | None,
     state: TrainState,
-    images: Array | None,
+    images: UInt8[Array, "N H W C"] | None,
     batches: Batch,
-    seed: Array,
-) -> tuple[TrainState, Metrics]:
-    """One step for each batch, `[steps, b, ...]`, and each step's metrics `[steps]`.
+    seed: Integer[Array, ""],
+) -> tuple[TrainState, dict[str, Num[Array, "steps"]]]:
+    """One step for each batch, and the metrics of each step.
 
     Args:
-        experiment: what is trained.
-        axis: the name of the devices' axis that shares the batch; None where none does.
-        state: before the first step.
-        images: the training split `[N, H, W, C]`; None where the batches bring their images.
-        batches: the steps' batches.
-        seed: the run's seed.
+        experiment: the experiment to train.
+        axis: the name of the axis of the devices that share a batch; None where none do.
+        state: the state before the first step.
+        images: the training split; None where the batches bring their images.
+        batches: the batches of the steps, `[steps, b, ...]`.
+        seed: the seed of the run.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -219,8 +253,8 @@ def make_train_chunk(experiment: Experiment, layout: parallel.Layout) -> paralle
     """Many steps in one call: scanned over steps, mapped over seeds, on every device.
 
     Returns:
-        A function of state `[D, S, ...]` (donated), the training images `[D, N, H, W, C]` or None,
-        batches `[D, S, steps, b, ...]` and seeds `[D, S]`, to the new state and each step's metrics
-        `[D, S, steps]`; D devices, S seeds on each.
+        A function of the state `[D, S, ...]` (donated), the training images `[D, N, H, W, C]` or
+        None, batches `[D, S, steps, b, ...]` and seeds `[D, S]`, for D devices with S seeds each.
+        It returns the new state and the metrics of each step, `[D, S, steps]`.
     """
     return layout.over_seeds(partial(scanned_steps, experiment, layout.axis))

@@ -1,11 +1,11 @@
 """Densities as pytrees.
 
-A distribution is a frozen dataclass of arrays registered with JAX, so that
-`jax.tree.map(stop_gradient, q)`, `jax.vmap` and `jax.jit` see through it. Its parameters have shape
-`[*batch, *event]`; densities are in nats and summed over the event, so that `log_prob` of
-`[K, *batch, *event]` is `[K, *batch]`.
+A distribution is a frozen dataclass of arrays registered with JAX, so `jax.vmap`, `jax.jit` and
+`jax.tree.map(stop_gradient, q)` see through it. Its parameters have the shape `[*batch, *event]`.
+Densities are in nats and summed over the event: `log_prob` of `[K, *batch, *event]` is
+`[K, *batch]`.
 
-A density that only one likelihood uses stands in that likelihood's file.
+A density that only one likelihood uses is in the file of that likelihood.
 """
 
 from vae_jax.distributions.base import (

@@ -1,33 +1,54 @@
-"""What a density is, and the registry of exact KL divergences."""
+"""The base classes of densities, and the registry of exact KL divergences."""
 
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
-from vae_jax.interfaces import Pytree, Shape
+from vae_jax.interfaces import Pytree, Shape, Variables
 
 
 class Distribution(Pytree, abc.ABC):
-    """What every density offers; see the package's docstring for shapes."""
+    """A density or mass; its parameters have the shape `[*batch, *event]`.
+
+    A subclass is a `flax.struct.dataclass` with `mean`, `sample` and `log_prob`, and with `shape`
+    where that is not the shape of the mean.
+
+    Attributes:
+        exact_mean: whether `mean` is the mean; where the mean has no closed form, `mean` is a
+            central point.
+        mean_is_picture: whether the mean of a density of images is the picture to show; where
+            pixels depend on each other, a draw is.
+        event_ndims: the number of axes of one draw.
+
+    Example:
+        The logistic distribution of one scale::
+
+            @struct.dataclass
+            class Logistic(Elementwise):
+                def sample(self, key, sample_shape=()):
+                    noise = random.draw(jax.random.logistic, key, sample_shape, self.loc.shape)
+                    return self.loc + noise
+
+                def component_log_prob(self, value):
+                    return jax.scipy.stats.logistic.logpdf(value - self.loc)
+    """
 
     exact_mean: ClassVar[bool] = True
-    """Whether `mean` is the mean; where it has no closed form, `mean` is a central point."""
     mean_is_picture: ClassVar[bool] = True
-    """Whether `mean` is what to show of it; where components depend on each other, a draw is."""
 
     event_ndims: int = 1
-    """The number of axes of one draw."""
 
     @property
     def shape(self) -> Shape:
-        """The shape `[*batch, *event]` of the parameters."""
+        """The shape `[*batch, *event]`."""
         return self.mean.shape
 
     @property
@@ -42,36 +63,58 @@ class Distribution(Pytree, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def mean(self) -> Array:
-        """Mean, `[*batch, *event]`."""
+    def mean(self) -> Float[Array, "..."]:
+        """The mean, `[*batch, *event]`; see `exact_mean`."""
 
     @abc.abstractmethod
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """Draws `[*sample_shape, *batch, *event]`; `key` is one key or one per example (`draw`)."""
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
+        """Draws `[*sample_shape, *batch, *event]`.
+
+        Args:
+            key: one typed key, or one for each example of the batch (`random.draw`).
+            sample_shape: the leading axes, of independent draws.
+        """
 
     @abc.abstractmethod
-    def log_prob(self, value: Array) -> Array:
-        """Log-density in nats, `[..., *batch]` for `value` of shape `[..., *batch, *event]`."""
+    def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        """The log-density in nats, `[..., *batch]`.
 
-    def log_prob_pairs(self, value: Array) -> Array:
-        """Each value under each density of the batch, `[..., *event]` to `[..., *batch]`, nats."""
-        place = value.ndim - len(self.event_shape)
-        axes = tuple(range(place, place + len(self.batch_shape)))
+        Args:
+            value: `[..., *batch, *event]`, or what broadcasts to it.
+        """
+
+    def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        """The log-density of each value under each density of the batch, nats, `[..., *batch]`.
+
+        Args:
+            value: `[..., *event]`.
+        """
+        first = value.ndim - len(self.event_shape)
+        axes = tuple(range(first, first + len(self.batch_shape)))
         return self.log_prob(jnp.expand_dims(value, axes))
 
-    def sample_and_log_prob(self, key: Array, sample_shape: Shape = ()) -> tuple[Array, Array]:
-        """A draw and its log-density; cheaper than two calls where the density shares work."""
+    def sample_and_log_prob(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Draws and their log-densities; cheaper than two calls where these share work.
+
+        Args:
+            key: one typed key, or one for each example of the batch (`random.draw`).
+            sample_shape: the leading axes, of independent draws.
+        """
         value = self.sample(key, sample_shape)
         return value, self.log_prob(value)
 
 
-def sample_each(p: Distribution, keys: Array, sample_shape: Shape = ()) -> Array:
-    """Draws of one density for all, or of B for B examples each, with a key for each draw.
+def sample_each(
+    p: Distribution, keys: Key[Array, "N"], sample_shape: Shape = ()
+) -> Float[Array, "..."]:
+    """Draws with one key each, from one density for all or from the densities of B examples.
 
     Args:
-        p: batch `[]`, or `[B]` where example n has the density n mod B.
-        keys: `[N]`, N a multiple of B.
-        sample_shape: of each.
+        p: batch `[]`, or batch `[B]` where draw n is from density n mod B.
+        keys: typed keys; N is a multiple of B.
+        sample_shape: the leading axes, of independent draws for each key.
 
     Returns:
         `[*sample_shape, N, *event]`.
@@ -86,33 +129,40 @@ def sample_each(p: Distribution, keys: Array, sample_shape: Shape = ()) -> Array
 
 @struct.dataclass
 class Shared:
-    """What all of a batch of densities share, such as a network's variables: no batch axes."""
+    """Variables that all densities of a batch share, such as a network's: they have no batch axes.
 
-    value: Any
+    Attributes:
+        value: the variables.
+    """
+
+    value: Variables
 
 
-def sum_event(x: Array, event_ndims: int) -> Array:
+def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
     """Sums the last `event_ndims` axes."""
     return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
 
 
-def one_event_axis(x: Array, event_ndims: int) -> Array:
-    """`[*batch, *event]` to `[*batch, size of the event]`.
+def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
+    """`[*batch, *event]` with the event in one axis, `[*batch, size of the event]`.
 
-    For the CPU, whose loops over one long axis are faster than nested ones over short axes.
+    The CPU's loops over one long axis are faster than nested loops over short ones.
     """
     return x.reshape(*x.shape[: x.ndim - event_ndims], -1)
 
 
 @struct.dataclass
 class Elementwise(Distribution):
-    """Independent components: `loc`'s last `event_ndims` axes are the event.
+    """Independent components.
 
-    Other parameters broadcast against `loc`. With `event_ndims=0` each component is an event of its
-    own: `components` does that.
+    Attributes:
+        loc: the location of each component, `[*batch, *event]`; further parameters broadcast
+            against it.
+        event_ndims: the number of axes of one draw, the last ones of `loc`. With 0 each component
+            is an event of its own (`components`).
     """
 
-    loc: Array
+    loc: Float[Array, "..."]
     event_ndims: int = struct.field(pytree_node=False, default=1, kw_only=True)
 
     @property
@@ -121,17 +171,16 @@ class Elementwise(Distribution):
         return self.loc.shape
 
     @property
-    def mean(self) -> Array:
-        """`[*batch, *event]`."""
+    @override
+    def mean(self) -> Float[Array, "..."]:
         return self.loc
 
     @abc.abstractmethod
-    def component_log_prob(self, value: Array) -> Array:
-        """Each component's log-density in nats, `[..., *batch, *event]`; not summed."""
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        """The log-density of each component in nats, `[..., *batch, *event]`: not summed."""
 
-    def log_prob(self, value: Array) -> Array:
-        """The sum over components."""
-
+    @override
+    def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         def flat(parameter: Array) -> Array:
             return one_event_axis(jnp.broadcast_to(parameter, self.loc.shape), self.event_ndims)
 
@@ -140,24 +189,31 @@ class Elementwise(Distribution):
 
     @property
     def components(self) -> "Elementwise":
-        """The same density with `log_prob` and KL component by component, `[*batch, *event]`."""
-        return self.replace(event_ndims=0)  # pyright: ignore[reportAttributeAccessIssue]
+        """The same density with a `log_prob` and a KL for each component, `[*batch, *event]`."""
+        return dataclasses.replace(self, event_ndims=0)
 
 
-_EXACT_KL: dict[tuple[type, type], Callable] = {}
+KL = TypeVar("KL", bound=Callable[..., Array])
+_EXACT_KL: dict[tuple[type, type], Callable[..., Array]] = {}
 
 
-def register_kl(q_type: type, p_type: type) -> Callable[[Callable], Callable]:
-    """Declares a closed form of KL(q || p) for a pair of distribution types."""
+def register_kl(q_type: type[Distribution], p_type: type[Distribution]) -> Callable[[KL], KL]:
+    """Declares a closed form of KL(q || p), in nats and `[*batch]`, for a pair of types.
 
-    def register(function: Callable) -> Callable:
+    Example:
+        >>> @register_kl(Exponential, Exponential)
+        ... def _kl_exponential_exponential(q: Exponential, p: Exponential) -> Array:
+        ...     return sum_event(p.rate / q.rate - 1 + jnp.log(q.rate / p.rate), q.event_ndims)
+    """
+
+    def register(function: KL) -> KL:
         _EXACT_KL[q_type, p_type] = function
         return function
 
     return register
 
 
-def exact_kl(q: Distribution, p: Distribution) -> Array | None:
-    """KL(q || p) in nats, `[*batch]`, or None where no closed form is registered."""
+def exact_kl(q: Distribution, p: Distribution) -> Float[Array, "..."] | None:
+    """KL(q || p) in nats, `[*batch]`; None where no closed form is registered."""
     function = _EXACT_KL.get((type(q), type(p)))
     return None if function is None else function(q, p)

@@ -1,4 +1,4 @@
-"""Categories: one-hot vectors and, relaxed, probability vectors; events `[n, C]`."""
+"""Categorical variables, as one-hot vectors or relaxed to probability vectors; events `[n, C]`."""
 
 import math
 
@@ -6,25 +6,26 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float, Key
 from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions.base import Distribution, Shape, register_kl, sum_event
 
-# Components of a probability vector below this count as this: their logarithms stay finite.
+# The least component of a probability vector of which a logarithm is taken, which so is finite.
 SMALLEST = 1e-30
 
 
 @struct.dataclass
 class _Logits(Distribution):
-    """n independent variables of C categories each.
+    """n independent variables with C categories each.
 
     Attributes:
-        logits: `[*batch, n, C]`; any constant may be added to a variable's.
-        temperature: lambda of the relaxation.
+        logits: the logits of the categories, up to a constant for each variable.
+        temperature: the temperature lambda of the relaxation.
     """
 
-    logits: Array
+    logits: Float[Array, "*batch n C"]
     temperature: float = struct.field(pytree_node=False)
 
     event_ndims = 2
@@ -35,11 +36,13 @@ class _Logits(Distribution):
         return self.logits.shape
 
     @property
-    def mean(self) -> Array:
-        """The categories' probabilities, `[*batch, n, C]`."""
+    def mean(self) -> Float[Array, "*batch n C"]:
+        """The probabilities of the categories."""
         return jax.nn.softmax(self.logits)
 
-    def _relaxed_sample(self, key: Array, sample_shape: Shape) -> Array:
+    def _relaxed_sample(
+        self, key: Key[Array, "..."], sample_shape: Shape
+    ) -> Float[Array, "*draws n C"]:
         # Maddison et al. 2017; Jang et al. 2017.
         noise = random.draw(jax.random.gumbel, key, sample_shape, self.logits.shape)
         return jax.nn.softmax((self.logits + noise) / self.temperature)
@@ -47,19 +50,21 @@ class _Logits(Distribution):
 
 @struct.dataclass
 class OneHotCategorical(_Logits):
-    """One-hot vectors with the categories' probabilities."""
+    """One-hot vectors, each category with its probability."""
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """Exact draws whose gradient is that of the Gumbel-softmax (Jang et al. 2017, sec. 2.2).
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws n C"]:
+        """Exact draws with the gradient of their relaxation (Jang et al. 2017, section 2.2).
 
-        The straight-through estimator: biased, the less so the lower the temperature.
+        This straight-through estimator is biased, the less so the lower the temperature.
         """
         relaxed = self._relaxed_sample(key, sample_shape)
         hard = jax.nn.one_hot(relaxed.argmax(-1), relaxed.shape[-1], dtype=relaxed.dtype)
         return hard + (relaxed - lax.stop_gradient(relaxed))
 
-    def log_prob(self, value: Array) -> Array:
-        """ln of the mass, sum_ic z_ic ln p_ic."""
+    def log_prob(self, value: Float[Array, "*draws n C"]) -> Float[Array, "..."]:
+        """sum_ic z_ic ln p_ic, the logarithm of the mass."""
         return sum_event(value * jax.nn.log_softmax(self.logits), 2)
 
 
@@ -73,17 +78,19 @@ def _kl_categorical_categorical(q: OneHotCategorical, p: OneHotCategorical) -> A
 class Concrete(_Logits):
     """Probability vectors near the corners of the simplex (Maddison et al. 2017).
 
-    Its density is one over C - 1 of the C components. It has no closed mean: `mean` is the
-    categories' probabilities, those with which a component is the largest.
+    The density is with respect to C - 1 of the C components. The mean has no closed form: `mean`
+    is the probability of each component to be the largest.
     """
 
     exact_mean = False
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws n C"]:
         """Reparameterized: softmax((logits + Gumbel noise) / temperature)."""
         return self._relaxed_sample(key, sample_shape)
 
-    def log_prob(self, value: Array) -> Array:
+    def log_prob(self, value: Float[Array, "*draws n C"]) -> Float[Array, "..."]:
         """ln of Gamma(C) lambda^(C-1) prod_c p_c x_c^(-lambda-1) / (sum_c p_c x_c^-lambda)^C."""
         classes, temperature = self.logits.shape[-1], self.temperature
         log_x = jnp.log(jnp.maximum(value, SMALLEST))

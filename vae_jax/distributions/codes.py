@@ -1,7 +1,7 @@
-"""Codes: latents that are vectors of a finite codebook, in maps `[h, w, D]`.
+"""Latents that are maps `[h, w, D]` of vectors from a finite codebook.
 
-A codebook has `num_codes` C and spells each of the h*w vectors with `depth` codes, so an image is
-a sequence of n = h * w * depth integers below C, row by row.
+A codebook has C codes and names each of the h*w vectors by `depth` of them, so an image is a
+sequence of n = h * w * depth integers below C, row by row.
 """
 
 import abc
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax.distributions.base import Distribution, Shape
@@ -18,71 +19,74 @@ from vae_jax.interfaces import Pytree
 
 
 class Codebook(Pytree, abc.ABC):
-    """A bijection between `depth` codes and a vector of D components."""
+    """A bijection between tuples of `depth` codes and vectors of D components."""
 
     @property
     @abc.abstractmethod
     def num_codes(self) -> int:
-        """C."""
+        """The number of codes C."""
 
     @property
     @abc.abstractmethod
     def depth(self) -> int:
-        """Codes in each vector."""
+        """The number of codes that name one vector."""
 
     @property
     @abc.abstractmethod
     def dim(self) -> int:
-        """D, components of each vector."""
+        """The number of components D of each vector."""
 
     @abc.abstractmethod
-    def indices(self, z: Array) -> Array:
-        """Codes `[..., depth]`, int32, of the vectors `[..., D]` of this codebook."""
+    def indices(self, z: Float[Array, "*batch D"]) -> Int[Array, "*batch depth"]:
+        """The codes of vectors of this codebook."""
 
     @abc.abstractmethod
-    def embed(self, indices: Array) -> Array:
-        """Vectors `[..., D]` of codes `[..., depth]`."""
+    def embed(self, indices: Int[Array, "*batch depth"]) -> Float[Array, "*batch D"]:
+        """The vectors with these codes."""
 
 
-def nearest(x: Array, vectors: Array) -> Array:
-    """Which of the vectors `[C, d]` is nearest to each x `[..., d]`: `[...]`; ties: the first."""
+def nearest(x: Float[Array, "*batch d"], vectors: Float[Array, "C d"]) -> Int[Array, "*batch"]:
+    """The index of the vector nearest to each x; of equally near ones, the first."""
     products = jnp.matmul(x, vectors.T, precision=lax.Precision.HIGHEST)
     return ((vectors**2).sum(-1) - 2 * products).argmin(-1)
 
 
 @struct.dataclass
 class VectorCodebook(Codebook):
-    """Learned vectors `[depth, C, d]`; with depth > 1, each level adds to the sum of those before.
+    """Learned vectors; with several levels, a sum of one vector of each.
 
-    z holds every partial sum, from coarse to fine, side by side: D = depth * d. The last d
-    components are the sum of all; the others make z tell which codes it is made of.
+    z holds every partial sum side by side, from coarse to fine, so D = depth * d. The last d
+    components are the full sum; the others let the codes be read off z.
+
+    Attributes:
+        vectors: the vectors of each level.
     """
 
-    vectors: Array
+    vectors: Float[Array, "depth C d"]
 
     @property
+    @override
     def num_codes(self) -> int:
-        """C."""
         return self.vectors.shape[1]
 
     @property
     def depth(self) -> int:
-        """Levels."""
+        """The number of levels."""
         return self.vectors.shape[0]
 
     @property
+    @override
     def dim(self) -> int:
-        """As the base class says."""
         return self.vectors.shape[0] * self.vectors.shape[2]
 
-    def indices(self, z: Array) -> Array:
-        """Of what each level adds, the nearest vector of that level."""
+    def indices(self, z: Float[Array, "*batch D"]) -> Int[Array, "*batch depth"]:
+        """For each level, the vector nearest to what that level adds."""
         sums = z.reshape(*z.shape[:-1], self.depth, -1)
         added = jnp.diff(sums, axis=-2, prepend=0)
         levels = [nearest(added[..., i, :], self.vectors[i]) for i in range(self.depth)]
         return jnp.stack(levels, -1)
 
-    def embed(self, indices: Array) -> Array:
+    def embed(self, indices: Int[Array, "*batch depth"]) -> Float[Array, "*batch D"]:
         """The partial sums of the levels' vectors."""
         added = self.vectors[jnp.arange(self.depth), indices]
         return added.cumsum(-2).reshape(*indices.shape[:-1], self.dim)
@@ -90,7 +94,11 @@ class VectorCodebook(Codebook):
 
 @struct.dataclass
 class ProductCodebook(Codebook):
-    """All combinations of given values: component i of a vector is one of `values[i]`."""
+    """All combinations of given values.
+
+    Attributes:
+        values: the values of each of the D components.
+    """
 
     values: tuple[tuple[float, ...], ...] = struct.field(pytree_node=False)
 
@@ -105,24 +113,24 @@ class ProductCodebook(Codebook):
 
     @property
     def depth(self) -> int:
-        """One."""
+        """One: a single code names a vector."""
         return 1
 
     @property
+    @override
     def dim(self) -> int:
-        """As the base class says."""
         return len(self.values)
 
-    def indices(self, z: Array) -> Array:
-        """Of the combination nearest to z, component by component."""
+    def indices(self, z: Float[Array, "*batch D"]) -> Int[Array, "*batch depth"]:
+        """The number of the combination nearest to z, component by component."""
         digits = tuple(
             jnp.abs(z[..., i, None] - jnp.asarray(values)).argmin(-1)
             for i, values in enumerate(self.values)
         )
         return jnp.ravel_multi_index(digits, self._sizes, mode="clip")[..., None]
 
-    def embed(self, indices: Array) -> Array:
-        """The combination of that number, the last component counting fastest."""
+    def embed(self, indices: Int[Array, "*batch depth"]) -> Float[Array, "*batch D"]:
+        """The combination with that number; the last component counts fastest."""
         digits = jnp.unravel_index(indices[..., 0], self._sizes)
         columns = zip(self.values, digits, strict=True)
         return jnp.stack([jnp.asarray(values)[digit] for values, digit in columns], -1)
@@ -132,20 +140,20 @@ class ProductCodebook(Codebook):
 class Quantized(Distribution):
     """All mass on one map of code vectors (van den Oord et al. 2017, equations 1 and 2).
 
-    A mass of one, not a density: ln p(x|z) + ln p(z) is a bound on ln p(x), but importance weights
-    of several draws mean nothing.
+    It is a mass of one and not a density: ln p(x|z) + ln p(z) is a bound on ln p(x), but importance
+    weights of several draws have no meaning.
 
     Attributes:
-        encoded: what was quantized, `[*batch, h, w, D]`; draws pass their gradient to it.
-        indices: the codes, `[*batch, h, w, depth]`.
-        codebook: of those codes.
-        penalties: by name, `[*batch]`, summed over the codes as ln p(x|z) is over pixels.
+        encoded: the vectors that were quantized; draws pass their gradient to them.
+        indices: the codes of the map.
+        codebook: the codebook of these codes.
+        penalties: the penalties by name, summed over the codes as ln p(x|z) is over pixels.
     """
 
-    encoded: Array
-    indices: Array
+    encoded: Float[Array, "*batch h w D"]
+    indices: Int[Array, "*batch h w depth"]
     codebook: Codebook
-    penalties: dict[str, Array]
+    penalties: dict[str, Float[Array, "*batch"]]
 
     event_ndims = 3
 
@@ -155,18 +163,20 @@ class Quantized(Distribution):
         return self.encoded.shape
 
     @property
-    def mean(self) -> Array:
-        """The code vectors, to which `encoded` passes its gradient straight through."""
+    def mean(self) -> Float[Array, "*batch h w D"]:
+        """The code vectors; their gradient passes straight through to `encoded`."""
         z = lax.stop_gradient(self.codebook.embed(self.indices))
         return z + (self.encoded - lax.stop_gradient(self.encoded))
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """The code vectors, `sample_shape` times."""
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws h w D"]:
+        """The code vectors: all draws are equal."""
         del key
         return jnp.broadcast_to(self.mean, sample_shape + self.encoded.shape)
 
-    def log_prob(self, value: Array) -> Array:
-        """Zeros, ln of the mass: every value is taken for a draw."""
+    def log_prob(self, value: Float[Array, "*draws h w D"]) -> Float[Array, "*draws"]:
+        """Zeros, the logarithm of the mass: every value is taken for a draw."""
         return jnp.zeros(value.shape[:-3])
 
 
@@ -176,8 +186,8 @@ class Coded(Distribution):
 
     Attributes:
         base: the distribution of the codes.
-        codebook: from codes to vectors and back; being a bijection, it leaves masses as they are.
-        grid: the (h, w) of the map.
+        codebook: the map from codes to vectors and back; a bijection leaves masses as they are.
+        grid: the height and width (h, w) of the map.
     """
 
     base: Distribution
@@ -194,19 +204,21 @@ class Coded(Distribution):
         return (*self.base.batch_shape, *self.grid, self.codebook.dim)
 
     @property
-    def mean(self) -> Array:
-        """The vectors of the codes that the base's mean favours; not the mean."""
+    def mean(self) -> Float[Array, "*batch h w D"]:
+        """The vectors of the codes that the mean of the base favours; not the mean."""
         return self._embed(self.base.mean)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws h w D"]:
         """The vectors of drawn codes; not reparameterized."""
         return self._embed(self.base.sample(key, sample_shape))
 
-    def log_prob(self, value: Array) -> Array:
-        """Of the codes, which carry no gradient."""
+    def log_prob(self, value: Float[Array, "*draws h w D"]) -> Float[Array, "..."]:
+        """The log-mass of the codes; no gradient passes through it to `value`."""
         one_hot = jax.nn.one_hot(self.codebook.indices(value), self.codebook.num_codes)
         return self.base.log_prob(one_hot.reshape(*value.shape[:-3], *self.base.event_shape))
 
-    def _embed(self, one_hot: Array) -> Array:
+    def _embed(self, one_hot: Float[Array, "*draws n C"]) -> Float[Array, "*draws h w D"]:
         indices = one_hot.argmax(-1).reshape(*one_hot.shape[:-2], *self.grid, self.codebook.depth)
         return self.codebook.embed(indices)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.scipy.special import betaln, erf
+from jaxtyping import Float, Key, Num
 
 from vae_jax import random
 from vae_jax.distributions.base import Elementwise, Shape, register_kl, sum_event
@@ -15,23 +16,27 @@ from vae_jax.distributions.normal import Normal
 
 @struct.dataclass
 class Laplace(Elementwise):
-    """Laplace(loc, scale); `scale` broadcasts against `loc`."""
+    """Laplace(loc, scale), independent components.
 
-    scale: Array
+    Attributes:
+        scale: the scale of each component; it broadcasts against `loc`.
+    """
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    scale: Float[Array, "..."]
+
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Reparameterized: loc + scale * eps."""
         return self.loc + self.scale * random.draw(
             jax.random.laplace, key, sample_shape, self.loc.shape
         )
 
-    def component_log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-|x - loc| / scale - ln(2 scale)."""
         return -jnp.abs(value - self.loc) / self.scale - jnp.log(2 * self.scale)
 
 
 @register_kl(Normal, Laplace)
-def _kl_normal_laplace(q: Normal, p: Laplace) -> Array:
+def _kl_normal_laplace(q: Normal, p: Laplace) -> Float[Array, "..."]:
     # E|x - loc| under q is the mean of a folded normal.
     ratio = (q.loc - p.loc) / q.scale
     folded = math.sqrt(2 / math.pi) * jnp.exp(-(ratio**2) / 2) + ratio * erf(ratio / math.sqrt(2))
@@ -42,17 +47,17 @@ def _kl_normal_laplace(q: Normal, p: Laplace) -> Array:
 
 @struct.dataclass
 class StudentT(Elementwise):
-    """Student's t with `dof` degrees of freedom; `loc` is its mean where it has one, dof > 1.
+    """Student's t, independent components; `loc` is the mean where there is one, dof > 1.
 
     Attributes:
-        scale: broadcasts against `loc`.
-        dof: of all components, a scalar, or broadcasting against the event.
+        scale: the scale of each component; it broadcasts against `loc`.
+        dof: the degrees of freedom; they broadcast against the event.
     """
 
-    scale: Array
-    dof: Array
+    scale: Float[Array, "..."]
+    dof: Float[Array, "..."]
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Reparameterized in loc and scale: loc + scale * t."""
 
         def t(key: Array, shape: Shape) -> Array:
@@ -60,10 +65,10 @@ class StudentT(Elementwise):
 
         return self.loc + self.scale * random.draw(t, key, sample_shape, self.loc.shape)
 
-    def component_log_prob(self, value: Array) -> Array:
-        """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t standardized."""
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t = (x - loc)/scale."""
         t = (value - self.loc) / self.scale
         log_kernel = -(self.dof + 1) / 2 * jnp.log1p(t**2 / self.dof)
-        # betaln, since a difference of two gammaln would cancel where dof is large.
+        # Not a difference of two gammaln, which would cancel where dof is large.
         log_integral = jnp.log(self.scale) + jnp.log(self.dof) / 2 + betaln(self.dof / 2, 0.5)
         return log_kernel - log_integral

@@ -1,9 +1,9 @@
 """Unit vectors `[d]`: the von Mises-Fisher and the uniform distribution.
 
-With t the angle between z and the mean direction, all that a von Mises-Fisher distribution needs
-are integrals of sin(t)^(d-2) exp(kappa (cos t - 1)). Gauss-Legendre quadrature gives them in
-logarithms for every d and kappa, where Bessel functions would overflow, and what autodiff makes of
-it is right: the nodes are constants, the integrand is smooth in kappa.
+With t the angle between z and the mean direction, a von Mises-Fisher distribution needs only
+integrals of sin(t)^(d-2) exp(kappa (cos t - 1)). Gauss-Legendre quadrature gives their logarithms
+for every d and kappa, where Bessel functions would overflow, and its derivatives are right: the
+nodes are constants, and the integrand is smooth in kappa.
 """
 
 import math
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float, Key
 from typing_extensions import override
 
 from vae_jax import random
@@ -21,7 +22,7 @@ from vae_jax.distributions.base import Distribution, Shape, register_kl
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _PANELS = 16
-# Of the integrated window, in standard deviations of the angle; what is outside is below 1e-10.
+# Of the window of integration, in standard deviations of the angle; the rest is below 1e-10.
 _HALF_WIDTH = 10.0
 _BISECTIONS = 20
 # Uniform noise stays inside (0, 1), where the density of the angle is positive.
@@ -29,23 +30,29 @@ _uniform = partial(jax.random.uniform, minval=2.0**-24, maxval=1 - 2.0**-24)
 
 
 def log_area(dim: int) -> float:
-    """ln of the area of the unit sphere in R^dim, 2 pi^(d/2) / Gamma(d/2)."""
+    """ln [2 pi^(d/2) / Gamma(d/2)], the log-area of the unit sphere in R^d."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
-def _log_integrand(angle: Array, kappa: Array, dim: int) -> Array:
+def _log_integrand(
+    angle: Float[Array, "..."], kappa: Float[Array, "..."], dim: int
+) -> Float[Array, "..."]:
     return (dim - 2) * jnp.log(jnp.sin(angle)) - 2 * kappa * jnp.sin(angle / 2) ** 2
 
 
-def _log_terms(low: Array, high: Array, kappa: Array, dim: int) -> Array:
-    """ln of the terms `[..., 8]` that sum to the integral over angles from `low` to `high`."""
+def _log_terms(
+    low: Float[Array, "..."], high: Float[Array, "..."], kappa: Float[Array, "..."], dim: int
+) -> Float[Array, "... 8"]:
+    """The logarithms of the terms that sum to the integral over angles from `low` to `high`."""
     half = (high - low)[..., None] / 2
     angles = low[..., None] + half * (1 + _NODES)
     return _log_integrand(angles, kappa[..., None], dim) + jnp.log(half) + np.log(_WEIGHTS)
 
 
-def _panels(kappa: Array, dim: int) -> tuple[Array, Array]:
-    """Edges `[*batch, 17]` of panels around the mode, and ln of their terms `[*batch, 16, 8]`."""
+def _panels(
+    kappa: Float[Array, "*batch"], dim: int
+) -> tuple[Float[Array, "*batch 17"], Float[Array, "*batch 16 8"]]:
+    """The edges of panels around the mode, and the logarithms of the panels' terms."""
     # At the mode (d - 2) cos t = kappa sin²t; the curvature of the log-integrand follows.
     slope = dim / 2 - 1 + jnp.hypot(dim / 2 - 1, kappa) + jnp.finfo(kappa.dtype).tiny
     cosine = jnp.minimum(kappa / slope, 1.0)
@@ -56,31 +63,34 @@ def _panels(kappa: Array, dim: int) -> tuple[Array, Array]:
     return edges, _log_terms(edges[..., :-1], edges[..., 1:], kappa[..., None], dim)
 
 
-def log_normalizer(kappa: Array, dim: int) -> Array:
-    """ln of the integral of exp(kappa (mu.z - 1)) over the unit sphere in R^dim, `[*batch]`."""
+def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
+    """ln of the integral of exp(kappa (mu.z - 1)) over the unit sphere in R^d."""
     _, log_terms = _panels(kappa, dim)
     return log_area(dim - 1) + jax.nn.logsumexp(log_terms, axis=(-2, -1))
 
 
-def mean_cosine_minus_one(kappa: Array, dim: int) -> Array:
-    """E[mu.z] - 1, the derivative of the log-normalizer, `[*batch]`."""
+def mean_cosine_minus_one(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
+    """E[mu.z] - 1, the derivative of the log-normalizer."""
     return jax.grad(lambda kappa: log_normalizer(kappa, dim).sum())(kappa)
 
 
 @struct.dataclass
 class VonMisesFisherDistribution(Distribution):
-    """Density proportional to exp(kappa loc.z) on unit vectors `[d]`, d >= 2.
+    """The density proportional to exp(kappa loc.z) on unit vectors `[d]`, d >= 2.
 
-    Accurate in float32 from kappa = 0 to 10^4 and beyond. Density, sampler and KL as in Davidson et
-    al. (2018), "Hyperspherical Variational Auto-Encoders".
+    It is accurate in float32 from kappa = 0 to 10^4 and beyond.
 
     Attributes:
-        loc: mean direction, unit vectors `[*batch, d]`.
-        kappa: concentration, `[*batch]`.
+        loc: the mean direction, a unit vector.
+        kappa: the concentration.
+
+    References:
+        Davidson et al. (2018), "Hyperspherical variational auto-encoders", for the density, the
+        sampler and the KL.
     """
 
-    loc: Array
-    kappa: Array
+    loc: Float[Array, "*batch d"]
+    kappa: Float[Array, "*batch"]
 
     @property
     @override
@@ -88,18 +98,18 @@ class VonMisesFisherDistribution(Distribution):
         return self.loc.shape
 
     @property
-    def mean(self) -> Array:
-        """E[loc.z] loc, inside the sphere, `[*batch, d]`."""
+    def mean(self) -> Float[Array, "*batch d"]:
+        """E[loc.z] loc, a vector inside the sphere."""
         resultant = 1 + mean_cosine_minus_one(self.kappa, self.loc.shape[-1])
         return resultant[..., None] * self.loc
 
-    def log_prob(self, value: Array) -> Array:
-        """kappa (loc.z - 1) - ln of its integral, nats per unit of area."""
+    def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "..."]:
+        """kappa (loc.z - 1) less the logarithm of its integral, with respect to the area."""
         # loc.z - 1 as a distance: nothing cancels where kappa is large and z near loc.
         squared_distance = ((value - self.loc) ** 2).sum(-1)
         return -self.kappa * squared_distance / 2 - log_normalizer(self.kappa, self.loc.shape[-1])
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "*draws d"]:
         """Reparameterized: an angle to e_1, a direction around it, and e_1 reflected to loc."""
         dim = self.loc.shape[-1]
         key_angle, key_direction = random.purposes(key, "angle", "direction")
@@ -117,11 +127,11 @@ class VonMisesFisherDistribution(Distribution):
         along = (z * normal).sum(-1, keepdims=True) / (normal**2).sum(-1, keepdims=True)
         return sign * (2 * along * normal - z)
 
-    def _angle(self, u: Array) -> Array:
-        """The angle at which the cdf is `u`, `[..., *batch]`, differentiable in kappa.
+    def _angle(self, u: Float[Array, "*draws"]) -> Float[Array, "*draws"]:
+        """The angle at which the cdf is u, differentiable in kappa.
 
-        Found by bisection; its derivative is the implicit one, -(dF/dkappa) / f (Figurnov et al.
-        2018).
+        It is found by bisection; its derivative is the implicit one, -(dF/dkappa) / f (Figurnov et
+        al. 2018).
         """
         dim = self.loc.shape[-1]
         edges, log_terms = _panels(self.kappa, dim)
@@ -155,7 +165,11 @@ class VonMisesFisherDistribution(Distribution):
 
 @struct.dataclass
 class HypersphericalUniformDistribution(Distribution):
-    """The constant density on unit vectors `[dim]`."""
+    """The constant density on unit vectors.
+
+    Attributes:
+        dim: the number of components d.
+    """
 
     dim: int = struct.field(pytree_node=False)
 
@@ -165,16 +179,16 @@ class HypersphericalUniformDistribution(Distribution):
         return (self.dim,)
 
     @property
-    def mean(self) -> Array:
-        """The origin, `[dim]`."""
+    def mean(self) -> Float[Array, "d"]:
+        """The origin."""
         return jnp.zeros(self.dim)
 
-    def log_prob(self, value: Array) -> Array:
-        """-ln of the sphere's area."""
+    def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "*draws"]:
+        """Less the logarithm of the sphere's area."""
         return jnp.full(value.shape[:-1], -log_area(self.dim))
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """Normal vectors, normalised."""
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "*draws d"]:
+        """Draws from N(0, I), normalized."""
         z = random.draw(jax.random.normal, key, sample_shape, (self.dim,))
         return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
@@ -182,7 +196,7 @@ class HypersphericalUniformDistribution(Distribution):
 @register_kl(VonMisesFisherDistribution, HypersphericalUniformDistribution)
 def _kl_von_mises_fisher_uniform(
     q: VonMisesFisherDistribution, p: HypersphericalUniformDistribution
-) -> Array:
+) -> Float[Array, "*batch"]:
     # Davidson et al. 2018, appendix: it does not depend on the mean direction.
     mean_log_q = q.kappa * mean_cosine_minus_one(q.kappa, p.dim) - log_normalizer(q.kappa, p.dim)
     return mean_log_q + log_area(p.dim)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
@@ -22,22 +23,27 @@ from vae_jax.distributions.base import (
 
 @struct.dataclass
 class Normal(Elementwise):
-    """N(loc, scale²), independent components; `scale` broadcasts against `loc`."""
+    """N(loc, scale²), independent components.
 
-    scale: Array
+    Attributes:
+        scale: the standard deviation of each component; it broadcasts against `loc`.
+    """
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    scale: Float[Array, "..."]
+
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Reparameterized: loc + scale * eps (Kingma & Welling 2013, equation 10)."""
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         return self.loc + self.scale * eps
 
-    def component_log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-1/2 [((x - loc) / scale)² + ln 2 pi] - ln scale."""
         eps = (value - self.loc) / self.scale
         return -0.5 * (eps**2 + math.log(2 * math.pi)) - jnp.log(self.scale)
 
-    def log_prob_pairs(self, value: Array) -> Array:
-        """As the base class says; for one batch axis in less memory and time than pair by pair."""
+    @override
+    def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        # With one batch axis in less memory and time than pair by pair.
         if len(self.batch_shape) != 1 or self.event_ndims == 0:
             return super().log_prob_pairs(value)
         scale = jnp.broadcast_to(self.scale, self.loc.shape)
@@ -49,24 +55,31 @@ class Normal(Elementwise):
 
 
 @jax.custom_vjp
-def squared_distances(value: Array, loc: Array, precision_root: Array) -> Array:
-    """sum_j [(value_nj - loc_cj) r_cj]² for each pair, `[N, d]` and twice `[C, d]` to `[N, C]`.
+def squared_distances(
+    value: Float[Array, "N d"], loc: Float[Array, "C d"], precision_root: Float[Array, "C d"]
+) -> Float[Array, "N C"]:
+    """sum_j [(value_nj - loc_cj) r_cj]² for each pair (n, c).
 
-    The sum runs over differences, which no cancellation spoils; only its derivatives, sums over n
-    or c, are matrix products, so that nothing of size N x C x d is ever kept.
+    The sum is over differences, so nothing cancels. Its derivatives, sums over n or c, are matrix
+    products, so no array of size N x C x d is kept.
     """
     return (((value[:, None] - loc) * precision_root) ** 2).sum(-1)
 
 
-def _squared_distances_forward(value: Array, loc: Array, root: Array) -> tuple[Array, tuple]:
+Residuals = tuple[Float[Array, "N d"], Float[Array, "C d"], Float[Array, "C d"]]
+
+
+def _squared_distances_forward(
+    value: Float[Array, "N d"], loc: Float[Array, "C d"], root: Float[Array, "C d"]
+) -> tuple[Float[Array, "N C"], Residuals]:
     return squared_distances(value, loc, root), (value, loc, root)
 
 
-def _squared_distances_backward(residuals: tuple, cotangent: Array) -> tuple[Array, Array, Array]:
+def _squared_distances_backward(residuals: Residuals, cotangent: Float[Array, "N C"]) -> Residuals:
     value, loc, root = residuals
     precision = root**2
     of_value = 2 * (value * (cotangent @ precision) - cotangent @ (precision * loc))
-    # sum_n g_nc, sum_n g_nc value_n, sum_n g_nc value_n²: moments of the values around each loc
+    # sum_n g_nc, sum_n g_nc value_n and sum_n g_nc value_n²: moments of the values.
     mass, first, second = cotangent.sum(0)[:, None], cotangent.T @ value, cotangent.T @ value**2
     of_loc = -2 * precision * (first - mass * loc)
     of_root = 2 * root * (second - 2 * loc * first + mass * loc**2)
@@ -77,7 +90,7 @@ squared_distances.defvjp(_squared_distances_forward, _squared_distances_backward
 
 
 @register_kl(Normal, Normal)
-def _kl_normal_normal(q: Normal, p: Normal) -> Array:
+def _kl_normal_normal(q: Normal, p: Normal) -> Float[Array, "..."]:
     # Kingma & Welling 2013, appendix B, for a general diagonal p.
     ratio = q.scale / p.scale
     kl = 0.5 * (ratio**2 + ((q.loc - p.loc) / p.scale) ** 2 - 1) - jnp.log(ratio)
@@ -86,13 +99,15 @@ def _kl_normal_normal(q: Normal, p: Normal) -> Array:
 
 @struct.dataclass
 class MultivariateNormal(Distribution):
-    """N(loc, L Lᵀ): `loc` is `[*batch, d]`, `scale_tril` L `[*batch, d, d]`, lower triangular.
+    """N(loc, L Lᵀ).
 
-    The diagonal of L is positive.
+    Attributes:
+        loc: the mean.
+        scale_tril: the Cholesky factor L, lower triangular with a positive diagonal.
     """
 
-    loc: Array
-    scale_tril: Array
+    loc: Float[Array, "*batch d"]
+    scale_tril: Float[Array, "*batch d d"]
 
     @property
     @override
@@ -100,35 +115,35 @@ class MultivariateNormal(Distribution):
         return self.loc.shape
 
     @property
-    def mean(self) -> Array:
-        """`[*batch, d]`."""
+    @override
+    def mean(self) -> Float[Array, "*batch d"]:
         return self.loc
 
     @property
-    def log_det_tril(self) -> Array:
-        """ln det L, `[*batch]`."""
+    def log_det_tril(self) -> Float[Array, "*batch"]:
+        """ln det L."""
         return jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
 
     @property
-    def inverse_tril(self) -> Array:
-        """L⁻¹, `[*batch, d, d]`."""
+    def inverse_tril(self) -> Float[Array, "*batch d d"]:
+        """L⁻¹."""
         identity = jnp.eye(self.loc.shape[-1], dtype=self.scale_tril.dtype)
         identity = jnp.broadcast_to(identity, self.scale_tril.shape)
         return solve_triangular(self.scale_tril, identity, lower=True)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "*draws d"]:
         """Reparameterized: loc + L eps."""
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
 
-    def log_prob(self, value: Array) -> Array:
+    def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "..."]:
         """-1/2 sum [eps² + ln 2 pi] - ln det L with eps = L⁻¹ (x - loc)."""
         eps = jnp.einsum("...ij,...j->...i", self.inverse_tril, value - self.loc)
         return -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
 
 
 @register_kl(MultivariateNormal, Normal)
-def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Array:
+def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Float[Array, "..."]:
     # The cross terms of q's covariance meet zeros in the precision of p.
     scale = jnp.broadcast_to(p.scale, p.loc.shape)
     ratio = q.scale_tril / scale[..., None]
@@ -137,7 +152,9 @@ def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Array:
 
 
 @register_kl(MultivariateNormal, MultivariateNormal)
-def _kl_multivariate_multivariate(q: MultivariateNormal, p: MultivariateNormal) -> Array:
+def _kl_multivariate_multivariate(
+    q: MultivariateNormal, p: MultivariateNormal
+) -> Float[Array, "..."]:
     ratio = p.inverse_tril @ q.scale_tril
     shift = jnp.einsum("...ij,...j->...i", p.inverse_tril, q.loc - p.loc)
     square = (ratio**2).sum((-2, -1)) + (shift**2).sum(-1)

@@ -1,7 +1,7 @@
-"""Flows whose Jacobian is triangular: each component depends on those before it."""
+"""Flows whose Jacobian is triangular: each component depends on the components before it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -10,8 +10,10 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 from jax.nn.initializers import Initializer
+from jaxtyping import Bool, Float
 
 from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
+from vae_jax.interfaces import Variables
 
 GATE_BIAS = 2.0
 GATE_LIMIT = 10.0
@@ -21,22 +23,24 @@ class MADE(nn.Module):
     """A masked network whose outputs i see inputs 1, ..., i - 1 alone (Germain et al. 2015).
 
     Attributes:
-        features: width of each hidden layer; ELU follows each.
+        features: the width of each hidden layer; an ELU follows each.
     """
 
     features: Sequence[int]
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        """Two numbers for each component, both `[..., d]`.
+    def __call__(
+        self, x: Float[Array, "*draws d"], context: Float[Array, "*batch c"] | None = None
+    ) -> tuple[Float[Array, "... d"], Float[Array, "... d"]]:
+        """Two numbers for each component.
 
         Args:
-            x: `[..., d]`.
-            context: `[*batch, c]`, which every output sees.
+            x: vectors.
+            context: what every output sees beside the inputs before it.
         """
         dim = x.shape[-1]
         order = np.arange(1, dim + 1)
-        lowest = int(context is None and dim > 1)  # units of degree 0 see the context alone
+        lowest = int(context is None and dim > 1)  # units of degree 0 see only the context
         degrees, h = order, x
         for layer, width in enumerate(self.features):
             hidden = lowest + np.arange(width) % (dim - lowest)
@@ -49,18 +53,26 @@ class MADE(nn.Module):
         first, second = jnp.split(self._masked("out", NEAR_ZERO, h, mask), 2, axis=-1)
         return first, second
 
-    def _masked(self, name: str, kernel_init: Initializer, h: Array, mask: np.ndarray) -> Array:
+    def _masked(
+        self,
+        name: str,
+        kernel_init: Initializer,
+        h: Float[Array, "... inputs"],
+        mask: Bool[np.ndarray, "inputs outputs"],
+    ) -> Float[Array, "... outputs"]:
         kernel = self.param(f"{name}_kernel", kernel_init, mask.shape)
         bias = self.param(f"{name}_bias", nn.initializers.zeros, mask.shape[1:])
         return h @ jnp.where(mask, kernel, 0) + bias
 
 
-def solve_in_order(update: Callable[[Array], Array], start: Array) -> Array:
-    """The fixed point of an `update` in which component i depends on those before it alone.
+def solve_in_order(
+    update: Callable[[Array], Array], start: Float[Array, "*draws d"]
+) -> Float[Array, "*draws d"]:
+    """The fixed point of a map whose component i depends only on the components before it.
 
     Args:
-        update: from `[..., d]` to `[..., d]`.
-        start: `[..., d]`, any values.
+        update: the map, from `[..., d]` to `[..., d]`.
+        start: any values.
     """
     components = jnp.arange(start.shape[-1])
 
@@ -79,26 +91,30 @@ class InverseAutoregressive(Flow):
 
     Attributes:
         network: a MADE, detached.
-        variables: its.
-        context: `[*batch, c]`.
+        variables: the variables of the network.
+        context: the context of each example.
     """
 
     network: nn.Module = struct.field(pytree_node=False)
-    variables: Any
-    context: Array
+    variables: Variables
+    context: Float[Array, "*batch c"]
 
-    def gate(self, x: Array) -> tuple[Array, Array]:
-        """m and the logits of σ, both `[..., *batch, d]`."""
+    def gate(self, x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array, "... d"]]:
+        """m and the logits of σ."""
         m, s = cast(tuple[Array, Array], self.network.apply(self.variables, x, self.context))
         return m, bounded(s + GATE_BIAS, GATE_LIMIT)
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """ln |det| = sum_i ln σ_i."""
         m, s = self.gate(x)
         return jax.nn.sigmoid(s) * x + jax.nn.sigmoid(-s) * m, jax.nn.log_sigmoid(s).sum(-1)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x = y + e^-s (y - m), d evaluations of the network."""
+    def inverse_and_log_det(
+        self, y: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
+        """x = y + e^-s (y - m) with s the logits, by d evaluations of the network."""
 
         def update(x: Array) -> Array:
             m, s = self.gate(x)
@@ -112,22 +128,26 @@ class InverseAutoregressive(Flow):
 class MaskedAutoregressive(Flow):
     """y = x e^α + μ, μ and α from a MADE of y (Papamakarios et al. 2017, section 3.1).
 
-    Densities take one evaluation of the network, draws d.
+    A density takes one evaluation of the network, a draw d.
 
     Attributes:
         network: a MADE, detached.
-        variables: its.
+        variables: the variables of the network.
     """
 
     network: nn.Module = struct.field(pytree_node=False)
-    variables: Any
+    variables: Variables
 
-    def moments(self, y: Array) -> tuple[Array, Array]:
-        """μ and α, both `[..., d]`."""
+    def moments(
+        self, y: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws d"]]:
+        """μ and α."""
         mu, alpha = cast(tuple[Array, Array], self.network.apply(self.variables, y))
         return mu, bounded(alpha, LOG_SCALE_LIMIT)
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """One component after the other; ln |det| = sum_i α_i."""
 
         def update(y: Array) -> Array:
@@ -137,7 +157,9 @@ class MaskedAutoregressive(Flow):
         y = solve_in_order(update, x)
         return y, self.moments(y)[1].sum(-1)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(
+        self, y: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """x = (y - μ) e^-α."""
         mu, alpha = self.moments(y)
         return (y - mu) * jnp.exp(-alpha), -alpha.sum(-1)

@@ -1,76 +1,108 @@
-"""What an invertible map offers."""
+"""The base class of invertible maps, and what they share."""
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float
+from typing_extensions import override
 
-from vae_jax.interfaces import Pytree
+from vae_jax.interfaces import Pytree, Variables
 
 MIN_SLOPE = 0.01
-"""Lower limit of the derivative of the scalar maps that are inverted numerically."""
+"""The lower limit of the derivative of scalar maps that are inverted numerically."""
 LOG_SCALE_LIMIT = 5.0
-"""Limit of |ln scale| of one component in one affine layer."""
+"""The limit of |ln scale| of one component in one affine layer."""
 NEAR_ZERO = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")
-"""Initializes what a flow starts near the identity with: a hundredth of Glorot's weights."""
+"""Weights of a hundredth of Glorot's, with which a flow starts near the identity."""
 
 
 class Flow(Pytree, abc.ABC):
-    """An invertible map of vectors `[..., *batch, d]`; its parameters have axes `[*batch, ...]`."""
+    """An invertible map f of vectors, whose parameters have axes `[*batch, ...]`.
+
+    The vectors are `[..., *batch, d]`, and the log-determinants `[..., *batch]` or what broadcasts
+    to it.
+
+    Example:
+        A learned scale for each component::
+
+            @struct.dataclass
+            class Scale(Flow):
+                log_scale: Float[Array, "*batch d"]
+
+                def forward_and_log_det(self, x):
+                    return x * jnp.exp(self.log_scale), self.log_scale.sum(-1)
+
+                def inverse_and_log_det(self, y):
+                    return y * jnp.exp(-self.log_scale), -self.log_scale.sum(-1)
+    """
 
     @abc.abstractmethod
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y = f(x), `[..., *batch, d]`, and ln |det dy/dx|, `[..., *batch]`."""
+    def forward_and_log_det(
+        self, x: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "... d"], Float[Array, "..."]]:
+        """y = f(x) and ln |det dy/dx|."""
 
     @abc.abstractmethod
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x with f(x) = y, `[..., *batch, d]`, and ln |det dx/dy|, `[..., *batch]`."""
+    def inverse_and_log_det(
+        self, y: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "... d"], Float[Array, "..."]]:
+        """The x with f(x) = y, and ln |det dx/dy|."""
 
 
 @struct.dataclass
 class Reverse(Flow):
     """Reverses the order of the components."""
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """As the base class says; a permutation keeps volumes."""
-        return x[..., ::-1], jnp.zeros(x.shape[:-1], x.dtype)
+    @override
+    def forward_and_log_det(
+        self, x: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
+        return x[..., ::-1], jnp.zeros(x.shape[:-1], x.dtype)  # a permutation keeps volumes
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """As the base class says; it is its own inverse."""
+    @override
+    def inverse_and_log_det(
+        self, y: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         return self.forward_and_log_det(y)
 
 
-def detach(network: nn.Module, *example: Array) -> tuple[nn.Module, Any]:
+def detach(network: nn.Module, *example: Float[Array, "..."]) -> tuple[nn.Module, Variables]:
     """A network made in a compact method and its variables, for a density to carry along.
 
     Args:
-        network: bound.
-        example: what its parameters are initialized with.
+        network: a bound network.
+        example: the arguments with which its parameters are initialized.
     """
     if network.is_initializing():
         network(*example)  # pyright: ignore[reportCallIssue]
     return network.clone(parent=None), network.variables
 
 
-def bounded(x: Array, limit: float) -> Array:
-    """x where it is small, never beyond ±limit, with a gradient everywhere."""
+def bounded(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
+    """limit tanh(x / limit): x where it is small, never beyond ±limit, a gradient everywhere."""
     return limit * jnp.tanh(x / limit)
 
 
-def monotone_root(f: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """The x between `low` and `high` at which f, elementwise and increasing, is zero.
+_State = tuple[int | Array, Array, Array, Array, Array]  # iterations, bracket, x, the last step
 
-    Newton's method inside a bracket that is halved as well, so that it cannot cycle. Derivatives
-    are the implicit ones, -(df/dx)⁻¹ df, whatever the number of iterations.
+
+def monotone_root(
+    f: Callable[[Array], Array], low: Float[Array, "*shape"], high: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """The zero of an elementwise, increasing function.
+
+    By Newton's method in a bracket that is also halved, so that it cannot cycle. Derivatives are
+    the implicit ones, -(df/dx)⁻¹ df, whatever the number of iterations.
 
     Args:
-        f: may close over what is differentiated.
-        low, high: of one shape, f(low) <= 0 <= f(high).
+        f: the function; it may close over what is differentiated.
+        low: the lower end of the bracket, f(low) <= 0.
+        high: the upper end of the bracket, f(high) >= 0.
     """
     low, high = lax.stop_gradient((low, high))
     tolerance = jnp.finfo(low.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
@@ -79,7 +111,7 @@ def monotone_root(f: Callable[[Array], Array], low: Array, high: Array) -> Array
         def shrink(low: Array, high: Array, x: Array, value: Array) -> tuple[Array, Array]:
             return jnp.where(value <= 0, x, low), jnp.where(value >= 0, x, high)
 
-        def iterate(state):
+        def iterate(state: _State) -> _State:
             count, low, high, x, _ = state
             value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
             low, high = shrink(low, high, x, value)
@@ -88,10 +120,10 @@ def monotone_root(f: Callable[[Array], Array], low: Array, high: Array) -> Array
             new = jnp.clip(x - value / slope, low, high)
             return count + 1, low, high, new, jnp.abs(new - x)
 
-        def unfinished(state):
+        def unfinished(state: _State) -> Array:
             return (state[0] < 64) & jnp.any(state[-1] > tolerance)
 
-        start = (0, low, high, x, jnp.full_like(x, jnp.inf))
+        start: _State = (0, low, high, x, jnp.full_like(x, jnp.inf))
         return lax.while_loop(unfinished, iterate, start)[-2]
 
     def solve_linear(g: Callable[[Array], Array], y: Array) -> Array:

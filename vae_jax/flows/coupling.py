@@ -1,29 +1,33 @@
 """Coupling layers: some components move the others."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float
 
 from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
+from vae_jax.interfaces import Variables
 
 
 class CouplingNetwork(nn.Module):
     """Dense layers with ELU, then two numbers for each component, near zero at first.
 
     Attributes:
-        features: width of each hidden layer.
+        features: the width of each hidden layer.
     """
 
     features: Sequence[int]
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """`[..., d]` to two arrays `[..., d]`."""
+    def __call__(
+        self, x: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws d"]]:
+        """Two numbers for each component."""
         h = x
         for width in self.features:
             h = jax.nn.elu(nn.Dense(width, kernel_init=nn.initializers.glorot_uniform())(h))
@@ -36,26 +40,32 @@ class AffineCoupling(Flow):
     """y = m x + (1 - m) (x e^s + t), s and t from m x (Dinh et al. 2017, section 3).
 
     Attributes:
-        mask: m, zeros and ones, `[d]`.
+        mask: the mask m, zeros and ones.
         network: a CouplingNetwork, detached; s stays within ±5.
-        variables: its.
+        variables: the variables of the network.
     """
 
-    mask: Array
+    mask: Float[Array, "d"]
     network: nn.Module = struct.field(pytree_node=False)
-    variables: Any
+    variables: Variables
 
-    def shift_and_log_scale(self, x: Array) -> tuple[Array, Array]:
-        """t and s, both `[..., d]`, zero where the mask is one; a function of m x alone."""
+    def shift_and_log_scale(
+        self, x: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws d"]]:
+        """t and s, zero where the mask is one; functions of m x alone."""
         t, s = cast(tuple[Array, Array], self.network.apply(self.variables, self.mask * x))
         return (1 - self.mask) * t, (1 - self.mask) * bounded(s, LOG_SCALE_LIMIT)
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """ln |det| = sum_i s_i."""
         t, s = self.shift_and_log_scale(x)
         return x * jnp.exp(s) + t, s.sum(-1)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x = (y - t) e^-s: what the network sees does not move."""
+    def inverse_and_log_det(
+        self, y: Float[Array, "*draws d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
+        """x = (y - t) e^-s: the map leaves the network's input m x as it is."""
         t, s = self.shift_and_log_scale(y)
         return (y - t) * jnp.exp(-s), -s.sum(-1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float
 
 from vae_jax.flows.base import MIN_SLOPE, Flow, monotone_root
 
@@ -15,33 +16,38 @@ class Planar(Flow):
     """f(z) = z + û tanh(wᵀz + b) (Rezende & Mohamed 2015, section 4.1).
 
     û is u with its component along w moved so that wᵀû > -1, which makes f invertible (appendix
-    A.1). The paper moves wᵀu to softplus(wᵀu) - 1; ours is shifted to leave wᵀu = 0 in place, so
-    that u = 0 is the identity.
+    A.1). The paper moves wᵀu to softplus(wᵀu) - 1; here that function is shifted to keep wᵀu = 0,
+    so that u = 0 is the identity.
 
     Attributes:
-        u, w: `[*batch, d]`, unconstrained.
-        b: `[*batch]`.
+        u: the direction in which points move, unconstrained.
+        w: the normal of the hyperplanes that move alike.
+        b: the offset along w.
     """
 
-    u: Array
-    w: Array
-    b: Array
+    u: Float[Array, "*batch d"]
+    w: Float[Array, "*batch d"]
+    b: Float[Array, "*batch"]
 
-    def constrained(self) -> tuple[Array, Array]:
-        """û, `[*batch, d]`, and wᵀû, `[*batch]`."""
+    def constrained(self) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch"]]:
+        """û and wᵀû."""
         product = (self.w * self.u).sum(-1)
         softplus = jax.nn.softplus(product + math.log(math.e - 1))
         moved = (1 - MIN_SLOPE) * (softplus - 1)
         square = jnp.maximum((self.w**2).sum(-1), 1e-12)  # w may be zero
         return self.u + ((moved - product) / square)[..., None] * self.w, moved
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """ln |det| = ln(1 + tanh'(wᵀz + b) wᵀû)."""
         u, wu = self.constrained()
         return self._shift(x, u, wu, (self.w * x).sum(-1))
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """A root of one scalar equation, a + wᵀû tanh(a + b) = wᵀy, where a = wᵀz."""
+    def inverse_and_log_det(
+        self, y: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
+        """By the root a = wᵀz of one scalar equation, a + wᵀû tanh(a + b) = wᵀy."""
         u, wu = self.constrained()
         wy = (self.w * y).sum(-1)
         reach = jnp.abs(wu)
@@ -49,7 +55,13 @@ class Planar(Flow):
         x, log_det = self._shift(y, -u, wu, a)
         return x, -log_det
 
-    def _shift(self, x: Array, u: Array, wu: Array, a: Array) -> tuple[Array, Array]:
+    def _shift(
+        self,
+        x: Float[Array, "... d"],
+        u: Float[Array, "*batch d"],
+        wu: Float[Array, "*batch"],
+        a: Float[Array, "..."],
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """x + u tanh(a + b), and the forward map's ln |det| where wᵀz = a."""
         h = jnp.tanh(a + self.b)
         return x + u * h[..., None], jnp.log1p((1 - h**2) * wu)

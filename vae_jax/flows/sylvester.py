@@ -1,8 +1,11 @@
 """Flows made of orthogonal matrices: Householder's, and Sylvester's with two triangles."""
 
+from collections.abc import Iterable
+
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float
 
 from vae_jax.flows.base import MIN_SLOPE, Flow, monotone_root
 
@@ -12,20 +15,26 @@ class Householder(Flow):
     """Reflections z - 2 v vᵀz / |v|², one after the other (Tomczak & Welling 2016, section 3).
 
     Attributes:
-        v: `[*batch, T, d]`, T reflections; a v of zeros stands for the first unit vector.
+        v: the vectors of T reflections; a v of zeros stands for the first unit vector.
     """
 
-    v: Array
+    v: Float[Array, "*batch T d"]
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """Reflections keep volumes."""
+    def forward_and_log_det(
+        self, x: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
+        """Reflections keep volumes: ln |det| = 0."""
         return self._reflect(x, range(self.v.shape[-2]))
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """Each reflection is its own inverse."""
+    def inverse_and_log_det(
+        self, y: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
+        """The reflections in reverse order; each is its own inverse."""
         return self._reflect(y, reversed(range(self.v.shape[-2])))
 
-    def _reflect(self, x: Array, order) -> tuple[Array, Array]:
+    def _reflect(
+        self, x: Float[Array, "... d"], order: Iterable[int]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         zero = (self.v == 0).all(-1, keepdims=True)
         v = jnp.where(zero, jnp.eye(1, self.v.shape[-1], dtype=self.v.dtype), self.v)
         v /= jnp.linalg.norm(v, axis=-1, keepdims=True)
@@ -34,12 +43,12 @@ class Householder(Flow):
         return x, jnp.zeros(x.shape[:-1], x.dtype)
 
 
-def orthogonalize(a: Array) -> Array:
-    """Orthonormal columns that span those of a, `[..., d, M]` with M <= d.
+def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
+    """Orthonormal columns with the span of the M <= d columns of a.
 
     The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018),
-    section 3.1. From Frobenius norm 1 it converges unless a is singular; each iteration multiplies
-    small singular values by 1.5, so 40 serve any matrix whose rank float32 can tell.
+    section 3.1. From Frobenius norm 1 it converges unless a is singular. Each iteration multiplies
+    small singular values by 1.5, so 40 are enough for every matrix whose rank float32 can tell.
     """
 
     def iterate(q: Array, _: None) -> tuple[Array, None]:
@@ -58,35 +67,39 @@ class Sylvester(Flow):
     that r_ii r̃_ii > -1, which makes f invertible.
 
     Attributes:
-        q: Q with orthonormal columns, `[*batch, d, M]`.
-        r: `[*batch, M, M]`, R and R̃ in one: above the diagonal R, below it R̃ transposed.
-        diagonals: of R and R̃ before their tanh, `[*batch, 2, M]`.
-        b: `[*batch, M]`.
+        q: the matrix Q, whose columns are orthonormal.
+        r: R and R̃ in one matrix: R above the diagonal, R̃ transposed below it.
+        diagonals: the diagonals of R and R̃ before their tanh.
+        b: the offset b.
     """
 
-    q: Array
-    r: Array
-    diagonals: Array
-    b: Array
+    q: Float[Array, "*batch d M"]
+    r: Float[Array, "*batch M M"]
+    diagonals: Float[Array, "*batch 2 M"]
+    b: Float[Array, "*batch M"]
 
-    def triangles(self) -> tuple[Array, Array]:
-        """R and R̃, `[*batch, M, M]`."""
+    def triangles(self) -> tuple[Float[Array, "*batch M M"], Float[Array, "*batch M M"]]:
+        """R and R̃."""
         diagonal = (1 - MIN_SLOPE) ** 0.5 * jnp.tanh(self.diagonals)
         on_diagonal = diagonal[..., None] * jnp.eye(self.r.shape[-1], dtype=self.r.dtype)
         above = jnp.triu(self.r, 1), jnp.triu(self.r.mT, 1)
         return above[0] + on_diagonal[..., 0, :, :], above[1] + on_diagonal[..., 1, :, :]
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(
+        self, x: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """ln |det| = sum_i ln(1 + tanh'(a_i) r_ii r̃_ii) with a = R̃ Qᵀz + b."""
         return self._shift(x, jnp.einsum("...dm,...d->...m", self.q, x), 1)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(
+        self, y: Float[Array, "... d"]
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz: scalar equations, the last component first."""
         r, r_tilde = self.triangles()
         goal = jnp.einsum("...dm,...d->...m", self.q, y)
 
         def solve_component(v: Array, i: Array) -> tuple[Array, None]:
-            # Components before i are still zero, so R̃ v and R tanh(.) have those after i alone.
+            # Components before i are still zero, so only those after i enter R̃ v and R tanh(.).
             row, row_tilde = r[..., i, :], r_tilde[..., i, :]
             h = jnp.tanh(jnp.einsum("...mn,...n->...m", r_tilde, v) + self.b)
             after = jnp.arange(v.shape[-1]) > i
@@ -104,7 +117,9 @@ class Sylvester(Flow):
         v, _ = lax.scan(solve_component, jnp.zeros_like(goal), order, reverse=True)
         return self._shift(y, v, -1)
 
-    def _shift(self, x: Array, v: Array, sign: int) -> tuple[Array, Array]:
+    def _shift(
+        self, x: Float[Array, "... d"], v: Float[Array, "... M"], sign: int
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """x ± Q R tanh(R̃ v + b), and ± the forward map's ln |det| where Qᵀz = v."""
         r, r_tilde = self.triangles()
         h = jnp.tanh(jnp.einsum("...mn,...n->...m", r_tilde, v) + self.b)

@@ -1,4 +1,4 @@
-"""p(x|z): the features of a decoder become a distribution over images.
+"""p(x|z), from the features of a decoder; see `vae_jax.interfaces.Likelihood`.
 
 Each likelihood is in a file with the density that only it uses.
 """

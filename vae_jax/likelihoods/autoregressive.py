@@ -1,14 +1,16 @@
-"""Pixels one after the other, each given z and those before it."""
+"""Pixels one after the other, each given z and the pixels before it."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
@@ -22,21 +24,21 @@ from vae_jax.networks.transformer import Cache, Transformer
 class AutoregressivePixelsDistribution(Distribution):
     """ln p(x) = sum_t ln p(x_t | x_1, ..., x_t-1), t in raster order, by a causal transformer.
 
-    Its input at a place is the pixel before, beside the decoder's features of the place; at the
-    first place the pixel is zero.
+    Its input at a position is the pixel before, which is zero at the first position, and the
+    decoder's features of the position.
 
     Attributes:
-        features: the decoder's, `[*batch, T, F]`, or `[*batch, 1, F]` where all T share them.
-        variables: of the network and of the pixel's likelihood.
-        network: from those inputs to features of the pixel at each place.
-        pixel: the likelihood of one pixel, given these.
-        image_shape: (H, W, C), T = H W.
+        features: the features of the decoder at T positions, or at one where all share them.
+        variables: the variables of the network and of the pixel's likelihood.
+        network: a transformer, from these inputs to the features of each pixel.
+        pixel: the likelihood of a pixel given its features.
+        image_shape: (H, W, C) with H W = T.
     """
 
-    features: Array
+    features: Float[Array, "*batch positions F"]
     variables: Shared
     network: Transformer = struct.field(pytree_node=False)
-    pixel: nn.Module = struct.field(pytree_node=False)
+    pixel: Likelihood = struct.field(pytree_node=False)
     image_shape: Shape = struct.field(pytree_node=False)
 
     exact_mean = False
@@ -50,21 +52,23 @@ class AutoregressivePixelsDistribution(Distribution):
         return self.features.shape[:-2] + self.image_shape
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Float[Array, "*batch H W C"]:
         """Each pixel's mean, given the means before it as if they were pixels; not the mean."""
-        return self._in_turn(self.batch_shape, lambda px, place: px.mean)
+        return self._in_turn(self.batch_shape, lambda px, position: px.mean)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """Pixel by pixel, the keys and values of those before kept; not reparameterized."""
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws H W C"]:
+        """Pixel by pixel, with the keys and values of those before kept; not reparameterized."""
         keys = random.draw_keys(key, sample_shape, self.batch_shape).reshape(-1)
 
-        def choose(px: Any, place: Array) -> Array:
-            return px.sample(random.indexed(keys, place))
+        def choose(px: Distribution, position: Array) -> Array:
+            return px.sample(random.indexed(keys, position))
 
         return self._in_turn(sample_shape + self.batch_shape, choose)
 
-    def log_prob(self, value: Array) -> Array:
-        """In one pass over all pixels, nats."""
+    def log_prob(self, value: Float[Array, "*draws H W C"]) -> Float[Array, "..."]:
+        """sum_t ln p(x_t | x_1, ..., x_t-1), in one pass over all pixels."""
         batch = jnp.broadcast_shapes(value.shape[:-3], self.batch_shape)
         height, width, channels = self.image_shape
         images = jnp.broadcast_to(value, (*batch, *self.image_shape)).reshape(-1, *self.image_shape)
@@ -74,40 +78,53 @@ class AutoregressivePixelsDistribution(Distribution):
         px = self._pixels(hidden.reshape(-1, height, width, hidden.shape[-1]))
         return px.log_prob(images).reshape(batch)
 
-    def _features(self, batch: Shape) -> Array:
-        """`[N, T or 1, F]` for all of a batch `[*more, *batch]`."""
+    def _features(self, batch: Shape) -> Float[Array, "N positions F"]:
+        """The features of all N elements of a batch `[*draws, *batch]`."""
         shape = self.features.shape[-2:]
         return jnp.broadcast_to(self.features, (*batch, *shape)).reshape(-1, *shape)
 
     def _hidden(
-        self, before: Array, features: Array, cache: Cache | None = None, start: Array | int = 0
-    ) -> tuple[Array, Cache]:
-        """Features of the pixels from `start` on, given the pixels before each, `[N, S, C]`."""
+        self,
+        before: Float[Array, "N S C"],
+        features: Float[Array, "N positions F"],
+        cache: Cache | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "N S width"], Cache]:
+        """The features of S pixels from `start` on, given the pixel before each."""
         features = jnp.broadcast_to(features, (*before.shape[:2], features.shape[-1]))
         inputs = jnp.concatenate([before, features], -1).astype(self._dtype)
-        hidden: Any = self.network.apply(self.variables.value["network"], inputs, cache, start)
-        return hidden[0].astype(before.dtype), hidden[1]
+        variables = self.variables.value["network"]
+        hidden_and_cache = self.network.apply(variables, inputs, cache, start)
+        hidden, cache = cast(tuple[Array, Cache], hidden_and_cache)
+        return hidden.astype(before.dtype), cache
 
     @property
-    def _dtype(self) -> Any:
-        """Of the network's parameters, so that it computes in half precision where they are."""
+    def _dtype(self) -> DTypeLike:
+        """The type of the network's parameters, in which it computes."""
         return jax.tree.leaves(self.variables.value["network"])[0].dtype
 
-    def _pixels(self, hidden: Array) -> Any:
-        """Each of `[N, H, W, F]` by itself: the distribution of images of that size."""
+    def _pixels(self, hidden: Float[Array, "N h w width"]) -> Distribution:
+        """The distribution of independent pixels with these features, as images `[h, w, C]`."""
         shape = (*hidden.shape[1:3], self.image_shape[-1])
-        return self.pixel.apply(self.variables.value["pixel"], hidden, shape)
+        return cast(Distribution, self.pixel.apply(self.variables.value["pixel"], hidden, shape))
 
-    def _in_turn(self, batch: Shape, choose: Callable[[Any, Array], Array]) -> Array:
-        """Images `[*batch, H, W, C]`, each pixel chosen from its distribution, given the chosen."""
+    def _in_turn(
+        self, batch: Shape, choose: Callable[[Distribution, Array], Array]
+    ) -> Float[Array, "*draws H W C"]:
+        """Images in which each pixel is chosen from its distribution, given those chosen before.
+
+        Args:
+            batch: the shape of the batch of images.
+            choose: the choice, from the distribution of a pixel and its position.
+        """
         features = self._features(batch)
         number, channels = len(features), self.image_shape[-1]
 
-        def step(state: tuple[Array, Cache], place: Array) -> tuple[tuple[Array, Cache], Array]:
+        def step(state: tuple[Array, Cache], position: Array) -> tuple[tuple[Array, Cache], Array]:
             before, cache = state
-            here = features[:, jnp.minimum(place, features.shape[1] - 1), None]
-            hidden, cache = self._hidden(before[:, None], here, cache, place)
-            chosen = choose(self._pixels(hidden[:, None]), place).reshape(number, channels)
+            here = features[:, jnp.minimum(position, features.shape[1] - 1), None]
+            hidden, cache = self._hidden(before[:, None], here, cache, position)
+            chosen = choose(self._pixels(hidden[:, None]), position).reshape(number, channels)
             return (chosen, cache), chosen
 
         start = (
@@ -121,16 +138,18 @@ class AutoregressivePixelsDistribution(Distribution):
 class AutoregressivePixels(Likelihood):
     """p(x|z) = prod_t p(x_t | x_1, ..., x_t-1, z), over pixels in raster order.
 
-    PixelVAE (Gulrajani et al. 2017) with a transformer for its PixelCNN. The decoder, any network,
-    gives the transformer its features of z; a likelihood of independent pixels says what p(x_t) is.
-    A draw takes as many steps as an image has pixels, and the mean has no closed form: pictures are
-    draws. So strong a p(x|z) can do without z: where the KL goes to zero, take a smaller one, or
-    `FreeBits`.
+    PixelVAE (Gulrajani et al. 2017) with a transformer in place of its PixelCNN. The decoder, any
+    network, gives the transformer features of z, and a likelihood of independent pixels makes
+    p(x_t | ...) of the transformer's features. A draw takes as many steps as an image has pixels.
+    The mean has no closed form: pictures are draws. Such a strong p(x|z) can do without z: where
+    the KL goes to zero, take a smaller network, or the objective `FreeBits`.
 
     Attributes:
-        pixel: the likelihood of a pixel given the network's features, such as `Bernoulli` or
-            `MixtureOfLogistics`; its support and measure are this one's.
-        width, num_layers, num_heads: of the `Transformer`.
+        pixel: the likelihood of a pixel given its features, such as `Bernoulli` or
+            `MixtureOfLogistics`; support and measure are those of the pixel.
+        width: the width of the transformer.
+        num_layers: the number of its blocks.
+        num_heads: the number of attention heads of each block.
     """
 
     pixel: Likelihood
@@ -142,32 +161,35 @@ class AutoregressivePixels(Likelihood):
     def supports(  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
     ) -> frozenset[Support]:
-        """The pixel's values."""
+        """The values of the pixel."""
         return self.pixel.supports
 
     @property
     def measure(self) -> Measure:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The pixel's measure."""
+        """The measure of the pixel."""
         return self.pixel.measure
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> AutoregressivePixelsDistribution:
-        """Features `[N, F]` or `[N, H, W, F]` to batch `[N]`, event `[H, W, C]`.
+    def __call__(
+        self, features: Float[Array, "N ..."], image_shape: Shape
+    ) -> AutoregressivePixelsDistribution:
+        """p(x|z), batch `[N]` and event `[H, W, C]`.
 
         Raises:
-            VaeJaxError: features of another height or width than the image; a pixel that looks at
-                whole batches.
+            VaeJaxError: the features have a different height or width than the image, or the
+                pixel's likelihood looks at whole batches.
         """
         height, width, channels = image_shape
         if self.pixel.whole_batch:
             raise VaeJaxError(
                 f"{type(self.pixel).__name__} looks at all pixels of a batch, so "
-                "AutoregressivePixels cannot use it for one: take another, such as Gaussian."
+                "AutoregressivePixels cannot use it for one: take another likelihood, such as "
+                "Gaussian."
             )
         if features.ndim > 2 and features.shape[1:3] != (height, width):
             raise VaeJaxError(
-                f"The decoder's features are {features.shape[1]}x{features.shape[2]} pixels, "
-                f"the images {height}x{width}."
+                f"The decoder's features are {features.shape[1]}x{features.shape[2]} pixels, the "
+                f"images {height}x{width}: take a decoder that meets the image's size."
             )
         network = Transformer(
             length=math.prod((height, width)),

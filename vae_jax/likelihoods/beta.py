@@ -1,4 +1,4 @@
-"""Beta pixels: a bounded density on [0, 1] whose mode and concentration the decoder chooses."""
+"""Beta pixels: a bounded density on [0, 1], its mode and concentration from the decoder."""
 
 import flax.linen as nn
 import jax
@@ -7,6 +7,8 @@ from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 from jax.scipy.special import betaln
+from jaxtyping import Float, Key, Num
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Elementwise, Shape
@@ -14,44 +16,47 @@ from vae_jax.interfaces import Likelihood
 
 # A standard deviation of less than one of 256 levels.
 MAX_LOG_CONCENTRATION = 10.0
-# The least value that dequantized data take; 1 less this is the greatest.
+# The least value that dequantized data take; the greatest is one less this.
 NEAREST_TO_EDGE = 2.0**-24
 
 
 @struct.dataclass
 class BetaDistribution(Elementwise):
-    """Beta(1 + k m, 1 + k (1 - m)): `loc` holds the modes m, `concentration` the k >= 0.
+    """Beta(1 + k m, 1 + k (1 - m)) with the modes m in `loc`.
 
-    Both parameters are at least one, so that the density has a bound, and no edge of the range an
-    infinite one: with k = 0 it is uniform.
+    Both parameters are at least one, so the density is bounded at the edges too; with k = 0 it is
+    uniform.
+
+    Attributes:
+        concentration: the concentrations k >= 0.
     """
 
-    concentration: Array
+    concentration: Float[Array, "..."]
 
     @property
-    def alpha(self) -> Array:
-        """The first parameter, `[*batch, *event]`."""
+    def alpha(self) -> Float[Array, "..."]:
+        """The first parameter, 1 + k m."""
         return 1 + self.concentration * self.loc
 
     @property
-    def beta(self) -> Array:
-        """The second parameter."""
+    def beta(self) -> Float[Array, "..."]:
+        """The second parameter, 1 + k (1 - m)."""
         return 1 + self.concentration * (1 - self.loc)
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Float[Array, "..."]:
         """(1 + k m) / (2 + k)."""
         return self.alpha / (2 + self.concentration)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """By JAX's sampler, with a key for each component."""
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
+        """By JAX's reparameterized sampler, with a key for each component."""
         shape = sample_shape + self.loc.shape
         keys = random.draw_keys(key, sample_shape, self.loc.shape).ravel()
         alpha, beta = (jnp.broadcast_to(p, shape).ravel() for p in (self.alpha, self.beta))
         return jax.vmap(jax.random.beta)(keys, alpha, beta).reshape(shape)
 
-    def component_log_prob(self, value: Array) -> Array:
-        """k m ln x + k (1 - m) ln(1 - x) - ln B, nats; at 0 and 1 as at the nearest datum."""
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        """k m ln x + k (1 - m) ln(1 - x) - ln B; at 0 and 1 the value of the nearest datum."""
         x = jnp.clip(value, NEAREST_TO_EDGE, 1 - NEAREST_TO_EDGE)
         kernel = self.loc * jnp.log(x) + (1 - self.loc) * jnp.log1p(-x)
         return self.concentration * kernel - betaln(self.alpha, self.beta)
@@ -61,8 +66,8 @@ class Beta(Likelihood):
     """p(x|z) = prod Beta(x_i), for reals in [0, 1] such as dequantized data.
 
     Attributes:
-        kernel_init: of the two affine maps, to the logit of the mode and to the logarithm of the
-            concentration of each pixel.
+        kernel_init: the initializer of the affine maps to the logit of the mode and to the
+            logarithm of the concentration.
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
@@ -70,8 +75,8 @@ class Beta(Likelihood):
     supports = frozenset({"unit"})
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> BetaDistribution:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."], image_shape: Shape) -> BetaDistribution:
         logits = self.per_pixel(features, image_shape, "mode", self.kernel_init)
         log_concentration = self.per_pixel(features, image_shape, "concentration", self.kernel_init)
         concentration = jnp.exp(jnp.minimum(log_concentration, MAX_LOG_CONCENTRATION))

@@ -6,17 +6,19 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float, Key, Num
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Elementwise, Shape
 from vae_jax.interfaces import Likelihood
 
 
-def log_integral(logit: Array) -> Array:
-    """ln of the integral of e^(l x) over [0, 1], ln[(e^l - 1) / l]; finite, as its derivatives are.
+def log_integral(logit: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """ln of the integral of e^(l x) over [0, 1], ln[(e^l - 1) / l]; its derivatives are finite.
 
-    Near l = 0, where numerator and denominator vanish, l/2 and the series of ln[sinh(h) / h] at
-    h = l/2; both branches are within float32's precision where they meet.
+    Near l = 0, where numerator and denominator vanish, it is l/2 plus the series of ln[sinh(h) / h]
+    at h = l/2. Where the two branches meet they agree to float32's precision.
     """
     magnitude = jnp.abs(logit)
     far = magnitude > 1
@@ -33,36 +35,36 @@ class ContinuousBernoulliDistribution(Elementwise):
     """p(x) = e^(l x) l / (e^l - 1) on [0, 1]: `loc` holds the logits l.
 
     In the terms of Loaiza-Ganem & Cunningham (2019), lambda = sigmoid(l) and the density is
-    C(lambda) lambda^x (1 - lambda)^(1 - x): an exponential family, whose log-normalizer is
+    C(lambda) lambda^x (1 - lambda)^(1 - x), an exponential family with the log-normalizer
     `log_integral`.
     """
 
     @property
-    def mean(self) -> Array:
-        """The log-normalizer's derivative, 1 / (1 - e^-l) - 1 / l: not sigmoid(l)."""
+    def mean(self) -> Float[Array, "..."]:
+        """1 / (1 - e^-l) - 1 / l, the derivative of the log-normalizer: not sigmoid(l)."""
         return jax.jvp(log_integral, (self.loc,), (jnp.ones_like(self.loc),))[1]
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """By the inverse cdf, ln[1 + u (e^l - 1)] / l."""
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
+        """Reparameterized by the inverse cdf, ln[1 + u (e^l - 1)] / l."""
         uniform = random.draw(jax.random.uniform, key, sample_shape, self.loc.shape)
-        # For -|l|, where nothing overflows; 1 - x has the logit -l. At 0, u itself.
+        # For -|l|, where nothing overflows: 1 - x has the logit -l. At l = 0 it is u.
         logit = jnp.minimum(-jnp.abs(self.loc), -1e-6)
         x = jnp.minimum(jnp.log1p(uniform * jnp.expm1(logit)) / logit, 1.0)
         return jnp.where(self.loc > 0, 1 - x, x)
 
-    def component_log_prob(self, value: Array) -> Array:
-        """l x - ln[(e^l - 1) / l], nats."""
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
+        """l x - ln[(e^l - 1) / l]."""
         return value * self.loc - log_integral(self.loc)
 
 
 class ContinuousBernoulli(Likelihood):
     """p(x|z) = prod CB(x_i; logit_i), for grey levels (Loaiza-Ganem & Cunningham 2019).
 
-    What a Bernoulli on grey images means to be, as a density: their difference, the normalizer,
-    depends on the logits.
+    It is the density that a Bernoulli on grey images stands for; the normalizer, by which they
+    differ, depends on the logits.
 
     Attributes:
-        kernel_init: of the affine map to logits.
+        kernel_init: the initializer of the affine map to logits.
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
@@ -70,7 +72,9 @@ class ContinuousBernoulli(Likelihood):
     supports = frozenset({"uint8", "unit"})
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> ContinuousBernoulliDistribution:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(
+        self, features: Float[Array, "N ..."], image_shape: Shape
+    ) -> ContinuousBernoulliDistribution:
         logits = self.per_pixel(features, image_shape, "logits", self.kernel_init)
         return ContinuousBernoulliDistribution(logits, event_ndims=3)

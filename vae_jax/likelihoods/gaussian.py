@@ -1,4 +1,4 @@
-"""Gaussian pixels: one scale for all, given, learned or optimal, or a scale for each."""
+"""Gaussian pixels: one scale for all, given, learned or optimal, or one for each pixel."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer
+from jaxtyping import Float
+from typing_extensions import override
 
 from vae_jax.distributions import Distribution, Normal, Shape
 from vae_jax.interfaces import Likelihood
 from vae_jax.likelihoods.base import MAX_LOG_SCALE
 from vae_jax.parallel import batch_mean
 
-# Batches over which OptimalGaussian's running variance averages.
+# The number of batches over which OptimalGaussian's running variance averages.
 MEMORY = 20
 
 
@@ -21,13 +23,14 @@ class Gaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, scale²), one scale for all pixels.
 
     With the fixed scale 0.5**0.5 this is least squares: -ln p(x|z) is the squared error plus a
-    constant. Any other scale weighs the squared error, against the KL, by 1 / (2 scale²).
+    constant. Another scale weighs the squared error, against the KL, by 1 / (2 scale²).
 
     Attributes:
-        scale: the fixed standard deviation in units of the data; None learns it, as one parameter
-            beside the decoder's (it is trained like any other: `likelihood/log_scale`).
-        squash: from the affine output to the mean; the sigmoid keeps means within [0, 1].
-        kernel_init, bias_init: of that affine map.
+        scale: the fixed standard deviation in units of the data; None learns it as one parameter,
+            `likelihood/log_scale`, trained like any other.
+        squash: the map from the affine output to the mean; the sigmoid keeps it within [0, 1].
+        kernel_init: the initializer of the kernel of the affine map.
+        bias_init: the initializer of its bias.
     """
 
     scale: float | None = None
@@ -36,8 +39,8 @@ class Gaussian(Likelihood):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> Normal:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."], image_shape: Shape) -> Normal:
         loc = self.per_pixel(features, image_shape, "loc", self.kernel_init, self.bias_init)
         if self.scale is None:
             scale = jnp.exp(self.param("log_scale", nn.initializers.zeros, ()))
@@ -50,14 +53,14 @@ class OptimalGaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, s²) with the s that fits best: sigma-VAE (Rybkin et al. 2021).
 
     In training s² is the mean squared error over all images, samples and pixels of the batch on
-    all devices, which maximizes their log-likelihood. It is handed to the loss as a constant: there
-    the derivative with respect to s is zero. A running mean of s², in the collection `running`, is
-    the scale of everything else; so evaluation is of a density that was fixed before.
+    all devices, which maximizes their log-likelihood. It enters the loss as a constant, since the
+    derivative with respect to s is zero there. Elsewhere the scale is a running mean of s², in the
+    collection `running`, so that evaluation is of a density that does not depend on the images.
 
     Attributes:
-        min_scale: lower limit of s in units of the data.
-        squash: from the affine output to the mean.
-        kernel_init: of that affine map.
+        min_scale: the lower limit of s in units of the data.
+        squash: the map from the affine output to the mean.
+        kernel_init: the initializer of the affine map.
     """
 
     min_scale: float = 1e-3
@@ -67,19 +70,21 @@ class OptimalGaussian(Likelihood):
     whole_batch = True
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> Normal:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`, with the remembered scale."""
+    def __call__(self, features: Float[Array, "N ..."], image_shape: Shape) -> Normal:
+        """p(x|z) with the remembered scale, batch `[N]` and event `[H, W, C]`."""
         loc = self.squash(self.per_pixel(features, image_shape, "loc", self.kernel_init))
         variance = self.variable("running", "variance", jnp.ones, ())
         return self._of_variance(loc, variance.value)
 
-    def observe(self, px: Distribution, x: Array, remember: bool = True) -> Distribution:
-        """In training, p(x|z) with the scale that fits images `[B, H, W, C]` best.
+    def observe(
+        self, px: Distribution, x: Float[Array, "B H W C"], remember: bool = True
+    ) -> Distribution:
+        """In training, p(x|z) with the scale that fits the images of the whole batch best.
 
         Args:
-            px: batch `[K, B]`.
+            px: the distribution that `__call__` made, batch `[K, B]`.
             x: this device's share of the batch.
-            remember: whether the running mean moves.
+            remember: whether the running mean is updated.
         """
         if self.is_initializing() or not self.is_mutable_collection("running"):
             return px
@@ -90,7 +95,7 @@ class OptimalGaussian(Likelihood):
             self.put_variable("running", "variance", before + (variance - before) / MEMORY)
         return self._of_variance(px.loc, variance)
 
-    def _of_variance(self, loc: Array, variance: Array) -> Normal:
+    def _of_variance(self, loc: Float[Array, "... H W C"], variance: Float[Array, ""]) -> Normal:
         scale = jnp.maximum(jnp.sqrt(variance), self.min_scale)
         return Normal(loc, jnp.broadcast_to(scale, loc.shape), event_ndims=3)
 
@@ -98,13 +103,13 @@ class OptimalGaussian(Likelihood):
 class HeteroscedasticGaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, s_i²), means and scales from the decoder.
 
-    The decoder of Kingma & Welling (2013, appendix C.2) for Frey Faces. Its density has no upper
-    bound: where the decoder can predict a pixel exactly, only `min_scale` limits it.
+    The decoder of Kingma & Welling (2013, appendix C.2) for Frey Faces. Where it predicts a pixel
+    exactly, only `min_scale` bounds the density.
 
     Attributes:
-        min_scale: lower limit of s_i in units of the data.
-        squash: from the affine output to the mean.
-        kernel_init: of both affine maps.
+        min_scale: the lower limit of s_i in units of the data.
+        squash: the map from the affine output to the mean.
+        kernel_init: the initializer of both affine maps.
     """
 
     min_scale: float = 1e-3
@@ -112,8 +117,8 @@ class HeteroscedasticGaussian(Likelihood):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> Normal:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."], image_shape: Shape) -> Normal:
         loc = self.per_pixel(features, image_shape, "loc", self.kernel_init)
         log_scale = self.per_pixel(features, image_shape, "log_scale", self.kernel_init)
         log_scale = jnp.minimum(log_scale, MAX_LOG_SCALE)

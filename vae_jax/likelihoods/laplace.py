@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float
+from typing_extensions import override
 
 from vae_jax import distributions
 from vae_jax.distributions import Shape
@@ -17,10 +19,10 @@ class Laplace(Likelihood):
     """p(x|z) = prod Laplace(x_i; m_i, scale), one scale for all pixels; m_i is the median.
 
     Attributes:
-        scale: the fixed scale in units of the data (the mean absolute deviation); None learns it,
+        scale: the fixed scale, the mean absolute deviation, in units of the data; None learns it
             as the parameter `likelihood/log_scale`.
-        squash: from the affine output to the median; the sigmoid keeps it within [0, 1].
-        kernel_init: of that affine map.
+        squash: the map from the affine output to the median; the sigmoid keeps it within [0, 1].
+        kernel_init: the initializer of the affine map.
     """
 
     scale: float | None = None
@@ -28,8 +30,10 @@ class Laplace(Likelihood):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> distributions.Laplace:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(
+        self, features: Float[Array, "N ..."], image_shape: Shape
+    ) -> distributions.Laplace:
         loc = self.squash(self.per_pixel(features, image_shape, "loc", self.kernel_init))
         if self.scale is None:
             scale = jnp.exp(self.param("log_scale", nn.initializers.zeros, ()))

@@ -6,19 +6,24 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float, Key, Num
+from typing_extensions import override
 
 from vae_jax import random
+from vae_jax.cpu.softplus import softplus
 from vae_jax.distributions import Elementwise, Shape
 from vae_jax.interfaces import Likelihood
-from vae_jax.likelihoods.base import MAX_LOG_SCALE, softplus
+from vae_jax.likelihoods.base import MAX_LOG_SCALE
 
 
-def log_bin_mass(value: Array, loc: Array, scale: Array) -> Array:
-    """ln of a logistic's mass in the bin of each value k/255, exact in the tails.
+def log_bin_mass(
+    value: Num[Array, "..."], loc: Float[Array, "..."], scale: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The log-mass of a logistic in the bin of each value k/255, exact in the tails.
 
     A bin reaches half a step to either side of its value, the first and the last to infinity. With
-    w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), whose three
-    logarithms never cancel.
+    w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), the logarithms of
+    which do not cancel. The arguments are broadcast against each other.
     """
     centred = value - loc
     upper = (centred + 0.5 / 255) / scale
@@ -32,14 +37,14 @@ def log_bin_mass(value: Array, loc: Array, scale: Array) -> Array:
     )
 
 
-def nearest_level(value: Array) -> Array:
-    """The level k/255, k = 0..255, in whose bin a real value lies."""
+def nearest_level(value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The level k/255, k = 0, ..., 255, in whose bin a real value lies."""
     return jnp.round(jnp.clip(value, 0.0, 1.0) * 255) / 255
 
 
-def bin_scale(log_scale: Array, initial_scale: float) -> Array:
-    """A logistic's scale from an affine output; `initial_scale` at output 0."""
-    # Below 1e-4 of the range, a 40th of a grid step, a bin holds all the mass there is.
+def bin_scale(log_scale: Float[Array, "*shape"], initial_scale: float) -> Float[Array, "*shape"]:
+    """The scale of a logistic from an affine output; `initial_scale` at output 0."""
+    # At 1e-4 of the range, a 40th of a grid step, one bin already holds all the mass.
     return jnp.maximum(initial_scale * jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE)), 1e-4)
 
 
@@ -47,24 +52,27 @@ def bin_scale(log_scale: Array, initial_scale: float) -> Array:
 class DiscretizedLogisticDistribution(Elementwise):
     """A logistic density integrated over 256 bins (Kingma et al. 2016, the IAF paper).
 
-    Values lie on the grid k/255, k = 0..255, and the masses sum to one (`log_bin_mass`). `loc` and
-    `scale` are in grid units of [0, 1]; `scale` broadcasts against `loc`.
+    Values lie on the grid k/255, k = 0, ..., 255, and the masses sum to one (`log_bin_mass`). `loc`
+    is in units of [0, 1].
+
+    Attributes:
+        scale: the scale of each component, in units of [0, 1]; it broadcasts against `loc`.
     """
 
-    scale: Array
+    scale: Float[Array, "..."]
     exact_mean = False
 
     @property
-    def mean(self) -> Array:
-        """The underlying logistic's location, clipped to [0, 1]: the median, within a level."""
+    def mean(self) -> Float[Array, "..."]:
+        """The location of the logistic, clipped to [0, 1]: the median, within a level."""
         return jnp.clip(self.loc, 0.0, 1.0)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """A logistic draw rounded to the nearest level."""
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
+        """Draws of the logistic, rounded to the nearest level; not reparameterized."""
         noise = random.draw(jax.random.logistic, key, sample_shape, self.loc.shape)
         return nearest_level(self.loc + self.scale * noise)
 
-    def component_log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """ln [sigmoid(upper) - sigmoid(lower)], exact in the tails."""
         return log_bin_mass(value, self.loc, self.scale)
 
@@ -73,7 +81,7 @@ class DiscretizedLogistic(Likelihood):
     """A logistic integrated over the 256 levels of each pixel (Kingma et al. 2016, the IAF paper).
 
     Attributes:
-        kernel_init: of the two affine maps, to the location and to the log-scale of each pixel.
+        kernel_init: the initializer of the affine maps to the location and to the log-scale.
         initial_scale: the scale at log-scale output 0, in units of [0, 1].
     """
 
@@ -84,8 +92,10 @@ class DiscretizedLogistic(Likelihood):
     measure = "mass"
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> DiscretizedLogisticDistribution:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(
+        self, features: Float[Array, "N ..."], image_shape: Shape
+    ) -> DiscretizedLogisticDistribution:
         loc = 0.5 + self.per_pixel(features, image_shape, "loc", self.kernel_init)
         log_scale = self.per_pixel(features, image_shape, "log_scale", self.kernel_init)
         scale = bin_scale(log_scale, self.initial_scale)

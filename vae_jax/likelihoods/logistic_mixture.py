@@ -1,4 +1,4 @@
-"""Mixtures of discretized logistics with channels that depend on each other (PixelCNN++)."""
+"""Mixtures of discretized logistics whose channels depend on each other (PixelCNN++)."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float, Key
 from typing_extensions import override
 
 from vae_jax import random
@@ -17,19 +18,31 @@ from vae_jax.interfaces import Likelihood
 from vae_jax.likelihoods.logistic import bin_scale, log_bin_mass, nearest_level
 
 
-def shifted(loc: Array, coefficients: Array, value: Array) -> Array:
-    """Where channel c lies given the channels before: m_c + sum_{d<c} a_cd (x_d - 1/2).
+def shifted(
+    loc: Float[Array, "... C"], coefficients: Float[Array, "... C C"], value: Float[Array, "... C"]
+) -> Float[Array, "... C"]:
+    """The location of each channel given the channels before: m_c + sum_{d<c} a_cd (x_d - 1/2).
 
     Args:
-        loc: m, `[..., C]`.
-        coefficients: a, `[..., C, C]`, zero on and above the diagonal.
-        value: x, `[..., C]`.
+        loc: the locations m.
+        coefficients: the coefficients a, zero on and above the diagonal.
+        value: the channels x.
     """
     return loc + (coefficients * (value - 0.5)[..., None, :]).sum(-1)
 
 
-def settled(loc: Array, coefficients: Array, settle: Callable[[Array], Array]) -> Array:
-    """Settles one channel after the other, each shifted by those before."""
+def settled(
+    loc: Float[Array, "*shape C"],
+    coefficients: Float[Array, "*shape C C"],
+    settle: Callable[[Array], Array],
+) -> Float[Array, "*shape C"]:
+    """Settles one channel after the other, each at a location shifted by the channels before.
+
+    Args:
+        loc: the locations m.
+        coefficients: the coefficients a, zero on and above the diagonal.
+        settle: the map from the shifted location of a channel to its value.
+    """
     value = jnp.full_like(loc, 0.5)
     for channel in range(loc.shape[-1]):
         settled_channel = settle(shifted(loc, coefficients, value)[..., channel])
@@ -39,21 +52,22 @@ def settled(loc: Array, coefficients: Array, settle: Callable[[Array], Array]) -
 
 @struct.dataclass
 class MixtureOfLogisticsDistribution(Distribution):
-    """A pixel's channels share one of M components (Salimans et al. 2017, section 2).
+    """The channels of a pixel share one of M components (Salimans et al. 2017, section 2).
 
     Within a component the channels are discretized logistics, whose locations are shifted by the
     values of the channels before: P(x) = sum_m w_m prod_c P(x_c | x_<c, m). Pixels are independent.
 
     Attributes:
-        log_weights: ln w, `[*batch, H, W, M]`.
-        loc, scale: `[*batch, H, W, M, C]`, in units of [0, 1].
-        coefficients: `[*batch, H, W, M, C, C]`, zero on and above the diagonal.
+        log_weights: the logarithms of the weights w.
+        loc: the locations of the logistics, in units of [0, 1].
+        scale: the scales of the logistics, in units of [0, 1].
+        coefficients: the coefficients of the shifts, zero on and above the diagonal.
     """
 
-    log_weights: Array
-    loc: Array
-    scale: Array
-    coefficients: Array
+    log_weights: Float[Array, "*batch H W M"]
+    loc: Float[Array, "*batch H W M C"]
+    scale: Float[Array, "*batch H W M C"]
+    coefficients: Float[Array, "*batch H W M C C"]
     exact_mean = False
 
     event_ndims = 3
@@ -64,13 +78,15 @@ class MixtureOfLogisticsDistribution(Distribution):
         return (*self.loc.shape[:-2], self.loc.shape[-1])
 
     @property
-    def mean(self) -> Array:
-        """The components' medians, taken channel by channel, averaged by weight."""
+    def mean(self) -> Float[Array, "*batch H W C"]:
+        """The medians of the components, channel by channel, averaged by weight; not the mean."""
         medians = settled(self.loc, self.coefficients, lambda value: jnp.clip(value, 0.0, 1.0))
         return (jnp.exp(self.log_weights)[..., None] * medians).sum(-2)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """Draws a component for each pixel, then its channels in turn."""
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws H W C"]:
+        """Draws a component for each pixel, then its channels in turn; not reparameterized."""
         key_component, key_value = random.purposes(key, "component", "value")
         gumbel = random.draw(jax.random.gumbel, key_component, sample_shape, self.log_weights.shape)
         component = jax.nn.one_hot((self.log_weights + gumbel).argmax(-1), gumbel.shape[-1])
@@ -81,8 +97,8 @@ class MixtureOfLogisticsDistribution(Distribution):
         noise = random.draw(jax.random.logistic, key_value, sample_shape, shape)
         return settled(loc + scale * noise, coefficients, nearest_level)
 
-    def log_prob(self, value: Array) -> Array:
-        """Sum over pixels of ln sum_m w_m prod_c P(x_c | x_<c, m), nats."""
+    def log_prob(self, value: Float[Array, "*draws H W C"]) -> Float[Array, "..."]:
+        """The sum over pixels of ln sum_m w_m prod_c P(x_c | x_<c, m)."""
         value = value[..., None, :]
         loc = shifted(self.loc, self.coefficients, value)
         log_channels = log_bin_mass(value, loc, self.scale).sum(-1)
@@ -92,12 +108,12 @@ class MixtureOfLogisticsDistribution(Distribution):
 class MixtureOfLogistics(Likelihood):
     """A mixture of discretized logistics for each pixel (PixelCNN++, Salimans et al. 2017).
 
-    The dependence between channels is the paper's: for RGB, green is shifted by red and blue by
-    both, with coefficients in [-1, 1] from the decoder. Grey images have none.
+    As in the paper, green is shifted by red, and blue by both, with coefficients in [-1, 1] from
+    the decoder. Grey images have no shifts.
 
     Attributes:
-        num_components: M.
-        kernel_init: of the affine maps.
+        num_components: the number of components M.
+        kernel_init: the initializer of the affine maps.
         initial_scale: the scale at log-scale output 0, in units of [0, 1].
     """
 
@@ -109,15 +125,17 @@ class MixtureOfLogistics(Likelihood):
     measure = "mass"
 
     @nn.compact
-    def __call__(self, features: Array, image_shape: Shape) -> MixtureOfLogisticsDistribution:
-        """Features `[N, ...]` to batch `[N]`, event `[H, W, C]`."""
+    @override
+    def __call__(
+        self, features: Float[Array, "N ..."], image_shape: Shape
+    ) -> MixtureOfLogisticsDistribution:
         height, width, channels = image_shape
         pixels, number = (height, width), self.num_components
 
         def affine(name: str, *own: int) -> Array:
             return self.per_pixel(features, (*pixels, number, *own), name, self.kernel_init)
 
-        # Spread over the range, so that the components do not start as copies of one another.
+        # Spread over the range: the components would else start as copies of one another.
         centres = (jnp.arange(number)[:, None] + 0.5) / number
         loc = centres + affine("loc", channels)
         coefficients = jnp.zeros((*loc.shape, channels))

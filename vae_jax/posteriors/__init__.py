@@ -1,4 +1,4 @@
-"""q(z|x): the features of a network become a distribution over latents."""
+"""q(z|x), from the features of a network; see `vae_jax.interfaces.Posterior`."""
 
 from vae_jax.posteriors.categorical import Categorical, GumbelSoftmax
 from vae_jax.posteriors.codes import (

@@ -1,15 +1,19 @@
-"""Posteriors over categories, exact and relaxed."""
+"""Posteriors over categorical variables, exact and relaxed."""
 
 import flax.linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float
+from typing_extensions import override
 
 from vae_jax.distributions import Concrete, OneHotCategorical
 from vae_jax.interfaces import Posterior
 
 
-def _logits(features: Array, num: int, classes: int, kernel_init: Initializer) -> Array:
-    """Affine in the features `[B, ...]`, flattened: `[B, num, classes]`. Call it in a module."""
+def _logits(
+    features: Float[Array, "B ..."], num: int, classes: int, kernel_init: Initializer
+) -> Float[Array, "B n C"]:
+    """An affine map of the flattened features; to be called in a compact method."""
     h = features.reshape(features.shape[0], -1)
     logits = nn.Dense(num * classes, kernel_init=kernel_init, name="logits")(h)
     return logits.reshape(-1, num, classes)
@@ -18,14 +22,16 @@ def _logits(features: Array, num: int, classes: int, kernel_init: Initializer) -
 class Categorical(Posterior):
     """q(z|x) of n independent categorical variables, one-hot, with affine logits.
 
-    Samples pass the gradient of their relaxation straight through (Jang et al. 2017, "Categorical
-    reparameterization with Gumbel-softmax").
+    The gradient of samples is that of their relaxation, passed straight through.
 
     Attributes:
-        num: n variables.
-        classes: C categories of each.
-        temperature: of the relaxation behind the gradient.
-        kernel_init: of the affine map.
+        num: the number of variables n.
+        classes: the number of categories C of each.
+        temperature: the temperature of the relaxation.
+        kernel_init: the initializer of the affine map.
+
+    References:
+        Jang et al. (2017), "Categorical reparameterization with Gumbel-softmax".
     """
 
     num: int
@@ -37,8 +43,8 @@ class Categorical(Posterior):
     traits = frozenset({"density", "amortized", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> OneHotCategorical:
-        """Features `[B, ...]` to batch `[B]`, event `[n, C]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> OneHotCategorical:
         logits = _logits(features, self.num, self.classes, self.kernel_init)
         return OneHotCategorical(logits, self.temperature)
 
@@ -46,14 +52,17 @@ class Categorical(Posterior):
 class GumbelSoftmax(Posterior):
     """q(z|x) of n independent Concrete variables, probability vectors, with affine logits.
 
-    A density on the simplex with one of the prior's kind beside it, so that the bound is a bound
-    (Maddison et al. 2017, "The Concrete distribution").
+    It is a density on the simplex, as the prior `UniformConcrete` is, so the bound is a bound.
 
     Attributes:
-        num: n variables.
-        classes: C components of each.
-        temperature: of the distribution.
-        kernel_init: of the affine map.
+        num: the number of variables n.
+        classes: the number of components C of each.
+        temperature: the temperature of the distribution.
+        kernel_init: the initializer of the affine map.
+
+    References:
+        Maddison et al. (2017), "The Concrete distribution: a continuous relaxation of discrete
+        random variables".
     """
 
     num: int
@@ -65,7 +74,7 @@ class GumbelSoftmax(Posterior):
     traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> Concrete:
-        """Features `[B, ...]` to batch `[B]`, event `[n, C]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Concrete:
         logits = _logits(features, self.num, self.classes, self.kernel_init)
         return Concrete(logits, self.temperature)

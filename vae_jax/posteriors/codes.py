@@ -1,6 +1,7 @@
-"""Quantized posteriors: features become maps of codes.
+"""Quantized posteriors: from features to maps of codes.
 
-Features `[B, h, w, F]` have a code vector for each place; vectors `[B, F]` are maps of one place.
+Features `[N, h, w, F]` have a code vector at each position; vectors `[N, F]` are maps of one
+position.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.nn.initializers import Initializer
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.distributions import ProductCodebook, Quantized, VectorCodebook, nearest, sum_event
 from vae_jax.errors import VaeJaxError
@@ -22,18 +25,19 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 SMOOTHING = 1e-5
 
 
-def _as_map(features: Array) -> Array:
+def _as_map(features: Float[Array, "N ..."]) -> Float[Array, "N h w F"]:
     return features.reshape(len(features), *(features.shape[1:-1] or (1, 1)), -1)
 
 
 class Vectors(nn.Module):
-    """The vectors of one level, and how they follow what is assigned to them.
+    """The vectors of one level, and how they follow the inputs assigned to them.
 
     Attributes:
-        num_codes: C.
-        dim: d.
-        decay: of the running averages; None leaves the vectors to the optimizer.
-        restart_below: a code with fewer uses per batch, in the running average, is dead.
+        num_codes: the number of codes C.
+        dim: the number of components d of a vector.
+        decay: the decay of the running averages; None leaves the vectors to the optimizer.
+        restart_below: the number of uses per batch, in the running average, below which a code is
+            dead.
     """
 
     num_codes: int
@@ -56,30 +60,30 @@ class Vectors(nn.Module):
             smoothed = (counts + SMOOTHING) / (total + self.num_codes * SMOOTHING) * total
             self.vectors = self.sums.value / smoothed[:, None]
 
-    def update(self, x: Array, indices: Array, decay: float):
+    def update(self, x: Float[Array, "*batch d"], indices: Int[Array, "*batch"], decay: float):
         """One step of the averages (van den Oord et al. 2017, appendix A.1), then restarts.
 
-        A dead code moves to one of the batch's x, the same on every device. Their places in the
-        batch are spread by the golden ratio, over images and over positions.
+        A dead code moves to one of the inputs of the whole batch, the same on every device. The
+        chosen inputs are spread over images and positions by the golden ratio.
 
         Args:
-            x: `[B, ..., d]`.
-            indices: of the vectors that they are assigned to, `[B, ...]`.
-            decay: of the running averages.
+            x: the inputs of this device.
+            indices: the vectors to which they are assigned.
+            decay: the decay of the running averages.
         """
         x, indices = whole_batch(x).reshape(-1, self.dim), whole_batch(indices).reshape(-1)
         assigned = jax.nn.one_hot(indices, self.num_codes)
         counts = decay * self.counts.value + (1 - decay) * assigned.sum(0)
         sums = decay * self.sums.value + (1 - decay) * assigned.T @ x
         dead = counts < self.restart_below
-        places = (np.arange(self.num_codes) * GOLDEN_RATIO % 1 * len(x)).astype(int)
+        chosen = (np.arange(self.num_codes) * GOLDEN_RATIO % 1 * len(x)).astype(int)
         self.counts.value = jnp.where(dead, 1.0, counts)
-        self.sums.value = jnp.where(dead[:, None], x[places], sums)
+        self.sums.value = jnp.where(dead[:, None], x[chosen], sums)
 
-    def assign(self, x: Array) -> Array:
-        """Indices `[B, ...]` of the vectors nearest to x `[B, ..., d]`, which follow in training.
+    def assign(self, x: Float[Array, "*batch d"]) -> Int[Array, "*batch"]:
+        """The indices of the vectors nearest to the inputs.
 
-        "Training" is when the collection "codebook" may change.
+        In training, which is when the collection "codebook" is mutable, the vectors follow.
         """
         x = lax.stop_gradient(x)
         indices = nearest(x, self.vectors)
@@ -89,8 +93,8 @@ class Vectors(nn.Module):
         return indices
 
 
-def _quantize(encoded: Array, levels: Sequence[Vectors]) -> Quantized:
-    """Each level is given what those before have left of `[B, h, w, d]`.
+def _quantize(encoded: Float[Array, "N h w d"], levels: Sequence[Vectors]) -> Quantized:
+    """Quantizes level by level: each is given the residual of the levels before.
 
     The penalties draw the encoder's output and every partial sum to each other (van den Oord et
     al. 2017, equation 3; for several levels, Lee et al. 2022).
@@ -112,13 +116,14 @@ class VectorQuantized(Posterior):
     """The nearest vectors of a learned codebook (van den Oord et al. 2017).
 
     Attributes:
-        num_codes: C.
-        dim: d, of the vectors and of the affine map before them.
-        decay: the vectors are running averages of what is assigned to them, kept in the collection
-            "codebook" (appendix A.1); None learns them by gradient, from the penalty "codebook".
-        restart_below: a code with fewer uses per batch, in the running average, moves to one of the
-            batch's encodings; 0 leaves dead codes alone.
-        kernel_init: of the affine map.
+        num_codes: the number of codes C.
+        dim: the number of components d of the vectors and of the affine map before them.
+        decay: the decay with which the vectors, in the collection "codebook", are running averages
+            of the inputs assigned to them (appendix A.1); None learns them by gradient, from the
+            penalty "codebook".
+        restart_below: the number of uses per batch, in the running average, below which a code
+            moves to one of the batch's inputs; 0 leaves dead codes alone.
+        kernel_init: the initializer of the affine map.
     """
 
     num_codes: int
@@ -131,31 +136,33 @@ class VectorQuantized(Posterior):
     traits = frozenset({"codebook"})
 
     def setup(self):
-        """One level, behind an affine map."""
+        """One level, after an affine map."""
         self.encoded = nn.Dense(self.dim, kernel_init=self.kernel_init)
         self.level = Vectors(self.num_codes, self.dim, self.decay, self.restart_below)
 
     @property
     def codebook(self) -> VectorCodebook:
-        """Of this step."""
+        """The codebook of this step."""
         return VectorCodebook(self.level.vectors[None])
 
-    def __call__(self, features: Array) -> Quantized:
-        """Features `[B, h, w, F]` to batch `[B]`, event `[h, w, d]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Quantized:
         return _quantize(self.encoded(_as_map(features)), [self.level])
 
 
 class ResidualVectorQuantized(Posterior):
-    """Codebooks in a row, each for what those before have left (Zeghidour et al. 2021).
+    """Codebooks in a row, each for the residual of those before (Zeghidour et al. 2021).
 
     z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder is given
-    the last one alone.
+    only the last.
 
     Attributes:
-        num_codes: C of each level.
-        dim: d, of the vectors and of the affine map before them.
-        depth: levels.
-        decay, restart_below, kernel_init: as in `VectorQuantized`, for each level.
+        num_codes: the number of codes C of each level.
+        dim: the number of components d of the vectors and of the affine map before them.
+        depth: the number of levels.
+        decay: the decay of the running averages of each level, as in `VectorQuantized`.
+        restart_below: the number of uses per batch below which a code of a level is restarted.
+        kernel_init: the initializer of the affine map.
     """
 
     num_codes: int
@@ -169,7 +176,7 @@ class ResidualVectorQuantized(Posterior):
     traits = frozenset({"codebook"})
 
     def setup(self):
-        """The levels, behind an affine map."""
+        """The levels, after an affine map."""
         self.encoded = nn.Dense(self.dim, kernel_init=self.kernel_init)
         self.levels = [
             Vectors(self.num_codes, self.dim, self.decay, self.restart_below)
@@ -178,22 +185,23 @@ class ResidualVectorQuantized(Posterior):
 
     @property
     def codebook(self) -> VectorCodebook:
-        """Of this step."""
+        """The codebook of this step."""
         return VectorCodebook(jnp.stack([level.vectors for level in self.levels]))
 
-    def __call__(self, features: Array) -> Quantized:
-        """Features `[B, h, w, F]` to batch `[B]`, event `[h, w, depth * d]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Quantized:
         return _quantize(self.encoded(_as_map(features)), self.levels)
 
 
 class FiniteScalarQuantized(Posterior):
     """Each component bounded and rounded to one of a few levels (Mentzer et al. 2023).
 
-    No codebook is learned, and nothing is penalized.
+    No codebook is learned, and there are no penalties.
 
     Attributes:
-        levels: L_i, the number of values of component i, each at least 2; C is their product.
-        kernel_init: of the affine map to the components.
+        levels: the number of values of each component, at least 2; their product is the number of
+            codes C.
+        kernel_init: the initializer of the affine map to the components.
     """
 
     levels: Sequence[int]
@@ -204,20 +212,23 @@ class FiniteScalarQuantized(Posterior):
 
     @property
     def codebook(self) -> ProductCodebook:
-        """Integers from -floor(L/2), L of them, divided by floor(L/2)."""
+        """For L levels, the L integers from -floor(L/2) on, divided by floor(L/2)."""
         return ProductCodebook(
             tuple(tuple((j - L // 2) / (L // 2) for j in range(L)) for L in self.levels)
         )
 
     @nn.compact
-    def __call__(self, features: Array) -> Quantized:
-        """Features `[B, h, w, F]` to batch `[B]`, event `[h, w, len(levels)]`.
+    def __call__(self, features: Float[Array, "N ..."]) -> Quantized:
+        """q(z|x), batch `[N]` and event `[h, w, len(levels)]`.
 
         Raises:
             VaeJaxError: a component has fewer than 2 levels.
         """
         if min(self.levels) < 2:
-            raise VaeJaxError(f"FiniteScalarQuantized has levels {self.levels}: take 2 or more.")
+            raise VaeJaxError(
+                f"FiniteScalarQuantized was given the levels {self.levels}: take at least 2 for "
+                "each component."
+            )
         dense = nn.Dense(len(self.levels), kernel_init=self.kernel_init, name="encoded")
         h = dense(_as_map(features))
         # Appendix A.1 of the paper: an even number of levels is bounded half a level lower.
@@ -230,15 +241,19 @@ class FiniteScalarQuantized(Posterior):
 
 
 class LookupFree(Posterior):
-    """The signs of an affine map (Yu et al. 2023, "Language model beats diffusion").
+    """The signs of an affine map h: lookup-free quantization (Yu et al. 2023).
 
-    Penalties: `commitment` |h - z|², and `entropy`, that of each code's soft assignment
-    q(c) ∝ exp(-|h - c|²) minus that of the assignments' mean over the places of the whole batch:
-    low where encodings are decided and all codes in use. It looks at all 2^dim codes.
+    Its penalties are `commitment`, |h - z|², and `entropy`: the entropy of each position's soft
+    assignment q(c) ∝ exp(-|h - c|²) over all 2^dim codes, less the entropy of the mean assignment
+    over the positions of the whole batch. It is low where assignments are certain and all codes
+    are in use.
 
     Attributes:
-        dim: signs in a code; C = 2^dim.
-        kernel_init: of the affine map.
+        dim: the number of signs in a code; C = 2^dim.
+        kernel_init: the initializer of the affine map.
+
+    References:
+        Yu et al. (2023), "Language model beats diffusion: tokenizer is key to visual generation".
     """
 
     dim: int
@@ -254,8 +269,8 @@ class LookupFree(Posterior):
         return ProductCodebook(((-1.0, 1.0),) * self.dim)
 
     @nn.compact
-    def __call__(self, features: Array) -> Quantized:
-        """Features `[B, h, w, F]` to batch `[B]`, event `[h, w, dim]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Quantized:
         h = nn.Dense(self.dim, kernel_init=self.kernel_init, name="encoded")(_as_map(features))
         indices = self.codebook.indices(h)
         vectors = self.codebook.embed(jnp.arange(self.codebook.num_codes)[:, None])

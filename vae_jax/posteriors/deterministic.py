@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float, Key, Num
+from typing_extensions import override
 
 from vae_jax.distributions import Elementwise, Shape
 from vae_jax.interfaces import Posterior, latent_shape
@@ -14,27 +16,27 @@ from vae_jax.interfaces import Posterior, latent_shape
 class Delta(Elementwise):
     """All mass at `loc`.
 
-    It has no density. `log_prob` is 0 by convention, the logarithm of the point's mass, so that
-    Terms can be made; with it, importance weights and rates mean nothing, and what needs a density
-    of q is refused.
+    It has no density. By convention `log_prob` is 0, the logarithm of the point's mass, so that
+    Terms can be made; importance weights and rates have no meaning then, and objectives that need
+    a density of q are refused.
     """
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        """The point, `sample_shape` times."""
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
+        """The point: all draws are equal."""
         del key
         return jnp.broadcast_to(self.loc, sample_shape + self.loc.shape)
 
-    def component_log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """Zeros: every value is taken for a draw."""
         return jnp.zeros_like(value)
 
 
 class Deterministic(Posterior):
-    """z = mu(h), affine: for objectives that ask for no density of q and no noise.
+    """z = mu(h), affine: for objectives that need neither a density of q nor noise.
 
     Attributes:
-        shape: of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
-        kernel_init: of the affine map.
+        shape: the shape of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
+        kernel_init: the initializer of the affine map.
     """
 
     shape: int | Shape
@@ -43,16 +45,12 @@ class Deterministic(Posterior):
     traits = frozenset({"amortized"})
 
     @property
+    @override
     def event_ndims(self) -> int:
-        """Axes of z."""
         return len(latent_shape(self.shape))
 
     @nn.compact
-    def __call__(self, features: Array) -> Delta:
-        """Features `[B, ...]` to batch `[B]`, event `[*shape]`.
-
-        Raises:
-            VaeJaxError: features that do not fit the shape.
-        """
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Delta:
         loc = self.affine(features, self.shape, "loc", self.kernel_init)
         return Delta(loc, event_ndims=self.event_ndims)

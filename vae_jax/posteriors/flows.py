@@ -1,12 +1,14 @@
-"""Flow posteriors: draws of a diagonal Gaussian, moved by invertible maps.
+"""Flow posteriors: a diagonal Gaussian, transformed by invertible maps.
 
-Each starts near that Gaussian (Householder's: near a rotation of it).
+Each starts near that Gaussian; Householder's near a rotation of it.
 """
 
 from collections.abc import Sequence
 
 import flax.linen as nn
 from jax import Array
+from jaxtyping import Float
+from typing_extensions import override
 
 from vae_jax.distributions import Transformed
 from vae_jax.errors import VaeJaxError
@@ -33,8 +35,8 @@ class PlanarFlow(Posterior):
     """Planar flows, all parameters from the features (Rezende & Mohamed 2015).
 
     Attributes:
-        dim: latent dimensions d.
-        num_flows: T.
+        dim: the number of latent dimensions d.
+        num_flows: the number of flows T.
     """
 
     dim: int
@@ -43,8 +45,8 @@ class PlanarFlow(Posterior):
     traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> Transformed:
-        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
         h = features.reshape(features.shape[0], -1)
         base = DiagonalGaussian(self.dim, name="base")(h)
         shape = (self.num_flows, self.dim)
@@ -58,12 +60,12 @@ class PlanarFlow(Posterior):
 class HouseholderFlow(Posterior):
     """Reflections whose vectors come from the features (Tomczak & Welling 2016).
 
-    So q(z|x) is Gaussian with a full covariance matrix, whose eigenvectors are learned apart from
-    its eigenvalues. In the paper v_t is an affine map of v_{t-1}, here directly of the features.
+    q(z|x) is thus Gaussian with a full covariance matrix, whose eigenvectors are learned apart from
+    its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here it is one of the features.
 
     Attributes:
-        dim: latent dimensions d.
-        num_flows: T reflections; d of them reach every orthogonal matrix.
+        dim: the number of latent dimensions d.
+        num_flows: the number of reflections T; d of them reach every orthogonal matrix.
     """
 
     dim: int
@@ -72,8 +74,8 @@ class HouseholderFlow(Posterior):
     traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> Transformed:
-        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
         h = features.reshape(features.shape[0], -1)
         base = DiagonalGaussian(self.dim, name="base")(h)
         shape = (self.num_flows, self.dim)
@@ -85,9 +87,9 @@ class SylvesterFlow(Posterior):
     """Orthogonal Sylvester flows, all parameters from the features (van den Berg et al. 2018).
 
     Attributes:
-        dim: latent dimensions d.
-        num_ortho: M <= d orthonormal columns of Q, the width of each flow.
-        num_flows: T.
+        dim: the number of latent dimensions d.
+        num_ortho: the number of orthonormal columns M <= d of Q, the width of each flow.
+        num_flows: the number of flows T.
     """
 
     dim: int
@@ -97,8 +99,8 @@ class SylvesterFlow(Posterior):
     traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> Transformed:
-        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`.
+    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
+        """q(z|x), batch `[N]` and event `[d]`.
 
         Raises:
             VaeJaxError: M > d.
@@ -127,9 +129,9 @@ class InverseAutoregressiveFlow(Posterior):
     The order of the components is reversed from flow to flow. All examples share the networks.
 
     Attributes:
-        dim: latent dimensions d.
-        num_flows: T.
-        features: width of each hidden layer of a flow's MADE.
+        dim: the number of latent dimensions d.
+        num_flows: the number of flows T.
+        features: the width of each hidden layer of a flow's MADE.
     """
 
     dim: int
@@ -139,8 +141,8 @@ class InverseAutoregressiveFlow(Posterior):
     traits = frozenset({"density", "path", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> Transformed:
-        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
         h = features.reshape(features.shape[0], -1)
         base = DiagonalGaussian(self.dim, name="base")(h)
         flows: list[Flow] = []

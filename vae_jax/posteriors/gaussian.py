@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer
+from jaxtyping import Float
+from typing_extensions import override
 
 from vae_jax.distributions import MultivariateNormal, Normal, Shape
 from vae_jax.interfaces import Posterior, latent_shape
@@ -13,12 +15,12 @@ from vae_jax.interfaces import Posterior, latent_shape
 class DiagonalGaussian(Posterior):
     """q(z|x) = N(mu(h), diag sigma(h)²) with affine mu and ln sigma (Kingma & Welling 2013, eq. 9).
 
-    Also p(z_l | z_{l+1}) inside hierarchical models.
+    In hierarchical models it is also p(z_l | z_{l+1}).
 
     Attributes:
-        shape: of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
-        kernel_init: initializer of both affine maps.
-        log_scale_range: limits that ln sigma is clipped to.
+        shape: the shape of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
+        kernel_init: the initializer of both affine maps.
+        log_scale_range: the limits to which ln sigma is clipped.
     """
 
     shape: int | Shape
@@ -28,17 +30,13 @@ class DiagonalGaussian(Posterior):
     traits = frozenset({"density", "path", "factors", "amortized", "noise"})
 
     @property
+    @override
     def event_ndims(self) -> int:
-        """Axes of z."""
         return len(latent_shape(self.shape))
 
     @nn.compact
-    def __call__(self, features: Array) -> Normal:
-        """Features `[B, ...]` to a Normal with batch `[B]` and event `[*shape]`.
-
-        Raises:
-            VaeJaxError: features that do not fit the shape.
-        """
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> Normal:
         loc = self.affine(features, self.shape, "loc", self.kernel_init)
         log_scale = self.affine(features, self.shape, "log_scale", self.kernel_init)
         scale = jnp.exp(jnp.clip(log_scale, *self.log_scale_range))
@@ -46,13 +44,13 @@ class DiagonalGaussian(Posterior):
 
 
 class FullCovarianceGaussian(Posterior):
-    """q(z|x) = N(mu(h), L(h) L(h)ᵀ), all entries of the Cholesky factor L affine but for an exp.
+    """q(z|x) = N(mu(h), L(h) L(h)ᵀ) with affine mu and an affine Cholesky factor L.
 
-    The exponential keeps the diagonal of L positive.
+    The diagonal of L is the exponential of an affine map, which keeps it positive.
 
     Attributes:
-        dim: latent dimensions d.
-        kernel_init: initializer of the affine maps.
+        dim: the number of latent dimensions d.
+        kernel_init: the initializer of the affine maps.
     """
 
     dim: int
@@ -61,8 +59,8 @@ class FullCovarianceGaussian(Posterior):
     traits = frozenset({"density", "path", "amortized", "noise"})
 
     @nn.compact
-    def __call__(self, features: Array) -> MultivariateNormal:
-        """Features `[B, ...]`, flattened, to batch `[B]` and event `[d]`."""
+    @override
+    def __call__(self, features: Float[Array, "N ..."]) -> MultivariateNormal:
         h = features.reshape(features.shape[0], -1)
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         log_diagonal = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_diagonal")(h)

@@ -1,4 +1,4 @@
-"""p(z): what latents are drawn from; see `vae_jax.interfaces.Prior`."""
+"""p(z), the density from which latents are drawn; see `vae_jax.interfaces.Prior`."""
 
 from vae_jax.priors.codes import AutoregressiveCodes, UniformCodes
 from vae_jax.priors.flows import MaskedAutoregressiveFlow, RealNVP

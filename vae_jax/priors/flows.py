@@ -1,10 +1,12 @@
-"""Flow priors: a standard normal, moved by invertible maps that are trained with the model."""
+"""Flow priors: a standard normal, transformed by invertible maps trained with the model."""
 
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Int
+from typing_extensions import override
 
 from vae_jax.distributions import Normal, Transformed
 from vae_jax.flows import (
@@ -20,14 +22,14 @@ from vae_jax.interfaces import Model, Prior
 
 
 class RealNVP(Prior):
-    """Affine coupling layers; every second component moves in turn (Dinh et al. 2017).
+    """Affine coupling layers, which move every second component in turn (Dinh et al. 2017).
 
-    Without the paper's batch normalization.
+    There is no batch normalization, which the paper has.
 
     Attributes:
-        dim: latent dimensions d.
-        num_flows: T.
-        features: width of each hidden layer of a coupling's network.
+        dim: the number of latent dimensions d.
+        num_flows: the number of layers T.
+        features: the width of each hidden layer of a coupling's network.
     """
 
     dim: int
@@ -35,8 +37,8 @@ class RealNVP(Prior):
     features: Sequence[int] = (128, 128)
 
     @nn.compact
-    def __call__(self, model: Model, y: Array | None = None) -> Transformed:
-        """Batch `[]`, event `[dim]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Transformed:
         base = Normal(jnp.zeros(self.dim), jnp.ones(self.dim))
         flows: list[Flow] = []
         for t in range(self.num_flows):
@@ -49,12 +51,13 @@ class RealNVP(Prior):
 class MaskedAutoregressiveFlow(Prior):
     """Masked autoregressive flows, the order reversed between them (Papamakarios et al. 2017).
 
-    ln p(z) takes one evaluation of each network, a draw d. Without the paper's batch normalization.
+    ln p(z) takes one evaluation of each network, a draw d. There is no batch normalization, which
+    the paper has.
 
     Attributes:
-        dim: latent dimensions d.
-        num_flows: T.
-        features: width of each hidden layer of a flow's MADE.
+        dim: the number of latent dimensions d.
+        num_flows: the number of flows T.
+        features: the width of each hidden layer of a flow's MADE.
     """
 
     dim: int
@@ -62,8 +65,8 @@ class MaskedAutoregressiveFlow(Prior):
     features: Sequence[int] = (128, 128)
 
     @nn.compact
-    def __call__(self, model: Model, y: Array | None = None) -> Transformed:
-        """Batch `[]`, event `[dim]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Transformed:
         base = Normal(jnp.zeros(self.dim), jnp.ones(self.dim))
         flows: list[Flow] = []
         for t in range(self.num_flows):

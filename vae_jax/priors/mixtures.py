@@ -5,27 +5,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, Key, UInt8
+from typing_extensions import override
 
 from vae_jax.distributions import Mixture, Normal, Shape
 from vae_jax.interfaces import Model, Prior, latent_shape
 
 
 class GaussianMixture(Prior):
-    """p(z) = sum_c w_c N(z; m_c, diag s_c²), all learned with the rest of the model.
+    """p(z) = sum_c w_c N(z; m_c, diag s_c²), learned with the rest of the model.
 
-    Starts from equal weights, scales of one and means drawn from N(0, I).
+    It starts from equal weights, scales of one and means drawn from N(0, I).
 
     Attributes:
-        num_components: C.
-        shape: of z: d, (n, d) or (h, w, c).
+        num_components: the number of components C.
+        shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
     num_components: int
     shape: int | Shape
 
     @nn.compact
-    def __call__(self, model: Model, y: Array | None = None) -> Mixture:
-        """Batch `[]`, event `[*shape]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Mixture:
         event = latent_shape(self.shape)
         shape = (self.num_components, *event)
         loc = self.param("loc", nn.initializers.normal(1.0), shape)
@@ -36,25 +38,26 @@ class GaussianMixture(Prior):
 
 
 class VampPrior(Prior):
-    """p(z) = sum_c w_c q(z | u_c): of pseudo-inputs u_c (Tomczak & Welling 2018, equation 9).
+    """p(z) = sum_c w_c q(z | u_c) with pseudo-inputs u_c (Tomczak & Welling 2018, equation 9).
 
-    They are parameters or, fixed, exemplars: images that stay as they are, in the collection
-    "exemplars", while the encoder that maps them learns (Norouzi et al. 2020, whose prior also
-    leaves out the image that is being encoded; this one does not).
+    The pseudo-inputs are parameters. Fixed, they are exemplars, in the collection of that name,
+    and only the encoder that maps them learns (Norouzi et al. 2020, whose prior also leaves out
+    the image that is being encoded; this one does not).
 
     Attributes:
-        num_components: C.
-        mean, stddev: of the normal that pseudo-inputs start from. The paper's code uses 0.05 and
-            0.01 for MNIST and keeps u_c in [0, 1] by clipping, as we do.
-        images: uint8 `[N, H, W, C]`; given, each seed draws its pseudo-inputs from these instead.
-        fixed: whether pseudo-inputs stay what they start from.
-        learned_weights: whether the w_c are learned; else they are 1/C.
+        num_components: the number of components C.
+        mean: the mean of the normal from which pseudo-inputs start. The paper's code has 0.05 for
+            MNIST and clips u_c to [0, 1], as this one does.
+        stddev: the standard deviation of that normal, 0.01 in the paper's code.
+        images: images from which each seed draws its pseudo-inputs instead.
+        fixed: whether pseudo-inputs stay as they start.
+        learned_weights: whether the w_c are learned; otherwise they are 1/C.
     """
 
     num_components: int
     mean: float = 0.05
     stddev: float = 0.01
-    images: np.ndarray | None = None
+    images: UInt8[np.ndarray, "N H W C"] | None = None
     fixed: bool = False
     learned_weights: bool = False
 
@@ -62,8 +65,8 @@ class VampPrior(Prior):
     needs = frozenset({"density", "amortized"})
 
     @nn.compact
-    def __call__(self, model: Model, y: Array | None = None) -> Mixture:
-        """Batch `[]`, event that of q."""
+    @override
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Mixture:
         shape = (self.num_components, *model.image_shape)
         if self.fixed:
             pseudo_inputs = self.variable(
@@ -77,7 +80,7 @@ class VampPrior(Prior):
         log_weights = jax.nn.log_softmax(logits)
         return Mixture(log_weights, model.encode(jnp.clip(pseudo_inputs, 0.0, 1.0)))
 
-    def _start(self, key: Array, shape: Shape) -> Array:
+    def _start(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "C ..."]:
         if self.images is None:
             return self.mean + self.stddev * jax.random.normal(key, shape)
         rows = jax.random.choice(key, len(self.images), shape[:1], replace=False)

@@ -1,29 +1,35 @@
 """A second VAE, over the latents of the first (Dai & Wipf 2019)."""
 
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError
-from vae_jax.interfaces import Model, Prior
+from vae_jax.interfaces import Layers, Model, Prior, Variables
 from vae_jax.likelihoods.gaussian import Gaussian
 from vae_jax.networks import MLP
 from vae_jax.posteriors.gaussian import DiagonalGaussian
 from vae_jax.priors.simple import StandardNormal
-from vae_jax.vae import VAE
+from vae_jax.vae import VAE, Terms
 
 
 @struct.dataclass
 class SecondStage(Distribution):
-    """p(z) = E_p(u)[p(z|u)] of a VAE over latents `[d]`: it can be sampled, not evaluated."""
+    """p(z) = E_p(u)[p(z|u)] of a VAE over latents `[d]`: it can be sampled, not evaluated.
 
-    variables: Any
+    Attributes:
+        variables: the variables of the VAE.
+        vae: the VAE, whose images are latents.
+    """
+
+    variables: Variables
     vae: VAE = struct.field(pytree_node=False)
 
     @property
@@ -32,21 +38,22 @@ class SecondStage(Distribution):
         return self.vae.image_shape[:1]
 
     @property
-    def mean(self) -> Array:
-        """The decoder's mean at u = 0."""
+    def mean(self) -> Float[Array, "d"]:
+        """The decoder's mean at u = 0; not the mean."""
         u = jnp.zeros(self.event_shape)
-        pz: Any = self.vae.apply(self.variables, (u,), method="decode")
+        pz = cast(Distribution, self.vae.apply(self.variables, (u,), method="decode"))
         return pz.mean.reshape(self.event_shape)
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+    def sample(self, key: Key[Array, ""], sample_shape: Shape = ()) -> Float[Array, "*draws d"]:
         """u from N(0, I), then z from p(z|u), noise included."""
         keys = random.draw_keys(key, sample_shape, ()).reshape(-1)
-        u_and_pz: Any = self.vae.apply(self.variables, keys, method="sample")
-        z = u_and_pz[1].sample(random.purpose(keys, "pixels"))
+        u_and_pz = self.vae.apply(self.variables, keys, method="sample")
+        _, pz = cast(tuple[Layers, Distribution], u_and_pz)
+        z = pz.sample(random.purpose(keys, "pixels"))
         return z.reshape(*sample_shape, *self.event_shape)
 
-    def log_prob(self, value: Array) -> Array:
-        """There is only a bound, which `elbo` has.
+    def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "*draws"]:
+        """Refused: there is only a bound, `elbo`.
 
         Raises:
             VaeJaxError: always.
@@ -56,25 +63,26 @@ class SecondStage(Distribution):
             "mixture or a flow to evaluate likelihoods."
         )
 
-    def elbo(self, z: Array, keys: Array) -> Array:
-        """The bound on ln p(z) with one sample of u, `[N, d]` and keys `[N]` to `[N]`, nats."""
-        terms: Any = self.vae.apply(self.variables, z.reshape(-1, *self.vae.image_shape), keys)
-        return terms.log_px[0] - terms.kl[0]
+    def elbo(self, z: Float[Array, "N d"], keys: Key[Array, "N"]) -> Float[Array, "N"]:
+        """The bound on ln p(z) in nats, with one sample of u for each z."""
+        x = z.reshape(-1, *self.vae.image_shape)
+        terms = cast(Terms, self.vae.apply(self.variables, x, keys))
+        return terms.log_px[0] - terms.rate[0]
 
 
 class SecondStageVAE(Prior):
-    """A VAE over latents `[dim]`, as wide in u as in z (Dai & Wipf 2019).
+    """A VAE over latents z, with as many dimensions in u as in z (Dai & Wipf 2019).
 
     Attributes:
-        dim: latent dimensions d, of z and of u.
-        hidden: widths of the hidden layers of encoder and decoder.
+        dim: the number of dimensions d of z and of u.
+        hidden: the widths of the hidden layers of encoder and decoder.
     """
 
     dim: int
     hidden: tuple[int, ...] = (512, 512)
 
     def setup(self):
-        """Latents are images of `dim` x 1 pixels."""
+        """A VAE to which latents are images of d x 1 pixels."""
         self.vae = VAE(
             encoder=MLP(self.hidden, jax.nn.relu),
             posterior=DiagonalGaussian(self.dim),
@@ -84,12 +92,12 @@ class SecondStageVAE(Prior):
             image_shape=(self.dim, 1, 1),
         )
 
-    def __call__(self, model: Model, y: Array | None = None) -> SecondStage:
-        """Batch `[]`, event `[dim]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> SecondStage:
         if self.is_initializing():
             self.vae(jnp.zeros((1, self.dim, 1, 1)), random.key(0)[None])
         return SecondStage(self.vae.variables, self.vae.clone(parent=None))
 
 
-def _identity(x: Array) -> Array:
+def _identity(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x

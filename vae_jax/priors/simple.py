@@ -5,6 +5,8 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Int
+from typing_extensions import override
 
 from vae_jax.distributions import (
     Concrete,
@@ -22,34 +24,34 @@ class StandardNormal(Prior):
     """p(z) = N(0, I).
 
     Attributes:
-        shape: of z: d, (n, d) or (h, w, c).
+        shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
     shape: int | Shape
 
     factors = True
 
-    def __call__(self, model: Model, y: Array | None = None) -> Normal:
-        """Batch `[]`, event `[*shape]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Normal:
         event = latent_shape(self.shape)
         return Normal(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
 
 class StandardLaplace(Prior):
-    """p(z) = prod Laplace(z_j; 0, 1): latents are pushed towards zero, in sparse ways.
+    """p(z) = prod Laplace(z_j; 0, 1), which favours sparse latents.
 
-    Its KL from a normal is exact.
+    The KL from a normal to it is exact.
 
     Attributes:
-        shape: of z: d, (n, d) or (h, w, c).
+        shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
     shape: int | Shape
 
     factors = True
 
-    def __call__(self, model: Model, y: Array | None = None) -> Laplace:
-        """Batch `[]`, event `[*shape]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Laplace:
         event = latent_shape(self.shape)
         return Laplace(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
@@ -58,8 +60,9 @@ class StandardStudentT(Prior):
     """p(z) = prod t(z_j), Student's t of location 0 and scale 1.
 
     Attributes:
-        shape: of z: d, (n, d) or (h, w, c).
-        dof: degrees of freedom of all components; None learns them as one parameter, from 5.
+        shape: the shape of z: d, (n, d) or (h, w, c).
+        dof: the degrees of freedom of all components; None learns them as one parameter, which
+            starts at 5.
     """
 
     shape: int | Shape
@@ -67,14 +70,9 @@ class StandardStudentT(Prior):
 
     factors = True
 
-    @property
-    def learned(self) -> bool:
-        """Whether the degrees of freedom are."""
-        return self.dof is None
-
     @nn.compact
-    def __call__(self, model: Model, y: Array | None = None) -> StudentT:
-        """Batch `[]`, event `[*shape]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> StudentT:
         if self.dof is None:
             dof = jnp.exp(self.param("log_dof", nn.initializers.constant(math.log(5.0)), ()))
         else:
@@ -85,35 +83,53 @@ class StandardStudentT(Prior):
 
 
 class HypersphericalUniform(Prior):
-    """p(z) constant on unit vectors `[dim]` (Davidson et al. 2018)."""
+    """p(z) constant on unit vectors (Davidson et al. 2018).
+
+    Attributes:
+        dim: the number of components d of the vectors.
+    """
 
     dim: int
 
     spaces = frozenset({"sphere"})
 
-    def __call__(self, model: Model, y: Array | None = None) -> HypersphericalUniformDistribution:
-        """Batch `[]`, event `[dim]`."""
+    @override
+    def __call__(
+        self, model: Model | None = None, y: Int[Array, "B"] | None = None
+    ) -> HypersphericalUniformDistribution:
         return HypersphericalUniformDistribution(self.dim)
 
 
 class UniformCategorical(Prior):
-    """p(z) = C^-n for each of the one-hot `[n, C]`."""
+    """p(z) = C^-n on one-hot vectors `[n, C]`.
+
+    Attributes:
+        num: the number of variables n.
+        classes: the number of categories C of each.
+    """
 
     num: int
     classes: int
 
     spaces = frozenset({"onehot"})
 
-    def __call__(self, model: Model, y: Array | None = None) -> OneHotCategorical:
-        """Batch `[]`, event `[n, C]`."""
+    @override
+    def __call__(
+        self, model: Model | None = None, y: Int[Array, "B"] | None = None
+    ) -> OneHotCategorical:
         return OneHotCategorical(jnp.zeros((self.num, self.classes)), temperature=1.0)
 
 
 class UniformConcrete(Prior):
-    """UniformCategorical's relaxation on probability vectors `[n, C]` (Maddison et al. 2017).
+    """The relaxation of `UniformCategorical` to probability vectors `[n, C]`.
 
-    Not the uniform distribution on the simplex: the lower the temperature, the more of its mass is
-    near the corners, evenly.
+    It is not uniform on the simplex: the lower the temperature, the more of its mass is near the
+    corners, the same near each (Maddison et al. 2017).
+
+    Attributes:
+        num: the number of variables n.
+        classes: the number of components C of each.
+        temperature: the temperature of the relaxation.
     """
 
     num: int
@@ -122,6 +138,6 @@ class UniformConcrete(Prior):
 
     spaces = frozenset({"simplex"})
 
-    def __call__(self, model: Model, y: Array | None = None) -> Concrete:
-        """Batch `[]`, event `[n, C]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Concrete:
         return Concrete(jnp.zeros((self.num, self.classes)), self.temperature)
