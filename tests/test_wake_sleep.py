@@ -80,7 +80,10 @@ def test_each_phase_moves_its_own_parameters() -> None:
     is a constant.
     """
     model = tiny.model().clone(prior=GaussianMixture(3, 2))
-    x, keys = jnp.asarray(tiny.images(5, 0), jnp.float32) / 255, jax.random.split(jax.random.key(1), 5)
+    x, keys = (
+        jnp.asarray(tiny.images(5, 0), jnp.float32) / 255,
+        jax.random.split(jax.random.key(1), 5),
+    )
 
     @jax.jit
     def everything() -> Any:
