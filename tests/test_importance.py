@@ -34,7 +34,6 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal, exact_kl
-from vae_jax.interfaces import Objective
 from vae_jax.vae import weigh_path
 
 Bound = Callable[[Any], Any]
