@@ -222,7 +222,7 @@ def test_every_parameter_of_a_model_of_categories_has_a_gradient(posterior, prio
             terms: Any = model.apply({"params": params}, x, keys, 3)
             return objective(terms, jnp.int32(0))[0], terms.kl
 
-        z, _ = model.apply({"params": params}, keys, method="sample")
+        (z,), _ = model.apply({"params": params}, keys, method="sample")
         return jax.value_and_grad(loss, has_aux=True)(params), z
 
     ((loss, kl), gradients), z = everything()

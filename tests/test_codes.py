@@ -36,7 +36,8 @@ from vae_jax.distributions import VectorCodebook
 from vae_jax.networks.transformer import Transformer
 from vae_jax.objectives.vq import perplexity
 from vae_jax.priors.codes import AutoregressiveCategorical
-from vae_jax.train import chunks, init_state, make_train_chunk
+from vae_jax.step import init_state, make_train_chunk
+from vae_jax.train import chunks
 
 GRID = (2, 2)
 

@@ -26,13 +26,14 @@ def test_terms_at_a_point():
     dense = params["encoder"]["Dense_0"]
     h = np.tanh(np.asarray(x).reshape(4, -1) @ dense["kernel"] + dense["bias"])
     loc = h @ params["posterior"]["loc"]["kernel"] + params["posterior"]["loc"]["bias"]
-    np.testing.assert_allclose(terms.z, np.broadcast_to(loc, (3, 4, 2)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(terms.q.mean, loc, rtol=1e-5, atol=1e-6)
+    (z,), (q,), (p,) = terms.z, terms.q, terms.p
+    np.testing.assert_allclose(z, np.broadcast_to(loc, (3, 4, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(q.mean, loc, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(terms.log_qz, np.zeros((1, 3, 4)))
-    np.testing.assert_array_equal(terms.q.log_prob(terms.z + 1), np.zeros((3, 4)))
+    np.testing.assert_array_equal(q.log_prob(z + 1), np.zeros((3, 4)))
     assert terms.kl is None
-    assert exact_kl(terms.q, terms.p) is None
-    assert (terms.q.batch_shape, terms.q.event_shape) == ((4,), (2,))
+    assert exact_kl(q, p) is None
+    assert (q.batch_shape, q.event_shape) == ((4,), (2,))
 
 
 def test_what_needs_a_density_is_refused():

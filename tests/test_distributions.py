@@ -11,7 +11,7 @@ import pytest
 from scipy import special, stats
 
 from vae_jax import MLP, VAE, Bernoulli, DiagonalGaussian, VampPrior
-from vae_jax.distributions import Laplace, Mixture, Normal, draw, exact_kl
+from vae_jax.distributions import Laplace, Mixture, Normal, exact_kl
 from vae_jax.likelihoods.bernoulli import BernoulliDistribution
 from vae_jax.likelihoods.logistic import DiscretizedLogisticDistribution
 
@@ -92,19 +92,6 @@ def test_noise_is_each_examples_own(p):
             example_keys[b : b + 1], (K,)
         )
         np.testing.assert_array_equal(together[:, b], alone[:, 0])
-
-
-def test_draw_with_a_key_for_each_leading_axis():
-    """Keys [K, B]: entry (k, b) is what key (k, b) draws by itself; another key changes only it."""
-    shape, pair_keys = (K, B, D), keys(2, K, B)
-    noise = draw(jax.random.normal, pair_keys, (), shape)
-    for k, b in itertools.product(range(K), range(B)):
-        alone = jax.random.normal(pair_keys[k, b], (D,))
-        np.testing.assert_allclose(noise[k, b], alone, rtol=1e-6)  # another program may round so
-    many = draw(jax.random.normal, pair_keys, (7,), shape)
-    assert many.shape == (7, K, B, D)
-    alone = jax.random.normal(pair_keys[3, 2], (7, D))
-    np.testing.assert_allclose(many[:, 3, 2], alone, rtol=1e-6)
 
 
 @batched

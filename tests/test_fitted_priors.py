@@ -51,7 +51,7 @@ def test_latents_are_draws_of_every_images_posterior(run, latents):
     assert latents.shape == (23 * 90, 2)
     assert len(np.unique(latents)) > 0.99 * latents.size
     rows = np.arange(90)
-    q: Any = generate._apply(run, "encode", generate.images_of(run, "train", rows))
+    q: Any = generate._apply(run, "encode", run.images("train", rows))
     loc, variance = np.asarray(q.loc), np.asarray(q.scale) ** 2
     error = latents.std(0) / np.sqrt(len(latents))
     assert np.all(np.abs(latents.mean(0) - loc.mean(0)) < 4 * error)

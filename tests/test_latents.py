@@ -14,9 +14,10 @@ from scipy import integrate, stats
 
 import vae_jax as vj
 from vae_jax import generate
-from vae_jax.compatibility import check_shapes, latent_shape
+from vae_jax.compatibility import check_shapes
 from vae_jax.distributions import Normal, Shape, exact_kl
 from vae_jax.evaluation.information import log_aggregated
+from vae_jax.interfaces import latent_shape
 from vae_jax.objectives.regularized import gradient_penalty
 from vae_jax.train import train
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from vae_jax import Bernoulli, DiscretizedLogistic, Gaussian, HeteroscedasticGaussian, Laplace
-from vae_jax.compatibility import public
+from vae_jax.compatibility import LIKELIHOODS
 from vae_jax.data import PROTOCOLS
 
 N, F = 4, 3  # examples, features
 PIXEL, PAIR, IMAGE = (1, 1, 1), (1, 2, 1), (4, 3, 2)
 
-ALL: list[Any] = public("likelihood")
+ALL: list[Any] = LIKELIHOODS
 every = pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 every_mass = pytest.mark.parametrize(
     "cls", [c for c in ALL if c.measure == "mass"], ids=lambda cls: cls.__name__

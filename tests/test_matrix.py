@@ -24,139 +24,10 @@ from running import on_devices
 import vae_jax as vj
 from vae_jax import parallel
 from vae_jax.compatibility import Kind, check_data, check_objective, check_prior, public
-from vae_jax.train import chunks, init_state, make_train_chunk
+from vae_jax.step import init_state, make_train_chunk
+from vae_jax.train import chunks
 
-D, N, C = 2, 2, 3  # real and unit vectors [D], one-hot and probability vectors [N, C]
-GRID = (2, 2)  # of codes
 STEPS, BATCH = 3, 8
-
-
-def mlp(width: int = 6) -> vj.MLP:
-    return vj.MLP((width,))
-
-
-# Posterior: how to make it, its space, and what it is: d density, p path, f factors, a amortized,
-# n noise, c codebook.
-POSTERIORS: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "DiagonalGaussian": (lambda: vj.DiagonalGaussian(D), "real", "dpfan"),
-    "FullCovarianceGaussian": (lambda: vj.FullCovarianceGaussian(D), "real", "dpan"),
-    "PlanarFlow": (lambda: vj.PlanarFlow(D, num_flows=1), "real", "dpan"),
-    "HouseholderFlow": (lambda: vj.HouseholderFlow(D, num_flows=1), "real", "dpan"),
-    "SylvesterFlow": (lambda: vj.SylvesterFlow(D, num_flows=1, num_ortho=2), "real", "dpan"),
-    "InverseAutoregressiveFlow": (lambda: vj.InverseAutoregressiveFlow(D, 1, (4,)), "real", "dpn"),
-    "Deterministic": (lambda: vj.Deterministic(D), "real", "a"),
-    "VonMisesFisher": (lambda: vj.VonMisesFisher(D), "sphere", "dpan"),
-    "Categorical": (lambda: vj.Categorical(N, C, 0.7), "onehot", "dan"),
-    "GumbelSoftmax": (lambda: vj.GumbelSoftmax(N, C, 0.7), "simplex", "dpan"),
-    "VectorQuantized": (lambda: vj.VectorQuantized(3, D), "codes", "c"),
-    "ResidualVectorQuantized": (lambda: vj.ResidualVectorQuantized(3, D, 2), "codes", "c"),
-    "FiniteScalarQuantized": (lambda: vj.FiniteScalarQuantized((3, 2)), "codes", "c"),
-    "LookupFree": (lambda: vj.LookupFree(2), "codes", "c"),
-}
-# Prior: how to make it for z of a space, its spaces, what it asks of the posterior, and whether it
-# f factorizes or l is learned.
-PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
-    "StandardNormal": (lambda: vj.StandardNormal(D), {"real"}, "", "f"),
-    "StandardLaplace": (lambda: vj.StandardLaplace(D), {"real"}, "", "f"),
-    "StandardStudentT": (lambda: vj.StandardStudentT(D), {"real"}, "", "fl"),
-    "ClassGaussian": (lambda: vj.ClassGaussian(8, D), {"real"}, "", "fl"),
-    "GaussianMixture": (lambda: vj.GaussianMixture(3, D), {"real"}, "", "l"),
-    "VampPrior": (lambda: vj.VampPrior(3), {"real", "sphere"}, "da", "l"),
-    "RealNVP": (lambda: vj.RealNVP(D, 2, (4,)), {"real"}, "", "l"),
-    "MaskedAutoregressiveFlow": (
-        lambda: vj.MaskedAutoregressiveFlow(D, 2, (4,)),
-        {"real"},
-        "",
-        "l",
-    ),
-    "HypersphericalUniform": (lambda: vj.HypersphericalUniform(D), {"sphere"}, "", ""),
-    "UniformCategorical": (lambda: vj.UniformCategorical(N, C), {"onehot"}, "", ""),
-    "UniformConcrete": (lambda: vj.UniformConcrete(N, C, 0.7), {"simplex"}, "", ""),
-    "UniformCodes": (lambda: vj.UniformCodes(GRID), {"codes"}, "c", "f"),
-    "AutoregressiveCodes": (lambda: vj.AutoregressiveCodes, {"codes", "onehot"}, "", "l"),
-}
-LIKELIHOOD_CLASSES: list[Any] = public("likelihood")
-SUPPORTS = {"threshold": "binary", "grey": "uint8", "dequantize": "unit"}
-# Likelihood: the first protocol whose images it declares a probability of.
-LIKELIHOODS: dict[str, str] = {
-    part.__name__: next(name for name, kind in SUPPORTS.items() if kind in part.supports)
-    for part in LIKELIHOOD_CLASSES
-}
-
-VECTORS = {"real", "sphere"}
-ANY = {"real", "sphere", "onehot", "simplex", "codes"}
-
-
-def latent_critic() -> Any:
-    return vj.LatentCritic(mlp())
-
-
-def image_critic() -> Any:
-    return vj.ImageCritic(mlp(), mlp())
-
-
-def patch_critic() -> Any:
-    return vj.PatchCritic((4,))
-
-
-# Objective: how to make it, what it needs of q, what q must not be, the spaces, and its critic;
-# "F" is a prior that factorizes, "L" that a learned prior would never learn.
-OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
-    "ELBO": (vj.ELBO(2, beta=0.5), "d", "", ANY, None),
-    "ELBO, sticking the landing": (vj.ELBO(sticking_the_landing=True), "dp", "", ANY, None),
-    "FreeBits": (vj.FreeBits(0.1), "dfF", "", ANY, None),
-    "FreeBits per layer": (vj.FreeBits(0.1, "layer"), "d", "", ANY, None),
-    "Capacity": (vj.Capacity(2.0, 1.0), "d", "", ANY, None),
-    "GECO": (vj.GECO(1.0), "d", "", ANY, vj.Multiplier),
-    "IWAE": (vj.IWAE(3), "d", "", ANY, None),
-    "IWAE, DReG": (vj.IWAE(3, doubly_reparameterized=True), "dp", "", ANY, None),
-    "MIWAE": (vj.MIWAE(2, 2, doubly_reparameterized=True), "dp", "", ANY, None),
-    "PIWAE": (vj.PIWAE(2, 2), "d", "", ANY, None),
-    "CIWAE": (vj.CIWAE(3, 0.5), "d", "", ANY, None),
-    "RenyiBound": (vj.RenyiBound(3, 0.5), "d", "", ANY, None),
-    "BetaTC": (vj.BetaTC(2.0, 90), "dfaF", "", ANY, None),
-    "FactorVAE": (vj.FactorVAE(2.0), "dpF", "", {"real"}, latent_critic),
-    "DIPVAE": (vj.DIPVAE(1.0, 1.0), "df", "", {"real"}, None),
-    "InfoVAE": (vj.InfoVAE(0.5, 2.0), "d", "", VECTORS, None),
-    "WAE": (vj.WAE(2.0), "L", "c", VECTORS, None),
-    "AdversarialAutoencoder": (vj.AdversarialAutoencoder(), "L", "c", ANY, latent_critic),
-    "VAEGAN": (vj.VAEGAN(0.1), "d", "", ANY, image_critic),
-    "PatchGAN": (vj.PatchGAN(vj.ELBO()), "d", "", ANY, patch_critic),
-    "Pretrain": (vj.Pretrain(2, vj.ELBO()), "d", "", {"real"}, None),
-    "RAE": (vj.RAE(0.1, 0.1, 0.1), "L", "nc", {"real"}, None),
-    "WakeSleep": (vj.WakeSleep(), "d", "", ANY, None),
-    "VQVAE": (vj.VQVAE(), "c", "", ANY, None),
-}
-Combination = tuple[str, str, str, str]  # posterior, prior, likelihood, objective
-
-
-def prior_fits(posterior: str, prior: str) -> bool:
-    _, space, q_is = POSTERIORS[posterior]
-    _, spaces, needs, _ = PRIORS[prior]
-    return space in spaces and set(needs) <= set(q_is)
-
-
-def objective_fits(posterior: str, prior: str, objective: str) -> bool:
-    _, space, q_is = POSTERIORS[posterior]
-    _, needs, excludes, spaces, _ = OBJECTIVES[objective]
-    p_is = PRIORS[prior][3]
-    return (
-        space in spaces
-        and {need for need in needs if need.islower()} <= set(q_is)
-        and not set(excludes) & set(q_is)
-        and ("F" not in needs or "f" in p_is)
-        and ("L" not in needs or "l" not in p_is)
-    )
-
-
-@cache
-def triples() -> list[tuple[str, str, str]]:
-    """Every compatible posterior, prior and objective."""
-    return [
-        (posterior, prior, objective)
-        for posterior, prior, objective in itertools.product(POSTERIORS, PRIORS, OBJECTIVES)
-        if prior_fits(posterior, prior) and objective_fits(posterior, prior, objective)
-    ]
 
 
 def covering_array() -> Iterator[tuple[Combination, int]]:
@@ -182,29 +53,6 @@ def covering_array() -> Iterator[tuple[Combination, int]]:
         best = max(candidates, key=lambda candidate: (candidates[candidate] & left).bit_count())
         left &= ~candidates[best]
         yield best
-
-
-def build(combination: Combination) -> tuple[Any, Any, str]:
-    """The model, the objective and the name of the data's protocol."""
-    posterior, prior, likelihood, objective = combination
-    q = POSTERIORS[posterior][0]()
-    p = PRIORS[prior][0]()
-    if prior == "AutoregressiveCodes":
-        shape = (N,) if POSTERIORS[posterior][1] == "onehot" else GRID
-        p = p(shape, width=4, num_layers=1, num_heads=1)
-    make_critic = OBJECTIVES[objective][4]
-    codes = POSTERIORS[posterior][1] == "codes"
-    model = vj.VAE(
-        encoder=vj.ConvEncoder((4,), dense=None) if codes else mlp(),
-        posterior=q,
-        prior=p,
-        decoder=mlp(),
-        likelihood=getattr(vj, likelihood)(),
-        critic=None if make_critic is None else make_critic(),
-        labels=vj.LabelEmbedding(8, 2) if prior == "ClassGaussian" else None,
-        image_shape=tiny.IMAGE_SHAPE,
-    )
-    return model, OBJECTIVES[objective][0], LIKELIHOODS[likelihood]
 
 
 # --- Accepted or refused ------------------------------------------------------------------------
@@ -324,17 +172,10 @@ def train_a_little(combination: Combination, devices: int) -> None:
 
 
 def each_part() -> Iterator[tuple[Combination, int]]:
-    """Combinations that use every part, on one and on two devices in turn.
-
-    Greedy: each time the posterior, prior and objective of which most are new.
-    """
-    left, turn = {*POSTERIORS, *PRIORS, *OBJECTIVES}, itertools.count()
-    for likelihood in itertools.cycle(LIKELIHOODS):
-        if not left:
-            return
-        q, p, objective = max(triples(), key=lambda triple: len(left & set(triple)))
-        left -= {q, p, objective}
-        yield (q, p, likelihood, objective), 1 + next(turn) % 2
+    """Combinations that use every part, on one and on two devices in turn."""
+    turns = zip(one_for_each_part(), itertools.cycle(LIKELIHOODS), itertools.cycle((1, 2)))  # noqa: B905
+    for (q, p, objective), likelihood, devices in turns:
+        yield (q, p, likelihood, objective), devices
 
 
 def one_for_each_prior() -> list[tuple[Combination, int]]:

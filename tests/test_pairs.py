@@ -41,7 +41,8 @@ from vae_jax import (
     parallel,
 )
 from vae_jax.compatibility import check_shapes
-from vae_jax.train import chunks, init_state, make_train_chunk
+from vae_jax.step import init_state, make_train_chunk
+from vae_jax.train import chunks
 
 IMAGE_SHAPE = (32, 32, 3)
 BATCH, STEPS = 8, 4

@@ -24,7 +24,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.distributions import Laplace, Normal, StudentT, exact_kl
-from vae_jax.train import init_state
+from vae_jax.step import init_state
 
 B, D = 4, 3
 LOC = np.linspace(-1.5, 2.0, B * D).reshape(B, D).astype(np.float32)
@@ -212,7 +212,7 @@ def test_every_parameter_of_a_prior_has_a_gradient(prior, names):
             return ELBO(3)(terms, jnp.int32(0))[0], terms.kl
 
         keys = jax.random.split(jax.random.key(5), 4000)
-        z, _ = model.apply({"params": params}, keys, method="sample")
+        (z,), _ = model.apply({"params": params}, keys, method="sample")
         log_p = model.apply({"params": params}, z, method=log_prior)
         return jax.value_and_grad(loss, has_aux=True)(params), z, log_p
 

@@ -20,9 +20,8 @@ from vae_jax import (
     Gaussian,
     StandardNormal,
     VampPrior,
-    parallel,
 )
-from vae_jax.train import init_state, train_step
+from vae_jax.step import Batch, init_state, train_step
 
 SHAPE, D, B, K = (4, 4, 1), 3, 5, 7
 BASE = VAE(
@@ -70,7 +69,8 @@ def x():
 def test_shapes(built, x, name):
     """Terms are per sample and per example; nothing is averaged."""
     terms = built[name][2](x, keys(1, B), K)
-    assert terms.z.shape == (K, B, D)
+    (z,) = terms.z
+    assert z.shape == (K, B, D)
     assert terms.log_px.shape == terms.log_w.shape == (K, B)
     assert terms.log_pz.shape == terms.log_qz.shape == (1, K, B)
     assert terms.kl_sampled.shape == (1, B)
@@ -92,7 +92,7 @@ def test_terms_in_numpy(built, x):
     hidden = np.tanh(dense(params["encoder"]["Dense_0"], x.reshape(B, -1)))
     loc = dense(params["posterior"]["loc"], hidden)
     scale = np.exp(dense(params["posterior"]["log_scale"], hidden))
-    z = np.float64(terms.z)
+    z = np.float64(terms.z[0])
     hidden = np.tanh(dense(params["decoder"]["Dense_0"], z))
     probabilities = special.expit(dense(params["likelihood"]["logits"], hidden))
     log_px = stats.bernoulli.logpmf(x.reshape(B, -1), probabilities).sum(-1)
@@ -120,9 +120,10 @@ def test_an_example_does_not_see_its_batch(built, x, name):
     """Example 3 alone, with its key, has the same latents and terms as among the others."""
     apply, example_keys = built[name][2], keys(1, B)
     together, alone = apply(x, example_keys, K), apply(x[3:4], example_keys[3:4], K)
-    np.testing.assert_allclose(together.z[:, 3], alone.z[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together.z[0][:, 3], alone.z[0][:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(together.log_w[:, 3], alone.log_w[:, 0], rtol=1e-5)
-    noise = np.asarray((together.z - together.q.loc) / together.q.scale)
+    q = together.q[0]
+    noise = np.asarray((together.z[0] - q.loc) / q.scale)
     assert len(np.unique(noise.round(4))) > 0.9 * noise.size  # no two examples or samples share
 
 
@@ -151,20 +152,20 @@ def test_sampling_is_ancestral_and_keyed(built):
     model, variables, _ = built["standard"]
     sample_keys = keys(2, 4000)
     sample = jax.jit(lambda keys: model.apply(variables, keys, method="sample"))
-    z, px = sample(sample_keys)
+    (z,), px = sample(sample_keys)
     assert z.shape == (4000, D)
     assert px.mean.shape == (4000, *SHAPE)
     for d in range(D):
         assert stats.kstest(np.asarray(z)[:, d], "norm").pvalue > 1e-4
-    decoded = model.apply(variables, z[:3], method="decode").mean
+    decoded = model.apply(variables, (z[:3],), method="decode").mean
     np.testing.assert_allclose(px.mean[:3], decoded, rtol=1e-5)
-    np.testing.assert_array_equal(sample(sample_keys[7:8])[0][0], z[7])
+    np.testing.assert_array_equal(sample(sample_keys[7:8])[0][0][0], z[7])
 
 
 def test_sampling_from_a_vamp_prior(built):
     """Draws have the mixture's moments: mean of components' means, within 4 standard errors."""
     model, variables, _ = built["vamp"]
-    z, _ = jax.jit(lambda keys: model.apply(variables, keys, method="sample"))(keys(3, 4000))
+    (z,), _ = jax.jit(lambda keys: model.apply(variables, keys, method="sample"))(keys(3, 4000))
     pseudo_inputs = variables["params"]["prior"]["pseudo_inputs"]
     components = model.apply(variables, jnp.clip(pseudo_inputs, 0, 1), method="encode")
     z = np.asarray(z, np.float64)
@@ -190,12 +191,12 @@ def test_a_learned_scale_is_moved_by_the_optimizer():
     state = jax.jit(partial(init_state, experiment))(0)
     assert state.params["likelihood"]["log_scale"] == 0
 
+    @jax.jit
     def step(state):
-        indices, seed = jnp.arange(B), jnp.uint32(0)
-        return train_step(experiment, state, jnp.asarray(images), indices, seed)[0]
+        batch, seed = Batch(rows=jnp.arange(B), images=None, y=None), jnp.uint32(0)
+        return train_step(experiment, state, jnp.asarray(images), batch, seed, axis=None)[0]
 
-    one_device = jax.jit(jax.vmap(step, axis_name=parallel.AXIS))
-    after = one_device(jax.tree.map(lambda leaf: leaf[None], state))
+    after = step(state)
     error = ((images / 255 - 0.5) ** 2).reshape(B, -1).sum(1).mean()
     expected = -rate * (np.prod(SHAPE) - error)
-    assert after.params["likelihood"]["log_scale"][0] == pytest.approx(expected, rel=1e-4)
+    assert after.params["likelihood"]["log_scale"] == pytest.approx(expected, rel=1e-4)

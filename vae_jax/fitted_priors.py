@@ -85,7 +85,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         )
     check_prior(model.posteriors[-1], prior)
     model = model.clone(prior=prior)
-    z = latents_of(run, seed)
+    z, root = latents_of(run, seed), random.purpose(random.key(seed), "fit")
     variables = run.seed_variables
     frozen = {name: group for name, group in variables["params"].items() if name != "prior"}
     rest = {name: tree for name, tree in variables.items() if name != "params"}
@@ -104,7 +104,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
 
     def step(carry: Any, step: Array) -> tuple[Any, Array]:
         params, state = carry
-        key = random.indexed(random.purpose(random.key(seed), "step"), step)
+        key = random.indexed(random.purpose(root, "step"), step)
         key_rows, key_noise = random.purposes(key, "rows", "noise")
         rows = jax.random.randint(key_rows, (BATCH_SIZE,), 0, len(z))
         keys = random.draw_keys(key_noise, (), (BATCH_SIZE,))
@@ -122,7 +122,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         return params, losses
 
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
-    params, losses = train(random.purpose(random.key(seed), "init"))
+    params, losses = train(random.purpose(root, "init"))
     if not np.isfinite(losses[-1]):
         raise VaeJaxError(f"{type(prior).__name__} could not be fitted: its loss is not finite.")
     return _with_prior(run, model, params)
