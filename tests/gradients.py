@@ -31,6 +31,14 @@ def loss_and_metrics(
     return apply({"params": params}, objective, x, keys, None, jnp.asarray(step))
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def gradients_of(
+    params: Any, model: Model, objective: Objective, x: Any, keys: Array
+) -> tuple[Any, Metrics]:
+    """Those of the loss, and the metrics."""
+    return jax.grad(loss_and_metrics, has_aux=True)(params, model, objective, x, keys)
+
+
 def one_batch(experiment: Experiment, *devices: int) -> list[Any]:
     """Loss, metrics, model state and gradients of one batch, for each number of devices."""
     state = jax.tree.map(np.asarray, jax.jit(partial(init_state, experiment))(np.uint32(3)))

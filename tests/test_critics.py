@@ -1,6 +1,8 @@
 """Games in one scalar: against losses written out by hand, closed forms, and on 1 to 8 devices."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from gradients import assert_close, gradients_of, loss_and_metrics, norm, one_batch, params_of
 from jax import Array, lax
 from scipy import stats
-from test_parallel import assert_close, one_batch
 
 from vae_jax import (
     ELBO,
@@ -27,6 +29,7 @@ from vae_jax import (
     DiagonalGaussian,
     FactorVAE,
     Gaussian,
+    HypersphericalUniform,
     ImageCritic,
     LatentCritic,
     PatchCritic,
@@ -36,16 +39,16 @@ from vae_jax import (
     VaeJaxError,
     VampPrior,
     VectorQuantized,
+    VonMisesFisher,
     load,
     train_file,
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.networks.critics import frozen
+from vae_jax.objectives import adversarial, factor_vae, vaegan
 from vae_jax.objectives.factor_vae import permute_dims
 from vae_jax.optimizers import by_group
-from vae_jax.parallel import unreplicate
-from vae_jax.train import loss_and_metrics
-from vae_jax.vae import fold_in_each
+from vae_jax.step import loss_at_terms
 
 B, D = 6, 2
 MODEL = tiny.model().clone(likelihood=Gaussian())
@@ -57,32 +60,26 @@ KEYS = jax.random.split(jax.random.key(1), B)
 STEP = jnp.int32(0)
 
 
-def params_of(model: Any, objective: Any) -> Any:
-    """Random parameters, so that no gradient is small by chance."""
-    init = nn.init(loss_and_metrics, model)
-    shapes = jax.eval_shape(lambda key: init(key, objective, X, KEYS, STEP), KEYS[0])["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+@contextmanager
+def remembered(module: Any, name: str) -> Iterator[list[Array]]:
+    """What a function of a module returns within, call by call."""
+    function, returned = getattr(module, name), []
 
+    def remember(*arguments: Any) -> Array:
+        returned.append(function(*arguments))
+        return returned[-1]
 
-@partial(jax.jit, static_argnums=(0, 1))
-def gradients_of(model: Any, objective: Any, params: Any) -> Any:
-    """Of the one scalar."""
-
-    def loss(params: Any) -> Array:
-        apply = nn.apply(loss_and_metrics, model)
-        return apply({"params": params}, objective, X, KEYS, STEP)[0]
-
-    return jax.grad(loss)(params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, remember)
+        yield returned
 
 
 class Game:
     """A model taken apart: its groups as pure functions of their own parameters and of noise."""
 
-    def __init__(self, model: Any, params: Any):
+    def __init__(self, model: Any, params: Any, eps: Array, drawn: Array | None):
         self.model, self.params = model, params
-        self.eps = jax.vmap(lambda key: jax.random.normal(key, (D,)))(KEYS)
-        self.z_prior = jax.vmap(lambda key: jax.random.normal(key, (D,)))(fold_in_each(KEYS, 1))
+        self.eps, self.drawn = eps, drawn
 
     def groups(self, *names: str) -> dict[str, Any]:
         return {name: self.params[name] for name in names}
@@ -97,10 +94,10 @@ class Game:
         return q.loc + q.scale * self.eps, kl.mean()
 
     def decode(self, own: Any, z: Array) -> Array:
-        return self.apply("decode", own, z).mean
+        return self.apply("decode", own, (z,)).mean
 
     def log_px(self, own: Any, z: Array) -> Array:
-        return self.apply("decode", own, z).log_prob(X).mean()
+        return self.apply("decode", own, (z,)).log_prob(X).mean()
 
     def critic(self, own: Any, value: Array) -> Any:
         return self.apply(lambda model, value: model.critic(value), own, value)
@@ -117,7 +114,7 @@ def log_one_minus_d(logit: Array) -> Array:
 def vaegan_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
     """Algorithm 1 of Larsen et al. (2016): (a group's own parameters, its own loss)."""
     z, _ = game.encode({})
-    x_tilde, x_p = game.decode({}, z), game.decode({}, game.z_prior)
+    x_tilde, x_p = game.decode({}, z), game.decode({}, game.drawn)
 
     def llike(x_tilde: Array) -> Array:
         distance = (game.critic({}, X)[1] - game.critic({}, x_tilde)[1]) ** 2
@@ -132,7 +129,7 @@ def vaegan_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
         return kl + llike(game.decode({}, z))
 
     def decoder(own: Any) -> Array:
-        x_tilde, x_p = game.decode(own, z), game.decode(own, game.z_prior)
+        x_tilde, x_p = game.decode(own, z), game.decode(own, game.drawn)
         return gamma * llike(x_tilde) - gan({}, x_tilde, x_p)
 
     return [
@@ -152,7 +149,7 @@ def adversarial_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
 
     def critic(own: Any) -> Array:
         return -(
-            log_d(game.critic(own, game.z_prior)) + log_one_minus_d(game.critic(own, z))
+            log_d(game.critic(own, game.drawn)) + log_one_minus_d(game.critic(own, z))
         ).mean()
 
     return [
@@ -165,12 +162,7 @@ def adversarial_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
 def factor_vae_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
     """Algorithm 2 of Kim & Mnih (2018), the critic's two minibatches being halves of one."""
     z, _ = game.encode({})
-    noise = jax.vmap(lambda key: jax.random.uniform(key, (D,)))(fold_in_each(KEYS, 1))
     half = B // 2
-    permuted = jnp.stack(
-        [z[half:, j][jnp.argsort(noise[half:, j])] for j in range(D)],
-        axis=-1,
-    )
 
     def encoder(own: Any) -> Array:
         z, kl = game.encode(own)
@@ -179,7 +171,7 @@ def factor_vae_losses(game: Game, gamma: float) -> list[tuple[Any, Any]]:
         return -game.log_px({}, z) + kl + gamma * ratio.mean()
 
     def critic(own: Any) -> Array:
-        real, fake = log_d(game.critic(own, z[:half])), game.critic(own, permuted)
+        real, fake = log_d(game.critic(own, z[:half])), game.critic(own, game.drawn)
         return -(real.sum() + log_one_minus_d(fake).sum()) / (2 * half)
 
     return [
@@ -222,13 +214,37 @@ def patch_gan_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
     ]
 
 
-GAMES: dict[str, tuple[Any, Any, Any]] = {
-    "patch_gan": (PATCH, lambda weight: PatchGAN(ELBO(), weight), patch_gan_losses),
-    "vaegan": (IMAGE, VAEGAN, vaegan_losses),
-    "adversarial": (LATENT, AdversarialAutoencoder, adversarial_losses),
-    "factor_vae": (LATENT, FactorVAE, factor_vae_losses),
+# The model, the objective of a weight, the losses, and the function that draws for the critic.
+GAMES: dict[str, tuple[Any, Any, Any, Any]] = {
+    "patch_gan": (PATCH, lambda weight: PatchGAN(ELBO(), weight), patch_gan_losses, None),
+    "vaegan": (IMAGE, VAEGAN, vaegan_losses, (vaegan, "sample_each")),
+    "adversarial": (
+        LATENT,
+        AdversarialAutoencoder,
+        adversarial_losses,
+        (adversarial, "sample_each"),
+    ),
+    "factor_vae": (LATENT, FactorVAE, factor_vae_losses, (factor_vae, "permute_dims")),
 }
 every_game = pytest.mark.parametrize("name", GAMES)
+
+
+def played(
+    name: str, model: Any, params: Any, weight: Any, x: Array, keys: Array
+) -> tuple[Array, tuple[Any, Array | None]]:
+    """The loss; the Terms, and what was drawn for the critic."""
+    _, objective, _, function = GAMES[name]
+
+    def play(model: Any) -> Any:
+        terms = model(x, keys)
+        if function is None:
+            return objective(weight)(terms, STEP, model)[0], (terms, None)
+        with remembered(*function) as drawn:
+            loss = objective(weight)(terms, STEP, model)[0]
+        (own,) = drawn
+        return loss, (terms, own)
+
+    return nn.apply(play, model)({"params": params})
 
 
 @every_game
@@ -239,22 +255,20 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
     no stop_gradient: what is not a loss's argument is a constant to it. A weight of 1e-6 would be
     lost to rounding if the decoder's part were taken as a difference.
     """
-    model, objective, losses = GAMES[name]
-    params = params_of(model, objective(1.0))
+    model, objective, losses, _ = GAMES[name]
+    params = params_of(model, objective(1.0), X, KEYS)
 
     @jax.jit
-    def both(params: Any, weight: Array) -> tuple[Any, Any]:
-        game = losses(Game(model, params), weight)
+    def both(weight: Array) -> tuple[Any, Any]:
+        scalar = jax.grad(lambda params: played(name, model, params, weight, X, KEYS), has_aux=True)
+        gradient, (terms, drawn) = scalar(params)
+        eps = (terms.z[0][0] - terms.q[0].loc) / terms.q[0].scale
+        game = losses(Game(model, params, eps, drawn), weight)
         separate = [jax.grad(loss)(own) for own, loss in game]
-        expected = {name: value for group in separate for name, value in group.items()}
-        return jax.grad(scalar)(params, weight), expected
-
-    def scalar(params: Any, weight: Array) -> Array:
-        apply = nn.apply(loss_and_metrics, model)
-        return apply({"params": params}, objective(weight), X, KEYS, STEP)[0]
+        return gradient, {name: value for group in separate for name, value in group.items()}
 
     for weight in (0.3, 1e-6):
-        actual, expected = both(params, jnp.asarray(weight))
+        actual, expected = both(jnp.asarray(weight))
         assert actual.keys() == expected.keys()
         if objective is VAEGAN:  # the width of p(x|z) has no part in the game
             assert actual["likelihood"].pop("log_scale") == 0
@@ -263,25 +277,55 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
         assert_close(actual, expected, 1e-5)
 
 
-def test_the_game_begins_at_its_step() -> None:
-    """Before it, the loss is the objective's and the critic stays; from it on, neither holds."""
-    params = params_of(PATCH, PatchGAN(ELBO()))
+SPHERE = {"posterior": VonMisesFisher(D), "prior": HypersphericalUniform(D)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("adversarial", {}), ("adversarial", SPHERE), ("vaegan", {}), ("vaegan", SPHERE)],
+)
+def test_draws_of_the_prior_are_independent_of_the_latents(name: str, changes: Any) -> None:
+    """10,000 pairs of z from q(z|x), for one x, and from the prior: no correlation above 0.05.
+
+    Those of the prior have its mean of zero and its covariance, the identity or that over D.
+    """
+    count = 10_000
+    model, objective, *_ = GAMES[name]
+    model = model.clone(**changes)
+    params = params_of(model, objective(1.0), X, KEYS)
 
     @jax.jit
-    def at(step: Array) -> Any:
-        def loss(params: Any) -> Any:
-            apply = nn.apply(loss_and_metrics, PATCH)
-            return apply({"params": params}, PatchGAN(ELBO(), start=2), X, KEYS, step)
+    def pairs() -> Any:
+        def one(keys: Array) -> Any:
+            _, (terms, drawn) = played(name, model, params, 1.0, X[:1], keys)
+            return terms.z[0][0, 0], drawn[0]  # pyright: ignore[reportOptionalSubscript]
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.vmap(one)(jax.random.split(jax.random.key(5), (count, 1)))
 
-    (before, metrics), gradients = at(jnp.int32(1))
+    z, z_prior = (np.float64(each) for each in pairs())
+    assert np.abs(np.corrcoef(z.T, z_prior.T)[:D, D:]).max() < 0.05
+    variance = 1 / D if changes else 1.0
+    assert np.abs(z_prior.mean(0)).max() < 4 * np.sqrt(variance / count)
+    np.testing.assert_allclose(np.cov(z_prior.T), variance * np.eye(D), atol=0.06)
+
+
+def test_the_game_begins_at_its_step() -> None:
+    """Before it, the loss is the objective's and the critic stays; from it on, neither holds."""
+    objective = PatchGAN(ELBO(), start=2)
+    params = params_of(PATCH, objective, X, KEYS)
+
+    @jax.jit
+    def at(step: int) -> Any:
+        of_params = jax.value_and_grad(loss_and_metrics, has_aux=True)
+        return of_params(params, PATCH, objective, X, KEYS, step)
+
+    (before, metrics), gradients = at(1)
     assert before == metrics["neg_elbo"]
-    assert optax.tree.norm(gradients["critic"]) == 0
-    (after, metrics), gradients = at(jnp.int32(2))
+    assert norm(gradients["critic"]) == 0
+    (after, metrics), gradients = at(2)
     game = metrics["adaptive_weight"] * metrics["generator_loss"] + metrics["critic_loss"]
     np.testing.assert_allclose(after - metrics["neg_elbo"], game, rtol=1e-3)
-    assert optax.tree.norm(gradients["critic"]) > 1e-3
+    assert norm(gradients["critic"]) > 1e-3
 
 
 def test_codes_play_against_patches_too() -> None:
@@ -293,9 +337,9 @@ def test_codes_play_against_patches_too() -> None:
     )
     objective = PatchGAN(VQVAE())
     check_objective(objective, model)
-    init = nn.init_with_output(loss_and_metrics, model)
+    init = nn.init_with_output(loss_at_terms, model)
     (loss, metrics), variables = jax.eval_shape(
-        lambda key: init(key, objective, X, KEYS, STEP), KEYS[0]
+        lambda key: init(key, objective, X, KEYS, None, STEP), KEYS[0]
     )
     assert loss.shape == ()
     assert {"commitment", "adaptive_weight"} <= metrics.keys()
@@ -305,7 +349,7 @@ def test_codes_play_against_patches_too() -> None:
 @pytest.mark.parametrize("kind", ["latent", "image"])
 def test_a_frozen_critic_moves_its_input_alone(kind: str) -> None:
     model, objective = (LATENT, FactorVAE(1.0)) if kind == "latent" else (IMAGE, VAEGAN(1.0))
-    params = params_of(model, objective)
+    params = params_of(model, objective, X, KEYS)
     value = jax.random.normal(jax.random.key(4), (3, D) if kind == "latent" else (3, 4, 4, 1))
 
     @partial(jax.jit, static_argnums=2)
@@ -320,15 +364,15 @@ def test_a_frozen_critic_moves_its_input_alone(kind: str) -> None:
     fixed, free = total(params, value, True), total(params, value, False)
     np.testing.assert_allclose(fixed[0], free[0], rtol=1e-6)
     np.testing.assert_allclose(fixed[1][1], free[1][1], rtol=1e-5)
-    assert optax.tree.norm(free[1][0]["critic"]) > 0.1
-    assert optax.tree.norm(fixed[1][0]) == 0
+    assert norm(free[1][0]["critic"]) > 0.1
+    assert norm(fixed[1][0]) == 0
 
 
 def test_a_learned_prior_has_the_gradient_of_the_kl_alone() -> None:
     """What is drawn from it is a constant to the game."""
     model = IMAGE.clone(prior=VampPrior(3))
-    params = params_of(model, VAEGAN(1.0))
-    gradients = gradients_of(model, VAEGAN(1.0), params)
+    params = params_of(model, VAEGAN(1.0), X, KEYS)
+    gradients, _ = gradients_of(params, model, VAEGAN(1.0), X, KEYS)
 
     @jax.jit
     @jax.grad
@@ -337,7 +381,7 @@ def test_a_learned_prior_has_the_gradient_of_the_kl_alone() -> None:
         return terms.kl_sampled.mean()
 
     expected = rate(params["prior"])
-    assert optax.tree.norm(expected) > 1e-3
+    assert norm(expected) > 1e-3
     assert_close(gradients["prior"], expected, 1e-5)
 
 
@@ -346,21 +390,21 @@ def test_the_adversarial_encoder_and_its_critic_pull_in_opposite_ways() -> None:
 
     The reconstruction's part is taken away: gradients are linear in the weight.
     """
-    params = params_of(LATENT, AdversarialAutoencoder())
-    one, none = (gradients_of(LATENT, AdversarialAutoencoder(w), params) for w in (1.0, 0.0))
-    game = jax.tree.map(jnp.subtract, one, none)
-    assert optax.tree.norm(game["critic"]) == optax.tree.norm(game["decoder"]) == 0
+    params = params_of(LATENT, AdversarialAutoencoder(), X, KEYS)
 
     @jax.jit
-    def metrics(params: Any) -> Any:
-        apply = nn.apply(loss_and_metrics, LATENT)
-        return apply({"params": params}, AdversarialAutoencoder(), X, KEYS, STEP)[1]
+    def at(params: Any, weight: Any) -> Any:
+        of_params = jax.grad(loss_and_metrics, has_aux=True)
+        return of_params(params, LATENT, AdversarialAutoencoder(weight), X, KEYS)
+
+    (one, before), (none, _) = at(params, 1.0), at(params, 0.0)
+    game = jax.tree.map(np.subtract, one, none)
+    assert norm(game["critic"]) == norm(game["decoder"]) == 0
 
     def after_a_step(group: str, gradients: Any) -> Any:
         moved = jax.tree.map(lambda p, g: p - 1e-2 * g, params[group], gradients[group])
-        return metrics(params | {group: moved})
+        return at(params | {group: moved}, 1.0)[1]
 
-    before = metrics(params)
     encoder, critic = after_a_step("encoder", game), after_a_step("critic", one)
     assert encoder["encoder_loss"] < before["encoder_loss"]
     assert encoder["critic_loss"] > before["critic_loss"]
@@ -422,18 +466,14 @@ def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
     objective = FactorVAE(gamma=1.0)
 
     def batch_of(key: Array) -> tuple[Array, Array]:
-        x = jax.random.normal(key, (batch, 2)) @ root.T
-        return x.reshape(batch, 1, 2, 1), jax.random.split(key, batch)
-
-    def loss(params: Any, key: Array) -> tuple[Array, Any]:
-        apply = nn.apply(loss_and_metrics, model)
-        return apply({"params": params}, objective, *batch_of(key), STEP)
+        key_x, key_z = jax.random.split(key)
+        x = jax.random.normal(key_x, (batch, 2)) @ root.T
+        return x.reshape(batch, 1, 2, 1), jax.random.split(key_z, batch)
 
     @jax.jit
     def run() -> Any:
         x, keys = batch_of(jax.random.key(0))
-        init = nn.init(loss_and_metrics, model)
-        params = init(jax.random.key(1), objective, x, keys, STEP)["params"]
+        params = params_of(model, objective, x, keys)
         zeros, log_scale = jnp.zeros((2, 2)), jnp.full(2, jnp.log(scale))
         params["posterior"] = {
             "loc": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)},
@@ -442,7 +482,8 @@ def test_the_critic_finds_the_total_correlation_of_a_normal() -> None:
 
         def step(carry: Any, key: Array) -> tuple[Any, Any]:
             params, state = carry
-            gradients, metrics = jax.grad(loss, has_aux=True)(params, key)
+            of_params = jax.grad(loss_and_metrics, has_aux=True)
+            gradients, metrics = of_params(params, model, objective, *batch_of(key))
             updates, state = optimizer.update(gradients, state, params)
             return (optax.apply_updates(params, updates), state), metrics
 
@@ -515,7 +556,7 @@ def test_a_game_of_patches_is_stable_for_400_steps(data: str, tmp_path: Path) ->
     ],
 )
 def test_a_game_is_the_same_on_every_number_of_devices(name: str) -> None:
-    model, objective, _ = GAMES[name]
+    model, objective, *_ = GAMES[name]
     experiment = dataclasses.replace(
         tiny.experiment(),
         data=tiny.data("grey"),
@@ -523,10 +564,10 @@ def test_a_game_is_the_same_on_every_number_of_devices(name: str) -> None:
         objective=objective(1.0),
         batch_size=8,
     )
-    one = unreplicate(one_batch(experiment, 1))
-    assert optax.tree.norm(one[3]["critic"]) > 1e-2
-    for devices in (2, 8):
-        assert_close(unreplicate(one_batch(experiment, devices)), one, 1e-5)
+    one, two, eight = one_batch(experiment, 1, 2, 8)
+    assert norm(one[3]["critic"]) > 1e-2
+    assert_close(two, one, 1e-5)
+    assert_close(eight, one, 1e-5)
 
 
 # Critics as parts
@@ -608,5 +649,5 @@ def test_a_model_without_the_right_critic_is_refused(model: Any, objective: Any,
 
 @every_game
 def test_a_model_with_the_right_critic_passes(name: str) -> None:
-    model, objective, _ = GAMES[name]
+    model, objective, *_ = GAMES[name]
     check_objective(objective(1.0), model)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from gradients import assert_close, loss_and_metrics, params_of
+from gradients import assert_close, gradients_of, loss_and_metrics, params_of
 from jax import Array
 
 from vae_jax import (
@@ -176,8 +176,7 @@ def test_an_autoencoder_with_a_wrapped_decoder_learns(decoder: nn.Module) -> Non
     model = autoencoder((4, 4, 1), SpectralNorm(decoder))
     params, x = problem(model)
 
-    of_params = jax.grad(loss_and_metrics, has_aux=True)
-    gradient, _ = jax.jit(lambda p: of_params(p, model, RAE(0.1, 0.0, 0.1), x, KEYS))(params)
+    gradient, _ = gradients_of(params, model, RAE(0.1, 0.0, 0.1), x, KEYS)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.abs(jax.tree.leaves(gradient["encoder"])[1]).max() > 1e-5
 
