@@ -32,7 +32,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.parallel import on_every_device, replicate, split, unreplicate
-from vae_jax.step import Batch, init_state, loss_and_gradients
+from vae_jax.step import init_state, loss_and_gradients
 
 SMALL: Any = {"width": 8, "num_layers": 2, "num_heads": 2}
 N, F = 3, 4

@@ -148,9 +148,7 @@ def adversarial_losses(game: Game, weight: float) -> list[tuple[Any, Any]]:
         return -game.log_px({}, z) - weight * log_d(game.critic({}, z)).mean()
 
     def critic(own: Any) -> Array:
-        return -(
-            log_d(game.critic(own, game.drawn)) + log_one_minus_d(game.critic(own, z))
-        ).mean()
+        return -(log_d(game.critic(own, game.drawn)) + log_one_minus_d(game.critic(own, z))).mean()
 
     return [
         (game.groups("encoder", "posterior"), encoder),

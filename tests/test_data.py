@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae_jax import random
 from vae_jax.data import (
-    BINARIZATION_SEED,
     PROTOCOLS,
     SOURCES,
     Data,
     batch_indices,
-    index_keys,
     list_datasets,
     load,
     prepare,
@@ -40,7 +39,7 @@ def manual_dir() -> Path:
 
 
 def draws(protocol: str, num_draws: int) -> np.ndarray:
-    keys = index_keys(0, "train", jnp.arange(num_draws))
+    keys = random.image_keys("train", jnp.arange(num_draws))
     images = jnp.broadcast_to(RAMP, (num_draws, *RAMP.shape))
     return np.asarray(PROTOCOLS[protocol].apply(images, keys))
 
@@ -85,24 +84,24 @@ def test_dequantize_stays_inside_its_cell_and_is_uniform_there() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_noise_does_not_depend_on_the_batch(protocol: str) -> None:
     images = jnp.broadcast_to(RAMP, (8, *RAMP.shape))
-    keys = index_keys(3, "test", jnp.arange(8))
+    keys = random.image_keys("test", jnp.arange(8), 3)
     apply = PROTOCOLS[protocol].apply
     parts = [apply(images[part], keys[part]) for part in (slice(0, 3), slice(3, 8))]
     np.testing.assert_array_equal(apply(images, keys), jnp.concatenate(parts))
     np.testing.assert_array_equal(apply(images, keys), jax.jit(apply)(images, keys))
 
 
-def test_index_keys_differ_by_seed_split_and_index_alone() -> None:
+def test_image_keys_differ_by_seed_split_and_index_alone() -> None:
     splits: tuple[SplitName, ...] = ("train", "valid", "test")
     rows = [
-        jax.random.key_data(index_keys(seed, split, jnp.arange(50)))
-        for seed in (BINARIZATION_SEED, 1)
+        jax.random.key_data(random.image_keys(split, jnp.arange(50), seed))
+        for seed in (random.DATA_SEED, 1)
         for split in splits
     ]
     assert len(np.unique(np.concatenate(rows), axis=0)) == 300
     some = jnp.array([7, 49, 7])
     np.testing.assert_array_equal(
-        jax.random.key_data(index_keys(BINARIZATION_SEED, "train", some)), rows[0][some]
+        jax.random.key_data(random.image_keys("train", some)), rows[0][some]
     )
 
 

@@ -11,7 +11,7 @@ of any two kinds meets, and each part is on one and on two devices.
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -173,7 +173,7 @@ def train_a_little(combination: Combination, devices: int) -> None:
 
 def each_part() -> Iterator[tuple[Combination, int]]:
     """Combinations that use every part, on one and on two devices in turn."""
-    turns = zip(one_for_each_part(), itertools.cycle(LIKELIHOODS), itertools.cycle((1, 2)))  # noqa: B905
+    turns = zip(one_for_each_part(), itertools.cycle(LIKELIHOODS), itertools.cycle((1, 2)))
     for (q, p, objective), likelihood, devices in turns:
         yield (q, p, likelihood, objective), devices
 

@@ -11,9 +11,19 @@ import pytest
 import tiny
 from running import on_devices
 
-from vae_jax import FreeBits, OptimalGaussian, VaeJaxError
+from vae_jax import (
+    VQVAE,
+    FreeBits,
+    LookupFree,
+    OptimalGaussian,
+    UniformCodes,
+    VaeJaxError,
+    VectorQuantized,
+)
 from vae_jax.parallel import Layout, on_every_device, replicate, split, unreplicate
-from vae_jax.train import init_state, loss_and_gradients
+from vae_jax.step import Batch, init_state, loss_and_gradients
+
+CODES = tiny.model().clone(posterior=VectorQuantized(4, 3), prior=UniformCodes((1, 1)))
 
 
 def one_batch(devices: int, **changes: Any) -> Any:
@@ -22,9 +32,11 @@ def one_batch(devices: int, **changes: Any) -> Any:
     rows, seed = np.arange(16, dtype=np.int32), np.uint32(3)
     with on_devices(devices):
         state = jax.jit(partial(init_state, experiment))(seed)
-        function = on_every_device(partial(loss_and_gradients, experiment))
-        images = split(experiment.data.train.images[rows], 0)
-        return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
+        axis = Layout.of(1, 16).axis
+        function = on_every_device(partial(loss_and_gradients, experiment, axis=axis))
+        images, batch = experiment.data.train.images[rows], Batch(rows=rows, images=None, y=None)
+        shares = (split(images, 0), jax.tree.map(lambda leaf: split(leaf, 0), batch))
+        return unreplicate(function(replicate(state), *shares, replicate(seed)))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +71,13 @@ def test_networks_in_bfloat16_have_nearly_the_same_gradients_in_float32(plain: A
                 "data": tiny.data("grey"),
                 "model": tiny.model().clone(likelihood=OptimalGaussian()),
             },
-            "The model counts over batches",
+            "OptimalGaussian looks at the batch as a whole",
         ),
+        (
+            {"model": CODES.clone(posterior=LookupFree(3)), "objective": VQVAE()},
+            "LookupFree looks at the batch as a whole",
+        ),
+        ({"model": CODES, "objective": VQVAE()}, "The model counts over batches"),
     ],
 )
 def test_what_cannot_be_taken_in_parts_is_refused(changes: dict[str, Any], sentence: str) -> None:

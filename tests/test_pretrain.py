@@ -23,7 +23,8 @@ from vae_jax.errors import Interrupted
 from vae_jax.experiment import Experiment
 from vae_jax.optimizers import by_group, switched
 from vae_jax.run import Run
-from vae_jax.train import init_state, load_run, loss_and_metrics, train
+from vae_jax.step import init_state, loss_at_terms
+from vae_jax.train import load_run, train
 
 SWITCH = 20
 
@@ -64,13 +65,13 @@ def test_the_running_scale_moves_once_in_a_step() -> None:
 
     @jax.jit
     def step() -> Any:
-        init = nn.init(loss_and_metrics, model)
-        variables = init(KEYS[0], Pretrain(1, ELBO()), X, KEYS, jnp.int32(0))
-        apply = nn.apply(loss_and_metrics, model, mutable=["running"])
-        (loss, _), state = apply(variables, Pretrain(1, ELBO()), X, KEYS, jnp.int32(0))
+        init = nn.init(loss_at_terms, model)
+        variables = init(KEYS[0], Pretrain(1, ELBO()), X, KEYS, None, jnp.int32(0))
+        apply = nn.apply(loss_at_terms, model, mutable=["running"])
+        (loss, _), state = apply(variables, Pretrain(1, ELBO()), X, KEYS, None, jnp.int32(0))
         q: Any = model.apply(variables, X, method="encode")
         terms: Any = model.apply(variables, X, KEYS)
-        decoded: Any = model.apply(variables, q.mean, method="decode")
+        decoded: Any = model.apply(variables, (q.mean,), method="decode")
         errors = [((x - X) ** 2).mean() for x in (decoded.mean, terms.reconstruction)]
         return loss, errors, state["running"]["likelihood"]["variance"]
 

@@ -14,12 +14,12 @@ from jax import Array
 from running import on_devices
 from test_precision import one_batch
 
-from vae_jax import parallel
+from vae_jax import parallel, random
 from vae_jax.compute import rematerialized
-from vae_jax.cpu import threefry
 from vae_jax.cpu.compiler import KEEP_BARRIERS
 from vae_jax.experiment import Experiment
-from vae_jax.train import chunks, init_state, loss_and_gradients, make_train_chunk
+from vae_jax.step import Batch, init_state, loss_and_gradients, make_train_chunk
+from vae_jax.train import chunks
 
 
 class Block(nn.Module):
@@ -72,11 +72,11 @@ def test_gradients_are_the_same_in_half_precision_too() -> None:
 
 def test_what_a_block_remembers_is_kept_and_counted_once_in_a_call() -> None:
     model, x = experiment(2).model, jnp.ones((3, *tiny.IMAGE_SHAPE))
-    keys = jax.random.split(threefry.key(0), 3)
+    keys = random.indexed(random.key(0), np.arange(3))
     variables: Any = model.init(keys[0], x, keys)
 
     def calls(params: Any) -> tuple[Array, Any]:
-        with rematerialized(True):
+        with rematerialized():
             terms, state = model.apply(variables | {"params": params}, x, keys, mutable=["calls"])
         return terms.log_px.mean(), state["calls"]
 
@@ -94,7 +94,9 @@ def test_a_deep_network_takes_less_memory() -> None:
         images = jax.ShapeDtypeStruct((256, *tiny.IMAGE_SHAPE), jnp.uint8)
         rows = jax.ShapeDtypeStruct((256,), jnp.int32)
         seed = jax.ShapeDtypeStruct((), jnp.uint32)
-        lowered = jax.jit(partial(loss_and_gradients, made)).lower(state, images, rows, seed)
+        batch = Batch(rows=rows, images=None, y=None)  # pyright: ignore[reportArgumentType]
+        function = jax.jit(partial(loss_and_gradients, made, axis=None))
+        lowered = function.lower(state, images, batch, seed)
         memory: Any = lowered.compile(compiler_options=KEEP_BARRIERS).memory_analysis()
         return memory.temp_size_in_bytes
 
