@@ -163,9 +163,7 @@ def _write_split(recording: Recording, parents: np.ndarray, children: np.ndarray
         recording.origins.setdefault(child, set()).add((parent, None))
 
 
-_record_draw, _record_fold, _record_split = map(
-    _recorder, (_write_draw, _write_fold, _write_split)
-)
+_record_draw, _record_fold, _record_split = map(_recorder, (_write_draw, _write_fold, _write_split))
 _random_bits, _fold_in, _split = prng.random_bits, prng.random_fold_in, prng.random_split
 
 

@@ -72,7 +72,9 @@ def test_purposes_meet_neither_indices_nor_what_jax_splits_off():
     key, count = random.key(0), 2**16
     indices = data_of(random.indexed(key, np.arange(count)))
     np.testing.assert_array_equal(data_of(jax.random.split(key, 3)), indices[:3])
-    found = np.concatenate([indices, *(data_of(random.purpose(key, name))[None] for name in purposes())])
+    found = np.concatenate(
+        [indices, *(data_of(random.purpose(key, name))[None] for name in purposes())]
+    )
     assert len(np.unique(found, axis=0)) == count + len(purposes())
 
 
@@ -294,7 +296,9 @@ def test_what_is_split_off_beside_an_index_is_found(monkeypatch):
 
     monkeypatch.setattr(random, "purposes", split)
     monkeypatch.setattr(
-        random, "purpose", lambda keys, name: keys if name == "posterior" else random.indexed(keys, 1)
+        random,
+        "purpose",
+        lambda keys, name: keys if name == "posterior" else random.indexed(keys, 1),
     )
     with pytest.raises(AssertionError, match="are one key"):
         losses(WAE_ON_THE_SPHERE).check()
