@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from gradients import assert_close, gradients_of, loss_and_metrics, norm, one_batch, params_of
+from gradients import assert_close, loss_and_metrics, norm, one_batch, params_of
 from jax import Array, lax
 from scipy import stats
 
@@ -255,6 +255,8 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
     """
     model, objective, losses, _ = GAMES[name]
     params = params_of(model, objective(1.0), X, KEYS)
+    if name == "patch_gan":  # so that some patches are on either side of the hinges
+        params["critic"]["kernel_logit"] *= 4
 
     @jax.jit
     def both(weight: Array) -> tuple[Any, Any]:
@@ -280,7 +282,7 @@ SPHERE = {"posterior": VonMisesFisher(D), "prior": HypersphericalUniform(D)}
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("adversarial", {}), ("adversarial", SPHERE), ("vaegan", {}), ("vaegan", SPHERE)],
+    [("adversarial", {}), ("adversarial", SPHERE), ("vaegan", SPHERE)],
 )
 def test_draws_of_the_prior_are_independent_of_the_latents(name: str, changes: Any) -> None:
     """10,000 pairs of z from q(z|x), for one x, and from the prior: no correlation above 0.05.
@@ -314,16 +316,18 @@ def test_the_game_begins_at_its_step() -> None:
 
     @jax.jit
     def at(step: int) -> Any:
-        of_params = jax.value_and_grad(loss_and_metrics, has_aux=True)
-        return of_params(params, PATCH, objective, X, KEYS, step)
+        def loss(critic: Any) -> Any:
+            return loss_and_metrics(params | {"critic": critic}, PATCH, objective, X, KEYS, step)
+
+        return jax.value_and_grad(loss, has_aux=True)(params["critic"])
 
     (before, metrics), gradients = at(1)
     assert before == metrics["neg_elbo"]
-    assert norm(gradients["critic"]) == 0
+    assert norm(gradients) == 0
     (after, metrics), gradients = at(2)
     game = metrics["adaptive_weight"] * metrics["generator_loss"] + metrics["critic_loss"]
     np.testing.assert_allclose(after - metrics["neg_elbo"], game, rtol=1e-3)
-    assert norm(gradients["critic"]) > 1e-3
+    assert norm(gradients) > 1e-3
 
 
 def test_codes_play_against_patches_too() -> None:
@@ -370,17 +374,21 @@ def test_a_learned_prior_has_the_gradient_of_the_kl_alone() -> None:
     """What is drawn from it is a constant to the game."""
     model = IMAGE.clone(prior=VampPrior(3))
     params = params_of(model, VAEGAN(1.0), X, KEYS)
-    gradients, _ = gradients_of(params, model, VAEGAN(1.0), X, KEYS)
 
-    @jax.jit
-    @jax.grad
+    def loss(prior: Any) -> Array:
+        return loss_and_metrics(params | {"prior": prior}, model, VAEGAN(1.0), X, KEYS)[0]
+
     def rate(prior: Any) -> Array:
         terms: Any = model.apply({"params": params | {"prior": prior}}, X, KEYS)
         return terms.kl_sampled.mean()
 
-    expected = rate(params["prior"])
+    @jax.jit
+    def both(prior: Any) -> Any:
+        return jax.grad(loss)(prior), jax.grad(rate)(prior)
+
+    gradient, expected = both(params["prior"])
     assert norm(expected) > 1e-3
-    assert_close(gradients["prior"], expected, 1e-5)
+    assert_close(gradient, expected, 1e-5)
 
 
 def test_the_adversarial_encoder_and_its_critic_pull_in_opposite_ways() -> None:
