@@ -1,7 +1,7 @@
 """The works that the benchmark compares programs on, and the ratios asked of ours."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -221,27 +221,29 @@ def streaming() -> Work:
     )
 
 
-def without(
-    tricks: list[str], title: str, work: str, log_every: int, batch_size: int, k: int = 1
-) -> Work:
+def without(title: str, ours: Contender, *tricks: str) -> Work:
     """Ours, and ours without each of these tricks of `vae_jax/cpu`, named in `without.py`."""
-    command = train(work, log_every, batch_size, k)
     rest = [
-        Contender(f"without `{trick}`", ["without.py", trick, *command[1:]], batch_size)
+        replace(ours, name=f"without `{trick}`", command=["without.py", trick, *ours.command[1:]])
         for trick in tricks
     ]
-    return Work(f"the CPU's tricks: {title}", [Contender(OURS, command, batch_size), *rest])
+    return Work(f"the CPU's tricks: {title}", [ours, *rest])
 
 
 def cpu_tricks() -> list[Work]:
-    """Each trick where it could matter."""
-    everywhere, convolution = ["threefry", "softplus", "barriers"], ["convolution", "winograd"]
+    """Each trick where it matters most, or might."""
+
+    def ours(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
+        return Contender(OURS, train(work, log_every, batch_size, k), batch_size)
+
+    everywhere, convolutions = ("threefry", "softplus", "barriers"), ("convolution", "winograd")
     return [
-        without(everywhere, "MLP, batch 20", "mlp", 500, 20),
-        without(everywhere, "IWAE network, batch 20, k = 50", "iwae", 50, 20, 50),
-        without([*convolution, "parts"], "convolutional VAE, batch 128", "conv", 20, 128),
-        without([*convolution, "parts"], "residual network, batch 64", "residual", 8, 64),
-        without([*convolution, "shifts"], "separable convolutions, batch 64", "separable", 8, 64),
+        without("MLP, batch 20", ours("mlp", 500, 20), *everywhere),
+        without("IWAE network, batch 20, k = 50", ours("iwae", 50, 20, k=50), *everywhere),
+        without("convolutional VAE", ours("conv", 20, 128), *convolutions, "parts"),
+        without("residual network", ours("residual", 8, 64), *convolutions, "parts"),
+        without("separable convolutions", ours("separable", 8, 64), "convolution", "shifts"),
+        without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "one thread"),
     ]
 
 

@@ -43,6 +43,7 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "winograd": (convolution, "_tile_size", lambda x, kernel, stride: None),
     "parts": (convolution, "batched_matmul", jnp.matmul),
     "shifts": (convolution, "_by_shifts", depthwise),
+    "one thread": (compiler, "ONE_THREAD", ""),
 }
 
 if __name__ == "__main__":
