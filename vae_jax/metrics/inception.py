@@ -1,16 +1,16 @@
 """The Inception network of published Fréchet distances, from a user's file of its weights."""
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.tree_util import KeyPath, keystr, tree_map_with_path
 
 from vae_jax import random
 from vae_jax.errors import VaeJaxError
@@ -183,18 +183,17 @@ def inception_features(file: str | Path) -> Features:
     shapes = jax.eval_shape(network.init, random.key(0), image)["params"]
     try:
         with Path(file).open("rb") as opened, np.load(opened) as arrays:
-            weights = jax.tree_util.tree_map_with_path(partial(_array, file, arrays), shapes)
+            weights = tree_map_with_path(partial(_array, file, arrays), shapes)
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise VaeJaxError(
             f"The weights {file} cannot be read ({error}): give an .npz as np.savez writes it."
         ) from error
 
     @jax.jit
-    def pool3(weights: Any, images: Array) -> Array:
+    def pool3(weights: Mapping[str, object], images: Array) -> Array:
         x = images / 127.5 - 1
         x = jax.image.resize(x, (len(x), SIDE, SIDE, 3), "bilinear", antialias=False)
-        found: Any = network.apply({"params": weights}, x)
-        return found
+        return jnp.asarray(network.apply({"params": weights}, x))
 
     def features(images: np.ndarray) -> np.ndarray:
         images = check_images(images)
@@ -204,9 +203,14 @@ def inception_features(file: str | Path) -> Features:
     return features
 
 
-def _array(file: str | Path, arrays: Any, path: Sequence[Any], wanted: Any) -> Array:
+def _array(
+    file: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    path: KeyPath,
+    wanted: jax.ShapeDtypeStruct,
+) -> Array:
     """Reads the array at a path of the network's parameters."""
-    name = ".".join(part.key for part in path)
+    name = keystr(path, simple=True, separator=".")
     if name not in arrays:
         raise VaeJaxError(f"The weights {file} have no {name}: write all of Inception-v3's arrays.")
     found = arrays[name]

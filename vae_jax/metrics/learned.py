@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import random
@@ -103,22 +104,23 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
         )
 
     @jax.jit
-    def step(params: Any, state: Any, images: Array, targets: Array) -> tuple[Any, Any]:
-        def loss(params: Any) -> Array:
-            losses: Any = network.apply(params, shrunk(images), targets, method="loss")
-            return losses.mean()
+    def step(
+        params: VariableDict, state: optax.OptState, images: Array, targets: Array
+    ) -> tuple[Any, optax.OptState]:
+        def loss(params: VariableDict) -> Array:
+            return jnp.asarray(network.apply(params, shrunk(images), targets, method="loss")).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
     @jax.jit
-    def layers(params: Any, images: Array) -> Array:
+    def layers(params: VariableDict, images: Array) -> Array:
         x, encoder = shrunk(images), {"params": params["params"]["encoder"]}
-        maps: Any = [
-            ConvEncoder(MAPS[:depth], dense=None).apply(encoder, x)
+        maps = [
+            jnp.asarray(ConvEncoder(MAPS[:depth], dense=None).apply(encoder, x))
             for depth in range(1, len(MAPS) + 1)
         ]
-        last: Any = network.apply(params, x)
+        last = jnp.asarray(network.apply(params, x))
         return jnp.concatenate([*(each.mean((1, 2)) for each in maps), last], -1)
 
     with Checkpoints(folder.path / "features") as checkpoints:
