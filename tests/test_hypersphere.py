@@ -10,7 +10,7 @@ import pytest
 import tiny
 from scipy import special, stats
 
-from vae_jax import ELBO, HypersphericalUniform, VampPrior, VonMisesFisher
+from vae_jax import ELBO, HypersphericalUniform, VaeJaxError, VampPrior, VonMisesFisher
 from vae_jax.distributions import (
     HypersphericalUniformDistribution,
     VonMisesFisherDistribution,
@@ -297,7 +297,7 @@ def test_posterior_has_a_direction_even_for_features_of_zero():
     np.testing.assert_allclose(np.linalg.norm(q.loc, axis=-1), 1, rtol=1e-6)
     assert q.kappa[0] == pytest.approx(1 + np.log(2))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    with pytest.raises(ValueError, match="at least 2 dimensions"):
+    with pytest.raises(VaeJaxError, match="at least 2 components: take dim=2 or more"):
         VonMisesFisher(1).init(jax.random.key(0), features)
 
 

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import Bernoulli, DiscretizedLogistic, Gaussian, HeteroscedasticGaussian, Laplace
+from vae_jax import (
+    Bernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Laplace,
+    VaeJaxError,
+)
 from vae_jax.compatibility import LIKELIHOODS
 from vae_jax.data import PROTOCOLS
 
@@ -196,7 +203,7 @@ def test_finite_at_extreme_features(cls):
 
 
 def test_spatial_features_of_the_wrong_size_are_refused():
-    with pytest.raises(ValueError, match=r"2x3 pixels, the images 4x3"):
+    with pytest.raises(VaeJaxError, match=r"2x3 pixels, the images 4x3"):
         conditional(Bernoulli, IMAGE, jnp.ones((N, 2, 3, F)))
 
 

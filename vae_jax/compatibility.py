@@ -1,4 +1,4 @@
-"""Refusals: which parts make a model that means something, and a sentence for those that do not.
+"""Refusals: combinations of parts that have no meaning, each with a sentence and a way out.
 
 Parts declare what they are and objectives what they require (`vae_jax.interfaces`). Each refusal
 names the public parts that would fit.
@@ -22,6 +22,7 @@ from vae_jax.interfaces import (
     Requirements,
     Space,
     Trait,
+    Variables,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ Part = TypeVar("Part")
 
 POSTERIORS: list[type[Posterior]] = [getattr(posteriors, name) for name in posteriors.__all__]
 PRIORS: list[type[Prior]] = [getattr(priors, name) for name in priors.__all__]
-# Without the one whose declarations are those of its pixels.
+# Without the one that takes its declarations from the likelihood of its pixels.
 LIKELIHOODS: list[type[Likelihood]] = [
     getattr(likelihoods, name) for name in likelihoods.__all__ if name != "AutoregressivePixels"
 ]
@@ -65,7 +66,7 @@ def _fitting(parts: Iterable[type[Part]], fits: Callable[[type[Part]], bool]) ->
 
 
 def check_data(likelihood: Likelihood, data: "Data") -> None:
-    """The likelihood gives a probability to what the data's protocol makes.
+    """Checks that the likelihood gives a probability to the images that the protocol makes.
 
     Raises:
         VaeJaxError: it does not.
@@ -79,10 +80,10 @@ def check_data(likelihood: Likelihood, data: "Data") -> None:
 
 
 def check_labels(model: Model, data: "Data") -> None:
-    """Conditional models and priors have the classes of the data.
+    """Checks that a conditional model and its prior have the classes of the data.
 
     Raises:
-        VaeJaxError: they have not.
+        VaeJaxError: they do not, or a prior p(z|y) is in a model without labels.
     """
     prior = model.prior
     if model.labels is None:
@@ -113,10 +114,10 @@ def check_labels(model: Model, data: "Data") -> None:
 
 
 def check_prior(posterior: Posterior, prior: Prior) -> None:
-    """The prior covers the space of the posterior and can be made of it.
+    """Checks that the prior has a density where the latents live, and can be made of the posterior.
 
     Raises:
-        VaeJaxError: it does not, or cannot.
+        VaeJaxError: it has none, or cannot.
     """
     name, q_name = type(prior).__name__, type(posterior).__name__
     if posterior.space not in prior.spaces:
@@ -132,7 +133,7 @@ def check_prior(posterior: Posterior, prior: Prior) -> None:
 
 
 def fits_prior(posterior: Posterior | type[Posterior], prior: Prior | type[Prior]) -> bool:
-    """Whether `check_prior` lets the pair pass."""
+    """Whether the pair passes `check_prior`."""
     return posterior.space in prior.spaces and prior.needs <= posterior.traits
 
 
@@ -146,10 +147,10 @@ def fits_posterior(requires: Requirements, posterior: Posterior | type[Posterior
 
 
 def check_objective(objective: Objective, model: Model) -> None:
-    """The model has what the objective requires.
+    """Checks that the model has what the objective requires.
 
     Raises:
-        VaeJaxError: it has not.
+        VaeJaxError: it does not.
     """
     requires: Requirements = objective.requires
     name = type(objective).__name__
@@ -202,12 +203,12 @@ def check_objective(objective: Objective, model: Model) -> None:
 
 
 def _abstract(model: Model) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """An image and its key, without values."""
+    """The shapes of an image and of its key."""
     x = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     return x, jax.eval_shape(lambda: random.key(0)[None])
 
 
-def _initial(model: Model) -> dict[str, dict[str, object]]:
+def _initial(model: Model) -> Variables:
     """The shapes of a model's variables."""
     x, keys = _abstract(model)
     return jax.eval_shape(lambda x, keys: model.init(keys[0], x, keys), x, keys)
@@ -218,10 +219,10 @@ def _is_learned(model: Model) -> bool:
 
 
 def check_shapes(model: Model) -> None:
-    """Vectors are given by their length; every network and density takes what it is given.
+    """Checks that the parts of a model fit together: every one takes what the part before gives.
 
     Raises:
-        VaeJaxError: the parts do not fit together.
+        VaeJaxError: they do not, or a part for vectors is given another shape than a length.
     """
     parts = [*model.posteriors, *getattr(model, "conditionals", ()), model.prior]
     for part in parts:
@@ -247,10 +248,10 @@ def check_shapes(model: Model) -> None:
 
 
 def check_pictures(model: Model, objective: Objective) -> None:
-    """The mean of p(x|z) is a picture, where an objective shows it to a critic.
+    """Checks that the mean of p(x|z) is a picture where an objective shows it to a critic.
 
     Raises:
-        VaeJaxError: it is not: pictures are draws, which no gradient passes.
+        VaeJaxError: pictures are draws, through which no gradient passes.
     """
     if not objective.requires.mean_is_picture:
         return
@@ -267,10 +268,10 @@ def check_pictures(model: Model, objective: Objective) -> None:
 
 
 def check_accumulation(model: Model, objective: Objective) -> None:
-    """A batch taken in parts has the gradients of the batch taken at once.
+    """Checks that a batch taken in parts has the gradients of the batch taken at once.
 
     Raises:
-        VaeJaxError: it has not.
+        VaeJaxError: it does not.
     """
     state = set(_initial(model)) - {"params"}
     parts = [*model.posteriors, model.prior, model.likelihood]
@@ -290,7 +291,7 @@ def check_accumulation(model: Model, objective: Objective) -> None:
 
 
 def check(model: Model, objective: Objective, data: "Data") -> None:
-    """Everything that has to fit before training.
+    """Checks everything that has to fit before training.
 
     Raises:
         VaeJaxError: a combination has no meaning; the sentence names what would fit.

@@ -1,14 +1,16 @@
 """Conditional models: p(x|z, y) and q(z|x, y) for a class y (Kingma et al. 2014; Sohn et al. 2015).
 
-Labels y are an argument of the model's methods like any other: integers `[B]` of B examples, or
-`[1]`, one for all. Among inputs `[N, ...]`, N a multiple of B as samples `[K, B, ...]` make it,
-input n has the label of n mod B.
+Labels y are an argument of the model's methods like any other: integers `[B]` for B examples, or
+`[1]`, one for all. Of N inputs, where N is a multiple of B, as with samples `[K, B, ...]`, input n
+has the label n mod B.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Integer
+from typing_extensions import override
 
 from vae_jax.distributions import Normal
 from vae_jax.errors import VaeJaxError
@@ -16,11 +18,11 @@ from vae_jax.interfaces import Model, Prior, latent_shape
 
 
 class LabelEmbedding(nn.Module):
-    """A learned vector for each class, beside what the encoder and the decoder are given.
+    """A learned vector for each class, appended to the inputs of encoder and decoder.
 
-    It is appended along the last axis: as channels to images and maps, as components to vectors;
-    each vector of a set has it. Encoder and decoder have vectors of their own, so that what moves
-    or freezes one leaves the other alone.
+    It is appended along the last axis: as channels to images and maps, as components to vectors and
+    to each vector of a set. Encoder and decoder have separate vectors, so one can be trained or
+    frozen without the other.
 
     Attributes:
         num_classes: the number of classes; labels are 0 to `num_classes` - 1.
@@ -42,26 +44,35 @@ class LabelEmbedding(nn.Module):
             for _ in range(2)
         )
 
-    def for_encoder(self, x: Array, y: Array | None) -> Array:
-        """Images `[N, H, W, C]` to `[N, H, W, C + width]`; latents as for the decoder."""
+    def for_encoder(
+        self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N *axes C+{self.width}"]:
+        """The inputs of an encoder, images or latents, with the vectors of their labels."""
         return self._append(x, y, self.encoder)
 
-    def for_decoder(self, z: Array, y: Array | None) -> Array:
-        """Latents `[N, ..., d]` to `[N, ..., d + width]`."""
+    def for_decoder(
+        self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N *axes d+{self.width}"]:
+        """The inputs of a decoder, latents, with the vectors of their labels."""
         return self._append(z, y, self.decoder)
 
-    def _append(self, inputs: Array, y: Array | None, embedding: nn.Embed) -> Array:
+    def _append(
+        self, inputs: Float[Array, "N ..."], y: Int[Array, "B"] | None, embedding: nn.Embed
+    ) -> Float[Array, "N ..."]:
         y = given(y, self)
         if len(inputs) % len(y):
-            raise VaeJaxError(f"{len(y)} labels were given for {len(inputs)} inputs.")
+            raise VaeJaxError(
+                f"{len(y)} labels were given for {len(inputs)} inputs: give one label for each, "
+                "or one for all."
+            )
         vectors = jnp.tile(embedding(y), (len(inputs) // len(y), 1))
         vectors = vectors.reshape(len(inputs), *[1] * (inputs.ndim - 2), self.width)
         beside = jnp.broadcast_to(vectors, (*inputs.shape[:-1], self.width))
         return jnp.concatenate([inputs, beside.astype(inputs.dtype)], -1)
 
 
-def given(y: Array | None, part: nn.Module) -> Array:
-    """The labels; zeros `[1]` while parameters are being initialized without any.
+def given(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"]:
+    """The labels; a single zero while parameters are initialized without any.
 
     Raises:
         VaeJaxError: there are none.
@@ -78,7 +89,7 @@ def given(y: Array | None, part: nn.Module) -> Array:
 class ClassGaussian(Prior):
     """p(z|y) = N(z; m_y, diag s_y²), learned with the rest of a conditional model.
 
-    Starts from scales of one and means drawn from N(0, I).
+    It starts from scales of one and means drawn from N(0, I).
 
     Attributes:
         num_classes: the number of classes.
@@ -97,20 +108,26 @@ class ClassGaussian(Prior):
         self.log_scale = self.param("log_scale", nn.initializers.zeros, self.loc.shape)
 
     @property
+    @override
     def label_classes(self) -> int:
-        """The number of classes."""
         return self.num_classes
 
-    def __call__(self, model: Model, y: Array | None = None) -> Normal:
-        """Batch `[B]`, one density for each label of y; event `[*shape]`."""
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Normal:
         y = given(y, self)
         return Normal(self.loc[y], jnp.exp(self.log_scale[y]), event_ndims=self.loc.ndim - 1)
 
-    def carry(self, z: Array, source: ArrayLike, target: ArrayLike) -> Array:
-        """z of one class as if of another: m_b + s_b (z - m_a) / s_a keeps the deviation.
+    def carry(
+        self,
+        z: Float[Array, "*latents"],
+        source: Integer[ArrayLike, ""],
+        target: Integer[ArrayLike, ""],
+    ) -> Float[Array, "*latents"]:
+        """Moves z from one class to another: m_b + s_b (z - m_a) / s_a keeps its deviation.
 
         Args:
-            z: latents `[..., *shape]`; where z ~ p(z|a), what returns is distributed as p(z|b).
+            z: latents `[..., *shape]`; if they are distributed as p(z|a), the result is distributed
+                as p(z|b).
             source: the class a.
             target: the class b.
         """

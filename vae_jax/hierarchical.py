@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, Normal, exact_kl, sample_each
@@ -14,17 +16,19 @@ from vae_jax.vae import Terms, apply_flat
 
 
 class Hierarchy(Model, kw_only=True):
-    """p(x, z) = p(z_L) p(z_{L-1}|z_L) ... p(z_1|z_2) p(x|z_1); subclasses say how z is inferred.
+    """p(x, z) = p(z_L) p(z_{L-1}|z_L) ... p(z_1|z_2) p(x|z_1); subclasses infer z.
 
-    Attributes (each sequence has the bottom layer first):
+    Every sequence has the bottom layer first.
+
+    Attributes:
         encoders: L networks; see the subclass.
         posteriors: L posteriors, on the features of the encoders.
-        prior: p(z_L); one that is made of q(z|x), like the VampPrior, is refused.
-        decoders: L networks: the first towards x, then towards z_1, ..., z_{L-1}.
-        conditionals: L - 1 densities p(z_1|z_2), ..., on the features of decoders[1:].
+        prior: p(z_L); one that is made of q(z|x), such as the VampPrior, is refused.
+        decoders: L networks, the first to x, the others to z_1, ..., z_{L-1}.
+        conditionals: the L - 1 densities p(z_1|z_2), ..., on the features of decoders[1:].
         likelihood: p(x|z_1), on the features of decoders[0].
-        critic: what the objective plays against, if it needs one.
-        labels: makes all these densities those given y, as in `VAE`.
+        critic: the module that the objective plays against, if it needs one.
+        labels: the embedding of classes y, on which all densities then depend, as in `VAE`.
         image_shape: (H, W, C).
     """
 
@@ -33,17 +37,18 @@ class Hierarchy(Model, kw_only=True):
     decoders: Sequence[nn.Module]
     conditionals: Sequence[Posterior]
 
-    def decode(self, zs: Layers, y: Array | None = None) -> Distribution:
-        """p(x|z_1) for latents `[..., *event_l]`: batch `[...]`, event `[H, W, C]`."""
-
+    @override
+    def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:
         def likelihood(z: Array) -> Distribution:
             features = self.decoders[0](self._for_decoder(z, y), self.image_shape)
             return self.likelihood(features, self.image_shape)
 
         return apply_flat(likelihood, zs[0], self.posteriors[0].event_ndims)
 
-    def sample(self, keys: Array, y: Array | None = None) -> tuple[Layers, Distribution]:
-        """Latents of every layer `[N, *event_l]`, one for each key, and p(x|z_1)."""
+    @override
+    def sample(
+        self, keys: Key[Array, "N"], y: Int[Array, "B"] | None = None
+    ) -> tuple[Layers, Distribution]:
         keys = random.purpose(keys, "prior")
         z = sample_each(self._top(y), random.indexed(keys, len(self.encoders) - 1))
         zs = [z]
@@ -52,20 +57,20 @@ class Hierarchy(Model, kw_only=True):
             zs.insert(0, z)
         return tuple(zs), self.decode(tuple(zs), y)
 
-    def log_prior(self, zs: Layers, y: Array | None = None) -> Array:
-        """ln p(z_1, ..., z_L) for latents `[..., *event_l]`: `[...]`, nats."""
+    @override
+    def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
         log_pz = [p.log_prob(z) for p, z in zip(self._priors(zs, y), zs, strict=True)]
         return jnp.stack(log_pz).sum(0)
 
     def _terms(
         self,
-        x: Array,
-        y: Array | None,
-        keys: Array,
-        zs: Sequence[Array],
+        x: Float[Array, "B H W C"],
+        y: Int[Array, "#B"] | None,
+        keys: Key[Array, "B"],
+        zs: Sequence[Float[Array, "K B ..."]],
         qs: Sequence[Distribution],
         ps: Sequence[Distribution],
-        kl: Array | None,
+        kl: Float[Array, "L B"] | None,
     ) -> Terms:
         px = self.likelihood.observe(self.decode(tuple(zs), y), x)
         return Terms(
@@ -83,21 +88,27 @@ class Hierarchy(Model, kw_only=True):
             reconstruction=px.mean,
         )
 
-    def _generate(self, layer: int, z: Array, y: Array | None) -> Distribution:
-        """p(z_{layer+1} | z_{layer+2}), counting layers from one."""
+    def _generate(
+        self, layer: int, z: Float[Array, "..."], y: Int[Array, "B"] | None
+    ) -> Distribution:
+        """p(z_{layer+1} | z_{layer+2}), with layers counted from one."""
 
         def conditional(z: Array) -> Distribution:
             return self.conditionals[layer](self.decoders[layer + 1](self._for_decoder(z, y)))
 
         return apply_flat(conditional, z, self.posteriors[layer + 1].event_ndims)
 
-    def _for_encoder(self, x: Array, y: Array | None) -> Array:
+    def _for_encoder(
+        self, x: Float[Array, "N ..."], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N ..."]:
         return x if self.labels is None else self.labels.for_encoder(x, y)
 
-    def _for_decoder(self, z: Array, y: Array | None) -> Array:
+    def _for_decoder(
+        self, z: Float[Array, "N ..."], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N ..."]:
         return z if self.labels is None else self.labels.for_decoder(z, y)
 
-    def _top(self, y: Array | None) -> Distribution:
+    def _top(self, y: Int[Array, "B"] | None) -> Distribution:
         if self.prior.needs:
             raise VaeJaxError(
                 f"{type(self.prior).__name__} is made of the model's q(z|x), which is not the "
@@ -106,7 +117,7 @@ class Hierarchy(Model, kw_only=True):
             )
         return self.prior(self, y)
 
-    def _priors(self, zs: Layers, y: Array | None) -> list[Distribution]:
+    def _priors(self, zs: Layers, y: Int[Array, "B"] | None) -> list[Distribution]:
         """p(z_1|z_2), ..., p(z_{L-1}|z_L), p(z_L)."""
         return [*(self._generate(layer, z, y) for layer, z in enumerate(zs[1:])), self._top(y)]
 
@@ -114,13 +125,20 @@ class Hierarchy(Model, kw_only=True):
 class HierarchicalVAE(Hierarchy, kw_only=True):
     """Inference bottom-up: q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1}).
 
-    Burda et al. (2015), section 2. The encoders are networks on x, z_1, ..., z_{L-1}.
+    The encoders are networks on x, z_1, ..., z_{L-1}. No KL has a closed form: `Terms.kl` is None.
+
+    References:
+        Burda et al. (2015), "Importance weighted autoencoders", section 2.
     """
 
+    @override
     def __call__(
-        self, x: Array, keys: Array, num_samples: int = 1, y: Array | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        keys: Key[Array, "B"],
+        num_samples: int = 1,
+        y: Int[Array, "#B"] | None = None,
     ) -> Terms:
-        """As `VAE.__call__`; `kl` is None: only the sampled estimate exists, layer by layer."""
         q = self.encode(x, y)
         z = sample_layer(q, keys, 0, num_samples)
         qs, zs = [q], [z]
@@ -131,12 +149,12 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
             zs.append(z)
         return self._terms(x, y, keys, zs, qs, self._priors(tuple(zs), y), kl=None)
 
-    def encode(self, x: Array, y: Array | None = None) -> Distribution:
-        """q(z_1|x) for images `[B, H, W, C]`."""
+    @override
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None) -> Distribution:
         return self.posteriors[0](self.encoders[0](self._for_encoder(x, y)))
 
-    def _infer(self, layer: int, z: Array, y: Array | None) -> Distribution:
-        """q(z_{layer+1} | z_layer), counting layers from one."""
+    def _infer(self, layer: int, z: Float[Array, "..."], y: Int[Array, "B"] | None) -> Distribution:
+        """q(z_{layer+1} | z_layer), with layers counted from one."""
 
         def posterior(z: Array) -> Distribution:
             return self.posteriors[layer](self.encoders[layer](self._for_encoder(z, y)))
@@ -147,20 +165,26 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
 class LadderVAE(Hierarchy, kw_only=True):
     """Inference top-down: q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2).
 
-    Sønderby et al. (2016), section 2.2. A deterministic way up, h_1 = encoders[0](x), h_2 =
-    encoders[1](h_1), ..., gives each layer a Gaussian, posteriors[l], on its features; on the way
-    down it is merged with p(z_l|z_{l+1}), and stands alone at the top. All posteriors and priors
-    but those of the top layer must have independent Gaussian components.
+    On the deterministic way up, h_1 = encoders[0](x), h_2 = encoders[1](h_1), ..., and each layer
+    gets a Gaussian, posteriors[l], on its features. On the way down this is merged with
+    p(z_l|z_{l+1}); at the top it stands alone. Posteriors and conditionals below the top must have
+    independent Gaussian components.
+
+    `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
+    samples; it is None where the top layer has no closed form.
+
+    References:
+        Sønderby et al. (2016), "Ladder variational autoencoders", section 2.2.
     """
 
+    @override
     def __call__(
-        self, x: Array, keys: Array, num_samples: int = 1, y: Array | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        keys: Key[Array, "B"],
+        num_samples: int = 1,
+        y: Int[Array, "#B"] | None = None,
     ) -> Terms:
-        """As `VAE.__call__`.
-
-        `kl` has for each layer the exact KL given the latents above, averaged over their K samples;
-        it is None where the top layer has no closed form.
-        """
         q, *below = self._bottom_up(x, y)
         p = self._top(y)
         z = sample_layer(q, keys, 0, num_samples)
@@ -177,15 +201,17 @@ class LadderVAE(Hierarchy, kw_only=True):
         kl = jnp.stack(means) if len(means) == len(kls) else None
         return self._terms(x, y, keys, zs, qs, ps, kl)
 
-    def encode(self, x: Array, y: Array | None = None) -> Distribution:
-        """q(z_1|x, z_2, ...) for images `[B, H, W, C]`, the layers above at their means."""
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None) -> Distribution:
+        """q(z_1|x, z_2, ...), batch `[B]`, with the layers above at their means."""
         q, *below = self._bottom_up(x, y)
         for position, evidence in enumerate(below, start=1):
             q = merge(evidence, self._generate(len(below) - position, q.mean, y))
         return q
 
-    def _bottom_up(self, x: Array, y: Array | None) -> list[Distribution]:
-        """What x says about z_L, ..., z_1: the top layer first, batch `[B]`."""
+    def _bottom_up(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None
+    ) -> list[Distribution]:
+        """The bottom-up Gaussians of z_L, ..., z_1, the top layer first, batch `[B]`."""
         h, found = self._for_encoder(x, y), []
         for encoder, posterior in zip(self.encoders, self.posteriors, strict=True):
             h = encoder(h)
@@ -193,15 +219,17 @@ class LadderVAE(Hierarchy, kw_only=True):
         return found
 
 
-def sample_layer(q: Distribution, keys: Array, position: int, num_samples: int) -> Array:
-    """Latents `[K, B, *event]` of one layer.
+def sample_layer(
+    q: Distribution, keys: Key[Array, "B"], position: int, num_samples: int
+) -> Float[Array, "K B ..."]:
+    """Latents of one layer.
 
     Args:
-        q: batch `[B]` for the layer that is inferred first, else `[K, B]`, given the latents
-            before.
-        keys: the examples' keys `[B]`.
+        q: the layer's posterior, batch `[B]` for the layer that is inferred first, `[K, B]` for the
+            others, given the layers before.
+        keys: the keys of the examples.
         position: the layer's position in the order of inference, from 0.
-        num_samples: K.
+        num_samples: the number of samples K.
     """
     keys = random.indexed(random.purpose(keys, "posterior"), position)
     if position == 0:
@@ -210,13 +238,13 @@ def sample_layer(q: Distribution, keys: Array, position: int, num_samples: int) 
 
 
 def merge(evidence: Distribution, p: Distribution) -> Normal:
-    """The product of two Gaussians, normalized: means weighted by their precisions.
+    """The normalized product of two Gaussians (Sønderby et al. 2016, section 2.2).
 
-    Sønderby et al. (2016), section 2.2.
+    Precisions add up, and means are weighted by them.
 
     Args:
-        evidence: bottom-up, batch `[B]`.
-        p: top-down, batch `[..., B]`.
+        evidence: the bottom-up Gaussian, batch `[B]`.
+        p: the top-down Gaussian, batch `[..., B]`.
 
     Raises:
         VaeJaxError: one of them is not a Normal.
@@ -225,7 +253,7 @@ def merge(evidence: Distribution, p: Distribution) -> Normal:
         names = " and a ".join(type(given).__name__ for given in (evidence, p))
         raise VaeJaxError(
             f"A LadderVAE merges two Gaussians of independent components, and was given a {names}: "
-            "below the top, take DiagonalGaussian for posteriors and conditionals."
+            "take DiagonalGaussian for posteriors and conditionals below the top."
         )
     precision = evidence.scale**-2 + p.scale**-2
     loc = (evidence.loc * evidence.scale**-2 + p.loc * p.scale**-2) / precision

@@ -394,9 +394,14 @@ class Model(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def sample(
-        self, keys: Key[Array, "N"], y: Int[Array, "#N"] | None = None
+        self, keys: Key[Array, "N"], y: Int[Array, "B"] | None = None
     ) -> "tuple[Layers, Distribution]":
-        """Latents `[N, *event]` of every layer from the prior, one for each key, and p(x|z)."""
+        """Latents `[N, *event]` of every layer from the prior, one for each key, and p(x|z).
+
+        Args:
+            keys: typed keys.
+            y: the labels of a conditional model; N is a multiple of their number B.
+        """
         raise NotImplementedError
 
     def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
+from jaxtyping import Float, Int, Key
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shared, exact_kl, sample_each
@@ -19,64 +21,68 @@ D = TypeVar("D", bound=Distribution)
 
 @struct.dataclass
 class Terms:
-    """What an objective or an estimator needs, per sample k and example b; nothing is averaged.
+    """The quantities of K samples for each of B examples; nothing is averaged over the batch.
 
-    Layers are tuples, the bottom layer first; a VAE has one.
+    Densities are in nats, summed over pixels and over the components of z. Layers are tuples or the
+    axis L, the bottom layer first; a VAE has one.
 
     Attributes:
-        x: images `[B, H, W, C]` as the likelihood sees them.
-        y: their labels `[B]` in a conditional model, else None.
-        keys: typed keys `[B]`, from which `random.purpose` makes more noise.
-        z: latents `[K, B, *event_l]`, layer by layer.
-        path: zeros `[K, B]`; adding `(c * path).sum()` to a loss multiplies the gradient that
-            passes through z[k, b] by 1 + c[k, b] (`weigh_path`). None with several layers.
-        log_px: ln p(x|z), `[K, B]`, nats, summed over pixels.
-        log_pz: ln p(z), layer by layer, `[L, K, B]`.
-        log_qz: ln q(z|x), layer by layer, `[L, K, B]`.
-        kl: exact KL(q(z|x) || p(z)) in nats, `[L, B]`; None where no closed form exists. Where a
+        x: the images in the form of the data's protocol.
+        y: the labels of a conditional model, else None.
+        keys: typed keys, from which `random.purpose` makes further noise.
+        z: the latents of each layer, `[K, B, *event]`.
+        path: zeros; adding `(c * path).sum()` to a loss multiplies the gradient that passes through
+            z[k, b] by 1 + c[k, b] (`weigh_path`). None with several layers.
+        log_px: ln p(x|z).
+        log_pz: ln p(z) of each layer.
+        log_qz: ln q(z|x) of each layer.
+        kl: the exact KL(q(z|x) || p(z)) of each layer; None where there is no closed form. Where a
             layer depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
-        q: the posteriors, layer by layer.
-        p: the priors, layer by layer.
-        reconstruction: the mean of p(x|z), `[K, B, H, W, C]`.
+        q: the posterior of each layer.
+        p: the prior of each layer.
+        reconstruction: the mean of p(x|z).
     """
 
-    x: Array
-    y: Array | None
-    keys: Array
+    x: Float[Array, "B H W C"]
+    y: Int[Array, "#B"] | None
+    keys: Key[Array, "B"]
     z: Layers
-    path: Array | None
-    log_px: Array
-    log_pz: Array
-    log_qz: Array
-    kl: Array | None
+    path: Float[Array, "K B"] | None
+    log_px: Float[Array, "K B"]
+    log_pz: Float[Array, "L K B"]
+    log_qz: Float[Array, "L K B"]
+    kl: Float[Array, "L B"] | None
     q: tuple[Distribution, ...]
     p: tuple[Distribution, ...]
-    reconstruction: Array
+    reconstruction: Float[Array, "K B H W C"]
 
     @property
-    def log_w(self) -> Array:
-        """Log importance weights ln p(x, z) - ln q(z|x), `[K, B]` (Burda et al. 2015, eq. 8)."""
+    def log_w(self) -> Float[Array, "K B"]:
+        """The log importance weights ln p(x, z) - ln q(z|x) (Burda et al. 2015, equation 8)."""
         return self.log_px + (self.log_pz - self.log_qz).sum(0)
 
     @property
-    def kl_sampled(self) -> Array:
-        """The sampled estimate of the KL, the mean over K of ln q - ln p, `[L, B]`."""
+    def kl_sampled(self) -> Float[Array, "L B"]:
+        """The sampled estimate of the KL, the mean over K of ln q(z|x) - ln p(z)."""
         return (self.log_qz - self.log_pz).mean(1)
 
     @property
-    def rate(self) -> Array:
-        """KL(q(z|x) || p(z)), `[L, B]`: exact where that exists, else the sampled estimate."""
+    def rate(self) -> Float[Array, "L B"]:
+        """KL(q(z|x) || p(z)), exact where there is a closed form, else the sampled estimate."""
         return self.kl_sampled if self.kl is None else self.kl
 
-    def held_log_qz(self) -> Array:
-        """ln q(z|x) of a single layer with q's parameters held fixed, `[K, B]`.
+    def held_log_qz(self) -> Float[Array, "K B"]:
+        """ln q(z|x) of a single layer with the parameters of q held fixed.
 
-        Gradients pass through z alone.
+        Its gradient passes through z alone.
         """
         return lax.stop_gradient(self.q[0]).log_prob(self.z[0])
 
     def rate_and_distortion(self) -> Metrics:
-        """The distortion, and the rate summed over layers: `kl` exact, `kl_sampled` estimated."""
+        """`distortion`, and the rates summed over layers: `kl` if exact, and `kl_sampled`.
+
+        With several layers there is also `kl_sampled_z2` and so on.
+        """
         metrics = {
             "distortion": -self.log_px.mean(),
             "kl_sampled": self.kl_sampled.sum(0).mean(),
@@ -94,24 +100,32 @@ class Terms:
 
 
 @jax.custom_vjp
-def weigh_path(z: Array, weights: Array) -> tuple[Array, Array]:
-    """The identity, whose backward pass multiplies z's cotangent by 1 + that of `weights`.
+def weigh_path(
+    z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
+) -> tuple[Float[Array, "K B *event"], Float[Array, "K B"]]:
+    """The identity; its backward pass multiplies the cotangent of z by 1 + that of `weights`.
 
-    So one backward pass gives the parameters behind z another weight for each sample than the
-    parameters in front of it, as doubly reparameterized gradients need (Tucker et al. 2019).
+    So in one backward pass, for each sample, the gradient of the parameters of q(z|x) has another
+    weight than the gradient of the parameters of p(x|z), as doubly reparameterized gradients need
+    (Tucker et al. 2019).
 
     Args:
-        z: `[K, B, ...]`.
-        weights: zeros `[K, B]`.
+        z: latents.
+        weights: zeros, the cotangent of which is the weight.
     """
     return z, weights
 
 
-def _weigh_path_forward(z: Array, weights: Array) -> tuple[tuple[Array, Array], None]:
+ZAndWeights = tuple[Float[Array, "K B *event"], Float[Array, "K B"]]
+
+
+def _weigh_path_forward(
+    z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
+) -> tuple[ZAndWeights, None]:
     return (z, weights), None
 
 
-def _weigh_path_backward(_: None, cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _weigh_path_backward(_: None, cotangents: ZAndWeights) -> ZAndWeights:
     of_z, weights = cotangents
     factor = 1 + weights.reshape(weights.shape + (1,) * (of_z.ndim - weights.ndim))
     return factor * of_z, jnp.zeros_like(weights)
@@ -120,8 +134,16 @@ def _weigh_path_backward(_: None, cotangents: tuple[Array, Array]) -> tuple[Arra
 weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
 
 
-def apply_flat(conditional: Callable[[Array], D], z: Array, event_ndims: int = 1) -> D:
-    """p(. | z) for latents `[*batch, *event]`, through networks that take `[N, *event]`."""
+def apply_flat(
+    conditional: Callable[[Array], D], z: Float[Array, "..."], event_ndims: int = 1
+) -> D:
+    """p(. | z), batch `[*batch]`, by networks that take one batch axis.
+
+    Args:
+        conditional: a function of latents `[N, *event]` to a distribution with batch `[N]`.
+        z: latents `[*batch, *event]`.
+        event_ndims: the number of axes of one z.
+    """
     batch, event = z.shape[: z.ndim - event_ndims], z.shape[z.ndim - event_ndims :]
     flat = conditional(z.reshape(math.prod(batch), *event))
 
@@ -135,14 +157,23 @@ class VAE(Model, kw_only=True):
     """encoder x posterior x prior x decoder x likelihood (Kingma & Welling 2013).
 
     Attributes:
-        encoder: a network from images `[B, H, W, C]` to features.
-        posterior: from features to q(z|x).
+        encoder: a network from images `[N, H, W, C]` to features.
+        posterior: the map from features to q(z|x).
         prior: p(z).
-        decoder: a network from latents, and the image shape, to features.
-        likelihood: from features, and the image shape, to p(x|z).
-        critic: what the objective plays against, if it needs one.
-        labels: makes it the model p(x|z, y), q(z|x, y) of images with classes y.
+        decoder: a network from latents `[N, *event]` and the image shape to features.
+        likelihood: the map from features and the image shape to p(x|z).
+        critic: the module that the objective plays against, if it needs one.
+        labels: the embedding of classes y, which makes this the model p(x|z, y), q(z|x, y).
         image_shape: (H, W, C).
+
+    Example:
+        >>> model = VAE(
+        ...     encoder=MLP((200,)),
+        ...     posterior=DiagonalGaussian(50),
+        ...     prior=StandardNormal(50),
+        ...     decoder=MLP((200,)),
+        ...     likelihood=Bernoulli(),
+        ... )
     """
 
     encoder: nn.Module
@@ -151,13 +182,17 @@ class VAE(Model, kw_only=True):
 
     @property
     def posteriors(self) -> tuple[Posterior]:
-        """The posterior of the one layer."""
+        """The posterior of the single layer."""
         return (self.posterior,)
 
+    @override
     def __call__(
-        self, x: Array, keys: Array, num_samples: int = 1, y: Array | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        keys: Key[Array, "B"],
+        num_samples: int = 1,
+        y: Int[Array, "#B"] | None = None,
     ) -> Terms:
-        """Encode, sample, decode; see `Model`."""
         q = self.encode(x, y)
         p = self.prior(self, y)
         z, log_qz = q.sample_and_log_prob(random.purpose(keys, "posterior"), (num_samples,))
@@ -180,14 +215,14 @@ class VAE(Model, kw_only=True):
             reconstruction=px.mean,
         )
 
-    def encode(self, x: Array, y: Array | None = None) -> Distribution:
-        """q(z|x) for images `[B, H, W, C]`."""
+    @override
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None) -> Distribution:
         if self.labels is not None:
             x = self.labels.for_encoder(x, y)
         return self.posterior(self.encoder(x))
 
-    def decode(self, zs: Layers, y: Array | None = None) -> Distribution:
-        """p(x|z) for latents `([..., *event],)`: batch `[...]`, event `[H, W, C]`."""
+    @override
+    def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:
         (z,) = zs
 
         def likelihood(z: Array) -> Distribution:
@@ -197,12 +232,14 @@ class VAE(Model, kw_only=True):
 
         return apply_flat(likelihood, z, self.posterior.event_ndims)
 
-    def sample(self, keys: Array, y: Array | None = None) -> tuple[Layers, Distribution]:
-        """Latents `([N, *event],)` from the prior, one for each key of `[N]`, and p(x|z) there."""
+    @override
+    def sample(
+        self, keys: Key[Array, "N"], y: Int[Array, "B"] | None = None
+    ) -> tuple[Layers, Distribution]:
         z = sample_each(self.prior(self, y), random.purpose(keys, "prior"))
         return (z,), self.decode((z,), y)
 
-    def log_prior(self, zs: Layers, y: Array | None = None) -> Array:
-        """ln p(z) for latents `([..., *event],)`: `[...]`, nats."""
+    @override
+    def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
         (z,) = zs
         return self.prior(self, y).log_prob(z)

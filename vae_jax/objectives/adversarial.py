@@ -1,9 +1,11 @@
-"""The adversarial autoencoder: a critic of z in place of the KL."""
+"""The adversarial autoencoder: a critic of z instead of the KL."""
 
 from dataclasses import dataclass
 
 import jax
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
@@ -14,21 +16,21 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class AdversarialAutoencoder(Objective):
-    """Reconstruction, with q(z) drawn to p(z) by a critic (Makhzani et al. 2016, section 2).
+    """The distortion, with q(z) drawn to p(z) by a critic (Makhzani et al. 2016, section 2).
 
     The critic tells z of the prior from z of the encoder; the encoder plays against it with the
-    non-saturating loss -ln D(z). q(z|x) may be deterministic, and neither density is asked for.
+    non-saturating loss -ln D(z). q(z|x) may be deterministic, and no density of z is needed.
 
     Attributes:
-        weight: of -ln D(z) beside the distortion. The paper alternates between the two, each with
-            an optimizer of its own.
+        weight: the weight of -ln D(z) beside the distortion. The paper alternates between the two,
+            each with an optimizer of its own.
     """
 
     weight: float = 1.0
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """Latents that move with the encoder, and a critic of them."""
         return Requirements(
             without=frozenset({"codebook"}),
             spaces=SPACES - {"codes"},
@@ -37,7 +39,9 @@ class AdversarialAutoencoder(Objective):
             one_layer=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Loss -ln p(x|z) - weight ln D(z), plus the critic's cross-entropy for the critic."""
         del step
         z = terms.z[0][0]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
@@ -16,14 +18,14 @@ from vae_jax.vae import Terms
 class Capacity(Objective):
     """Distortion + gamma |KL - C| (Burgess et al. 2018).
 
-    The equation stands for one image; as in Locatello et al. (2019), the KL is the mean over the
-    whole batch, so that images may differ in what they need.
+    The paper's equation is for one image. As in Locatello et al. (2019), the KL is the mean over
+    the whole batch here, so that the KL of single images may differ from C.
 
     Attributes:
-        gamma: the weight.
-        capacity: C in nats, a number or a schedule of the step:
+        gamma: the weight of the distance from the target.
+        capacity: the target C in nats, a number or a schedule of the step, such as
             `optax.linear_schedule(0.0, 25.0, 100_000)`.
-        num_samples: K.
+        num_samples: the number of samples K.
     """
 
     gamma: float
@@ -31,14 +33,14 @@ class Capacity(Objective):
     num_samples: int = 1
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q."""
         return Requirements(posterior=frozenset({"density"}), whole_batch=True)
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss in nats per image; `neg_elbo` is that of gamma = 1, C = 0."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; the metric `neg_elbo` has no target."""
         del model
         metrics = terms.bound_metrics()
         capacity = self.capacity(step) if callable(self.capacity) else self.capacity

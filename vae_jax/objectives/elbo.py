@@ -1,4 +1,4 @@
-"""The evidence lower bound, and ways to weigh its rate."""
+"""The evidence lower bound."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
@@ -15,15 +17,19 @@ from vae_jax.vae import Terms
 class ELBO(Objective):
     """The evidence lower bound, E_q[ln p(x|z)] - beta KL(q(z|x) || p(z)).
 
-    Kingma & Welling (2013), equation 3; beta as in Higgins et al. (2017). The KL is the exact one
-    where it exists, else the sampled estimate.
+    The KL is exact where a closed form exists; otherwise it is the sampled estimate.
 
     Attributes:
-        num_samples: K samples, over which the bound is averaged.
-        beta: the KL's weight, a number or a schedule of the step; a warm-up is
+        num_samples: the number of samples K over which the bound is averaged.
+        beta: the weight of the KL, a number or a schedule of the step; a warm-up is
             `optax.linear_schedule(0.0, 1.0, steps)`.
-        sticking_the_landing: the rate is the sampled estimate with q's parameters held in ln q, so
-            that at the exact posterior each sample's gradient of q vanishes (Roeder et al. 2017).
+        sticking_the_landing: whether the rate is the sampled estimate with the parameters of q held
+            fixed in ln q, so that at the exact posterior the gradient of q vanishes for each sample
+            (Roeder et al. 2017).
+
+    References:
+        Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 3; Higgins et al.
+        (2017), "beta-VAE", for beta.
     """
 
     num_samples: int = 1
@@ -31,16 +37,16 @@ class ELBO(Objective):
     sticking_the_landing: bool = False
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q; to stick the landing, one that is differentiable in z."""
         if self.sticking_the_landing:
             return Requirements(posterior=frozenset({"density", "path"}), one_layer=True)
         return Requirements(posterior=frozenset({"density"}))
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss -ELBO_beta; the metric `neg_elbo` has beta = 1 whatever beta is."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -ELBO in nats per image; the metric `neg_elbo` has beta = 1."""
         del model
         distortion = -terms.log_px.mean(0)
         if self.sticking_the_landing:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
@@ -13,12 +15,14 @@ from vae_jax.parallel import batch_offset, whole_batch
 from vae_jax.vae import Terms
 
 
-def permute_dims(z: Array, noise: Array) -> Array:
-    """Each latent shuffled over the batch: from q(z) to prod_j q(z_j) (Kim & Mnih 2018, alg. 1).
+def permute_dims(
+    z: Float[Array, "N *event"], noise: Float[Array, "N *event"]
+) -> Float[Array, "N *event"]:
+    """Shuffles each latent over the batch: q(z) to prod_j q(z_j) (Kim & Mnih 2018, algorithm 1).
 
     Args:
-        z: `[N, *event]`.
-        noise: uniform, `[N, *event]`; the order of a column is that latent's permutation.
+        z: latents of N examples.
+        noise: uniform noise; the order of its values is the permutation of each latent.
     """
     return jnp.take_along_axis(z, noise.argsort(0), 0)
 
@@ -28,9 +32,9 @@ class FactorVAE(Objective):
     """The ELBO - gamma TC(z), TC(z) = KL(q(z) || prod_j q(z_j)) (Kim & Mnih 2018, algorithm 2).
 
     TC is the mean of the critic's logit, whose optimum is ln q(z) / prod_j q(z_j). The paper draws
-    two minibatches at each step, one to be scored and one to be permuted. Here the two are the
-    halves of one batch, whichever devices they are on; the bound and TC are of both halves. So its
-    recipe with minibatches of 64 has a batch of 128.
+    two minibatches at each step, one to be scored and one to be permuted. Here these are the halves
+    of one batch, whichever devices they are on, and the bound and TC are of both halves: the
+    paper's minibatches of 64 become a batch of 128.
 
     Attributes:
         gamma: the weight of TC.
@@ -39,8 +43,8 @@ class FactorVAE(Objective):
     gamma: float
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density that z is differentiable in, a prior that factorizes, a critic of z."""
         return Requirements(
             posterior=frozenset({"density", "path"}),
             spaces=frozenset({"real"}),
@@ -50,8 +54,10 @@ class FactorVAE(Objective):
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """Loss -ELBO + gamma TC for the model, plus the critic's cross-entropy for the critic."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -ELBO + gamma TC of the model, plus the cross-entropy of the critic."""
         del step
         metrics = terms.bound_metrics()
         total_correlation = frozen(critic_of(model))(terms.z[0][0]).mean()
@@ -61,9 +67,9 @@ class FactorVAE(Objective):
         noise = random.draw(jax.random.uniform, keys, (), z.shape)
         first, second = jnp.array_split(whole_batch(z), 2)
         permuted = permute_dims(second, whole_batch(noise)[len(first) :])
-        place = batch_offset(len(z)) + jnp.arange(len(z))
-        logits = critic_of(model)(jnp.concatenate([first, permuted])[place])
-        right = jnp.where(place < len(first), logits, -logits)
+        position = batch_offset(len(z)) + jnp.arange(len(z))
+        logits = critic_of(model)(jnp.concatenate([first, permuted])[position])
+        right = jnp.where(position < len(first), logits, -logits)
         critic_loss = -jax.nn.log_sigmoid(right).mean()
 
         loss = metrics["neg_elbo"] + self.gamma * total_correlation + critic_loss

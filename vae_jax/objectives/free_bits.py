@@ -1,10 +1,12 @@
 """A floor under the rate of each component or layer."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.distributions import Elementwise, exact_kl
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
@@ -12,17 +14,18 @@ from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
 
-def component_rates(terms: Terms) -> list[Array]:
-    """The batch's mean KL of each component, layer by layer, nats.
+def component_rates(terms: Terms) -> list[Float[Array, "..."]]:
+    """The mean KL of each component over the batch in nats, one array `[*event]` for each layer.
 
-    The exact KL where `terms.kl` is, else the sampled estimate; one array `[*components]` a layer.
+    It is exact where `terms.kl` is; otherwise it is the sampled estimate.
     """
     rates = []
     for q, p, z in zip(terms.q, terms.p, terms.z, strict=True):
         assert isinstance(q, Elementwise)
         assert isinstance(p, Elementwise)
         q_j, p_j = q.components, p.components
-        kl: Any = q_j.log_prob(z) - p_j.log_prob(z) if terms.kl is None else exact_kl(q_j, p_j)
+        kl = q_j.log_prob(z) - p_j.log_prob(z) if terms.kl is None else exact_kl(q_j, p_j)
+        assert kl is not None
         examples = kl.ndim - (len(q_j.batch_shape) - len(q.batch_shape))
         rates.append(kl.mean(tuple(range(examples))))
     return rates
@@ -32,13 +35,13 @@ def component_rates(terms: Terms) -> list[Array]:
 class FreeBits(Objective):
     """Distortion + sum_j max(floor, KL_j) (Kingma et al. 2016, appendix C.8).
 
-    KL_j is the mean over the whole batch, on all devices, of one group's KL: below the floor
-    nothing is gained by making it smaller.
+    KL_j is the mean KL of one group over the whole batch, on all devices: there is nothing to gain
+    from a KL below the floor.
 
     Attributes:
-        floor: lambda, nats for each group.
-        per: what a group is: a "dimension" of z, or a "layer" of z.
-        num_samples: K.
+        floor: the floor lambda in nats for each group.
+        per: the groups: each "dimension" of z, or each "layer".
+        num_samples: the number of samples K.
     """
 
     floor: float
@@ -46,8 +49,8 @@ class FreeBits(Objective):
     num_samples: int = 1
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q; for dimensions, q and p of independent components."""
         if self.per == "layer":
             return Requirements(posterior=frozenset({"density"}), whole_batch=True)
         return Requirements(
@@ -55,9 +58,9 @@ class FreeBits(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss in nats per image; `neg_elbo` has no floor."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; the metric `neg_elbo` has no floor."""
         del step, model
         metrics = terms.bound_metrics()
         groups = component_rates(terms) if self.per == "dimension" else [terms.rate.mean(1)]

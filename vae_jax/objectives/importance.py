@@ -1,46 +1,47 @@
 """Importance-weighted bounds, and doubly reparameterized gradients of them.
 
-Plain gradients differentiate a bound as it stands. The gradient of the inference parameters then
-holds score terms v_k d ln q(z_k|x), v_k being the bound's derivative with respect to ln w_k. Their
-expectation is that of (dv_k / d ln w_k) d ln w_k along z_k alone (Tucker et al. 2019), so that q's
-parameters can be held in ln q if the gradient through z_k gets another weight,
+Plain gradients differentiate a bound as it is. The gradient of the inference parameters then has
+score terms v_k d ln q(z_k|x), with v_k the derivative of the bound with respect to ln w_k. Their
+expectation is that of (dv_k / d ln w_k) d ln w_k along z_k alone (Tucker et al. 2019). So the
+parameters of q can be held fixed in ln q if the gradient through z_k has the weight
 
     v_k - dv_k / d ln w_k
 
-instead of v_k: w~_k² where v_k is the normalised weight w~_k. The estimator has the same
-expectation and for K = 1 is that of Roeder et al. (2017). The generative parameters keep v_k.
+instead of v_k, which is w~_k² where v_k is the normalized weight w~_k. The estimator has the same
+expectation, and for K = 1 it is that of Roeder et al. (2017). The generative parameters keep v_k.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import Array, lax
+from jaxtyping import Float
 
 from vae_jax.interfaces import Metrics, Requirements
 from vae_jax.vae import Terms
 
 OfWeights = Callable[[Array], Array]
+"""A function of ln w, `[K, B]`."""
 
 
-def importance_bound(log_w: Array) -> Array:
-    """ln 1/K sum_k w_k, `[K, B]` to `[B]` (Burda et al. 2015, equation 8)."""
+def importance_bound(log_w: Float[Array, "K B"]) -> Float[Array, "B"]:
+    """ln 1/K sum_k w_k (Burda et al. 2015, equation 8)."""
     return jax.nn.logsumexp(log_w, axis=0) - math.log(log_w.shape[0])
 
 
-def normalized_weights(log_w: Array) -> Array:
-    """w~_k = w_k / sum_j w_j, `[K, B]`."""
+def normalized_weights(log_w: Float[Array, "K B"]) -> Float[Array, "K B"]:
+    """w~_k = w_k / sum_j w_j."""
     return jax.nn.softmax(log_w, axis=0)
 
 
 def in_groups(function: OfWeights, m: int) -> OfWeights:
-    """The function of each of M groups of samples: of `[M * K, B]`, stacked `[M, ...]`."""
+    """The function of each of M groups of samples: from `[M * K, B]` to `[M, ...]`."""
     return lambda log_w: jax.vmap(function)(log_w.reshape(m, -1, *log_w.shape[1:]))
 
 
 def requirements(doubly_reparameterized: bool) -> Requirements:
-    """A density of q; where the gradient through z is weighed, one that is differentiable in z."""
+    """A density of q, which is differentiable along z where the gradient through z is weighed."""
     if doubly_reparameterized:
         return Requirements(posterior=frozenset({"density", "path"}), one_layer=True)
     return Requirements(posterior=frozenset({"density"}))
@@ -48,20 +49,20 @@ def requirements(doubly_reparameterized: bool) -> Requirements:
 
 def importance_loss(
     terms: Terms, bound: OfWeights, path_factor: OfWeights | None
-) -> tuple[Array, Metrics]:
-    """The loss -bound, averaged over the batch; the metric `neg_elbo` is -L_1, the mean of -ln w.
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss -bound in nats per image; the metric `neg_elbo` is -L_1, the mean of -ln w.
 
     Args:
-        terms: of one layer where there is a path factor.
-        bound: of ln w `[K, B]`, to `[B]` or `[M, B]`.
-        path_factor: of ln w `[K, B]`, the weight of the gradient through z_k in units of v_k; None
-            leaves the plain gradient.
+        terms: the Terms, of one layer where there is a path factor.
+        bound: the bound of each example, `[B]` or `[M, B]`.
+        path_factor: the weight of the gradient through z_k in units of v_k, as many numbers as ln w
+            has; None leaves the plain gradient.
     """
     metrics = {"neg_elbo": -terms.log_w.mean()} | terms.rate_and_distortion()
     if path_factor is None:
         return -bound(terms.log_w).mean(), metrics
     log_w = terms.log_px + terms.log_pz[0] - terms.held_log_qz()
     factor: Array = lax.stop_gradient(path_factor(log_w)).reshape(log_w.shape)
-    path: Any = terms.path
-    weigh = ((factor - 1) * path).sum()  # zero; see `weigh_path`
+    assert terms.path is not None
+    weigh = ((factor - 1) * terms.path).sum()  # zero; see `weigh_path`
     return -bound(log_w).mean() + weigh, metrics

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from jax import Array
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.objectives.importance import (
@@ -18,26 +20,27 @@ from vae_jax.vae import Terms
 class IWAE(Objective):
     """The importance-weighted bound (Burda et al. 2015, equation 8).
 
-    Its gradient weighs sample k by w_k / sum w, normalised and held fixed (equation 14), which
-    differentiating the log-sum-exp does. No analytic KL enters.
+    The gradient of the log-sum-exp weighs sample k by w~_k = w_k / sum_j w_j (equation 14). No
+    exact KL enters.
 
     Attributes:
-        num_samples: K.
-        doubly_reparameterized: DReG, w~_k² for the gradient through z_k (Tucker et al. 2019).
+        num_samples: the number of samples K.
+        doubly_reparameterized: whether the gradient through z_k has the weight w~_k² (Tucker et al.
+            2019).
     """
 
     num_samples: int = field()
     doubly_reparameterized: bool = False
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q."""
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss -L_K, nats per image."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -L_K in nats per image."""
         del step, model
         factor = normalized_weights if self.doubly_reparameterized else None
         return importance_loss(terms, importance_bound, factor)

@@ -1,9 +1,11 @@
-"""Bounds for p and for q (Rainforth et al. 2018): MIWAE, PIWAE, CIWAE."""
+"""Importance-weighted bounds that differ for p and q (Rainforth et al. 2018)."""
 
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
@@ -21,10 +23,12 @@ from vae_jax.vae import Terms
 class MIWAE(Objective):
     """The mean of M importance-weighted bounds of K samples each (Rainforth et al. 2018).
 
+    With K = 1 it is the ELBO, with M = 1 the bound of the IWAE.
+
     Attributes:
-        m: M bounds; with K = 1 this is the ELBO.
-        k: K samples in each; with M = 1 this is the IWAE.
-        doubly_reparameterized: DReG in each bound.
+        m: the number of bounds M.
+        k: the number of samples K in each.
+        doubly_reparameterized: whether the gradient of each bound is doubly reparameterized.
     """
 
     m: int
@@ -33,18 +37,18 @@ class MIWAE(Objective):
 
     @property
     def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """M * K."""
+        """The number of samples M K."""
         return self.m * self.k
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q."""
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss -1/M sum_m L_K, nats per image."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -1/M sum_m L_K in nats per image."""
         del step, model
         factor = in_groups(normalized_weights, self.m) if self.doubly_reparameterized else None
         return importance_loss(terms, in_groups(importance_bound, self.m), factor)
@@ -52,15 +56,15 @@ class MIWAE(Objective):
 
 @dataclass(frozen=True)
 class PIWAE(Objective):
-    """IWAE's bound of M * K samples for p, MIWAE's for q (Rainforth et al. 2018).
+    """The IWAE's bound of M K samples for p, the MIWAE's for q (Rainforth et al. 2018).
 
-    p(x|z) is computed twice, the second time with z held, so that either bound can be
+    p(x|z) is computed twice, the second time with z held fixed, so that either bound can be
     differentiated with respect to p alone. A prior that is made of the encoder counts as p.
 
     Attributes:
-        m: M bounds for q.
-        k: K samples in each.
-        doubly_reparameterized: DReG in each of them.
+        m: the number of bounds M for q.
+        k: the number of samples K in each.
+        doubly_reparameterized: whether the gradient of q is doubly reparameterized.
     """
 
     m: int
@@ -69,16 +73,18 @@ class PIWAE(Objective):
 
     @property
     def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """M * K."""
+        """The number of samples M K."""
         return self.m * self.k
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q, of one layer."""
         return Requirements(requirements(self.doubly_reparameterized).posterior, one_layer=True)
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """Loss -L_MK in value, nats per image: MIWAE's, with its gradient for p exchanged."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """A loss with the value -L_MK in nats per image, and with MIWAE's gradient for q."""
         loss, metrics = MIWAE(self.m, self.k, self.doubly_reparameterized)(terms, step)
         z, log_qz = lax.stop_gradient((terms.z[0], terms.log_qz[0]))
         px = model.likelihood.observe(model.decode((z,), terms.y), terms.x, remember=False)
@@ -92,12 +98,13 @@ class CIWAE(Objective):
     """beta ELBO + (1 - beta) L_K (Rainforth et al. 2018).
 
     Attributes:
-        num_samples: K.
-        beta: in [0, 1].
-        doubly_reparameterized: DReG, beta / K + (1 - beta) w~_k² for the gradient through z_k.
+        num_samples: the number of samples K.
+        beta: the weight of the ELBO, in [0, 1].
+        doubly_reparameterized: whether the gradient through z_k has the weight
+            beta / K + (1 - beta) w~_k² (Tucker et al. 2019).
 
     Raises:
-        VaeJaxError: beta is not in [0, 1], which would be no bound.
+        VaeJaxError: beta is not in [0, 1], so this is not a bound.
     """
 
     num_samples: int = field()
@@ -106,17 +113,19 @@ class CIWAE(Objective):
 
     def __post_init__(self):
         if not 0 <= self.beta <= 1:
-            raise VaeJaxError(f"CIWAE weighs two bounds: beta is {self.beta}, let it be in [0, 1].")
+            raise VaeJaxError(
+                f"CIWAE(beta={self.beta}) is not a mean of two bounds: take beta in [0, 1]."
+            )
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q."""
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss -(beta L_1 + (1 - beta) L_K), nats per image."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -(beta L_1 + (1 - beta) L_K) in nats per image."""
         del step, model
 
         def bound(log_w: Array) -> Array:

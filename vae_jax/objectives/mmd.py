@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
@@ -17,8 +19,8 @@ Kernel = Callable[[Array, Array], Array]
 SPACES: frozenset[Space] = frozenset({"real", "sphere"})
 
 
-def squared_distances(x: Array, y: Array) -> Array:
-    """|x_i - y_j|², `[n, m]`, for `[n, d]` and `[m, d]`."""
+def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """|x_i - y_j|²."""
     return ((x[:, None] - y[None]) ** 2).sum(-1)
 
 
@@ -26,19 +28,19 @@ def squared_distances(x: Array, y: Array) -> Array:
 class IMQ:
     """The inverse multiquadratic kernel sum_s C_s / (C_s + |x - y|²), C_s = 2 d sigma² s.
 
-    Tolstikhin et al. (2018), section 4: 2 d sigma² is the expected squared distance of two draws
-    from the prior. Its tails are heavier than a normal's, so that far outliers are felt.
+    2 d sigma² is the expected squared distance between two draws from the prior (Tolstikhin et al.
+    2018, section 4). Its tails are heavier than a normal's, so outliers have a gradient.
 
     Attributes:
-        variance: sigma², of each coordinate of the prior; 1/d for uniform unit vectors.
-        scales: s, as in the paper's code.
+        variance: the variance sigma² of each coordinate of the prior; 1/d for uniform unit vectors.
+        scales: the scales s, as in the paper's code.
     """
 
     variance: float = 1.0
     scales: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
-    def __call__(self, x: Array, y: Array) -> Array:
-        """`[n, d]` and `[m, d]` to `[n, m]`."""
+    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """The kernel of every pair."""
         distances = squared_distances(x, y)
         c = [2 * x.shape[-1] * self.variance * scale for scale in self.scales]
         return sum((each / (each + distances) for each in c), jnp.zeros_like(distances))
@@ -46,28 +48,30 @@ class IMQ:
 
 @dataclass(frozen=True)
 class RBF:
-    """exp(-|x - y|² / (2 d sigma²)): the width of Tolstikhin et al. (2018), section 4.
+    """The Gaussian kernel exp(-|x - y|² / (2 d sigma²)) (Tolstikhin et al. 2018, section 4).
 
     Attributes:
-        variance: sigma², of each coordinate of the prior; 1/d for uniform unit vectors.
+        variance: the variance sigma² of each coordinate of the prior; 1/d for uniform unit vectors.
     """
 
     variance: float = 1.0
 
-    def __call__(self, x: Array, y: Array) -> Array:
-        """`[n, d]` and `[m, d]` to `[n, m]`."""
+    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """The kernel of every pair."""
         return jnp.exp(-squared_distances(x, y) / (2 * x.shape[-1] * self.variance))
 
 
-def mmd(x: Array, y: Array, kernel: Kernel) -> Array:
-    """The unbiased estimate of MMD²: zero in expectation, and at times negative, where x ~ y.
+def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float[Array, ""]:
+    """The unbiased estimate of MMD² (Gretton et al. 2012, lemma 6).
 
-    Gretton et al. (2012), lemma 6: means of k over the pairs of different draws within `x` and
-    within `y`, less twice the mean over the pairs across.
+    The mean of the kernel over the pairs of different draws within x, plus the mean within y, less
+    twice the mean over the pairs of one draw of each. Where x and y have the same distribution its
+    expectation is zero, so it may be negative.
 
     Args:
-        x, y: `[n, d]` each, n at least 2.
-        kernel: `[n, d]` and `[n, d]` to `[n, n]`.
+        x: n >= 2 draws from one distribution.
+        y: n draws from the other.
+        kernel: the kernel of every pair, `[n, d]` and `[n, d]` to `[n, n]`.
     """
 
     def within(values: Array) -> Array:
@@ -77,11 +81,11 @@ def mmd(x: Array, y: Array, kernel: Kernel) -> Array:
     return within(x) + within(y) - 2 * kernel(x, y).mean()
 
 
-def aggregated_mmd(terms: Terms, kernel: Kernel) -> Array:
+def aggregated_mmd(terms: Terms, kernel: Kernel) -> Float[Array, ""]:
     """MMD² of q(z) and p(z), from the whole batch and as many draws of the prior.
 
-    The mean over the K samples: two z of one image are no independent draws of q(z), so they never
-    meet in a pair. To a prior with parameters its draws are constants.
+    It is a mean over the K samples, since two z of one image are not independent draws from q(z)
+    and must not form a pair. Draws of the prior pass no gradient to its parameters.
     """
     (p,), (z,) = terms.p, terms.z
     keys = random.purpose(terms.keys, "prior")
@@ -100,10 +104,11 @@ class InfoVAE(Objective):
     At alpha = 1 it is the MMD-VAE.
 
     Attributes:
-        alpha: weight of the mutual information of x and z.
-        lambda_: with alpha, weight of the distance between q(z) and p(z).
-        kernel: of MMD.
-        num_samples: K.
+        alpha: the weight of the mutual information of x and z.
+        lambda_: the weight lambda, which together with alpha is that of the distance between q(z)
+            and p(z).
+        kernel: the kernel of MMD.
+        num_samples: the number of samples K.
     """
 
     alpha: float
@@ -112,16 +117,16 @@ class InfoVAE(Objective):
     num_samples: int = 1
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q, over vectors."""
         return Requirements(
             posterior=frozenset({"density"}), spaces=SPACES, one_layer=True, whole_batch=True
         )
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss in nats per image; batches have at least two images."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image, of a batch of at least two images."""
         del step, model
         metrics = terms.bound_metrics()
         distance = aggregated_mmd(terms, self.kernel)
@@ -137,20 +142,20 @@ class InfoVAE(Objective):
 class WAE(Objective):
     """The Wasserstein autoencoder with MMD (Tolstikhin et al. 2018, algorithm 2).
 
-    Reconstruction cost + weight MMD². The cost is -ln p(x|z), so with `Gaussian(scale)` the squared
-    error over 2 scale². q(z|x) may be deterministic.
+    Distortion + weight MMD². With `Gaussian(scale)` the distortion is, up to a constant, the
+    squared error divided by 2 scale². q(z|x) may be deterministic.
 
     Attributes:
-        weight: lambda.
-        kernel: of MMD.
+        weight: the weight lambda of MMD².
+        kernel: the kernel of MMD.
     """
 
     weight: float
     kernel: Kernel = IMQ()
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """Vectors that move with the encoder; no density."""
         return Requirements(
             without=frozenset({"codebook"}),
             spaces=SPACES,
@@ -159,8 +164,10 @@ class WAE(Objective):
             whole_batch=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """Loss in nats per image; `neg_elbo` where there is a bound; batches of at least two."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image, of a batch of at least two images."""
         del step
         metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
         distance = aggregated_mmd(terms, self.kernel)

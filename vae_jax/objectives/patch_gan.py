@@ -1,38 +1,40 @@
-"""A game against a critic of patches, whose weight follows the gradients of the decoder."""
+"""A game against a critic of patches, with a weight that follows the decoder's gradients."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
-from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Variables
 from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
-# That of the paper, and the limit that its authors' code has.
+# The delta of the paper, and the limit in its authors' code.
 DELTA, MAX_ADAPTIVE_WEIGHT = 1e-6, 1e4
 
 
-def adaptive_weight(terms: Terms, model: Model) -> Array:
-    """lambda = |grad_L rec| / (|grad_L gan| + delta), Esser et al. (2021), equation 7: scalar.
+def adaptive_weight(terms: Terms, model: Model) -> Float[Array, ""]:
+    """lambda = |grad_L rec| / (|grad_L gan| + delta) (Esser et al. 2021, equation 7).
 
-    rec is -ln p(x|z) and gan is -D(x~), x~ the mean of p(x|z), for the first sample of z. L is the
-    decoder's last layer, the affine map of the likelihood: those of its parameters that x~ depends
-    on. The gradients are those of the whole batch, on every device.
+    rec is -ln p(x|z) and gan is -D(x~), with x~ the mean of p(x|z), for the first sample of z. L is
+    the last layer of the decoder, the affine map of the likelihood: of its parameters, those on
+    which x~ depends. The gradients are those of the whole batch, on every device.
 
     Args:
-        terms: of this device's examples.
-        model: bound to its parameters.
+        terms: the Terms of this device's examples.
+        model: the model, bound to its parameters.
     """
     z = terms.z[0][0]
     unbound, variables = model.unbind()
     params = variables["params"]
 
-    def losses(layer: Any) -> tuple[Array, Array]:
+    def losses(layer: Variables) -> tuple[Array, Array]:
         bound = unbound.bind(
             {**variables, "params": {**params, "likelihood": layer}},
             mutable=list(variables.keys() - {"params"}),
@@ -40,7 +42,7 @@ def adaptive_weight(terms: Terms, model: Model) -> Array:
         px = bound.likelihood.observe(bound.decode((z,), terms.y), terms.x, remember=False)
         return -px.log_prob(terms.x).mean(), -critic_of(bound)(px.mean).mean()
 
-    def gradient(of: int) -> Any:
+    def gradient(of: int) -> Variables:
         return batch_mean(jax.grad(lambda layer: losses(layer)[of])(params["likelihood"]))
 
     squares = [
@@ -54,26 +56,26 @@ def adaptive_weight(terms: Terms, model: Model) -> Array:
 
 @dataclass(frozen=True)
 class PatchGAN(Objective):
-    """An objective, with reconstructions that have to deceive a critic of patches.
+    """An objective whose reconstructions also have to deceive a critic of patches.
 
     The autoencoders of latent diffusion (Rombach et al. 2022) are `PatchGAN(ELBO(beta=1e-6))`, and
-    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without the perceptual loss, which has
-    weights of another data set. The hinge losses are
+    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without the perceptual loss, whose
+    weights come from another data set. The hinge losses are
 
-        encoder, decoder   the objective's, + weight lambda E[-D(x~)]
+        encoder, decoder   the loss of the objective + weight lambda E[-D(x~)]
         critic             E[max(0, 1 - D(x))] + E[max(0, 1 + D(x~))]
 
-    where x~ is the mean of p(x|z) for the first sample of z, D(x) the critic's logits, and lambda
-    that of `adaptive_weight`, so that with `weight` 1 reconstruction and game pull the decoder's
-    last layer equally. The weight is a constant to the gradient.
+    where x~ is the mean of p(x|z) for the first sample of z, D(x) are the critic's logits, and
+    lambda is `adaptive_weight`, with which, at a weight of 1, reconstruction and game pull equally
+    on the decoder's last layer. Both weights are constants to the gradient.
 
     Attributes:
-        objective: the loss without a critic.
-        weight: of the game.
-        start: the step that the game begins with; neither player moves for it before.
+        objective: the objective without a critic.
+        weight: the weight of the game.
+        start: the step with which the game begins; before it neither player moves.
 
     Raises:
-        ValueError: the objective has a critic of its own.
+        VaeJaxError: the objective has a critic of its own.
     """
 
     objective: Objective
@@ -82,32 +84,31 @@ class PatchGAN(Objective):
 
     def __post_init__(self):
         if self.objective.requires.critic:
-            raise ValueError(
-                f"{type(self.objective).__name__} has a critic of its own, and a model has one: "
-                "give PatchGAN an objective without a critic, such as ELBO."
+            raise VaeJaxError(
+                f"{type(self.objective).__name__} plays against a critic of its own, and a model "
+                "has only one: give PatchGAN an objective without a critic, such as ELBO()."
             )
 
     @property
     def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The objective's."""
+        """The number of samples of the objective."""
         return self.objective.num_samples
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """What the objective does, a critic of patches, and pictures to show it.
-
-        Lambda is of the whole batch.
-        """
         return dataclasses.replace(
             self.objective.requires,
             critic=("PatchCritic",),
             mean_is_picture=True,
             one_layer=True,
-            whole_batch=True,
+            whole_batch=True,  # lambda is of the whole batch
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """The sum of both players' losses; `logit_real` and `logit_fake` are the critic's means."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The sum of both players' losses, in nats per image where they are the objective's."""
         loss, metrics = self.objective(terms, step, model)
         fake = terms.reconstruction[0]
         logit_real, logit_fake = (critic_of(model)(x) for x in (terms.x, lax.stop_gradient(fake)))

@@ -1,10 +1,12 @@
-"""Training that starts as a plain autoencoder and goes on with an objective."""
+"""Training that starts as a plain autoencoder and continues with an objective."""
 
 import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
@@ -14,19 +16,19 @@ from vae_jax.vae import Terms
 class Pretrain(Objective):
     """-ln p(x|z) at z = E_q[z|x] for the first steps, then an objective.
 
-    A plain autoencoder: no noise, and no rate. With `Gaussian(0.5**0.5)` its loss is the squared
-    error plus a constant: the decoder by least squares. What q(z|x) has besides its mean, and the
-    prior, stay as they are initialized. With `optimizers.switched(steps, adam,
-    optax.set_to_zero())` for the group `encoder`, the encoder is that of an autoencoder, and held
-    fixed from then on.
+    It starts as a plain autoencoder, without noise and without a rate. With `Gaussian(0.5**0.5)`
+    its loss is the squared error plus a constant. The prior and the parameters of q(z|x) that its
+    mean does not depend on stay as they are initialized. With
+    `optimizers.switched(steps, adam, optax.set_to_zero())` for the group `encoder`, the encoder of
+    the autoencoder is held fixed from then on.
 
-    The loss is a function of the step, so a resumed run switches where the run never stopped does.
-    The metrics are those of the objective from the first step; computing them makes a step of
-    the autoencoder slower than one of the objective, which has nothing to wait for afterwards.
+    The loss is a function of the step, so a resumed run switches where an uninterrupted one does.
+    The metrics are those of the objective from the first step on. Computing them makes a step of
+    the autoencoder slower than one of the objective; afterwards nothing extra is computed.
 
     Attributes:
-        steps: of the autoencoder.
-        then: the objective afterwards.
+        steps: the number of steps of the autoencoder.
+        then: the objective of the steps after them.
     """
 
     steps: int
@@ -34,19 +36,21 @@ class Pretrain(Objective):
 
     @property
     def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The objective's."""
+        """The number of samples of the objective."""
         return self.then.num_samples
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """What the objective does, and latents that have a mean among them; one layer."""
         requires = self.then.requires
         return dataclasses.replace(requires, spaces=requires.spaces & {"real"}, one_layer=True)
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """Loss -ln p(x|E_q[z]), or the objective's; the metrics are the objective's.
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -ln p(x|E_q[z]), or that of the objective, in nats per image.
 
-        Where q's mean has no closed form, the first sample is taken for it.
+        Where the mean of q has no closed form, the first sample is taken instead.
         """
         loss, metrics = self.then(terms, step, model)
         q = terms.q[0]

@@ -1,4 +1,4 @@
-"""Deterministic autoencoders, kept smooth by a penalty on the decoder instead of by noise."""
+"""Deterministic autoencoders, smooth by a penalty on the decoder instead of by noise."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -6,6 +6,8 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, sum_event
@@ -13,15 +15,21 @@ from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
 
-def gradient_penalty(model: Model, z: Array, keys: Array, y: Array | None = None) -> Array:
-    """An unbiased estimate of |dD/dz|², squared Frobenius norm, D(z) the mean of p(x|z), `[B]`.
+def gradient_penalty(
+    model: Model,
+    z: Float[Array, "B *event"],
+    keys: Key[Array, "B"],
+    y: Int[Array, "#B"] | None = None,
+) -> Float[Array, "B"]:
+    """An unbiased estimate of |dD/dz|², the squared Frobenius norm, with D(z) the mean of p(x|z).
 
-    E_v |v' dD/dz|² with random signs v, by one vector-Jacobian product (Hutchinson 1990).
+    |v' dD/dz|² with random signs v, by one vector-Jacobian product (Hutchinson 1990).
 
     Args:
-        model: bound to its parameters.
-        z: `[B, *event]`.
-        keys: `[B]`.
+        model: the model, bound to its parameters.
+        z: latents.
+        keys: the keys of the signs.
+        y: the labels of a conditional model.
     """
     unbound, variables = model.unbind()  # a bound module cannot be differentiated
 
@@ -34,8 +42,8 @@ def gradient_penalty(model: Model, z: Array, keys: Array, y: Array | None = None
     return sum_event(pull_back(signs)[0] ** 2, z.ndim - 1)
 
 
-def squared_weights(model: Model) -> Array:
-    """The squared norm of all weights, not biases, of decoder and likelihood."""
+def squared_weights(model: Model) -> Float[Array, ""]:
+    """The squared norm of all weights, without biases, of decoder and likelihood."""
     groups = [model.variables["params"].get(group, {}) for group in ("decoder", "likelihood")]
     weights = [leaf for leaf in jax.tree.leaves(groups) if leaf.ndim > 1]
     return sum(((weight**2).sum() for weight in weights), jnp.zeros(()))
@@ -45,17 +53,17 @@ def squared_weights(model: Model) -> Array:
 class RAE(Objective):
     """-ln p(x|z) + beta |z|²/2 + l2 |theta|² + gradient_penalty |dD/dz|² (Ghosh et al. 2020).
 
-    The last two are the paper's RAE-L2 and RAE-GP, theta the weights of the decoder; for RAE-SN,
-    wrap the decoder in `SpectralNorm`. With weights of zero it is a plain autoencoder. A density of
-    z to sample from is fitted afterwards: the model's prior is not used.
+    The last two terms are the paper's RAE-L2 and RAE-GP, with theta the weights of the decoder; for
+    RAE-SN, wrap the decoder in `SpectralNorm`. With all weights zero it is a plain autoencoder. The
+    prior of the model is not used: a density of z to sample from is fitted afterwards.
 
-    The paper bounds the norm of the decoder's gradient; we take the whole Jacobian, estimated
-    without bias from one random projection of the image.
+    The paper penalizes the norm of the decoder's gradient; here it is that of the whole Jacobian,
+    estimated without bias from one random projection of the image.
 
     Attributes:
-        beta: of |z|²/2.
-        l2: of the squared weights of the decoder.
-        gradient_penalty: of the squared norm of the decoder's Jacobian.
+        beta: the weight of |z|²/2.
+        l2: the weight of the squared weights of the decoder.
+        gradient_penalty: the weight of the squared norm of the decoder's Jacobian.
     """
 
     beta: float = 0.0
@@ -63,8 +71,8 @@ class RAE(Objective):
     gradient_penalty: float = 0.0
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A deterministic q(z|x) of real vectors."""
         return Requirements(
             without=frozenset({"noise", "codebook"}),
             spaces=frozenset({"real"}),
@@ -72,8 +80,10 @@ class RAE(Objective):
             one_layer=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """Loss in nats per image; there is no bound."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; there is no bound."""
         del step
         z = terms.z[0][0]
         metrics = terms.rate_and_distortion() | {"squared_norm": sum_event(z**2, z.ndim - 1).mean()}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from jax import Array
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.objectives.importance import (
@@ -14,10 +16,10 @@ from vae_jax.objectives.importance import (
 from vae_jax.vae import Terms
 
 
-def renyi_bound(log_w: Array, alpha: float) -> Array:
-    """1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha), `[K, B]` to `[B]` (Li & Turner 2016).
+def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
+    """1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha) (Li & Turner 2016).
 
-    At alpha = 1 its limit, the mean of ln w.
+    At alpha = 1 it is the limit, the mean of ln w.
     """
     if alpha == 1:
         return log_w.mean(0)
@@ -28,14 +30,15 @@ def renyi_bound(log_w: Array, alpha: float) -> Array:
 class RenyiBound(Objective):
     """The variational Rényi bound (Li & Turner 2016).
 
-    In expectation it falls in alpha, from alpha = 0, the IWAE's bound, to alpha = 1, the ELBO, and
-    on. With alpha < 0 it is below ln p(x) only while K is small.
+    Its expectation decreases in alpha: at alpha = 0 it is the bound of the IWAE, at alpha = 1 the
+    ELBO. With alpha < 0 it is a lower bound of ln p(x) only for small K.
 
     Attributes:
-        num_samples: K.
-        alpha: any number.
-        doubly_reparameterized: DReG, alpha w~_k + (1 - alpha) w~_k² for the gradient through z_k,
-            w~_k being w_k^(1 - alpha), normalised.
+        num_samples: the number of samples K.
+        alpha: the order, any number.
+        doubly_reparameterized: whether the gradient through z_k has the weight
+            alpha w~_k + (1 - alpha) w~_k², with w~_k the normalized w_k^(1 - alpha) (Tucker et al.
+            2019).
     """
 
     num_samples: int = field()
@@ -43,14 +46,14 @@ class RenyiBound(Objective):
     doubly_reparameterized: bool = False
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q."""
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss -L_alpha, nats per image."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss -L_alpha in nats per image."""
         del step, model
 
         def bound(log_w: Array) -> Array:

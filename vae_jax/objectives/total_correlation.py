@@ -1,16 +1,18 @@
-"""The aggregated posterior q(z) = 1/N sum_n q(z|x_n), made to factorize.
+"""Objectives that make the aggregated posterior q(z) = 1/N sum_n q(z|x_n) factorize.
 
 All estimates are of the whole batch: every device sees the parameters of q(z|x) of all images.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
+from typing_extensions import override
 
-from vae_jax.distributions import one_event_axis
+from vae_jax.distributions import Distribution, Elementwise, Normal, one_event_axis
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_offset, whole_batch
 from vae_jax.vae import Terms
@@ -18,22 +20,22 @@ from vae_jax.vae import Terms
 Sampling = Literal["stratified", "weighted"]
 
 
-def log_weights(own: Array, batch_size: int, dataset_size: int, sampling: Sampling) -> Array:
+def log_weights(
+    own: Int[Array, "b"], batch_size: int, dataset_size: int, sampling: Sampling
+) -> Float[Array, "b B"]:
     """ln w_im with q(z_i) estimated by sum_m w_im q(z_i|x_m) (Chen et al. 2018, appendix C).
 
-    `"stratified"`: 1/N for the image that z_i came from, and the rest, (N-1)/N, in equal parts for
-    the others: unbiased over minibatches that hold the image, and exact when the batch is the data
-    set. The paper gives one of the others another weight than the rest; this is the mean over which
-    one. `"weighted"`: 1/(NB) for all, whose ln is a lower bound in expectation.
+    `"stratified"`: 1/N for the image that z_i came from, and equal parts of the rest, (N-1)/N, for
+    the others. It is unbiased over minibatches that contain the image, and exact when the batch is
+    the data set. The paper gives one of the others a different weight than the rest; this is the
+    mean over the choice of that one. `"weighted"`: 1/(NB) for all, whose ln is a lower bound in
+    expectation.
 
     Args:
-        own: `[b]`, the places in the batch of the images that z came from.
-        batch_size: B, of the whole batch.
-        dataset_size: N.
+        own: the positions in the batch of the images that z came from.
+        batch_size: the size B of the whole batch.
+        dataset_size: the number N of training images.
         sampling: the scheme.
-
-    Returns:
-        `[b, B]`.
     """
     if sampling == "weighted":
         return jnp.full((len(own), batch_size), -jnp.log(dataset_size * batch_size))
@@ -42,10 +44,23 @@ def log_weights(own: Array, batch_size: int, dataset_size: int, sampling: Sampli
     return jnp.log(jnp.where(is_own, 1 / dataset_size, others))
 
 
-def log_aggregated(terms: Terms, dataset_size: int, sampling: Sampling) -> tuple[Array, Array]:
-    """Estimates of ln q(z) and of sum_j ln q(z_j), `[K, b]` each, for this device's z."""
-    q: Any = jax.tree.map(whole_batch, terms.q[0])
-    z = terms.z[0]
+def _over_batch(q: Distribution) -> Distribution:
+    """q(z|x) of all images of the batch, from those of this device."""
+    return cast(Distribution, jax.tree.map(whole_batch, q))
+
+
+def log_aggregated(
+    terms: Terms, dataset_size: int, sampling: Sampling
+) -> tuple[Float[Array, "K b"], Float[Array, "K b"]]:
+    """Estimates of ln q(z) and of sum_j ln q(z_j) in nats, for this device's z.
+
+    Args:
+        terms: the Terms of this device's b examples.
+        dataset_size: the number N of training images.
+        sampling: the scheme of `log_weights`.
+    """
+    q, z = _over_batch(terms.q[0]), terms.z[0]
+    assert isinstance(q, Elementwise)
     own = batch_offset(z.shape[1]) + jnp.arange(z.shape[1])
     log_q = q.component_log_prob(z[:, :, None])
     log_q = log_q.reshape(*log_q.shape[:3], -1)  # of z_j from image i under image m: [K, i, m, j]
@@ -57,18 +72,19 @@ def log_aggregated(terms: Terms, dataset_size: int, sampling: Sampling) -> tuple
 
 @dataclass(frozen=True)
 class BetaTC(Objective):
-    """The ELBO with the parts of its KL weighed apart (Chen et al. 2018, equations 2 and 4).
+    """The ELBO with a weight for each part of its KL (Chen et al. 2018, equations 2 and 4).
 
     Distortion + alpha MI + beta TC + gamma DKL: the index-code mutual information
     E[ln q(z|x) - ln q(z)], the total correlation E[ln q(z) - sum_j ln q(z_j)], and the
-    dimension-wise KL E[sum_j ln q(z_j) - ln p(z_j)]. At weights of one their sum is the sampled KL.
+    dimension-wise KL E[sum_j ln q(z_j) - ln p(z_j)]. The three add up to the sampled KL.
 
     Attributes:
         beta: the weight of the total correlation.
-        dataset_size: N, the training images.
-        alpha, gamma: the other weights.
-        sampling: of q(z) from a minibatch; see `log_weights`.
-        num_samples: K.
+        dataset_size: the number N of training images.
+        alpha: the weight of the mutual information.
+        gamma: the weight of the dimension-wise KL.
+        sampling: the estimate of q(z) from a minibatch; see `log_weights`.
+        num_samples: the number of samples K.
     """
 
     beta: float
@@ -79,8 +95,8 @@ class BetaTC(Objective):
     num_samples: int = 1
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A q of independent components that all depend on x, and a prior of such components."""
         return Requirements(
             posterior=frozenset({"density", "factors", "amortized"}),
             factorized_prior=True,
@@ -89,9 +105,9 @@ class BetaTC(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss in nats per image; the three parts are metrics, unweighted."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; the three parts are metrics, unweighted."""
         del step, model
         metrics = terms.bound_metrics()
         log_qz, log_prod_qz = log_aggregated(terms, self.dataset_size, self.sampling)
@@ -113,16 +129,17 @@ class BetaTC(Objective):
 
 @dataclass(frozen=True)
 class DIPVAE(Objective):
-    """The negative ELBO, and a penalty on a covariance C that is not the identity.
+    """The negative ELBO plus a penalty on the distance of a covariance C from the identity.
 
-    lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)² (Kumar et al. 2018).
+    The penalty is lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)² (Kumar et al.
+    2018).
 
     Attributes:
-        lambda_off: off the diagonal.
-        lambda_diagonal: on it; 10 lambda_off in the DIP-VAE-I, lambda_off in the DIP-VAE-II of
-            Locatello et al. (2019).
-        covariance_of: "mean", C = Cov_x[mu(x)], is DIP-VAE-I; "z", C = Cov_x[mu(x)] +
-            E_x[diag sigma(x)²], is DIP-VAE-II.
+        lambda_off: the weight of the entries off the diagonal.
+        lambda_diagonal: the weight of the diagonal; in Locatello et al. (2019), 10 lambda_off for
+            DIP-VAE-I and lambda_off for DIP-VAE-II.
+        covariance_of: the covariance: "mean", C = Cov_x[mu(x)], is DIP-VAE-I; "z",
+            C = Cov_x[mu(x)] + E_x[diag sigma(x)²], is DIP-VAE-II.
     """
 
     lambda_off: float
@@ -130,8 +147,8 @@ class DIPVAE(Objective):
     covariance_of: Literal["mean", "z"] = "z"
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A normal q of independent components."""
         return Requirements(
             posterior=frozenset({"density", "factors"}),
             spaces=frozenset({"real"}),
@@ -140,17 +157,18 @@ class DIPVAE(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss in nats per image; the metric `covariance_penalty` is what it adds to `neg_elbo`."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; the metric `covariance_penalty` is its second term."""
         del step, model
         metrics = terms.bound_metrics()
-        q: Any = terms.q[0]
+        q = terms.q[0]
         ndims = len(q.event_shape)
         mean = whole_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)
         covariance = centred.T @ centred / len(mean)
         if self.covariance_of == "z":
+            assert isinstance(q, Normal)
             variance = jnp.broadcast_to(q.scale**2, q.loc.shape)
             covariance += jnp.diag(whole_batch(one_event_axis(variance, ndims)).mean(0))
         diagonal = jnp.diag(covariance)

@@ -1,10 +1,12 @@
-"""VAE/GAN: images compared in the features of the critic that they are to deceive."""
+"""VAE/GAN: images compared in the features of the critic that they have to deceive."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
@@ -25,19 +27,19 @@ class VAEGAN(Objective):
         decoder, likelihood         gamma L_llike - L_GAN
         critic                      L_GAN
 
-    The sum of the three is the loss here, each with the other groups held fixed. p(x|z) is judged
-    by the critic alone: `neg_elbo`, `distortion` and the parameters of its width, if it has any,
-    have no part in training.
+    Here the loss is the sum of the three, each with the other groups held fixed. p(x|z) is judged
+    by the critic alone: `neg_elbo` and `distortion` are only metrics, and a learned scale of p(x|z)
+    is not trained.
 
     Attributes:
-        gamma: what the decoder takes of the reconstruction against the game.
+        gamma: the weight of the decoder's reconstruction against the game.
     """
 
     gamma: float
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q, a critic of images, and pictures to show it."""
         return Requirements(
             posterior=frozenset({"density"}),
             critic=("ImageCritic",),
@@ -45,8 +47,10 @@ class VAEGAN(Objective):
             one_layer=True,
         )
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """The sum of the three losses."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The sum of the three losses, which are also metrics."""
         del step
         metrics = terms.bound_metrics()
         fixed, z = frozen(model), terms.z[0][0]
@@ -60,7 +64,9 @@ class VAEGAN(Objective):
             _, features = critic_of(fixed)(reconstruction)
             return 0.5 * ((target - features) ** 2).sum(-1).mean()
 
-        def gan(critic: Any, reconstructed: Array, generated: Array) -> Array:
+        def gan(
+            critic: Callable[[Array], tuple[Array, Array]], reconstructed: Array, generated: Array
+        ) -> Array:
             (real, _), (fake, _), (dream, _) = map(critic, (terms.x, reconstructed, generated))
             log_sigmoid = jax.nn.log_sigmoid
             return -(log_sigmoid(real) + log_sigmoid(-fake) + log_sigmoid(-dream)).mean()

@@ -1,12 +1,13 @@
 """The loss of quantized autoencoders."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import entr
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax.distributions import Quantized
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
@@ -14,39 +15,40 @@ from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
 
-def perplexity(q: Quantized) -> Array:
-    """exp of the entropy of the codes' frequencies in the whole batch; a mean over levels."""
+def perplexity(q: Quantized) -> Float[Array, ""]:
+    """exp H of the code frequencies in the whole batch, H their entropy; a mean over levels."""
     one_hot = jax.nn.one_hot(q.indices, q.codebook.num_codes)  # [B, h, w, depth, C]
     return jnp.exp(entr(batch_mean(one_hot.mean((0, 1, 2)))).sum(-1)).mean()
 
 
 @dataclass(frozen=True)
 class VQVAE(Objective):
-    """-ln p(x|z) - ln p(z), and the posterior's penalties (van den Oord et al. 2017, equation 3).
+    """-ln p(x|z) - ln p(z) plus the posterior's penalties (van den Oord et al. 2017, equation 3).
 
-    The penalties are sums over the code vectors, as -ln p(x|z) is one over pixels; a codebook
-    learned by gradient follows its penalty with weight one. The encoder is moved by distortion and
-    penalties, the prior by the rate.
+    The penalties are sums over the code vectors, as -ln p(x|z) is a sum over pixels; a codebook
+    that is learned by gradient follows its penalty with weight one. Distortion and penalties train
+    the encoder, the rate trains the prior.
 
     Attributes:
-        commitment: weight of |h - z|², beta in the paper.
-        entropy: weight of the entropy penalty, which `LookupFree` has.
+        commitment: the weight of |h - z|², beta in the paper.
+        entropy: the weight of the entropy penalty of `LookupFree`.
     """
 
     commitment: float = 0.25
     entropy: float = 0.1
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A codebook; one layer."""
         return Requirements(posterior=frozenset({"codebook"}), one_layer=True)
 
     def __call__(
-        self, terms: Terms, step: Array, model: Model | None = None
-    ) -> tuple[Array, Metrics]:
-        """Loss in nats per image; `neg_elbo`, without penalties, bounds -ln p(x)."""
+        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; `neg_elbo`, without penalties, bounds -ln p(x)."""
         del step, model
-        q: Any = terms.q[0]
+        q = terms.q[0]
+        assert isinstance(q, Quantized)
         weights = {"codebook": 1.0, "commitment": self.commitment, "entropy": self.entropy}
         penalties = {name: penalty.mean() for name, penalty in q.penalties.items()}
         neg_elbo = -terms.log_w.mean()

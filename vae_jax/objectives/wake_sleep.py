@@ -1,9 +1,10 @@
 """The wake-sleep algorithm."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from jax import Array, lax
+from jaxtyping import Float, Int
+from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
@@ -12,30 +13,33 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class WakeSleep(Objective):
-    """Generation learns from data, inference from dreams (Hinton et al. 1995).
+    """The generative model learns from data, the inference model from dreams (Hinton et al. 1995).
 
-    Wake: -E_q(z|x)[ln p(x, z)] moves decoder, likelihood and prior, z held fixed. Sleep:
-    -E_p(x, z)[ln q(z|x)] moves encoder and posterior, on one dream for each image. No one quantity
-    falls in both. A prior that is made of the encoder has it learn from the wake phase too.
+    The wake phase, -E_q(z|x)[ln p(x, z)] with z held fixed, trains decoder, likelihood and prior.
+    The sleep phase, -E_p(x, z)[ln q(z|x)] with one dream for each image, trains encoder and
+    posterior. No single quantity decreases in both. With a prior that is made of the encoder, the
+    encoder learns in the wake phase too.
 
     Attributes:
-        num_samples: K, of the wake phase.
+        num_samples: the number of samples K in the wake phase.
     """
 
     num_samples: int = 1
 
     @property
+    @override
     def requires(self) -> Requirements:
-        """A density of q."""
         return Requirements(posterior=frozenset({"density"}), one_layer=True)
 
-    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
-        """Loss: the sum of the two, which are metrics too, nats per image."""
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The sum of the two losses in nats per image, which are also metrics."""
         del step
         metrics = terms.bound_metrics()
         wake = -(terms.log_px + terms.log_pz[0]).mean()
-        path: Any = terms.path
-        hold_z = -path.sum()  # zero; but no gradient passes through z
+        assert terms.path is not None
+        hold_z = -terms.path.sum()  # zero, but no gradient passes through z
 
         keys = random.purpose(terms.keys, "dream")
         (z,), px = model.sample(keys, terms.y)
