@@ -80,10 +80,13 @@ class Experiment:
                 f"checkpoint_every ({self.checkpoint_every}) must be a positive multiple of "
                 f"log_every ({self.log_every})."
             )
+        if not self.model.image_shape:
+            model = self.model.clone(image_shape=self.data.image_shape)
+            object.__setattr__(self, "model", model)
         if self.model.image_shape != self.data.image_shape:
             raise VaeJaxError(
                 f"The model is for images of shape {self.model.image_shape}, {self.data.name} has "
-                f"{self.data.image_shape}: set image_shape."
+                f"{self.data.image_shape}: leave image_shape out, and the data's is taken."
             )
         check_augmentations(self.augment, self.data)
         check(self.model, self.objective, self.data)

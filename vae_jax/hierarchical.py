@@ -25,7 +25,7 @@ class Hierarchy(Model, kw_only=True):
         likelihood: p(x|z_1), on the features of decoders[0].
         critic: what the objective plays against, if it needs one.
         labels: makes all these densities those given y, as in `VAE`.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C); by default that of an experiment's data.
     """
 
     encoders: Sequence[nn.Module]

@@ -142,7 +142,7 @@ class VAE(Model, kw_only=True):
         likelihood: from features, and the image shape, to p(x|z).
         critic: what the objective plays against, if it needs one.
         labels: makes it the model p(x|z, y), q(z|x, y) of images with classes y.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C); by default that of an experiment's data.
     """
 
     encoder: nn.Module
