@@ -9,7 +9,7 @@ from jax import Array, lax
 from vae_jax import random
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.networks.critics import critic_of, frozen
-from vae_jax.parallel import batch_offset, whole_batch
+from vae_jax.parallel import batch_offset, gather_batch
 from vae_jax.vae import Terms
 
 
@@ -59,8 +59,8 @@ class FactorVAE(Objective):
         z = lax.stop_gradient(terms.z[0][0])
         keys = random.purpose(terms.keys, "shuffle")
         noise = random.draw(jax.random.uniform, keys, (), z.shape)
-        first, second = jnp.array_split(whole_batch(z), 2)
-        permuted = permute_dims(second, whole_batch(noise)[len(first) :])
+        first, second = jnp.array_split(gather_batch(z), 2)
+        permuted = permute_dims(second, gather_batch(noise)[len(first) :])
         place = batch_offset(len(z)) + jnp.arange(len(z))
         logits = critic_of(model)(jnp.concatenate([first, permuted])[place])
         right = jnp.where(place < len(first), logits, -logits)

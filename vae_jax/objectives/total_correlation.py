@@ -12,7 +12,7 @@ from jax import Array
 
 from vae_jax.distributions import one_event_axis
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.parallel import batch_offset, whole_batch
+from vae_jax.parallel import batch_offset, gather_batch
 from vae_jax.vae import Terms
 
 Sampling = Literal["stratified", "weighted"]
@@ -44,7 +44,7 @@ def log_weights(own: Array, batch_size: int, dataset_size: int, sampling: Sampli
 
 def log_aggregated(terms: Terms, dataset_size: int, sampling: Sampling) -> tuple[Array, Array]:
     """Estimates of ln q(z) and of sum_j ln q(z_j), `[K, b]` each, for this device's z."""
-    q: Any = jax.tree.map(whole_batch, terms.q[0])
+    q: Any = jax.tree.map(gather_batch, terms.q[0])
     z = terms.z[0]
     own = batch_offset(z.shape[1]) + jnp.arange(z.shape[1])
     log_q = q.component_log_prob(z[:, :, None])
@@ -147,12 +147,12 @@ class DIPVAE(Objective):
         metrics = terms.bound_metrics()
         q: Any = terms.q[0]
         ndims = len(q.event_shape)
-        mean = whole_batch(one_event_axis(q.mean, ndims))
+        mean = gather_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)
         covariance = centred.T @ centred / len(mean)
         if self.covariance_of == "z":
             variance = jnp.broadcast_to(q.scale**2, q.loc.shape)
-            covariance += jnp.diag(whole_batch(one_event_axis(variance, ndims)).mean(0))
+            covariance += jnp.diag(gather_batch(one_event_axis(variance, ndims)).mean(0))
         diagonal = jnp.diag(covariance)
         off_diagonal = covariance - jnp.diag(diagonal)
         penalty = (
