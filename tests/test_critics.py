@@ -625,7 +625,9 @@ def test_isolas_critic_has_as_many_parameters_as_the_papers() -> None:
 
 
 def test_a_game_within_a_game_is_refused() -> None:
-    with pytest.raises(VaeJaxError, match=r"VAEGAN plays against a critic of its own.*such as ELBO"):
+    with pytest.raises(
+        VaeJaxError, match=r"VAEGAN plays against a critic of its own.*such as ELBO"
+    ):
         PatchGAN(VAEGAN(1.0))
 
 

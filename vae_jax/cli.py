@@ -1,32 +1,49 @@
 """The command `vae-jax`.
 
-
-Whatever needs JAX is imported where it is used, so that `--help` answers at once.
+The flags of a command are the arguments of a function: for `train FILE` and `figures FILE` one in
+the file, for the commands that make pictures one in `vae_jax.generate`, for all others one here.
+What needs JAX is imported where it is used, so that `vae-jax --help` answers at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
+import inspect
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 from tyro.extras import SubcommandApp
 
 from vae_jax.errors import Interrupted, VaeJaxError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from vae_jax.run import Run
+
 DESCRIPTION = (
-    "Variational autoencoders for images: train, evaluate, draw; resume exactly. Any command takes "
-    "--no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
+    "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
+    "takes --no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
 )
+
+PICTURES = {
+    "sample": "Means of p(x|z) with z from the prior, in one picture or a file for each.",
+    "reconstruct": "Images of a split beside their reconstructions.",
+    "restyle": "Images of one class, encoded with it and decoded with others.",
+    "interpolate": "Decoded lines between the posterior means of pairs of images.",
+    "traverse": "One latent at a time moved from -3 to 3, the most used first.",
+}
+"""The commands that make pictures, and what `vae-jax --help` says of them."""
 
 app = SubcommandApp()
 data_app = SubcommandApp()
@@ -35,7 +52,6 @@ File = Annotated[Path, tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
 Checkpoint = Literal["latest", "best"]
 Split = Literal["train", "valid", "test"]
-Prior = Literal["model", "mixture", "flow", "vae", "autoregressive"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +61,13 @@ class TrainOptions:
     workdir: Path
     """The run folder."""
     seed: int = 0
-    """Seed of the first replica."""
+    """The seed of the first replica."""
     seeds: int = 1
-    """Replicas with consecutive seeds, trained in one program."""
+    """The number of replicas, trained in one program with consecutive seeds."""
     streamed: bool | None = None
     """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
     distributed: bool = False
-    """This is one of several processes that train together."""
+    """Train together with other processes, which are given the same flag."""
 
 
 @dataclass(frozen=True)
@@ -64,76 +80,77 @@ class DataOptions:
     """Files that you downloaded yourself (None: $VAE_JAX_MANUAL_DIR)."""
 
     def use(self) -> None:
-        """Makes them this process's."""
+        """Set the environment variables that the loaders of data read."""
         for name, folder in dataclasses.asdict(self).items():
             if folder is not None:
                 os.environ[f"VAE_JAX_{name.upper()}"] = str(folder)
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where a picture goes."""
+class PictureOptions:
+    """What a command that makes pictures takes beside the arguments of its function."""
 
+    run: Folder
+    """The run folder."""
     out: Path
     """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
-    quality: int | None = None
-    """1 to 100, of a .jpg (None: 95) or .webp (None: lossless)."""
+    file_quality: int | None = None
+    """The quality, 1 to 100, of a .jpg (None: 95) or a .webp (None: lossless)."""
+    checkpoint: Checkpoint = "latest"
+    """The latest checkpoint, or the best by validation."""
 
     def __post_init__(self):
         from vae_jax import plots
 
-        plots.options_for(self.out, self.quality)
-
-    def write(self, pictures: Any, draw: Callable[[Path, int | None], Path]) -> None:
-        """Each of `[..., H, W, C]` to a file of its own, or what is drawn of them to one."""
-        from vae_jax import plots
-
-        if "{}" in self.out.name:
-            single = pictures.reshape(-1, *pictures.shape[-3:])
-            print_paths(plots.save_each(single, self.out, self.quality))
-        else:
-            print_paths([draw(self.out, self.quality)])
+        plots.options_for(self.out, self.file_quality)
 
 
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
-To = Annotated[Output, tyro.conf.arg(name="")]
 app.command(data_app, name="data", help="The data sets: list, prepare.")
 
 
 def parse(
-    function: Callable[..., Any], command: str, flags: Sequence[str], *options: Any
+    function: Callable[..., object], command: str, flags: Sequence[str], *options: object
 ) -> list[Any]:
-    """Parses the flags of a command whose flags are options and the arguments of a function.
+    """Parse the flags of a command: its options, and the arguments of a function.
+
+    Args:
+        function: a function with type hints; its parameter `run`, if it has one, is left out.
+        command: the command as the user types it, for its help.
+        flags: what the user typed after it.
+        options: dataclasses, or instances of them with the defaults.
 
     Returns:
         The options as the flags set them, then the function's arguments as a dictionary.
     """
 
-    @functools.wraps(function)
-    def arguments(**values: Any) -> dict[str, Any]:
+    def arguments(**values: object) -> dict[str, object]:
         return values
 
-    fields: list[tuple[str, Any, Any]] = [
-        (
-            type(default).__name__,
-            Annotated[type(default), tyro.conf.arg(name="")],
-            dataclasses.field(default=default),
-        )
-        for default in options
-    ]
+    doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "run"]
+    arguments.__doc__ = re.sub(r"\n {8}", " ", doc)  # tyro keeps the breaks of an argument's lines
+    arguments.__annotations__ = get_type_hints(function, include_extras=True)
+    vars(arguments)["__signature__"] = signature.replace(parameters=own)
+    fields: list[tuple[str, Any, Any]] = []
+    for option in options:
+        kind = option if isinstance(option, type) else type(option)
+        default = dataclasses.MISSING if kind is option else option
+        unprefixed = Annotated[kind, tyro.conf.arg(name="")]
+        fields.append((kind.__name__, unprefixed, dataclasses.field(default=default)))
     collect = tyro.conf.arg(name="", constructor=arguments)
     fields.append(("arguments", Annotated[dict, collect], dataclasses.field()))
     parsed = tyro.cli(
         dataclasses.make_dataclass("Command", fields, kw_only=True),
         prog=f"vae-jax {command}",
-        description=(function.__doc__ or "").split("\n")[0],
+        description=doc.split("\n")[0],
         args=list(flags),
     )
     return [getattr(parsed, name) for name, _, _ in fields]
 
 
 def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
-    """`vae-jax train FILE ...`: the flags are those of the file's `experiment` function."""
+    """Run `vae-jax train FILE ...`: the flags are those of the file's function `experiment`."""
     from vae_jax.experiment import read_module
 
     _, module = read_module(file)
@@ -141,15 +158,15 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
     options, data, arguments = parse(module.experiment, f"train {file}", flags, *defaults)
     data.use()
     from vae_jax import parallel
-    from vae_jax.processes import together
-    from vae_jax.standard_figures import draw
+    from vae_jax.processes import ending_together
+    from vae_jax.standard_figures import plot_standard_figures
     from vae_jax.train import train_file
 
     if options.distributed:
         parallel.start_processes()
     else:
         parallel.give_replicas_cores(options.seeds)
-    with together() if options.distributed else contextlib.nullcontext():
+    with ending_together() if options.distributed else contextlib.nullcontext():
         run = train_file(
             file,
             options.workdir,
@@ -159,11 +176,11 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
             streamed=options.streamed,
         )
     if parallel.is_main_process() and not run.folder.figures.exists():
-        print_paths(draw(run))
+        print_paths(plot_standard_figures(run))
 
 
-def draw_file_with_flags(file: Path, flags: Sequence[str]) -> None:
-    """`vae-jax figures FILE ...`: the flags are those of the file's `figures` function."""
+def figures_of_file_with_flags(file: Path, flags: Sequence[str]) -> None:
+    """Run `vae-jax figures FILE ...`: the flags are those of the file's function `figures`."""
     from vae_jax.experiment import read_module
 
     _, module = read_module(file)
@@ -174,9 +191,56 @@ def draw_file_with_flags(file: Path, flags: Sequence[str]) -> None:
     print_paths(module.figures(**arguments))
 
 
+def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
+    """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
+    from vae_jax import generate, plots
+    from vae_jax.train import load_run
+
+    options, arguments = parse(getattr(generate, command), command, flags, PictureOptions)
+    counts = ("num", "pairs", "steps", "latents")
+    check_counts(**{name: value for name, value in arguments.items() if name in counts})
+    run = load_run(options.run, options.checkpoint)
+    images, figure, columns = pictures_of(run, command, arguments)
+    if "{}" in options.out.name:
+        single = images.reshape(-1, *images.shape[-3:])
+        print_paths(plots.save_each(single, options.out, options.file_quality))
+    elif figure is None:
+        print_paths([plots.save_images(images, options.out, columns, options.file_quality)])
+    else:
+        print_paths([plots.save(figure, options.out, options.file_quality)])
+
+
+def pictures_of(
+    run: Run, command: str, arguments: dict[str, Any]
+) -> tuple[np.ndarray, Figure | None, int | None]:
+    """Pictures `[..., H, W, C]`, and a figure of them, or the columns of their grid (None: any)."""
+    from vae_jax import generate, plots
+
+    match command:
+        case "reconstruct":
+            originals, images = generate.reconstruct(run, **arguments)
+            return images, plots.reconstructions(originals, images), None
+        case "restyle":
+            originals, images, source, targets = generate.restyle(run, **arguments)
+            return images, plots.restyled(originals, images, source, targets), None
+        case "interpolate":
+            images = generate.interpolate(run, **arguments)
+            return images, plots.interpolations(images), None
+        case "traverse":
+            images, values, latents = generate.traverse(run, **arguments)
+            return images, plots.traversals(images, values, latents), None
+    if run.experiment.model.labels is None:
+        return generate.sample(run, **arguments), None, None
+    classes = len(arguments["labels"] or run.class_names)
+    columns = max(1, arguments["num"] // classes)  # a row for each class
+    arguments["num"] = columns * classes
+    images = generate.sample(run, **arguments)
+    return images, None, columns if classes > 1 else None
+
+
 @app.command
 def train(file: File) -> None:
-    """Trains the experiment of FILE, or goes on with it; `train FILE --help` lists its flags."""
+    """Train the experiment of FILE, or go on with it; `train FILE --help` lists its flags."""
     train_file_with_flags(file, [])
 
 
@@ -192,32 +256,36 @@ def evaluate(
     ais_chains: int = 16,
     information: bool = False,
     gaps: bool = False,
-    quality: int | None = None,
+    quality_images: int | None = None,
     features: str | None = None,
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
     Args:
         run: the run folder.
-        num_samples: K of the importance-weighted bound on the NLL.
-        num_images: evenly spaced over the split; None takes all.
-        split: of the data.
-        checkpoint: the latest, or the best by validation.
-        ais_temperatures: also bound the NLL by annealed importance sampling through so many
+        num_samples: the number of samples K of the importance-weighted bound on the NLL.
+        num_images: the number of images, evenly spaced over the split (None: all).
+        split: the split of the data.
+        checkpoint: the latest checkpoint, or the best by validation.
+        ais_temperatures: also bound the NLL by annealed importance sampling through this number of
             temperatures, and on as many simulated images from both sides. Slow: take few images.
-        ais_chains: of it, for each image.
+        ais_chains: the number of annealed chains for each image.
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
         gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
             with the best q(z|x) for each image. Slow: take few images.
-        quality: also compare so many samples with as many images of the split, and training images
-            with these: Fréchet and kernel distances, precision and recall; and reconstructions
-            with their originals: PSNR and SSIM.
-        features: a further space for --quality: WEIGHTS.npz of Inception-v3 (docs/quality.md), or
-            FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features [n, F].
+        quality_images: also compare this number of samples with as many images of the split, and
+            training images with these: Fréchet and kernel distances, precision and recall; and
+            reconstructions with their originals: PSNR and SSIM.
+        features: a further space for --quality-images: WEIGHTS.npz of Inception-v3
+            (docs/quality.md), or FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features
+            [n, F].
     """
     check_counts(num_samples=num_samples)
-    if features is not None and quality is None:
-        raise VaeJaxError("--features says where --quality is measured: give --quality too.")
+    if features is not None and quality_images is None:
+        raise VaeJaxError(
+            "--features is a space in which pictures are compared: say how many with "
+            "--quality-images too."
+        )
     from vae_jax import report
     from vae_jax.evaluation.ais import AIS
     from vae_jax.evaluation.evaluate import evaluate as evaluate_run
@@ -236,7 +304,7 @@ def evaluate(
         ais=ais,
         information=information,
         gaps=gaps,
-        quality=quality,
+        quality_images=quality_images,
         features=spaces,
     )
     seconds = time.perf_counter() - start
@@ -247,182 +315,22 @@ def evaluate(
 
 
 @app.command
-def sample(
-    run: Folder,
-    *,
-    to: To,
-    num: int = 64,
-    seed: int = 0,
-    label: str | None = None,
-    prior: Prior = "model",
-    checkpoint: Checkpoint = "latest",
-) -> None:
-    """Means of p(x|z) with z from the prior, as one picture or a file for each.
-
-    Args:
-        run: the run folder.
-        to: where.
-        num: how many; of a conditional model without --label, num // classes of each, in rows.
-        seed: of the prior's draws.
-        label: the class to draw of a conditional model, by its name or number.
-        prior: the model's own, or a density fitted to the latents of the training images: a
-            mixture of Gaussians, a flow, a second VAE, or for codes an autoregressive model. It is
-            fitted once and kept in the run folder.
-        checkpoint: the latest, or the best by validation.
-    """
-    check_counts(num=num)
-    from vae_jax import generate, plots
-    from vae_jax.train import load_run
-
-    loaded = load_run(run, checkpoint)
-    if prior != "model":
-        from vae_jax.fitted_priors import fitted
-
-        loaded = fitted(loaded, prior)
-    labels = columns = None
-    if label is not None:
-        labels = [generate.find_label(loaded, label)]
-    elif loaded.experiment.model.labels is not None:
-        columns = max(1, num // len(loaded.class_names))
-        num = columns * len(loaded.class_names)
-    images = generate.sample(loaded, num, seed, labels)
-    to.write(images, lambda out, quality: plots.save_images(images, out, columns, quality=quality))
-
-
-@app.command
-def reconstruct(
-    run: Folder,
-    *,
-    to: To,
-    num: int = 20,
-    split: Split = "test",
-    checkpoint: Checkpoint = "latest",
-) -> None:
-    """Images of a split beside the decoder's means at their posterior means, as a figure.
-
-    Args:
-        run: the run folder.
-        to: where.
-        num: how many, or all if there are fewer.
-        split: of the data.
-        checkpoint: the latest, or the best by validation.
-    """
-    check_counts(num=num)
-    from vae_jax import generate, plots
-    from vae_jax.train import load_run
-
-    loaded = load_run(run, checkpoint)
-    originals, means = generate.reconstruct(loaded, split, num)
-    to.write(means, functools.partial(plots.save, plots.reconstructions(originals, means)))
-
-
-@app.command
-def restyle(
-    run: Folder,
-    *,
-    source: Annotated[str, tyro.conf.arg(name="from")],
-    target: Annotated[str | None, tyro.conf.arg(name="to")] = None,
-    to: To,
-    num: int = 10,
-    split: Split = "test",
-    checkpoint: Checkpoint = "latest",
-) -> None:
-    """Images of one class, encoded with it and decoded with another, as a figure.
-
-    Args:
-        run: the run folder of a conditional model.
-        source: the images' class, by its name or number.
-        target: the class to decode with; None draws all.
-        to: where; files of one picture each are of the pictures decoded.
-        num: how many images, or all if there are fewer.
-        split: of the data.
-        checkpoint: the latest, or the best by validation.
-    """
-    check_counts(num=num)
-    from vae_jax import generate, plots
-    from vae_jax.train import load_run
-
-    loaded = load_run(run, checkpoint)
-    start = generate.find_label(loaded, source)
-    targets = range(len(loaded.class_names))
-    if target is not None:
-        targets = [start, generate.find_label(loaded, target)]
-    originals, pictures = generate.restyle(loaded, split, start, targets, num)
-    names = loaded.class_names
-    figure = plots.restyled(originals, pictures, names[start], [names[y] for y in targets])
-    to.write(pictures, functools.partial(plots.save, figure))
-
-
-@app.command
-def interpolate(
-    run: Folder,
-    *,
-    to: To,
-    pairs: int = 6,
-    steps: int = 11,
-    split: Split = "test",
-    checkpoint: Checkpoint = "latest",
-) -> None:
-    """Decoded straight lines between the posterior means of pairs of images, as a figure.
-
-    Args:
-        run: the run folder.
-        to: where.
-        pairs: how many lines, or all if there are fewer.
-        steps: pictures on each.
-        split: where the pairs come from.
-        checkpoint: the latest, or the best by validation.
-    """
-    check_counts(pairs=pairs, steps=steps)
-    from vae_jax import generate, plots
-    from vae_jax.train import load_run
-
-    loaded = load_run(run, checkpoint)
-    images = generate.interpolate(loaded, split, pairs, steps)
-    to.write(images, functools.partial(plots.save, plots.interpolations(images)))
-
-
-@app.command
-def traverse(
-    run: Folder,
-    *,
-    to: To,
-    row: int = 0,
-    steps: int = 11,
-    latents: int = 10,
-    split: Split = "test",
-    checkpoint: Checkpoint = "latest",
-) -> None:
-    """One latent at a time moved from -3 to 3, the most used first, as a figure.
-
-    Args:
-        run: the run folder.
-        to: where.
-        row: the image whose other latents stay, by its place in the split.
-        steps: values of each latent.
-        latents: how many latents.
-        split: where the image comes from.
-        checkpoint: the latest, or the best by validation.
-    """
-    check_counts(steps=steps, latents=latents)
-    from vae_jax import generate, plots
-    from vae_jax.train import load_run
-
-    loaded = load_run(run, checkpoint)
-    images, values, dims = generate.traverse(loaded, split, row, steps, latents)
-    figure = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
-    to.write(images, functools.partial(plots.save, figure))
-
-
-@app.command
 def figures(file: File) -> None:
-    """Draws the paper's figures of FILE; `figures FILE --help` lists its flags."""
-    draw_file_with_flags(file, [])
+    """Draw the paper's figures of FILE; `figures FILE --help` lists its flags."""
+    figures_of_file_with_flags(file, [])
+
+
+def _in_overview() -> None:
+    """Stands for each command of `PICTURES`, which `main` runs, in the overview of all."""
+
+
+for _command, _help in PICTURES.items():
+    app.command(name=_command, help=_help)(_in_overview)
 
 
 @data_app.command(name="list")
 def data_list(options: Unprefixed = DataOptions()) -> None:
-    """The data sets known by name, and which are prepared."""
+    """List the data sets known by name, and which are prepared."""
     options.use()
     from vae_jax import report
 
@@ -433,11 +341,11 @@ def data_list(options: Unprefixed = DataOptions()) -> None:
 def data_prepare(
     name: Annotated[str, tyro.conf.Positional], options: Unprefixed = DataOptions()
 ) -> None:
-    """Prepares a data set with TFDS, once.
+    """Prepare a data set with TFDS, once.
 
     Args:
-        name: as `vae-jax data list` has it.
-        options: where.
+        name: the name that `vae-jax data list` prints.
+        options: where data sets are.
     """
     options.use()
     from vae_jax.data import prepare
@@ -446,7 +354,7 @@ def data_prepare(
 
 
 def check_counts(**counts: int) -> None:
-    """Refuses to count to nothing.
+    """Check that counts are at least 1.
 
     Raises:
         VaeJaxError: one of them is below 1.
@@ -457,13 +365,13 @@ def check_counts(**counts: int) -> None:
 
 
 def print_paths(paths: Sequence[Path]) -> None:
-    """One path a line, for a person or a pipe."""
+    """Print one path on each line, for a person or a pipe."""
     for path in paths:
         print(path)
 
 
 def use_compilation_cache(wanted: bool) -> None:
-    """Lets JAX, before it is imported, keep compiled programs; its own variables prevail."""
+    """Let JAX, before it is imported, keep compiled programs; its own variables prevail."""
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -472,7 +380,7 @@ def use_compilation_cache(wanted: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; ends with 2 after bad input, 128 + the signal's number after a signal."""
+    """Run a command; it ends with 2 after bad input, 128 + the signal's number after a signal."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
     use_compilation_cache(arguments == list(given))
@@ -481,7 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case ["train", file, *flags] if not file.startswith("-"):
                 train_file_with_flags(Path(file), flags)
             case ["figures", file, *flags] if not file.startswith("-"):
-                draw_file_with_flags(Path(file), flags)
+                figures_of_file_with_flags(Path(file), flags)
+            case [command, *flags] if command in PICTURES:
+                pictures_with_flags(command, flags)
             case _:
                 app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
     except VaeJaxError as error:

@@ -1,14 +1,18 @@
-"""The exceptions that the command line turns into a sentence and an exit code."""
+"""The exceptions that the command turns into a sentence and an exit code."""
 
 import signal
 
 
 class VaeJaxError(Exception):
-    """Something the user can mend: the message says what is wrong, where, and what to do."""
+    """An error that the user can mend: one sentence says what is wrong, where, and what to do."""
 
 
 class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
-    """SIGTERM or SIGINT came, and the state was saved."""
+    """Training was stopped by SIGTERM or SIGINT, and its state is saved.
+
+    Attributes:
+        signal_number: the number of the signal.
+    """
 
     def __init__(self, signal_number: int, step: int):
         self.signal_number = signal_number

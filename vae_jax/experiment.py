@@ -1,15 +1,14 @@
-"""The Experiment: everything that defines a run but its seed, and the files that define them."""
+"""The Experiment: everything that defines a run except its seed, and files that define one."""
 
 import ast
 import copy
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -24,28 +23,34 @@ from vae_jax.interfaces import Model, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A data set, a model, an objective and how they are trained.
+    """A data set, a model, an objective, and how the model is trained.
 
     Attributes:
         data: images with their protocol.
-        model: returns Terms.
-        objective: from Terms to a loss.
-        augment: what training, and never evaluation, does to each image, in this order.
-        optimizer: optax transformation, with the schedule and the gradient clipping in it.
-        num_steps: optimizer steps in all.
-        batch_size: global batch, over all devices.
-        accumulate: parts that a device takes its share of a batch in, one after the other, for
-            batches that its memory does not hold at once: the same gradients.
-        compute_dtype: of encoders and decoders in training, e.g. `jnp.bfloat16`; parameters,
-            densities and evaluation are float32 all the same.
-        remat: compute each block of encoders and decoders again in the backward pass, for deep
-            networks whose layers' outputs the memory does not hold: the same gradients.
-        ema_decay: of an average of the parameters that evaluation then uses; None keeps none.
-        shuffle: visit the training images in a new order in each epoch, or always as they stand.
-        log_every: steps in one scan on the device, and between two lines of metrics.
-        checkpoint_every: steps between validations and checkpoints; a multiple of `log_every`.
-        keep_checkpoints: the latest so many are kept, and the best by validation.
-        max_nonfinite: training stops after so many skipped steps in a row.
+        model: the model; its `image_shape` is filled in from the data where it is left out.
+        objective: the objective, from the model's Terms to a loss.
+        augment: the augmentations that training, and never evaluation, applies to each image, in
+            this order.
+        optimizer: an optax transformation, which includes the schedule and gradient clipping.
+        num_steps: the number of optimizer steps in all.
+        batch_size: the number of images in a batch, over all devices.
+        accumulate: the number of parts into which a device cuts its share of a batch, to take them
+            one after another where its memory does not hold them at once. Gradients are the same.
+        compute_dtype: the type of float in which training computes encoders and decoders, such as
+            `jnp.bfloat16`; parameters, densities and evaluation are float32 all the same.
+        remat: whether each block of encoders and decoders is computed again in the backward pass,
+            for deep networks whose layers' outputs do not fit the memory. Gradients are the same.
+        ema_decay: the decay of a running average of the parameters, which evaluation then uses;
+            None keeps none.
+        shuffle: whether the training images are visited in a new order in each epoch, or always in
+            the order of the data.
+        log_every: the number of steps in one scan on the devices, and between two lines of metrics.
+        checkpoint_every: the number of steps between checkpoints, each with a validation; a
+            multiple of `log_every`.
+        keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by
+            validation.
+        max_nonfinite: the number of steps skipped in a row, because they were not finite, after
+            which training stops.
 
     Raises:
         VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
@@ -80,10 +85,13 @@ class Experiment:
                 f"checkpoint_every ({self.checkpoint_every}) must be a positive multiple of "
                 f"log_every ({self.log_every})."
             )
+        if not self.model.image_shape:
+            model = self.model.clone(image_shape=self.data.image_shape)
+            object.__setattr__(self, "model", model)
         if self.model.image_shape != self.data.image_shape:
             raise VaeJaxError(
                 f"The model is for images of shape {self.model.image_shape}, {self.data.name} has "
-                f"{self.data.image_shape}: set image_shape."
+                f"{self.data.image_shape}: leave image_shape out, and the data's is taken."
             )
         check_augmentations(self.augment, self.data)
         check(self.model, self.objective, self.data)
@@ -91,7 +99,7 @@ class Experiment:
             check_accumulation(self.model, self.objective)
 
     def with_model(self, model: Model) -> "Experiment":
-        """The same with another model, to sample and evaluate: the objective may not suit it."""
+        """A copy with another model, to sample and evaluate: its objective may not suit it."""
         other = copy.copy(self)
         object.__setattr__(other, "model", model)
         return other
@@ -99,21 +107,21 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Origin:
-    """The file and the arguments that an experiment was made from, enough to make it again.
+    """The file and the arguments of an experiment, from which it can be made again.
 
     Attributes:
-        file: path of the experiment file, for the reader.
-        source: its text.
-        arguments: of its function `experiment`.
+        file: the path of the experiment file, for the reader.
+        source: the text of the file.
+        arguments: the arguments of its function `experiment`.
     """
 
     file: str
     source: str
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
 
     @property
     def sha256(self) -> str:
-        """Of the code: comments, docstrings and layout may change while a run goes on."""
+        """The hash of the code; comments, docstrings and layout may change while a run goes on."""
         tree = ast.parse(self.source)
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
@@ -122,10 +130,11 @@ class Origin:
         return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
     def make(self) -> Experiment:
-        """Runs the file's `experiment` function with the arguments.
+        """Make the experiment, by the file's function `experiment` with the arguments.
 
         Raises:
-            VaeJaxError: they make no experiment.
+            VaeJaxError: the file cannot be run, the arguments do not suit it, or it makes no
+                experiment.
         """
         try:
             made = load_module(self.file, self.source).experiment(**self.arguments)
@@ -139,7 +148,11 @@ class Origin:
 
 
 def load_module(file: str, source: str) -> ModuleType:
-    """An experiment file as a module.
+    """Run an experiment file as a module.
+
+    Args:
+        file: the path of the file, for messages.
+        source: the text of the file.
 
     Raises:
         VaeJaxError: the file cannot be run, or does not define `experiment(*, ...)`.
@@ -151,7 +164,7 @@ def load_module(file: str, source: str) -> ModuleType:
         exec(compile(source, file, "exec"), module.__dict__)
     except (ImportError, SyntaxError, NameError, ValueError) as error:
         raise VaeJaxError(f"The experiment file {file} cannot be run: {error}.") from error
-    function: Callable | None = getattr(module, "experiment", None)
+    function = getattr(module, "experiment", None)
     if not callable(function) or any(
         parameter.kind is not parameter.KEYWORD_ONLY
         for parameter in inspect.signature(function).parameters.values()
@@ -164,10 +177,10 @@ def load_module(file: str, source: str) -> ModuleType:
 
 
 def read_module(file: Path) -> tuple[str, ModuleType]:
-    """The source of an experiment file, and its module.
+    """Read an experiment file: its source, and its module.
 
     Raises:
-        VaeJaxError: it is not there, or as for `load_module`.
+        VaeJaxError: the file cannot be read, or as in `load_module`.
     """
     try:
         source = file.read_text()

@@ -1,20 +1,26 @@
 """Priors fitted after training, to the aggregated posterior q(z) = 1/N sum_n q(z|x_n).
 
-Samples from a prior that q(z) does not fill are what an autoencoder was never asked to decode. A
-density of z itself, fitted by maximum likelihood to latents of the training images, mends that
-without touching encoder or decoder: a mixture or a flow (as Ghosh et al. 2020, section 4, do for
-deterministic autoencoders), a second VAE (Dai & Wipf 2019, section 3), an autoregressive model of
-codes (van den Oord et al. 2017, section 3.3).
+Where q(z) does not fill the prior, samples from the prior ask a decoder for what it never learned
+to decode. A density of z itself, fitted by maximum likelihood to latents of the training images,
+mends that and leaves encoder and decoder alone.
+
+References:
+    Ghosh et al. (2020), "From variational to deterministic autoencoders", section 4, for a mixture
+    or a flow.
+    Dai & Wipf (2019), "Diagnosing and enhancing VAE models", section 3, for a second VAE.
+    van den Oord et al. (2017), "Neural discrete representation learning", section 3.3, for an
+    autoregressive model of codes.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal, TypeVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import random
@@ -28,26 +34,28 @@ from vae_jax.priors.flows import RealNVP
 from vae_jax.priors.mixtures import GaussianMixture
 from vae_jax.priors.second_stage import SecondStage, SecondStageVAE
 from vae_jax.run import Run
+from vae_jax.vae import Terms
 
+Tree = TypeVar("Tree")
 Family = Literal["mixture", "flow", "vae", "autoregressive"]
 
-LATENTS = 50_000  # at least so many are drawn from the aggregated posterior
+LATENTS = 50_000  # the least number drawn from the aggregated posterior
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
 IMAGES_AT_ONCE = 1000
 
 
 def latents_of(run: Run, seed: int = 0) -> np.ndarray:
-    """Draws from q(z|x) of the training images, of the top layer: `[M, *event]`, M >= 50,000.
+    """Latents of the top layer from q(z|x) of the training images: `[M, *event]`, M >= 50,000.
 
-    Each image is drawn from equally often; the noise is a function of (image, draw, seed).
+    Every image has the same number of draws; their noise is a function of (image, draw, seed).
     """
     experiment, images = run.experiment, run.experiment.data.train.images
     draws = -(-LATENTS // len(images))
 
     @jax.jit
-    def latents(variables: Any, images: Array, keys: Array, y: Array | None) -> Array:
+    def latents(variables: VariableDict, images: Array, keys: Array, y: Array | None) -> Array:
         x = experiment.data.protocol.apply(images, random.purpose(keys, "protocol"))
-        terms: Any = experiment.model.apply(variables, x, keys, y=y)
+        terms = cast(Terms, experiment.model.apply(variables, x, keys, y=y))
         return terms.z[-1][0]
 
     found = []
@@ -62,26 +70,29 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
 
 
 def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) -> Run:
-    """Fits a prior to the aggregated posterior of a run's first seed, with Adam.
+    """Fit a prior to the aggregated posterior of a run's first seed, with Adam.
 
     Args:
         run: the trained model.
-        prior: a prior module; one that is made of q, like the VampPrior, is refused.
-        num_steps: of Adam, with batches of 256 latents.
-        seed: of the initial parameters, the latents and their order.
+        prior: a prior; one that is made of q, like the VampPrior, is refused.
+        num_steps: the number of Adam's steps, with batches of 256 latents.
+        seed: the seed of the initial parameters, the latents and their order.
 
     Returns:
-        The run with its first seed alone and the new prior in its model: sample from it or
-        evaluate it like any other.
+        The run with its first seed alone and the new prior in its model; it can be sampled from and
+        evaluated like any other.
 
     Raises:
-        VaeJaxError: the prior does not fit the latents, or is to replace a p(z|y).
+        VaeJaxError: the prior does not fit the latents, or would replace a p(z|y).
+
+    Example:
+        >>> images = generate.sample(fit(run, GaussianMixture(10, 20)), 64)
     """
     model = run.experiment.model
     if model.prior.label_classes is not None:
         raise VaeJaxError(
-            f"{type(model.prior).__name__} has a density for each class, which one fitted to the "
-            "latents of all would replace: sample from the model's own prior."
+            f"{type(model.prior).__name__} has a density for each class, which a density fitted to "
+            "the latents of all would replace: sample from the model's own prior."
         )
     check_prior(model.posteriors[-1], prior)
     model = model.clone(prior=prior)
@@ -90,19 +101,21 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
     frozen = {name: group for name, group in variables["params"].items() if name != "prior"}
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
-    def prior_of(model: Any) -> Distribution:
+    def prior_of(model: Model) -> Distribution:
         return model.prior(model)
 
-    def bound(params: Any, z: Array, keys: Array) -> Array:
+    def bound(params: optax.Params, z: Array, keys: Array) -> Array:
         p = nn.apply(prior_of, model)({"params": frozen | {"prior": params}, **rest})
         if p.event_shape != z.shape[1:]:
             raise VaeJaxError(
-                f"The latents have the shape {z.shape[1:]}, those of {type(prior).__name__} "
-                f"{p.event_shape}: give both the same."
+                f"The latents have the shape {z.shape[1:]}, and {type(prior).__name__} is a prior "
+                f"of latents of the shape {p.event_shape}: give both the same."
             )
         return p.elbo(z, keys) if isinstance(p, SecondStage) else p.log_prob(z)
 
-    def step(carry: Any, step: Array) -> tuple[Any, Array]:
+    def step(
+        carry: tuple[optax.Params, optax.OptState], step: Array
+    ) -> tuple[tuple[optax.Params, optax.OptState], Array]:
         params, state = carry
         key = random.indexed(random.purpose(root, "step"), step)
         key_rows, key_noise = random.purposes(key, "rows", "noise")
@@ -115,7 +128,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         return (optax.apply_updates(params, updates), state), loss
 
     @jax.jit
-    def train(key: Array) -> tuple[Any, Array]:
+    def train(key: Array) -> tuple[optax.Params, Array]:
         params = initial_params(model, key)
         carry = params, optimizer.init(params)
         (params, _), losses = jax.lax.scan(step, carry, jnp.arange(num_steps))
@@ -128,18 +141,19 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
     return _with_prior(run, model, params)
 
 
-def initial_params(model: Model, key: Array) -> Any:
-    """Parameters of a model's prior, before training."""
+def initial_params(model: Model, key: Array) -> optax.Params:
+    """The parameters of a model's prior before training."""
 
     def encode_first(model: Model) -> None:  # a prior may look at the posterior's variables
         model.encode(jnp.zeros((1, *model.image_shape)))
         model.prior(model)
 
-    return nn.init(encode_first, model)(key)["params"].get("prior", {})
+    variables = cast(VariableDict, nn.init(encode_first, model)(key))
+    return variables["params"].get("prior", {})
 
 
-def _with_prior(run: Run, model: Any, params: Any) -> Run:
-    def first_seed(tree: Any) -> Any:
+def _with_prior(run: Run, model: Model, params: optax.Params) -> Run:
+    def first_seed(tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf[:1], tree)
 
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
@@ -150,19 +164,20 @@ def _with_prior(run: Run, model: Any, params: Any) -> Run:
 
 
 def prior_for(run: Run, family: Family) -> Prior:
-    """A prior of this family for the latents of a run.
+    """A prior of a family, of the shape of a run's latents.
 
     Raises:
-        VaeJaxError: the family has none for them.
+        VaeJaxError: no prior of the family fits the latents.
     """
     model = run.experiment.model
     space = model.posteriors[-1].space
     x = jnp.zeros((1, *model.image_shape))
     y = None if model.labels is None else jnp.zeros(1, jnp.int32)
-    terms: Any = jax.eval_shape(
-        lambda variables: model.apply(variables, x, random.key(0)[None], y=y), run.seed_variables
-    )
-    shape = terms.z[-1].shape[2:]
+
+    def top_layer(variables: VariableDict) -> Array:
+        return cast(Terms, model.apply(variables, x, random.key(0)[None], y=y)).z[-1]
+
+    shape = jax.eval_shape(top_layer, run.seed_variables).shape[2:]
     match family, len(shape):
         case "mixture", _ if space == "real":
             return GaussianMixture(100, shape)
@@ -173,18 +188,18 @@ def prior_for(run: Run, family: Family) -> Prior:
         case "autoregressive", _ if space == "codes":
             return AutoregressiveCodes(shape[:-1])
     raise VaeJaxError(
-        f"No prior of the family {family!r} fits latents of the shape {shape}: for real vectors "
-        "take mixture, flow or vae; for other real latents mixture; for codes autoregressive."
+        f"No prior of the family {family!r} fits latents of the shape {shape}: take mixture, flow "
+        "or vae for real vectors, mixture for other real latents, autoregressive for codes."
     )
 
 
 def fitted(run: Run, family: Family) -> Run:
-    """`fit` with a prior of this family, kept in the run folder: the second call reads it.
+    """Fit a prior of a family once: it is kept in the run folder, and the next call reads it.
 
     A damaged one is fitted again.
 
     Raises:
-        VaeJaxError: as for `prior_for` and `fit`.
+        VaeJaxError: as in `prior_for` and `fit`.
     """
     prior = prior_for(run, family)
     model = run.experiment.model.clone(prior=prior)

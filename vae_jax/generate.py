@@ -1,8 +1,9 @@
 """Pictures from a trained model: samples, reconstructions, interpolations, traversals, manifolds.
 
-Every function takes a `Run`, shows its first seed, and returns means of p(x|z) in [0, 1], or draws
-from it where pixels depend on each other. Images of a conditional model keep their labels unless
-others are asked for.
+Every function shows the first seed of a `Run` and returns means of p(x|z), floats in [0, 1]; where
+pixels depend on each other, draws from p(x|z) instead. Images of a conditional model keep their
+labels unless others are asked for. `vae-jax` makes a command of `sample`, `reconstruct`, `restyle`,
+`interpolate` and `traverse`: their arguments are its flags.
 """
 
 from collections.abc import Sequence
@@ -21,23 +22,20 @@ from vae_jax.conditional import ClassGaussian
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
+from vae_jax.fitted_priors import Family, fitted
 from vae_jax.interfaces import Space
 from vae_jax.run import Run
 
 PICTURES_AT_ONCE = 500
 
 
-def _apply(run: Run, method: str, *arguments: Any) -> Any:
+def _apply(run: Run, method: str, *arguments: object) -> Any:
     """A method of the model, compiled, with the variables of the run's first seed."""
     function = partial(run.experiment.model.apply, method=method)
     return jax.jit(function)(run.seed_variables, *arguments)
 
 
-def _as_y(labels: ArrayLike | None) -> Array | None:
-    return None if labels is None else jnp.asarray(labels)
-
-
-_draw = jax.jit(lambda px, keys: px.sample(keys))
+_draw_pixels = jax.jit(lambda px, keys: px.sample(keys))
 
 
 def _pictures(px: Distribution, seed: int = 0, first: int = 0) -> np.ndarray:
@@ -45,41 +43,42 @@ def _pictures(px: Distribution, seed: int = 0, first: int = 0) -> np.ndarray:
         values = px.mean
     else:
         key = random.indexed(random.purpose(random.key(seed), "pixels"), first)
-        values = _draw(px, random.draw_keys(key, (), px.batch_shape))
-    # An unsquashed Gaussian's mean can leave the range that a picture has.
+        values = _draw_pixels(px, random.draw_keys(key, (), px.batch_shape))
+    # The mean of a Gaussian that is not squashed can lie outside the range of a picture.
     return np.clip(np.asarray(values), 0.0, 1.0)
 
 
-def find_label(run: Run, label: str) -> int:
-    """The number of a class by its name, or by the number itself.
+def find_label(run: Run, label: str | int) -> int:
+    """Find the number of a class by its name, or by the number itself.
 
     Raises:
-        VaeJaxError: there is no such class; the sentence names those there are.
+        VaeJaxError: the model is not conditional, or has no such class; the sentence names those
+            that it has.
     """
     names = run.class_names
     if label in names:
-        return names.index(label)
-    if label.isdecimal() and int(label) < len(names):
+        return names.index(str(label))
+    if str(label).isdecimal() and int(label) < len(names):
         return int(label)
     raise VaeJaxError(
-        f"{run.experiment.data.name} has no class {label!r}: choose one of {', '.join(names)}."
+        f"{run.experiment.data.name} has no class '{label}': choose one of {', '.join(names)}."
     )
 
 
 def space_of(run: Run) -> Space:
-    """Where the latents of the bottom layer live."""
+    """The space that the latents of the bottom layer live in."""
     return run.experiment.model.posteriors[0].space
 
 
 def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Array:
     """E_q[z] of the bottom layer, `[n, *event]`, moved into the space that z lives in.
 
-    Of unit vectors the mean's direction, of one-hot vectors the likeliest.
+    That is the mean's direction for unit vectors, and the likeliest vector for one-hot ones.
 
     Args:
-        run: a `Run`.
-        x: images `[n, H, W, C]` as the model sees them.
-        labels: of a conditional model, `[n]`, or `[1]`, one for all.
+        run: the trained model.
+        x: images `[n, H, W, C]`, scaled by the data set's protocol.
+        labels: the labels `[n]` of the images in a conditional model, or `[1]`, one for all.
     """
     q: Distribution = _apply(run, "encode", x, _as_y(labels))
     match space_of(run):
@@ -94,39 +93,61 @@ def decode_means(run: Run, z: Array, labels: ArrayLike | None = None) -> np.ndar
     """Means of p(x|z) for latents `[..., *event]` of the bottom layer: `[..., H, W, C]`.
 
     Args:
-        run: a `Run`.
+        run: the trained model.
         z: latents.
-        labels: those of a conditional model (`vae_jax.conditional`).
+        labels: the labels of a conditional model, as in `vae_jax.conditional`.
     """
-    px: Distribution = _apply(run, "decode", (z,), _as_y(labels))
-    return _pictures(px)
+    return _pictures(_apply(run, "decode", (z,), _as_y(labels)))
 
 
-def sample(run: Run, num: int, seed: int = 0, labels: ArrayLike | None = None) -> np.ndarray:
-    """Means of p(x|z) with z from the prior, `[num, H, W, C]`.
+def _as_y(labels: ArrayLike | None) -> Array | None:
+    return None if labels is None else jnp.asarray(labels)
+
+
+def sample(
+    run: Run,
+    num: int = 64,
+    seed: int = 0,
+    labels: Sequence[str | int] | None = None,
+    prior: Family | None = None,
+) -> np.ndarray:
+    """Draw z from the prior and show means of p(x|z).
 
     Args:
-        run: a `Run`.
-        num: how many.
-        seed: of the prior's draws.
-        labels: of a conditional model, `[num]`, or `[1]`, one for all; None takes all classes, one
-            after the other, with equal shares.
+        run: the trained model.
+        num: the number of pictures.
+        seed: the seed of the prior's draws.
+        labels: classes of a conditional model, by name or number, one after the other with equal
+            shares of the pictures; None takes all classes.
+        prior: the family of a density that is fitted to the latents of the training images once,
+            kept in the run folder, and drawn from; None draws from the model's own prior.
+
+    Returns:
+        Pictures `[num, H, W, C]`.
+
+    Raises:
+        VaeJaxError: there is no such class, or no prior of the family fits the latents.
     """
+    if prior is not None:
+        run = fitted(run, prior)
     if labels is None and run.experiment.model.labels is not None:
-        labels = np.arange(num) * len(run.class_names) // num
+        labels = run.class_names
+    y = None
+    if labels is not None:
+        classes = np.array([find_label(run, label) for label in labels])
+        y = jnp.asarray(classes[np.arange(num) * len(classes) // num])
     keys = random.indexed(random.purpose(random.key(seed), "samples"), np.arange(num))
     draw = jax.jit(partial(run.experiment.model.apply, method="sample"))
     pictures = []
     for first in range(0, num, PICTURES_AT_ONCE):
         part = slice(first, first + PICTURES_AT_ONCE)
-        y = None if labels is None else jnp.asarray(np.broadcast_to(labels, num)[part])
-        _, px = draw(run.seed_variables, keys[part], y)
+        _, px = draw(run.seed_variables, keys[part], None if y is None else y[part])
         pictures.append(_pictures(px, seed, first))
     return np.concatenate(pictures)
 
 
 def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray:
-    """The decoder's means at E_q[z] of images by their places in a split, `[n, H, W, C]`."""
+    """Decode E_q[z] of the images at these positions `[n]` of a split: `[n, H, W, C]`."""
 
     def part(rows: np.ndarray) -> np.ndarray:
         y = run.labels(split, rows)
@@ -137,16 +158,18 @@ def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray
     )
 
 
-def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of a split, and the decoder's means at their E_q[z].
+def reconstruct(
+    run: Run, split: SplitName = "test", num: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encode images of a split, and decode their posterior means.
 
     Args:
-        run: a `Run`.
-        split: of the data.
-        num: how many images, the first of the split, or all if there are fewer.
+        run: the trained model.
+        split: the split of the data.
+        num: the number of images, the first of the split, or all if there are fewer.
 
     Returns:
-        Images `[n, H, W, C]` as the model sees them, and as many means.
+        Images `[n, H, W, C]`, scaled by the protocol, and their reconstructions `[n, H, W, C]`.
 
     Raises:
         VaeJaxError: the split is empty.
@@ -160,10 +183,10 @@ def reconstruct(run: Run, split: SplitName, num: int) -> tuple[np.ndarray, np.nd
     return np.asarray(x), decode_means(run, posterior_means(run, x, y), y)
 
 
-def _carried(run: Run, z: Array, source: int, target: int) -> Array:
-    """Latents of one class as if of another, or as they are where one prior is for all classes."""
+def _carry(run: Run, z: Array, source: int, target: int) -> Array:
+    """Latents of one class as if of another, or as they are where all classes share a prior."""
     model = run.experiment.model
-    # The prior of a hierarchy is that of its top layer, and z is of the bottom one.
+    # The prior of a hierarchy is that of its top layer, and z belongs to the bottom one.
     if not isinstance(model.prior, ClassGaussian) or len(model.posteriors) > 1:
         return z
     params = {"params": run.seed_variables["params"]["prior"]}
@@ -171,50 +194,65 @@ def _carried(run: Run, z: Array, source: int, target: int) -> Array:
 
 
 def restyle(
-    run: Run, split: SplitName, source: int, targets: Sequence[int], num: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images of one class, encoded with it and decoded with others: z keeps what y does not say.
+    run: Run,
+    source: str | int,
+    targets: Sequence[str | int] | None = None,
+    split: SplitName = "test",
+    num: int = 10,
+) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
+    """Encode images with their class and decode them with others: z keeps what y does not say.
 
-    Analogies of Kingma et al. (2014), figure 1. Where z has a Gaussian for each class, it
-    moves from the one to the other (`ClassGaussian.carry`).
+    Where z has a Gaussian for each class, it moves from one to the other (`ClassGaussian.carry`).
 
     Args:
-        run: of a conditional model.
-        split: of the data.
-        source: the class of the images, its first `num` in the split, or all if there are fewer.
-        targets: classes to decode with.
-        num: how many images.
+        run: a trained conditional model.
+        source: the class of the images, by name or number.
+        targets: the classes to decode with; None takes all.
+        split: the split of the data.
+        num: the number of images, the first of the class, or all if there are fewer.
 
     Returns:
-        Images `[n, H, W, C]` as the model sees them, and `[n, len(targets), H, W, C]`.
+        Images `[n, H, W, C]`, scaled by the protocol; what they become with each of T targets,
+        `[n, T, H, W, C]`; and the names of source and targets, as `plots.restyled` takes them.
 
     Raises:
-        VaeJaxError: the model is not conditional, or the split has no image of the class.
+        VaeJaxError: the model is not conditional, there is no such class, or the split has no image
+            of the source.
+
+    References:
+        Kingma et al. (2014), "Semi-supervised learning with deep generative models", figure 1.
     """
     names = run.class_names
-    rows = np.flatnonzero(getattr(run.experiment.data, split).labels == source)[:num]
+    y_source = find_label(run, source)
+    y_targets = [find_label(run, target) for target in (names if targets is None else targets)]
+    rows = np.flatnonzero(getattr(run.experiment.data, split).labels == y_source)[:num]
     if not len(rows):
         raise VaeJaxError(
-            f"The {split} split of {run.experiment.data.name} has no image of {names[source]!r}: "
-            "choose another class or split."
+            f"The {split} split of {run.experiment.data.name} has no image of "
+            f"{names[y_source]!r}: choose another class or split."
         )
     x = run.images(split, rows)
-    z = posterior_means(run, x, [source])
-    restyled = [decode_means(run, _carried(run, z, source, y), [y]) for y in targets]
-    return np.asarray(x), np.stack(restyled, 1)
+    z = posterior_means(run, x, [y_source])
+    restyled = [decode_means(run, _carry(run, z, y_source, y), [y]) for y in y_targets]
+    return np.asarray(x), np.stack(restyled, 1), names[y_source], [names[y] for y in y_targets]
 
 
-def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarray:
-    """Along the shortest lines between the E_q[z] of images 2i and 2i+1.
+def interpolate(run: Run, split: SplitName = "test", pairs: int = 6, steps: int = 11) -> np.ndarray:
+    """Decode the shortest lines between the posterior means of pairs of images.
 
-    Straight ones between real vectors, great circles between unit vectors. The images are those
-    of `pairs_of`.
+    Lines between real vectors are straight; those between unit vectors are great circles.
+
+    Args:
+        run: the trained model.
+        split: the split that the images are from.
+        pairs: the number of lines, or all if there are fewer pairs; see `pairs_of`.
+        steps: the number of pictures on each line.
 
     Returns:
-        `[n, steps, H, W, C]`.
+        Pictures `[n, steps, H, W, C]`.
 
     Raises:
-        VaeJaxError: between two latents of the model there is nothing, or the split has no pair.
+        VaeJaxError: there is nothing between two latents of the model, or the split has no pair.
     """
     space = space_of(run)
     if space not in ("real", "sphere"):
@@ -243,9 +281,10 @@ def interpolate(run: Run, split: SplitName, pairs: int, steps: int) -> np.ndarra
 
 
 def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
-    """Rows 2i and 2i+1 to interpolate between, `[2 pairs]`, or fewer where the split has no more.
+    """Positions of images to interpolate between, `[2 pairs]`, or fewer where there are no more.
 
-    Of a conditional model both are of one class, the classes taking turns.
+    Line i runs from entry 2i to entry 2i + 1. In a conditional model both images are of one class,
+    and the classes take turns.
     """
     if run.experiment.model.labels is None:
         return np.arange(2 * min(pairs, len(getattr(run.experiment.data, split)) // 2))
@@ -259,26 +298,26 @@ def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
 
 
 def has_coordinates(run: Run) -> bool:
-    """Whether the bottom layer's latents are real, so that each component can be moved alone."""
+    """Whether the latents of the bottom layer are real, so that each can be moved alone."""
     return space_of(run) == "real"
 
 
 def traverse(
-    run: Run, split: SplitName, row: int, steps: int, most: int
+    run: Run, split: SplitName = "test", row: int = 0, steps: int = 11, latents: int = 10
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One latent at a time moved over -3 ... 3, the others at one image's E_q[z].
+    """Move one latent at a time from -3 to 3, the others at the posterior mean of one image.
 
     Args:
-        run: a `Run`.
-        split: of the data.
-        row: the image's place in it.
-        steps: values for each latent.
-        most: so many latents are shown: those whose E_q[z] vary most over the split's first
-            thousand images.
+        run: the trained model.
+        split: the split that the image is from.
+        row: the position of the image in it.
+        steps: the number of values of each latent.
+        latents: the number of latents: those whose posterior means vary most over the first
+            thousand images of the split.
 
     Returns:
-        Images `[n, steps, H, W, C]`, the values `[steps]`, and which latents `[n]`: their places in
-        z, flattened.
+        Pictures `[n, steps, H, W, C]`, the values `[steps]`, and which latents they are, `[n]`:
+        their positions in z, flattened.
 
     Raises:
         VaeJaxError: the latents are not real, or the split has no such row.
@@ -291,28 +330,31 @@ def traverse(
     split_size = len(getattr(run.experiment.data, split))
     some, own = np.arange(min(1000, split_size)), np.array([row])
     means = posterior_means(run, run.images(split, some), run.labels(split, some))
-    dims = np.argsort(-np.asarray(means.var(0)).ravel())[:most]
+    dims = np.argsort(-np.asarray(means.var(0)).ravel())[:latents]
     y = run.labels(split, own)
     z = posterior_means(run, run.images(split, own), y)[0]
     values = np.linspace(-3, 3, steps)
-    places = [np.unravel_index(d, z.shape) for d in dims]
-    moved = jnp.stack([jnp.stack([z.at[place].set(v) for v in values]) for place in places])
+    positions = [np.unravel_index(d, z.shape) for d in dims]
+    moved = jnp.stack([jnp.stack([z.at[where].set(v) for v in values]) for where in positions])
     return decode_means(run, moved, y), values, dims
 
 
-def manifold(run: Run, n: int, label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A 2-D latent space through the inverse normal CDF (Kingma & Welling 2013, figure 4).
+def manifold(run: Run, n: int, label: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a grid over two latents, equally spaced in prior probability.
 
     Args:
-        run: a `Run`.
-        n: pictures a side.
-        label: of a conditional model, the class to decode with.
+        run: a trained model with two latents and a standard normal prior.
+        n: the number of pictures on each side.
+        label: the class to decode with in a conditional model, by name or number.
 
     Returns:
-        Images `[n, n, H, W, C]`, rows of ascending z_2, columns of ascending z_1, and the values
-        `[n]` of either.
+        Pictures `[n, n, H, W, C]`, rows of ascending z_2 and columns of ascending z_1, and the
+        values `[n]` of either: the inverse normal CDF of equally spaced probabilities.
+
+    References:
+        Kingma & Welling (2013), figure 4.
     """
     values = ndtri((jnp.arange(n) + 0.5) / n)
     z_2, z_1 = jnp.meshgrid(values, values, indexing="ij")
-    labels = None if label is None else [label]
+    labels = None if label is None else [find_label(run, label)]
     return decode_means(run, jnp.stack([z_1, z_2], -1), labels), np.asarray(values)

@@ -29,7 +29,7 @@ class Hierarchy(Model, kw_only=True):
         likelihood: p(x|z_1), on the features of decoders[0].
         critic: the module that the objective plays against, if it needs one.
         labels: the embedding of classes y, on which all densities then depend, as in `VAE`.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C); by default that of an experiment's data.
     """
 
     encoders: Sequence[nn.Module]

@@ -342,14 +342,17 @@ class Model(nn.Module, kw_only=True):
         likelihood: p(x|z), on the features of a decoder.
         critic: the module that the objective plays against, if it needs one.
         labels: the embedding of y in a conditional model.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C); where it is left out, an `Experiment` takes that of its data.
+
+    Raises:
+        VaeJaxError: (when the model is used) neither said what its images are.
     """
 
     prior: Prior
     likelihood: Likelihood
     critic: nn.Module | None = None
     labels: "LabelEmbedding | None" = None
-    image_shape: Shape = (28, 28, 1)
+    image_shape: Shape = ()
 
     if TYPE_CHECKING:  # at run time a property would hide the attribute of a hierarchy
 
@@ -357,6 +360,14 @@ class Model(nn.Module, kw_only=True):
         def posteriors(self) -> Sequence[Posterior]:
             """The posteriors of the layers, the bottom layer first."""
             ...
+
+    def setup(self):
+        """Refuses a model that does not know its images."""
+        if not self.image_shape:
+            raise VaeJaxError(
+                f"This {type(self).__name__} does not know the shape of its images: give it to an "
+                "Experiment, whose model knows it from the data, or set image_shape=(H, W, C)."
+            )
 
     def __call__(
         self,

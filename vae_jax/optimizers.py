@@ -1,45 +1,58 @@
 """An optimizer for each group of parameters: encoder, posterior, prior, decoder, ..., critic."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.tree_util import KeyPath, keystr
 
-GROUPS = ("encoder", "posterior", "prior", "decoder", "conditional", "likelihood", "critic")
+PARAMETER_GROUPS = (
+    "encoder",
+    "posterior",
+    "prior",
+    "decoder",
+    "conditional",
+    "likelihood",
+    "critic",
+)
+"""The groups of parameters: the parts of a model."""
 
 
 def group_of(name: str) -> str:
-    """The group of a parameter by its first name: hierarchies number theirs, `encoders_0`."""
+    """The group of parameters that belong to a part; a hierarchy numbers its own, `encoders_0`."""
     return name.rstrip("_0123456789").removesuffix("s")
 
 
 def by_group(
     default: optax.GradientTransformation, **groups: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Moves each group of parameters with an optimizer of its own.
+    """Move each group of parameters with its own optimizer.
 
-    `by_group(optax.adam(1e-3), critic=optax.adam(1e-4))` is how a game is played: the objective is
-    one scalar, and the critic's optimizer moves the critic alone. `optax.set_to_zero()` freezes a
-    group.
+    So a game is played with one scalar objective: the critic's optimizer moves the critic alone.
+    `optax.set_to_zero()` freezes a group.
 
     Args:
-        default: for every group that is not named.
-        groups: optimizers by the name of a group, one of `GROUPS`.
+        default: the optimizer of every group that is not named.
+        groups: optimizers by the name of a group, one of `PARAMETER_GROUPS`.
 
     Raises:
         ValueError: there is no such group.
+
+    Example:
+        >>> by_group(optax.adam(1e-3), critic=optax.adam(1e-4))
     """
     for name in groups:
-        if name not in GROUPS:
-            raise ValueError(f"there is no group of parameters {name!r}: {', '.join(GROUPS)}")
+        if name not in PARAMETER_GROUPS:
+            known = ", ".join(PARAMETER_GROUPS)
+            raise ValueError(f"there is no group of parameters {name!r}: take one of {known}")
 
-    def labels(params: Any) -> Any:
-        def label(path: tuple[Any, ...], _: Any) -> str:
+    def labels(params: optax.Params) -> optax.Params:
+        def label(path: KeyPath, _: Array) -> str:
+            first, *rest = keystr(path, simple=True, separator="/").split("/")
             # The vectors of classes go with the network that is given them.
-            own = path[1] if path[0].key == "labels" else path[0]
-            name = group_of(own.key)
+            name = group_of(rest[0] if first == "labels" else first)
             return name if name in groups else "default"
 
         return jax.tree_util.tree_map_with_path(label, params)
@@ -48,7 +61,7 @@ def by_group(
 
 
 class SwitchedState(NamedTuple):
-    """How many updates there were, and the states of both optimizers."""
+    """The number of updates, and the states of both optimizers."""
 
     updates: Array
     first: optax.OptState
@@ -58,26 +71,33 @@ class SwitchedState(NamedTuple):
 def switched(
     steps: int, first: optax.GradientTransformation, then: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One optimizer for the first steps, then another one, whose own count starts there.
+    """Change the optimizer after a number of steps; the second counts its own steps from there.
 
-    `by_group(adam, encoder=switched(1000, adam, optax.set_to_zero()))` trains the encoder for 1,000
-    steps and then holds it fixed; with the two exchanged it is fixed at first. Steps that training
-    skips, because they were not finite, are not counted.
+    Steps that training skips, because they were not finite, are not counted.
 
     Args:
-        steps: updates of the first.
-        first: until then.
-        then: from then on.
+        steps: the number of updates by the first optimizer.
+        first: the optimizer until then.
+        then: the optimizer from then on.
+
+    Example:
+        Train the encoder for 1,000 steps, then hold it fixed:
+
+        >>> by_group(adam, encoder=switched(1000, adam, optax.set_to_zero()))
     """
 
-    def init(params: Any) -> SwitchedState:
+    def init(params: optax.Params) -> SwitchedState:
         return SwitchedState(jnp.zeros((), jnp.int32), first.init(params), then.init(params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SwitchedState]:
-        def by_first() -> tuple[Any, Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, SwitchedState]:
+        state = cast(SwitchedState, state)
+
+        def by_first() -> tuple[optax.Updates, optax.OptState, optax.OptState]:
             return *first.update(updates, state.first, params), state.then
 
-        def by_then() -> tuple[Any, Any, Any]:
+        def by_then() -> tuple[optax.Updates, optax.OptState, optax.OptState]:
             moved, after = then.update(updates, state.then, params)
             return moved, state.first, after
 

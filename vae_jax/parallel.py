@@ -1,16 +1,16 @@
 """Devices: the only file that knows them.
 
-A function of one device's view, with collectives over the axis `AXIS`, runs on every device by
-`on_every_device`. Its arguments carry a leading axis of this process's devices: `replicate` makes
-it of one value for all, `split` of a share for each.
+A function of one device's view, with collectives over the axis `AXIS`, runs on every device
+through `on_every_device`. Its arguments carry a leading axis over the devices of this process:
+`replicate` gives each device a copy of one value, `split` a share of a batch.
 """
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,23 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled, Wrapped
+from jax.typing import ArrayLike
 
 from vae_jax.cpu import compiler
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 def start_processes() -> None:
-    """Joins the other processes of a run (`vae-jax train --distributed`).
+    """Join the other processes of a run (`vae-jax train --distributed`).
 
-    Under Slurm, Open MPI or on a TPU pod JAX finds them by itself; elsewhere each process has
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+    Under Slurm, Open MPI or on a TPU pod JAX finds them by itself; elsewhere each process needs the
+    variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID.
 
     Raises:
         VaeJaxError: nothing says where the other processes are.
@@ -65,7 +69,7 @@ def num_processes() -> int:
     return jax.process_count()
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest value that any process has; each waits here for the others."""
     return int(multihost_utils.process_allgather(np.asarray(value)).max())
 
@@ -75,8 +79,8 @@ def from_main_process(tree: Tree) -> Tree:
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
-def describe_devices() -> dict[str, Any]:
-    """What a result's record says of the hardware."""
+def describe_devices() -> dict[str, str | int]:
+    """What the record of a result says about the hardware."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -87,7 +91,7 @@ def describe_devices() -> dict[str, Any]:
 
 
 def share_of(batch_size: int) -> int:
-    """Examples of a global batch on each device.
+    """The number of examples of a global batch on each device.
 
     Raises:
         VaeJaxError: the devices do not divide the batch.
@@ -102,57 +106,57 @@ def share_of(batch_size: int) -> int:
 
 
 def _shared() -> bool:
-    """Whether what is being traced has a share of the batch: on one device a mean costs copies."""
+    """Whether what is being traced sees a share of the batch; on one device a mean costs copies."""
     try:
         return lax.axis_size(AXIS) > 1
     except NameError:  # outside of `on_every_device`
         return False
 
 
-def whole_batch(share: Array, axis: int = 0) -> Array:
-    """Every device's examples in global order, `[b, ...]` to `[B, ...]`, differentiably.
+def gather_batch(share: Array, axis: int = 0) -> Array:
+    """Gather the examples of all devices in global order, `[b, ...]` to `[B, ...]`.
 
-    Estimators that look at the batch as a whole gather it first, so that they do not change with
-    the number of devices. Outside of `on_every_device` the share is the batch.
+    Estimators that look at the batch as a whole gather it first, so that they do not depend on the
+    number of devices. Gradients pass through. Outside of `on_every_device` the share is the batch.
     """
     return lax.all_gather(share, AXIS, axis=axis, tiled=True) if _shared() else share
 
 
 def batch_mean(share: Tree) -> Tree:
-    """The mean over the devices of equal shares' means, leaf by leaf."""
+    """The mean over devices of the means over their equal shares, leaf by leaf."""
     return lax.pmean(share, AXIS) if _shared() else share
 
 
 def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
-    """What `update` makes where `good` is true, else `old`."""
+    """The result of `update` where `good` is true, else `old`."""
     if jax.default_backend() == "cpu":  # a branch works in place, where a choice copies
         return lax.cond(good, update, lambda: old)
     return jax.tree.map(partial(jnp.where, good), update(), old)  # a branch would be slower
 
 
 def batch_offset(share: int) -> Array | int:
-    """The place in the global batch of this device's first example, of `share` on each device."""
+    """The position in the global batch of this device's first example; each has `share` of them."""
     return lax.axis_index(AXIS) * share if _shared() else 0
 
 
 @dataclass
-class OnDevices:
+class OnDevices(Generic[Result]):
     """A function that runs on every device at once; every argument has the device axis.
 
     XLA's CPU backend would remove optimization barriers before it fuses operations and merges equal
-    ones. In a program of one process they stay: what is behind one is computed once, and what is
-    rematerialized, again.
+    ones. In a program of one process they are kept: what stands behind a barrier is computed once,
+    and what is rematerialized is computed again.
 
     Attributes:
-        mapped: the function, by pmap.
-        programs: compiled, for each kind of arguments.
+        mapped: the function under `jax.pmap`.
+        programs: the compiled programs, one for each kind of arguments.
     """
 
-    mapped: Any
-    programs: dict[Any, Any] = field(default_factory=dict)
+    mapped: Wrapped
+    programs: dict[Hashable, Compiled] = field(default_factory=dict)
 
-    def compiled(self, *arguments: Any) -> Any:
-        """The program for arguments `[D, ...]` of these shapes and types; D devices."""
+    def compiled(self, *arguments: object) -> Compiled:
+        """The program for arguments `[D, ...]` of these shapes and types, D devices."""
         leaves, structure = jax.tree.flatten(arguments)
         kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if kind not in self.programs:
@@ -161,37 +165,43 @@ class OnDevices:
             self.programs[kind] = lowered.compile(compiler.KEEP_BARRIERS if stay else None)
         return self.programs[kind]
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Its results, `[D, ...]`."""
-        if jax.process_count() > 1:  # where pmap puts the processes' arrays together
+    def __call__(self, *arguments: object) -> Result:
+        """The function's results, `[D, ...]`."""
+        if jax.process_count() > 1:  # pmap puts the arrays of the processes together
             return self.mapped(*arguments)
         return self.compiled(*arguments)(*arguments)
 
 
 def on_every_device(
-    function: Callable, donate_argnums: tuple[int, ...] = (), axis: str | None = AXIS
-) -> OnDevices:
-    """`function` of one device's view, compiled; its collectives call the devices `axis`."""
+    function: Callable[..., Result], donate_argnums: tuple[int, ...] = (), axis: str | None = AXIS
+) -> OnDevices[Result]:
+    """Compile a function of one device's view for all devices.
+
+    Args:
+        function: a function of arrays, whose collectives name the devices `axis`.
+        donate_argnums: the positions of arguments whose memory the results may take.
+        axis: the name of the device axis.
+    """
     return OnDevices(jax.pmap(function, axis_name=axis, donate_argnums=donate_argnums))
 
 
-def put(leaf: Any) -> Array:
-    """A host array with the axis of this process's devices, `[devices, ...]`, on the devices."""
+def put(leaf: ArrayLike) -> Array:
+    """Put a host array with the axis of this process's devices, `[devices, ...]`, on them."""
     devices = jax.local_devices()
     mesh = Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def replicate(tree: Tree) -> Tree:
-    """A copy of every array on each device, `[...]` to `[devices, ...]`."""
+    """Copy every array to each device, `[...]` to `[devices, ...]`."""
     devices = jax.local_device_count()
     return jax.tree.map(lambda x: put(np.broadcast_to(x, (devices, *np.shape(x)))), tree)
 
 
 def shares(batch: np.ndarray, axis: int) -> np.ndarray:
-    """Each device's share of a global batch: `[..., B, ...]` to `[devices, ..., B/devices, ...]`.
+    """Cut a global batch into shares: `[..., B, ...]` to `[devices, ..., B/devices, ...]`.
 
-    Device i of all devices, those of other processes counted, gets the i-th run of examples.
+    Device i of all devices, those of other processes included, gets the i-th run of examples.
     """
     every = np.split(batch, jax.device_count(), axis)
     first = jax.process_index() * jax.local_device_count()
@@ -199,35 +209,35 @@ def shares(batch: np.ndarray, axis: int) -> np.ndarray:
 
 
 def split(batch: np.ndarray, axis: int) -> Array:
-    """`shares`, on the devices."""
+    """Cut a global batch into `shares` and put them on the devices."""
     return put(shares(batch, axis))
 
 
 def unreplicate(tree: Tree) -> Tree:
-    """The first device's values as host arrays of their own, safe from donation."""
+    """The first device's values as host arrays, copied and so safe from donation."""
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
 def gather(sharded: Array, axis: int) -> np.ndarray:
-    """Undoes `split`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
+    """Undo `split`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
     every_process = multihost_utils.process_allgather(np.asarray(sharded))
     return np.concatenate(np.concatenate(every_process), axis)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How replicas with seeds of their own lie on the devices.
+    """How replicas, each with its own seed, are laid out on the devices.
 
     Attributes:
-        apart: each device has replicas of its own with their whole batches, and no word for the
-            other devices; otherwise every device has all replicas and a share of each batch.
+        apart: whether each device has its own replicas with whole batches and exchanges nothing
+            with the others; otherwise every device has all replicas and a share of each batch.
     """
 
     apart: bool
 
     @classmethod
     def of(cls, num_seeds: int, batch_size: int, accumulate: int = 1) -> "Layout":
-        """Apart where several devices of one process divide the replicas.
+        """The layout for these replicas: apart where the devices of one process divide them.
 
         Raises:
             VaeJaxError: the devices divide neither the replicas nor the batch, or a device's share
@@ -244,17 +254,17 @@ class Layout:
         return cls(apart)
 
     def place(self, tree: Tree) -> Tree:
-        """Host arrays `[S, ...]` on the devices, `[D, S, ...]`; apart, `[D, S/D, ...]`."""
+        """Put host arrays `[S, ...]` on the devices, `[D, S, ...]`; apart, `[D, S/D, ...]`."""
         if not self.apart:
             return replicate(tree)
         return jax.tree.map(lambda leaf: put(self._deal(np.asarray(leaf))), tree)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """What each of this process's devices takes of `[S, steps, B]`: `[D, S', steps, b]`."""
+        """The parts of `[S, steps, B]` for the devices of this process, `[D, S', steps, b]`."""
         return self._deal(rows) if self.apart else shares(rows, axis=2)
 
     def collect(self, tree: Tree) -> Tree:
-        """Undoes `place`: host arrays of their own, safe from donation."""
+        """Undo `place`: host arrays, copied and so safe from donation."""
         if not self.apart:
             return unreplicate(tree)
         return jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), tree)
@@ -264,25 +274,25 @@ class Layout:
         """The name of the axis of the devices that share a batch; None where none does."""
         return None if self.apart or jax.device_count() == 1 else AXIS
 
-    def over_seeds(self, function: Callable) -> OnDevices:
-        """A function of one replica, for all replicas, on every device.
+    def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
+        """Map a function of one replica over all replicas and devices.
 
         Args:
-            function: of a replica's state, of images that all replicas share, of its batches and of
-                its seed, to a new state and metrics.
+            function: a function of a replica's state, of images that all replicas share, of its
+                batches and of its seed, such as `step.scanned_steps`.
 
         Returns:
-            The same of `[D, S, ...]` (images `[D, ...]`), the state donated.
+            The same function of `[D, S, ...]` (images `[D, ...]`), the state donated.
         """
 
-        def every_seed(state: Any, images: Any, batches: Any, seed: Array) -> Any:
+        def every_seed(state: object, images: object, batches: object, seed: Array) -> Result:
             if len(seed) > 1:
                 if jax.default_backend() != "cpu":
                     return jax.vmap(function, (0, None, 0, 0))(state, images, batches, seed)
                 # A core is busy with one seed's products; small ones of many seeds take longer.
                 each = (state, batches, seed)
                 return lax.map(lambda one: function(one[0], images, *one[1:]), each)
-            # An axis of one costs a few percent in products of small matrices.
+            # An axis of size one costs a few percent in products of small matrices.
             state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
             result = function(state, images, batches, seed)
             return jax.tree.map(lambda leaf: leaf[None], result)
@@ -294,12 +304,10 @@ class Layout:
 
 
 def give_replicas_cores(num_seeds: int) -> None:
-    """Makes the CPU as many devices as divide both its cores' number and the replicas.
+    """Make the CPU the largest number of devices that divides its cores and the replicas.
 
-    Where that is a device for each core, each has one thread.
-
-    Only before JAX has started; without effect where there are accelerators, or where XLA_FLAGS
-    says how many devices the CPU is.
+    Where that is a device for each core, each device has one thread. Call it before JAX starts; it
+    has no effect where there are accelerators, or where XLA_FLAGS sets the number of CPU devices.
     """
     cores = os.cpu_count() or 1
     devices, flags = math.gcd(num_seeds, cores), os.environ.get("XLA_FLAGS", "")
@@ -309,8 +317,8 @@ def give_replicas_cores(num_seeds: int) -> None:
             os.environ["XLA_FLAGS"] = f"{flags} {compiler.ONE_THREAD}".strip()
 
 
-def memory() -> int:
-    """Bytes of memory that a device has for itself."""
+def device_memory() -> int:
+    """The bytes of memory that a device has for itself."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None:  # the CPU: its devices share it
@@ -318,9 +326,10 @@ def memory() -> int:
     return limit
 
 
-def temporary_bytes(on_devices: OnDevices, *arguments: Any) -> int:
-    """Bytes on each device beside arguments and results, by the compiler's account.
+def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
+    """The bytes that a program needs on each device beside arguments and results.
 
-    A call with such arguments does not compile the program again.
+    The number is the compiler's, and the program is kept for calls with such arguments.
     """
-    return on_devices.compiled(*arguments).memory_analysis().temp_size_in_bytes
+    analysis = on_devices.compiled(*arguments).memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes

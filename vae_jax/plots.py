@@ -187,15 +187,17 @@ def interpolations(images: np.ndarray) -> Figure:
     return _show(framed, x=[(0, "end point"), (columns - 1, "end point")])
 
 
-def traversals(images: np.ndarray, values: np.ndarray, labels: Sequence[str]) -> Figure:
+def traversals(images: np.ndarray, values: np.ndarray, latents: Iterable[int]) -> Figure:
     """Draws images `[D,T,H,W,C]`: each row moves one latent through `values` `[T]`.
 
-    The values stand above the columns and the `D` labels, such as `"$z_{7}$  KL 2.1 nats"`, beside
-    the rows. Raises VaeJaxError unless the images are pictures in [0,1] that both fit.
+    The values stand above the columns, and beside the rows which of the latents each moves, counted
+    from 0 in `latents` `[D]` and from z_1 in the figure. Raises VaeJaxError unless the images are
+    pictures in [0,1] that both fit.
     """
     tiles = _pixels(images, "[D,T,H,W,C]")
-    _agree("rows and columns", tiles.shape[:2], (len(labels), len(values)))
-    return _show(tiles, x=_few(values, 11), y=enumerate(labels))
+    names = [f"$z_{{{latent + 1}}}$" for latent in latents]
+    _agree("rows and columns", tiles.shape[:2], (len(names), len(values)))
+    return _show(tiles, x=_few(values, 11), y=enumerate(names))
 
 
 def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = None) -> Figure:

@@ -9,16 +9,16 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
-import jax
 from jax._src import distributed  # jax.distributed (0.10.2) shows neither the address nor the store
 
+from vae_jax import parallel
 from vae_jax.errors import Interrupted, VaeJaxError
 
-SECONDS_TO_MEET = 30
+SECONDS_TO_CONNECT = 30
 FAREWELL = b"."
-_KEY = "vae_jax/line"
+_ADDRESS = "vae_jax/address"
 _SENTENCE = (
     "vae-jax: Another process of this run has died, so this one ends too: start all of them again, "
     "and they go on from the latest checkpoint."
@@ -26,11 +26,11 @@ _SENTENCE = (
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one does kill."""
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second one of a kind does kill."""
     received: list[int] = []
 
-    def receive(number: int, frame: Any) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
@@ -45,17 +45,17 @@ def signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Within it, this process ends, with a sentence and status 1, soon after another one dies.
+def ending_together() -> Iterator[None]:
+    """End this process, with a sentence and status 1, soon after another one of the run dies.
 
     What processes compute together never returns when one of them is missing, and JAX looks for
-    signs of life every other minute. So each holds a line to process 0, and an operating system
-    closes the lines of those that die. Those that finish, or are told to stop, say farewell first.
-    Where no line can be laid, it is left to JAX.
+    signs of life only every other minute. So each process holds a connection to process 0, and the
+    operating system closes the connections of a process that dies. A process that finishes, or is
+    told to stop, sends a farewell first. Where no connection can be made, JAX's own check remains.
     """
-    lines, parted = _lines(), threading.Event()
-    for line in lines:
-        threading.Thread(target=_follow, args=(line, parted), daemon=True).start()
+    connections, leaving = _connections(), threading.Event()
+    for connection in connections:
+        threading.Thread(target=_watch, args=(connection, leaving), daemon=True).start()
     last = b""
     try:
         yield
@@ -64,55 +64,57 @@ def together() -> Iterator[None]:
         last = FAREWELL
         raise
     except BaseException as error:  # JAX would wait at the exit for the others, who end now
-        atexit.register(_leave, 2 if isinstance(error, VaeJaxError) else 1)
+        atexit.register(_exit_now, 2 if isinstance(error, VaeJaxError) else 1)
         raise
     finally:
-        parted.set()
-        for line in lines:
+        leaving.set()
+        for connection in connections:
             with contextlib.suppress(OSError):  # the other is gone already
-                line.sendall(last)
-                line.shutdown(socket.SHUT_WR)
+                connection.sendall(last)
+                connection.shutdown(socket.SHUT_WR)
 
 
-def _lines() -> list[socket.socket]:
-    """Process 0's connections to all others, and each one's to process 0."""
-    client: Any = distributed.global_state.client
-    if jax.process_index() > 0:
-        port, token = client.blocking_key_value_get(_KEY, 1000 * SECONDS_TO_MEET).split()
+def _connections() -> list[socket.socket]:
+    """Process 0's connections to all others, or another process's one to process 0."""
+    client = distributed.global_state.client
+    assert client is not None, "the processes have not been started"
+    if not parallel.is_main_process():
+        milliseconds = 1000 * SECONDS_TO_CONNECT
+        port, token = client.blocking_key_value_get(_ADDRESS, milliseconds).split()
         host = str(distributed.global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
         try:
-            line = socket.create_connection((host, int(port)), SECONDS_TO_MEET)
+            connection = socket.create_connection((host, int(port)), SECONDS_TO_CONNECT)
         except OSError:
             return []
-        line.sendall(token.encode())
-        line.settimeout(None)
-        return [line]
-    lines = []
+        connection.sendall(token.encode())
+        connection.settimeout(None)
+        return [connection]
+    connections: list[socket.socket] = []
     token = secrets.token_hex(16)
     with socket.create_server(("", 0)) as server, contextlib.suppress(TimeoutError):
-        client.key_value_set(_KEY, f"{server.getsockname()[1]} {token}")
-        server.settimeout(SECONDS_TO_MEET)
-        while len(lines) < jax.process_count() - 1:
-            line, _ = server.accept()
-            line.settimeout(SECONDS_TO_MEET)
-            if line.recv(len(token), socket.MSG_WAITALL) == token.encode():
-                line.settimeout(None)
-                lines.append(line)
-    return lines
+        client.key_value_set(_ADDRESS, f"{server.getsockname()[1]} {token}")
+        server.settimeout(SECONDS_TO_CONNECT)
+        while len(connections) < parallel.num_processes() - 1:
+            connection, _ = server.accept()
+            connection.settimeout(SECONDS_TO_CONNECT)
+            if connection.recv(len(token), socket.MSG_WAITALL) == token.encode():
+                connection.settimeout(None)
+                connections.append(connection)
+    return connections
 
 
-def _follow(line: socket.socket, parted: threading.Event) -> None:
-    """Waits for the farewell at the line's other end, or for its death."""
+def _watch(connection: socket.socket, leaving: threading.Event) -> None:
+    """Wait for the farewell of the process at the other end, or for its death."""
     try:
-        last = line.recv(1)
+        last = connection.recv(1)
     except OSError:
         last = b""
-    if last != FAREWELL and not parted.is_set():
+    if last != FAREWELL and not leaving.is_set():
         print(_SENTENCE, file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits for what never comes
 
 
-def _leave(status: int) -> None:
-    """Ends this process without what was to be done at its exit."""
+def _exit_now(status: int) -> None:
+    """End this process without the other functions that are registered for its exit."""
     sys.stdout.flush()
     os._exit(status)

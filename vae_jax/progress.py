@@ -1,4 +1,4 @@
-"""What runs for long says how far it is: a progress bar on a terminal, plain lines on a pipe."""
+"""Progress of what runs for long: a bar on a terminal, plain lines on a pipe."""
 
 import sys
 import time
@@ -11,15 +11,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Steps, images/s, time left and the current loss, on standard error.
+    """A display of steps, images/s, time left and the current loss, on standard error.
 
     Args:
-        num_steps: steps in all.
-        images_per_step: over all devices and seeds.
+        num_steps: the number of steps in all.
+        images_per_step: the number of images in a step, over all devices and seeds.
 
     Attributes:
-        images_per_second: since the first chunk of this process, which has the compilation in
-            it, was finished; None before the second is.
+        images_per_second: the speed since the end of this process's first chunk, which includes the
+            compilation; None before the end of the second.
     """
 
     def __init__(self, num_steps: int, images_per_step: int):
@@ -48,14 +48,14 @@ class Progress:
         self._bar.stop()
 
     def say(self, sentence: str) -> None:
-        """A line of its own."""
+        """Print a sentence on its own line."""
         if self._plain:
             print(sentence, file=sys.stderr, flush=True)
         else:
             self._bar.console.print(sentence)
 
     def update(self, step: int, loss: float) -> None:
-        """A chunk that ends at `step` is finished; `loss` is its mean in nats."""
+        """Show that the chunk up to `step` is finished; `loss` is its mean in nats."""
         now = time.perf_counter()
         status = f"loss {loss:.2f} nats"
         if self._first is None:
@@ -75,10 +75,10 @@ class Progress:
 
 
 class Counter:
-    """How much of something is done, on standard error.
+    """A display of how much of something is done, on standard error.
 
     Args:
-        sentence: what is being done.
+        sentence: what is being done, in words.
     """
 
     def __init__(self, sentence: str):
@@ -105,7 +105,7 @@ class Counter:
         self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        """So many of all are done."""
+        """Show that a part of the total is done."""
         self._bar.update(self._task, completed=done, total=total)
         now = time.perf_counter()
         if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:

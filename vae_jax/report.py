@@ -19,7 +19,7 @@ from vae_jax.run import Run, jsonable
 
 
 def _over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
-    """One seed: the value, ± its standard error over images; several: mean ± sd over seeds.
+    """The value of one seed ± its standard error over images, or mean ± sd over several seeds.
 
     Bits per dimension, which come without a standard error, have a third decimal.
     """
@@ -37,7 +37,7 @@ def _print(table: Table) -> None:
 
 
 def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """Name, value and unit of each quantity."""
+    """The name, the value and the unit of each quantity."""
     names = {
         "neg_elbo": "negative ELBO",
         "nll": f"NLL, importance-weighted bound, K = {evaluation.num_samples}",
@@ -74,7 +74,7 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def show(run: Run, evaluation: Evaluation) -> None:
-    """Prints what was reached."""
+    """Print an evaluation as a table."""
     table = Table(title=f"{run.folder.path}: {evaluation.checkpoint}", title_justify="left")
     for column in ("", "mean over images", ""):
         table.add_column(column)
@@ -90,7 +90,7 @@ def show(run: Run, evaluation: Evaluation) -> None:
 
 
 def _interval(estimate: Estimate) -> str:
-    """A value and its 95 % confidence interval."""
+    """A value with its 95 % confidence interval."""
     digits = ".3f" if abs(estimate.value) < 100 else ",.0f"
     value, low, high = (
         format(each, digits) for each in (estimate.value, estimate.low, estimate.high)
@@ -99,7 +99,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def quality_table(quality: Quality) -> Table:
-    """Scores of the samples beside those of training images, then the reconstructions."""
+    """A table of the samples' scores beside those of training images, then the reconstructions."""
     names = {
         "frechet": "Fréchet distance",
         "kernel": "kernel distance",
@@ -121,7 +121,7 @@ def quality_table(quality: Quality) -> Table:
 
 
 def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
-    """Adds the numbers to evaluation.json, with the command that printed them."""
+    """Add the numbers to evaluation.json, with the command that printed them."""
     run.folder.append_evaluation(
         {
             "command": shlex.join(["vae-jax", *sys.argv[1:]]),
@@ -147,7 +147,7 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
 
 
 def show_datasets() -> None:
-    """Prints the data sets known by name."""
+    """Print the data sets known by name."""
     table = Table()
     for column in (
         "name",

@@ -1,4 +1,4 @@
-"""The standard figures of a run, drawn when its training ends."""
+"""The standard figures of a run, plotted when its training ends."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,74 +13,75 @@ from vae_jax.run import Run
 SHOWN_CLASSES = 20
 
 
-def curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Label -> (steps `[T]`, values `[T, S]`) of the metrics with those names that were logged."""
+def metric_curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The curves of metrics that were logged, by label: steps `[T]` and values `[T, S]`.
+
+    Args:
+        run: the run.
+        names: the names of metrics by the labels that a figure gives them.
+    """
     found = {label: run.metric(name) for label, name in names.items()}
     return {label: curve for label, curve in found.items() if len(curve[0])}
 
 
 def bound_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The negative ELBO in training and validation; without one, the distortion."""
+    """The negative ELBO in training and validation, or the distortion where there is no bound."""
     quantity = "neg_elbo" if has_bound(run.experiment.model) else "distortion"
-    return curves(run, {"train": quantity, "valid": f"valid_{quantity}"})
+    return metric_curves(run, {"train": quantity, "valid": f"valid_{quantity}"})
 
 
 def samples(run: Run) -> Figure:
-    """A hundred samples; of a conditional model ten of each class, in a row with its name."""
+    """A hundred samples; of a conditional model a row of ten for each class, with its name."""
     title = "p(x|z) means, z from the prior"
     if run.experiment.model.labels is None:
         return plots.image_grid(generate.sample(run, 100), columns=10, title=title)
     names = run.class_names[:SHOWN_CLASSES]
-    labels = np.repeat(np.arange(len(names)), 10)
-    images = generate.sample(run, len(labels), labels=labels)
+    images = generate.sample(run, 10 * len(names), labels=range(len(names)))
     return plots.named_rows(images.reshape(-1, 10, *images.shape[1:]), names, title)
 
 
-def draw(run: Run) -> list[Path]:
-    """Draws what the model allows into the run's folder; shows validation images, never test ones.
+def plot_standard_figures(run: Run) -> list[Path]:
+    """Plot what the model allows into the run's folder, from validation images, never test ones.
 
-    A new folder appears when all are drawn; in an old one each takes the place of its predecessor.
+    A new folder appears when all are plotted; in an old one each replaces its predecessor.
 
     Returns:
-        Paths of the figures.
+        The paths of the figures.
     """
     data = run.experiment.data
     split = "valid" if len(data.valid) else "train"
     name = f"{data.name}, {split} split"
     quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
-    drawn = {
+    figures = {
         "learning_curves": plots.learning_curves(
             bound_curves(run), ylabel=f"{quantity} [nats per image]"
         ),
         "rate_and_distortion": plots.learning_curves(
-            curves(run, {"train distortion": "distortion", "train rate": "kl_sampled"}),
+            metric_curves(run, {"train distortion": "distortion", "train rate": "kl_sampled"}),
             ylabel="nats per image",
         ),
         "samples": samples(run),
-        "reconstructions": plots.reconstructions(*generate.reconstruct(run, split, 20), title=name),
+        "reconstructions": plots.reconstructions(*generate.reconstruct(run, split), title=name),
     }
     if run.experiment.model.labels is not None:
-        names = run.class_names
-        source, targets = int(getattr(data, split).labels[0]), range(len(names))[:SHOWN_CLASSES]
-        images = generate.restyle(run, split, source, targets, 10)
-        drawn["restyled"] = plots.restyled(*images, names[source], names[:SHOWN_CLASSES])
+        source, targets = int(getattr(data, split).labels[0]), run.class_names[:SHOWN_CLASSES]
+        figures["restyled"] = plots.restyled(*generate.restyle(run, source, targets, split))
     if generate.space_of(run) in ("real", "sphere") and len(generate.pairs_of(run, split, 1)):
-        drawn["interpolations"] = plots.interpolations(generate.interpolate(run, split, 6, 11))
+        figures["interpolations"] = plots.interpolations(generate.interpolate(run, split))
     if generate.has_coordinates(run):
-        images, values, dims = generate.traverse(run, split, 0, 11, 10)
-        drawn["traversals"] = plots.traversals(images, values, [f"$z_{{{d + 1}}}$" for d in dims])
+        figures["traversals"] = plots.traversals(*generate.traverse(run, split))
     rows = np.arange(min(5000, len(getattr(data, split))))
     x, y = run.images(split, rows), run.labels(split, rows)
     z = np.asarray(generate.posterior_means(run, x, y))
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels
-        drawn["latents"] = plots.latent_scatter(
+        figures["latents"] = plots.latent_scatter(
             z, None if labels is None else labels[rows], data.class_names
         )
-        drawn["manifold"] = plots.manifold(*generate.manifold(run, 20, None if y is None else 0))
+        figures["manifold"] = plots.manifold(*generate.manifold(run, 20, None if y is None else 0))
     folder = run.folder.figures
     whole = nullcontext(folder) if folder.exists() else storage.whole_folder(folder)
     with storage.writing(folder), whole as made:
-        for name, figure in drawn.items():
+        for name, figure in figures.items():
             plots.save(figure, made / f"{name}.png")
-    return [folder / f"{name}.png" for name in drawn]
+    return [folder / f"{name}.png" for name in figures]

@@ -249,7 +249,9 @@ def scanned_steps(
     return lax.scan(step, state, batches)
 
 
-def make_train_chunk(experiment: Experiment, layout: parallel.Layout) -> parallel.OnDevices:
+def make_train_chunk(
+    experiment: Experiment, layout: parallel.Layout
+) -> parallel.OnDevices[tuple[TrainState, Metrics]]:
     """Many steps in one call: scanned over steps, mapped over seeds, on every device.
 
     Returns:

@@ -5,11 +5,11 @@
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import ParamSpec
 
 import jax
 import numpy as np
@@ -18,32 +18,34 @@ from vae_jax import parallel
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
-from vae_jax.evaluation.bounds import make_evaluator
+from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
-from vae_jax.processes import signals
+from vae_jax.processes import stop_signals
 from vae_jax.progress import Progress
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.step import Batch, TrainState, init_state, make_train_chunk
 
-# The most that one chunk of streamed images may take of a process's memory; one more is being made
+# The most memory that one chunk of streamed images may take in a process, which makes one more
 # meanwhile.
 STREAMED_BYTES = 2**26
 Row = dict[str, np.ndarray]
+"""Metrics of one line of metrics.jsonl, each `[S]`."""
+P = ParamSpec("P")
 
 
 def is_streamed(data: Data) -> bool:
-    """Whether training images are better left on the disk than put into the devices' memory."""
-    return data.train.images.nbytes > parallel.memory() // 4
+    """Whether training images are better left on the disk than put into the memory of devices."""
+    return data.train.images.nbytes > parallel.device_memory() // 4
 
 
-def chunks(
+def chunks_of_batches(
     experiment: Experiment, layout: parallel.Layout, seeds: np.ndarray, step: int, streamed: bool
 ) -> Iterator[Batch]:
-    """The batches of one chunk of steps after the other, from `step` on, on the devices.
+    """The batches of one chunk of steps after another, from `step` on, on the devices.
 
-    A function of seed and step alone. A chunk ends where metrics are logged; chunks of streamed
-    images sooner, where they would be larger than `STREAMED_BYTES`.
+    They are a function of seed and step alone. A chunk ends where metrics are logged; a chunk of
+    streamed images ends sooner where it would be larger than `STREAMED_BYTES`.
     """
     split, batch = experiment.data.train, experiment.batch_size
     labels = None if experiment.model.labels is None else split.labels
@@ -76,52 +78,53 @@ def advance(
     streamed: bool,
     meanwhile: Callable[[], None],
 ) -> Iterator[tuple[int, TrainState, Row]]:
-    """Trains from a state on the host: the step, the state on the devices and the metrics `[S]`.
-
-    Once for each line of metrics. The state on the devices is gone when the next one is asked for.
+    """Train from a state on the host, on all devices.
 
     Args:
         experiment: what is trained.
-        layout: how the replicas lie on the devices.
+        layout: how the replicas are laid out on the devices.
         state: host arrays `[S, ...]`.
-        seeds: `[S]`.
+        seeds: the seeds of the replicas, `[S]`.
         streamed: whether the batches bring their images.
-        meanwhile: called while the devices are busy.
+        meanwhile: a function that is called while the devices are busy.
+
+    Yields:
+        The step, the state on the devices and the metrics since the last item, once for each line
+        of metrics. The state is gone when the next item is asked for.
     """
     train_chunk = make_train_chunk(experiment, layout)
     images = None if streamed else parallel.replicate(experiment.data.train.images)
     step, device_state, device_seeds = int(state.step[0]), layout.place(state), layout.place(seeds)
     unlogged: list[Metrics] = []
-    for batches in prefetched(chunks(experiment, layout, seeds, step, streamed)):
+    for batches in prefetched(chunks_of_batches(experiment, layout, seeds, step, streamed)):
         device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
         meanwhile()
         step += batches.rows.shape[2]
         unlogged.append(layout.collect(metrics))
         if step % experiment.log_every == 0 or step == experiment.num_steps:
-            row = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *unlogged)
-            yield step, device_state, over_steps(row)
+            yield step, device_state, summarize_steps(unlogged)
             unlogged = []
 
 
 class Later:
-    """Work of the host that waits until the devices are busy with the next chunk."""
+    """Work on the host that waits until the devices are busy with the next chunk."""
 
     def __init__(self):
         self._work: list[Callable[[], None]] = []
 
-    def __call__(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Puts off a call."""
-        self._work.append(partial(function, *arguments))
+    def __call__(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Put off a call."""
+        self._work.append(partial(function, *args, **kwargs))
 
     def run(self) -> None:
-        """Makes the calls that were put off, in order."""
+        """Make the calls that were put off, in order."""
         work, self._work = self._work, []
         for call in work:
             call()
 
 
 def check_finite(experiment: Experiment, row: Row, step: int, checkpoints: Path) -> None:
-    """Gives up where too many steps in a row were skipped.
+    """Give up where too many steps in a row were skipped.
 
     Raises:
         VaeJaxError: `max_nonfinite` steps in a row had a loss or gradients that were not finite.
@@ -135,15 +138,17 @@ def check_finite(experiment: Experiment, row: Row, step: int, checkpoints: Path)
 
 
 def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:
-    """From a state on the devices to the validation split's mean bounds, nats per image, `[S]`.
+    """Compile the validation of a state on the host.
 
-    The KL weighs one, whatever beta training is at; `valid_nll` has the objective's K. Where the
-    model has no bound on the likelihood, the distortion alone; where there is no validation split,
-    nothing.
+    Returns:
+        A function from a state `[S, ...]` to mean bounds over the validation split, nats per image,
+        `[S]`: `valid_neg_elbo`, in which the KL weighs one whatever its weight in training, and
+        `valid_nll` with the objective's K. Where the model has no bound on the likelihood, it gives
+        `valid_distortion` alone; where there is no validation split, nothing.
     """
     if len(experiment.data.valid) == 0:
         return lambda state: {}
-    evaluator = make_evaluator(experiment, "valid", experiment.objective.num_samples)
+    evaluator = make_bounds_evaluator(experiment, "valid", experiment.objective.num_samples)
 
     def validate(state: TrainState) -> Row:
         result = evaluator(state.variables)
@@ -153,19 +158,25 @@ def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:
     return validate
 
 
-def over_steps(metrics: Row) -> Row:
-    """A chunk's metrics `[S, steps]` to `[S]`: means over the finite steps; counters at the end."""
+def summarize_steps(chunks: Sequence[Metrics]) -> Row:
+    """Metrics of chunks of steps, `[S, steps]` each, to `[S]`.
+
+    Each is the mean over its finite steps, or nan where there is none; counters are those of the
+    last step.
+    """
     counters = ("skipped", "skipped_in_a_row")
-    return {
-        name: values[:, -1]
-        if name in counters
-        else np.ma.masked_invalid(values).mean(1).filled(np.nan)
-        for name, values in metrics.items()
-    }
+    row: Row = {}
+    for name in chunks[0]:
+        values = np.concatenate([np.asarray(metrics[name]) for metrics in chunks], 1)
+        if name in counters:
+            row[name] = values[:, -1]
+        else:
+            row[name] = np.ma.masked_invalid(values).mean(1).filled(np.nan)
+    return row
 
 
 def log(run_folder: RunFolder, progress: Progress, step: int, row: Row) -> None:
-    """One line of metrics.jsonl and of the progress display."""
+    """Write one line of metrics.jsonl, and update the display of progress."""
     if parallel.is_main_process():
         run_folder.append_metrics({"step": step, "time": time.time()} | row)
         progress.update(step, float(row["loss"].mean()))
@@ -178,7 +189,7 @@ def save(
     state: TrainState,
     validation: Row,
 ) -> None:
-    """Starts writing a checkpoint, and logs its validation."""
+    """Start writing a checkpoint, and log its validation."""
     if parallel.is_main_process():
         if validation:
             run_folder.append_metrics({"step": step, "time": time.time()} | validation)
@@ -196,16 +207,18 @@ def train(
     origin: Origin | None = None,
     streamed: bool | None = None,
 ) -> Run:
-    """Trains, or goes on training, in a run folder.
+    """Train, or go on training, in a run folder.
 
     Args:
         experiment: what to train.
         folder: the run folder; an unfinished run of the same experiment in it is resumed.
-        seed: of the first replica.
-        num_seeds: replicas with seeds `seed`, `seed + 1`, ..., trained in one program.
+        seed: the seed of the first replica.
+        num_seeds: the number of replicas, with seeds `seed`, `seed + 1`, ..., trained in one
+            program.
         origin: the experiment's file and arguments, so that the folder alone can bring it back.
-        streamed: whether training images come from the disk batch by batch, and not once into the
-            devices' memory; None asks `is_streamed`. The run is the same to the bit.
+        streamed: whether training images are read from the disk batch by batch rather than put into
+            the memory of the devices once; None asks `is_streamed`. Both give the same run, to the
+            bit.
 
     Returns:
         The finished run.
@@ -217,20 +230,21 @@ def train(
     """
     if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
         raise VaeJaxError(
-            f"seed {seed} and {num_seeds} seeds: seeds go from 0 to 2^32 - 1, and one is the least."
+            f"seed is {seed} and num_seeds {num_seeds}: take at least one seed, all from 0 to "
+            "2^32 - 1."
         )
     layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate)
     streamed = is_streamed(experiment.data) if streamed is None else streamed
     seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
     run_folder = RunFolder(Path(folder))
     run_folder.claim(experiment, seed, num_seeds, origin)
-    parallel.largest(0)  # nobody writes there before it is claimed
+    parallel.max_over_processes(0)  # nobody writes there before it is claimed
     initial_state = jax.jit(jax.vmap(partial(init_state, experiment)))
     with (
         run_folder.lock(),
         Checkpoints(run_folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
         Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
-        signals() as received,
+        stop_signals() as received,
     ):
         restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
         if restored is None:
@@ -241,7 +255,8 @@ def train(
                 progress.say(warning)
         state = parallel.from_main_process(state)
         step = int(state.step[0])
-        if parallel.largest(run_folder.read_summary() is not None) and step == experiment.num_steps:
+        summarized = parallel.max_over_processes(run_folder.read_summary() is not None)
+        if summarized and step == experiment.num_steps:
             progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
             return Run(run_folder, experiment, state, "latest")
         if step > 0:
@@ -257,11 +272,11 @@ def train(
         ):
             later(log, run_folder, progress, step, row)
             check_finite(experiment, row, step, run_folder.checkpoints)
-            stopped_by = parallel.largest(max(received, default=0))
+            stopped_by = parallel.max_over_processes(max(received, default=0))
             due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
             if due or stopped_by:
                 state = layout.collect(device_state)
-                validation = validate(parallel.replicate(state)) if due else {}
+                validation = validate(state) if due else {}
                 later(save, run_folder, checkpoints, step, state, validation)
             if stopped_by:
                 break
@@ -270,7 +285,7 @@ def train(
         if stopped_by and step < experiment.num_steps:
             raise Interrupted(stopped_by, step)
 
-        final = validate(parallel.replicate(state))
+        final = validate(state)
         run_folder.write_summary(
             {
                 "step": step,
@@ -286,13 +301,25 @@ def train(
 def train_file(
     file: str | Path,
     folder: str | Path,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     *,
     seed: int = 0,
     num_seeds: int = 1,
     streamed: bool | None = None,
 ) -> Run:
-    """Trains the experiment of a file with arguments of its `experiment` function; see `train`."""
+    """Train the experiment of a file.
+
+    Args:
+        file: a Python file that defines `experiment(*, ...) -> Experiment`.
+        folder: the run folder, as in `train`.
+        arguments: arguments of that function; its defaults for all others.
+        seed: the seed of the first replica, as in `train`.
+        num_seeds: the number of replicas, as in `train`.
+        streamed: whether training images are read batch by batch, as in `train`.
+
+    Raises:
+        VaeJaxError: the file defines no experiment, the arguments do not suit it, or as in `train`.
+    """
     source, _ = read_module(Path(file))
     origin = Origin(str(file), source, dict(arguments or {}))
     return train(
@@ -303,15 +330,16 @@ def train_file(
 def load_run(
     folder: str | Path, checkpoint: Which = "latest", experiment: Experiment | None = None
 ) -> Run:
-    """A run from its folder.
+    """Load a run from its folder.
 
     Args:
         folder: the run folder.
-        checkpoint: the latest, or the best by validation.
-        experiment: needed when the run was started from Python and not from an experiment file.
+        checkpoint: the latest checkpoint, or the best by validation.
+        experiment: the experiment, needed when the run was trained from Python and not from an
+            experiment file.
 
     Raises:
-        VaeJaxError: it is no run folder, has no such checkpoint, or its data are not the same.
+        VaeJaxError: it is no run folder, has no such checkpoint, or its data have changed.
     """
     run_folder = RunFolder(Path(folder))
     record = run_folder.read_record()

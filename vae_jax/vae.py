@@ -164,7 +164,7 @@ class VAE(Model, kw_only=True):
         likelihood: the map from features and the image shape to p(x|z).
         critic: the module that the objective plays against, if it needs one.
         labels: the embedding of classes y, which makes this the model p(x|z, y), q(z|x, y).
-        image_shape: (H, W, C).
+        image_shape: (H, W, C); by default that of an experiment's data.
 
     Example:
         >>> model = VAE(

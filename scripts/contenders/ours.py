@@ -78,7 +78,6 @@ def model_of(work: Work) -> VAE:
             prior=StandardNormal(20),
             decoder=MLP((64,)),
             likelihood=Gaussian(0.1),
-            image_shape=(64, 64, 3),
         )
     if work == "separable":
         sizes = ((32, 64), (128,), 2, (128, 128, 256))
@@ -98,7 +97,6 @@ def model_of(work: Work) -> VAE:
         prior=StandardNormal(64),
         decoder=ConvDecoder((128, 64, 32), dense=256, residual_blocks=3, kernel_init=init),
         likelihood=Gaussian(0.1),
-        image_shape=(32, 32, 3),
     )
 
 
@@ -128,13 +126,13 @@ def experiment(
         k: samples of the importance-weighted bound; the ELBO where it is 1.
         log_every: steps between two lines of metrics.
     """
-    model = model_of(work)
-    images = noise(20_000 if work == "stream" else 50_000, model.image_shape)
+    shape = {"stream": (64, 64, 3), "residual": (32, 32, 3)}.get(work, (28, 28, 1))
+    images = noise(20_000 if work == "stream" else 50_000, shape)
     interval = max(1000, len(images) // batch_size)
     protocol = "grey" if work in ("residual", "separable", "stream") else "dynamic"
     return Experiment(
         data=Data.from_arrays("noise", images, test=images[:1000], protocol=protocol),
-        model=model,
+        model=model_of(work),
         objective=ELBO() if k == 1 else IWAE(k),
         optimizer=optax.adam(1e-3 if work != "vampprior" else 5e-4),
         batch_size=batch_size,

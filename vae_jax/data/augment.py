@@ -1,6 +1,7 @@
-"""Augmentations: what may be done to a picture without making it another one.
+"""Augmentations: random changes that leave a picture's content as it is.
 
-They map bytes to bytes, before the protocol, so that every likelihood sees the values it is for.
+They map bytes to bytes, before the protocol, so that every likelihood sees the values it is meant
+for.
 """
 
 from collections.abc import Sequence
@@ -21,34 +22,41 @@ class Augmentation(Protocol):
     """A random map of one image: uint8 `[H, W, C]` and a key to uint8 `[H, W, C]`."""
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """An image in place of another."""
+        """Change one image.
+
+        Args:
+            image: uint8 `[H, W, C]`.
+            key: one typed key.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Left and right are exchanged, with probability one half."""
+    """Exchange left and right with probability one half."""
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """uint8 `[H, W, C]` to the same."""
+        """Change one image, uint8 `[H, W, C]`."""
         return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 @dataclass(frozen=True)
 class RandomShift:
-    """The image moves by up to so many pixels each way; its mirror image fills the border.
+    """Move the image by a few pixels each way; its mirror image fills the border.
 
-    Padding and cropping at random, as in He et al. (2016), section 4.2, with reflection in place of
-    zeros.
+    This is random padding and cropping with reflection instead of zeros.
 
     Attributes:
-        pixels: the most in each direction, below the image's height and width.
+        pixels: the largest shift in each direction, below the image's height and width.
+
+    References:
+        He et al. (2016), "Deep residual learning for image recognition", section 4.2.
     """
 
     pixels: int
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """uint8 `[H, W, C]` to the same."""
+        """Change one image, uint8 `[H, W, C]`."""
         if not 0 <= self.pixels < min(image.shape[:2]):
             raise ValueError(f"a shift by {self.pixels} pixels does not suit {image.shape}")
         border = (self.pixels, self.pixels)
@@ -63,17 +71,17 @@ def _to_bytes(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """The image is turned, stretched and moved a little; its mirror image fills the border.
+    """Turn, stretch and move the image a little; its mirror image fills the border.
 
-    From the centre, the new pixel (y, x) is the old image's at diag(e^a, e^b) R(t) (y, x) + c: the
-    angle t from U(-degrees, degrees), a and b from U(-stretch, stretch), so that proportions change
-    too, and both of c from U(-shift, shift). Between pixels it is bilinear, rounded to the nearest
-    byte.
+    With the origin at the centre, the new pixel (y, x) is taken from the old image at
+    diag(e^a, e^b) R(t) (y, x) + c, where the angle t is from U(-degrees, degrees), a and b are from
+    U(-stretch, stretch), so that proportions change too, and the components of c are from
+    U(-shift, shift). Values between pixels are bilinear, rounded to the nearest byte.
 
     Attributes:
         degrees: the largest angle.
         stretch: the largest logarithm of a factor: 0.1 is about 10 %.
-        shift: the farthest that it moves in each direction, in pixels and parts of them.
+        shift: the largest shift in each direction, in pixels or fractions of them.
     """
 
     degrees: float
@@ -81,7 +89,7 @@ class RandomAffine:
     shift: float
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """uint8 `[H, W, C]` to the same."""
+        """Change one image, uint8 `[H, W, C]`."""
         height, width, _ = image.shape
         turn, *stretches, down, across = jax.random.uniform(key, (5,), minval=-1)
         angle = jnp.deg2rad(self.degrees) * turn
@@ -93,53 +101,53 @@ class RandomAffine:
         old_x = scale_x * (jnp.sin(angle) * y + jnp.cos(angle) * x) + self.shift * across
 
         def moved(channel: Array) -> Array:
-            places = [old_y + centre_y, old_x + centre_x]
-            return map_coordinates(channel, places, order=1, mode="mirror")
+            positions = [old_y + centre_y, old_x + centre_x]
+            return map_coordinates(channel, positions, order=1, mode="mirror")
 
         return _to_bytes(jax.vmap(moved, -1, -1)(image.astype(jnp.float32)))
 
 
 @dataclass(frozen=True)
 class BrightnessJitter:
-    """The image times a factor from U(1 - amount, 1 + amount), rounded to the nearest byte.
+    """Multiply the image by a factor from U(1 - amount, 1 + amount), rounded to the nearest byte.
 
     Attributes:
-        amount: in [0, 1].
+        amount: the largest change of the factor, in [0, 1].
     """
 
     amount: float
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """uint8 `[H, W, C]` to the same."""
+        """Change one image, uint8 `[H, W, C]`."""
         return _to_bytes(image * (1 + self.amount * jax.random.uniform(key, (), minval=-1)))
 
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """`BrightnessJitter` for each channel by itself, which shifts the colour balance.
+    """Multiply each channel by its own factor as in `BrightnessJitter`, which shifts the colours.
 
     Attributes:
-        amount: in [0, 1].
+        amount: the largest change of a factor, in [0, 1].
     """
 
     amount: float
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """uint8 `[H, W, C]` to the same."""
+        """Change one image, uint8 `[H, W, C]`."""
         factor = 1 + self.amount * jax.random.uniform(key, (image.shape[-1],), minval=-1)
         return _to_bytes(image * factor)
 
 
 def augmented(augmentations: Sequence[Augmentation], images: Array, keys: Array) -> Array:
-    """Applies one augmentation after the other.
+    """Apply one augmentation after another, each with its own noise.
 
     Args:
-        augmentations: each with noise of its own.
+        augmentations: the augmentations, in their order.
         images: uint8 `[B, H, W, C]`.
-        keys: `[B]` typed keys, one for each image.
+        keys: typed keys `[B]`.
 
     Returns:
-        uint8 `[B, H, W, C]`.
+        Images, uint8 `[B, H, W, C]`.
     """
 
     def one(image: Array, key: Array) -> Array:
@@ -151,7 +159,7 @@ def augmented(augmentations: Sequence[Augmentation], images: Array, keys: Array)
 
 
 def check_augmentations(augmentations: Sequence[Augmentation], data: Data) -> None:
-    """Each makes images of the data's shape out of such.
+    """Check that each augmentation keeps the shape and the type of the data's images.
 
     Raises:
         VaeJaxError: one does not.

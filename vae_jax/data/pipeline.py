@@ -1,7 +1,7 @@
 """From stored bytes to the x that a likelihood scores: protocols and the order of batches.
 
-Everything here is a pure function of a seed, a step and the indices of the images, so that a run
-does not depend on the number of devices and a resumed one needs no saved iterator.
+Everything here is a pure function of a seed, a step and the positions of the images, so a run does
+not depend on the number of devices, and a resumed one needs no saved iterator.
 """
 
 import functools
@@ -29,12 +29,13 @@ class Protocol:
     """How uint8 pixels v become the observed x.
 
     Attributes:
-        name: what the command line and the results call it.
-        support: the values that x takes, matched against the likelihood's.
-        resampled: whether training draws new noise at every presentation of an image. Evaluation
-            splits, and training images where this is False, keep the noise of `random.image_keys`.
+        name: the name by which users ask for it.
+        support: the values that x takes; the likelihood's must fit.
+        resampled: whether training draws new noise each time it sees an image. Evaluation splits,
+            and training images where this is False, keep the noise of `random.image_keys`.
         description: one clause for the record of a result.
-        apply: (uint8 [B, H, W, C], typed keys [B], one per image) -> float32 [B, H, W, C].
+        apply: the function from images, uint8 `[B, H, W, C]`, and typed keys `[B]` to x, float32
+            `[B, H, W, C]`.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Protocol:
 
 
 def _drawn_once(x: Array) -> Array:
-    """x; without the barrier XLA would draw its noise again in each operation that x goes into."""
+    """x behind a barrier, without which XLA draws its noise again in each operation that uses x."""
     return lax.optimization_barrier(x)
 
 
@@ -71,7 +72,7 @@ def _dequantize(images: Array, keys: Array) -> Array:
     return _drawn_once((images + u) / 256)
 
 
-_RESAMPLED = "drawn anew at each presentation in training and once for evaluation"
+_RESAMPLED = "drawn at each presentation in training and once for evaluation"
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -115,7 +116,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-@functools.lru_cache(maxsize=16)  # two epochs for each of a few seeds trained side by side
+@functools.lru_cache(maxsize=16)  # two epochs for each of a few seeds that train side by side
 def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     return generator.permutation(num_images).astype(np.int32)
@@ -124,20 +125,22 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 def batch_indices(
     seed: int, first_step: int, num_steps: int, num_images: int, batch_size: int
 ) -> np.ndarray:
-    """Returns which images the given training steps see.
+    """The images that training steps see.
 
-    Step s takes positions s * batch_size to (s + 1) * batch_size of an endless row of permutations,
-    one per epoch: every image is seen exactly once in each epoch, and a batch may straddle two.
+    Step s takes positions s * batch_size to (s + 1) * batch_size of an endless sequence of
+    permutations, one per epoch: every image is seen exactly once in each epoch, and a batch may
+    straddle two.
 
     Args:
-        seed: the run's seed, at least 0.
-        first_step: the first step wanted, counted from 0 at the start of the run.
-        num_steps: how many steps.
-        num_images: size of the training split.
-        batch_size: images per step over all devices; may exceed num_images.
+        seed: the seed of the run, at least 0.
+        first_step: the first of the steps, counted from 0 at the start of the run.
+        num_steps: the number of steps.
+        num_images: the number of images in the training split.
+        batch_size: the number of images in a step, over all devices; it may exceed num_images.
 
     Returns:
-        int32 [num_steps, batch_size], a function of (seed, step) alone.
+        Positions in the training split, int32 `[num_steps, batch_size]`, a function of (seed, step)
+        alone.
     """
     start = first_step * batch_size
     stop = start + num_steps * batch_size
@@ -148,7 +151,7 @@ def batch_indices(
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before is in use."""
+    """Yield the same items; a thread makes each while the one before is in use."""
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:

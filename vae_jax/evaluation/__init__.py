@@ -1,1 +1,1 @@
-"""Numbers of a trained model, with every image of a split counted once."""
+"""Numbers of a trained model over a split of the data, in which every image is counted once."""

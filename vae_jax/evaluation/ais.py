@@ -1,17 +1,23 @@
 """Annealed importance sampling of ln p(x): from below, and on simulated images from both sides.
 
-Wu et al. (2017), "On the quantitative analysis of decoder-based generative models"; Neal (2001);
-the bound from above is bidirectional Monte Carlo (Grosse et al. 2015). q(z|x) is not used at all.
+The approximate posterior q(z|x) is not used at all.
+
+References:
+    Neal (2001), "Annealed importance sampling".
+    Wu et al. (2017), "On the quantitative analysis of decoder-based generative models".
+    Grosse et al. (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo",
+    for the bound from above.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
@@ -19,13 +25,13 @@ from vae_jax import random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
-from vae_jax.evaluation.over_split import DECODED_FLOATS, over_split
+from vae_jax.evaluation.over_split import Evaluator, over_split
 from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Layers, Model
 
 ACCEPTANCE = 0.65
-# Chains that tune the step size and do not count: a weight whose transitions depended on its own
-# past would be no longer unbiased.
+# The number of chains that tune the step size and do not count: a weight whose transitions depended
+# on its own past would no longer be unbiased.
 PILOTS = 4
 FIRST_STEP_SIZE, STEP_SIZE_RATE = 0.3, 0.1
 Drawn = tuple[Layers, Distribution]
@@ -33,15 +39,15 @@ Drawn = tuple[Layers, Distribution]
 
 @dataclass(frozen=True)
 class AIS:
-    """How long and how often to anneal.
+    """Settings of annealed importance sampling.
 
     Attributes:
-        num_temperatures: T, transitions from the prior to the posterior.
-        num_chains: M, over which weights are averaged.
-        num_leapfrog: steps of Hamiltonian dynamics in each transition.
+        num_temperatures: the number of transitions T from the prior to the posterior.
+        num_chains: the number of chains M over which weights are averaged.
+        num_leapfrog: the number of steps of Hamiltonian dynamics L in each transition.
 
     Raises:
-        VaeJaxError: there are none of the first two, or fewer than no steps.
+        VaeJaxError: one of the first two is below 1, or the last below 0.
     """
 
     num_temperatures: int = 1000
@@ -58,13 +64,21 @@ class AIS:
 
     @property
     def betas(self) -> np.ndarray:
-        """The inverse temperatures, 0 = beta_0 < ... < beta_T = 1: a sigmoid on [-4, 4], scaled."""
+        """The inverse temperatures 0 = beta_0 < ... < beta_T = 1, a rescaled sigmoid on [-4, 4]."""
         sigmoid = 1 / (1 + np.exp(-np.linspace(-4, 4, self.num_temperatures + 1)))
         return (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
 
 
 class Point(NamedTuple):
-    """Where chains are: latents `[C, B, D]`, ln p(z) and ln p(x|z) `[C, B]`, and the gradients."""
+    """The state of chains: latents, their densities and the gradients of these.
+
+    Attributes:
+        z: latents `[C, B, D]`.
+        log_pz: ln p(z), `[C, B]`.
+        log_px: ln p(x|z), `[C, B]`.
+        gradient_pz: the gradient of ln p(z), `[C, B, D]`.
+        gradient_px: the gradient of ln p(x|z), `[C, B, D]`.
+    """
 
     z: Array
     log_pz: Array
@@ -77,7 +91,7 @@ class Point(NamedTuple):
         return self.log_pz + beta * self.log_px
 
     def gradient(self, beta: Array) -> Array:
-        """Of `log_target`, `[C, B, D]`."""
+        """The gradient of `log_target`, `[C, B, D]`."""
         return self.gradient_pz + beta * self.gradient_px
 
 
@@ -89,15 +103,21 @@ def leapfrog(
     step_size: Array,
     num_steps: int,
 ) -> tuple[Point, Array]:
-    """Steps of Hamiltonian dynamics: reversible, and of unit Jacobian (Neal 2011, section 2.3).
+    """Take steps of Hamiltonian dynamics, which are reversible and have unit Jacobian.
 
     Args:
-        point_at: what there is to know at latents `[C, B, D]`.
+        point_at: a function from latents `[C, B, D]` to the Point there.
         point: the start.
-        momentum: `[C, B, D]`.
+        momentum: the momentum at the start, `[C, B, D]`.
         beta: the inverse temperature.
-        step_size: `[B]`.
-        num_steps: L.
+        step_size: the step size for each image, `[B]`.
+        num_steps: the number of steps L.
+
+    Returns:
+        The end, and the momentum there.
+
+    References:
+        Neal (2011), "MCMC using Hamiltonian dynamics", section 2.3.
     """
     epsilon = step_size[:, None]
 
@@ -119,14 +139,14 @@ def hmc(
     step_size: Array,
     num_steps: int,
 ) -> tuple[Point, Array]:
-    """A transition that leaves p(z) p(x|z)^beta as it is (Neal 2011), in chains `[C, B]`.
+    """Make a transition that leaves p(z) p(x|z)^beta invariant (Neal 2011), in chains `[C, B]`.
 
     Args:
-        point_at, point, beta, step_size, num_steps: as of `leapfrog`.
-        keys: `[B]`.
+        point_at, point, beta, step_size, num_steps: as in `leapfrog`.
+        keys: typed keys `[B]`.
 
     Returns:
-        Where the chains go, and the probability of the move that was proposed, `[C, B]`.
+        The new state, and the probability with which the proposed move is accepted, `[C, B]`.
     """
     key_momentum, key_accept = random.purposes(keys, "momentum", "accept")
     chains, *shape = point.z.shape
@@ -145,9 +165,12 @@ def hmc(
 
 
 class Annealed(NamedTuple):
-    """What T transitions made: log-weights `[M, B]`, and for `reverse` the step sizes `[T, B]`.
+    """The result of T transitions.
 
-    `acceptance` is the mean probability of a move, `[B]`.
+    Attributes:
+        log_w: log-weights `[M, B]`.
+        step_sizes: the step sizes `[T, B]`, which `reverse` takes.
+        acceptance: the mean probability with which a move is accepted, `[B]`.
     """
 
     log_w: Array
@@ -156,20 +179,22 @@ class Annealed(NamedTuple):
 
 
 def forward(point_at: Callable[[Array], Point], z: Array, keys: Array, settings: AIS) -> Annealed:
-    """Chains from the prior to the posterior: E[w] = p(x), and E[ln w] <= ln p(x) (Neal 2001).
+    """Anneal chains from the prior to the posterior: E[w] = p(x), and E[ln w] <= ln p(x).
 
-    ln w = sum_t (beta_t - beta_{t-1}) ln p(x|z_{t-1}); then z_t is a transition of z_{t-1} that
-    leaves p(z) p(x|z)^beta_t as it is. The first `PILOTS` chains move the step size towards an
-    acceptance of 0.65 (Wu et al. 2017) for the others, by stochastic approximation.
+    ln w = sum_t (beta_t - beta_{t-1}) ln p(x|z_{t-1}), where z_t is a transition of z_{t-1} that
+    leaves p(z) p(x|z)^beta_t invariant (Neal 2001). The first `PILOTS` chains move the step size of
+    the others towards an acceptance of 0.65 by stochastic approximation (Wu et al. 2017).
 
     Args:
-        point_at: what there is to know at latents `[PILOTS + M, B, D]`.
-        z: draws from the prior of that shape.
-        keys: `[B]`.
+        point_at: a function from latents `[PILOTS + M, B, D]` to the Point there.
+        z: draws from the prior, of that shape.
+        keys: typed keys `[B]`.
         settings: T and L.
     """
 
-    def step(carry: Any, temperature: tuple[Array, ...]) -> tuple[Any, tuple[Array, Array]]:
+    def step(
+        carry: tuple[Point, Array, Array], temperature: tuple[Array, ...]
+    ) -> tuple[tuple[Point, Array, Array], tuple[Array, Array]]:
         point, log_w, log_size = carry
         t, before, beta = temperature
         log_w += (beta - before) * point.log_px[PILOTS:]
@@ -187,19 +212,24 @@ def forward(point_at: Callable[[Array], Point], z: Array, keys: Array, settings:
 def reverse(
     point_at: Callable[[Array], Point], z: Array, keys: Array, settings: AIS, step_sizes: Array
 ) -> Array:
-    """Chains from the posterior to the prior, `[M, B]`: E[1/w] = 1/p(x), so E[ln w] >= ln p(x).
+    """Anneal chains from the posterior to the prior: E[1/w] = 1/p(x), so E[ln w] >= ln p(x).
 
-    The transitions of `forward`, last first (Grosse et al. 2015).
+    The transitions are those of `forward` in reverse order (Grosse et al. 2015).
 
     Args:
-        point_at: what there is to know at latents `[M, B, D]`.
-        z: draws from the posterior p(z|x) of that shape; chains of an image may share one.
-        keys: `[B]`.
+        point_at: a function from latents `[M, B, D]` to the Point there.
+        z: draws from the posterior p(z|x), of that shape; the chains of an image may share one.
+        keys: typed keys `[B]`.
         settings: T and L.
-        step_sizes: of `forward` for the same images.
+        step_sizes: the step sizes `[T, B]` of `forward` for the same images.
+
+    Returns:
+        Log-weights ln w, `[M, B]`.
     """
 
-    def step(carry: Any, temperature: tuple[Array, ...]) -> tuple[Any, None]:
+    def step(
+        carry: tuple[Point, Array], temperature: tuple[Array, ...]
+    ) -> tuple[tuple[Point, Array], None]:
         point, log_w = carry
         t, before, beta, size = temperature
         own = random.indexed(keys, t)
@@ -219,12 +249,12 @@ def _temperatures(settings: AIS) -> tuple[Array, ...]:
 
 
 def log_mean_exp(log_w: Array) -> Array:
-    """Over the first axis."""
+    """The logarithm of the mean weight over the first axis, `[M, B]` to `[B]`."""
     return jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
 
 
 def prior_draws(
-    model: Model, variables: Any, keys: Array, chains: int, y: Array | None = None
+    model: Model, variables: VariableDict, keys: Array, chains: int, y: Array | None = None
 ) -> Layers:
     """Latents of all layers from the prior, `[C, B, ...]`, for keys `[B]` and labels `[B]`."""
     own = random.indexed(keys, jnp.arange(chains)[:, None])
@@ -241,12 +271,12 @@ def flatten(zs: Layers) -> tuple[Array, Callable[[Array], Layers]]:
 
 def make_point_at(
     model: Model,
-    variables: Any,
+    variables: VariableDict,
     x: Array,
     unflatten: Callable[[Array], Layers],
     y: Array | None = None,
 ) -> Callable[[Array], Point]:
-    """Densities of a model at flat latents `[C, B, D]` for images `[B, H, W, C]`."""
+    """The function from flat latents `[C, B, D]` to a model's Point for images `[B, H, W, C]`."""
 
     def log_densities(z: Array) -> tuple[Array, Array]:
         zs = unflatten(z)
@@ -263,9 +293,14 @@ def make_point_at(
 
 
 def anneal(
-    model: Model, variables: Any, x: Array, keys: Array, settings: AIS, y: Array | None = None
+    model: Model,
+    variables: VariableDict,
+    x: Array,
+    keys: Array,
+    settings: AIS,
+    y: Array | None = None,
 ) -> Annealed:
-    """`forward` from draws of a model's prior, for images `[B, H, W, C]` and keys `[B]`."""
+    """Run `forward` from draws of a model's prior, for images `[B, H, W, C]` and keys `[B]`."""
     chains = PILOTS + settings.num_chains
     zs = prior_draws(model, variables, random.purpose(keys, "chains"), chains, y)
     z, unflatten = flatten(zs)
@@ -274,16 +309,16 @@ def anneal(
 
 
 def simulate(
-    model: Model, variables: Any, keys: Array, y: Array | None = None
+    model: Model, variables: VariableDict, keys: Array, y: Array | None = None
 ) -> tuple[Array, Layers]:
-    """Images `[B, H, W, C]` from a model, and the latents they came from: z ~ p(z|x), exactly."""
+    """Images `[B, H, W, C]` from a model, and their latents, which are exact draws from p(z|x)."""
     zs, px = cast(Drawn, model.apply(variables, keys, y, method="sample"))
     return px.sample(random.purpose(keys, "pixels")), zs
 
 
 def bracket(
     model: Model,
-    variables: Any,
+    variables: VariableDict,
     x: Array,
     zs: Layers,
     keys: Array,
@@ -296,7 +331,7 @@ def bracket(
         model: the generative model.
         variables: its variables.
         x: images `[B, H, W, C]`.
-        zs: a draw from p(z|x) for each, as `simulate` makes.
+        zs: a draw from p(z|x) for each image, as `simulate` makes.
         keys: typed keys `[B]`.
         settings: T, M and L.
         y: labels `[B]` of a conditional model.
@@ -312,24 +347,24 @@ def bracket(
     return log_mean_exp(annealed.log_w), -log_mean_exp(-log_w)
 
 
-def make_annealer(
+def make_ais_evaluator(
     experiment: Experiment, split: SplitName, settings: AIS, num_images: int | None = None
-) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Annealed importance sampling of a whole split, on all devices.
+) -> Evaluator:
+    """Compile annealed importance sampling for a whole split, on all devices.
 
     Args:
-        experiment: its data and model.
-        split: of the data.
+        experiment: the experiment, for its data and model.
+        split: the split of the data.
         settings: T, M and L.
-        num_images: evenly spaced over the split; None takes all.
+        num_images: the number of images N, evenly spaced over the split; None takes all.
 
     Returns:
-        As `over_split`, `[S, N]` each: `nll_ais`, an upper bound on -ln p(x), in nats;
-        `simulated_nll_upper` and `simulated_nll_lower`, bounds on it of as many images that are
-        simulated from the model, in nats; `ais_acceptance` of the transitions.
+        An evaluator of `nll_ais`, an upper bound on -ln p(x) in nats; `simulated_nll_upper` and
+        `simulated_nll_lower`, bounds on it for as many images simulated from the model, in nats;
+        and `ais_acceptance`, the mean probability with which a move is accepted; `[S, N]` each.
 
     Raises:
-        VaeJaxError: a layer's latents are no real vectors, p(x|z) is not normalized, or as for
+        VaeJaxError: the latents of a layer are not real vectors, p(x|z) is not normalized, or as in
             `over_split`.
     """
     model = experiment.model
@@ -346,7 +381,9 @@ def make_annealer(
             "annealed importance sampling to estimate: leave it out for this run."
         )
 
-    def each_image(variables: Any, x: Array, keys: Array, y: Array | None) -> dict[str, Array]:
+    def each_image(
+        variables: VariableDict, x: Array, keys: Array, y: Array | None
+    ) -> dict[str, Array]:
         annealed = anneal(model, variables, x, keys, settings, y)
         own = random.purpose(keys, "simulation")
         simulated, zs = simulate(model, variables, own, y)
@@ -360,5 +397,4 @@ def make_annealer(
             "ais_acceptance": annealed.acceptance,
         }
 
-    decoded = math.prod(model.image_shape) * (PILOTS + settings.num_chains)
-    return over_split(experiment, split, num_images, DECODED_FLOATS // decoded, each_image)
+    return over_split(experiment, split, each_image, num_images, PILOTS + settings.num_chains)

@@ -1,19 +1,17 @@
-"""What is known of a run on a split: bounds, gaps, information, active units, quality."""
+"""What is known about a run on a split: bounds, gaps, information, active units, quality."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import numpy as np
 
-from vae_jax import parallel
 from vae_jax.data import SplitName
-from vae_jax.evaluation.ais import AIS, make_annealer
-from vae_jax.evaluation.bounds import make_evaluator
-from vae_jax.evaluation.gaps import inference_gaps, make_optimizer
-from vae_jax.evaluation.information import make_decomposer
+from vae_jax.evaluation.ais import AIS, make_ais_evaluator
+from vae_jax.evaluation.bounds import make_bounds_evaluator
+from vae_jax.evaluation.gaps import inference_gaps, make_gaps_evaluator
+from vae_jax.evaluation.information import make_information_evaluator
+from vae_jax.evaluation.over_split import Evaluator, PerImage
 from vae_jax.experiment import Experiment
 from vae_jax.metrics.quality import Quality, measure_quality
 from vae_jax.metrics.spaces import Features
@@ -24,23 +22,24 @@ ACTIVE_VARIANCE = 0.01
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a run on one split.
+    """What is known about a run on one split.
 
     Attributes:
-        data: data set, split, protocol.
-        checkpoint: which one, and its step.
-        num_samples: K of `nll`.
-        num_images: evaluated.
-        ais: how annealed importance sampling was done, if it was.
-        mean: of each quantity over images, nats per image but for `ais_acceptance`, `[S]`: those
-            of `per_image`, and as asked for those of `make_annealer`, `decompose` and `gaps`. Where
-            q has no density (`Deterministic`) or p(x|z) is not normalized, `per_image` has the
-            distortion alone: then there is no bound on the likelihood.
-        standard_error: of those means over images, `[S]`.
-        active_units: for each layer, `[S]`: the units whose posterior mean E_q[z_u|x] has a
-            variance over the images above 0.01 (Burda et al. 2015, section 5.2).
+        data: the data set, its split and its protocol, in words.
+        checkpoint: the checkpoint that was evaluated and its step, in words.
+        num_samples: the number of samples K behind `nll`.
+        num_images: the number of images N.
+        ais: the settings of annealed importance sampling; None where there was none.
+        mean: the mean of each quantity over images, `[S]`, in nats per image except
+            `ais_acceptance`: the quantities of `bounds.per_image`, and where asked for those of
+            `make_ais_evaluator`, `information.decompose` and `inference_gaps`. Where q has no
+            density (`Deterministic`) or p(x|z) is not normalized there is no bound on the
+            likelihood, and of the bounds' quantities the distortion alone.
+        standard_error: the standard errors of these means over images, `[S]`.
+        active_units: the number of active units of each layer, `[S]`: those whose posterior mean
+            E_q[z_u|x] has a variance over the images above 0.01 (Burda et al. 2015, section 5.2).
         bits_per_dim: nll / (ln 2 x dimensions), `[S]`; None for a density of continuous data.
-        quality: of the pictures, if it was asked for.
+        quality: scores of samples and reconstructions; None where none were asked for.
     """
 
     data: str
@@ -56,7 +55,7 @@ class Evaluation:
 
 
 def standard_error_of_mean(values: np.ndarray) -> np.ndarray:
-    """Of the mean over images, `[S, N]` to `[S]`; nan for a single image, which has none."""
+    """The standard error of the mean over images, `[S, N]` to `[S]`; nan for a single image."""
     count = values.shape[1]
     if count == 1:
         return np.full(len(values), np.nan)
@@ -64,11 +63,11 @@ def standard_error_of_mean(values: np.ndarray) -> np.ndarray:
 
 
 def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
-    """Negative log-likelihood in nats per image to bits per dimension.
+    """Convert a negative log-likelihood in nats per image to bits per dimension.
 
-    For dequantized data, where x = (v + u)/256, the density's bound on the 256 levels' mass adds
-    8 bits (Theis et al. 2016, section 3.1). None where the measure carries no bits: densities of
-    data that are not dequantized.
+    For dequantized data, where x = (v + u)/256, the bound that the density gives on the mass of the
+    256 levels adds 8 bits (Theis et al. 2016, section 3.1). None for densities of data that are not
+    dequantized, which carry no bits.
     """
     dimensions = math.prod(experiment.data.image_shape)
     bits = nll / (dimensions * math.log(2))
@@ -90,53 +89,68 @@ def evaluate(
     ais: AIS | None = None,
     information: bool = False,
     gaps: bool = False,
-    quality: int | None = None,
+    quality_images: int | None = None,
     features: Mapping[str, Features] | None = None,
 ) -> Evaluation:
-    """Evaluates a run.
+    """Evaluate a run: bounds on the likelihood, their parts, and more where asked for.
 
     Args:
         run: the trained model.
-        split: of its data.
-        num_samples: K of the importance-weighted bound.
-        num_images: evenly spaced over the split; None takes all.
-        ais: also anneal, for these images and for as many simulated ones (`make_annealer`).
-        information: also divide the rate in two (`make_decomposer`).
-        gaps: also divide what the ELBO loses in two (`make_optimizer`).
-        quality: also score so many samples and reconstructions (`metrics.quality`).
-        features: spaces of features for it, beside its own.
+        split: the split of its data.
+        num_samples: the number of samples K of the importance-weighted bound.
+        num_images: the number of images N, evenly spaced over the split; None takes all.
+        ais: settings with which to anneal too, for these images and for as many simulated ones
+            (`make_ais_evaluator`).
+        information: whether to divide the rate in two (`make_information_evaluator`).
+        gaps: whether to divide what the ELBO loses in two (`make_gaps_evaluator`).
+        quality_images: the number of samples and reconstructions to score (`metrics.quality`).
+        features: spaces of features in which to score them, beside the package's own.
 
     Raises:
-        VaeJaxError: as for `make_evaluator`, and for those of what is asked for.
+        VaeJaxError: as in `make_bounds_evaluator`, and in those of what is asked for.
+
+    Example:
+        >>> result = evaluate(run, num_samples=5000)
+        >>> result.mean["nll"], result.standard_error["nll"]  # of each seed
     """
-    experiment, variables = run.experiment, parallel.replicate(run.variables)
-    measured = None if quality is None else measure_quality(run, split, quality, features)
-    evaluators = [make_evaluator(experiment, split, num_samples, num_images)]
+    experiment = run.experiment
+    quality = (
+        None if quality_images is None else measure_quality(run, split, quality_images, features)
+    )
+    evaluators: list[Evaluator] = [
+        make_bounds_evaluator(experiment, split, num_samples, num_images)
+    ]
     if ais is not None:
-        evaluators.append(make_annealer(experiment, split, ais, num_images))
+        evaluators.append(make_ais_evaluator(experiment, split, ais, num_images))
     if information:
-        evaluators.append(make_decomposer(experiment, split, num_images))
+        evaluators.append(make_information_evaluator(experiment, split, num_images))
     if gaps:
-        evaluators.append(make_optimizer(experiment, split, num_samples, num_images))
-    result: dict[str, Any] = {}
-    # Accelerators round the factors of a product to ten bits or eight unless told not to.
-    with jax.default_matmul_precision("float32"):
-        for evaluator in evaluators:
-            result |= evaluator(variables)
+        evaluators.append(make_gaps_evaluator(experiment, split, num_samples, num_images))
+    values: PerImage = {}
+    for evaluator in evaluators:
+        values |= evaluator(run.variables)
     if gaps:
-        result |= inference_gaps(result)
-    means = [m.reshape(*m.shape[:2], -1) for m in result.pop("posterior_mean")]
-    count = result["distortion"].shape[1]
-    mean = {name: values.mean(1, dtype=np.float64) for name, values in result.items()}
+        values |= inference_gaps(values)
+    posterior_means = [
+        values.pop(f"posterior_mean_z{layer}")
+        for layer, _ in enumerate(experiment.model.posteriors, start=1)
+    ]
+    mean = {name: each.mean(1, dtype=np.float64) for name, each in values.items()}
     return Evaluation(
         data=f"{experiment.data.description}, {split} split{_given_labels(experiment)}",
         checkpoint=f"{run.checkpoint}, step {int(run.state.step[0])}",
         num_samples=num_samples,
-        num_images=count,
+        num_images=values["distortion"].shape[1],
         ais=ais,
         mean=mean,
-        standard_error={name: standard_error_of_mean(values) for name, values in result.items()},
-        active_units=[(m.var(1) > ACTIVE_VARIANCE).sum(1) for m in means],
+        standard_error={name: standard_error_of_mean(each) for name, each in values.items()},
+        active_units=[active_units(means) for means in posterior_means],
         bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
-        quality=measured,
+        quality=quality,
     )
+
+
+def active_units(posterior_means: np.ndarray) -> np.ndarray:
+    """The number of active units of a layer, `[S]`, from posterior means `[S, N, *event]`."""
+    flat = posterior_means.reshape(*posterior_means.shape[:2], -1)
+    return (flat.var(1) > ACTIVE_VARIANCE).sum(1)

@@ -1,36 +1,45 @@
-"""Where the ELBO loses against ln p(x): the family of q, or the encoder (Cremer et al. 2018).
+"""Why the ELBO falls short of ln p(x): the family of q, or the encoder.
 
-ln p(x) - L[q] = (ln p(x) - L[q*]) + (L[q*] - L[q]), approximation gap and amortization gap, where
-q* is the best for the image within the family of q.
+ln p(x) - L[q] = (ln p(x) - L[q*]) + (L[q*] - L[q]), the approximation gap and the amortization gap,
+where q* is the best density for the image within the family of q.
+
+References:
+    Cremer et al. (2018), "Inference suboptimality in variational autoencoders".
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.typing import VariableDict
 from jax import Array, lax
 
 from vae_jax import random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
-from vae_jax.evaluation.over_split import DECODED_FLOATS, SAMPLES_AT_ONCE, over_split
+from vae_jax.evaluation.over_split import SAMPLES_AT_ONCE, Evaluator, PerImage, over_split
 from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Model, has_bound
 from vae_jax.vae import VAE
 
-# Adam on each image by itself: its rate is halved after a block of steps that brought no higher
-# bound on average, and it is done when the rate is below the last.
+# Adam on each image by itself: its rate is halved after a block of steps whose mean bound is no
+# higher than any before, and it ends when the rate is below the last.
 SAMPLES, BLOCK, MAX_BLOCKS = 16, 100, 100
 FIRST_RATE, LAST_RATE = 3e-2, 5e-4
+Parameters = tuple[Array, Array]
+"""The location and scale of a Gaussian as any real numbers."""
+Ascent = tuple[Parameters, optax.OptState, Array]
+"""Parameters, Adam's state and each image's rate `[B]`."""
+Blocks = tuple[Array | int, Parameters, optax.OptState, Array, Array]
+"""The number of blocks done, an Ascent, and the highest mean bound of each image, `[B]`."""
 
 
-def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
-    """Parameters of a density that may be any real numbers, and the density of such parameters.
+def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], Distribution]]:
+    """The parameters of a Gaussian as any real numbers, and the map back to the density.
 
     Raises:
         VaeJaxError: the family is not known here.
@@ -39,7 +48,7 @@ def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
         case Normal(loc, scale, event_ndims=ndims):
             log_scale = jnp.broadcast_to(jnp.log(scale), loc.shape)
 
-            def make_normal(theta: Any) -> Normal:
+            def make_normal(theta: Parameters) -> Normal:
                 return Normal(theta[0], jnp.exp(theta[1]), event_ndims=ndims)
 
             return (loc, log_scale), make_normal
@@ -47,7 +56,7 @@ def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
             diagonal = jnp.eye(loc.shape[-1], dtype=bool)
             theta = loc, jnp.where(diagonal, jnp.log(scale_tril), scale_tril)
 
-            def make(theta: Any) -> MultivariateNormal:
+            def make(theta: Parameters) -> MultivariateNormal:
                 loc, free = theta
                 scale_tril = jnp.where(diagonal, jnp.exp(free), jnp.tril(free))
                 return MultivariateNormal(loc, scale_tril)
@@ -61,17 +70,27 @@ def unconstrained(q: Distribution) -> tuple[Any, Callable[[Any], Distribution]]:
 
 def bound(
     model: Model,
-    variables: Any,
+    variables: VariableDict,
     q: Distribution,
     x: Array,
     keys: Array,
     num_samples: int,
     y: Array | None = None,
 ) -> Array:
-    """The ELBO of any q, `[B]`, nats: with the exact KL where there is one."""
-    p: Any = model.apply(variables, method=lambda model: model.prior(model, y))
+    """The ELBO of any density q in nats, `[B]`, with the exact KL where there is one.
+
+    Args:
+        model: a VAE.
+        variables: its variables.
+        q: a density of z, batch `[B]`.
+        x: images `[B, H, W, C]`.
+        keys: typed keys `[B]`.
+        num_samples: the number of samples K.
+        y: labels `[B]` of a conditional model.
+    """
+    p = cast(Distribution, model.apply(variables, method=lambda model: model.prior(model, y)))
     z = q.sample(keys, (num_samples,))
-    px: Any = model.apply(variables, (z,), y, method="decode")
+    px = cast(Distribution, model.apply(variables, (z,), y, method="decode"))
     kl = exact_kl(q, p)
     if kl is None:
         kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
@@ -79,28 +98,33 @@ def bound(
 
 
 def best(
-    model: Model, variables: Any, q: Distribution, x: Array, keys: Array, y: Array | None = None
+    model: Model,
+    variables: VariableDict,
+    q: Distribution,
+    x: Array,
+    keys: Array,
+    y: Array | None = None,
 ) -> Distribution:
-    """The q* of each image in the family of q, which is where the ascent starts.
+    """The best density q* for each image in the family of q, by gradient ascent from q.
 
     Args:
         model: a VAE.
         variables: its variables.
-        q: batch `[B]`.
+        q: the start, batch `[B]`.
         x: images `[B, H, W, C]`.
         keys: typed keys `[B]`.
         y: labels `[B]` of a conditional model.
 
     Raises:
-        VaeJaxError: as for `unconstrained`.
+        VaeJaxError: as in `unconstrained`.
     """
     theta, make = unconstrained(q)
     adam = optax.scale_by_adam()
 
-    def ascend(carry: tuple[Any, Any, Array], step: Array) -> tuple[tuple[Any, Any, Array], Array]:
+    def ascend(carry: Ascent, step: Array) -> tuple[Ascent, Array]:
         theta, state, rate = carry
 
-        def bounds(theta: Any) -> tuple[Array, Array]:
+        def bounds(theta: Parameters) -> tuple[Array, Array]:
             own = random.indexed(keys, step)
             bounds = bound(model, variables, make(theta), x, own, SAMPLES, y)
             return bounds.sum(), bounds
@@ -113,7 +137,7 @@ def best(
 
         return (jax.tree.map(move, theta, direction), state, rate), bounds_here
 
-    def block(carry: Any) -> Any:
+    def block(carry: Blocks) -> Blocks:
         number, theta, state, rate, highest = carry
         steps = number * BLOCK + jnp.arange(BLOCK)
         (theta, state, _), bounds = lax.scan(ascend, (theta, state, rate), steps)
@@ -122,37 +146,40 @@ def best(
         rate = jnp.where(rate < LAST_RATE, 0.0, rate)
         return number + 1, theta, state, rate, jnp.maximum(highest, mean)
 
-    def going(carry: Any) -> Array:
+    def goes_on(carry: Blocks) -> Array:
         number, _, _, rate, _ = carry
         return (number < MAX_BLOCKS) & (rate > 0).any()
 
     rate, highest = jnp.full(len(x), FIRST_RATE), jnp.full(len(x), -jnp.inf)
     start = 0, theta, adam.init(theta), rate, highest
-    return make(lax.while_loop(going, block, start)[1])
+    return make(lax.while_loop(goes_on, block, start)[1])
 
 
 def elbos(
     model: Model,
-    variables: Any,
+    variables: VariableDict,
     x: Array,
     keys: Array,
     num_samples: int,
     y: Array | None = None,
 ) -> dict[str, Array]:
-    """L[q] as `elbo` and L[q*] as `elbo_optimal`, `[B]` each, nats, with the same K samples' noise.
+    """The ELBO with the encoder's q and with the best q*, from the same noise of K samples.
 
     Args:
         model: a VAE.
         variables: its variables.
         x: images `[B, H, W, C]`.
-        keys: `[B]`.
-        num_samples: K, to the next multiple of those drawn at once.
+        keys: typed keys `[B]`.
+        num_samples: the number of samples K, rounded up to a multiple of those drawn at once.
         y: labels `[B]` of a conditional model.
 
+    Returns:
+        `elbo`, L[q], and `elbo_optimal`, L[q*], in nats, `[B]` each.
+
     Raises:
-        VaeJaxError: as for `unconstrained`.
+        VaeJaxError: as in `unconstrained`.
     """
-    q: Any = model.apply(variables, x, y, method="encode")
+    q = cast(Distribution, model.apply(variables, x, y, method="encode"))
     optimal = best(model, variables, q, x, random.purpose(keys, "optimization"), y)
     chunk = min(num_samples, SAMPLES_AT_ONCE)
 
@@ -166,37 +193,49 @@ def elbos(
     return {"elbo": mean_bound(q), "elbo_optimal": mean_bound(optimal)}
 
 
-def make_optimizer(
+def make_gaps_evaluator(
     experiment: Experiment, split: SplitName, num_samples: int, num_images: int | None = None
-) -> Callable[[Any], dict[str, np.ndarray]]:
-    """`elbos` for a whole split, on all devices: as `over_split`, `[S, N]` each.
+) -> Evaluator:
+    """Compile `elbos` for a whole split, on all devices.
+
+    Args:
+        experiment: the experiment, for its data and model.
+        split: the split of the data.
+        num_samples: the number of samples K.
+        num_images: the number of images N, evenly spaced over the split; None takes all.
+
+    Returns:
+        An evaluator of the values of `elbos`, `[S, N]` each; `inference_gaps` takes them.
 
     Raises:
-        VaeJaxError: the model has several layers or no bound; as for `unconstrained`, `over_split`.
+        VaeJaxError: the model has several layers or no bound, or as in `unconstrained` and
+            `over_split`.
     """
     model = experiment.model
     if not isinstance(model, VAE):
         raise VaeJaxError(
-            f"The gaps are those of one q(z|x), and a {type(model).__name__} has one for each "
+            f"The gaps are defined for one q(z|x), and a {type(model).__name__} has one for each "
             "layer: leave the gaps out for this run."
         )
     if not has_bound(model):
         raise VaeJaxError("A model without a bound on ln p(x) has no gaps: leave them out.")
 
-    def each_image(variables: Any, x: Array, keys: Array, y: Array | None) -> dict[str, Array]:
+    def each_image(
+        variables: VariableDict, x: Array, keys: Array, y: Array | None
+    ) -> dict[str, Array]:
         return elbos(model, variables, x, keys, num_samples, y)
 
-    decoded = math.prod(model.image_shape) * min(num_samples, SAMPLES_AT_ONCE)
-    return over_split(experiment, split, num_images, DECODED_FLOATS // decoded, each_image)
+    samples = min(num_samples, SAMPLES_AT_ONCE)
+    return over_split(experiment, split, each_image, num_images, samples)
 
 
-def inference_gaps(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`approximation_gap` and `amortization_gap` of each image, `[S, N]`, nats.
+def inference_gaps(values: PerImage) -> PerImage:
+    """The two gaps of each image in nats, `approximation_gap` and `amortization_gap`, `[S, N]`.
 
     Args:
-        values: `[S, N]`: `elbo` and `elbo_optimal` of `make_optimizer`, and upper bounds on
-            -ln p(x), `nll` and perhaps `nll_ais`, of which for each seed the one with the lower
-            mean counts.
+        values: `elbo` and `elbo_optimal` from `make_gaps_evaluator`, and upper bounds on -ln p(x),
+            `nll` and perhaps `nll_ais`, `[S, N]` each. For each seed, the bound with the lower mean
+            is used.
     """
     nlls = np.stack([values[name] for name in ("nll", "nll_ais") if name in values])
     tightest = nlls.mean(2, dtype=np.float64).argmin(0)

@@ -1,10 +1,12 @@
 """A function of images, over a split of the data and all devices, with every image counted once."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import parallel, random
@@ -12,44 +14,52 @@ from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
 
-# Samples drawn at once from one key: a constant, so that an image's noise depends on nothing else.
+# The samples drawn from one key: a constant, so that an image's noise depends on nothing else.
 SAMPLES_AT_ONCE = 64
-# Floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
+# The floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
 DECODED_FLOATS = 2**20
-# Of a device's memory, what all that is computed of the images given at once may take.
-MEMORY_SHARE = 0.25
+# The fraction of a device's memory that whatever is computed of one batch may take.
+MEMORY_FRACTION = 0.25
+
+PerImage = dict[str, np.ndarray]
+"""Values of each image by name, `[S, N, ...]`."""
+Evaluator = Callable[[VariableDict], PerImage]
+"""A function of the variables of S seeds, host arrays `[S, ...]` such as `Run.variables`."""
 
 
 def over_split(
     experiment: Experiment,
     split: SplitName,
-    num_images: int | None,
-    at_once: int,
-    function: Callable[..., Any],
+    function: Callable[..., object],
+    num_images: int | None = None,
+    num_decoded: int = 1,
 ) -> Callable[..., Any]:
-    """Compiles a function of images, to call on all of a split's.
+    """Map a function of images over a split.
+
+    The images are cut into batches: as large as `DECODED_FLOATS` allows, and smaller where the
+    compiler says that a batch would need more than `MEMORY_FRACTION` of a device's memory. The last
+    one is padded, and what is computed of the padding is thrown away. The keys of an image depend
+    on its position in the split alone, so its values depend on neither batches nor devices. Matrix
+    products are float32 on every platform.
 
     Args:
-        experiment: its data, and the model whose variables the labels go with.
-        split: of the data.
-        num_images: evenly spaced over the split; None takes all.
-        at_once: the most images that a device is given at once. It is given fewer where, by the
-            compiler's account, they would take more than `MEMORY_SHARE` of its memory.
-        function: from one seed's variables, images `[B, H, W, C]` in the form of the protocol,
-            their keys `[B]`, their labels `[B]` (None where the model takes none) and any more
-            trees of that seed, to a tree of arrays `[B, ...]`.
+        experiment: its data, and the model whose variables are given.
+        split: the split of the data.
+        function: a function of the variables of one seed, images `[B, H, W, C]` scaled by the
+            protocol, their keys `[B]`, their labels `[B]` (None in a model without labels) and
+            further trees of that seed; it returns a tree of arrays `[B, ...]`.
+        num_images: the number of images N, evenly spaced over the split; None takes all.
+        num_decoded: the number of images that are decoded for each image at once.
 
     Returns:
-        A function of variables and more trees with the axes of devices and seeds, `[D, S, ...]`
-        (`parallel.replicate` of `Run.variables`), to host arrays `[S, N, ...]`. An image's keys
-        depend on its place in the split alone, not on batches or devices.
+        A function of variables and further trees, host arrays `[S, ...]` of S seeds, to the tree of
+        host arrays `[S, N, ...]`. It is compiled at its first call.
 
     Raises:
-        VaeJaxError: the split has no or not so many images.
+        VaeJaxError: the split does not have this number of images, or none.
     """
-    of_split = getattr(experiment.data, split)
-    images = of_split.images
-    total = len(images)
+    data_split = getattr(experiment.data, split)
+    images, total = data_split.images, len(data_split.images)
     wanted = total if num_images is None else num_images
     if not 1 <= wanted <= total:
         raise VaeJaxError(
@@ -58,47 +68,52 @@ def over_split(
         )
     rows = np.arange(wanted) * total // wanted
     devices = parallel.num_devices()
-
-    labels = None if experiment.model.labels is None else of_split.labels
+    labels = None if experiment.model.labels is None else data_split.labels
 
     def one_device(
-        variables: Any, images: Array, indices: Array, y: Array | None, *more: Any
-    ) -> Any:
+        variables: VariableDict, images: Array, indices: Array, y: Array | None, *more: object
+    ) -> object:
         image_keys = random.image_keys(split, indices)
         x = experiment.data.protocol.apply(images, random.purpose(image_keys, "protocol"))
         keys = random.purpose(image_keys, "evaluation")
 
-        def one_seed(variables: Any, *more: Any) -> Any:
+        def one_seed(variables: VariableDict, *more: object) -> object:
             return function(variables, x, keys, y, *more)
 
         return jax.vmap(one_seed)(variables, *more)
 
     on_devices = parallel.on_every_device(one_device)
-    batch = 0  # found at the first call
 
-    def piece(first: int, batch: int) -> tuple[Array, Array, Array | None]:
-        padded = np.resize(rows[first : first + batch], batch).astype(np.int32)
+    def batch_from(first: int, size: int) -> tuple[Array, Array, Array | None]:
+        padded = np.resize(rows[first : first + size], size).astype(np.int32)
         y = None if labels is None else parallel.split(labels[padded], 0)
         return parallel.split(images[padded], 0), parallel.split(padded, 0), y
 
-    def fitting(variables: Any, *more: Any) -> int:
-        share = min(max(1, at_once), -(-wanted // devices))
-        budget = int(MEMORY_SHARE * parallel.memory())
+    def fitting_size(variables: VariableDict, *more: object) -> int:
+        """The largest batch over all devices that is within the limits."""
+        most = DECODED_FLOATS // (math.prod(experiment.data.image_shape) * num_decoded)
+        share = min(max(1, most), -(-wanted // devices))
+        budget = int(MEMORY_FRACTION * parallel.device_memory())
         while share > 1:
-            arguments = variables, *piece(0, devices * share), *more
-            taken = parallel.temporary_bytes(on_devices, *arguments)
-            if taken <= budget:
+            arguments = variables, *batch_from(0, devices * share), *more
+            needed = parallel.temporary_bytes(on_devices, *arguments)
+            if needed <= budget:
                 break
-            share = max(1, share * budget // taken)
-        return devices * -parallel.largest(-share)  # the least of any process
+            share = max(1, share * budget // needed)
+        return devices * -parallel.max_over_processes(-share)  # the least of any process
 
-    def on_split(variables: Any, *more: Any) -> Any:
-        nonlocal batch
-        batch = batch or fitting(variables, *more)
+    size = 0
+
+    def on_split(variables: VariableDict, *more: object) -> object:
+        nonlocal size
+        variables, more = parallel.replicate((variables, more))
         batches = []
-        for first in range(0, wanted, batch):
-            result = on_devices(variables, *piece(first, batch), *more)
-            batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
+        # Accelerators round the factors of a product to ten bits or eight unless told not to.
+        with jax.default_matmul_precision("float32"):
+            size = size or fitting_size(variables, *more)
+            for first in range(0, wanted, size):
+                result = on_devices(variables, *batch_from(first, size), *more)
+                batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
 
     return on_split

@@ -11,7 +11,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.networks.critics import critic_of, frozen
-from vae_jax.parallel import batch_offset, whole_batch
+from vae_jax.parallel import batch_offset, gather_batch
 from vae_jax.vae import Terms
 
 
@@ -65,8 +65,8 @@ class FactorVAE(Objective):
         z = lax.stop_gradient(terms.z[0][0])
         keys = random.purpose(terms.keys, "shuffle")
         noise = random.draw(jax.random.uniform, keys, (), z.shape)
-        first, second = jnp.array_split(whole_batch(z), 2)
-        permuted = permute_dims(second, whole_batch(noise)[len(first) :])
+        first, second = jnp.array_split(gather_batch(z), 2)
+        permuted = permute_dims(second, gather_batch(noise)[len(first) :])
         position = batch_offset(len(z)) + jnp.arange(len(z))
         logits = critic_of(model)(jnp.concatenate([first, permuted])[position])
         right = jnp.where(position < len(first), logits, -logits)

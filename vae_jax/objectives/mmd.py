@@ -12,7 +12,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import sample_each
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Space, has_bound
-from vae_jax.parallel import whole_batch
+from vae_jax.parallel import gather_batch
 from vae_jax.vae import Terms
 
 Kernel = Callable[[Array, Array], Array]
@@ -92,7 +92,7 @@ def aggregated_mmd(terms: Terms, kernel: Kernel) -> Float[Array, ""]:
     z_prior = lax.stop_gradient(sample_each(p, keys, (len(z),)))
 
     def flat(z: Array) -> Array:
-        return whole_batch(z.reshape(*z.shape[:2], -1), axis=1)
+        return gather_batch(z.reshape(*z.shape[:2], -1), axis=1)
 
     return jax.vmap(lambda x, y: mmd(x, y, kernel))(flat(z), flat(z_prior)).mean()
 

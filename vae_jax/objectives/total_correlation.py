@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from vae_jax.distributions import Distribution, Elementwise, Normal, one_event_axis
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.parallel import batch_offset, whole_batch
+from vae_jax.parallel import batch_offset, gather_batch
 from vae_jax.vae import Terms
 
 Sampling = Literal["stratified", "weighted"]
@@ -46,7 +46,7 @@ def log_weights(
 
 def _over_batch(q: Distribution) -> Distribution:
     """q(z|x) of all images of the batch, from those of this device."""
-    return cast(Distribution, jax.tree.map(whole_batch, q))
+    return cast(Distribution, jax.tree.map(gather_batch, q))
 
 
 def log_aggregated(
@@ -164,13 +164,13 @@ class DIPVAE(Objective):
         metrics = terms.bound_metrics()
         q = terms.q[0]
         ndims = len(q.event_shape)
-        mean = whole_batch(one_event_axis(q.mean, ndims))
+        mean = gather_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)
         covariance = centred.T @ centred / len(mean)
         if self.covariance_of == "z":
             assert isinstance(q, Normal)
             variance = jnp.broadcast_to(q.scale**2, q.loc.shape)
-            covariance += jnp.diag(whole_batch(one_event_axis(variance, ndims)).mean(0))
+            covariance += jnp.diag(gather_batch(one_event_axis(variance, ndims)).mean(0))
         diagonal = jnp.diag(covariance)
         off_diagonal = covariance - jnp.diag(diagonal)
         penalty = (

@@ -18,7 +18,7 @@ from typing_extensions import override
 from vae_jax.distributions import ProductCodebook, Quantized, VectorCodebook, nearest, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Posterior
-from vae_jax.parallel import batch_mean, whole_batch
+from vae_jax.parallel import batch_mean, gather_batch
 
 GLOROT = nn.initializers.glorot_uniform()
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -71,7 +71,7 @@ class Vectors(nn.Module):
             indices: the vectors to which they are assigned.
             decay: the decay of the running averages.
         """
-        x, indices = whole_batch(x).reshape(-1, self.dim), whole_batch(indices).reshape(-1)
+        x, indices = gather_batch(x).reshape(-1, self.dim), gather_batch(indices).reshape(-1)
         assigned = jax.nn.one_hot(indices, self.num_codes)
         counts = decay * self.counts.value + (1 - decay) * assigned.sum(0)
         sums = decay * self.sums.value + (1 - decay) * assigned.T @ x
