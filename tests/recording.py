@@ -90,7 +90,7 @@ class Recording:
             AssertionError: two draws share bits.
         """
         assert self.drawn, "nothing was drawn"
-        for key, ways in self.origins.items():
+        for ways in self.origins.values():
             assert len(ways) == 1, f"{[(*self.path(k), data) for k, data in ways]} are one key"
         for key, times in self.drawn.items():
             path = self.path(key)
@@ -132,8 +132,7 @@ def _recorder(write: Callable[..., None]) -> Callable[..., Any]:
 
 
 def _keys(array: np.ndarray) -> Iterator[Key]:
-    for first, second in array.reshape(-1, 2).tolist():
-        yield first, second
+    yield from map(tuple, array.reshape(-1, 2).tolist())
 
 
 def _write_draw(recording: Recording, keys: np.ndarray, *bits: np.ndarray) -> None:

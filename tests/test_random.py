@@ -281,9 +281,9 @@ def test_two_purposes_of_one_name_are_found(monkeypatch):
         random, "purpose", lambda k, name: named(k, "posterior" if name == "prior" else name)
     )
     model = tiny.model()
-    with pytest.raises(AssertionError, match="'posterior'.* is drawn from 2 times"):
+    with pytest.raises(AssertionError, match=r"'posterior'.* is drawn from 2 times"):
         losses((model, vj.WAE(1.0))).check()
-    with pytest.raises(AssertionError, match="'posterior'.* is drawn from and folded"):
+    with pytest.raises(AssertionError, match=r"'posterior'.* is drawn from and folded"):
         losses(WAE_ON_THE_SPHERE).check()
 
 
