@@ -26,7 +26,7 @@ from rich.table import Table
 
 from vae_jax import parallel
 from vae_jax.step import init_state, make_train_chunk
-from vae_jax.train import chunks
+from vae_jax.train import chunks_of_batches
 
 sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 from ours import Work, experiment  # pyright: ignore[reportMissingImports]
@@ -62,7 +62,7 @@ def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int =
     start = jax.jit(jax.vmap(partial(init_state, this)))(seeds)
     state, device_seeds = layout.place(jax.tree.map(np.asarray, start)), layout.place(seeds)
     images = parallel.replicate(this.data.train.images)
-    train_chunk, batches = make_train_chunk(this, layout), chunks(this, layout, seeds, 0, False)
+    train_chunk, batches = make_train_chunk(this, layout), chunks_of_batches(this, layout, seeds, 0, False)
     state, metrics = train_chunk(state, images, next(batches), device_seeds)
     jax.block_until_ready(metrics)
     batch = next(batches)

@@ -35,11 +35,11 @@ def measure(num_images: int, num_samples: int) -> dict[str, float]:
     from ours import experiment  # pyright: ignore[reportMissingImports]
 
     from vae_jax import parallel
-    from vae_jax.evaluation.bounds import make_evaluator
+    from vae_jax.evaluation.bounds import make_bounds_evaluator
     from vae_jax.step import init_state
 
     this = experiment(work="mlp")
-    evaluate = make_evaluator(this, "train", num_samples, num_images)
+    evaluate = make_bounds_evaluator(this, "train", num_samples, num_images)
     state: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[None], init_state(this, 0))
     variables = parallel.replicate(state.variables)
     seconds = []

@@ -35,7 +35,7 @@ from vae_jax.evaluation.ais import (
     hmc,
     leapfrog,
     log_mean_exp,
-    make_annealer,
+    make_ais_evaluator,
     make_point_at,
     reverse,
     simulate,
@@ -301,4 +301,4 @@ def test_latents_without_gradients_are_refused():
     model = tiny.model().clone(posterior=GumbelSoftmax(2, 3, 0.5), prior=UniformConcrete(2, 3, 0.5))
     experiment = dataclasses.replace(tiny.experiment()).with_model(model)
     with pytest.raises(VaeJaxError, match=r"real latents.*GumbelSoftmax.*'simplex'"):
-        make_annealer(experiment, "test", AIS())
+        make_ais_evaluator(experiment, "test", AIS())

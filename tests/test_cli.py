@@ -253,7 +253,7 @@ def test_figures_drawn_again_leave_what_else_is_there(run: Path) -> None:
     mine.write_text("mine")
     (run / "figures" / "samples.png").write_bytes(b"old")
     with on_devices(1):
-        drawn = standard_figures.draw(load_run(run))
+        drawn = standard_figures.plot_standard_figures(load_run(run))
     assert mine.read_text() == "mine"
     mine.unlink()
     assert set(drawn) == set((run / "figures").iterdir())

@@ -37,7 +37,7 @@ from vae_jax.networks.transformer import Transformer
 from vae_jax.objectives.vq import perplexity
 from vae_jax.priors.codes import AutoregressiveCategorical
 from vae_jax.step import init_state, make_train_chunk
-from vae_jax.train import chunks
+from vae_jax.train import chunks_of_batches
 
 GRID = (2, 2)
 
@@ -400,7 +400,7 @@ def trained() -> Any:
         broken = start.replace(params={**start.params, "likelihood": likelihood})
         layout = parallel.Layout.of(len(seeds), to_train.batch_size)
         chunk = make_train_chunk(to_train, layout)
-        batches = next(chunks(to_train, layout, seeds, 0, streamed=False))
+        batches = next(chunks_of_batches(to_train, layout, seeds, 0, streamed=False))
         images = parallel.replicate(to_train.data.train.images)
 
         def run(state):

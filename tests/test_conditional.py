@@ -38,7 +38,7 @@ from vae_jax import (
     random,
     train,
 )
-from vae_jax.evaluation.bounds import make_evaluator
+from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.parallel import Layout, OnDevices, on_every_device, replicate, split, unreplicate
 from vae_jax.run import Run, RunFolder
 from vae_jax.step import Batch, init_state, loss_and_gradients
@@ -297,7 +297,7 @@ def test_p_of_every_image_given_each_class_by_quadrature():
         log_p.append(np.log(px @ weights / weights.sum()))
     assert np.exp(log_p).sum(1) == pytest.approx(1)
     assert np.abs(log_p[0] - log_p[1]).max() > 0.3
-    evaluator = make_evaluator(experiment, "train", 4000)
+    evaluator = make_bounds_evaluator(experiment, "train", 4000)
     nll = evaluator(replicate(jax.tree.map(np.asarray, state.variables)))["nll"][0]
     np.testing.assert_allclose(nll, -np.concatenate(log_p), atol=0.05)
 

@@ -33,7 +33,7 @@ from vae_jax import (
 from vae_jax.data import BINARIZATION_SEED, index_keys
 from vae_jax.distributions import Elementwise, Normal, Transformed
 from vae_jax.evaluation import bounds, over_split
-from vae_jax.evaluation.bounds import make_evaluator, per_image
+from vae_jax.evaluation.bounds import make_bounds_evaluator, per_image
 from vae_jax.evaluation.evaluate import bits_per_dim
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
@@ -215,7 +215,7 @@ def test_every_image_has_its_likelihood_in_its_place(fit_linear_gaussian):
     """
     test = make_images(60 + N)[60:]
     ppca = fit_linear_gaussian(make_images(60) / 255, D)
-    evaluator = make_evaluator(make_experiment(ppca.model, "grey", test), "test", 5)
+    evaluator = make_bounds_evaluator(make_experiment(ppca.model, "grey", test), "test", 5)
     result = evaluator(on_devices(ppca.variables))
     expected = -ppca.log_likelihood(test / 255)
     assert result["nll"].shape == (1, N)
@@ -237,7 +237,7 @@ def noisy():
 def test_a_split_is_its_images_one_by_one(noisy):
     """Seeds x images against `per_image` of each image alone, with the noise of its place."""
     experiment, seeds = noisy
-    result = make_evaluator(experiment, "test", 7)(on_devices(*seeds))
+    result = make_bounds_evaluator(experiment, "test", 7)(on_devices(*seeds))
     assert result["nll"].shape == (2, N)
     alone = jax.jit(partial(per_image, BASE, num_samples=7))
     for n in range(N):
@@ -259,9 +259,9 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     """
     experiment, seeds = noisy
     variables = on_devices(seeds[0])
-    everything = make_evaluator(experiment, "test", 100)(variables)
+    everything = make_bounds_evaluator(experiment, "test", 100)(variables)
     monkeypatch.setattr(bounds, "DECODED_FLOATS", math.prod(SHAPE) * 64)
-    some = make_evaluator(experiment, "test", 100, num_images=4)(variables)
+    some = make_bounds_evaluator(experiment, "test", 100, num_images=4)(variables)
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
         np.testing.assert_allclose(some[name], expected, rtol=1e-5, atol=1e-5)
@@ -283,13 +283,13 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
     monkeypatch.setattr(parallel, "temporary_bytes", temporary_bytes)
     with on_one_device(1):
         variables = on_devices(seeds[0])
-        everything = make_evaluator(experiment, "train", 64)(variables)
+        everything = make_bounds_evaluator(experiment, "train", 64)(variables)
         ((count, whole),) = taken
         assert count == 60
         taken.clear()
         budget = whole // 4
-        monkeypatch.setattr(parallel, "memory", lambda: budget / over_split.MEMORY_SHARE)
-        evaluator = make_evaluator(experiment, "train", 64)
+        monkeypatch.setattr(parallel, "device_memory", lambda: budget / over_split.MEMORY_FRACTION)
+        evaluator = make_bounds_evaluator(experiment, "train", 64)
         chunked = evaluator(variables)
         assert taken[-1][1] <= budget
         assert 1 < taken[-1][0] < 60
@@ -305,12 +305,12 @@ def test_a_wrong_number_of_images_is_refused(noisy, num_images):
     with pytest.raises(
         VaeJaxError, match=f"test split of patterns has 13 images: .* on {num_images}\\."
     ):
-        make_evaluator(noisy[0], "test", 1, num_images)
+        make_bounds_evaluator(noisy[0], "test", 1, num_images)
 
 
 def test_an_empty_split_is_refused(noisy):
     with pytest.raises(VaeJaxError, match="valid split of patterns"):
-        make_evaluator(noisy[0], "valid", 1)
+        make_bounds_evaluator(noisy[0], "valid", 1)
 
 
 # --- The report ---------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_evaluation(noisy, tmp_path):
     run = make_run(experiment, tmp_path, {"params": params})
 
     evaluation = evaluate(run, num_samples=3)
-    values = make_evaluator(experiment, "test", 3)(parallel.replicate(run.variables))
+    values = make_bounds_evaluator(experiment, "test", 3)(parallel.replicate(run.variables))
     assert [list(units) for units in evaluation.active_units] == [[1, 2]]
     assert (evaluation.num_samples, evaluation.num_images) == (3, N)
     for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
@@ -399,7 +399,7 @@ def bits_of(likelihood: nn.Module) -> np.ndarray:
     experiment = make_experiment(model, "dequantize", make_images(60 + N)[60:])
     shapes = jax.eval_shape(partial(init_state, experiment), 0).variables
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
-    nll = make_evaluator(experiment, "test", 2)(on_devices(variables))["nll"]
+    nll = make_bounds_evaluator(experiment, "test", 2)(on_devices(variables))["nll"]
     bits = bits_per_dim(nll, experiment)
     assert bits is not None
     return bits[0]

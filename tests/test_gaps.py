@@ -13,7 +13,7 @@ from test_evaluate import make_run
 
 from vae_jax import PlanarFlow, VaeJaxError, evaluate
 from vae_jax.distributions import MultivariateNormal, Normal
-from vae_jax.evaluation.gaps import best, elbos, inference_gaps, make_optimizer, unconstrained
+from vae_jax.evaluation.gaps import best, elbos, inference_gaps, make_gaps_evaluator, unconstrained
 from vae_jax.train import init_state
 
 SHAPE, D, N = (2, 4, 1), 2, 12
@@ -177,4 +177,4 @@ def test_families_without_known_parameters_are_refused():
     state = jax.eval_shape(partial(init_state, experiment), 0)
     variables = jax.tree.map(lambda leaf: jnp.zeros((8, 1, *leaf.shape)), state.variables)
     with pytest.raises(VaeJaxError, match="Gaussian posteriors, not for Transformed"):
-        make_optimizer(experiment, "test", 2, 1)(variables)
+        make_gaps_evaluator(experiment, "test", 2, 1)(variables)

@@ -26,7 +26,7 @@ from vae_jax.distributions import (
     exact_kl,
 )
 from vae_jax.evaluation import information as module
-from vae_jax.evaluation.information import decompose, log_aggregated, make_decomposer
+from vae_jax.evaluation.information import decompose, log_aggregated_posterior, make_information_evaluator
 from vae_jax.train import init_state
 
 P = Normal(jnp.zeros(1), jnp.ones(1))
@@ -119,7 +119,7 @@ def test_the_mixture_in_chunks(family, monkeypatch):
     log_q = [normal.logpdf(z, m, f @ f.T) for m, f in zip(loc, factor, strict=True)]
     expected = np.log(np.exp(log_q).mean(0))
     monkeypatch.setattr(module, "DECODED_FLOATS", 3 * 6 * 2)
-    found: Any = jax.jit(log_aggregated)(q, jnp.asarray(z))
+    found: Any = jax.jit(log_aggregated_posterior)(q, jnp.asarray(z))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -144,8 +144,8 @@ def test_what_cannot_be_divided_is_refused():
     experiment = tiny.experiment()
     other = experiment.with_model(tiny.model().clone(posterior=Deterministic(2)))
     with pytest.raises(VaeJaxError, match="those of Deterministic are not"):
-        make_decomposer(other, "test")
+        make_information_evaluator(other, "test")
     parts = dict.fromkeys(("encoders", "posteriors", "decoders", "conditionals"), ())
     model = HierarchicalVAE(**parts, prior=tiny.model().prior, likelihood=tiny.model().likelihood)
     with pytest.raises(VaeJaxError, match="rate of a HierarchicalVAE"):
-        make_decomposer(experiment.with_model(model), "test")
+        make_information_evaluator(experiment.with_model(model), "test")

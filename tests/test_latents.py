@@ -16,7 +16,7 @@ import vae_jax as vj
 from vae_jax import generate
 from vae_jax.compatibility import check_shapes
 from vae_jax.distributions import Normal, Shape, exact_kl
-from vae_jax.evaluation.information import log_aggregated
+from vae_jax.evaluation.information import log_aggregated_posterior
 from vae_jax.interfaces import latent_shape
 from vae_jax.objectives.regularized import gradient_penalty
 from vae_jax.train import train
@@ -139,7 +139,7 @@ def test_mixtures_of_any_shape(shape, prior):
     assert p.mean.shape == shape
     q: Any = terms.q
     aggregated = np.log(np.mean(np.exp(q.log_prob(terms.z[0][:, None])), 1))
-    np.testing.assert_allclose(log_aggregated(q, terms.z[0]), aggregated, rtol=1e-4)
+    np.testing.assert_allclose(log_aggregated_posterior(q, terms.z[0]), aggregated, rtol=1e-4)
 
 
 OBJECTIVES = [

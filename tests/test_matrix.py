@@ -25,7 +25,7 @@ import vae_jax as vj
 from vae_jax import parallel
 from vae_jax.compatibility import Kind, check_data, check_objective, check_prior, public
 from vae_jax.step import init_state, make_train_chunk
-from vae_jax.train import chunks
+from vae_jax.train import chunks_of_batches
 
 STEPS, BATCH = 3, 8
 
@@ -155,7 +155,7 @@ def train_a_little(combination: Combination, devices: int) -> None:
         results = make_train_chunk(experiment, layout)(
             layout.place(before),
             parallel.replicate(experiment.data.train.images),
-            next(chunks(experiment, layout, seeds, 0, streamed=False)),
+            next(chunks_of_batches(experiment, layout, seeds, 0, streamed=False)),
             layout.place(seeds),
         )
         after, metrics = layout.collect(results)

@@ -24,7 +24,7 @@ from vae_jax import (
 )
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted
-from vae_jax.optimizers import GROUPS, by_group
+from vae_jax.optimizers import PARAMETER_GROUPS, by_group
 
 HIERARCHY = HierarchicalVAE(
     encoders=[MLP((3,)), MLP((3,))],
@@ -50,10 +50,10 @@ def moved(params: Any, **groups: optax.GradientTransformation) -> dict[str, floa
 
 
 def test_each_group_is_moved_by_its_own_optimizer():
-    params = {name: {"Dense_0": {"kernel": jnp.zeros((2, 3))}} for name in GROUPS}
-    rates = {name: 2.0 + place for place, name in enumerate(GROUPS)}
+    params = {name: {"Dense_0": {"kernel": jnp.zeros((2, 3))}} for name in PARAMETER_GROUPS}
+    rates = {name: 2.0 + place for place, name in enumerate(PARAMETER_GROUPS)}
     assert moved(params, **{n: optax.sgd(rate) for n, rate in rates.items()}) == rates
-    default = dict.fromkeys(GROUPS, 1.0)
+    default = dict.fromkeys(PARAMETER_GROUPS, 1.0)
     assert moved(params) == default
     assert moved(params, critic=optax.sgd(5.0)) == default | {"critic": 5.0}
     assert moved(params, decoder=optax.set_to_zero()) == default | {"decoder": 0.0}
@@ -63,7 +63,7 @@ def test_every_layer_of_a_hierarchical_model_is_in_its_group():
     x = jnp.zeros((1, *tiny.IMAGE_SHAPE))
     params = jax.eval_shape(HIERARCHY.init, jax.random.key(0), x, jax.random.key(0)[None])["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
-    rates = {name: 2.0 + place for place, name in enumerate(GROUPS)}
+    rates = {name: 2.0 + place for place, name in enumerate(PARAMETER_GROUPS)}
     assert moved(params, **{name: optax.sgd(rate) for name, rate in rates.items()}) == {
         "encoders_0": rates["encoder"],
         "encoders_1": rates["encoder"],

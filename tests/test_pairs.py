@@ -42,7 +42,7 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_shapes
 from vae_jax.step import init_state, make_train_chunk
-from vae_jax.train import chunks
+from vae_jax.train import chunks_of_batches
 
 IMAGE_SHAPE = (32, 32, 3)
 BATCH, STEPS = 8, 4
@@ -177,7 +177,7 @@ def test_every_pair_trains(encoder, decoder, kind):
         state, metrics = make_train_chunk(to_train, layout)(
             layout.place(before),
             parallel.replicate(to_train.data.train.images),
-            next(chunks(to_train, layout, seeds, 0, streamed=False)),
+            next(chunks_of_batches(to_train, layout, seeds, 0, streamed=False)),
             layout.place(seeds),
         )
         loss, after = layout.collect((metrics["loss"], state.params))

@@ -53,7 +53,7 @@ from vae_jax.parallel import (
     replicate,
     split,
     unreplicate,
-    whole_batch,
+    gather_batch,
 )
 from vae_jax.run import Run
 from vae_jax.step import Batch, init_state, loss_and_gradients
@@ -73,7 +73,7 @@ class Exposed(Objective):
 
     def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
         loss, metrics = self.objective(terms, step, model)
-        whole: Any = partial(whole_batch, axis=1)
+        whole: Any = partial(gather_batch, axis=1)
         # log_px depends on the binarization of x, z on that and on the posterior's noise.
         return loss, metrics | {"z": whole(terms.z[0]), "log_px": whole(terms.log_px)}
 

@@ -19,7 +19,7 @@ from vae_jax.compute import rematerialized
 from vae_jax.cpu.compiler import KEEP_BARRIERS
 from vae_jax.experiment import Experiment
 from vae_jax.step import Batch, init_state, loss_and_gradients, make_train_chunk
-from vae_jax.train import chunks
+from vae_jax.train import chunks_of_batches
 
 
 class Block(nn.Module):
@@ -113,7 +113,7 @@ def test_training_is_the_same() -> None:
         train_chunk = make_train_chunk(made, layout)
         state = layout.place(jax.jit(jax.vmap(partial(init_state, made)))(seeds))
         images = parallel.replicate(made.data.train.images)
-        for batches in chunks(made, layout, seeds, 0, streamed=False):
+        for batches in chunks_of_batches(made, layout, seeds, 0, streamed=False):
             state, _ = train_chunk(state, images, batches, layout.place(seeds))
         return layout.collect(state)
 

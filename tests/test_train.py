@@ -391,7 +391,7 @@ def test_a_streamed_run_goes_on_to_the_same_bytes(straight: Path, tmp_path: Path
 
 def test_images_too_large_for_a_device_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_streamed(TINY.data)
-    monkeypatch.setattr(parallel, "memory", lambda: 4 * TINY.data.train.images.nbytes - 1)
+    monkeypatch.setattr(parallel, "device_memory", lambda: 4 * TINY.data.train.images.nbytes - 1)
     assert is_streamed(TINY.data)
 
 

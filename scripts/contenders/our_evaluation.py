@@ -14,7 +14,7 @@ from jax import Array
 from ours import experiment
 
 from vae_jax import Experiment, parallel, random
-from vae_jax.evaluation.bounds import make_evaluator
+from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.step import init_state
 
 IMAGES, SAMPLES = 20, 50  # of one call of the plain loop
@@ -66,7 +66,7 @@ def main(num_samples: int = 5000, num_images: int = 1000, plain_loop: bool = Fal
     if plain_loop:
         evaluate = plain(this, variables, num_samples, num_images)
     else:
-        evaluate = make_evaluator(this, "test", num_samples, num_images)
+        evaluate = make_bounds_evaluator(this, "test", num_samples, num_images)
         variables = parallel.replicate(jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables))
     for done in range(num_images, 10**8, num_images):
         assert np.isfinite(evaluate(variables)["nll"]).all()

@@ -10,7 +10,7 @@ from ours import experiment
 
 from vae_jax import parallel
 from vae_jax.data import prefetched
-from vae_jax.train import chunks
+from vae_jax.train import chunks_of_batches
 
 
 def main(batch_size: int = 128, log_every: int = 400, streamed: bool = True) -> None:
@@ -21,7 +21,7 @@ def main(batch_size: int = 128, log_every: int = 400, streamed: bool = True) -> 
     gather = parallel.on_every_device(lambda images, rows: images[rows])
     print(json.dumps({"flops": 0}), flush=True)
     done = 0
-    for batches in prefetched(chunks(this, layout, seeds, 0, streamed)):
+    for batches in prefetched(chunks_of_batches(this, layout, seeds, 0, streamed)):
         jax.block_until_ready(batches.images if images is None else gather(images, batches.rows))
         done += batches.rows.shape[2]
         if done % log_every == 0:
