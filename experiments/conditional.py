@@ -4,8 +4,9 @@
         --workdir runs/conditional/fashion_mnist
     vae-jax evaluate runs/conditional/fashion_mnist --num-samples 100
     python scripts/tell_apart.py runs/conditional/fashion_mnist
-    vae-jax sample runs/conditional/fashion_mnist --label Sneaker --num 16 --out sneakers.jpg
-    vae-jax restyle runs/conditional/fashion_mnist --from Pullover --to Dress --out dresses.png
+    vae-jax sample runs/conditional/fashion_mnist --labels Sneaker --num 16 --out sneakers.jpg
+    vae-jax restyle runs/conditional/fashion_mnist --source Pullover \
+        --targets Pullover Dress --out dresses.png
     vae-jax figures experiments/conditional.py --data fashion_mnist
 
 Published: no number to compare with; Kingma et al. classify with few labels, Sohn et al. complete

@@ -3,8 +3,8 @@
     vae-jax train experiments/folder.py --images my_pictures --workdir runs/my_pictures
     vae-jax sample runs/my_pictures --num 16 --out new.png
     vae-jax train experiments/folder.py --images my_pictures --styles --workdir runs/styles
-    vae-jax sample runs/styles --label sci-fi --num 16 --out sci-fi.jpg
-    vae-jax restyle runs/styles --from photo --to sci-fi --out restyled.png
+    vae-jax sample runs/styles --labels sci-fi --num 16 --out sci-fi.jpg
+    vae-jax restyle runs/styles --source photo --targets photo sci-fi --out restyled.png
 
 Published: none; the pictures are yours. Ours, with `--styles` and `--size 32`, by the commands of
 docs/folder.md: a classifier trained on real images takes 629 of 1,000 drawn digits for the digit
@@ -95,7 +95,6 @@ def experiment(
             if likelihood == "logistic"
             else MixtureOfLogistics(num_components=5),
             labels=LabelEmbedding(len(names), 8) if names else None,
-            image_shape=data.image_shape,
         ),
         # Without a warm-up the decoder learns the colours of pixels first and z is never used.
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 4)),

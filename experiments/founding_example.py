@@ -75,7 +75,6 @@ def experiment(
             prior=StandardNormal(latent_dim),
             decoder=VGGDecoder(STAGES),
             likelihood=DiscretizedLogistic(),
-            image_shape=data.image_shape,
         ),
         # Without a warm-up the decoder learns the colours of pixels first and z is never used.
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 2)),

@@ -43,7 +43,6 @@ def experiment(
             prior=StandardNormal(latent_dim),
             decoder=MLP((hidden,)),
             likelihood=Bernoulli(),
-            image_shape=data.image_shape,
         ),
         objective=ELBO(),
         optimizer=optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)),

@@ -2,8 +2,8 @@
 
     vae-jax figures experiments/vaegan.py
     vae-jax figures experiments/vaegan.py --objective patch_gan
-    vae-jax evaluate runs/vaegan/patch_gan --quality 1000 --num-samples 10
-    vae-jax evaluate runs/vaegan/vae --quality 1000 --num-samples 10
+    vae-jax evaluate runs/vaegan/patch_gan --quality-images 1000 --num-samples 10
+    vae-jax evaluate runs/vaegan/vae --quality-images 1000 --num-samples 10
     vae-jax train experiments/vaegan.py --workdir runs/vaegan/vaegan
 
 Published: no number to compare with. The paper shows that its 64x64 faces are sharper than those of

@@ -62,7 +62,10 @@ def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int =
     start = jax.jit(jax.vmap(partial(init_state, this)))(seeds)
     state, device_seeds = layout.place(jax.tree.map(np.asarray, start)), layout.place(seeds)
     images = parallel.replicate(this.data.train.images)
-    train_chunk, batches = make_train_chunk(this, layout), chunks_of_batches(this, layout, seeds, 0, False)
+    train_chunk, batches = (
+        make_train_chunk(this, layout),
+        chunks_of_batches(this, layout, seeds, 0, False),
+    )
     state, metrics = train_chunk(state, images, next(batches), device_seeds)
     jax.block_until_ready(metrics)
     batch = next(batches)

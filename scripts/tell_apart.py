@@ -66,7 +66,7 @@ def tell_apart(
     assert test.labels is not None
     classifier = learn(run, num_train, hidden, seed)
     labels = np.repeat(np.arange(len(names)), per_class)
-    samples = generate.sample(run, len(labels), seed, labels)
+    samples = generate.sample(run, len(labels), seed, labels.tolist())
     right = named(classifier, samples) == labels
     really_right = named(classifier, test.images / np.float32(255)) == test.labels
     groups = {"real test images": really_right, "samples": right}

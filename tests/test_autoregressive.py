@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from gradients import one_batch
 from perturbation import drawn
 from running import on_devices
 from scipy import stats
@@ -31,8 +32,6 @@ from vae_jax import (
     generate,
     train,
 )
-from vae_jax.parallel import on_every_device, replicate, split, unreplicate
-from vae_jax.step import init_state, loss_and_gradients
 
 SMALL: Any = {"width": 8, "num_layers": 2, "num_heads": 2}
 N, F = 3, 4
@@ -73,13 +72,6 @@ def one_pixel(p: Any, features: Any) -> Any:
 @jax.jit
 def log_prob_of_pixel(p: Any, features: Any, pixel: Any) -> Any:
     return one_pixel(p, features).log_prob(pixel[:, None, None])
-
-
-@jax.jit
-def sample_of_pixel(p: Any, features: Any, keys: Any, place: Any) -> Any:
-    """With the noise that `AutoregressivePixelsDistribution.sample` has at the place."""
-    own = jax.vmap(lambda key: jax.random.fold_in(jax.random.split(key, ()), place))(keys)
-    return one_pixel(p, features).sample(own)[:, 0, 0]
 
 
 # --- The density --------------------------------------------------------------------------------
@@ -212,22 +204,12 @@ LIKELIHOOD = AutoregressivePixels(Bernoulli(), width=8, num_layers=1, num_heads=
 MODEL = tiny.model().clone(likelihood=LIKELIHOOD)
 
 
-def one_batch(devices: int, **changes: Any) -> Any:
-    """Loss, metrics, model state and gradients of 16 images."""
-    experiment = dataclasses.replace(tiny.experiment(), model=MODEL, objective=ELBO(2), **changes)
-    rows, seed = np.arange(16, dtype=np.int32), np.uint32(3)
-    with on_devices(devices):
-        state = jax.jit(partial(init_state, experiment))(seed)
-        function = on_every_device(partial(loss_and_gradients, experiment))
-        images = split(experiment.data.train.images[rows], 0)
-        return unreplicate(function(replicate(state), images, split(rows, 0), replicate(seed)))
-
-
 @pytest.mark.slow
 def test_gradients_on_several_devices_and_in_bfloat16():
     """Two devices as one; bfloat16 within what 8 bits of mantissa leave, the network's too."""
-    plain, two = one_batch(1), one_batch(2)
-    half = one_batch(1, compute_dtype=jnp.bfloat16)
+    experiment = dataclasses.replace(tiny.experiment(), model=MODEL, objective=ELBO(2))
+    plain, two = one_batch(experiment, 1, 2)
+    (half,) = one_batch(dataclasses.replace(experiment, compute_dtype=jnp.bfloat16), 1)
     for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(plain), strict=True):
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b) + 1e-6
     for rounded, exact in zip(jax.tree.leaves(half), jax.tree.leaves(plain), strict=True):
@@ -259,7 +241,7 @@ def test_a_batch_of_samples_is_decoded_as_each_of_them():
     def both():
         terms: Any
         terms, variables = MODEL.init_with_output(KEYS[0], X, KEYS, 2)
-        flat: Any = MODEL.apply(variables, terms.z.reshape(6, 2), method="decode")
+        flat: Any = MODEL.apply(variables, (terms.z[0].reshape(6, 2),), method="decode")
         return terms.log_px, flat.log_prob(X[[0, 1, 2, 0, 1, 2]])
 
     log_px, flat = both()

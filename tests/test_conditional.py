@@ -241,9 +241,9 @@ def test_samples_of_a_class_have_its_prior_and_its_offset(linear: Linear):
     np.testing.assert_allclose(px.mean.reshape(means.shape), means, atol=1e-5)
 
     one = generate.sample(linear.run, 7, seed=3, labels=[2])
-    np.testing.assert_allclose(one, generate.sample(linear.run, 7, 3, np.full(7, 2)), atol=1e-6)
+    np.testing.assert_allclose(one, generate.sample(linear.run, 7, 3, [2] * 7), atol=1e-6)
     shared = generate.sample(linear.run, 7, seed=3)
-    own = generate.sample(linear.run, 7, 3, np.array([0, 0, 0, 1, 1, 2, 2]))
+    own = generate.sample(linear.run, 7, 3, [0, 0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(shared, own)
 
 

@@ -54,7 +54,7 @@ def test_a_class_is_drawn_by_its_name(folder: Path, tmp_path: Path):
     """Bars 0 to 3 are rows, 4 to 7 columns, of 4x4 pixels."""
     for label in (1, 6):
         out = tmp_path / f"{label}.png"
-        vae_jax("sample", folder / "conditional", "--label", label, "--num", 9, "--out", out)
+        vae_jax("sample", folder / "conditional", "--labels", label, "--num", 9, "--out", out)
         tiles = pixels(out).reshape(3, 4, 3, 4).swapaxes(1, 2).reshape(9, 4, 4)
         bar = tiles.mean(2 if label < 4 else 1)
         assert (bar.argmax(1) == label % 4).all()
@@ -73,12 +73,26 @@ def test_without_a_label_every_class_has_a_row(folder: Path, tmp_path: Path):
 def test_a_style_is_changed(folder: Path, tmp_path: Path):
     """One bar becomes another; all classes are drawn where none is asked for."""
     run, out = folder / "conditional", tmp_path / "restyled.png"
-    vae_jax("restyle", run, "--from", 2, "--to", 5, "--num", 2, "--split", "train", "--out", out)
+    vae_jax(
+        "restyle",
+        run,
+        "--source",
+        2,
+        "--targets",
+        2,
+        5,
+        "--num",
+        2,
+        "--split",
+        "train",
+        "--out",
+        out,
+    )
     two = pixels(out).shape
-    vae_jax("restyle", run, "--from", 2, "--num", 2, "--split", "train", "--out", out)
+    vae_jax("restyle", run, "--source", 2, "--num", 2, "--split", "train", "--out", out)
     assert pixels(out).shape[0] > two[0]
     with on_devices(1):
-        _, images = generate.restyle(load_run(run), "train", 2, [2, 5], 2)
+        _, images, *_ = generate.restyle(load_run(run), 2, [2, 5], "train", 2)
     assert (images[:, 0].mean((2, 3)).argmax(1) == 2).all()
     assert (images[:, 1].mean((1, 3)).argmax(1) == 1).all()
 
@@ -86,11 +100,11 @@ def test_a_style_is_changed(folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("run", "flags", "said"),
     [
-        ("conditional", ("sample", "--label", "sci-fi"), "bars has no class 'sci-fi': choose one"),
-        ("conditional", ("restyle", "--from", "8"), "no class '8': choose one of 0, 1, 2"),
-        ("conditional", ("restyle", "--from", "0", "--to", "x"), "no class 'x'"),
-        ("plain", ("sample", "--label", "1"), "trained without labels"),
-        ("plain", ("restyle", "--from", "1"), "trained without labels"),
+        ("conditional", ("sample", "--labels", "sci-fi"), "bars has no class 'sci-fi': choose one"),
+        ("conditional", ("restyle", "--source", "8"), "no class '8': choose one of 0, 1, 2"),
+        ("conditional", ("restyle", "--source", "0", "--targets", "x"), "no class 'x'"),
+        ("plain", ("sample", "--labels", "1"), "trained without labels"),
+        ("plain", ("restyle", "--source", "1"), "trained without labels"),
     ],
 )
 def test_unknown_labels_are_refused(

@@ -31,6 +31,7 @@ from vae_jax import (
     VaeJaxError,
     cli,
     evaluate,
+    generate,
     train,
 )
 from vae_jax.experiment import read_module
@@ -154,6 +155,8 @@ def parse(command: str) -> None:
             cli.parse(module_of(file).figures, "figures", flags, cli.DataOptions())
         case ["vae-jax", "data", str(name), *flags]:
             cli.parse(getattr(cli, f"data_{name}"), f"data {name}", flags)
+        case ["vae-jax", str(name), *flags] if name in cli.PICTURES:
+            cli.parse(getattr(generate, name), name, flags, cli.PictureOptions, given=["run"])
         case ["vae-jax", str(name), *flags]:
             cli.parse(getattr(cli, name), name, flags)
         case ["python", str(file), *flags]:
@@ -332,7 +335,7 @@ def tiny_data(protocol: str) -> Data:
 def test_the_models_fit_together(heading):
     """Each section's model maps images `[3, 28, 28, 1]` to Terms; traced, not run."""
     x, keys = jnp.zeros((3, 28, 28, 1)), jax.random.split(jax.random.key(0), 3)
-    model = namespace(heading)["model"]
+    model = namespace(heading)["model"].clone(image_shape=(28, 28, 1))
 
     def shapes():
         terms, variables = model.init_with_output(keys[0], x, keys)

@@ -156,8 +156,8 @@ def test_a_wrong_flag_or_value(
         (["--log-every", -5], "log_every is -5"),
         (["--batch-size", 0], "batch_size is 0"),
         (["--batch-size", 12], "12 does not divide over 8 devices: choose a multiple of 8"),
-        (["--seed", -1], "seeds go from 0"),
-        (["--seeds", 0], "one is the least"),
+        (["--seed", -1], "all from 0 to 2^32 - 1"),
+        (["--seeds", 0], "take at least one seed"),
     ],
 )
 def test_numbers_that_make_no_sense(flags: list[Any], said: str, refused: Any) -> None:
@@ -268,8 +268,8 @@ def test_a_run_whose_data_changed(trained: Path, refused: Any, tmp_path: Path) -
         (["sample", "--out", "x.gif"], "must end in .png"),
         (["sample", "--out", "x.png", "--num", 0], "--num is 0: it must be at least 1"),
         (["reconstruct", "--out", "x.pdf"], "must end in .png"),
-        (["evaluate", "--features", "x.py:f"], "give --quality too"),
-        (["evaluate", "--quality", 22], "at least 40 and at most 21"),
+        (["evaluate", "--features", "x.py:f"], "say how many with --quality-images too"),
+        (["evaluate", "--quality-images", 22], "at least 40 and at most 21"),
         (["traverse", "--out", "x.png", "--row", 21], "has 21 images"),
         (["traverse", "--out", "x.png", "--latents", -1], "--latents is -1"),
         (["sample", "--out", "file/x.png"], "file/x.png cannot be written (File exists)"),

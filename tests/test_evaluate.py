@@ -4,14 +4,13 @@ import math
 from functools import partial
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import struct
-from running import on_devices as on_one_device
+from running import on_devices
 from scipy import special, stats
 
 from vae_jax import (
@@ -29,16 +28,16 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
     parallel,
+    random,
 )
-from vae_jax.data import BINARIZATION_SEED, index_keys
 from vae_jax.distributions import Elementwise, Normal, Transformed
 from vae_jax.evaluation import bounds, over_split
 from vae_jax.evaluation.bounds import make_bounds_evaluator, per_image
 from vae_jax.evaluation.evaluate import bits_per_dim
+from vae_jax.interfaces import Likelihood
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
-from vae_jax.train import init_state
-from vae_jax.vae import fold_in_each
+from vae_jax.step import init_state
 
 SHAPE, D, N = (4, 4, 1), 2, 13
 BASE = VAE(
@@ -74,17 +73,16 @@ def make_experiment(model: Any, protocol: str, test: np.ndarray | None = None) -
     )
 
 
-def on_devices(*seeds):
-    """One model's variables for each seed, as training keeps them: `[D, S, ...]`."""
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *seeds)
-    return parallel.replicate(stacked)
+def stacked(*seeds):
+    """One model's variables for each seed, as a run has them: host arrays `[S, ...]`."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *seeds)
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Three samples and one image for each device at a time."""
     monkeypatch.setattr(bounds, "SAMPLES_AT_ONCE", 3)
-    monkeypatch.setattr(bounds, "DECODED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr(over_split, "DECODED_FLOATS", 3 * math.prod(SHAPE))
 
 
 # --- K samples of one batch ---------------------------------------------------------------------
@@ -94,7 +92,7 @@ class Stub:
     """Terms by rule: what `per_image` makes of known log-weights."""
 
     def __init__(self, terms):
-        self.apply: Any = lambda variables, x, keys, num_samples: terms(keys, num_samples)
+        self.apply: Any = lambda variables, x, keys, num_samples, y: terms(keys, num_samples)
 
 
 SLOTS = np.array([-900.0, -902.0, -899.5], np.float32)  # their weights underflow
@@ -107,15 +105,16 @@ def by_slot(keys, num_samples) -> Any:
     q = Normal(jnp.arange(2.0)[:, None] + jnp.zeros((2, D)), jnp.ones((2, D)))
     return Terms(
         x=unused,
+        y=None,
         keys=keys,
-        z=unused,
+        z=(unused, unused),
         path=None,
         log_px=jnp.asarray(SLOTS)[:num_samples, None] * ones,
         log_pz=jnp.stack([-ones, -2 * ones]),
         log_qz=jnp.stack([-0.5 * ones, 3 * ones]),
         kl=jnp.array([[1.0, 2.0], [0.5, 0.25]]),
-        q=q,
-        p=unused,
+        q=(q, q),
+        p=(unused, unused),
         reconstruction=unused,
     )
 
@@ -140,7 +139,7 @@ def test_exactly_k_weights_count(num_samples, counts):
     np.testing.assert_allclose(result["distortion"], [-average @ SLOTS] * 2, rtol=1e-6)
     np.testing.assert_allclose(result["kl_sampled"], [5.5, 5.5], rtol=1e-6)
     np.testing.assert_allclose(result["kl"], [1.5, 2.25], rtol=1e-6)
-    np.testing.assert_allclose(result["posterior_mean"][0], [[0, 0], [1, 1]])
+    np.testing.assert_allclose(result["posterior_mean_z1"], [[0, 0], [1, 1]])
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -181,7 +180,8 @@ def test_posterior_means_of_every_layer():
     params["posteriors_0"]["loc"]["kernel"][:] = 1
     params["posteriors_1"]["loc"] = {"kernel": np.full((1, 1), 2.0), "bias": np.ones(1)}
     evaluated = jax.jit(partial(per_image, model, num_samples=1000))
-    first, second = evaluated({"params": params}, x, keys(1, 3))["posterior_mean"]
+    result = evaluated({"params": params}, x, keys(1, 3))
+    first, second = result["posterior_mean_z1"], result["posterior_mean_z2"]
     total = x.reshape(3, -1).sum(1, keepdims=True)
     np.testing.assert_allclose(first, total, rtol=1e-6)
     # z_1 has unit variance, so the average of 2 z_1 + 1 has the standard error 2/sqrt(1000).
@@ -199,9 +199,9 @@ def test_a_posterior_mean_without_closed_form_is_that_of_the_samples():
         return one.replace(q=(base, q), z=(z[:num_samples], z[:num_samples]))
 
     model: Any = Stub(terms)
-    exact, sampled = per_image(model, {}, jnp.zeros((2, *SHAPE)), keys(0, 2), 5)["posterior_mean"]
-    np.testing.assert_allclose(exact, np.full((2, 3, D), 9.0))
-    np.testing.assert_allclose(sampled, z.mean(0), rtol=1e-5)
+    result = per_image(model, {}, jnp.zeros((2, *SHAPE)), keys(0, 2), 5)
+    np.testing.assert_allclose(result["posterior_mean_z1"], np.full((2, 3, D), 9.0))
+    np.testing.assert_allclose(result["posterior_mean_z2"], z.mean(0), rtol=1e-5)
 
 
 # --- A split on all devices ---------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_every_image_has_its_likelihood_in_its_place(fit_linear_gaussian):
     test = make_images(60 + N)[60:]
     ppca = fit_linear_gaussian(make_images(60) / 255, D)
     evaluator = make_bounds_evaluator(make_experiment(ppca.model, "grey", test), "test", 5)
-    result = evaluator(on_devices(ppca.variables))
+    result = evaluator(stacked(ppca.variables))
     expected = -ppca.log_likelihood(test / 255)
     assert result["nll"].shape == (1, N)
     np.testing.assert_allclose(result["nll"][0], expected, atol=2e-3)
@@ -237,19 +237,19 @@ def noisy():
 def test_a_split_is_its_images_one_by_one(noisy):
     """Seeds x images against `per_image` of each image alone, with the noise of its place."""
     experiment, seeds = noisy
-    result = make_bounds_evaluator(experiment, "test", 7)(on_devices(*seeds))
+    result = make_bounds_evaluator(experiment, "test", 7)(stacked(*seeds))
     assert result["nll"].shape == (2, N)
     alone = jax.jit(partial(per_image, BASE, num_samples=7))
     for n in range(N):
-        data_keys = index_keys(BINARIZATION_SEED, "test", jnp.array([n]))
-        x = experiment.data.protocol.apply(experiment.data.test.images[n : n + 1], data_keys)
+        image_keys = random.image_keys("test", jnp.array([n]))
+        image = experiment.data.test.images[n : n + 1]
+        x = experiment.data.protocol.apply(image, random.purpose(image_keys, "protocol"))
         for s, variables in enumerate(seeds):
-            one = alone(variables, x, fold_in_each(data_keys, 1))
+            one = alone(variables, x, random.purpose(image_keys, "evaluation"))
             for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
                 np.testing.assert_allclose(result[name][s, n], one[name][0], rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(
-                result["posterior_mean"][0][s, n], one["posterior_mean"][0][0], atol=1e-5
-            )
+            name = "posterior_mean_z1"
+            np.testing.assert_allclose(result[name][s, n], one[name][0], atol=1e-5)
 
 
 def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkeypatch):
@@ -258,9 +258,9 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     K is above the samples at once, and the batch differs: neither may reach the noise.
     """
     experiment, seeds = noisy
-    variables = on_devices(seeds[0])
+    variables = stacked(seeds[0])
     everything = make_bounds_evaluator(experiment, "test", 100)(variables)
-    monkeypatch.setattr(bounds, "DECODED_FLOATS", math.prod(SHAPE) * 64)
+    monkeypatch.setattr(over_split, "DECODED_FLOATS", math.prod(SHAPE) * 64)
     some = make_bounds_evaluator(experiment, "test", 100, num_images=4)(variables)
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
@@ -275,14 +275,14 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
     experiment, seeds = noisy
     taken = []
 
-    def temporary_bytes(on_devices, variables, images, rows):
-        taken.append((images.shape[1], measured(on_devices, variables, images, rows)))
+    def temporary_bytes(function, variables, images, rows, y):
+        taken.append((images.shape[1], measured(function, variables, images, rows, y)))
         return taken[-1][1]
 
     measured = parallel.temporary_bytes
     monkeypatch.setattr(parallel, "temporary_bytes", temporary_bytes)
-    with on_one_device(1):
-        variables = on_devices(seeds[0])
+    with on_devices(1):
+        variables = stacked(seeds[0])
         everything = make_bounds_evaluator(experiment, "train", 64)(variables)
         ((count, whole),) = taken
         assert count == 60
@@ -340,7 +340,7 @@ def test_evaluation(noisy, tmp_path):
     run = make_run(experiment, tmp_path, {"params": params})
 
     evaluation = evaluate(run, num_samples=3)
-    values = make_bounds_evaluator(experiment, "test", 3)(parallel.replicate(run.variables))
+    values = make_bounds_evaluator(experiment, "test", 3)(run.variables)
     assert [list(units) for units in evaluation.active_units] == [[1, 2]]
     assert (evaluation.num_samples, evaluation.num_images) == (3, N)
     for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
@@ -383,7 +383,7 @@ class UniformDensity(Elementwise):
         return jnp.where((value >= 0) & (value <= 1), 0.0, -jnp.inf) + 0 * self.loc
 
 
-class Uniform(nn.Module):
+class Uniform(Likelihood):
     """Knows nothing of the image: every level of 256 is as likely."""
 
     supports: ClassVar = frozenset({"unit"})
@@ -393,13 +393,13 @@ class Uniform(nn.Module):
         return UniformDensity(jnp.full((len(features), *image_shape), 0.5), event_ndims=3)
 
 
-def bits_of(likelihood: nn.Module) -> np.ndarray:
+def bits_of(likelihood: Likelihood) -> np.ndarray:
     """Bits per dimension of dequantized images, decoder and posterior blind: `[N]`."""
     model = BASE.clone(likelihood=likelihood)
     experiment = make_experiment(model, "dequantize", make_images(60 + N)[60:])
     shapes = jax.eval_shape(partial(init_state, experiment), 0).variables
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
-    nll = make_bounds_evaluator(experiment, "test", 2)(on_devices(variables))["nll"]
+    nll = make_bounds_evaluator(experiment, "test", 2)(stacked(variables))["nll"]
     bits = bits_per_dim(nll, experiment)
     assert bits is not None
     return bits[0]

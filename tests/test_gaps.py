@@ -14,7 +14,7 @@ from test_evaluate import make_run
 from vae_jax import PlanarFlow, VaeJaxError, evaluate
 from vae_jax.distributions import MultivariateNormal, Normal
 from vae_jax.evaluation.gaps import best, elbos, inference_gaps, make_gaps_evaluator, unconstrained
-from vae_jax.train import init_state
+from vae_jax.step import init_state
 
 SHAPE, D, N = (2, 4, 1), 2, 12
 
@@ -175,6 +175,6 @@ def test_evaluation(tmp_path):
 def test_families_without_known_parameters_are_refused():
     experiment = tiny.experiment().with_model(tiny.model().clone(posterior=PlanarFlow(2)))
     state = jax.eval_shape(partial(init_state, experiment), 0)
-    variables = jax.tree.map(lambda leaf: jnp.zeros((8, 1, *leaf.shape)), state.variables)
+    variables = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape)), state.variables)
     with pytest.raises(VaeJaxError, match="Gaussian posteriors, not for Transformed"):
         make_gaps_evaluator(experiment, "test", 2, 1)(variables)

@@ -17,7 +17,6 @@ from jax.flatten_util import ravel_pytree
 from running import script
 from scipy import special
 from test_objectives import LOG_PX, LOG_PZ, LOG_QZ, STEP, TWO_LAYERS, VANILLA, make_terms
-from vae_jax.objectives.base import Objective
 
 from vae_jax import (
     CIWAE,
@@ -34,6 +33,7 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal, exact_kl
+from vae_jax.interfaces import Objective
 from vae_jax.vae import weigh_path
 
 Bound = Callable[[Any], Any]

@@ -26,8 +26,12 @@ from vae_jax.distributions import (
     exact_kl,
 )
 from vae_jax.evaluation import information as module
-from vae_jax.evaluation.information import decompose, log_aggregated_posterior, make_information_evaluator
-from vae_jax.train import init_state
+from vae_jax.evaluation.information import (
+    decompose,
+    log_aggregated_posterior,
+    make_information_evaluator,
+)
+from vae_jax.step import init_state
 
 P = Normal(jnp.zeros(1), jnp.ones(1))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from gradients import assert_close, one_batch
 from running import on_devices
 from scipy import special, stats
 from test_hierarchical import (
@@ -21,7 +22,6 @@ from test_hierarchical import (
     log_normal,
 )
 from test_hierarchical import make as make_hierarchical
-from test_parallel import assert_close, one_batch
 
 from vae_jax import (
     ELBO,
@@ -42,7 +42,6 @@ from vae_jax import (
 )
 from vae_jax.distributions import MultivariateNormal, Normal
 from vae_jax.hierarchical import merge
-from vae_jax.parallel import unreplicate
 
 SHAPE, B, K = (3, 2, 1), 4, 2000
 
@@ -216,7 +215,7 @@ def test_gradients_are_the_same_on_1_and_8_devices():
     experiment = dataclasses.replace(
         tiny.experiment(batch_size=8), model=LADDER, objective=IWAE(num_samples=3)
     )
-    one, eight = (unreplicate(one_batch(experiment, devices)) for devices in (1, 8))
+    one, eight = one_batch(experiment, 1, 8)
     assert all(np.abs(leaf).max() > 1e-7 for leaf in jax.tree.leaves(one[3]))
     assert_close(eight, one, 1e-5)
 

@@ -47,21 +47,22 @@ def exact_terms(model, variables, x) -> Terms:
     q = model.apply(variables, x, method="encode")
     offsets = math.sqrt(D) * jnp.concatenate([jnp.eye(D), -jnp.eye(D)])
     z = q.loc + q.scale * offsets[:, None]
-    px = model.apply(variables, z, method="decode")
+    px = model.apply(variables, (z,), method="decode")
     p = model.apply(variables, method=lambda model: model.prior(model))
     kl = exact_kl(q, p)
     assert kl is not None
     return Terms(
         x=x,
+        y=None,
         keys=example_keys(len(x)),
-        z=z,
+        z=(z,),
         path=None,
         log_px=px.log_prob(x),
         log_pz=p.log_prob(z)[None],
         log_qz=q.log_prob(z)[None],
         kl=kl[None],
-        q=q,
-        p=p,
+        q=(q,),
+        p=(p,),
         reconstruction=px.mean,
     )
 
@@ -88,7 +89,7 @@ def test_every_weight_is_the_likelihood_at_the_optimum(ppca, x):
         log_w, loss = np.asarray(terms.log_w), IWAE(20)(terms, jnp.int32(0))[0]
     expected = np.broadcast_to(ppca.log_likelihood(x), (20, N))
     np.testing.assert_allclose(log_w, expected, atol=1e-6)
-    assert np.ptp(np.asarray(terms.z), axis=0).min() > 0.1
+    assert np.ptp(np.asarray(terms.z[0]), axis=0).min() > 0.1
     assert float(loss) == pytest.approx(-ppca.optimum, abs=1e-6)
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from gradients import assert_close, one_batch
 from running import on_devices
-from test_parallel import assert_close, one_batch
 
 from vae_jax import (
     IWAE,
@@ -23,7 +23,6 @@ from vae_jax import (
     evaluate,
     train,
 )
-from vae_jax.parallel import unreplicate
 
 MODEL = tiny.model().clone(likelihood=OptimalGaussian())
 HIERARCHY = HierarchicalVAE(
@@ -93,7 +92,7 @@ def test_it_is_the_same_on_1_and_8_devices():
     experiment = dataclasses.replace(
         tiny.experiment(), data=tiny.data("grey"), model=MODEL, objective=IWAE(3), batch_size=8
     )
-    one, eight = (unreplicate(one_batch(experiment, devices)) for devices in (1, 8))
+    one, eight = one_batch(experiment, 1, 8)
     assert_close(eight, one, 1e-5)
     assert one[2]["running"]["likelihood"]["variance"] < 1
 
@@ -106,7 +105,7 @@ def test_a_second_density_of_the_same_step_moves_nothing():
         )
         for objective in (IWAE(3), PIWAE(1, 3))
     )
-    once, twice = (unreplicate(one_batch(experiment, 1))[2] for experiment in experiments)
+    once, twice = (one_batch(experiment, 1)[0][2] for experiment in experiments)
     assert_close(twice, once, 1e-6)
 
 

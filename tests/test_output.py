@@ -94,12 +94,12 @@ def vae_jax(*arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("command", "suffix", "files"),
     [
-        (["sample", "--num", 3, "--quality", 50], ".webp", 3),
+        (["sample", "--num", 3, "--file-quality", 50], ".webp", 3),
         (["reconstruct", "--num", 3], ".jpg", 3),
         (["reconstruct", "--num", 30], ".jpg", 21),  # as many as the split has
         (["interpolate", "--pairs", 2, "--steps", 3], ".webp", 6),
         (["interpolate", "--pairs", 30, "--steps", 3], ".webp", 30),
-        (["traverse", "--steps", 3, "--quality", 80], ".jpeg", 6),
+        (["traverse", "--steps", 3, "--file-quality", 80], ".jpeg", 6),
     ],
 )
 def test_every_command_draws_one_file_or_many(
@@ -149,9 +149,9 @@ def test_a_seed_is_the_same_bytes(suffix: str, run: Path, tmp_path: Path) -> Non
     [
         (["--out", "x.gif"], r"must end in \.png, \.jpg, \.jpeg, \.webp"),
         (["--out", "folder/"], r"must end in"),
-        (["--out", "x.png", "--quality", 90], r"PNG keeps every byte"),
-        (["--out", "x.jpg", "--quality", 0], r"is 0: give 1 to 100"),
-        (["--out", "x.webp", "--quality", 101], r"is 101: give 1 to 100"),
+        (["--out", "x.png", "--file-quality", 90], r"PNG keeps every byte"),
+        (["--out", "x.jpg", "--file-quality", 0], r"is 0: give 1 to 100"),
+        (["--out", "x.webp", "--file-quality", 101], r"is 101: give 1 to 100"),
     ],
 )
 @pytest.mark.parametrize("command", ["sample", "reconstruct", "interpolate", "traverse"])

@@ -49,11 +49,11 @@ from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import (
     Layout,
     gather,
+    gather_batch,
     on_every_device,
     replicate,
     split,
     unreplicate,
-    gather_batch,
 )
 from vae_jax.run import Run
 from vae_jax.step import Batch, init_state, loss_and_gradients

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from gradients import assert_close, gradients_of, params_of
 from jax import Array
 from running import interrupted_after, on_devices
-from test_critics import KEYS, MODEL, X, gradients_of, params_of
-from test_parallel import assert_close
+from test_critics import KEYS, MODEL, X
 
 from vae_jax import ELBO, Gaussian, OptimalGaussian, Pretrain, VaeJaxError, VonMisesFisher
 from vae_jax.checkpoint import fingerprint
@@ -44,14 +44,14 @@ def least_squares(params: Any) -> Array:
 def test_the_first_steps_are_least_squares_and_the_later_ones_the_elbo() -> None:
     """With a standard deviation of 0.5^0.5, against the network written out by hand."""
     model = MODEL.clone(likelihood=Gaussian(0.5**0.5))
-    params = params_of(model, ELBO())
-    first = gradients_of(model, Pretrain(1, ELBO()), params)
+    params = params_of(model, ELBO(), X, KEYS)
+    first, _ = gradients_of(params, model, Pretrain(1, ELBO()), X, KEYS)
     expected = jax.jit(jax.grad(least_squares))(params)
     assert optax.tree.norm(first["posterior"].pop("log_scale")) == 0
     del expected["posterior"]["log_scale"]
     assert_close(first, expected, 1e-5)
-    then = gradients_of(model, Pretrain(0, ELBO()), params)
-    elbo = gradients_of(model, ELBO(), params)
+    then, _ = gradients_of(params, model, Pretrain(0, ELBO()), X, KEYS)
+    elbo, _ = gradients_of(params, model, ELBO(), X, KEYS)
     assert_close(then, elbo, 1e-6)
     assert optax.tree.norm(elbo["posterior"]["log_scale"]) > 1e-3
 

@@ -472,7 +472,9 @@ def grey_levels(images: np.ndarray) -> np.ndarray:
 def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """The floor is the training images'; a table and evaluation.json say the same."""
     with on_devices(1):
-        evaluation = evaluate(run, num_samples=2, quality_images=50, features={"grey_levels": grey_levels})
+        evaluation = evaluate(
+            run, num_samples=2, quality_images=50, features={"grey_levels": grey_levels}
+        )
     found = evaluation.quality
     assert found is not None
     assert [(score.space, score.name) for score in found.scores] == list(

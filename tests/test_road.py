@@ -35,7 +35,8 @@ ROAD_ON_CPU = {"cpu/softplus.py", "cpu/threefry.py"}  # the platform's room, beh
 # The house from the ground up: a room imports only from floors below its own.
 FLOORS = (
     ("errors", "cpu", "optimizers", "progress"),
-    ("interfaces", "random", "parallel", "processes", "compute", "storage"),
+    ("interfaces", "random", "parallel", "compute", "storage"),
+    ("processes",),
     ("flows", "checkpoint", "plots"),
     ("distributions", "data"),
     ("vae", "conditional", "networks", "posteriors"),
@@ -44,7 +45,8 @@ FLOORS = (
     ("compatibility",),
     ("experiment",),
     ("step", "run"),
-    ("generate", "fitted_priors"),
+    ("fitted_priors",),
+    ("generate",),
     ("standard_figures", "metrics"),
     ("evaluation",),
     ("train", "report"),
@@ -52,6 +54,7 @@ FLOORS = (
 )
 # What looks upward, for the names of types alone.
 UPWARD_TYPES = {
+    "cli": {"run"},
     "compatibility": {"data"},
     "interfaces": {"conditional", "distributions", "vae"},
 }

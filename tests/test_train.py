@@ -397,7 +397,7 @@ def test_images_too_large_for_a_device_are_streamed(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("seed", "num_seeds"), [(0, 0), (-1, 1), (2**32 - 1, 2)])
 def test_seeds_that_do_not_exist_are_refused(seed: int, num_seeds: int, tmp_path: Path) -> None:
-    with pytest.raises(VaeJaxError, match="seeds go from 0 to"):
+    with pytest.raises(VaeJaxError, match="take at least one seed"):
         train(TINY, tmp_path / "run", seed=seed, num_seeds=num_seeds)
     assert not (tmp_path / "run").exists()
 

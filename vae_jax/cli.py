@@ -110,15 +110,20 @@ app.command(data_app, name="data", help="The data sets: list, prepare.")
 
 
 def parse(
-    function: Callable[..., object], command: str, flags: Sequence[str], *options: object
+    function: Callable[..., object],
+    command: str,
+    flags: Sequence[str],
+    *options: object,
+    given: Sequence[str] = (),
 ) -> list[Any]:
     """Parse the flags of a command: its options, and the arguments of a function.
 
     Args:
-        function: a function with type hints; its parameter `run`, if it has one, is left out.
+        function: a function with type hints.
         command: the command as the user types it, for its help.
         flags: what the user typed after it.
         options: dataclasses, or instances of them with the defaults.
+        given: parameters of the function that are not flags.
 
     Returns:
         The options as the flags set them, then the function's arguments as a dictionary.
@@ -128,7 +133,7 @@ def parse(
         return values
 
     doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "run"]
+    own = [parameter for name, parameter in signature.parameters.items() if name not in given]
     arguments.__doc__ = re.sub(r"\n {8}", " ", doc)  # tyro keeps the breaks of an argument's lines
     arguments.__annotations__ = get_type_hints(function, include_extras=True)
     vars(arguments)["__signature__"] = signature.replace(parameters=own)
@@ -196,7 +201,9 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     from vae_jax import generate, plots
     from vae_jax.train import load_run
 
-    options, arguments = parse(getattr(generate, command), command, flags, PictureOptions)
+    options, arguments = parse(
+        getattr(generate, command), command, flags, PictureOptions, given=["run"]
+    )
     counts = ("num", "pairs", "steps", "latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
     run = load_run(options.run, options.checkpoint)

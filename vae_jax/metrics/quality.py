@@ -84,8 +84,8 @@ def measure_quality(
     most = min(len(reference), len(data.train))
     if not MIN_IMAGES <= num_images <= most:
         raise VaeJaxError(
-            f"--quality is {num_images}: give at least {MIN_IMAGES} and at most {most}, the images "
-            f"that the {split} and training splits of {data.name} both have."
+            f"--quality-images is {num_images}: give at least {MIN_IMAGES} and at most {most}, the "
+            f"images that the {split} and training splits of {data.name} both have."
         )
     check_images(data.train.images[:1])
     rows = _spaced(num_images, len(reference))
