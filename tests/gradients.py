@@ -48,13 +48,14 @@ def one_batch(experiment: Experiment, *devices: int) -> list[Any]:
 def on_each_device(experiment: Experiment, state: TrainState, devices: int) -> Any:
     """The same at step 7, with the axis of devices."""
     rows = np.arange(20, 20 + experiment.batch_size, dtype=np.int32)
-    images, labels = experiment.data.train.images[rows], experiment.data.train.labels
+    images = experiment.data.train.images[rows]
+    labels = None if experiment.model.labels is None else experiment.data.train.labels
     with on_devices(devices):
         layout = parallel.Layout.of(1, experiment.batch_size, experiment.accumulate)
         batch = Batch(
             rows=parallel.split(rows, 0),
             images=None,
-            y=None if experiment.model.labels is None else parallel.split(labels[rows], 0),
+            y=None if labels is None else parallel.split(labels[rows], 0),
         )
 
         def of_share(state: TrainState, images: Array, batch: Batch) -> Any:

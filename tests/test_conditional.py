@@ -169,7 +169,7 @@ def test_styles_are_changed_in_closed_form(linear: Linear):
     test = linear.run.experiment.data.test
     assert test.labels is not None
     source, targets = int(test.labels[0]), [2, 0]
-    x, images = generate.restyle(linear.run, "test", source, targets, 3)
+    x, images, *_ = generate.restyle(linear.run, source, targets, "test", 3)
     rows = np.flatnonzero(test.labels == source)[:3]
     np.testing.assert_allclose(x, test.images[rows] / 255, rtol=1e-6)
     z = linear.posterior_mean(x, np.full(len(x), source))
@@ -257,7 +257,7 @@ def test_latents_of_the_training_images_are_encoded_with_their_labels(linear: Li
     if isinstance(linear.run.experiment.model.prior, ClassGaussian):
         with pytest.raises(VaeJaxError, match="a density for each class"):
             fitted_priors.fit(linear.run, StandardNormal(D))
-        with pytest.raises(VaeJaxError, match="ClassGaussian is a prior of each"):
+        with pytest.raises(VaeJaxError, match="ClassGaussian is a prior for each"):
             evaluate(linear.run, num_samples=1, information=True)
     else:
         found = evaluate(linear.run, num_samples=1, information=True).mean
@@ -298,7 +298,7 @@ def test_p_of_every_image_given_each_class_by_quadrature():
     assert np.exp(log_p).sum(1) == pytest.approx(1)
     assert np.abs(log_p[0] - log_p[1]).max() > 0.3
     evaluator = make_bounds_evaluator(experiment, "train", 4000)
-    nll = evaluator(replicate(jax.tree.map(np.asarray, state.variables)))["nll"][0]
+    nll = evaluator(jax.tree.map(np.asarray, state.variables))["nll"][0]
     np.testing.assert_allclose(nll, -np.concatenate(log_p), atol=0.05)
 
 
@@ -548,4 +548,4 @@ def test_labels_are_found_by_name_or_number(linear: Linear):
     with pytest.raises(VaeJaxError, match="trained without labels"):
         generate.find_label(plain, "art")
     with pytest.raises(VaeJaxError, match="trained without labels"):
-        generate.restyle(plain, "test", 0, [1], 2)
+        generate.restyle(plain, 0, [1], "test", 2)

@@ -77,7 +77,9 @@ def test_every_layer_of_a_hierarchical_model_is_in_its_group():
 
 
 def test_a_group_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="no group of parameters 'discriminator': encoder, "):
+    with pytest.raises(
+        ValueError, match="no group of parameters 'discriminator': take one of encoder, "
+    ):
         by_group(optax.sgd(1.0), discriminator=optax.sgd(1.0))
 
 

@@ -1,15 +1,14 @@
 """Batches in parts, and networks in bfloat16, against the plain float32 batch."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
+import gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from running import on_devices
 
 from vae_jax import (
     VQVAE,
@@ -20,8 +19,7 @@ from vae_jax import (
     VaeJaxError,
     VectorQuantized,
 )
-from vae_jax.parallel import Layout, on_every_device, replicate, split, unreplicate
-from vae_jax.step import Batch, init_state, loss_and_gradients
+from vae_jax.parallel import Layout
 
 CODES = tiny.model().clone(posterior=VectorQuantized(4, 3), prior=UniformCodes((1, 1)))
 
@@ -29,14 +27,8 @@ CODES = tiny.model().clone(posterior=VectorQuantized(4, 3), prior=UniformCodes((
 def one_batch(devices: int, **changes: Any) -> Any:
     """Loss, metrics, model state and gradients of 16 images."""
     experiment = dataclasses.replace(tiny.experiment(), **changes)
-    rows, seed = np.arange(16, dtype=np.int32), np.uint32(3)
-    with on_devices(devices):
-        state = jax.jit(partial(init_state, experiment))(seed)
-        axis = Layout.of(1, 16).axis
-        function = on_every_device(partial(loss_and_gradients, experiment, axis=axis))
-        images, batch = experiment.data.train.images[rows], Batch(rows=rows, images=None, y=None)
-        shares = (split(images, 0), jax.tree.map(lambda leaf: split(leaf, 0), batch))
-        return unreplicate(function(replicate(state), *shares, replicate(seed)))
+    (result,) = gradients.one_batch(experiment, devices)
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -528,4 +528,4 @@ def test_train_is_the_function_and_the_module_in_any_order(imports: str) -> None
         "except vj.VaeJaxError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    assert "one is the least" in done.stdout, done.stderr
+    assert "take at least one seed" in done.stdout, done.stderr

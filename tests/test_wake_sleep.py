@@ -4,6 +4,7 @@ z has a prior whose components are independent, and x = W z + MEAN + NOISE e wit
 of W, so that the posterior of a Gaussian prior has independent components too.
 """
 
+import inspect
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -69,7 +70,8 @@ def loss_and_dreams(
 ) -> tuple[Array, Any]:
     """The loss, its metrics, and all that was drawn on the way to it."""
     terms, dreamer = model(x, keys, num_samples, y), Dreamer(model)
-    loss, metrics = WakeSleep(num_samples)(terms, STEP, dreamer)  # pyright: ignore[reportArgumentType]
+    unchecked: Any = inspect.unwrap(WakeSleep.__call__)  # a dreamer is not a Model
+    loss, metrics = unchecked(WakeSleep(num_samples), terms, STEP, dreamer)
     return loss, (metrics, terms, dreamer.z, dreamer.x, dreamer.px)
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import TYPE_CHECKING, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vae_jax import likelihoods, posteriors, priors, random
+from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import (
     Likelihood,
@@ -233,18 +235,42 @@ def check_shapes(model: Model) -> None:
                 f"zero, not {dim}: give one, or take a part for any shape, such as "
                 "DiagonalGaussian and StandardNormal."
             )
-    x, keys = _abstract(model)
+    shapes: dict[tuple[str, ...], Shape] = {}
+
+    def remember(
+        method: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        context: nn.module.InterceptorContext,
+    ) -> object:
+        made = method(*args, **kwargs)
+        if isinstance(made, Distribution):
+            shapes.setdefault(context.module.path, made.event_shape)
+        return made
+
+    failure = None
     try:
-        terms, _ = jax.eval_shape(lambda x, k: model.init_with_output(k[0], x, k), x, keys)
+        with nn.intercept_methods(remember):
+            _initial(model)
     except (TypeError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), repr(error))
-        raise VaeJaxError(f"The parts of the model do not fit together: {first}") from error
-    for q, p in zip(terms.q, terms.p, strict=True):
-        if q.event_shape != p.event_shape:
+        failure = error
+    for q, p in _layers(model):
+        if q in shapes and p in shapes and shapes[q] != shapes[p]:
             raise VaeJaxError(
-                f"The posterior's latents have the shape {q.event_shape}, the prior's "
-                f"{p.event_shape}: give both the same."
-            )
+                f"The posterior's latents have the shape {shapes[q]}, the prior's {shapes[p]}: "
+                "give both the same."
+            ) from failure
+    if failure is not None:
+        first = next(iter(str(failure).splitlines()), repr(failure))
+        raise VaeJaxError(f"The parts of the model do not fit together: {first}") from failure
+
+
+def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
+    """The paths of the posterior and of the prior of each layer, in the model's scope."""
+    if (count := len(model.posteriors)) == 1:
+        return [(("posterior",), ("prior",))]
+    priors = [*(f"conditionals_{layer}" for layer in range(count - 1)), "prior"]
+    return [((f"posteriors_{layer}",), (prior,)) for layer, prior in enumerate(priors)]
 
 
 def check_pictures(model: Model, objective: Objective) -> None:

@@ -65,7 +65,7 @@ class Hierarchy(Model, kw_only=True):
     def _terms(
         self,
         x: Float[Array, "B H W C"],
-        y: Int[Array, "#B"] | None,
+        y: Int[Array, "_"] | None,
         keys: Key[Array, "B"],
         zs: Sequence[Float[Array, "K B ..."]],
         qs: Sequence[Distribution],
@@ -137,7 +137,7 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
         x: Float[Array, "B H W C"],
         keys: Key[Array, "B"],
         num_samples: int = 1,
-        y: Int[Array, "#B"] | None = None,
+        y: Int[Array, "_"] | None = None,
     ) -> Terms:
         q = self.encode(x, y)
         z = sample_layer(q, keys, 0, num_samples)
@@ -150,7 +150,7 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
         return self._terms(x, y, keys, zs, qs, self._priors(tuple(zs), y), kl=None)
 
     @override
-    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None) -> Distribution:
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         return self.posteriors[0](self.encoders[0](self._for_encoder(x, y)))
 
     def _infer(self, layer: int, z: Float[Array, "..."], y: Int[Array, "B"] | None) -> Distribution:
@@ -183,7 +183,7 @@ class LadderVAE(Hierarchy, kw_only=True):
         x: Float[Array, "B H W C"],
         keys: Key[Array, "B"],
         num_samples: int = 1,
-        y: Int[Array, "#B"] | None = None,
+        y: Int[Array, "_"] | None = None,
     ) -> Terms:
         q, *below = self._bottom_up(x, y)
         p = self._top(y)
@@ -201,7 +201,7 @@ class LadderVAE(Hierarchy, kw_only=True):
         kl = jnp.stack(means) if len(means) == len(kls) else None
         return self._terms(x, y, keys, zs, qs, ps, kl)
 
-    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None) -> Distribution:
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         """q(z_1|x, z_2, ...), batch `[B]`, with the layers above at their means."""
         q, *below = self._bottom_up(x, y)
         for position, evidence in enumerate(below, start=1):
@@ -209,7 +209,7 @@ class LadderVAE(Hierarchy, kw_only=True):
         return q
 
     def _bottom_up(
-        self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None
     ) -> list[Distribution]:
         """The bottom-up Gaussians of z_L, ..., z_1, the top layer first, batch `[B]`."""
         h, found = self._for_encoder(x, y), []

@@ -374,7 +374,7 @@ class Model(nn.Module, kw_only=True):
         x: Float[Array, "B H W C"],
         keys: Key[Array, "B"],
         num_samples: int = 1,
-        y: Int[Array, "#B"] | None = None,
+        y: Int[Array, "_"] | None = None,
     ) -> "Terms":
         """Encodes images, samples latents, decodes them.
 
@@ -390,7 +390,7 @@ class Model(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def encode(
-        self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
     ) -> "Distribution":
         """q(z_1|x), batch `[B]`."""
         raise NotImplementedError
@@ -420,7 +420,7 @@ class Model(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def log_joint(
-        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "#B"] | None = None
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
     ) -> Float[Array, "... B"]:
         """ln p(x, z_1, ..., z_L) in nats for latents `[..., B, *event]` of every layer."""
         return self.decode(zs, y).log_prob(x) + self.log_prior(zs, y)

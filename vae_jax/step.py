@@ -88,7 +88,8 @@ def init_state(experiment: Experiment, seed: int | Integer[Array, ""]) -> TrainS
     x = jnp.zeros((1, *experiment.data.image_shape))
     step = jnp.zeros((), jnp.int32)
     init = nn.init(loss_at_terms, experiment.model)  # which also calls a critic
-    variables = dict(init(key, experiment.objective, x, key[None], None, step))
+    y = None if experiment.model.labels is None else jnp.zeros(1, jnp.int32)
+    variables = dict(init(key, experiment.objective, x, key[None], y, step))
     params = variables.pop("params")
     return TrainState(
         step=step,

@@ -44,7 +44,7 @@ class Terms:
     """
 
     x: Float[Array, "B H W C"]
-    y: Int[Array, "#B"] | None
+    y: Int[Array, "_"] | None
     keys: Key[Array, "B"]
     z: Layers
     path: Float[Array, "K B"] | None
@@ -191,7 +191,7 @@ class VAE(Model, kw_only=True):
         x: Float[Array, "B H W C"],
         keys: Key[Array, "B"],
         num_samples: int = 1,
-        y: Int[Array, "#B"] | None = None,
+        y: Int[Array, "_"] | None = None,
     ) -> Terms:
         q = self.encode(x, y)
         p = self.prior(self, y)
@@ -216,7 +216,7 @@ class VAE(Model, kw_only=True):
         )
 
     @override
-    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "#B"] | None = None) -> Distribution:
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         if self.labels is not None:
             x = self.labels.for_encoder(x, y)
         return self.posterior(self.encoder(x))

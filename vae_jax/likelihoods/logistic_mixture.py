@@ -43,11 +43,14 @@ def settled(
         coefficients: the coefficients a, zero on and above the diagonal.
         settle: the map from the shifted location of a channel to its value.
     """
-    value = jnp.full_like(loc, 0.5)
+    # A list: XLA 0.10 on CPUs compiles updates of one array in place, of many pixels, to other values.
+    channels: list[Array] = []
     for channel in range(loc.shape[-1]):
-        settled_channel = settle(shifted(loc, coefficients, value)[..., channel])
-        value = value.at[..., channel].set(settled_channel)
-    return value
+        location = loc[..., channel]
+        for before, value in enumerate(channels):
+            location += coefficients[..., channel, before] * (value - 0.5)
+        channels.append(settle(location))
+    return jnp.stack(channels, -1)
 
 
 @struct.dataclass

@@ -100,7 +100,10 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
     @jax.jit
     def initial(images: Array, targets: Array) -> Any:
         return network.init(
-            random.purpose(random.key(SEED), "learned features"), shrunk(images), targets, method="loss"
+            random.purpose(random.key(SEED), "learned features"),
+            shrunk(images),
+            targets,
+            method="loss",
         )
 
     @jax.jit

@@ -19,7 +19,7 @@ def gradient_penalty(
     model: Model,
     z: Float[Array, "B *event"],
     keys: Key[Array, "B"],
-    y: Int[Array, "#B"] | None = None,
+    y: Int[Array, "_"] | None = None,
 ) -> Float[Array, "B"]:
     """An unbiased estimate of |dD/dz|², the squared Frobenius norm, with D(z) the mean of p(x|z).
 
