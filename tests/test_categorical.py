@@ -179,7 +179,7 @@ def test_concrete_stays_finite_where_components_underflow(temperature):
     assert np.any(x == 0)
     assert np.isfinite(log_q).all()
     assert np.isfinite(derivative).all()
-    corner = jnp.array([1.0, 0.0, 0.0])
+    corner = jnp.broadcast_to(jnp.array([1.0, 0.0, 0.0]), CONCRETE.event_shape)
     np.testing.assert_array_equal(
         CONCRETE.log_prob(corner), CONCRETE.log_prob(jnp.maximum(corner, SMALLEST))
     )

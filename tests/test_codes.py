@@ -373,9 +373,8 @@ def test_the_entropy_penalty_is_the_whole_batchs():
     for devices in (1, 8):
         with on_devices(devices):
             function = parallel.on_every_device(partial(LookupFree(2, identity).apply, IDENTITY))
-            penalties.append(
-                parallel.gather(function(parallel.split(h, 0)).penalties["entropy"], 0)
-            )
+            q: Any = function(parallel.split(h, 0))
+            penalties.append(parallel.gather(q.penalties["entropy"], 0))
     np.testing.assert_allclose(*penalties, rtol=1e-5)
 
 

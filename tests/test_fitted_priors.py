@@ -76,7 +76,7 @@ def test_one_component_is_the_normal_of_maximum_likelihood(run, latents):
 def test_a_second_vae_has_the_moments_of_the_latents(run, latents):
     """4,000 draws, mean and covariance within 0.15 of the latents' spread; no density."""
     fitted = fitted_priors.fit(run, fitted_priors.SecondStageVAE(2, hidden=(32,)), num_steps=1500)
-    z, _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 4000))
+    (z,), _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 4000))
     spread = latents.std(0)
     np.testing.assert_allclose(z.mean(0) / spread, latents.mean(0) / spread, atol=0.15)
     scaled = np.cov(np.asarray(z).T) / np.outer(spread, spread)

@@ -181,7 +181,7 @@ def assert_standard_and_independent(noise):
 def test_importance_weights_are_unbiased(depth):
     """E_q[w] = p(x), exact for a linear-Gaussian hierarchy: x's covariance adds up layer by layer.
 
-    The posterior is a wrong one; 4 standard errors of 200,000 weights.
+    The posterior is a wrong one; 4 standard errors of 400,000 weights.
     """
     model = make(depth, (), Gaussian(scale=0.8, squash=lambda x: x))
     generator = np.random.default_rng(1)
@@ -204,7 +204,7 @@ def test_importance_weights_are_unbiased(depth):
     marginal: Any = stats.multivariate_normal
     log_px = marginal.logpdf(x.reshape(-1), mean, covariance)
 
-    count = 200_000
+    count = 400_000
     terms: Any = jax.jit(model.apply, static_argnums=3)({"params": params}, x, keys(4, 1), count)
     weights = np.exp(np.asarray(terms.log_w, np.float64)[:, 0] - log_px)
     assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(count)

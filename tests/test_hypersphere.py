@@ -230,7 +230,9 @@ def test_each_samples_derivative_is_that_of_the_inverse_cdf():
 
     expected = (inverse(1.001 * kappas) - inverse(0.999 * kappas)) / 0.002
     derivative = kappas * (by_kappa[:, chosen] * loc).sum(-1)
-    np.testing.assert_allclose(derivative, expected, rtol=1e-3, atol=1e-4)
+    # Of the cdf in float32 few digits are left where it is near zero.
+    relative = np.where(u < 1e-5, 1e-2, 1e-3)
+    assert (np.abs(derivative - expected) <= 1e-4 + relative * np.abs(expected)).all()
 
 
 def test_gradients_are_finite_where_loc_meets_the_axis():
@@ -242,11 +244,11 @@ def test_gradients_are_finite_where_loc_meets_the_axis():
     @jax.jit
     @partial(jax.grad, has_aux=True)
     def gradient(q):
-        z, log_q = q.sample_and_log_prob(jax.random.key(0), (500,))
+        z, log_q = q.sample_and_log_prob(jax.random.key(0), (5000,))
         return z.sum() + log_q.sum(), z.mean(0)
 
     gradients, mean = gradient(q)
-    np.testing.assert_allclose(mean, q.loc, atol=1e-3)
+    np.testing.assert_allclose(mean, q.loc, atol=1e-3)  # 7 standard errors
     assert np.isfinite(gradients.loc).all()
     assert np.isfinite(gradients.kappa).all()
 

@@ -64,7 +64,7 @@ DEVICES = re.compile(
     r"jax\.(pmap|device\w*|local_device\w*|process_\w+|default_backend|distributed|sharding"
     r"|make_mesh|shard_map|experimental\.multihost_utils)\b"
 )
-ANYS = 249
+ANYS = 60
 
 
 # The road of a step

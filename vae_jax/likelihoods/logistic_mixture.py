@@ -43,14 +43,11 @@ def settled(
         coefficients: the coefficients a, zero on and above the diagonal.
         settle: the map from the shifted location of a channel to its value.
     """
-    # A list: XLA 0.10 on CPUs compiles updates of one array in place, of many pixels, to other values.
-    channels: list[Array] = []
+    value = jnp.full_like(loc, 0.5)
     for channel in range(loc.shape[-1]):
-        location = loc[..., channel]
-        for before, value in enumerate(channels):
-            location += coefficients[..., channel, before] * (value - 0.5)
-        channels.append(settle(location))
-    return jnp.stack(channels, -1)
+        settled_channel = settle(shifted(loc, coefficients, value)[..., channel])
+        value = value.at[..., channel].set(settled_channel)
+    return value
 
 
 @struct.dataclass
@@ -92,10 +89,17 @@ class MixtureOfLogisticsDistribution(Distribution):
         """Draws a component for each pixel, then its channels in turn; not reparameterized."""
         key_component, key_value = random.purposes(key, "component", "value")
         gumbel = random.draw(jax.random.gumbel, key_component, sample_shape, self.log_weights.shape)
-        component = jax.nn.one_hot((self.log_weights + gumbel).argmax(-1), gumbel.shape[-1])
-        loc = (component[..., None] * self.loc).sum(-2)
-        scale = (component[..., None] * self.scale).sum(-2)
-        coefficients = (component[..., None, None] * self.coefficients).sum(-3)
+        component = (self.log_weights + gumbel).argmax(-1)
+
+        def chosen(parameter: Array, axis: int) -> Array:
+            index = jnp.expand_dims(component, tuple(range(axis, 0)))
+            each = jnp.broadcast_to(parameter, sample_shape + parameter.shape)
+            return jnp.take_along_axis(each, index, axis).squeeze(axis)
+
+        # By index: as a sum over one-hot components, jaxlib 0.10 on CPUs mixes up the channels of
+        # thousands of pixels.
+        loc, scale = chosen(self.loc, -2), chosen(self.scale, -2)
+        coefficients = chosen(self.coefficients, -3)
         shape = self.batch_shape + self.event_shape
         noise = random.draw(jax.random.logistic, key_value, sample_shape, shape)
         return settled(loc + scale * noise, coefficients, nearest_level)
