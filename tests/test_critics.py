@@ -256,7 +256,7 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
     model, objective, losses, _ = GAMES[name]
     params = params_of(model, objective(1.0), X, KEYS)
     if name == "patch_gan":  # so that some patches are on either side of the hinges
-        params["critic"]["kernel_logit"] *= 4
+        params["critic"]["logit"]["kernel"] *= 4
 
     @jax.jit
     def both(weight: Array) -> tuple[Any, Any]:
@@ -433,7 +433,7 @@ def test_permute_dims_keeps_marginals_and_breaks_dependence() -> None:
 def test_every_pair_of_permutations_is_as_likely() -> None:
     """Two columns of three, permuted apart: chi-square over the 6 x 6 outcomes, p > 1e-4."""
     noise = jax.random.uniform(jax.random.key(0), (7200, 3, 2))
-    columns = jnp.tile(jnp.arange(3)[:, None], 2)
+    columns = jnp.tile(jnp.arange(3.0)[:, None], 2)
     permuted = jax.vmap(permute_dims, (None, 0))(columns, noise)
     outcomes, counts = np.unique(permuted, axis=0, return_counts=True)
     assert len(outcomes) == 36
