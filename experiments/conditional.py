@@ -100,9 +100,7 @@ def figures(
         epochs: the number of passes over the training images.
     """
     run = train_file(__file__, workdir / data, {"data": data, "epochs": epochs})
-    names = run.class_names
-    restyled = generate.restyle(run, "valid", 3, range(len(names)), 10)
-    figure = plots.restyled(*restyled, names[3], names)
+    figure = plots.restyled(*generate.restyle(run, 3, split="valid"))
     return [
         plots.save(samples(run), workdir / f"{data}_samples.png"),
         plots.save(figure, workdir / f"{data}_restyled.png"),

@@ -52,6 +52,6 @@ def test_compiled_with_its_barriers() -> None:
     a, b = (one[None].astype(np.float32) for one in operands(25))
     on_devices = on_every_device(batched_matmul)
     np.testing.assert_allclose(on_devices(a, b)[0], a[0] @ b[0], rtol=1e-5)
-    text = on_devices.compiled(a, b).as_text()
+    text = on_devices.compiled(a, b).as_text() or ""
     assert text.count(" opt-barrier(") == 2
     assert text.count(" dot(") == NUM_PARTS == 16

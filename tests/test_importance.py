@@ -142,7 +142,8 @@ def test_plain_gradients_by_central_differences():
 
         def losses(flat):
             terms = make_terms(*unravel(flat))
-            return jnp.stack([objective(terms, STEP)[0] for objective in plain])
+            model: Any = None
+            return jnp.stack([objective(terms, STEP, model)[0] for objective in plain])
 
         @jax.jit
         def both(flat):

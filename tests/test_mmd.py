@@ -130,7 +130,7 @@ def test_prior_draws_are_independent_and_samples_of_one_image_are_not_paired(spa
 
         return jax.lax.map(one, keys, batch_size=500)
 
-    found, z = (np.float64(each) for each in estimates())
+    found, z = (np.asarray(each, np.float64) for each in estimates())
     kernel = np.exp(-((z[:, :, :, None] - z[:, :, None]) ** 2).sum(-1) / (2 * s))
     within = (kernel.sum((2, 3)) - 4) / 12
     across, prior_alone = expectation(z, s)

@@ -63,8 +63,8 @@ def test_only_one_file_makes_keys():
 @pytest.mark.parametrize("seed", [0, 3, 2**32 - 1])
 def test_a_key_draws_the_bits_of_jaxs(seed):
     np.testing.assert_array_equal(data_of(random.key(seed)), data_of(jax.random.key(seed)))
-    draws = [jax.random.bits(make(seed), (5,)) for make in (random.key, jax.random.key)]
-    np.testing.assert_array_equal(*draws)
+    ours, jaxs = (jax.random.bits(make(seed), (5,)) for make in (random.key, jax.random.key))
+    np.testing.assert_array_equal(ours, jaxs)
 
 
 def test_purposes_meet_neither_indices_nor_what_jax_splits_off():
@@ -438,7 +438,7 @@ def correlations(model: Any, objective: Any) -> np.ndarray:
         keys_alone(partial(loss, model, objective))(variables, keys)
     bits = np.concatenate([bits for keys, bits in recorded.bits if len(keys) == count], 1)
     assert all(len(keys) == count for keys, _ in recorded.bits)
-    return np.corrcoef(bits.T.astype(np.float64))
+    return np.asarray(np.corrcoef(bits.T.astype(np.float64)))
 
 
 VMF = MODEL.clone(posterior=vj.VonMisesFisher(3), prior=vj.HypersphericalUniform(3))
