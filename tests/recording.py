@@ -42,7 +42,7 @@ def purposes() -> set[str]:
         for call in calls
         if getattr(call.func, "attr", None) in ("purpose", "purposes")
         for name in call.args[1:]
-        if isinstance(name, ast.Constant)
+        if isinstance(name, ast.Constant) and isinstance(name.value, str)
     }
 
 

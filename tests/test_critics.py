@@ -79,7 +79,8 @@ class Game:
 
     def __init__(self, model: Any, params: Any, eps: Array, drawn: Array | None):
         self.model, self.params = model, params
-        self.eps, self.drawn = eps, drawn
+        self.eps = eps
+        self.drawn: Any = drawn  # None in games that draw nothing
 
     def groups(self, *names: str) -> dict[str, Any]:
         return {name: self.params[name] for name in names}
