@@ -114,6 +114,7 @@ def test_every_figure_is_drawn_and_named(trained: tuple[Path, Any]) -> None:
             assert np.ptp(np.asarray(picture.convert("L"))) > 50, path
 
 
+@pytest.mark.slow
 def test_figures_that_were_interrupted_are_drawn_by_the_same_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +249,7 @@ def test_numbers_are_shown_even_if_they_cannot_be_recorded(
     (run / "evaluation.damaged.json").unlink()
 
 
+@pytest.mark.slow
 def test_figures_drawn_again_leave_what_else_is_there(run: Path) -> None:
     mine = run / "figures" / "mine.txt"
     mine.write_text("mine")

@@ -35,7 +35,9 @@ DECODERS: dict[str, Any] = {
 }
 HALVINGS = {"vgg": 3, "resnet": 2, "bottlenecks": 3, "xception": 4}
 FEATURES = {"vgg": 16, "resnet": 32, "bottlenecks": 64, "xception": 32}
-networks = pytest.mark.parametrize("name", ENCODERS)
+networks = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "xception")) for n in ENCODERS]
+)
 
 
 def shapes_of(module: nn.Module, *inputs: Any) -> tuple[Any, Any]:
@@ -278,6 +280,7 @@ def model_of(encoder: str, decoder: str, form: str) -> vj.VAE:
         pytest.param("xception", "xception", "tokens", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_model_starts_near_chance_and_learns(encoder, decoder, form):
     """At the start each pixel costs about ln 2; some steps of gradient descent lower the loss."""
     model, x = model_of(encoder, decoder, form), pictures(8)

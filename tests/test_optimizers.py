@@ -83,6 +83,7 @@ def test_a_group_that_does_not_exist_is_refused():
         by_group(optax.sgd(1.0), discriminator=optax.sgd(1.0))
 
 
+@pytest.mark.slow
 def test_a_game_is_resumed_with_every_optimizer_s_state(tmp_path: Path):
     """Killed between checkpoints and started again: the same bytes as the run never stopped.
 

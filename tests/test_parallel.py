@@ -117,7 +117,9 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     jax.tree_util.tree_map_with_path(compare, actual, expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "conv")) for n in MODELS]
+)
 def test_gradients_metrics_and_noise_are_the_same_on_1_2_and_8_devices(name: str) -> None:
     model, objective = MODELS[name]
     experiment = dataclasses.replace(

@@ -103,6 +103,7 @@ def test_a_deep_network_takes_less_memory() -> None:
     assert temporary(remat=True) < 0.5 * temporary(remat=False)
 
 
+@pytest.mark.slow
 def test_training_is_the_same() -> None:
     """Ten steps as `train` takes them, in chunks of two lengths."""
     seeds = np.zeros(1, np.uint32)
