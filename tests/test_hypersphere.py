@@ -217,8 +217,11 @@ def test_reparameterized_gradients(dim):
     assert within_standard_errors((of_exp * by_loc).sum(-1), difference(0 * kappas, tangent))
 
 
-def test_each_samples_derivative_is_that_of_the_inverse_cdf():
-    """On the sphere in R^3, w = loc.z has F(w) = (e^(kw) - e^(-k)) / (e^k - e^(-k)), invertible."""
+def derivatives_along_the_inverse_cdf():
+    """The cdf u of draws on the sphere in R^3, d w / d ln kappa at u by differences, and ours.
+
+    w = loc.z has F(w) = (e^(kw) - e^(-k)) / (e^k - e^(-k)), invertible.
+    """
     kappas, loc, _, z, _, by_kappa, _ = draws(3)
     chosen = slice(1, 5)  # where NumPy's formula has digits left
     kappas, loc = kappas[chosen], loc[chosen]
@@ -229,10 +232,21 @@ def test_each_samples_derivative_is_that_of_the_inverse_cdf():
         return 1 + np.log(u + (1 - u) * np.exp(-2 * kappa)) / kappa
 
     expected = (inverse(1.001 * kappas) - inverse(0.999 * kappas)) / 0.002
-    derivative = kappas * (by_kappa[:, chosen] * loc).sum(-1)
-    # Of the cdf in float32 few digits are left where it is near zero.
-    relative = np.where(u < 1e-5, 1e-2, 1e-3)
-    assert (np.abs(derivative - expected) <= 1e-4 + relative * np.abs(expected)).all()
+    return u, expected, kappas * (by_kappa[:, chosen] * loc).sum(-1)
+
+
+def test_each_samples_derivative_is_that_of_the_inverse_cdf():
+    u, expected, derivative = derivatives_along_the_inverse_cdf()
+    usual = u >= 1e-5
+    np.testing.assert_allclose(derivative[usual], expected[usual], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.xfail(strict=True, reason="the float32 cdf has few digits left where it is near zero")
+def test_the_derivative_in_the_far_tail_is_that_of_the_inverse_cdf():
+    u, expected, derivative = derivatives_along_the_inverse_cdf()
+    tail = u < 1e-5
+    assert tail.any()
+    np.testing.assert_allclose(derivative[tail], expected[tail], rtol=1e-3, atol=1e-4)
 
 
 def test_gradients_are_finite_where_loc_meets_the_axis():
