@@ -1,6 +1,7 @@
 """Invertible maps: Jacobians, inverses, implicit gradients, masks, and the priors made of them."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -239,6 +240,56 @@ def test_householder_is_the_product_of_reflections():
     value, gradient = jax.value_and_grad(moved)(jnp.zeros((1, D)))
     np.testing.assert_allclose(value, (x * jnp.array([-1, 1, 1])).sum(), rtol=1e-5)
     assert np.isfinite(gradient).all()
+
+
+def test_reflections_of_vectors_whose_squares_are_no_floats():
+    """|v|² under- or overflows; only the direction of v counts, in float64 NumPy."""
+    rng = np.random.default_rng(4)
+    v, x = rng.normal(size=(4, D)), rng.normal(size=(4, D)).astype(np.float32)
+    expected = x - 2 * v * (v * x).sum(-1, keepdims=True) / (v**2).sum(-1, keepdims=True)
+
+    @jax.jit
+    @jax.value_and_grad
+    def weighted(v, weight):
+        return (Householder(v[:, None]).forward_and_log_det(jnp.asarray(x))[0] * weight).sum()
+
+    for size in (1e-30, 1e-20, 1.0, 1e20, 1e36):
+        scaled = jnp.asarray(size * v, jnp.float32)
+        reflected = Householder(scaled[:, None]).forward_and_log_det(jnp.asarray(x))[0]
+        np.testing.assert_allclose(reflected, expected, rtol=1e-4, atol=1e-5)
+        of_one = weighted(jnp.asarray(v, jnp.float32), x)[1]
+        np.testing.assert_allclose(size * weighted(scaled, x)[1], of_one, rtol=1e-3, atol=1e-5)
+
+
+def test_orthogonalize_of_singular_matrices_and_of_extreme_ones():
+    """Zeros, a column of zeros, equal columns: still orthonormal, with finite gradients."""
+    a = np.random.default_rng(5).normal(size=(5, 3))
+    matrices = jnp.asarray(
+        [0 * a, a * [1, 0, 1], np.repeat(a[:, :1], 3, 1), 1e-30 * a, 1e30 * a], jnp.float32
+    )
+
+    def columns(matrices):
+        q = orthogonalize(matrices)
+        return (q * jnp.arange(5)[:, None]).sum(), q
+
+    (_, q), gradient = jax.jit(jax.value_and_grad(columns, has_aux=True))(matrices)
+    np.testing.assert_allclose(q.mT @ q, np.broadcast_to(np.eye(3), (5, 3, 3)), atol=1e-5)
+    np.testing.assert_allclose(q[3:], [linalg.polar(a)[0]] * 2, atol=1e-4)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("features", [(1,), (2,), (3, 8), (8, 3), (128,)])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_narrow_made_drops_no_input(features, given):
+    """Every input but the last moves a later output, however narrow the hidden layers are."""
+    dim = 200 if features == (128,) else 9
+    network, x = MADE(features), normal(0, dim)
+    inputs = (x, normal(1, C)) if given else (x,)
+    variables = parameters(network, *inputs, scale=1.0)
+    of_first, of_second = jax.jit(jax.jacfwd(partial(network.apply, variables)))(*inputs)
+    for jacobian in np.abs(of_first), np.abs(of_second):
+        assert np.all(jacobian.max(0)[:-1] > 0)
+        assert np.all(np.triu(jacobian) == 0)
 
 
 @pytest.mark.parametrize(("dim", "features"), [(1, (4,)), (5, (9, 11))])

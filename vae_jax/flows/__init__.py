@@ -6,7 +6,7 @@ them.
 """
 
 from vae_jax.flows.autoregressive import MADE, InverseAutoregressive, MaskedAutoregressive
-from vae_jax.flows.base import NEAR_ZERO, Flow, Reverse, detach
+from vae_jax.flows.base import NEAR_ZERO, Flow, Reverse, detach, direction
 from vae_jax.flows.coupling import AffineCoupling, CouplingNetwork
 from vae_jax.flows.planar import Planar
 from vae_jax.flows.sylvester import Householder, Sylvester, orthogonalize
@@ -24,5 +24,6 @@ __all__ = [
     "Reverse",
     "Sylvester",
     "detach",
+    "direction",
     "orthogonalize",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jax import Array, lax
 from jax.nn.initializers import Initializer
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
 from vae_jax.interfaces import Variables
@@ -43,7 +43,7 @@ class MADE(nn.Module):
         lowest = int(context is None and dim > 1)  # units of degree 0 see only the context
         degrees, h = order, x
         for layer, width in enumerate(self.features):
-            hidden = lowest + np.arange(width) % (dim - lowest)
+            hidden = lowest + _spread(width, dim - lowest)
             glorot = nn.initializers.glorot_uniform()
             h = self._masked(f"hidden{layer}", glorot, h, degrees[:, None] <= hidden)
             if layer == 0 and context is not None:
@@ -63,6 +63,16 @@ class MADE(nn.Module):
         kernel = self.param(f"{name}_kernel", kernel_init, mask.shape)
         bias = self.param(f"{name}_bias", nn.initializers.zeros, mask.shape[1:])
         return h @ jnp.where(mask, kernel, 0) + bias
+
+
+def _spread(count: int, limit: int) -> Int[np.ndarray, "count"]:
+    """Integers from 0 to limit - 1, evenly spread, with the last among them even if few.
+
+    Without the degree limit - 1 some inputs would reach no output.
+    """
+    if count >= limit:
+        return np.arange(count) % limit
+    return np.linspace(limit - 1, 0, count).round().astype(int)
 
 
 def solve_in_order(

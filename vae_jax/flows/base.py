@@ -88,6 +88,20 @@ def bounded(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
     return limit * jnp.tanh(x / limit)
 
 
+def direction(v: Float[Array, "..."], otherwise: Float[Array, "*event"]) -> Float[Array, "..."]:
+    """v / |v|, also where |v|² is beyond float32.
+
+    Args:
+        v: vectors, or matrices with their Frobenius norm, `[*batch, *event]`.
+        otherwise: the direction, of length one, that stands for that of zeros.
+    """
+    axes = tuple(range(-otherwise.ndim, 0))
+    largest = lax.stop_gradient(jnp.abs(v).max(axes, keepdims=True))
+    _, exponent = jnp.frexp(largest)  # a power of two takes no digits
+    v = jnp.where(largest > 0, jnp.ldexp(v, -exponent), otherwise)
+    return v / jnp.sqrt((v**2).sum(axes, keepdims=True))
+
+
 _State = tuple[int | Array, Array, Array, Array, Array]  # iterations, bracket, x, the last step
 
 

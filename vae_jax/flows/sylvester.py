@@ -7,7 +7,7 @@ from flax import struct
 from jax import Array, lax
 from jaxtyping import Float
 
-from vae_jax.flows.base import MIN_SLOPE, Flow, monotone_root
+from vae_jax.flows.base import MIN_SLOPE, Flow, direction, monotone_root
 
 
 @struct.dataclass
@@ -35,9 +35,7 @@ class Householder(Flow):
     def _reflect(
         self, x: Float[Array, "... d"], order: Iterable[int]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        zero = (self.v == 0).all(-1, keepdims=True)
-        v = jnp.where(zero, jnp.eye(1, self.v.shape[-1], dtype=self.v.dtype), self.v)
-        v /= jnp.linalg.norm(v, axis=-1, keepdims=True)
+        v = direction(self.v, jnp.eye(1, self.v.shape[-1], dtype=self.v.dtype)[0])
         for t in order:
             x = x - 2 * v[..., t, :] * (v[..., t, :] * x).sum(-1, keepdims=True)
         return x, jnp.zeros(x.shape[:-1], x.dtype)
@@ -48,15 +46,21 @@ def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
 
     The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018),
     section 3.1. From Frobenius norm 1 it converges unless a is singular. Each iteration multiplies
-    small singular values by 1.5, so 40 are enough for every matrix whose rank float32 can tell.
+    small singular values by 1.5, so 40 are enough for every matrix whose rank float32 can tell. A
+    singular matrix, such as zeros, gives the first M unit vectors.
     """
+    first = jnp.eye(*a.shape[-2:], dtype=a.dtype)
+    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+
+    def gram(q: Array) -> Array:
+        return jnp.einsum("...dm,...dn->...mn", q, q)
 
     def iterate(q: Array, _: None) -> tuple[Array, None]:
-        gram = jnp.einsum("...dm,...dn->...mn", q, q)
-        return q @ (1.5 * jnp.eye(q.shape[-1], dtype=q.dtype) - 0.5 * gram), None
+        return q @ (1.5 * identity - 0.5 * gram(q)), None
 
-    norm = jnp.linalg.norm(a, axis=(-2, -1), keepdims=True)
-    return lax.scan(iterate, a / norm, length=40)[0]
+    q, _ = lax.scan(iterate, direction(a, first / a.shape[-1] ** 0.5), length=40)
+    orthonormal = jnp.abs(gram(q) - identity).max((-2, -1), keepdims=True) < 0.1
+    return jnp.where(orthonormal, q, first)
 
 
 @struct.dataclass

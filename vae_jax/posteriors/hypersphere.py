@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from vae_jax.distributions import VonMisesFisherDistribution
 from vae_jax.errors import VaeJaxError
+from vae_jax.flows import direction
 from vae_jax.interfaces import Posterior
 
 
@@ -44,7 +45,5 @@ class VonMisesFisher(Posterior):
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         kappa = nn.Dense(1, kernel_init=self.kernel_init, name="kappa")(h)[:, 0]
         # Zero biases make the zero vector of a black image, which has no direction: take e_1.
-        has_direction = (loc**2).sum(-1, keepdims=True) > 0
-        loc = jnp.where(has_direction, loc, jnp.eye(1, self.dim))
-        loc = loc / jnp.linalg.norm(loc, axis=-1, keepdims=True)
+        loc = direction(loc, jnp.eye(1, self.dim, dtype=loc.dtype)[0])
         return VonMisesFisherDistribution(loc, 1 + jax.nn.softplus(kappa))
