@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from vae_jax import (
     SylvesterFlow,
     VaeJaxError,
 )
-from vae_jax.distributions import MultivariateNormal, Normal, exact_kl
+from vae_jax.distributions import MultivariateNormal, Normal, exact_kl, limited
 
 B, D, F, DRAWS = 3, 2, 4, 4000  # examples, latents, features, draws per example
 LIMIT, CELLS = 16.0, 320
@@ -150,7 +151,7 @@ def test_amortized_posteriors_can_be_indexed(q):
 
 
 def test_training_starts_and_stays_finite(q):
-    """Float32, at the start and with features of a thousand."""
+    """Float32, at the start and with features of a hundred and a thousand."""
     keys = jax.random.split(jax.random.key(2), B)
 
     @jax.jit
@@ -164,13 +165,35 @@ def test_training_starts_and_stays_finite(q):
         return jax.value_and_grad(loss, has_aux=True)(variables)
 
     features = jnp.asarray(FEATURES, jnp.float32)
-    # The base's own scale is e^(affine), which features of a thousand do not leave finite.
-    calm = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: 0 * leaf if "log_" in jax.tree_util.keystr(path) else leaf, q["start"]
-    )
-    for variables, scale in ((q["start"], 1), (calm, 1e3)):
-        found = loss_and_gradients(variables, scale * features)
+    for scale in (1, 100, 1000):
+        found = loss_and_gradients(q["start"], scale * features)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_the_limits_of_a_scale_leave_others_alone_and_can_be_left():
+    """ln sigma as it was within the range, less than one beyond it, with a gradient everywhere."""
+    x = jnp.asarray([-1e4, -11.0, -10.0, -3.0, 0.0, 7.0, 9.0, 1e4])
+    y, slope = jax.jit(jax.vmap(jax.value_and_grad(lambda x: limited(x, -10.0, 7.0))))(x)
+    np.testing.assert_array_equal(y[2:6], x[2:6])
+    np.testing.assert_allclose(y[jnp.array([1, 6])], [-10.5, 7 + 2 / 3], rtol=1e-6)
+    assert np.all(np.diff(y) > 0)
+    assert -11 <= y[0] < y[-1] <= 8
+    np.testing.assert_allclose(slope, [1e4**-2, 1 / 4, 1, 1, 1, 1, 1 / 9, 1e4**-2], rtol=3e-3)
+
+
+def test_a_full_covariance_of_one_dimension_is_a_normal():
+    posterior = FullCovarianceGaussian(1)
+    features = jnp.asarray(FEATURES, jnp.float32)
+    (q, (z, log_q)), variables = jax.jit(
+        lambda key: nn.init_with_output(
+            lambda module: (module(features), module(features).sample_and_log_prob(key)), posterior
+        )(key)
+    )(jax.random.key(0))
+    assert set(variables["params"]) == {"loc", "log_diagonal"}
+    scale = np.asarray(q.scale_tril)[:, 0, 0]
+    np.testing.assert_allclose(
+        log_q, stats.norm.logpdf(z[:, 0], q.loc[:, 0], scale), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_flow_starts_near_its_base(q):

@@ -143,6 +143,13 @@ def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
     return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
 
 
+def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, "*shape"]:
+    """x within [low, high]; outside it comes to an end one beyond, with a gradient everywhere."""
+    inside = jnp.clip(x, low, high)
+    outside = x - inside
+    return inside + outside / (1 + jnp.abs(outside))
+
+
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
     """`[*batch, *event]` with the event in one axis, `[*batch, size of the event]`.
 

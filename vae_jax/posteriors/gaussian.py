@@ -8,8 +8,12 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Float
 from typing_extensions import override
 
-from vae_jax.distributions import MultivariateNormal, Normal, Shape
+from vae_jax.distributions import MultivariateNormal, Normal, Shape, limited
 from vae_jax.interfaces import Posterior, latent_shape
+
+# Beyond every scale that latents have; ratios of two scales, squared, and their gradients stay far
+# inside float32.
+LOG_SCALE_RANGE = (-10.0, 7.0)
 
 
 class DiagonalGaussian(Posterior):
@@ -20,12 +24,12 @@ class DiagonalGaussian(Posterior):
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
         kernel_init: the initializer of both affine maps.
-        log_scale_range: the limits to which ln sigma is clipped.
+        log_scale_range: the range of ln sigma; what is affine goes on to at most one beyond.
     """
 
     shape: int | Shape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
-    log_scale_range: tuple[float, float] = (-jnp.inf, jnp.inf)
+    log_scale_range: tuple[float, float] = LOG_SCALE_RANGE
 
     traits = frozenset({"density", "path", "factors", "amortized", "noise"})
 
@@ -39,14 +43,15 @@ class DiagonalGaussian(Posterior):
     def __call__(self, features: Float[Array, "N ..."]) -> Normal:
         loc = self.affine(features, self.shape, "loc", self.kernel_init)
         log_scale = self.affine(features, self.shape, "log_scale", self.kernel_init)
-        scale = jnp.exp(jnp.clip(log_scale, *self.log_scale_range))
+        scale = jnp.exp(limited(log_scale, *self.log_scale_range))
         return Normal(loc, scale, event_ndims=self.event_ndims)
 
 
 class FullCovarianceGaussian(Posterior):
     """q(z|x) = N(mu(h), L(h) L(h)ᵀ) with affine mu and an affine Cholesky factor L.
 
-    The diagonal of L is the exponential of an affine map, which keeps it positive.
+    The diagonal of L is the exponential of an affine map, which keeps it positive; the logarithm
+    has the limits of `DiagonalGaussian`.
 
     Attributes:
         dim: the number of latent dimensions d.
@@ -64,7 +69,10 @@ class FullCovarianceGaussian(Posterior):
         h = features.reshape(features.shape[0], -1)
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         log_diagonal = nn.Dense(self.dim, kernel_init=self.kernel_init, name="log_diagonal")(h)
-        rows, columns = np.tril_indices(self.dim, -1)
-        below = nn.Dense(len(rows), kernel_init=self.kernel_init, name="below")(h)
-        scale_tril = jnp.exp(log_diagonal)[..., None] * jnp.eye(self.dim)
-        return MultivariateNormal(loc, scale_tril.at[:, rows, columns].set(below))
+        diagonal = jnp.exp(limited(log_diagonal, *LOG_SCALE_RANGE))
+        scale_tril = diagonal[..., None] * jnp.eye(self.dim)
+        if self.dim > 1:
+            rows, columns = np.tril_indices(self.dim, -1)
+            below = nn.Dense(len(rows), kernel_init=self.kernel_init, name="below")(h)
+            scale_tril = scale_tril.at[:, rows, columns].set(below)
+        return MultivariateNormal(loc, scale_tril)
