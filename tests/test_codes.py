@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from functools import partial
 from typing import Any
 
@@ -116,6 +117,27 @@ def test_finite_scalars_are_the_papers():
 
     gradient = jax.jit(jax.vmap(jax.grad(of_odd)))(x)
     np.testing.assert_allclose(gradient, 0.999 * (1 - np.tanh(x) ** 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", range(2, 9))
+def test_finite_scalars_use_their_levels_alike(levels):
+    """The steps are where the paper's bound, with artanh for its tan, crosses halves.
+
+    Of symmetric inputs two levels get half each; of an even number above, h = 0 stays 0.
+    """
+    h = np.random.default_rng(0).normal(size=2001)
+    h = np.concatenate([h, -h]).astype(np.float32)
+    q, _ = quantize(FiniteScalarQuantized((levels,), identity), h.reshape(-1, 1, 1, 1))
+    code = np.asarray(q.mean).ravel() * (levels // 2)
+    half = (levels - 1) * 0.999 / 2
+    if levels == 2:
+        np.testing.assert_array_equal(code, np.where(h < 0, -1, 0))
+        assert (code == 0).mean() == 0.5
+    else:
+        offset = 0.0 if levels % 2 else 0.5
+        bounded = half * np.tanh(h.astype(np.float64) + math.atanh(offset / half)) - offset
+        clear = np.abs(bounded % 1 - 0.5) > 1e-4  # of rounding in float32
+        np.testing.assert_array_equal(code[clear], np.round(bounded)[clear])
 
 
 def test_signs_and_their_penalties():

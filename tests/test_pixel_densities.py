@@ -111,6 +111,17 @@ def first_channels(p: Any, count: int) -> MixtureOfLogisticsDistribution:
 LEVELS = np.arange(256)
 
 
+def test_categorical_pixels_beyond_the_levels_have_no_mass():
+    """One value outside [0, 1] takes all mass from the image."""
+    logits = np.random.default_rng(0).normal(size=(1, 2, 1, 256)).astype(np.float32)
+    p = CategoricalPixelsDistribution(jnp.asarray(logits))
+    for outside in (-1e-3, -1 / 255, 256 / 255, 1.001, 7.0, 255.0, np.inf, np.nan):
+        log_p = p.log_prob(jnp.array([0.0, outside]).reshape(1, 2, 1))
+        assert log_p == -np.inf
+    for inside in (0.0, 0.3, 1.0):
+        assert np.isfinite(p.log_prob(jnp.array([0.0, inside]).reshape(1, 2, 1)))
+
+
 def test_mixture_of_logistics_is_pixelcnn_plus_plus():
     """The formula of the paper's section 2 in its own units, x in [-1, 1], by SciPy's logistic."""
     p = mixture(3)

@@ -1,6 +1,7 @@
 """Heavy-tailed, mixture and exemplar priors against SciPy, quadrature and what training moves."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -60,6 +61,35 @@ def test_student_t_density_is_scipys(dof):
     expected = stats.t.logpdf(x, dof, LOC, SCALE).sum(-1)
     p = StudentT(jnp.asarray(LOC), jnp.asarray(SCALE), jnp.asarray(dof))
     np.testing.assert_allclose(p.log_prob(jnp.asarray(x)), expected, rtol=2e-5)
+
+
+def test_student_t_tails_and_their_slopes():
+    """Where t² is beyond float32, against SciPy in float64; at t = 0 and at its corner too."""
+    x = np.array([0.0, 1.0, 1e5, 1e19, 1e30, -3e37])
+    for dof in (0.5, 1.0, 30.0):
+        p = StudentT(jnp.zeros(()), jnp.ones(()), jnp.asarray(dof), event_ndims=0)
+        log_p, slope = jax.vmap(jax.value_and_grad(p.component_log_prob))(jnp.asarray(x))
+        # -(dof + 1)/2 ln(1 + x²/dof) in float64, whose squares do not overflow.
+        constant = stats.t.logpdf(0, dof)
+        expected = constant - (dof + 1) / 2 * np.log1p(x**2 / dof)
+        np.testing.assert_allclose(log_p, expected, rtol=1e-5)
+        np.testing.assert_allclose(slope, -(dof + 1) * x / (dof + x**2), rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("log_dof", [-1e3, -50.0, 0.0, math.log(5), 80.0, 1e3])
+def test_learned_degrees_of_freedom_have_limits(log_dof):
+    """Density, draws and gradients are finite wherever training takes the parameter."""
+
+    def loss(log_dof):
+        p: Any = StandardStudentT(2).apply({"params": {"log_dof": log_dof}})
+        return p.log_prob(jnp.array([0.3, 50.0])), (p.dof, p.sample(jax.random.key(0), (100,)))
+
+    (log_p, (dof, z)), slope = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(log_dof))
+    assert np.isfinite([log_p, slope]).all()
+    assert np.isfinite(z).all()
+    if 0 <= log_dof <= 10:
+        np.testing.assert_allclose(dof, math.exp(log_dof), rtol=1e-5)
+    assert 0.36 < dof.min() <= dof.max() < 6e4
 
 
 def test_heavy_tailed_samples():

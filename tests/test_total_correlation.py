@@ -98,6 +98,15 @@ def test_stratified_weights_are_the_mean_of_the_papers() -> None:
     np.testing.assert_allclose(weights[0], np.mean(papers, axis=0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dataset_size", [1_300_000, 2**31 // 2048, 2**31, 10**12])
+def test_weights_of_data_sets_beyond_an_int32(dataset_size: int) -> None:
+    weighted = log_weights(jnp.arange(2), 2048, dataset_size, "weighted")
+    np.testing.assert_allclose(weighted, -np.log(dataset_size * 2048.0), rtol=1e-6)
+    stratified = log_weights(jnp.arange(2), 2048, dataset_size, "stratified")
+    np.testing.assert_allclose(np.exp(stratified).sum(1), 1, rtol=1e-4)
+    np.testing.assert_allclose(stratified[0, 0], -np.log(dataset_size), rtol=1e-6)
+
+
 # q(z)
 
 

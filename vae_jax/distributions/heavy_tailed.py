@@ -67,8 +67,11 @@ class StudentT(Elementwise):
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t = (x - loc)/scale."""
-        t = (value - self.loc) / self.scale
-        log_kernel = -(self.dof + 1) / 2 * jnp.log1p(t**2 / self.dof)
+        u = jnp.abs(value - self.loc) / (self.scale * jnp.sqrt(self.dof))
+        # ln(1 + u²) without the square of a large u.
+        far = jnp.where(u > 1, u, 1)
+        near = jnp.where(u > 1, 1 / far, u)
+        log_kernel = -(self.dof + 1) / 2 * (jnp.log1p(near**2) + 2 * jnp.log(far))
         # Not a difference of two gammaln, which would cancel where dof is large.
         log_integral = jnp.log(self.scale) + jnp.log(self.dof) / 2 + betaln(self.dof / 2, 0.5)
         return log_kernel - log_integral

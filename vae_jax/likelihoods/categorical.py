@@ -44,10 +44,10 @@ class CategoricalPixelsDistribution(Distribution):
         return (self.logits + gumbel).argmax(-1) / 255
 
     def log_prob(self, value: Float[Array, "*draws H W C"]) -> Float[Array, "..."]:
-        """The sum of the logarithms of the levels' probabilities."""
+        """The sum of the logarithms of the nearest levels' probabilities; -inf beyond [0, 1]."""
         level = jnp.round(value * 255)[..., None]
-        chosen = jnp.where(level == jnp.arange(256), jax.nn.log_softmax(self.logits), 0.0)
-        return chosen.sum((-4, -3, -2, -1))
+        chosen = jnp.where(level == jnp.arange(256), jax.nn.log_softmax(self.logits), 0.0).sum(-1)
+        return jnp.where((value >= 0) & (value <= 1), chosen, -jnp.inf).sum((-3, -2, -1))
 
 
 class CategoricalPixels(Likelihood):

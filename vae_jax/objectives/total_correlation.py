@@ -3,6 +3,7 @@
 All estimates are of the whole batch: every device sees the parameters of q(z|x) of all images.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -38,7 +39,7 @@ def log_weights(
         sampling: the scheme.
     """
     if sampling == "weighted":
-        return jnp.full((len(own), batch_size), -jnp.log(dataset_size * batch_size))
+        return jnp.full((len(own), batch_size), -math.log(dataset_size) - math.log(batch_size))
     others = (dataset_size - 1) / (dataset_size * max(batch_size - 1, 1))
     is_own = own[:, None] == jnp.arange(batch_size)
     return jnp.log(jnp.where(is_own, 1 / dataset_size, others))

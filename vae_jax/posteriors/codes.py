@@ -231,11 +231,14 @@ class FiniteScalarQuantized(Posterior):
             )
         dense = nn.Dense(len(self.levels), kernel_init=self.kernel_init, name="encoded")
         h = dense(_as_map(features))
-        # Appendix A.1 of the paper: an even number of levels is bounded half a level lower.
+        # Appendix A.1 of the paper, whose tan is a slip for artanh, as its author has confirmed: an
+        # even number of levels is bounded half a level lower, and h = 0 stays 0. Two levels are the
+        # signs of h instead, since no input would be far enough from 0.
         counts = np.asarray(self.levels)
         half_length = (counts - 1) * (1 - 1e-3) / 2
         offset = np.where(counts % 2, 0.0, 0.5)
-        bounded = jnp.tanh(h + np.tan(offset / half_length)) * half_length
+        shift = np.arctanh(np.where(counts > 2, offset / half_length, 0.0))
+        bounded = jnp.tanh(h + shift) * half_length
         encoded = (bounded - offset) / (counts // 2)
         return Quantized(encoded, self.codebook.indices(encoded), self.codebook, {})
 

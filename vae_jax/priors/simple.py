@@ -16,8 +16,11 @@ from vae_jax.distributions import (
     OneHotCategorical,
     Shape,
     StudentT,
+    limited,
 )
 from vae_jax.interfaces import Model, Prior, latent_shape
+
+LOG_DOF_RANGE = (0.0, 10.0)
 
 
 class StandardNormal(Prior):
@@ -62,7 +65,8 @@ class StandardStudentT(Prior):
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c).
         dof: the degrees of freedom of all components; None learns them as one parameter, which
-            starts at 5.
+            starts at 5 and stays between 1/e, below a Cauchy distribution's 1, and those of what is
+            almost a normal.
     """
 
     shape: int | Shape
@@ -74,7 +78,8 @@ class StandardStudentT(Prior):
     @override
     def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> StudentT:
         if self.dof is None:
-            dof = jnp.exp(self.param("log_dof", nn.initializers.constant(math.log(5.0)), ()))
+            log_dof = self.param("log_dof", nn.initializers.constant(math.log(5.0)), ())
+            dof = jnp.exp(limited(log_dof, *LOG_DOF_RANGE))
         else:
             dof = jnp.asarray(self.dof)
         event = latent_shape(self.shape)
