@@ -24,6 +24,7 @@ def key(seed: Array | int) -> Array:
     return jax.random.key(seed, impl=_impl)
 
 
+@jax.jit
 def _threefry2x32(key: Array, counter: Array) -> tuple[Array, Array]:
     """Twenty rounds (Salmon et al. 2011, section 3.4 and table 2).
 
