@@ -41,7 +41,7 @@ FLOORS = (
     ("distributions", "data"),
     ("vae", "conditional", "networks", "posteriors"),
     ("hierarchical", "likelihoods", "objectives"),
-    ("priors",),
+    ("deep", "priors"),
     ("compatibility",),
     ("experiment",),
     ("step", "run"),

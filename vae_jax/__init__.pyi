@@ -13,6 +13,7 @@ from .data.augment import ColourJitter as ColourJitter
 from .data.augment import HorizontalFlip as HorizontalFlip
 from .data.augment import RandomAffine as RandomAffine
 from .data.augment import RandomShift as RandomShift
+from .deep import DeepVAE as DeepVAE
 from .errors import VaeJaxError as VaeJaxError
 from .evaluation.ais import AIS as AIS
 from .evaluation.evaluate import Evaluation as Evaluation
@@ -58,6 +59,11 @@ from .networks import XceptionEncoder as XceptionEncoder
 from .networks.critics import ImageCritic as ImageCritic
 from .networks.critics import LatentCritic as LatentCritic
 from .networks.critics import PatchCritic as PatchCritic
+from .networks.residual import Bottleneck as Bottleneck
+from .networks.residual import Gated as Gated
+from .networks.top_down import BottomUp as BottomUp
+from .networks.top_down import TopDown as TopDown
+from .networks.top_down import TopDownBlock as TopDownBlock
 from .objectives.adversarial import AdversarialAutoencoder as AdversarialAutoencoder
 from .objectives.capacity import Capacity as Capacity
 from .objectives.elbo import ELBO as ELBO

@@ -395,6 +395,10 @@ class Model(nn.Module, kw_only=True):
         """q(z_1|x), batch `[B]`."""
         raise NotImplementedError
 
+    def infer(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Layers:
+        """E_q[z] of every layer that `decode` reads, `[B, *event]`, z_1 first."""
+        return (self.encode(x, y).mean,)
+
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> "Distribution":
         """p(x|z_1, ..., z_L), batch `[...]` and event `[H, W, C]`.
 
@@ -419,11 +423,18 @@ class Model(nn.Module, kw_only=True):
         """ln p(z_1, ..., z_L) in nats, `[...]`, for latents `[..., *event]` of every layer."""
         raise NotImplementedError
 
+    def log_densities(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
+    ) -> tuple[Float[Array, "... B"], Float[Array, "... B"]]:
+        """ln p(x|z) and ln p(z) in nats for latents `[..., B, *event]` of every layer."""
+        return self.decode(zs, y).log_prob(x), self.log_prior(zs, y)
+
     def log_joint(
         self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
     ) -> Float[Array, "... B"]:
         """ln p(x, z_1, ..., z_L) in nats for latents `[..., B, *event]` of every layer."""
-        return self.decode(zs, y).log_prob(x) + self.log_prior(zs, y)
+        log_px, log_pz = self.log_densities(x, zs, y)
+        return log_px + log_pz
 
 
 class Objective(abc.ABC):

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shared, exact_kl, sample_each
-from vae_jax.interfaces import Layers, Metrics, Model, Posterior
+from vae_jax.interfaces import Layers, Metrics, Model, Posterior, Shape
 
 D = TypeVar("D", bound=Distribution)
 
@@ -145,7 +145,11 @@ def apply_flat(
         event_ndims: the number of axes of one z.
     """
     batch, event = z.shape[: z.ndim - event_ndims], z.shape[z.ndim - event_ndims :]
-    flat = conditional(z.reshape(math.prod(batch), *event))
+    return with_batch(conditional(z.reshape(math.prod(batch), *event)), batch)
+
+
+def with_batch(flat: D, batch: Shape) -> D:
+    """A distribution with its one batch axis `[N]` as the axes `[*batch]`."""
 
     def reshaped(leaf: Array | Shared) -> Array | Shared:
         return leaf if isinstance(leaf, Shared) else leaf.reshape(*batch, *leaf.shape[1:])

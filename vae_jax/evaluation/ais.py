@@ -279,10 +279,9 @@ def make_point_at(
     """The function from flat latents `[C, B, D]` to a model's Point for images `[B, H, W, C]`."""
 
     def log_densities(z: Array) -> tuple[Array, Array]:
-        zs = unflatten(z)
-        px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
-        log_pz = cast(Array, model.apply(variables, zs, y, method="log_prior"))
-        return log_pz, px.log_prob(x)
+        densities = model.apply(variables, x, unflatten(z), y, method="log_densities")
+        log_px, log_pz = cast(tuple[Array, Array], densities)
+        return log_pz, log_px
 
     def point_at(z: Array) -> Point:
         (log_pz, log_px), pull_back = jax.vjp(log_densities, z)

@@ -175,6 +175,20 @@ def max_pool(x: Array, window: int) -> Array:
     return reduce(jnp.maximum, shifted)
 
 
+def average_pool(x: Array) -> Array:
+    """The mean over squares of 2x2 pixels, fewer at the end of an odd side.
+
+    Args:
+        x: `[N, H, W, F]`.
+
+    Returns:
+        `[N, ceil(H / 2), ceil(W / 2), F]`, which `upsample` takes back to the size of x.
+    """
+    number, height, width, features = x.shape
+    x = jnp.pad(x, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+    return x.reshape(number, -(-height // 2), 2, -(-width // 2), 2, features).mean((2, 4))
+
+
 def upsample(x: Array, size: Shape) -> Array:
     """Nearest-neighbour upsampling, `[N, ceil(H / 2), ceil(W / 2), F]` to `[N, H, W, F]`.
 

@@ -1,0 +1,316 @@
+"""Deep hierarchies with a deterministic state that runs down through all resolutions."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+from typing_extensions import override
+
+from vae_jax import random
+from vae_jax.distributions import Distribution, Normal, exact_kl
+from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Layers, Model, Posterior, Prior
+from vae_jax.likelihoods import MixtureOfLogistics
+from vae_jax.networks.top_down import BottomUp, Choose, Layer, TopDown
+from vae_jax.posteriors import DiagonalGaussian
+from vae_jax.vae import Terms, with_batch
+
+Own = TypeVar("Own")
+Temperature = float | Sequence[float] | Float[Array, "L"]
+"""The factor of the prior's scales: one, or one for each layer, the bottom layer first."""
+
+
+class TopLayer(Prior):
+    """p(z_L) of a `DeepVAE`, which its topmost block makes of the learned start."""
+
+    factors = True
+
+    @override
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Distribution:
+        assert isinstance(model, DeepVAE)
+        return model.top(y)
+
+
+class DeepVAE(Model, kw_only=True):
+    """p(x, z) = p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2, ..., z_L) p(x | z_1, ..., z_L).
+
+    A deterministic state h, whose start is learned, runs down through all resolutions. At each of L
+    blocks z_l is drawn from q(z_l | h, a) or p(z_l | h), Gaussians of independent components, with
+    a the activations on the way up, and changes h; x is drawn from the last h. So every z_l depends
+    on all layers above, and `decode` takes all.
+
+    `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
+    samples.
+
+    Attributes:
+        encoder: the way up.
+        decoder: the way down.
+        prior: p(z_L), a part of the decoder.
+        likelihood: p(x | z), on the last state h.
+        critic: the module that the objective plays against, if it needs one.
+        labels: the embedding of classes y, on which all densities then depend: appended to x on
+            the way up, and added to h at each resolution on the way down.
+        image_shape: (H, W, C); by default that of an experiment's data.
+
+    References:
+        Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
+        images".
+
+    Example:
+        Latents of 16 channels, two layers at each of 7x7, 14x14 and 28x28 pixels:
+
+        >>> model = DeepVAE(
+        ...     encoder=BottomUp(blocks=(2, 2, 2), width=32),
+        ...     decoder=TopDown(blocks=(2, 2, 2), width=32, latents=16),
+        ...     likelihood=Bernoulli(),
+        ... )
+    """
+
+    encoder: BottomUp
+    decoder: TopDown
+    prior: Prior = TopLayer()
+
+    def setup(self):
+        """Refuses ways up and down that do not meet.
+
+        Raises:
+            VaeJaxError: they do not, or there is no block.
+        """
+        super().setup()
+        up, down = len(self.encoder.blocks), len(self.decoder.blocks)
+        if up != down:
+            raise VaeJaxError(
+                f"The encoder has {up} levels and the decoder {down}: give both `blocks` the same "
+                "length, with 0 for a level without blocks."
+            )
+        if not sum(self.decoder.blocks):
+            raise VaeJaxError("The decoder has no block: give it at least one layer of latents.")
+
+    @classmethod
+    def vdvae_cifar10(cls) -> "DeepVAE":
+        """The VDVAE for CIFAR-10, 43 layers and 39M parameters (Child 2021)."""
+        return cls._vdvae((11, 6, 6, 3, 0, 3), (22, 11, 6, 3, 0, 1), 384)
+
+    @classmethod
+    def vdvae_imagenet32(cls) -> "DeepVAE":
+        """The VDVAE for ImageNet at 32x32, 78 layers and 119M parameters (Child 2021)."""
+        return cls._vdvae((15, 9, 8, 6, 0, 6), (41, 20, 10, 5, 0, 2), 512)
+
+    @classmethod
+    def vdvae_imagenet64(cls) -> "DeepVAE":
+        """The VDVAE for ImageNet at 64x64, 75 layers and 125M parameters (Child 2021)."""
+        return cls._vdvae((11, 20, 9, 8, 7, 0, 5), (13, 32, 16, 8, 4, 0, 2), 512)
+
+    @classmethod
+    def _vdvae(cls, up: Sequence[int], down: Sequence[int], width: int) -> "DeepVAE":
+        return cls(
+            encoder=BottomUp(up, width),
+            decoder=TopDown(down, width, latents=16),
+            likelihood=MixtureOfLogistics(),
+        )
+
+    @property
+    def posteriors(self) -> Sequence[Posterior]:
+        """Declarations of q(z_l | h, a) of each layer, the bottom layer first."""
+        shapes = reversed(self.decoder.shapes(self.image_shape))
+        return tuple(DiagonalGaussian(shape, parent=None) for shape in shapes)
+
+    @override
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        keys: Key[Array, "B"],
+        num_samples: int = 1,
+        y: Int[Array, "_"] | None = None,
+    ) -> Terms:
+        batch = num_samples, len(x)
+        activations = [jnp.tile(a, (num_samples, 1, 1, 1)) for a in self._activations(x, y)]
+        of_samples = random.indexed(
+            random.purpose(keys, "posterior"), jnp.arange(num_samples)[:, None]
+        ).reshape(-1)
+
+        def sampled(_: Distribution, q: Distribution | None, layer: Array) -> Array:
+            return _inferred(q).sample(random.indexed(of_samples, layer))
+
+        h, found = self._down(len(of_samples), activations, sampled, self._numbers(), y)
+
+        def apart(leaf: Array) -> Array:
+            return leaf.reshape(leaf.shape[0], *batch, *leaf.shape[2:])
+
+        levels = [jax.tree.map(apart, level) for level in found]
+        log_pz = [level.p.log_prob(level.z) for level in levels]
+        log_qz = [_inferred(level.q).log_prob(level.z) for level in levels]
+        kls = [exact_kl(_inferred(level.q), level.p) for level in levels]
+        means = [kl.mean(1) for kl in kls if kl is not None]
+        layers = [layer for level in levels for layer in _unstacked(level)][::-1]
+        px = self.likelihood.observe(self._likelihood(h, batch), x)
+        return Terms(
+            x=x,
+            y=y,
+            keys=keys,
+            z=tuple(layer.z for layer in layers),
+            path=None,
+            log_px=px.log_prob(x),
+            log_pz=jnp.concatenate(log_pz)[::-1],
+            log_qz=jnp.concatenate(log_qz)[::-1],
+            kl=jnp.concatenate(means)[::-1] if len(means) == len(kls) else None,
+            q=tuple(_inferred(layer.q) for layer in layers),
+            p=tuple(layer.p for layer in layers),
+            reconstruction=px.mean,
+        )
+
+    @override
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
+        """q(z_1 | x, z_2, ..., z_L), batch `[B]`, with the layers above at their means."""
+        return _inferred(self._at_means(x, y)[0].q)
+
+    @override
+    def infer(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Layers:
+        """The mean of each layer's posterior, `[B, h, w, c]`, with the layers above at theirs."""
+        return tuple(layer.z for layer in self._at_means(x, y))
+
+    @override
+    def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:
+        px, _ = self._generate(zs, y)
+        return px
+
+    @override
+    def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
+        _, log_pz = self._generate(zs, y)
+        return log_pz
+
+    @override
+    def log_densities(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
+    ) -> tuple[Float[Array, "... B"], Float[Array, "... B"]]:
+        px, log_pz = self._generate(zs, y)
+        return px.log_prob(x), log_pz
+
+    @override
+    def sample(
+        self,
+        keys: Key[Array, "N"],
+        y: Int[Array, "B"] | None = None,
+        temperature: Temperature = 1.0,
+    ) -> tuple[Layers, Distribution]:
+        """Latents `[N, h, w, c]` of every layer from the prior, and p(x|z).
+
+        Args:
+            keys: typed keys.
+            y: the labels of a conditional model; N is a multiple of their number B.
+            temperature: the factor of the scales of p(z_l | h).
+        """
+        numbers = self._numbers()
+        own = random.purpose(keys, "prior")
+        factors = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (len(numbers),))[::-1]
+
+        def sampled(p: Distribution, q: Distribution | None, layer: tuple[Array, Array]) -> Array:
+            number, factor = layer
+            return _tempered(p, factor).sample(random.indexed(own, number))
+
+        inputs = list(zip(numbers, factors, strict=True))
+        h, found = self._down(len(keys), None, sampled, inputs, y)
+        zs = [layer.z for level in found for layer in _unstacked(level)]
+        return tuple(zs[::-1]), self._likelihood(h, (len(keys),))
+
+    def decode_top(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:
+        """p(x | z) for the top n layers, those below at the means of their priors.
+
+        Args:
+            zs: latents `[N, h, w, c]` of the top n layers, z_L last, as `zs[-n:]` of all.
+            y: the labels of a conditional model.
+        """
+        number = len(zs[-1])
+        shapes = self.decoder.shapes(self.image_shape)
+        absent = [jnp.zeros((number, *shape)) for shape in shapes[len(zs) :]]
+        known = jnp.arange(len(shapes)) < len(zs)
+
+        def mean_unless_known(
+            p: Distribution, q: Distribution | None, layer: tuple[Array, Array]
+        ) -> Array:
+            z, is_known = layer
+            return jnp.where(is_known, z, p.mean)
+
+        inputs = list(zip([*zs[::-1], *absent], known, strict=True))
+        h, _ = self._down(number, None, mean_unless_known, inputs, y)
+        return self._likelihood(h, (number,))
+
+    def top(self, y: Int[Array, "B"] | None = None) -> Distribution:
+        """p(z_L), batch `[]`; or p(z_L | y), batch `[B]`."""
+
+        def mean(p: Distribution, q: Distribution | None, layer: Array) -> Array:
+            return p.mean
+
+        number = 1 if y is None else len(y)
+        _, found = self._down(number, None, mean, self._numbers(), y)
+        p = _unstacked(found[0])[0].p
+        return p if y is not None else jax.tree.map(lambda leaf: leaf[0], p)
+
+    def _numbers(self) -> list[Array]:
+        """The numbers of the layers in the order of inference, 0 for the top layer."""
+        return list(jnp.arange(sum(self.decoder.blocks)))
+
+    def _activations(self, x: Array, y: Array | None) -> tuple[Array, ...]:
+        return self.encoder(x if self.labels is None else self.labels.for_encoder(x, y))
+
+    def _down(
+        self,
+        number: int,
+        activations: Sequence[Array] | None,
+        choose: Choose[Own],
+        inputs: Sequence[Own],
+        y: Array | None,
+    ) -> tuple[Array, list[Layer]]:
+        condition = None
+        if self.labels is not None:
+            condition = self.labels.for_decoder(jnp.zeros((number, 0)), y)
+        return self.decoder(number, self.image_shape, activations, choose, inputs, condition)
+
+    def _likelihood(self, h: Array, batch: tuple[int, ...]) -> Distribution:
+        return with_batch(self.likelihood(h, self.image_shape), batch)
+
+    def _at_means(self, x: Array, y: Array | None) -> list[Layer]:
+        """The layers, the bottom layer first, each at the mean of its posterior."""
+
+        def mean(_: Distribution, q: Distribution | None, layer: Array) -> Array:
+            return _inferred(q).mean
+
+        _, found = self._down(len(x), self._activations(x, y), mean, self._numbers(), y)
+        return [layer for level in found for layer in _unstacked(level)][::-1]
+
+    def _generate(self, zs: Layers, y: Array | None) -> tuple[Distribution, Array]:
+        """p(x|z), and ln p(z_1, ..., z_L) in nats, for latents `[..., h, w, c]` of all layers."""
+        batch = zs[-1].shape[:-3]
+        flat = [z.reshape(-1, *z.shape[-3:]) for z in zs]
+
+        def given(p: Distribution, q: Distribution | None, z: Array) -> Array:
+            return z
+
+        h, found = self._down(len(flat[0]), None, given, flat[::-1], y)
+        # At the given z: in bfloat16 the decoder has rounded its own.
+        stacked, first = [], 0
+        for level in found:
+            count = level.z.shape[0]
+            stacked.append(level.p.log_prob(jnp.stack(flat[::-1][first : first + count])))
+            first += count
+        return self._likelihood(h, batch), jnp.concatenate(stacked).sum(0).reshape(batch)
+
+
+def _inferred(q: Distribution | None) -> Distribution:
+    """q(z_l | h, a), which is there where there are activations."""
+    assert q is not None
+    return q
+
+
+def _unstacked(level: Layer) -> list[Layer]:
+    """The layers of a level."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], level) for i in range(len(level.z))]
+
+
+def _tempered(p: Distribution, temperature: Array) -> Distribution:
+    assert isinstance(p, Normal)
+    return dataclasses.replace(p, scale=temperature * p.scale)

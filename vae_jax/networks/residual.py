@@ -1,0 +1,122 @@
+"""The residual networks of deep hierarchies: R in h + R(h)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from vae_jax.networks.layers import Conv
+
+
+class Residual(Protocol):
+    """What makes the networks of a hierarchy, such as `Bottleneck` or a partial of it."""
+
+    def __call__(
+        self, features: int, width: int, last: float = 1.0, *, name: str | None = None
+    ) -> nn.Module:
+        """A network from maps `[N, h, w, F]` to `[N, h, w, features]`.
+
+        Args:
+            features: the number of output features.
+            width: the number of features of the hierarchy's state h.
+            last: the factor of the last convolution's initial weights; 0 starts from R = 0.
+            name: the name of the module.
+        """
+        ...
+
+
+def scaled(factor: float) -> Initializer:
+    """Uniform weights of variance factor² / (3 inputs), PyTorch's default for a factor of one."""
+    if factor == 0:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(factor**2 / 3, "fan_in", "uniform")
+
+
+def convolution(features: int, x: Array, name: str, factor: float = 1.0) -> Array:
+    """A 3x3 convolution with a bias, or a 1x1 one where the map is at most 2x2 (Child 2021).
+
+    Call it in a compact method.
+    """
+    if max(x.shape[1:3]) <= 2:
+        return nn.Dense(features, kernel_init=scaled(factor), name=name)(x)
+    return Conv(features, use_bias=True, kernel_init=scaled(factor), name=name)(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 3x3 and 1x1 convolutions, an activation before each (Child 2021, figure 3).
+
+    Attributes:
+        features: the number of output features.
+        width: the number of features of the hierarchy's state h.
+        last: the factor of the last convolution's initial weights.
+        ratio: the number of features in between, in units of `width`.
+        activation: the elementwise function.
+        excite: whether the output's features are weighed by their means (`SqueezeExcite`).
+    """
+
+    features: int
+    width: int
+    last: float = 1.0
+    ratio: float = 0.25
+    activation: Callable[[Array], Array] = jax.nn.gelu
+    excite: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, h, w, F]` to `[N, h, w, features]`."""
+        width = max(1, int(self.width * self.ratio))
+        r = nn.Dense(width, kernel_init=scaled(1.0), name="in")(self.activation(x))
+        r = convolution(width, self.activation(r), "first")
+        r = convolution(width, self.activation(r), "second")
+        r = nn.Dense(self.features, kernel_init=scaled(self.last), name="out")(self.activation(r))
+        return SqueezeExcite(name="excite")(r) if self.excite else r
+
+
+class Gated(nn.Module):
+    """Two 3x3 convolutions, then c sigmoid(g) of a 1x1 convolution's halves c and g.
+
+    The gated residual blocks of Dittadi's ladder VAE, without its batch normalization and dropout.
+
+    Attributes:
+        features: the number of output features.
+        width: the number of features of the hierarchy's state h, and of those in between.
+        last: the factor of the initial weights of c.
+        activation: the elementwise function before each convolution and on c.
+    """
+
+    features: int
+    width: int
+    last: float = 1.0
+    activation: Callable[[Array], Array] = jax.nn.elu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, h, w, F]` to `[N, h, w, features]`."""
+        r = convolution(self.width, self.activation(x), "first")
+        r = convolution(self.width, self.activation(r), "second")
+        dense = partial(nn.Dense, self.features)
+        content = dense(kernel_init=scaled(self.last), name="content")(r)
+        gate = dense(kernel_init=scaled(1.0), name="gate")(r)
+        return self.activation(content) * jax.nn.sigmoid(gate)
+
+
+class SqueezeExcite(nn.Module):
+    """Features weighed by gates in (0, 1), a network of their means over the map (Hu et al. 2018).
+
+    Attributes:
+        reduction: the factor by which the network's hidden layer is narrower.
+    """
+
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, h, w, F]` to the same shape."""
+        features = x.shape[-1]
+        hidden = nn.Dense(max(4, features // self.reduction), name="squeeze")(x.mean((1, 2)))
+        gates = jax.nn.sigmoid(nn.Dense(features, name="excite")(jax.nn.relu(hidden)))
+        return x * gates[:, None, None]

@@ -1,0 +1,266 @@
+"""A deterministic way up and a stochastic way down through the resolutions of an image.
+
+The state h runs down from a learned start. In each block z is drawn from q(z_l | h, a) or
+p(z_l | h), a being the activations on the way up, and added to h. Resolutions are counted by the
+halvings from the image's: level 0 is the image's own.
+
+References:
+    Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
+    images"; Vahdat & Kautz (2020), "NVAE"; Hazami et al. (2022), "Efficient-VDVAE".
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Float
+
+from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.networks.layers import Conv, average_pool, halvings, upsample
+from vae_jax.networks.residual import Bottleneck, Residual, scaled
+
+Own = TypeVar("Own")
+Out = TypeVar("Out")
+Draw = Callable[[Distribution, Distribution | None], Array]
+"""How a block finds z_l: a function of p(z_l | h) and of q(z_l | h, a), None without a."""
+Choose = Callable[[Distribution, Distribution | None, Own], Array]
+"""How z_l is found: a function of p(z_l | h), of q(z_l | h, a) and of the layer's own input."""
+PerLevel = int | Sequence[int]
+"""One number for each level, or the same for all."""
+
+# Child (2021): finer maps begin from what comes from above alone.
+LARGEST_START = 64
+SMOOTHING = math.log(2)
+
+
+@struct.dataclass
+class Layer:
+    """A layer of latents, or several of equal shape with a leading axis.
+
+    Attributes:
+        z: the latents, `[N, h, w, c]`.
+        p: p(z | h).
+        q: q(z | h, a); None where there is no a.
+    """
+
+    z: Float[Array, "*layers N h w c"]
+    p: Distribution
+    q: Distribution | None
+
+
+def at(values: PerLevel, level: int) -> int:
+    """The value at a level."""
+    return values if isinstance(values, int) else values[level]
+
+
+def scale_of(s: Float[Array, "*shape"], smooth: bool) -> Float[Array, "*shape"]:
+    """A scale from any real number, one at zero: exp(s) or softplus(beta s) / beta, beta = ln 2.
+
+    The softplus smooths the gradient, which never exceeds one (Hazami et al. 2022, section 4.2).
+    """
+    return jax.nn.softplus(SMOOTHING * s) / SMOOTHING if smooth else jnp.exp(s)
+
+
+class TopDownBlock(nn.Module):
+    """p(z | h), q(z | h, a), h + the projection of z, h + R(h) (Child 2021, figure 3).
+
+    Attributes:
+        features: the number of features of h.
+        latents: the number of channels c of z.
+        last: the factor of the initial weights of what is added to h, 1/sqrt(N) for N blocks.
+        net: what makes the residual networks.
+        prior_features: whether the network of p(z | h) adds features to h, as in the VDVAE.
+        relative: whether the network of q(z | h, a) has the shift from p's location in units of
+            one and the ratio to its scale as outputs, as in the NVAE.
+        smooth: whether scales are `scale_of` a smoothed gradient, as in the Efficient-VDVAE.
+        residuals: the number of networks R after z.
+    """
+
+    features: int
+    latents: int
+    last: float = 1.0
+    net: Residual = Bottleneck
+    prior_features: bool = True
+    relative: bool = False
+    smooth: bool = False
+    residuals: int = 1
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "N h w F"], a: Float[Array, "N h w A"] | None, draw: Draw
+    ) -> tuple[Float[Array, "N h w F"], Layer]:
+        """The state after the block, and its layer, whose densities are float32 whatever h is."""
+        c, features = self.latents, self.features
+        of_q = None
+        if a is not None:
+            both = jnp.concatenate([h, a], -1)
+            of_q = self.net(2 * c, features, name="posterior")(both).astype(jnp.float32)
+        of_p = self.net(
+            2 * c + (features if self.prior_features else 0), features, 0.0, name="prior"
+        )(h)
+        if self.prior_features:
+            h = h + of_p[..., 2 * c :]
+        of_p = of_p.astype(jnp.float32)
+        p = Normal(of_p[..., :c], scale_of(of_p[..., c : 2 * c], self.smooth), event_ndims=3)
+        q = None
+        if of_q is not None:
+            loc, scale = of_q[..., :c], scale_of(of_q[..., c:], self.smooth)
+            if self.relative:
+                loc, scale = p.loc + loc, p.scale * scale
+            q = Normal(loc, scale, event_ndims=3)
+        z = draw(p, q)
+        project = nn.Dense(features, kernel_init=scaled(self.last), name="project")
+        h = h + project(z.astype(h.dtype))
+        for number in range(self.residuals):
+            h = h + self.net(features, features, self.last, name=f"residual_{number}")(h)
+        return h, Layer(z, p, q)
+
+
+class BottomUp(nn.Module):
+    """Residual networks on the way up; each level ends with one more, and a mean over 2x2 pixels.
+
+    Attributes:
+        blocks: the number of residual networks at each level, the image's first. Where it is 0, the
+            level only halves the map.
+        width: the number of features at each level.
+        net: what makes the residual networks.
+    """
+
+    blocks: Sequence[int]
+    width: PerLevel
+    net: Residual = Bottleneck
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> tuple[Float[Array, "N h w F"], ...]:
+        """Images to the activations of each level, the image's first."""
+        ends = sum(count > 0 for count in self.blocks[:-1])
+        last = (sum(self.blocks) + ends) ** -0.5
+        h = Conv(at(self.width, 0), use_bias=True, kernel_init=scaled(1.0), name="in")(x)
+        found: list[Array] = []
+        for level, count in enumerate(self.blocks):
+            width = at(self.width, level)
+            if width != h.shape[-1]:
+                h = nn.Dense(width, kernel_init=scaled(1.0), name=f"width_{level}")(h)
+            if count:
+                net = self.net(width, width, last, name=f"blocks_{level}")
+
+                def step(net: nn.Module, h: Array, _: None) -> tuple[Array, None]:
+                    return h + net(h), None
+
+                h, _ = scanned(step, count)(net, h, None)
+            found.append(h)
+            if level < len(self.blocks) - 1:
+                if count:
+                    h = h + self.net(width, width, last, name=f"end_{level}")(h)
+                h = average_pool(h)
+        return tuple(found)
+
+
+class TopDown(nn.Module):
+    """Blocks on the way down; those of one level have equal shapes and are scanned.
+
+    So compile time grows with the number of levels that have blocks, and the parameters of a
+    level's n blocks are stacked, `[n, ...]`. Each level starts from a learned map, and the state of
+    the level above, upsampled, is added to it.
+
+    Attributes:
+        blocks: the number of blocks, each with a layer of latents, at each level, the image's
+            first; 0 passes the level over.
+        width: the number of features of h at each level.
+        latents: the number of channels of z at each level.
+        block: what makes a block of `features`, `latents` and `last`, such as `TopDownBlock` or a
+            partial of it.
+    """
+
+    blocks: Sequence[int]
+    width: PerLevel
+    latents: PerLevel
+    block: Callable[..., nn.Module] = TopDownBlock
+
+    def shapes(self, image_shape: Shape) -> list[tuple[int, int, int]]:
+        """The shape (h, w, c) of each layer's latents, the top layer first."""
+        sizes = halvings(image_shape, len(self.blocks) - 1)
+        return [
+            (*size, at(self.latents, level))
+            for level, size in self._levels(sizes)
+            for _ in range(self.blocks[level])
+        ]
+
+    def _levels(self, sizes: Sequence[Shape]) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The levels, the coarsest first, and their sizes."""
+        levels = reversed(range(len(self.blocks)))
+        return ((level, (size[0], size[1])) for level, size in zip(levels, sizes, strict=True))
+
+    @nn.compact
+    def __call__(
+        self,
+        number: int,
+        image_shape: Shape,
+        activations: Sequence[Float[Array, "N h w A"]] | None,
+        choose: Choose[Own],
+        inputs: Sequence[Own],
+        condition: Float[Array, "N V"] | None = None,
+    ) -> tuple[Float[Array, "N H W F"], list[Layer]]:
+        """The last state h, and the layers of each level that has blocks, the coarsest first.
+
+        Args:
+            number: the number of images N.
+            image_shape: (H, W, C).
+            activations: those of `BottomUp`; None on the way down from the prior.
+            choose: the way that the latents are found.
+            inputs: the layers' own inputs, trees of arrays, the top layer first.
+            condition: vectors that are mapped and added to the start of each level.
+        """
+        last = sum(self.blocks) ** -0.5
+        h, layers, first = None, [], 0
+        for level, size in self._levels(halvings(image_shape, len(self.blocks) - 1)):
+            width, count = at(self.width, level), self.blocks[level]
+            h = None if h is None else upsample(h, size)
+            if not count:
+                continue
+            h = self._start(h, number, level, size)
+            if condition is not None:
+                dense = nn.Dense(width, kernel_init=scaled(1.0), name=f"condition_{level}")
+                h = h + dense(condition)[:, None, None]
+            block = self.block(
+                features=width, latents=at(self.latents, level), last=last, name=f"blocks_{level}"
+            )
+            a = None if activations is None else activations[level]
+
+            def step(
+                block: nn.Module, h: Array, own: Own, a: Array | None = a
+            ) -> tuple[Array, Layer]:
+                return block(h, a, lambda p, q: choose(p, q, own))
+
+            own = jax.tree.map(lambda *each: jnp.stack(each), *inputs[first : first + count])
+            h, layer = scanned(step, count)(block, h, own)
+            layers.append(layer)
+            first += count
+        assert h is not None
+        gain = self.param("gain", nn.initializers.ones, h.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, h.shape[-1:])
+        return h * gain + bias, layers
+
+    def _start(self, above: Array | None, number: int, level: int, size: tuple[int, int]) -> Array:
+        """The state at the start of a level, from that of the level above, if any."""
+        shape = (*size, at(self.width, level))
+        if above is not None:
+            if above.shape[-1] != shape[-1]:
+                dense = nn.Dense(shape[-1], kernel_init=scaled(1.0), name=f"width_{level}")
+                above = cast(Array, dense(above))
+            if max(size) > LARGEST_START:
+                return above
+        start = cast(Array, self.param(f"start_{level}", nn.initializers.zeros, shape))
+        return jnp.broadcast_to(start, (number, *shape)) if above is None else above + start
+
+
+def scanned(
+    step: Callable[..., tuple[Array, Out]], length: int
+) -> Callable[..., tuple[Array, Out]]:
+    """A step of a module and a state, repeated with parameters of its own each time."""
+    return nn.scan(step, {"params": 0}, split_rngs={"params": True}, length=length)
