@@ -23,6 +23,7 @@ from vae_jax import (
     Experiment,
     Gaussian,
     HierarchicalVAE,
+    PlanarFlow,
     StandardNormal,
     Terms,
     VaeJaxError,
@@ -33,7 +34,7 @@ from vae_jax import (
 from vae_jax.distributions import Elementwise, Normal, Transformed
 from vae_jax.evaluation import bounds, over_split
 from vae_jax.evaluation.bounds import make_bounds_evaluator, per_image
-from vae_jax.evaluation.evaluate import bits_per_dim
+from vae_jax.evaluation.evaluate import active_units, bits_per_dim
 from vae_jax.interfaces import Likelihood
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
@@ -186,6 +187,9 @@ def test_posterior_means_of_every_layer():
     np.testing.assert_allclose(first, total, rtol=1e-6)
     # z_1 has unit variance, so the average of 2 z_1 + 1 has the standard error 2/sqrt(1000).
     np.testing.assert_allclose(second, 2 * total + 1, atol=5 * 2 / math.sqrt(1000))
+    # 16 chunks of 64; the estimate of the variance 4/1024 has a relative error of sqrt(2/1000).
+    np.testing.assert_array_equal(result["mean_variance_z1"], np.zeros((3, 1)))
+    np.testing.assert_allclose(result["mean_variance_z2"], np.full((3, 1), 4 / 1024), rtol=0.25)
 
 
 def test_a_posterior_mean_without_closed_form_is_that_of_the_samples():
@@ -202,6 +206,32 @@ def test_a_posterior_mean_without_closed_form_is_that_of_the_samples():
     result = per_image(model, {}, jnp.zeros((2, *SHAPE)), keys(0, 2), 5)
     np.testing.assert_allclose(result["posterior_mean_z1"], np.full((2, 3, D), 9.0))
     np.testing.assert_allclose(result["posterior_mean_z2"], z.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(result["mean_variance_z1"], np.zeros((2, 3, D)))
+    np.testing.assert_allclose(result["mean_variance_z2"], z.var(0, ddof=1) / 5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_samples", [2, 5, 10, 50])
+@pytest.mark.parametrize("count", [100, 1000])
+def test_chance_is_not_counted_as_active_units(num_samples, count):
+    """Ten units of samples from N(0, 1) whatever the image, ten that follow it: ten active."""
+    generator = np.random.default_rng(num_samples * count)
+    for _ in range(20):
+        centres = generator.normal(size=(count, 20)) * np.repeat([0, 1], 10)
+        spread = np.repeat([1, 0.3], 10)
+        z = centres + spread * generator.normal(size=(num_samples, count, 20))
+        variances = z.var(0, ddof=1) / num_samples
+        assert list(active_units(z.mean(0)[None], variances[None])) == [10]
+
+
+def test_sampling_variance_is_subtracted_from_that_of_the_means():
+    """K = 50 adds 0.02 to every variance: 0.018 is active all the same, 0.006 is not."""
+    generator = np.random.default_rng(0)
+    centres = np.sqrt([[0.018] * 4 + [0.006] * 4]) * generator.choice([-1, 1], (4000, 1))
+    z = centres + generator.normal(size=(50, 4000, 8))
+    assert list(active_units(z.mean(0)[None], z.var(0, ddof=1)[None] / 50)) == [4]
+    nothing = np.zeros((1, 4000, 8))
+    assert list(active_units(centres[None], nothing)) == [4]
+    assert np.isnan(active_units(z[:1], nothing * np.nan)).all()  # one sample tells nothing
 
 
 # --- A split on all devices ---------------------------------------------------------------------
@@ -321,6 +351,21 @@ def make_run(experiment: Experiment, folder, variables) -> Run:
     seeds = np.arange(jax.tree.leaves(variables)[0].shape[0], dtype=np.uint32)
     state = jax.jit(jax.vmap(partial(init_state, experiment)))(seeds)
     return Run(RunFolder(folder), experiment, state.replace(params=variables["params"]), "latest")
+
+
+@pytest.mark.parametrize(("num_samples", "units", "shown"), [(1, np.nan, "unknown"), (6, 0, "0")])
+def test_a_flow_that_ignores_its_images_has_no_active_units(num_samples, units, shown, tmp_path):
+    """Its means are of samples, whose variances 1/K are above 0.01."""
+    model = BASE.clone(posterior=PlanarFlow(D, num_flows=1))
+    experiment = make_experiment(model, "threshold", make_images(N))
+    params = jax.jit(partial(init_state, experiment))(0).params
+    params["posterior"] = jax.tree.map(jnp.zeros_like, params["posterior"])
+    evaluation = evaluate(
+        make_run(experiment, tmp_path, stacked({"params": params})), num_samples=num_samples
+    )
+    np.testing.assert_array_equal(evaluation.active_units, [[units]])
+    row = {name: value for name, value, _ in rows_of(evaluation)}["active units"]
+    assert row.startswith(shown)
 
 
 def test_evaluation(noisy, tmp_path):

@@ -66,11 +66,14 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         rows.append(("NLL", "none: q(z|x) has no density, or p(x|z) is not normalized", ""))
     if evaluation.bits_per_dim is not None:
         rows.append(("NLL", _over_seeds(evaluation.bits_per_dim), "bits/dim"))
-    active = " + ".join(
-        str(units[0]) if len(units) == 1 else f"{units.mean():.1f}"
-        for units in evaluation.active_units
-    )
+    active = " + ".join(map(_units, evaluation.active_units))
     return [*rows, ("active units", active, "")]
+
+
+def _units(units: np.ndarray) -> str:
+    if np.isnan(units).any():
+        return "unknown from one sample (take --num-samples 2 or more)"
+    return f"{units[0]:.0f}" if len(units) == 1 else f"{units.mean():.1f}"
 
 
 def show(run: Run, evaluation: Evaluation) -> None:

@@ -45,7 +45,9 @@ def per_image(
         - `kl`: the exact KL, where there is one;
 
         and `posterior_mean_z1`, `posterior_mean_z2`, ...: E_q[z_l] of each layer, `[B, *event_l]`,
-        the mean of the samples where no closed form exists.
+        the mean of the samples where no closed form exists or where q(z_l) depends on the sampled
+        latents of other layers; with `mean_variance_z1`, ...: the variance of that mean over the
+        samples, estimated without bias, which is 0 where the mean is exact and nan of one sample.
     """
     chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = -(-num_samples // chunk)
@@ -58,9 +60,11 @@ def per_image(
         def total(values: Array) -> Array:
             return jnp.where(used, values, 0.0).sum(0)
 
-        def mean_of(q: Distribution, z: Array) -> Array:
-            draws = q.mean if q.exact_mean else z
-            return draws.reshape(-1, len(x), *q.event_shape).mean(0)
+        def mean_and_variance(q: Distribution, z: Array) -> tuple[Array, Array]:
+            draws = (q.mean if q.exact_mean else z).reshape(-1, len(x), *q.event_shape)
+            if q.exact_mean and q.batch_shape == (len(x),):
+                return draws[0], jnp.zeros_like(draws[0])
+            return draws.mean(0), draws.var(0, ddof=1) / (chunk * num_chunks)
 
         statistics = {
             "log_sum_w": jax.nn.logsumexp(jnp.where(used, terms.log_w, -jnp.inf), axis=0),
@@ -69,7 +73,9 @@ def per_image(
             "kl_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
         }
         for layer, (q, z) in enumerate(zip(terms.q, terms.z, strict=True), start=1):
-            statistics[f"posterior_mean_z{layer}"] = mean_of(q, z)
+            mean, variance = mean_and_variance(q, z)
+            statistics[f"posterior_mean_z{layer}"] = mean
+            statistics[f"mean_variance_z{layer}"] = variance
         if terms.kl is not None:
             statistics["kl"] = terms.kl.sum(0)
         return statistics
@@ -97,7 +103,7 @@ def make_bounds_evaluator(
 
     Returns:
         An evaluator of the values of `per_image`, `[S, N, ...]`: all of them where the model has a
-        bound on the likelihood, else the distortion and the posterior means.
+        bound on the likelihood, else the distortion and the posterior means with their variances.
 
     Raises:
         VaeJaxError: as in `over_split`.
@@ -108,7 +114,8 @@ def make_bounds_evaluator(
         variables: VariableDict, x: Array, keys: Array, y: Array | None
     ) -> dict[str, Array]:
         values = per_image(experiment.model, variables, x, keys, num_samples, y)
-        kept = values if bound else [n for n in values if n.startswith(("distortion", "posterior"))]
+        parts = ("distortion", "posterior_mean", "mean_variance")
+        kept = values if bound else [name for name in values if name.startswith(parts)]
         return {name: values[name] for name in kept}
 
     samples = min(num_samples, SAMPLES_AT_ONCE)

@@ -36,8 +36,7 @@ class Evaluation:
             density (`Deterministic`) or p(x|z) is not normalized there is no bound on the
             likelihood, and of the bounds' quantities the distortion alone.
         standard_error: the standard errors of these means over images, `[S]`.
-        active_units: the number of active units of each layer, `[S]`: those whose posterior mean
-            E_q[z_u|x] has a variance over the images above 0.01 (Burda et al. 2015, section 5.2).
+        active_units: the number of active units of each layer, `[S]`; see `active_units`.
         bits_per_dim: nll / (ln 2 x dimensions), `[S]`; None for a density of continuous data.
         quality: scores of samples and reconstructions; None where none were asked for.
     """
@@ -131,8 +130,8 @@ def evaluate(
         values |= evaluator(run.variables)
     if gaps:
         values |= inference_gaps(values)
-    posterior_means = [
-        values.pop(f"posterior_mean_z{layer}")
+    units = [
+        active_units(values.pop(f"posterior_mean_z{layer}"), values.pop(f"mean_variance_z{layer}"))
         for layer, _ in enumerate(experiment.model.posteriors, start=1)
     ]
     mean = {name: each.mean(1, dtype=np.float64) for name, each in values.items()}
@@ -144,13 +143,30 @@ def evaluate(
         ais=ais,
         mean=mean,
         standard_error={name: standard_error_of_mean(each) for name, each in values.items()},
-        active_units=[active_units(means) for means in posterior_means],
+        active_units=units,
         bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
         quality=quality,
     )
 
 
-def active_units(posterior_means: np.ndarray) -> np.ndarray:
-    """The number of active units of a layer, `[S]`, from posterior means `[S, N, *event]`."""
-    flat = posterior_means.reshape(*posterior_means.shape[:2], -1)
-    return (flat.var(1) > ACTIVE_VARIANCE).sum(1)
+def active_units(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """The number of active units of a layer, `[S]`; nan where it cannot be told.
+
+    Those whose posterior mean E_q[z_u|x] has a variance over the images above 0.01 (Burda et al.
+    2015, section 5.2). Means of samples also vary by chance: that variance is subtracted, without
+    bias, and what is left has to be above 0.01 by three of its standard errors.
+
+    Args:
+        means: posterior means, or estimates of them, `[S, N, *event]`.
+        variances: the sampling variances of these estimates, `[S, N, *event]`; zero where the means
+            are exact, nan where each is of one sample, from which no variance can be estimated.
+    """
+    means, variances = (
+        values.reshape(*values.shape[:2], -1).astype(np.float64) for values in (means, variances)
+    )
+    count = means.shape[1]
+    found = means.var(1) - (1 - 1 / count) * variances.mean(1)
+    # Of (mean + noise)² - variance at the limit of being active, for normal noise and any K > 1.
+    error = np.sqrt((4 * variances**2 + 4 * ACTIVE_VARIANCE * variances).sum(1)) / count
+    units = (found > ACTIVE_VARIANCE + 3 * error).sum(1)
+    return np.where(np.isnan(found).any(1), np.nan, units)
