@@ -106,6 +106,23 @@ def test_the_jackknife_takes_the_bias_off_and_its_interval_holds() -> None:
     assert 0.90 < np.mean([f.low < truth < f.high for f in found]) < 0.99
 
 
+@pytest.mark.parametrize("scales", [np.ones(30), 1 / np.arange(1, 31)])
+def test_a_frechet_distance_has_an_interval_that_holds_or_none(scales: np.ndarray) -> None:
+    """Two sets from one distribution: the truth is zero, the plain distance far from it."""
+    generator = np.random.default_rng(0)
+    for count in (40, 59, 60, 90):
+        held = []
+        for _ in range(40):
+            x, y = generator.normal(size=(2, count, 30)) * scales
+            found = metrics.frechet_distance(x, y)
+            assert found.plain > abs(found.value)
+            held.append(found.low < 0 < found.high)
+            assert np.isnan([found.low, found.high]).all() == (count < 60)
+        assert np.mean(held) == 0 if count < 60 else np.mean(held) >= 0.9
+    # The smaller set counts.
+    assert np.isnan(metrics.frechet_distance(x[:59], y).low)
+
+
 def brute_kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     def mean(a: np.ndarray, b: np.ndarray, same: bool) -> float:
         pairs = [
@@ -373,7 +390,7 @@ def test_distances_grow_with_blur_noise_and_a_shift_of_colour(
     name, function = space
     function = metrics.standardized(function, pictures(300, 0)[0])
     # Half a pixel of blur is less than two sets of so many differ by.
-    distances_grow(name, function, pictures(300, 1)[0], pictures(300, 2)[0], (1, 2, 3))
+    distances_grow(name, function, pictures(450, 1)[0], pictures(450, 2)[0], (1, 2, 3))
 
 
 @pytest.mark.slow
@@ -516,6 +533,9 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     kept = entry["quality"]["scores"][0]
     assert (kept["space"], kept["name"]) == ("colour", "frechet")
     assert kept["samples"]["value"] == scores["colour", "frechet"].samples.value
+    assert kept["samples"]["low"] is kept["samples"]["high"] is None  # 50 images, 73 features
+    assert re.search(r"\d\.\d{3} \[none\].*\[none\]", printed)
+    assert "fewer images than twice the features" in " ".join(printed.split())
     line = next(line for line in printed.splitlines() if "SSIM" in line)
     assert f"{entry['quality']['reconstruction']['ssim']['value']:.3f} [" in line
 

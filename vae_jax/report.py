@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 import shlex
 import sys
 
@@ -93,8 +94,10 @@ def show(run: Run, evaluation: Evaluation) -> None:
 
 
 def _interval(estimate: Estimate) -> str:
-    """A value with its 95 % confidence interval."""
+    """A value with its 95 % confidence interval, if it has one."""
     digits = ".3f" if abs(estimate.value) < 100 else ",.0f"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:{digits}} [none]"
     value, low, high = (
         format(each, digits) for each in (estimate.value, estimate.low, estimate.high)
     )
@@ -120,6 +123,11 @@ def quality_table(quality: Quality) -> Table:
     for name, estimate in quality.reconstruction.items():
         table.add_row(*map(Text, ("reconstruction", names[name], _interval(estimate), "")))
     table.caption = f"{quality.num_images:,} images in each set; first seed."
+    if any(math.isnan(score.samples.low) for score in quality.scores):
+        table.caption += (
+            " [none]: fewer images than twice the features, so the Fréchet distance is biased; "
+            "take more with --quality-images, or the kernel distance, which has no bias."
+        )
     return table
 
 

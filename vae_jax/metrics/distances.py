@@ -1,5 +1,6 @@
 """Distances between two sets of features, each an estimate with its 95 % confidence interval."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from vae_jax.errors import VaeJaxError
 
 GROUPS = 20  # the jackknife leaves them out one at a time
 MIN_IMAGES = 2 * GROUPS
+IMAGES_PER_FEATURE = 2  # that the interval of a Fréchet distance takes at least
 T_QUANTILE = 2.093024  # 97.5 % of Student's t with GROUPS - 1 degrees of freedom
 NORMAL_QUANTILE = 1.959964
 NEIGHBOURS = 3
@@ -21,8 +23,8 @@ class Estimate:
 
     Attributes:
         value: the estimate, corrected for its bias.
-        low: lower end of the 95 % confidence interval.
-        high: upper end.
+        low: lower end of the 95 % confidence interval; nan where there is none.
+        high: upper end; nan where there is none.
         plain: the quantity of this very sample, biased, as its paper defines it.
     """
 
@@ -78,7 +80,8 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> Estimate:
     """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), of means and covariances.
 
     The squared 2-Wasserstein distance between two Gaussians. With N images it is too large by about
-    c/N: `plain` includes this bias; the jackknife removes it from `value` if N is well above F.
+    c/N: `plain` includes this bias, and the jackknife removes it from `value`. Where N < 2 F it
+    removes only a part, so there is no interval: at N = F/2 none would hold the truth.
 
     Args:
         x: features `[N, F]`, N >= 40.
@@ -93,7 +96,10 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> Estimate:
     """
     x, y = _checked(x, y)
     without = [_frechet(_without(x, group), _without(y, group)) for group in range(GROUPS)]
-    return Estimate.jackknife(_frechet(x, y), np.array(without))
+    found = Estimate.jackknife(_frechet(x, y), np.array(without))
+    if min(len(x), len(y)) < IMAGES_PER_FEATURE * x.shape[1]:
+        return dataclasses.replace(found, low=math.nan, high=math.nan)
+    return found
 
 
 def _without(x: np.ndarray, group: int) -> np.ndarray:
