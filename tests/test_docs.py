@@ -34,7 +34,7 @@ from vae_jax import (
     generate,
     train,
 )
-from vae_jax.experiment import read_module
+from vae_jax.experiment import read_module, shipped
 from vae_jax.likelihoods.beta import BetaDistribution
 from vae_jax.train import init_state
 
@@ -146,15 +146,19 @@ def parse(command: str) -> None:
         SystemExit: they do not suit it.
     """
     match shlex.split(command, comments=True):
-        case ["vae-jax", "train" | "figures", str(file), *_] if "experiments/" not in file:
+        case ["vae-jax", "train" | "figures", str(file), *_] if (
+            "experiments/" not in file and file not in shipped()
+        ):
             pass  # the reader's own
         case ["vae-jax", "train", str(file), *flags]:
             options = cli.TrainOptions(workdir=Path("runs")), cli.DataOptions()
             cli.parse(module_of(file).experiment, "train", flags, *options)
         case ["vae-jax", "figures", str(file), *flags]:
             cli.parse(module_of(file).figures, "figures", flags, cli.DataOptions())
-        case ["vae-jax", "data", str(name), *flags]:
-            cli.parse(getattr(cli, f"data_{name}"), f"data {name}", flags)
+        case ["vae-jax", "experiments"]:
+            pass
+        case ["vae-jax", "data" | "experiments" as group, str(name), *flags]:
+            cli.parse(getattr(cli, f"{group}_{name}"), f"{group} {name}", flags)
         case ["vae-jax", str(name), *flags] if name in cli.PICTURES:
             cli.parse(getattr(generate, name), name, flags, cli.PictureOptions, given=["run"])
         case ["vae-jax", str(name), *flags]:
@@ -167,7 +171,7 @@ def parse(command: str) -> None:
 
 @cache
 def module_of(file: str) -> Any:
-    return read_module(ROOT / file)[1]
+    return read_module(shipped().get(file, ROOT / file))[1]
 
 
 COMMANDS = [

@@ -13,4 +13,8 @@ _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 def __getattr__(name: str) -> object:
     """A public name, imported; `train` is the module, which can be called like its function."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vae_jax")
     return importlib.import_module(f"{__name__}.train") if name == "train" else _public(name)

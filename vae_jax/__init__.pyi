@@ -1,3 +1,5 @@
+__version__: str
+
 from . import fitted_priors as fitted_priors
 from . import generate as generate
 from . import metrics as metrics

@@ -47,8 +47,9 @@ PICTURES = {
 
 app = SubcommandApp()
 data_app = SubcommandApp()
+experiments_app = SubcommandApp()
 
-File = Annotated[Path, tyro.conf.Positional]
+File = Annotated[str, tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
 Checkpoint = Literal["latest", "best"]
 Split = Literal["train", "valid", "test"]
@@ -107,6 +108,7 @@ class PictureOptions:
 
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
 app.command(data_app, name="data", help="The data sets: list, prepare.")
+app.command(experiments_app, name="experiments", help="The package's experiments: list, copy.")
 
 
 def parse(
@@ -154,13 +156,14 @@ def parse(
     return [getattr(parsed, name) for name, _, _ in fields]
 
 
-def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
+def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     """Run `vae-jax train FILE ...`: the flags are those of the file's function `experiment`."""
-    from vae_jax.experiment import read_module
+    from vae_jax.experiment import find_file, read_module
 
+    file = find_file(name)
     _, module = read_module(file)
     defaults = TrainOptions(workdir=Path("runs") / file.stem), DataOptions()
-    options, data, arguments = parse(module.experiment, f"train {file}", flags, *defaults)
+    options, data, arguments = parse(module.experiment, f"train {name}", flags, *defaults)
     data.use()
     from vae_jax import parallel
     from vae_jax.processes import ending_together
@@ -184,14 +187,15 @@ def train_file_with_flags(file: Path, flags: Sequence[str]) -> None:
         print_paths(plot_standard_figures(run))
 
 
-def figures_of_file_with_flags(file: Path, flags: Sequence[str]) -> None:
+def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     """Run `vae-jax figures FILE ...`: the flags are those of the file's function `figures`."""
-    from vae_jax.experiment import read_module
+    from vae_jax.experiment import find_file, read_module
 
+    file = find_file(name)
     _, module = read_module(file)
     if not hasattr(module, "figures"):
         raise VaeJaxError(f"{file} has no function `figures(*, ...) -> list[Path]` to draw with.")
-    data, arguments = parse(module.figures, f"figures {file}", flags, DataOptions())
+    data, arguments = parse(module.figures, f"figures {name}", flags, DataOptions())
     data.use()
     print_paths(module.figures(**arguments))
 
@@ -247,7 +251,7 @@ def pictures_of(
 
 @app.command
 def train(file: File) -> None:
-    """Train the experiment of FILE, or go on with it; `train FILE --help` lists its flags."""
+    """Train an experiment (a file, or a name), or go on with it; `train FILE --help`: its flags."""
     train_file_with_flags(file, [])
 
 
@@ -323,7 +327,7 @@ def evaluate(
 
 @app.command
 def figures(file: File) -> None:
-    """Draw the paper's figures of FILE; `figures FILE --help` lists its flags."""
+    """Draw a paper's figures (a file, or a name); `figures FILE --help`: its flags."""
     figures_of_file_with_flags(file, [])
 
 
@@ -360,6 +364,39 @@ def data_prepare(
     prepare(name)
 
 
+@experiments_app.command(name="list")
+def experiments_list() -> None:
+    """List the experiments that come with the package, each of which `train` takes by name."""
+    import ast
+
+    from vae_jax.experiment import shipped
+
+    for name, file in shipped().items():
+        doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        print(f"{name:20}{doc.splitlines()[0]}")
+
+
+@experiments_app.command(name="copy")
+def experiments_copy(
+    name: Annotated[str, tyro.conf.Positional], folder: Annotated[Path, tyro.conf.Positional]
+) -> None:
+    """Copy an experiment of the package into FOLDER, to change it.
+
+    Args:
+        name: the name that `vae-jax experiments list` prints.
+        folder: where the file is to be; a file that is there already is left as it is.
+    """
+    from vae_jax.experiment import find_file
+
+    source = find_file(name)
+    copied = folder / source.name
+    if copied.exists():
+        raise VaeJaxError(f"{copied} is there already: copy into another folder, or rename it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    copied.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    print_paths([copied])
+
+
 def check_counts(**counts: int) -> None:
     """Check that counts are at least 1.
 
@@ -394,9 +431,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         match arguments:
             case ["train", file, *flags] if not file.startswith("-"):
-                train_file_with_flags(Path(file), flags)
+                train_file_with_flags(file, flags)
             case ["figures", file, *flags] if not file.startswith("-"):
-                figures_of_file_with_flags(Path(file), flags)
+                figures_of_file_with_flags(file, flags)
+            case ["experiments"]:
+                experiments_list()
+            case ["--version"]:
+                from importlib.metadata import version
+
+                print(version("vae_jax"))
             case [command, *flags] if command in PICTURES:
                 pictures_with_flags(command, flags)
             case _:

@@ -176,6 +176,31 @@ def load_module(file: str, source: str) -> ModuleType:
     return module
 
 
+def shipped() -> dict[str, Path]:
+    """The experiment files that come with the package, by name: in its wheel, or in its clone."""
+    package = Path(__file__).parent
+    in_wheel = package / "experiments"
+    folder = in_wheel if in_wheel.is_dir() else package.parent / "experiments"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
+
+
+def find_file(name: str) -> Path:
+    """The experiment file at this path, or else the one that comes with the package by this name.
+
+    Raises:
+        VaeJaxError: it is neither.
+    """
+    path, files = Path(name), shipped()
+    if path.is_file() or path.suffix:
+        return path
+    if name not in files:
+        raise VaeJaxError(
+            f"There is no file {name}, and no experiment of this name comes with vae_jax: give the "
+            f"path of a file, or one of {', '.join(files)}."
+        )
+    return files[name]
+
+
 def read_module(file: Path) -> tuple[str, ModuleType]:
     """Read an experiment file: its source, and its module.
 

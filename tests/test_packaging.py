@@ -1,0 +1,113 @@
+"""What is installed: the wheel, its experiments by name, its version; the lock by platform."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from running import CLI, ROOT
+
+import vae_jax
+from vae_jax import VaeJaxError
+from vae_jax.cli import main
+from vae_jax.experiment import find_file, shipped
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]):
+    main(["--version"])
+    assert capsys.readouterr().out == f"{PROJECT['version']}\n"
+    assert vae_jax.__version__ == PROJECT["version"]
+
+
+def test_experiments_are_listed_found_by_name_and_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = {file.stem for file in (ROOT / "experiments").glob("*.py")}
+    assert set(shipped()) == names
+    main(["experiments"])
+    listed = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in listed} == names
+    assert all(line.endswith(".") for line in listed)
+    main(["experiments", "copy", "iwae", str(tmp_path / "mine")])
+    copied = tmp_path / "mine" / "iwae.py"
+    assert capsys.readouterr().out.strip() == str(copied)
+    assert copied.read_text() == (ROOT / "experiments" / "iwae.py").read_text()
+    copied.write_text("# mine")
+    with pytest.raises(SystemExit):
+        main(["experiments", "copy", "iwae", str(tmp_path / "mine")])
+    assert "is there already" in capsys.readouterr().err
+    assert copied.read_text() == "# mine"
+
+
+def test_a_file_is_meant_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert find_file("iwae").name == "iwae.py"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "iwae").write_text("")
+    assert find_file("iwae") == Path("iwae")
+    assert find_file("missing.py") == Path("missing.py")  # reading it says that it is missing
+    with pytest.raises(VaeJaxError, match=r"no experiment of this name.*iwae, linear_vae"):
+        find_file("iwea")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
+)
+def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, machine: str):
+    platform = {**default_environment(), "sys_platform": system, "platform_machine": machine}
+    pinned: dict[str, str] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        pin = Requirement(line)
+        if pin.marker is None or pin.marker.evaluate(platform):
+            (version,) = pin.specifier
+            assert version.operator == "=="
+            pinned[re.sub(r"[-_.]+", "-", pin.name).lower()] = version.version
+    extras = PROJECT["optional-dependencies"]
+    for line in [*PROJECT["dependencies"], *extras["prepare"], *extras["dev"]]:
+        needed = Requirement(line)
+        name = re.sub(r"[-_.]+", "-", needed.name).lower()
+        if name != "vae-jax" and (needed.marker is None or needed.marker.evaluate(platform)):
+            assert needed.specifier.contains(pinned[name]), line
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_trains_an_experiment_by_name(tmp_path: Path):
+    """From an empty folder, with nothing of the clone on the path."""
+    wheels, installed, data = (tmp_path / name for name in ("wheels", "installed", "data"))
+    pip = sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True)
+    assert (installed / "vae_jax" / "py.typed").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *CLI, *arguments],
+            cwd=empty,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(installed),
+                "VAE_JAX_DATA_DIR": str(data),
+                "XLA_FLAGS": "",  # one device
+            },
+            text=True,
+            check=True,
+            capture_output=True,
+        ).stdout
+
+    assert "quickstart" in run("experiments")
+    run("train", "quickstart", "--epochs", "1", "--hidden", "16")
+    record = json.loads((empty / "runs" / "quickstart" / "experiment.json").read_text())
+    assert str(installed) in json.dumps(record)
+    assert "NLL" in run("evaluate", "runs/quickstart", "--num-samples", "8", "--num-images", "16")
+    run("sample", "runs/quickstart", "--out", "samples.png")
+    assert (empty / "samples.png").exists()
