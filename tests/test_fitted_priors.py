@@ -1,6 +1,7 @@
 """Priors fitted after training: against the maximum-likelihood fit in closed form, and moments."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import tiny
 from running import TINY, on_devices
+from scipy import stats
 
 from vae_jax import (
+    Deterministic,
     GaussianMixture,
+    RealNVP,
     VaeJaxError,
     evaluate,
     fitted_priors,
@@ -71,6 +75,71 @@ def test_one_component_is_the_normal_of_maximum_likelihood(run, latents):
             evaluate(each, num_samples=20).mean["kl_sampled"] for each in (run, fitted)
         )
     assert after < before  # E KL(q(z|x) || p(z)) falls by KL(q(z) || p(z)) for the best p
+
+
+def moved(run: Run, loc: float, scale: float) -> Run:
+    """The run with latents loc + scale z in place of z."""
+    params = jax.tree.map(np.copy, run.variables["params"])
+    q = params["posterior"]
+    q["loc"]["kernel"] *= scale
+    q["loc"]["bias"] = loc + scale * q["loc"]["bias"]
+    q["log_scale"]["bias"] += np.float32(np.log(scale))
+    state: Any = run.state
+    return dataclasses.replace(run, state=state.replace(params=params, ema_params=None))
+
+
+PRIORS = {
+    "mixture": GaussianMixture(5, 2),
+    "flow": RealNVP(2, 2, (16,)),
+    "vae": fitted_priors.SecondStageVAE(2, (16,)),
+}
+
+
+@pytest.mark.parametrize(
+    "family", ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flow", "vae"))]
+)
+@pytest.mark.usefixtures("latents")
+def test_the_scale_of_the_latents_makes_no_difference(family, run, capsys):
+    """Latents at 20 and 25 times as wide: the density changes by ln 25 for each, draws with it.
+
+    What is said of the fit is SciPy's density of the Gaussian with the moments of the latents.
+    """
+    said, draws = [], []
+    for one in (run, moved(run, 20.0, 25.0)):
+        fitted = fitted_priors.fit(one, PRIORS[family], num_steps=300)
+        said.append([float(n) for n in re.findall(r"(-?\d+\.\d+)", capsys.readouterr().err)])
+        (z,), _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 500))
+        draws.append(np.asarray(z))
+        z = fitted_priors.latents_of(one)
+        normal: Any = stats.multivariate_normal
+        expected = normal.logpdf(z, z.mean(0), np.cov(z.T)).mean()
+        assert said[-1][1] == pytest.approx(expected, abs=0.02)
+    np.testing.assert_allclose(said[0], np.array(said[1]) + 2 * np.log(25), atol=0.02)
+    np.testing.assert_allclose(draws[1], 20 + 25 * draws[0], rtol=1e-2, atol=0.3)
+
+
+def test_a_fit_that_is_worse_than_a_gaussian_says_so(run, capsys):
+    fitted_priors.fit(run, GaussianMixture(5, 2), num_steps=1)
+    assert "take more steps" in capsys.readouterr().err
+    fitted_priors.fit(run, GaussianMixture(1, 2))
+    assert "take more steps" not in capsys.readouterr().err
+
+
+def test_pixels_fixed_by_the_protocol_are_not_drawn_again(run, monkeypatch):
+    """With a posterior without noise all draws of an image are equal, and those of training."""
+    experiment = dataclasses.replace(run.experiment, data=tiny.data("fixed"))
+    experiment = experiment.with_model(experiment.model.clone(posterior=Deterministic(2)))
+    params = {**run.variables["params"]}
+    params["posterior"] = {"loc": params["posterior"]["loc"]}
+    state: Any = run.state
+    fixed = dataclasses.replace(
+        run, experiment=experiment, state=state.replace(params=params, ema_params=None)
+    )
+    z = fitted_priors.latents_of(fixed).reshape(-1, 90, 2)
+    assert len(z) > 1
+    np.testing.assert_array_equal(z, np.broadcast_to(z[0], z.shape))
+    x = fixed.images("train", np.arange(90))
+    np.testing.assert_allclose(z[0], generate.posterior_means(fixed, x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_second_vae_has_the_moments_of_the_latents(run, latents):

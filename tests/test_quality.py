@@ -540,6 +540,23 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{entry['quality']['reconstruction']['ssim']['value']:.3f} [" in line
 
 
+def test_samples_of_a_conditional_model_have_the_labels_of_the_split(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not equal shares: most of the test images are of the first class."""
+    labels, asked = np.repeat([0, 1, 2], [40, 15, 5]), []
+
+    def sample(run: Run, num: int, seed: int, labels: list[int]) -> None:
+        asked.extend(labels)
+        raise StopIteration
+
+    monkeypatch.setattr(Run, "labels", lambda run, split, rows: labels[rows])
+    monkeypatch.setattr(generate, "sample", sample)
+    with pytest.raises(StopIteration):
+        vae_jax.metrics.quality.measure_quality(run, "test", 60)
+    assert asked == list(labels)
+
+
 def test_the_documents_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/quality.md").read_text(), re.DOTALL)
     exec(compile(block, "docs/quality.md", "exec"), {})

@@ -13,6 +13,8 @@ References:
 """
 
 import dataclasses
+import math
+import sys
 from typing import Literal, TypeVar, cast
 
 import flax.linen as nn
@@ -28,11 +30,12 @@ from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import check_prior
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
-from vae_jax.interfaces import Model, Prior
+from vae_jax.interfaces import Model, Prior, Variables
 from vae_jax.priors.codes import AutoregressiveCodes
 from vae_jax.priors.flows import RealNVP
 from vae_jax.priors.mixtures import GaussianMixture
 from vae_jax.priors.second_stage import SecondStage, SecondStageVAE
+from vae_jax.priors.standardized import Standardized
 from vae_jax.run import Run
 from vae_jax.vae import Terms
 
@@ -50,11 +53,14 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
     Every image has the same number of draws; their noise is a function of (image, draw, seed).
     """
     experiment, images = run.experiment, run.experiment.data.train.images
+    protocol = experiment.data.protocol
     draws = -(-LATENTS // len(images))
 
     @jax.jit
-    def latents(variables: VariableDict, images: Array, keys: Array, y: Array | None) -> Array:
-        x = experiment.data.protocol.apply(images, random.purpose(keys, "protocol"))
+    def latents(
+        variables: VariableDict, images: Array, image_keys: Array, keys: Array, y: Array | None
+    ) -> Array:
+        x = protocol.apply(images, random.purpose(image_keys, "protocol"))
         terms = cast(Terms, experiment.model.apply(variables, x, keys, y=y))
         return terms.z[-1][0]
 
@@ -65,12 +71,18 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
             own = random.purpose(random.image_keys("train", rows, seed), "aggregated posterior")
             y = run.labels("train", rows)
             keys = random.indexed(own, draw)
-            found.append(np.asarray(latents(run.seed_variables, images[rows], keys, y)))
+            # As in training: pixels that a protocol fixes are the same in every draw.
+            image_keys = keys if protocol.resampled else random.image_keys("train", rows)
+            arguments = images[rows], image_keys, keys, y
+            found.append(np.asarray(latents(run.seed_variables, *arguments)))
     return np.concatenate(found)
 
 
 def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) -> Run:
     """Fit a prior to the aggregated posterior of a run's first seed, with Adam.
+
+    Real latents are standardized for it, so that their scale makes no difference. A line on stderr
+    compares the result with the Gaussian of the latents' mean and covariance.
 
     Args:
         run: the trained model.
@@ -95,8 +107,14 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
             "the latents of all would replace: sample from the model's own prior."
         )
     check_prior(model.posteriors[-1], prior)
+    standardize = model.posteriors[-1].space == "real"
     model = model.clone(prior=prior)
     z, root = latents_of(run, seed), random.purpose(random.key(seed), "fit")
+    loc, scale = np.zeros(z.shape[1:], z.dtype), np.ones(z.shape[1:], z.dtype)
+    if standardize:
+        loc, scale = z.mean(0, dtype=np.float64), z.std(0, dtype=np.float64)
+        loc, scale = (each.astype(z.dtype) for each in (loc, np.where(scale > 0, scale, 1)))
+    u = (z - loc) / scale
     variables = run.seed_variables
     frozen = {name: group for name, group in variables["params"].items() if name != "prior"}
     rest = {name: tree for name, tree in variables.items() if name != "params"}
@@ -104,14 +122,14 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
     def prior_of(model: Model) -> Distribution:
         return model.prior(model)
 
-    def bound(params: optax.Params, z: Array, keys: Array) -> Array:
+    def bound(params: optax.Params, u: Array, keys: Array) -> Array:
         p = nn.apply(prior_of, model)({"params": frozen | {"prior": params}, **rest})
         if p.event_shape != z.shape[1:]:
             raise VaeJaxError(
                 f"The latents have the shape {z.shape[1:]}, and {type(prior).__name__} is a prior "
                 f"of latents of the shape {p.event_shape}: give both the same."
             )
-        return p.elbo(z, keys) if isinstance(p, SecondStage) else p.log_prob(z)
+        return p.elbo(u, keys) if isinstance(p, SecondStage) else p.log_prob(u)
 
     def step(
         carry: tuple[optax.Params, optax.OptState], step: Array
@@ -122,7 +140,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         rows = jax.random.randint(key_rows, (BATCH_SIZE,), 0, len(z))
         keys = random.draw_keys(key_noise, (), (BATCH_SIZE,))
         loss, gradients = jax.value_and_grad(
-            lambda params: -bound(params, jnp.asarray(z)[rows], keys).mean()
+            lambda params: -bound(params, jnp.asarray(u)[rows], keys).mean()
         )(params)
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), loss
@@ -138,7 +156,53 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
     params, losses = train(random.purpose(root, "init"))
     if not np.isfinite(losses[-1]):
         raise VaeJaxError(f"{type(prior).__name__} could not be fitted: its loss is not finite.")
-    return _with_prior(run, model, params)
+    if standardize:
+
+        @jax.jit
+        def bounds(params: optax.Params, u: Array) -> Array:
+            keys = random.indexed(random.purpose(root, "report"), jnp.arange(len(u)))
+            return jax.lax.map(
+                lambda each: bound(params, each[0][None], each[1][None])[0],
+                (u, keys),
+                batch_size=BATCH_SIZE,
+            )
+
+        print(_compared(prior, np.asarray(bounds(params, u)), u, scale), file=sys.stderr)
+        params = _over_latents(prior, cast(Variables, params), loc, scale)
+    return _with_prior(run, _with_fitted(model, prior), params)
+
+
+def _with_fitted(model: Model, prior: Prior) -> Model:
+    """The model with a prior that is fitted to its latents, standardized where they are real."""
+    closed = isinstance(prior, GaussianMixture) or model.posteriors[-1].space != "real"
+    return model.clone(prior=prior if closed else Standardized(prior))
+
+
+def _over_latents(prior: Prior, params: Variables, loc: np.ndarray, scale: np.ndarray) -> Variables:
+    """The parameters in `_with_fitted` from those of the prior over (z - loc) / scale."""
+    if isinstance(prior, GaussianMixture):  # closed under shifts and scales
+        moved = {
+            "loc": loc + scale * params["loc"],
+            "log_scale": np.log(scale) + params["log_scale"],
+        }
+        return {**params, **moved}
+    return {"loc": loc, "scale": scale, **({"prior": params} if params else {})}
+
+
+def _compared(prior: Prior, bounds: np.ndarray, u: np.ndarray, scale: np.ndarray) -> str:
+    """What ln p(z) is on average, beside that of a Gaussian with the latents' moments."""
+    flat = u.reshape(len(u), -1)
+    _, log_det = np.linalg.slogdet(np.cov(flat, rowvar=False).reshape(flat.shape[1:] * 2))
+    of_gaussian = -0.5 * (flat.shape[1] * (1 + math.log(2 * math.pi)) + log_det)
+    ours, gaussian = (
+        float(each - np.log(scale).sum(dtype=np.float64))
+        for each in (bounds.mean(dtype=np.float64), of_gaussian)
+    )
+    better = ": take more steps, or another family" if ours < gaussian else ""
+    return (
+        f"ln p(z) of {len(u):,} latents is {ours:.2f} nats on average by {type(prior).__name__}, "
+        f"{gaussian:.2f} by a Gaussian of their mean and covariance{better}."
+    )
 
 
 def initial_params(model: Model, key: Array) -> optax.Params:
@@ -152,7 +216,7 @@ def initial_params(model: Model, key: Array) -> optax.Params:
     return variables["params"].get("prior", {})
 
 
-def _with_prior(run: Run, model: Model, params: optax.Params) -> Run:
+def _with_prior(run: Run, model: Model, params: optax.Params | Variables) -> Run:
     def first_seed(tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf[:1], tree)
 
@@ -202,7 +266,7 @@ def fitted(run: Run, family: Family) -> Run:
         VaeJaxError: as in `prior_for` and `fit`.
     """
     prior = prior_for(run, family)
-    model = run.experiment.model.clone(prior=prior)
+    model = _with_fitted(run.experiment.model, prior)
     like = jax.eval_shape(lambda: initial_params(model, random.key(0)))
     folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}"
     with Checkpoints(folder) as checkpoints:

@@ -63,7 +63,8 @@ def measure_quality(
 
     Distances, precision and recall compare `num_images` samples, or training images, with as many
     images of the split, in three feature spaces: colour, texture, and features learned on the
-    training split; and in those that the user gives.
+    training split; and in those that the user gives. A conditional model's samples have the labels
+    of those images, and so their shares of the classes.
 
     Args:
         run: the trained model; its folder keeps the network of the learned features.
@@ -91,7 +92,10 @@ def measure_quality(
     rows = _spaced(num_images, len(reference))
     originals = reference[rows]
     training = data.train.images[_spaced(num_images, len(data.train))]
-    samples = _bytes(generate.sample(run, num_images, SAMPLING_SEED))
+    labels = run.labels(split, rows)
+    samples = _bytes(
+        generate.sample(run, num_images, SAMPLING_SEED, None if labels is None else list(labels))
+    )
     reconstructions = _bytes(generate.reconstruct_rows(run, split, rows))
 
     learned = learned_features(run.folder, data.train)

@@ -1,0 +1,74 @@
+"""A prior over latents that are shifted and scaled first."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+from jaxtyping import Float, Int, Key
+from typing_extensions import override
+
+from vae_jax.distributions import Distribution, Shape
+from vae_jax.interfaces import Model, Prior
+
+
+@struct.dataclass
+class Rescaled(Distribution):
+    """The density of loc + scale u with u from `base`.
+
+    Attributes:
+        base: the density of u, batch `[]`.
+        loc: the shift of each component.
+        scale: the factor of each component, above zero.
+    """
+
+    base: Distribution
+    loc: Float[Array, "*event"]
+    scale: Float[Array, "*event"]
+
+    exact_mean = False
+
+    @property
+    @override
+    def batch_shape(self) -> Shape:
+        return self.base.batch_shape
+
+    @property
+    @override
+    def event_shape(self) -> Shape:
+        return self.base.event_shape
+
+    @property
+    def mean(self) -> Float[Array, "*event"]:
+        """The image of the base's mean, exact where that is."""
+        return self.loc + self.scale * self.base.mean
+
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws_and_event"]:
+        """Reparameterized if the base is."""
+        return self.loc + self.scale * self.base.sample(key, sample_shape)
+
+    def log_prob(self, value: Float[Array, "*draws_and_event"]) -> Float[Array, "*draws"]:
+        """The base's log-density of (value - loc) / scale, less sum ln scale."""
+        log_density = self.base.log_prob((value - self.loc) / self.scale)
+        return log_density - jnp.log(self.scale).sum()
+
+
+class Standardized(Prior):
+    """A prior over (z - m) / s, with the mean m and the standard deviation s of given latents.
+
+    m and s are parameters through which no gradient passes; `fitted_priors.fit` sets them.
+
+    Attributes:
+        prior: the prior over standardized latents.
+    """
+
+    prior: Prior
+
+    @nn.compact
+    @override
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Rescaled:
+        base = self.prior(model, y)
+        loc = self.param("loc", nn.initializers.zeros, base.event_shape)
+        scale = self.param("scale", nn.initializers.ones, base.event_shape)
+        return Rescaled(base, *lax.stop_gradient((loc, scale)))
