@@ -323,6 +323,26 @@ def test_cifar10_4k_is_the_files_images_in_their_order(tmp_path: Path, manual_di
     assert data.class_names[::9] == ("airplane", "truck")
 
 
+@pytest.mark.slow
+def test_cifar10_jpeg_has_its_classes_in_turns(tmp_path: Path) -> None:
+    """Nearly the exact images of `cifar10_4k`, class by class; each stretch has every class."""
+    manual_dir = Path("/work/shared/data")
+    if not (manual_dir / "cifar10_jpeg" / "train.tar.xz").exists():
+        pytest.skip("the files of cifar10_jpeg are not at hand")
+    data = load("cifar10_jpeg", data_dir=tmp_path, manual_dir=manual_dir)
+    assert [len(split) for split in (data.train, data.valid, data.test)] == [45_000, 5_000, 10_000]
+    for split in (data.train, data.valid, data.test):
+        assert split.labels is not None
+        np.testing.assert_array_equal(split.labels, np.arange(len(split)) % 10)
+    with np.load(manual_dir / "cifar10_train_first4000.npz") as exact:
+        for label in range(10):
+            images = exact["image"][exact["label"] == label]
+            ours = data.train.images[label::10][: len(images)]
+            error = np.abs(images.astype(int) - ours).mean((1, 2, 3))
+            assert np.median(error) < 10
+            assert (error < 25).mean() > 0.99
+
+
 # Errors: one sentence each
 
 
@@ -376,10 +396,12 @@ def test_altered_official_files(name: str, tmp_path: Path) -> None:
         ("frey_faces", "frey_rawface.mat"),
         ("caltech101_silhouettes", "caltech101_silhouettes_28_split1.mat"),
         ("cifar10_4k", "cifar10_train_first4000.npz"),
+        ("cifar10_jpeg", "train.tar.xz"),
     ],
 )
 def test_altered_manual_files(name: str, file: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
+    (tmp_path / name / "test.tar.xz").touch()  # which cifar10_jpeg needs too
     (tmp_path / name / file).write_bytes(b"cut short")
     with pytest.raises(VaeJaxError, match=rf"{tmp_path}/{name}/{file} is not the .* file"):
         prepare(name, tmp_path / "data", tmp_path)

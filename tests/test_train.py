@@ -229,6 +229,38 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(walked[-1][0]))
 
 
+@dataclass(frozen=True)
+class Steep(Objective):
+    """The ELBO, a million times as large at some steps."""
+
+    steep: Callable[[Array], Array]
+
+    def __call__(self, terms: Terms, step: Array, model: Model) -> tuple[Array, Metrics]:
+        loss, metrics = ELBO()(terms, step, model)
+        return jnp.where(self.steep(step), 1e6, 1.0) * loss, metrics
+
+
+def test_a_step_whose_gradient_is_too_large_is_skipped_and_counted() -> None:
+    objective = Steep(partial(jnp.isin, test_elements=jnp.array((1, 2, 5))))
+    walked = walk(dataclasses.replace(TINY, objective=objective, skip_above=1e4), 7)
+    for step, ((before, _), (after, metrics)) in enumerate(pairwise(walked)):
+        assert (metrics["gradient_norm"] > 1e4) == (step in (1, 2, 5))
+        assert after.skipped == sum(steep <= step for steep in (1, 2, 5))
+        for part in ("params", "opt_state", "ema_params"):
+            unchanged = equal(getattr(before, part), getattr(after, part))
+            assert unchanged == (step in (1, 2, 5)), f"{part} at step {step}"
+
+
+def test_training_stops_when_every_gradient_is_too_large(tmp_path: Path) -> None:
+    """It neither goes on for ever without moving nor calls the loss not finite alone."""
+    locked = dataclasses.replace(UNVALIDATED, skip_above=1e-3, max_nonfinite=10)
+    with pytest.raises(VaeJaxError, match=r"above skip_above=0.001 .*raise skip_above"):
+        train(locked, tmp_path / "run")
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(VaeJaxError, match="above zero"):
+            dataclasses.replace(TINY, skip_above=wrong)
+
+
 def test_seeds_of_one_device_take_the_same_steps_in_turns_and_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

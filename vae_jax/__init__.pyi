@@ -67,6 +67,7 @@ from .networks.top_down import BottomUp as BottomUp
 from .networks.top_down import TopDown as TopDown
 from .networks.top_down import TopDownBlock as TopDownBlock
 from .objectives.adversarial import AdversarialAutoencoder as AdversarialAutoencoder
+from .objectives.balance import BalancedELBO as BalancedELBO
 from .objectives.capacity import Capacity as Capacity
 from .objectives.elbo import ELBO as ELBO
 from .objectives.factor_vae import FactorVAE as FactorVAE

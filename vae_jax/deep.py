@@ -221,11 +221,12 @@ class DeepVAE(Model, kw_only=True):
         """p(x | z) for the top n layers, those below at the means of their priors.
 
         Args:
-            zs: latents `[N, h, w, c]` of the top n layers, z_L last, as `zs[-n:]` of all.
+            zs: latents `[..., h, w, c]` of the top n layers, z_L last, as `zs[-n:]` of all.
             y: the labels of a conditional model.
         """
-        number = len(zs[-1])
-        shapes = self.decoder.shapes(self.image_shape)
+        batch = zs[-1].shape[:-3]
+        flat = [z.reshape(-1, *z.shape[-3:]) for z in zs]
+        number, shapes = len(flat[0]), self.decoder.shapes(self.image_shape)
         absent = [jnp.zeros((number, *shape)) for shape in shapes[len(zs) :]]
         known = jnp.arange(len(shapes)) < len(zs)
 
@@ -235,9 +236,9 @@ class DeepVAE(Model, kw_only=True):
             z, is_known = layer
             return jnp.where(is_known, z, p.mean)
 
-        inputs = list(zip([*zs[::-1], *absent], known, strict=True))
+        inputs = list(zip([*flat[::-1], *absent], known, strict=True))
         h, _ = self._down(number, None, mean_unless_known, inputs, y)
-        return self._likelihood(h, (number,))
+        return self._likelihood(h, batch)
 
     def top(self, y: Int[Array, "B"] | None = None) -> Distribution:
         """p(z_L), batch `[]`; or p(z_L | y), batch `[B]`."""

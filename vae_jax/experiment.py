@@ -49,8 +49,10 @@ class Experiment:
             multiple of `log_every`.
         keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by
             validation.
-        max_nonfinite: the number of steps skipped in a row, because they were not finite, after
-            which training stops.
+        skip_above: the norm of the gradient above which a step is skipped, as deep hierarchies need
+            (Child 2021); None skips none but those that are not finite.
+        max_nonfinite: the number of steps skipped in a row, because they were not finite or because
+            of `skip_above`, after which training stops.
 
     Raises:
         VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
@@ -71,6 +73,7 @@ class Experiment:
     log_every: int = 100
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    skip_above: float | None = None
     max_nonfinite: int = 100
 
     def __post_init__(self):
@@ -80,6 +83,10 @@ class Experiment:
                 raise VaeJaxError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise VaeJaxError(f"ema_decay is {self.ema_decay}; it must be in [0, 1), or None.")
+        if self.skip_above is not None and not self.skip_above > 0:
+            raise VaeJaxError(
+                f"skip_above is {self.skip_above}; it must be a norm above zero, or None."
+            )
         if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
             raise VaeJaxError(
                 f"checkpoint_every ({self.checkpoint_every}) must be a positive multiple of "

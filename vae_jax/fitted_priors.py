@@ -28,6 +28,7 @@ from jax import Array
 from vae_jax import random
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import check_prior
+from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Model, Prior, Variables
@@ -105,6 +106,11 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         raise VaeJaxError(
             f"{type(model.prior).__name__} has a density for each class, which a density fitted to "
             "the latents of all would replace: sample from the model's own prior."
+        )
+    if isinstance(model, DeepVAE):
+        raise VaeJaxError(
+            "The priors of a DeepVAE's layers are parts of its decoder, none of which is replaced: "
+            "sample from the model's own, at another temperature perhaps."
         )
     check_prior(model.posteriors[-1], prior)
     standardize = model.posteriors[-1].space == "real"

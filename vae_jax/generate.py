@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike
 from vae_jax import random
 from vae_jax.conditional import ClassGaussian
 from vae_jax.data import SplitName
+from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.fitted_priors import Family, fitted
-from vae_jax.interfaces import Space
+from vae_jax.interfaces import Layers, Space
 from vae_jax.run import Run
 
 PICTURES_AT_ONCE = 500
@@ -70,34 +71,54 @@ def space_of(run: Run) -> Space:
     return run.experiment.model.posteriors[0].space
 
 
-def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Array:
-    """E_q[z] of the bottom layer, `[n, *event]`, moved into the space that z lives in.
+def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Layers:
+    """E_q[z] of every layer that pictures are decoded from, in the space that z lives in.
 
-    That is the mean's direction for unit vectors, and the likeliest vector for one-hot ones.
+    That is the mean's direction for unit vectors, and the likeliest vector for one-hot ones. The
+    layers are all those of a `DeepVAE`, `[n, h, w, c]`, the bottom layer first, and the bottom
+    layer alone of any other model, `[n, *event]`.
 
     Args:
         run: the trained model.
         x: images `[n, H, W, C]`, scaled by the data set's protocol.
         labels: the labels `[n]` of the images in a conditional model, or `[1]`, one for all.
     """
-    q: Distribution = _apply(run, "encode", x, _as_y(labels))
+    means: Layers = _apply(run, "infer", x, _as_y(labels))
     match space_of(run):
         case "sphere":
-            return q.mean / jnp.linalg.norm(q.mean, axis=-1, keepdims=True)
+            return tuple(z / jnp.linalg.norm(z, axis=-1, keepdims=True) for z in means)
         case "onehot":
-            return jax.nn.one_hot(q.mean.argmax(-1), q.mean.shape[-1])
-    return q.mean
+            return tuple(jax.nn.one_hot(z.argmax(-1), z.shape[-1]) for z in means)
+    return means
 
 
-def decode_means(run: Run, z: Array, labels: ArrayLike | None = None) -> np.ndarray:
-    """Means of p(x|z) for latents `[..., *event]` of the bottom layer: `[..., H, W, C]`.
+def decode_means(run: Run, zs: Layers, labels: ArrayLike | None = None) -> np.ndarray:
+    """Means of p(x|z) for latents `[..., *event]`: `[..., H, W, C]`.
 
     Args:
         run: the trained model.
-        z: latents.
+        zs: latents of the layers of `posterior_means`, or of the top n layers of a `DeepVAE`: those
+            below are then at the means of their priors.
         labels: the labels of a conditional model, as in `vae_jax.conditional`.
     """
-    return _pictures(_apply(run, "decode", (z,), _as_y(labels)))
+    method = "decode" if len(zs) == _decoded_layers(run) else "decode_top"
+    return _pictures(_apply(run, method, zs, _as_y(labels)))
+
+
+def _decoded_layers(run: Run) -> int:
+    """The number of layers that pictures are decoded from."""
+    model = run.experiment.model
+    return len(model.posteriors) if isinstance(model, DeepVAE) else 1
+
+
+def _check_layers(run: Run, name: str, number: int) -> None:
+    layers = _decoded_layers(run)
+    if not 1 <= number <= layers:
+        way_out = f"take 1 to {layers}" if layers > 1 else "leave it out"
+        raise VaeJaxError(
+            f"{name} is {number}, and the number of layers from which pictures of "
+            f"{run.folder.path} are decoded is {layers}: {way_out}."
+        )
 
 
 def _as_y(labels: ArrayLike | None) -> Array | None:
@@ -110,6 +131,7 @@ def sample(
     seed: int = 0,
     labels: Sequence[str | int] | None = None,
     prior: Family | None = None,
+    temperature: Sequence[float] | None = None,
 ) -> np.ndarray:
     """Draw z from the prior and show means of p(x|z).
 
@@ -121,13 +143,17 @@ def sample(
             shares of the pictures; None takes all classes.
         prior: the family of a density that is fitted to the latents of the training images once,
             kept in the run folder, and drawn from; None draws from the model's own prior.
+        temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for each
+            layer, the bottom layer first; None leaves them.
 
     Returns:
         Pictures `[num, H, W, C]`.
 
     Raises:
-        VaeJaxError: there is no such class, or no prior of the family fits the latents.
+        VaeJaxError: there is no such class, no prior of the family fits the latents, or the model
+            has no such temperatures.
     """
+    own = _temperatures(run, temperature)
     if prior is not None:
         run = fitted(run, prior)
     if labels is None and run.experiment.model.labels is not None:
@@ -141,9 +167,27 @@ def sample(
     pictures = []
     for first in range(0, num, PICTURES_AT_ONCE):
         part = slice(first, first + PICTURES_AT_ONCE)
-        _, px = draw(run.seed_variables, keys[part], None if y is None else y[part])
+        _, px = draw(run.seed_variables, keys[part], None if y is None else y[part], *own)
         pictures.append(_pictures(px, seed, first))
     return np.concatenate(pictures)
+
+
+def _temperatures(run: Run, temperature: Sequence[float] | None) -> tuple[Array, ...]:
+    """The further argument of the model's `sample`, if any."""
+    if temperature is None:
+        return ()
+    layers = _decoded_layers(run)
+    if not isinstance(run.experiment.model, DeepVAE):
+        raise VaeJaxError(
+            f"Temperatures are of a DeepVAE's layers, and {run.folder.path} is the run of another "
+            "model: leave --temperature out."
+        )
+    if len(temperature) not in (1, layers) or min(temperature) < 0:
+        raise VaeJaxError(
+            f"The temperatures are {list(temperature)}: give one number, or one for each of the "
+            f"{layers} layers, none below zero."
+        )
+    return (jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (layers,)),)
 
 
 def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray:
@@ -159,7 +203,7 @@ def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray
 
 
 def reconstruct(
-    run: Run, split: SplitName = "test", num: int = 20
+    run: Run, split: SplitName = "test", num: int = 20, top: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode images of a split, and decode their posterior means.
 
@@ -167,20 +211,24 @@ def reconstruct(
         run: the trained model.
         split: the split of the data.
         num: the number of images, the first of the split, or all if there are fewer.
+        top: the number of layers of a `DeepVAE`, from the top, that are encoded; those below are at
+            the means of their priors. None encodes all.
 
     Returns:
         Images `[n, H, W, C]`, scaled by the protocol, and their reconstructions `[n, H, W, C]`.
 
     Raises:
-        VaeJaxError: the split is empty.
+        VaeJaxError: the split is empty, or the model has not so many layers.
     """
+    top = _decoded_layers(run) if top is None else top
+    _check_layers(run, "top", top)
     rows = np.arange(min(num, len(getattr(run.experiment.data, split))))
     if not len(rows):
         raise VaeJaxError(
             f"The {split} split of {run.experiment.data.name} has no images: choose another split."
         )
     x, y = run.images(split, rows), run.labels(split, rows)
-    return np.asarray(x), decode_means(run, posterior_means(run, x, y), y)
+    return np.asarray(x), decode_means(run, posterior_means(run, x, y)[-top:], y)
 
 
 def _carry(run: Run, z: Array, source: int, target: int) -> Array:
@@ -232,12 +280,20 @@ def restyle(
             f"{names[y_source]!r}: choose another class or split."
         )
     x = run.images(split, rows)
-    z = posterior_means(run, x, [y_source])
-    restyled = [decode_means(run, _carry(run, z, y_source, y), [y]) for y in y_targets]
+    zs = posterior_means(run, x, [y_source])
+    restyled = [
+        decode_means(run, tuple(_carry(run, z, y_source, y) for z in zs), [y]) for y in y_targets
+    ]
     return np.asarray(x), np.stack(restyled, 1), names[y_source], [names[y] for y in y_targets]
 
 
-def interpolate(run: Run, split: SplitName = "test", pairs: int = 6, steps: int = 11) -> np.ndarray:
+def interpolate(
+    run: Run,
+    split: SplitName = "test",
+    pairs: int = 6,
+    steps: int = 11,
+    top: int | None = None,
+) -> np.ndarray:
     """Decode the shortest lines between the posterior means of pairs of images.
 
     Lines between real vectors are straight; those between unit vectors are great circles.
@@ -247,13 +303,18 @@ def interpolate(run: Run, split: SplitName = "test", pairs: int = 6, steps: int 
         split: the split that the images are from.
         pairs: the number of lines, or all if there are fewer pairs; see `pairs_of`.
         steps: the number of pictures on each line.
+        top: the number of layers of a `DeepVAE`, from the top, that the lines run through; those
+            below are at the means of their priors. None takes all.
 
     Returns:
         Pictures `[n, steps, H, W, C]`.
 
     Raises:
-        VaeJaxError: there is nothing between two latents of the model, or the split has no pair.
+        VaeJaxError: there is nothing between two latents of the model, the split has no pair, or
+            the model has not so many layers.
     """
+    top = _decoded_layers(run) if top is None else top
+    _check_layers(run, "top", top)
     space = space_of(run)
     if space not in ("real", "sphere"):
         raise VaeJaxError(
@@ -267,17 +328,19 @@ def interpolate(run: Run, split: SplitName = "test", pairs: int = 6, steps: int 
             "the model has classes: interpolate in another split."
         )
     y = run.labels(split, rows)
-    z = posterior_means(run, run.images(split, rows), y)
-    ends = z[0::2, None], z[1::2, None]
-    weights = jnp.linspace(0, 1, steps).reshape(-1, *[1] * (z.ndim - 1))
-    if space == "sphere":
+
+    def line(z: Array) -> Array:
+        ends = z[0::2, None], z[1::2, None]
+        weights = jnp.linspace(0, 1, steps).reshape(-1, *[1] * (z.ndim - 1))
+        if space == "real":
+            return (1 - weights) * ends[0] + weights * ends[1]
         angle = jnp.arccos(jnp.clip((ends[0] * ends[1]).sum(-1, keepdims=True), -0.999, 0.999))
         near, far = jnp.sin((1 - weights) * angle), jnp.sin(weights * angle)
-        line = (near * ends[0] + far * ends[1]) / jnp.sin(angle)
-        line = line / jnp.linalg.norm(line, axis=-1, keepdims=True)
-    else:
-        line = (1 - weights) * ends[0] + weights * ends[1]
-    return decode_means(run, line, None if y is None else np.repeat(y[::2], steps))
+        circle = (near * ends[0] + far * ends[1]) / jnp.sin(angle)
+        return circle / jnp.linalg.norm(circle, axis=-1, keepdims=True)
+
+    lines = tuple(line(z) for z in posterior_means(run, run.images(split, rows), y)[-top:])
+    return decode_means(run, lines, None if y is None else np.repeat(y[::2], steps))
 
 
 def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
@@ -303,7 +366,12 @@ def has_coordinates(run: Run) -> bool:
 
 
 def traverse(
-    run: Run, split: SplitName = "test", row: int = 0, steps: int = 11, latents: int = 10
+    run: Run,
+    split: SplitName = "test",
+    row: int = 0,
+    steps: int = 11,
+    latents: int = 10,
+    layer: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move one latent at a time from -3 to 3, the others at the posterior mean of one image.
 
@@ -314,14 +382,20 @@ def traverse(
         steps: the number of values of each latent.
         latents: the number of latents: those whose posterior means vary most over the first
             thousand images of the split.
+        layer: the layer of a `DeepVAE`, counted from the bottom; None takes the top layer. The
+            layers above are at the means of the image's posteriors, those below at the means of
+            their priors.
 
     Returns:
         Pictures `[n, steps, H, W, C]`, the values `[steps]`, and which latents they are, `[n]`:
         their positions in z, flattened.
 
     Raises:
-        VaeJaxError: the latents are not real, or the split has no such row.
+        VaeJaxError: the latents are not real, the split has no such row, or the model no such
+            layer.
     """
+    layer = _decoded_layers(run) if layer is None else layer
+    _check_layers(run, "layer", layer)
     if not has_coordinates(run):
         raise VaeJaxError(
             f"The latents of {run.folder.path} are not real, so there is no coordinate to move "
@@ -329,14 +403,15 @@ def traverse(
         )
     split_size = len(getattr(run.experiment.data, split))
     some, own = np.arange(min(1000, split_size)), np.array([row])
-    means = posterior_means(run, run.images(split, some), run.labels(split, some))
+    means = posterior_means(run, run.images(split, some), run.labels(split, some))[layer - 1]
     dims = np.argsort(-np.asarray(means.var(0)).ravel())[:latents]
     y = run.labels(split, own)
-    z = posterior_means(run, run.images(split, own), y)[0]
+    z, *above = (each[0] for each in posterior_means(run, run.images(split, own), y)[layer - 1 :])
     values = np.linspace(-3, 3, steps)
     positions = [np.unravel_index(d, z.shape) for d in dims]
     moved = jnp.stack([jnp.stack([z.at[where].set(v) for v in values]) for where in positions])
-    return decode_means(run, moved, y), values, dims
+    held = (jnp.broadcast_to(each, (*moved.shape[:2], *each.shape)) for each in above)
+    return decode_means(run, (moved, *held), y), values, dims
 
 
 def manifold(run: Run, n: int, label: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -357,4 +432,4 @@ def manifold(run: Run, n: int, label: str | int | None = None) -> tuple[np.ndarr
     values = ndtri((jnp.arange(n) + 0.5) / n)
     z_2, z_1 = jnp.meshgrid(values, values, indexing="ij")
     labels = None if label is None else [find_label(run, label)]
-    return decode_means(run, jnp.stack([z_1, z_2], -1), labels), np.asarray(values)
+    return decode_means(run, (jnp.stack([z_1, z_2], -1),), labels), np.asarray(values)

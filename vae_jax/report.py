@@ -63,6 +63,10 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         for name, label in names.items()
         if name in evaluation.mean
     ]
+    layers = [name for name in evaluation.mean if name.startswith("rate_z")]
+    if layers:
+        rates = " + ".join(f"{evaluation.mean[name].mean():.2f}" for name in layers)
+        rows.append(("rate of each layer, z_1 first", rates, "nats"))
     if "nll" not in evaluation.mean:
         rows.append(("NLL", "none: q(z|x) has no density, or p(x|z) is not normalized", ""))
     if evaluation.bits_per_dim is not None:

@@ -36,7 +36,8 @@ class TrainState:
         model_state: the model's other variable collections.
         ema_params: the running average of the parameters, or None.
         opt_state: the state of the optimizer.
-        skipped: the number of steps skipped because the loss or a gradient was not finite.
+        skipped: the number of steps skipped because the loss or a gradient was not finite, or the
+            gradient's norm above `skip_above`.
         skipped_in_a_row: the number of steps skipped since the last good one.
     """
 
@@ -163,12 +164,14 @@ def train_step(
     seed: Integer[Array, ""],
     axis: str | None,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step; where the loss or a gradient is not finite, no parameter changes."""
+    """One optimizer step; no parameter changes where a number is not finite or a norm too large."""
     loss, metrics, model_state, gradients = loss_and_gradients(
         experiment, state, images, batch, seed, axis
     )
     gradient_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    good = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    if experiment.skip_above is not None:
+        good &= gradient_norm <= experiment.skip_above
 
     def updated() -> tuple[Variables, Variables, Variables | None, optax.OptState]:
         updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
@@ -181,9 +184,9 @@ def train_step(
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
     state = TrainState(
         state.step + 1,
-        *parallel.updated_if(finite, updated, old),
-        skipped=state.skipped + ~finite,
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        *parallel.updated_if(good, updated, old),
+        skipped=state.skipped + ~good,
+        skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
     )
     counters = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}

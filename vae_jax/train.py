@@ -127,14 +127,20 @@ def check_finite(experiment: Experiment, row: Row, step: int, checkpoints: Path)
     """Give up where too many steps in a row were skipped.
 
     Raises:
-        VaeJaxError: `max_nonfinite` steps in a row had a loss or gradients that were not finite.
+        VaeJaxError: `max_nonfinite` steps in a row had a loss or gradients that were not finite, or
+            a gradient whose norm was above `skip_above`.
     """
-    if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
-        raise VaeJaxError(
-            f"The loss or its gradients were not finite in the {experiment.max_nonfinite} steps "
-            f"before step {step}: lower the learning rate or clip the gradients; the last good "
-            f"checkpoint stays in {checkpoints}."
-        )
+    if row["skipped_in_a_row"].max() < experiment.max_nonfinite:
+        return
+    what, way_out = "The loss or its gradients were not finite", "clip the gradients"
+    if experiment.skip_above is not None:
+        norm = row["gradient_norm"].max()
+        what += f" or their norm ({norm:.3g}) was above skip_above={experiment.skip_above:g}"
+        way_out = "raise skip_above"
+    raise VaeJaxError(
+        f"{what} in the {experiment.max_nonfinite} steps before step {step}: lower the learning "
+        f"rate or {way_out}; the last good checkpoint stays in {checkpoints}."
+    )
 
 
 def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:

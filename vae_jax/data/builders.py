@@ -5,11 +5,13 @@ Like TFDS's own MNIST, each keys its examples by their index in the split, from 
 """
 
 import hashlib
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from vae_jax.errors import VaeJaxError
 
@@ -238,3 +240,66 @@ class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Examples:
         return _examples(images, labels)
+
+
+class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
+    """All images of CIFAR-10 as JPEG: lossy, so its bits per dimension are not CIFAR-10's.
+
+    The files know the official order within each class alone. Here the classes take turns, so that
+    any stretch of a split, such as the validation images at the end, has equally many of each.
+    """
+
+    name = "cifar10_jpeg"
+    VERSION = tfds.core.Version("1.0.0")
+    FILES = ("train.tar.xz", "test.tar.xz")
+    CLASSES = Cifar10First4000.CLASSES
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"Put {' and '.join(FILES)} into manual_dir: SPLIT/CLASS/NNNN.jpg, 32 by 32."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="The 60,000 images of CIFAR-10 after JPEG compression.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(32, 32, 3)),
+                    "label": tfds.features.ClassLabel(names=self.CLASSES.split()),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+            citation=_CIFAR_CITATION,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
+        train, test = (_find(dl_manager, name) for name in self.FILES)
+        return {
+            "train": self._generate_examples(train, 50_000),
+            "test": self._generate_examples(test, 10_000),
+        }
+
+    def _generate_examples(self, path: Path, count: int) -> Examples:
+        classes: list[str] = list(self.CLASSES.split())
+        images = np.zeros((count // len(classes), len(classes), 32, 32, 3), np.uint8)
+        found = np.zeros(images.shape[:2], bool)
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if (file := archive.extractfile(member)) is not None:
+                        _, label, name = member.name.rsplit("/", 2)
+                        at = int(Path(name).stem), classes.index(label)
+                        with Image.open(file) as image:
+                            images[at], found[at] = np.asarray(image.convert("RGB")), True
+        except Exception as error:  # a damaged file fails in as many ways as it has parsers
+            raise VaeJaxError(
+                f"{path} is not the archive of CIFAR-10's JPEG files ({type(error).__name__} on "
+                "reading it): fetch it again."
+            ) from error
+        if not found.all():
+            raise VaeJaxError(
+                f"{path} has {found.sum():,} of the {count:,} JPEG files of CIFAR-10: fetch it "
+                "again."
+            )
+        labels = np.tile(np.arange(len(classes)), len(images))
+        return _examples(images.reshape(-1, 32, 32, 3), labels)

@@ -105,6 +105,15 @@ SOURCES: dict[str, Source] = {
             ("cifar10_train_first4000.npz",),
             "your own hand (the arrays image and label of CIFAR-10's first 4,000 training images)",
         ),
+        Source(
+            "cifar10_jpeg",
+            {"train": 50_000, "test": 10_000},
+            (32, 32, 3),
+            "grey",
+            ("train.tar.xz", "test.tar.xz"),
+            "your own hand (CIFAR-10's images as train/CLASS/NNNN.jpg and test/CLASS/NNNN.jpg)",
+            default_valid=5_000,
+        ),
     )
 }
 

@@ -43,6 +43,7 @@ def per_image(
         - `distortion`: -E_q ln p(x|z);
         - `kl_sampled`: E_q[ln q(z|x) - ln p(z)];
         - `kl`: the exact KL, where there is one;
+        - `rate_z1`, `rate_z2`, ...: the rate of each of several layers, exact where `kl` is;
 
         and `posterior_mean_z1`, `posterior_mean_z2`, ...: E_q[z_l] of each layer, `[B, *event_l]`,
         the mean of the samples where no closed form exists or where q(z_l) depends on the sampled
@@ -76,6 +77,9 @@ def per_image(
             mean, variance = mean_and_variance(q, z)
             statistics[f"posterior_mean_z{layer}"] = mean
             statistics[f"mean_variance_z{layer}"] = variance
+        if len(terms.z) > 1:
+            for layer, rate in enumerate(terms.rate, start=1):
+                statistics[f"rate_z{layer}"] = rate
         if terms.kl is not None:
             statistics["kl"] = terms.kl.sum(0)
         return statistics

@@ -40,12 +40,13 @@ class FreeBits(Objective):
 
     Attributes:
         floor: the floor lambda in nats for each group.
-        per: the groups: each "dimension" of z, or each "layer".
+        per: the groups: each "dimension" of z, each "map", the positions of one channel of latents
+            `(h, w, c)` or `(n, d)`, or each "layer".
         num_samples: the number of samples K.
     """
 
     floor: float
-    per: Literal["dimension", "layer"] = "dimension"
+    per: Literal["dimension", "map", "layer"] = "dimension"
     num_samples: int = 1
 
     @property
@@ -63,6 +64,11 @@ class FreeBits(Objective):
         """The loss in nats per image; the metric `neg_elbo` has no floor."""
         del step, model
         metrics = terms.bound_metrics()
-        groups = component_rates(terms) if self.per == "dimension" else [terms.rate.mean(1)]
+        if self.per == "layer":
+            groups = [terms.rate.mean(1)]
+        else:
+            groups = component_rates(terms)
+            if self.per == "map":
+                groups = [kl.sum(tuple(range(kl.ndim - 1))) for kl in groups]
         rate = sum(jnp.maximum(self.floor, batch_mean(kl)).sum() for kl in groups)
         return metrics["distortion"] + rate, metrics
