@@ -92,6 +92,8 @@ OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "ELBO, sticking the landing": (vj.ELBO(sticking_the_landing=True), "dp", "", ANY, None),
     "FreeBits": (vj.FreeBits(0.1), "dfF", "", ANY, None),
     "FreeBits per layer": (vj.FreeBits(0.1, "layer"), "d", "", ANY, None),
+    "FreeBits per map": (vj.FreeBits(0.1, "map"), "dfF", "", ANY, None),
+    "BalancedELBO": (vj.BalancedELBO(lambda step: step / 10), "d", "", ANY, None),
     "Capacity": (vj.Capacity(2.0, 1.0), "d", "", ANY, None),
     "GECO": (vj.GECO(1.0), "d", "", ANY, vj.Multiplier),
     "IWAE": (vj.IWAE(3), "d", "", ANY, None),

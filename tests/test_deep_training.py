@@ -208,13 +208,15 @@ def test_bounds_and_annealing_against_quadrature() -> None:
     scales, grid = 8.0, np.linspace(-1, 1, 401)
     settings = AIS(num_temperatures=60, num_chains=16, num_leapfrog=4)
 
+    apply: Any = model.apply
+
     @jax.jit
     def everything(x: Any, keys: Any) -> Any:
-        top = model.apply(variables, method="top")
+        top = apply(variables, method="top")
         z_2 = top.mean.reshape(()) + scales * top.scale.reshape(()) * grid
         z = jnp.stack(jnp.meshgrid(z_2, 30 * grid, indexing="ij"), -1).reshape(-1, 1, 2, 1, 1, 1)
         z = jnp.broadcast_to(z, (z.shape[0], 2, *z.shape[2:]))
-        log_px, log_pz = model.apply(variables, x, (z[:, :, 1], z[:, :, 0]), method="log_densities")
+        log_px, log_pz = apply(variables, x, (z[:, :, 1], z[:, :, 0]), method="log_densities")
         cell = (z_2[1] - z_2[0]) * 30 * (grid[1] - grid[0])
         log_joint = log_px + log_pz + jnp.log(cell)
         own = per_image(model, variables, x, keys, 2000)
