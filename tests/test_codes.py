@@ -201,16 +201,61 @@ def test_running_averages_by_hand():
 
 
 def test_dead_codes_restart_from_the_batch():
-    """A vector that nothing is near moves to one of the batch's, with a count of one."""
+    """A vector that nothing is near moves to one of the batch's, with a fair share of uses."""
     state = {"counts": jnp.array([2.0, 0.5]), "sums": jnp.array([[0.0], [50.0]])}
     batch = np.array([1.0, 2.0, 3.0], np.float32).reshape(3, 1, 1, 1)
-    _, new = quantize(VectorQuantized(2, 1, kernel_init=identity), batch, state)
+    half = VectorQuantized(2, 1, restart_below=0.5, kernel_init=identity)
+    _, new = quantize(half, batch, state)  # 0.495 uses, of a fair share of 1.5
     counts, sums = (np.asarray(new["codebook"]["level"][name]) for name in ("counts", "sums"))
-    np.testing.assert_allclose(counts, [0.99 * 2 + 0.01 * 3, 1.0], rtol=1e-5)
-    assert sums[1, 0] in (1.0, 2.0, 3.0)
-    never = VectorQuantized(2, 1, restart_below=0.0, kernel_init=identity)
-    _, new = quantize(never, batch, state)
-    np.testing.assert_allclose(new["codebook"]["level"]["sums"][1], 0.99 * 50, rtol=1e-5)
+    np.testing.assert_allclose(counts, [0.99 * 2 + 0.01 * 3, 1.5], rtol=1e-5)
+    assert sums[1, 0] / 1.5 in (1.0, 2.0, 3.0)
+    for restart_below in (0.0, 0.3):
+        alive = VectorQuantized(2, 1, restart_below=restart_below, kernel_init=identity)
+        _, new = quantize(alive, batch, state)
+        np.testing.assert_allclose(new["codebook"]["level"]["sums"][1], 0.99 * 50, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("codes", "positions"), [(12, 5), (12, 12), (12, 40), (300, 144)])
+def test_no_two_codes_restart_on_one_position(codes, positions):
+    """All codes but one are dead. As many move as there are positions, each to one of its own."""
+    counts = np.full(codes, 1e-3, np.float32)
+    counts[codes // 2] = 7.0
+    sums = -1e3 * counts
+    sums[codes // 2] = 0.0  # the nearest of all inputs
+    state = {"counts": jnp.asarray(counts), "sums": jnp.asarray(sums[:, None])}
+    batch = np.arange(1, positions + 1, dtype=np.float32).reshape(positions, 1, 1, 1)
+    posterior = VectorQuantized(codes, 1, restart_below=0.01, kernel_init=identity)
+    _, new = quantize(posterior, batch, state)
+    level = {name: np.asarray(value) for name, value in new["codebook"]["level"].items()}
+    vectors = (level["sums"] / level["counts"][:, None]).ravel()
+    restarted = np.isclose(level["counts"], positions / codes) & (vectors > 0)
+    found = np.sort(vectors[restarted].round(3))
+    assert len(found) == min(codes - 1, positions)
+    assert len(np.unique(found)) == len(found)
+    assert set(found) <= set(batch.ravel())
+    assert not restarted[codes // 2]
+    # Spread over the batch: its halves differ by a few at most.
+    assert abs((found > positions / 2).sum() - len(found) / 2) <= 3
+
+
+def test_a_small_batch_does_not_restart_its_codes_for_ever():
+    """512 codes on 144 positions, 0.28 uses each: all in equal use, few restarts once settled."""
+    posterior = VectorQuantized(512, 1, kernel_init=identity)
+    affine = {"encoded": {"kernel": jnp.eye(1), "bias": jnp.zeros(1)}}
+    centres = jnp.arange(512.0)
+    state = {"counts": jnp.full(512, 144 / 512), "sums": centres[:, None] * 144 / 512}
+
+    def step(level, key):
+        x = jax.random.choice(key, centres, (1, 12, 12, 1))
+        variables = {"params": affine, "codebook": {"level": level}}
+        _, new = posterior.apply(variables, x, mutable=["codebook"])
+        level = new["codebook"]["level"]
+        return level, (level["counts"] == jnp.float32(144 / 512)).sum()
+
+    _, restarts = jax.jit(partial(jax.lax.scan, step))(
+        state, jax.random.split(jax.random.key(0), 600)
+    )
+    assert restarts[-200:].mean() < 0.1
 
 
 def test_the_codebook_rests_unless_it_is_mutable():

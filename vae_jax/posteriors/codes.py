@@ -37,7 +37,7 @@ class Vectors(nn.Module):
         dim: the number of components d of a vector.
         decay: the decay of the running averages; None leaves the vectors to the optimizer.
         restart_below: the number of uses per batch, in the running average, below which a code is
-            dead.
+            dead, in units of the fair share, the positions of a batch / C.
     """
 
     num_codes: int
@@ -63,8 +63,9 @@ class Vectors(nn.Module):
     def update(self, x: Float[Array, "*batch d"], indices: Int[Array, "*batch"], decay: float):
         """One step of the averages (van den Oord et al. 2017, appendix A.1), then restarts.
 
-        A dead code moves to one of the inputs of the whole batch, the same on every device. The
-        chosen inputs are spread over images and positions by the golden ratio.
+        A dead code moves to an input of the whole batch, the same on every device, as if it had had
+        its fair share of uses there. No two move to one position; the positions are spread over the
+        batch by the golden ratio, and dead codes beyond their number wait.
 
         Args:
             x: the inputs of this device.
@@ -75,10 +76,14 @@ class Vectors(nn.Module):
         assigned = jax.nn.one_hot(indices, self.num_codes)
         counts = decay * self.counts.value + (1 - decay) * assigned.sum(0)
         sums = decay * self.sums.value + (1 - decay) * assigned.T @ x
-        dead = counts < self.restart_below
-        chosen = (np.arange(self.num_codes) * GOLDEN_RATIO % 1 * len(x)).astype(int)
-        self.counts.value = jnp.where(dead, 1.0, counts)
-        self.sums.value = jnp.where(dead[:, None], x[chosen], sums)
+        fair = len(x) / self.num_codes
+        dead = counts < self.restart_below * fair
+        rank = jnp.cumsum(dead) - 1
+        restarted = dead & (rank < len(x))
+        order = jnp.asarray(np.argsort(np.arange(len(x)) * GOLDEN_RATIO % 1))
+        chosen = x[order[jnp.minimum(rank, len(x) - 1)]]
+        self.counts.value = jnp.where(restarted, fair, counts)
+        self.sums.value = jnp.where(restarted[:, None], fair * chosen, sums)
 
     def assign(self, x: Float[Array, "*batch d"]) -> Int[Array, "*batch"]:
         """The indices of the vectors nearest to the inputs.
@@ -122,14 +127,15 @@ class VectorQuantized(Posterior):
             of the inputs assigned to them (appendix A.1); None learns them by gradient, from the
             penalty "codebook".
         restart_below: the number of uses per batch, in the running average, below which a code
-            moves to one of the batch's inputs; 0 leaves dead codes alone.
+            moves to one of the batch's inputs, in units of the fair share, the positions of a batch
+            / C; 0 leaves dead codes alone.
         kernel_init: the initializer of the affine map.
     """
 
     num_codes: int
     dim: int
     decay: float | None = 0.99
-    restart_below: float = 0.5
+    restart_below: float = 0.05
     kernel_init: Initializer = GLOROT
 
     space = "codes"
@@ -161,7 +167,8 @@ class ResidualVectorQuantized(Posterior):
         dim: the number of components d of the vectors and of the affine map before them.
         depth: the number of levels.
         decay: the decay of the running averages of each level, as in `VectorQuantized`.
-        restart_below: the number of uses per batch below which a code of a level is restarted.
+        restart_below: the part of its fair share of uses below which a code of a level is dead, as
+            in `VectorQuantized`.
         kernel_init: the initializer of the affine map.
     """
 
@@ -169,7 +176,7 @@ class ResidualVectorQuantized(Posterior):
     dim: int
     depth: int
     decay: float | None = 0.99
-    restart_below: float = 0.5
+    restart_below: float = 0.05
     kernel_init: Initializer = GLOROT
 
     space = "codes"
