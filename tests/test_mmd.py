@@ -1,7 +1,9 @@
 """MMD against double loops over pairs, in expectation, and in the objectives that use it."""
 
+import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,12 @@ import tiny
 from gradients import gradients_of, norm, params_of
 
 from vae_jax import (
+    DIPVAE,
     ELBO,
     IMQ,
     RBF,
     WAE,
+    BetaTC,
     Categorical,
     Deterministic,
     DiagonalGaussian,
@@ -164,6 +168,41 @@ def test_info_vae_by_its_ends(terms: Any) -> None:
     assert one == pytest.approx(float(metrics["distortion"] + 7 * imq_distance), rel=1e-6)
     expected = float(metrics["distortion"] + 2 * metrics["kl"] + 3 * rbf_distance)
     assert between == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_kernel_is_as_wide_as_the_prior_of_unit_vectors() -> None:
+    """1/d by default, whatever the kernel; a width that is given stays."""
+    posterior, prior, _, _ = SPACES["sphere"]
+    model = tiny.model().clone(posterior=posterior, prior=prior)
+    params = params_of(model, WAE(1.0), X, KEYS)
+    kernels = [IMQ(), IMQ(1 / 3), IMQ(1.0), RBF(), RBF(1 / 3), RBF(1.0)]
+
+    @jax.jit
+    def distances() -> Any:
+        def each(model: Any) -> Any:
+            terms = model(X, KEYS, 2)
+            objectives = [
+                objective
+                for kernel in kernels
+                for objective in (WAE(1.0, kernel), InfoVAE(0.5, 2.0, kernel))
+            ]
+            return [objective(terms, STEP, model)[1]["mmd"] for objective in objectives]
+
+        return nn.apply(each, model)({"params": params})
+
+    found = np.reshape(distances(), (2, 3, 2))
+    np.testing.assert_allclose(found[:, 0], found[:, 1], rtol=1e-6)
+    assert (np.abs(found[:, 0] - found[:, 2]) > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "least"),
+    [(WAE(1.0), 2), (InfoVAE(0.5, 2.0), 2), (BetaTC(2.0, 90), 2), (DIPVAE(1.0, 1.0), 2)],
+)
+def test_a_batch_of_one_has_nothing_to_compare(objective: Any, least: int) -> None:
+    experiment = dataclasses.replace(tiny.experiment(), objective=objective, batch_size=least)
+    with pytest.raises(VaeJaxError, match=f"batch_size is {least - 1}: take at least {least}"):
+        dataclasses.replace(experiment, batch_size=least - 1)
 
 
 def test_wae_without_noise_or_density() -> None:

@@ -1,7 +1,9 @@
 """Floors, targets and prices of the rate: by hand, and GECO against the paper's algorithm."""
 
+import dataclasses
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +15,7 @@ import pytest
 import tiny
 from gradients import assert_close, loss_and_metrics, norm, params_of
 from jax import Array, lax
+from running import on_devices
 from scipy import stats
 from test_objectives import KL, LOG_PX, LOG_PZ, LOG_QZ, TWO_LAYERS, make_terms
 
@@ -31,8 +34,9 @@ from vae_jax import (
     VampPrior,
     WakeSleep,
     cyclical_schedule,
+    train,
 )
-from vae_jax.compatibility import check_objective
+from vae_jax.compatibility import check_objective, notes
 from vae_jax.distributions import Normal
 from vae_jax.optimizers import by_group
 from vae_jax.step import loss_at_terms
@@ -236,6 +240,24 @@ def test_geco_reaches_its_tolerance() -> None:
     assert multiplier.max() > 1.5
     assert multiplier[-200:].mean() < 0.9 * multiplier.max()
     assert multiplier.min() > 0
+
+
+def test_training_says_that_a_multiplier_has_no_optimizer_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    own = optax.chain(optax.clip(1.0), by_group(plain, critic=optax.sgd(1e-3)))
+    params = initial()
+    assert not list(notes(GECO(7.0), own.init(params)))
+    assert not list(notes(ELBO(), plain.init(params)))
+    (sentence,) = notes(GECO(7.0), plain.init(params))
+    assert "The multiplier of GECO is moved by the model's optimizer" in sentence
+    experiment = dataclasses.replace(
+        tiny.experiment(num_steps=5), model=PLAYER, objective=GECO(7.0), optimizer=plain
+    )
+    with on_devices(1):
+        train(experiment, tmp_path / "run")
+    assert sentence in capsys.readouterr().err
 
 
 # What holds for all

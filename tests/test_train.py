@@ -275,6 +275,15 @@ def test_seeds_of_one_device_take_the_same_steps_in_turns_and_at_once(
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_of_skipped_steps_alone_is_not_finished(tmp_path: Path) -> None:
+    """No summary; and again not when it is called again, with nothing left to do."""
+    faulty = dataclasses.replace(UNVALIDATED, objective=Faulty(lambda step: step >= 0))
+    for _ in range(2):
+        with pytest.raises(VaeJaxError, match=r"Every one of the 40 steps .* was skipped"):
+            train(faulty, tmp_path / "run")
+        assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_a_run_counts_the_steps_it_skipped_and_ends(tmp_path: Path) -> None:
     faulty = dataclasses.replace(UNVALIDATED, objective=Faulty(lambda step: step % 10 == 3))
     train(faulty, tmp_path / "run")

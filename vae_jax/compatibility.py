@@ -4,13 +4,14 @@ Parts declare what they are and objectives what they require (`vae_jax.interface
 names the public parts that would fit.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from typing import TYPE_CHECKING, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from vae_jax import likelihoods, posteriors, priors, random
 from vae_jax.distributions import Distribution, Shape
@@ -26,6 +27,7 @@ from vae_jax.interfaces import (
     Trait,
     Variables,
 )
+from vae_jax.optimizers import has_groups
 
 if TYPE_CHECKING:
     from vae_jax.data import Data
@@ -293,6 +295,36 @@ def check_pictures(model: Model, objective: Objective) -> None:
         )
 
 
+def check_batch(objective: Objective, batch_size: int) -> None:
+    """Checks that a batch has enough images for what the objective estimates from it.
+
+    Raises:
+        VaeJaxError: it has not.
+    """
+    least = objective.requires.least_batch
+    if batch_size < least:
+        raise VaeJaxError(
+            f"{type(objective).__name__} compares the images of a batch, and batch_size is "
+            f"{batch_size}: take at least {least}, better a hundred."
+        )
+
+
+def notes(objective: Objective, opt_state: optax.OptState) -> Iterator[str]:
+    """What is allowed and weaker than it need be, a sentence each.
+
+    Args:
+        objective: the objective.
+        opt_state: the state of the optimizer.
+    """
+    if "Multiplier" in objective.requires.critic and not has_groups(opt_state):
+        yield (
+            f"The multiplier of {type(objective).__name__} is moved by the model's optimizer: by "
+            "Adam's learning rate in each step, however far the distortion is from the tolerance, "
+            "and its gradient counts where gradients are clipped together; "
+            "by_group(optimizer, critic=...) gives it its own."
+        )
+
+
 def check_accumulation(model: Model, objective: Objective) -> None:
     """Checks that a batch taken in parts has the gradients of the batch taken at once.
 
@@ -300,7 +332,8 @@ def check_accumulation(model: Model, objective: Objective) -> None:
         VaeJaxError: it does not.
     """
     state = set(_initial(model)) - {"params"}
-    parts = [*model.posteriors, model.prior, model.likelihood]
+    layers = [*model.posteriors, *getattr(model, "conditionals", ())]
+    parts = [*layers, model.prior, model.likelihood]
     whole = [type(part).__name__ for part in parts if part.whole_batch]
     if objective.requires.whole_batch:
         whole.insert(0, type(objective).__name__)

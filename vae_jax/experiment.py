@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from vae_jax.compatibility import check, check_accumulation
+from vae_jax.compatibility import check, check_accumulation, check_batch
 from vae_jax.data import Data
 from vae_jax.data.augment import Augmentation, check_augmentations
 from vae_jax.errors import VaeJaxError
@@ -102,6 +102,7 @@ class Experiment:
             )
         check_augmentations(self.augment, self.data)
         check(self.model, self.objective, self.data)
+        check_batch(self.objective, self.batch_size)
         if self.accumulate > 1:
             check_accumulation(self.model, self.objective)
 

@@ -108,6 +108,8 @@ class Requirements:
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
             parts has a different loss.
+        least_batch: the least number of images in a batch; of fewer, what the loss estimates from
+            the batch is undefined, or constant.
     """
 
     posterior: frozenset[Trait] = frozenset()
@@ -119,6 +121,7 @@ class Requirements:
     mean_is_picture: bool = False
     one_layer: bool = False
     whole_batch: bool = False
+    least_batch: int = 1
 
 
 class Posterior(nn.Module):

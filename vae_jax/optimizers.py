@@ -60,6 +60,13 @@ def by_group(
     return optax.multi_transform({"default": default, **groups}, labels)
 
 
+def has_groups(state: optax.OptState) -> bool:
+    """Whether a state is that of several optimizers, each for a group of parameters."""
+    groups = optax.MultiTransformState
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, groups))
+    return any(isinstance(leaf, groups) for leaf in leaves)
+
+
 class SwitchedState(NamedTuple):
     """The number of updates, and the states of both optimizers."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from vae_jax import parallel
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
+from vae_jax.compatibility import notes
 from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.evaluation.bounds import make_bounds_evaluator
@@ -143,6 +144,20 @@ def check_finite(experiment: Experiment, row: Row, step: int, checkpoints: Path)
     )
 
 
+def check_learned(state: TrainState, step: int, folder: Path) -> None:
+    """Refuses to call a run finished that is what it was before training.
+
+    Raises:
+        VaeJaxError: every step of a seed was skipped.
+    """
+    if (state.skipped == step).any():
+        raise VaeJaxError(
+            f"Every one of the {step} steps of {folder} was skipped, because the loss or its "
+            "gradients were not finite, or above skip_above: nothing has been learned; lower the "
+            "learning rate, clip the gradients, or look for what is not finite in the first step."
+        )
+
+
 def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:
     """Compile the validation of a state on the host.
 
@@ -231,7 +246,8 @@ def train(
 
     Raises:
         VaeJaxError: the folder holds another experiment or cannot be written, the devices (or
-            `accumulate` on each) do not divide the batch, or the loss stayed non-finite.
+            `accumulate` on each) do not divide the batch, or the loss stayed non-finite, for too
+            long or in every step.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
     if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
@@ -265,6 +281,8 @@ def train(
         if summarized and step == experiment.num_steps:
             progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
             return Run(run_folder, experiment, state, "latest")
+        for note in notes(experiment.objective, state.opt_state):
+            progress.say(note)
         if step > 0:
             progress.say(f"Going on from step {step} of {run_folder.path}.")
         if parallel.is_main_process():
@@ -291,6 +309,7 @@ def train(
         if stopped_by and step < experiment.num_steps:
             raise Interrupted(stopped_by, step)
 
+        check_learned(state, step, run_folder.path)
         final = validate(state)
         run_folder.write_summary(
             {

@@ -52,6 +52,7 @@ class FactorVAE(Objective):
             critic=("LatentCritic",),
             one_layer=True,
             whole_batch=True,
+            least_batch=4,  # two halves, of which one is permuted
         )
 
     def __call__(

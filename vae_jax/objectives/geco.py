@@ -37,7 +37,10 @@ class GECO(Objective):
     multiplier lambda plays against it. As in algorithm 1 the multiplier grows by exp(rate * C), so
     the gradient of ln lambda is -C. The algorithm's moving average of C is a moving average of this
     gradient and belongs to the optimizer of the multiplier: nothing but lambda depends on it, and
-    the state of an optimizer is the same on every device and in every checkpoint.
+    the state of an optimizer is the same on every device and in every checkpoint. So the multiplier
+    should have an optimizer of its own. One plain Adam for all parameters moves ln lambda by its
+    learning rate in each step, whatever C is, and training says so. The rate of the example is per
+    nat: at C = 100 it multiplies lambda by e^0.1 in each step.
 
     Attributes:
         tolerance: the tolerated distortion -E_q[ln p(x|z)] in nats per image.

@@ -1,5 +1,6 @@
 """q(z) drawn to p(z) by their maximum mean discrepancy (Gretton et al. 2012), without a critic."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,17 +33,19 @@ class IMQ:
     2018, section 4). Its tails are heavier than a normal's, so outliers have a gradient.
 
     Attributes:
-        variance: the variance sigma² of each coordinate of the prior; 1/d for uniform unit vectors.
+        variance: the variance sigma² of each coordinate of the prior; None stands for 1, and in an
+            objective for 1/d where z are unit vectors.
         scales: the scales s, as in the paper's code.
     """
 
-    variance: float = 1.0
+    variance: float | None = None
     scales: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The kernel of every pair."""
         distances = squared_distances(x, y)
-        c = [2 * x.shape[-1] * self.variance * scale for scale in self.scales]
+        variance = 1.0 if self.variance is None else self.variance
+        c = [2 * x.shape[-1] * variance * scale for scale in self.scales]
         return sum((each / (each + distances) for each in c), jnp.zeros_like(distances))
 
 
@@ -51,14 +54,22 @@ class RBF:
     """The Gaussian kernel exp(-|x - y|² / (2 d sigma²)) (Tolstikhin et al. 2018, section 4).
 
     Attributes:
-        variance: the variance sigma² of each coordinate of the prior; 1/d for uniform unit vectors.
+        variance: the variance sigma² of each coordinate of the prior, as in `IMQ`.
     """
 
-    variance: float = 1.0
+    variance: float | None = None
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The kernel of every pair."""
-        return jnp.exp(-squared_distances(x, y) / (2 * x.shape[-1] * self.variance))
+        variance = 1.0 if self.variance is None else self.variance
+        return jnp.exp(-squared_distances(x, y) / (2 * x.shape[-1] * variance))
+
+
+def fitting(kernel: Kernel, space: Space, dim: int) -> Kernel:
+    """The kernel with the width that suits the space, unless it was given one."""
+    if space == "sphere" and isinstance(kernel, IMQ | RBF) and kernel.variance is None:
+        return dataclasses.replace(kernel, variance=1 / dim)
+    return kernel
 
 
 def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float[Array, ""]:
@@ -81,13 +92,15 @@ def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float
     return within(x) + within(y) - 2 * kernel(x, y).mean()
 
 
-def aggregated_mmd(terms: Terms, kernel: Kernel) -> Float[Array, ""]:
+def aggregated_mmd(terms: Terms, kernel: Kernel, model: Model | None = None) -> Float[Array, ""]:
     """MMD² of q(z) and p(z), from the whole batch and as many draws of the prior.
 
     It is a mean over the K samples, since two z of one image are not independent draws from q(z)
     and must not form a pair. Draws of the prior pass no gradient to its parameters.
     """
     (p,), (z,) = terms.p, terms.z
+    if model is not None:
+        kernel = fitting(kernel, model.posteriors[0].space, z.shape[-1])
     keys = random.purpose(terms.keys, "prior")
     z_prior = lax.stop_gradient(sample_each(p, keys, (len(z),)))
 
@@ -120,16 +133,20 @@ class InfoVAE(Objective):
     @override
     def requires(self) -> Requirements:
         return Requirements(
-            posterior=frozenset({"density"}), spaces=SPACES, one_layer=True, whole_batch=True
+            posterior=frozenset({"density"}),
+            spaces=SPACES,
+            one_layer=True,
+            whole_batch=True,
+            least_batch=2,
         )
 
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image, of a batch of at least two images."""
-        del step, model
+        del step
         metrics = terms.bound_metrics()
-        distance = aggregated_mmd(terms, self.kernel)
+        distance = aggregated_mmd(terms, self.kernel, model)
         loss = (
             metrics["distortion"]
             + (1 - self.alpha) * terms.rate.sum(0).mean()
@@ -162,6 +179,7 @@ class WAE(Objective):
             fixed_prior=True,
             one_layer=True,
             whole_batch=True,
+            least_batch=2,
         )
 
     def __call__(
@@ -170,6 +188,6 @@ class WAE(Objective):
         """The loss in nats per image, of a batch of at least two images."""
         del step
         metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
-        distance = aggregated_mmd(terms, self.kernel)
+        distance = aggregated_mmd(terms, self.kernel, model)
         loss = metrics["distortion"] + self.weight * distance
         return loss, metrics | {"mmd": distance}

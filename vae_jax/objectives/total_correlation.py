@@ -103,6 +103,7 @@ class BetaTC(Objective):
             factorized_prior=True,
             one_layer=True,
             whole_batch=True,
+            least_batch=2,
         )
 
     def __call__(
@@ -155,6 +156,7 @@ class DIPVAE(Objective):
             spaces=frozenset({"real"}),
             one_layer=True,
             whole_batch=True,
+            least_batch=2,
         )
 
     def __call__(
