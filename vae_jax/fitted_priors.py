@@ -25,7 +25,7 @@ import optax
 from flax.typing import VariableDict
 from jax import Array
 
-from vae_jax import random
+from vae_jax import parallel, random
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import check_prior
 from vae_jax.deep import DeepVAE
@@ -57,7 +57,7 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
     protocol = experiment.data.protocol
     draws = -(-LATENTS // len(images))
 
-    @jax.jit
+    @parallel.jit
     def latents(
         variables: VariableDict, images: Array, image_keys: Array, keys: Array, y: Array | None
     ) -> Array:
@@ -151,7 +151,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), loss
 
-    @jax.jit
+    @parallel.jit
     def train(key: Array) -> tuple[optax.Params, Array]:
         params = initial_params(model, key)
         carry = params, optimizer.init(params)
@@ -164,7 +164,7 @@ def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) ->
         raise VaeJaxError(f"{type(prior).__name__} could not be fitted: its loss is not finite.")
     if standardize:
 
-        @jax.jit
+        @parallel.jit
         def bounds(params: optax.Params, u: Array) -> Array:
             keys = random.indexed(random.purpose(root, "report"), jnp.arange(len(u)))
             return jax.lax.map(

@@ -17,7 +17,7 @@ from jax import Array
 from jax.scipy.special import ndtri
 from numpy.typing import ArrayLike
 
-from vae_jax import random
+from vae_jax import parallel, random
 from vae_jax.conditional import ClassGaussian
 from vae_jax.data import SplitName
 from vae_jax.deep import DeepVAE
@@ -33,10 +33,10 @@ PICTURES_AT_ONCE = 500
 def _apply(run: Run, method: str, *arguments: object) -> Any:
     """A method of the model, compiled, with the variables of the run's first seed."""
     function = partial(run.experiment.model.apply, method=method)
-    return jax.jit(function)(run.seed_variables, *arguments)
+    return parallel.jit(function)(run.seed_variables, *arguments)
 
 
-_draw_pixels = jax.jit(lambda px, keys: px.sample(keys))
+_draw_pixels = parallel.jit(lambda px, keys: px.sample(keys))
 
 
 def _pictures(px: Distribution, seed: int = 0, first: int = 0) -> np.ndarray:
@@ -163,7 +163,7 @@ def sample(
         classes = np.array([find_label(run, label) for label in labels])
         y = jnp.asarray(classes[np.arange(num) * len(classes) // num])
     keys = random.indexed(random.purpose(random.key(seed), "samples"), np.arange(num))
-    draw = jax.jit(partial(run.experiment.model.apply, method="sample"))
+    draw = parallel.jit(partial(run.experiment.model.apply, method="sample"))
     pictures = []
     for first in range(0, num, PICTURES_AT_ONCE):
         part = slice(first, first + PICTURES_AT_ONCE)

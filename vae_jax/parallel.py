@@ -162,7 +162,8 @@ class OnDevices(Generic[Result]):
         if kind not in self.programs:
             stay = jax.local_devices()[0].platform == "cpu" and jax.process_count() == 1
             lowered = self.mapped.lower(*arguments)
-            self.programs[kind] = lowered.compile(compiler.KEEP_BARRIERS if stay else None)
+            options = compiler.RIGHT | (compiler.KEEP_BARRIERS if stay else {})
+            self.programs[kind] = lowered.compile(options or None)
         return self.programs[kind]
 
     def __call__(self, *arguments: object) -> Result:
@@ -170,6 +171,11 @@ class OnDevices(Generic[Result]):
         if jax.process_count() > 1:  # pmap puts the arrays of the processes together
             return self.mapped(*arguments)
         return self.compiled(*arguments)(*arguments)
+
+
+def jit(function: Callable[..., object]) -> Wrapped:
+    """`jax.jit` of a function for one device, with what its compiler must be told to be right."""
+    return jax.jit(function, compiler_options=compiler.RIGHT or None)
 
 
 def on_every_device(

@@ -261,7 +261,7 @@ def train(
     run_folder = RunFolder(Path(folder))
     run_folder.claim(experiment, seed, num_seeds, origin)
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
-    initial_state = jax.jit(jax.vmap(partial(init_state, experiment)))
+    initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
     with (
         run_folder.lock(),
         Checkpoints(run_folder.checkpoints, experiment.keep_checkpoints) as checkpoints,

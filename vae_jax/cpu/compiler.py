@@ -1,10 +1,60 @@
 """Options of XLA's CPU compiler."""
 
+import os
+import re
+import sys
+import warnings
+from importlib.metadata import version
+
+Options = dict[str, str | bool]
+
 # Keeps optimization barriers, which the CPU backend otherwise removes before it fuses operations
 # and merges equal ones: what is behind a barrier is computed once, and what is rematerialized is
 # computed again.
-KEEP_BARRIERS: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 # One thread for each device, where each core is a device: threads of two devices that share a core
 # wait for each other.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+
+# The kinds of fusions that XLA gives to YNNPACK. jaxlib 0.10.2 computes some sums of products of
+# 32,768 elements and more wrongly (jax-ml/jax issue 39103), up to 0.11 some crash (39257), and up
+# to 0.12, the last that was tried, a dilated window loses its holes (openxla/xla issue 48714). Without them training is as
+# fast on these versions, and convolutions are faster.
+YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)
+
+RIGHT: Options = {}
+"""What a program of this package needs to be compiled rightly; filled where JAX began too early."""
+
+
+def leave_out_ynnpack() -> None:
+    """Have every program of this process compiled without fusions that are compiled wrongly.
+
+    To be called before JAX begins to compute, for then XLA reads its flags. It leaves a flag that
+    the user has set as it is.
+    """
+    jaxlib = tuple(int(number) for number in re.findall(r"\d+", version("jaxlib")))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jaxlib < WRONG_SINCE or jaxlib >= RIGHT_SINCE or YNNPACK in flags:
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} --{YNNPACK}=".strip()
+    if _began():
+        RIGHT[YNNPACK] = ""
+        warnings.warn(
+            f"JAX computed before vae_jax was imported, and on CPUs jaxlib {version('jaxlib')} "
+            "compiles some sums wrongly unless XLA is told otherwise before that: programs that "
+            "you compile yourself can be wrong. Import vae_jax first, or set "
+            f"XLA_FLAGS=--{YNNPACK}=",
+            stacklevel=3,
+        )
+
+
+def _began() -> bool:
+    """Whether JAX already computes on the CPU."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+    from jax._src.xla_bridge import backends_are_initialized  # JAX has no public name for it
+
+    return backends_are_initialized() and jax.default_backend() == "cpu"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax import parallel
 from vae_jax.metrics.spaces import check_images, in_chunks
 
 LEVELS = 4  # of each of the three channels
@@ -40,7 +41,7 @@ def colour(images: np.ndarray) -> np.ndarray:
     return in_chunks(_colour, check_images(images))
 
 
-@jax.jit
+@parallel.jit
 def _colour(images: Array) -> Array:
     x = images.reshape(len(images), -1, images.shape[-1]) / 255.0
     levels = GREY_LEVELS if x.shape[-1] == 1 else LEVELS
@@ -81,7 +82,7 @@ def texture(images: np.ndarray) -> np.ndarray:
     return in_chunks(_texture, check_images(images))
 
 
-@jax.jit
+@parallel.jit
 def _texture(images: Array) -> Array:
     x = images / 255.0
     x = x[..., 0] if x.shape[-1] == 1 else x @ jnp.array(LUMINANCE)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import KeyPath, keystr, tree_map_with_path
 
-from vae_jax import random
+from vae_jax import parallel, random
 from vae_jax.errors import VaeJaxError
 from vae_jax.metrics.spaces import Features, check_images, in_chunks
 
@@ -189,7 +189,7 @@ def inception_features(file: str | Path) -> Features:
             f"The weights {file} cannot be read ({error}): give an .npz as np.savez writes it."
         ) from error
 
-    @jax.jit
+    @parallel.jit
     def pool3(weights: Mapping[str, object], images: Array) -> Array:
         x = images / 127.5 - 1
         x = jax.image.resize(x, (len(x), SIDE, SIDE, 3), "bilinear", antialias=False)

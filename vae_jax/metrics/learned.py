@@ -11,7 +11,7 @@ import optax
 from flax.typing import VariableDict
 from jax import Array
 
-from vae_jax import random
+from vae_jax import parallel, random
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.data import Split, batch_indices
 from vae_jax.distributions import Shape
@@ -97,7 +97,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
     network = FeatureNetwork(shape, num_classes)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
-    @jax.jit
+    @parallel.jit
     def initial(images: Array, targets: Array) -> Any:
         return network.init(
             random.purpose(random.key(SEED), "learned features"),
@@ -106,7 +106,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
             method="loss",
         )
 
-    @jax.jit
+    @parallel.jit
     def step(
         params: VariableDict, state: optax.OptState, images: Array, targets: Array
     ) -> tuple[Any, optax.OptState]:
@@ -116,7 +116,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
-    @jax.jit
+    @parallel.jit
     def layers(params: VariableDict, images: Array) -> Array:
         x, encoder = shrunk(images), {"params": params["params"]["encoder"]}
         maps = [
