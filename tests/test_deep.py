@@ -1,5 +1,6 @@
 """The deep hierarchy against NumPy in float64, block by block; its scans, priors and layers."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_hierarchical import dense, keys
 from test_ladder import kl_normal
 
 from vae_jax import Bernoulli, DeepVAE, VaeJaxError, random
+from vae_jax.networks import layers
 from vae_jax.networks.residual import Bottleneck, Gated
 from vae_jax.networks.top_down import BottomUp, TopDown, TopDownBlock, scale_of
 
@@ -27,6 +29,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "3 layers": ("vdvae", (4, 4, 1), (1, 1, 1), (1, 1, 1)),
     "5 layers, odd, a level passed over": ("vdvae", (9, 5, 1), (1, 2, 0, 1), (2, 2, 0, 1)),
+    "3 layers, none at the image's level": ("vdvae", (5, 4, 1), (0, 1, 1), (0, 2, 1)),
     "3 layers of the NVAE": ("nvae", (3, 5, 1), (2, 0), (2, 1)),
     "3 layers of the Efficient-VDVAE": ("efficient", (3, 5, 1), (2, 1), (1, 2)),
     "5 layers of the LVAE": ("lvae", (6, 6, 1), (1, 1), (2, 3)),
@@ -109,8 +112,14 @@ def pooled(x):
 
 
 def way_up(params, x, choices, up):
-    h, found = conv(params["in"], x), []
+    h, found = (conv(params["in"], x) if up[0] else x), []
     for level, count in enumerate(up):
+        if f"halve_{level}" in params:
+            found.append(h)
+            own = params[f"halve_{level}"]
+            h = layers.conv(jnp.float32(h), jnp.float32(own["kernel"]), 2)
+            h = np.asarray(h, np.float64) + own["bias"]
+            continue
         if f"width_{level}" in params:
             h = dense(params[f"width_{level}"], h)
         for i in range(count):
@@ -159,6 +168,10 @@ def way_down(params, activations, choices, down, number, z_of):
             h = h + dense(own["project"], z)
             for one in range(2 if choices == "lvae" else 1):
                 h = h + residual(own[f"residual_{one}"], h, choices)
+    if not down[0]:  # the package's transposed convolution, itself tested elsewhere
+        own, size = params["double_0"], activations[0].shape[1:3]
+        doubled = layers.conv_transpose(jnp.float32(gelu(h)), jnp.float32(own["kernel"]), 2, size)
+        h = np.asarray(doubled, np.float64) + own["bias"]
     return found, zs, h * params["gain"] + params["bias"]
 
 
@@ -299,6 +312,40 @@ def test_papers_sizes(name: str, published: float, exact: int, layers: int) -> N
     assert round(count, -6) == published
     assert count == exact
     assert len(model.posteriors) == layers
+
+
+def program_of(layers: int) -> Any:
+    """The gradient of the bound with a third of the layers at each of three resolutions, lowered.
+
+    Its text is what the compiler has to read.
+    """
+    model = make("3 layers").clone(decoder=TopDown([layers // 3] * 3, WIDTH[:3], 2))
+    x = images(model.image_shape)
+
+    def bound(variables: Any) -> Any:
+        terms: Any = model.apply(variables, x, keys(0, B))
+        return (terms.log_px + (terms.log_pz - terms.log_qz).sum(0)).mean()
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x, keys(0, B))
+    return jax.jit(jax.grad(bound)).lower(shapes)
+
+
+def test_programs_grow_with_resolutions_and_not_with_layers() -> None:
+    few, many = (len(program_of(layers).as_text().splitlines()) for layers in (15, 45))
+    assert many < 1.2 * few
+
+
+@pytest.mark.slow
+def test_compile_time_grows_with_resolutions_and_not_with_layers() -> None:
+    """Seconds of all cores, which other processes change less than those of the clock."""
+    program_of(3).compile()
+    seconds = []
+    for layers in (15, 45):
+        program = program_of(layers)
+        start = time.process_time()
+        program.compile()
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 3 * seconds[0]
 
 
 def test_ways_that_do_not_meet_are_refused() -> None:

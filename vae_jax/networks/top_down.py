@@ -11,6 +11,7 @@ References:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar, cast
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from jax import Array
 from jaxtyping import Float
 
 from vae_jax.distributions import Distribution, Normal, Shape
-from vae_jax.networks.layers import Conv, average_pool, halvings, upsample
+from vae_jax.networks.layers import Conv, ConvTranspose, average_pool, halvings, upsample
 from vae_jax.networks.residual import Bottleneck, Residual, scaled
 
 Own = TypeVar("Own")
@@ -51,6 +52,11 @@ class Layer:
     z: Float[Array, "*layers N h w c"]
     p: Distribution
     q: Distribution | None
+
+
+def leading_zeros(blocks: Sequence[int]) -> int:
+    """The number of levels before the first that has blocks, of all but the last."""
+    return next((level for level, count in enumerate(blocks[:-1]) if count), len(blocks) - 1)
 
 
 def at(values: PerLevel, level: int) -> int:
@@ -126,7 +132,8 @@ class BottomUp(nn.Module):
 
     Attributes:
         blocks: the number of residual networks at each level, the image's first. Where it is 0, the
-            level only halves the map.
+            level only halves the map: by a mean, or by a convolution of stride 2 if no level
+            before has any.
         width: the number of features at each level.
         net: what makes the residual networks.
     """
@@ -140,10 +147,17 @@ class BottomUp(nn.Module):
         """Images to the activations of each level, the image's first."""
         ends = sum(count > 0 for count in self.blocks[:-1])
         last = (sum(self.blocks) + ends) ** -0.5
-        h = Conv(at(self.width, 0), use_bias=True, kernel_init=scaled(1.0), name="in")(x)
-        found: list[Array] = []
+        conv = partial(Conv, use_bias=True, kernel_init=scaled(1.0))
+        coarser = leading_zeros(self.blocks)
+        h, found = x, list[Array]()
         for level, count in enumerate(self.blocks):
             width = at(self.width, level)
+            if level < coarser:
+                found.append(h)
+                h = conv(at(self.width, level + 1), 4, stride=2, name=f"halve_{level}")(h)
+                continue
+            if level == 0:
+                h = conv(width, name="in")(h)
             if width != h.shape[-1]:
                 h = nn.Dense(width, kernel_init=scaled(1.0), name=f"width_{level}")(h)
             if count:
@@ -170,7 +184,7 @@ class TopDown(nn.Module):
 
     Attributes:
         blocks: the number of blocks, each with a layer of latents, at each level, the image's
-            first; 0 passes the level over.
+            first; 0 passes the level over, by a transposed convolution if no level after has any.
         width: the number of features of h at each level.
         latents: the number of channels of z at each level.
         block: what makes a block of `features`, `latents` and `last`, such as `TopDownBlock` or a
@@ -218,7 +232,15 @@ class TopDown(nn.Module):
         """
         last = sum(self.blocks) ** -0.5
         h, layers, first = None, [], 0
+        coarser = leading_zeros(self.blocks)
         for level, size in self._levels(halvings(image_shape, len(self.blocks) - 1)):
+            if level < coarser:
+                assert h is not None
+                features, name = at(self.width, level), f"double_{level}"
+                h = ConvTranspose(features, kernel_init=scaled(1.0), name=name)(
+                    jax.nn.gelu(h), size
+                )
+                continue
             width, count = at(self.width, level), self.blocks[level]
             h = None if h is None else upsample(h, size)
             if not count:
