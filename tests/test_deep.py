@@ -169,6 +169,7 @@ def way_down(params, activations, choices, down, number, z_of):
             for one in range(2 if choices == "lvae" else 1):
                 h = h + residual(own[f"residual_{one}"], h, choices)
     if not down[0]:  # the package's transposed convolution, itself tested elsewhere
+        assert activations is not None
         own, size = params["double_0"], activations[0].shape[1:3]
         doubled = layers.conv_transpose(jnp.float32(gelu(h)), jnp.float32(own["kernel"]), 2, size)
         h = np.asarray(doubled, np.float64) + own["bias"]
@@ -331,7 +332,7 @@ def program_of(layers: int) -> Any:
 
 
 def test_programs_grow_with_resolutions_and_not_with_layers() -> None:
-    few, many = (len(program_of(layers).as_text().splitlines()) for layers in (15, 45))
+    few, many = (len(program_of(number).as_text().splitlines()) for number in (15, 45))
     assert many < 1.2 * few
 
 
@@ -340,8 +341,8 @@ def test_compile_time_grows_with_resolutions_and_not_with_layers() -> None:
     """Seconds of all cores, which other processes change less than those of the clock."""
     program_of(3).compile()
     seconds = []
-    for layers in (15, 45):
-        program = program_of(layers)
+    for number in (15, 45):
+        program = program_of(number)
         start = time.process_time()
         program.compile()
         seconds.append(time.process_time() - start)
