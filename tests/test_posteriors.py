@@ -181,6 +181,27 @@ def test_the_limits_of_a_scale_leave_others_alone_and_can_be_left():
     np.testing.assert_allclose(slope, [1e4**-2, 1 / 4, 1, 1, 1, 1, 1 / 9, 1e4**-2], rtol=3e-3)
 
 
+@pytest.mark.parametrize("posterior", [DiagonalGaussian(20), FullCovarianceGaussian(20)])
+def test_the_elbos_of_wide_features_and_their_gradients_are_finite(posterior):
+    """Features times 100, twenty dimensions: both forms of the KL."""
+    features = 100 * np.random.default_rng(3).normal(size=(B, F)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(2), B)
+    prior = Normal(jnp.zeros(20), jnp.ones(20))
+
+    def losses(variables):
+        q = posterior.apply(variables, features)
+        z, log_q = q.sample_and_log_prob(keys, (5,))
+        kl: Any = exact_kl(q, prior)
+        return jnp.stack([(log_q - prior.log_prob(z)).mean(), kl.mean()])
+
+    variables = jax.jit(posterior.init)(jax.random.key(0), features)
+    found, gradients = jax.jit(lambda v: (losses(v), jax.jacrev(losses)(v)))(variables)
+    assert np.isfinite(found).all()
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all()
+        assert np.abs(leaf).max() < 1e18  # whose squares have a finite sum
+
+
 def test_a_full_covariance_of_one_dimension_is_a_normal():
     posterior = FullCovarianceGaussian(1)
     features = jnp.asarray(FEATURES, jnp.float32)

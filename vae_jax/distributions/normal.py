@@ -141,6 +141,15 @@ class MultivariateNormal(Distribution):
         eps = jnp.einsum("...ij,...j->...i", self.inverse_tril, value - self.loc)
         return -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
 
+    @override
+    def sample_and_log_prob(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "..."]]:
+        """By the draw's own eps, also where float32 cannot invert L."""
+        eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
+        log_density = -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
+        return self.sample(key, sample_shape), log_density
+
 
 @register_kl(MultivariateNormal, Normal)
 def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Float[Array, "..."]:
