@@ -293,6 +293,13 @@ def test_the_smoothed_scale() -> None:
     np.testing.assert_allclose(smoothed[0], np.logaddexp2(0, s), rtol=1e-5)
     np.testing.assert_allclose(smoothed[1], special.expit(np.log(2) * s), rtol=1e-4)
     assert scale_of(jnp.zeros(()), True) == scale_of(jnp.zeros(()), False) == 1
+    for smooth in (False, True):
+        scale, slope = jax.vmap(jax.value_and_grad(partial(scale_of, smooth=smooth)))(
+            jnp.array([-1e5, -1e3, -1e2, 1e2, 1e3, 1e5])
+        )
+        assert np.isfinite([scale, slope]).all()
+        assert (scale > 0).all()
+        assert (slope >= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,11 @@ from vae_jax.distributions.hypersphere import (
     VonMisesFisherDistribution,
 )
 from vae_jax.distributions.mixture import Mixture
-from vae_jax.distributions.normal import MultivariateNormal, Normal
+from vae_jax.distributions.normal import LOG_SCALE_RANGE, MultivariateNormal, Normal
 from vae_jax.distributions.transformed import Transformed
 
 __all__ = [
+    "LOG_SCALE_RANGE",
     "Codebook",
     "Coded",
     "Concrete",

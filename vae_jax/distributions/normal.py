@@ -20,6 +20,10 @@ from vae_jax.distributions.base import (
     sum_event,
 )
 
+# Of a normal over latents: beyond every scale that they have, while ratios of two scales, squared,
+# and their gradients stay far inside float32.
+LOG_SCALE_RANGE = (-10.0, 7.0)
+
 
 @struct.dataclass
 class Normal(Elementwise):

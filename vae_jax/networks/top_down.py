@@ -21,7 +21,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float
 
-from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.distributions import LOG_SCALE_RANGE, Distribution, Normal, Shape, limited
 from vae_jax.networks.layers import Conv, ConvTranspose, average_pool, halvings, upsample
 from vae_jax.networks.residual import Bottleneck, Residual, scaled
 
@@ -37,6 +37,7 @@ PerLevel = int | Sequence[int]
 # Child (2021): finer maps begin from what comes from above alone.
 LARGEST_START = 64
 SMOOTHING = math.log(2)
+LEAST_SMOOTHED = -40.0  # where the scale is 2^-40
 
 
 @struct.dataclass
@@ -68,8 +69,11 @@ def scale_of(s: Float[Array, "*shape"], smooth: bool) -> Float[Array, "*shape"]:
     """A scale from any real number, one at zero: exp(s) or softplus(beta s) / beta, beta = ln 2.
 
     The softplus smooths the gradient, which never exceeds one (Hazami et al. 2022, section 4.2).
+    Neither is ever zero or infinite: s is `limited`.
     """
-    return jax.nn.softplus(SMOOTHING * s) / SMOOTHING if smooth else jnp.exp(s)
+    if smooth:
+        return jax.nn.softplus(SMOOTHING * limited(s, LEAST_SMOOTHED, jnp.inf)) / SMOOTHING
+    return jnp.exp(limited(s, *LOG_SCALE_RANGE))
 
 
 class TopDownBlock(nn.Module):

@@ -8,12 +8,8 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Float
 from typing_extensions import override
 
-from vae_jax.distributions import MultivariateNormal, Normal, Shape, limited
+from vae_jax.distributions import LOG_SCALE_RANGE, MultivariateNormal, Normal, Shape, limited
 from vae_jax.interfaces import Posterior, latent_shape
-
-# Beyond every scale that latents have; ratios of two scales, squared, and their gradients stay far
-# inside float32.
-LOG_SCALE_RANGE = (-10.0, 7.0)
 
 
 class DiagonalGaussian(Posterior):
