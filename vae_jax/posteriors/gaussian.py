@@ -20,12 +20,13 @@ class DiagonalGaussian(Posterior):
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
         kernel_init: the initializer of both affine maps.
-        log_scale_range: the range of ln sigma; what is affine goes on to at most one beyond.
+        log_scale_range: the limits to which ln sigma is clipped. Wider ones, beyond which there is
+            still a gradient, keep it finite in any case.
     """
 
     shape: int | Shape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
-    log_scale_range: tuple[float, float] = LOG_SCALE_RANGE
+    log_scale_range: tuple[float, float] = (-jnp.inf, jnp.inf)
 
     traits = frozenset({"density", "path", "factors", "amortized", "noise"})
 
@@ -39,7 +40,8 @@ class DiagonalGaussian(Posterior):
     def __call__(self, features: Float[Array, "N ..."]) -> Normal:
         loc = self.affine(features, self.shape, "loc", self.kernel_init)
         log_scale = self.affine(features, self.shape, "log_scale", self.kernel_init)
-        scale = jnp.exp(limited(log_scale, *self.log_scale_range))
+        log_scale = jnp.clip(limited(log_scale, *LOG_SCALE_RANGE), *self.log_scale_range)
+        scale = jnp.exp(log_scale)
         return Normal(loc, scale, event_ndims=self.event_ndims)
 
 
@@ -47,7 +49,7 @@ class FullCovarianceGaussian(Posterior):
     """q(z|x) = N(mu(h), L(h) L(h)ᵀ) with affine mu and an affine Cholesky factor L.
 
     The diagonal of L is the exponential of an affine map, which keeps it positive; the logarithm
-    has the limits of `DiagonalGaussian`.
+    has the same limits as that of `DiagonalGaussian`.
 
     Attributes:
         dim: the number of latent dimensions d.
