@@ -92,7 +92,7 @@ class Checkpoints:
         self._orbax.close()
         sys.unraisablehook = self._hook
 
-    def save(self, step: int, state: Any, validation: float | None) -> None:
+    def save(self, step: int, state: Any, validation: float | None, finite: bool = True) -> None:
         """Starts writing a state of host arrays, which must not change afterwards.
 
         Args:
@@ -100,12 +100,14 @@ class Checkpoints:
             state: a pytree.
             validation: what `best` minimises; None if it was not measured. What is not finite
                 never is the best.
+            finite: whether the step before it was taken, and not skipped; the latest state of which
+                that is so stays.
 
         Raises:
             VaeJaxError: the checkpoint before this one could not be written.
         """
         self.wait()
-        self._writing = self._writer.submit(self._write, step, state, validation)
+        self._writing = self._writer.submit(self._write, step, state, validation, finite)
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -122,7 +124,7 @@ class Checkpoints:
                 "some space, then give the same command again to go on from the last good one."
             ) from error
 
-    def _write(self, step: int, state: Any, validation: float | None) -> None:
+    def _write(self, step: int, state: Any, validation: float | None, finite: bool) -> None:
         target = self.folder / str(step)
         if target.exists() and not self._is_whole(step):
             self._set_aside(step)
@@ -137,12 +139,31 @@ class Checkpoints:
             measured = validation is not None and math.isfinite(validation)
             manifest = {
                 "validation": validation if measured else None,
+                "finite": finite,
                 "arrays": _arrays(state),
                 "files": storage.manifest_of(partial),
             }
             (partial / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for old in set(self.steps()) - {*self.steps()[: self.keep], *self.steps("best")[:1]}:
+        kept = {*self.steps()[: self.keep], *self.steps("best")[:1], *self._finite()[:1]}
+        for old in set(self.steps()) - kept:
             self._delete(old)
+
+    def _finite(self) -> list[int]:
+        """Steps with a checkpoint whose last step was taken, and not skipped, the latest first."""
+        return [step for step in self.steps() if (self._manifest(step) or {}).get("finite")]
+
+    def back_to_finite(self) -> int | None:
+        """Deletes the checkpoints of skipped steps at the end, so that the latest is a good one.
+
+        Returns:
+            Its step; None where there is none, and nothing is deleted.
+        """
+        self.wait()
+        good = next(iter(self._finite()), None)
+        for step in self.steps():
+            if good is not None and step > good:
+                self._delete(step)
+        return good
 
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint; what else is in its folder stays, under another name."""
@@ -188,11 +209,14 @@ class Checkpoints:
         measured = [step for step in steps if manifests[step]["validation"] is not None]
         return sorted(measured, key=lambda step: manifests[step]["validation"])
 
-    def restore(self, like: State, which: Which = "latest") -> tuple[State, list[str]] | None:
+    def restore(
+        self, like: State | None, which: Which = "latest"
+    ) -> tuple[State, list[str]] | None:
         """Reads a state; one that is damaged is passed over for the next.
 
         Args:
-            like: a state of the same structure, its leaves arrays or `jax.ShapeDtypeStruct`.
+            like: a state of the same structure, its leaves arrays or `jax.ShapeDtypeStruct`; None
+                gives dictionaries of what is there.
             which: the latest, or the best by validation.
 
         Returns:
@@ -227,7 +251,7 @@ class Checkpoints:
             "them when the training has ended."
         )
 
-    def read(self, step: int, like: State) -> State | None:
+    def read(self, step: int, like: State | None) -> State | None:
         """Reads the state of a step.
 
         Args:
@@ -243,7 +267,8 @@ class Checkpoints:
         manifest, folder = self._manifest(step), self.folder / str(step)
         if manifest is None or not self._is_whole(step):
             return None
-        there, here = manifest["arrays"], _arrays(like)
+        there = manifest["arrays"]
+        here = there if like is None else _arrays(like)
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise VaeJaxError(
@@ -251,7 +276,9 @@ class Checkpoints:
                     f"optimizer (its {name} is {there.get(name)}, here it is {here.get(name)}): "
                     "choose another run folder."
                 )
-        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        abstract = (
+            None if like is None else jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        )
         try:
             state: Any = self._orbax.restore(folder, args=ocp.args.StandardRestore(abstract))
         except Exception as error:  # of many kinds

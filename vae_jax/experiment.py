@@ -1,16 +1,18 @@
 """The Experiment: everything that defines a run except its seed, and files that define one."""
 
-import ast
 import copy
-import hashlib
+import dataclasses
+import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Never, cast
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 
@@ -18,6 +20,7 @@ from vae_jax.compatibility import check, check_accumulation, check_batch
 from vae_jax.data import Data
 from vae_jax.data.augment import Augmentation, check_augmentations
 from vae_jax.errors import VaeJaxError
+from vae_jax.identity import Json, NotImportableError, describe, made_from
 from vae_jax.interfaces import Model, Objective
 
 
@@ -106,11 +109,68 @@ class Experiment:
         if self.accumulate > 1:
             check_accumulation(self.model, self.objective)
 
+    @property
+    def description(self) -> dict[str, Json]:
+        """What the experiment is, described from its objects, in JSON."""
+        data: dict[str, Json] = {
+            "description": self.data.description,
+            "fingerprint": self.data.fingerprint,
+            "protocol": describe(self.data.protocol),
+            "source": describe(self.data.source),
+        }
+        names = [field.name for field in dataclasses.fields(self) if field.name != "data"]
+        found: dict[str, Json] = {"data": data}
+        found |= {name: describe(getattr(self, name)) for name in names}
+        return found | {"compute_dtype": str(jnp.dtype(self.compute_dtype))}
+
     def with_model(self, model: Model) -> "Experiment":
         """A copy with another model, to sample and evaluate: its objective may not suit it."""
         other = copy.copy(self)
         object.__setattr__(other, "model", model)
         return other
+
+
+# What does not change a run's result, or only its rounding.
+INCIDENTAL = (
+    "accumulate",
+    "remat",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_nonfinite",
+)
+
+
+def load_again(source: Json) -> Data:
+    """Data by the call that their description names.
+
+    Raises:
+        NotImportableError: they were given as arrays.
+    """
+    call = made_from(source, lambda _: None)
+    if not isinstance(call, functools.partial):
+        raise NotImportableError("the arrays of its data")
+    return cast("functools.partial[Data]", call)()
+
+
+def experiment_of(description: Mapping[str, Json], data: Data) -> Experiment:
+    """The experiment of a description, of parts that are imported by their names.
+
+    Raises:
+        NotImportableError: a part cannot be imported.
+    """
+
+    def array_of(about: dict[str, Json]) -> np.ndarray | None:
+        """An array in the model: images of the data."""
+        for split in (data.train, data.valid, data.test):
+            match about["shape"]:
+                case [int(count), *_] if describe(split.images[:count]) == about:
+                    return split.images[:count]
+        return None
+
+    names = [field.name for field in dataclasses.fields(Experiment) if field.name != "data"]
+    parts = {name: made_from(description[name], array_of) for name in names}
+    return Experiment(data=data, **cast("dict[str, Never]", parts))
 
 
 @dataclass(frozen=True)
@@ -126,16 +186,6 @@ class Origin:
     file: str
     source: str
     arguments: dict[str, object]
-
-    @property
-    def sha256(self) -> str:
-        """The hash of the code; comments, docstrings and layout may change while a run goes on."""
-        tree = ast.parse(self.source)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
-                is_docstring = ast.get_docstring(node) is not None
-                node.body = node.body[is_docstring:]
-        return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
     def make(self) -> Experiment:
         """Make the experiment, by the file's function `experiment` with the arguments.
@@ -216,7 +266,7 @@ def read_module(file: Path) -> tuple[str, ModuleType]:
         VaeJaxError: the file cannot be read, or as in `load_module`.
     """
     try:
-        source = file.read_text()
+        source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise VaeJaxError(f"The experiment file {file} cannot be read: {error}.") from error
     return source, load_module(str(file), source)

@@ -1,20 +1,28 @@
 """The run folder: what is in it, who may write to it, and how a run comes back from it.
 
-experiment.json   what the run is: experiment file and arguments, data, seeds, versions, devices
+experiment.json   what the run is, described from its objects; seeds, flags, versions, devices
 .experiment.json  a copy, for when that is lost or damaged
 metrics.jsonl     a line for every chunk of training steps and for every validation
 checkpoints/      Orbax
 figures/          PNG
 summary.json      final metrics, step, params_sha256; written when the run is finished
 evaluation.json   what `vae-jax evaluate` found
+data/             the images of a run from Python whose data were arrays
 .training.lock    held by the process that trains here
+
+A run is what changes its result: two are the same where their descriptions are, whether they come
+from Python or from a file.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
+import re
+import stat
 import subprocess
 import sys
 from collections.abc import Generator
@@ -29,10 +37,24 @@ from jax import Array
 from vae_jax import parallel, random, storage
 from vae_jax.checkpoint import Which
 from vae_jax.data import SplitName
+from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
-from vae_jax.experiment import Experiment, Origin
+from vae_jax.experiment import INCIDENTAL, Experiment, Origin, experiment_of, load_again
+from vae_jax.identity import ABSENT, Json, NotImportableError, differences
 
+# Settings that change numbers; those of XLA that only ask for speed do not.
+FLAGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_numpy_dtype_promotion",
+)
+OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|approx|denormal")
 PACKAGES = ("vae_jax", "jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+Record = dict[str, Any]
+"""The object in a JSON file."""
 
 
 def git_commit() -> str | None:
@@ -82,6 +104,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def data(self) -> Path:
+        """data/."""
+        return self.path / "data"
+
+    @property
     def record_copy(self) -> Path:
         """.experiment.json."""
         return self.path / ".experiment.json"
@@ -100,34 +127,92 @@ class RunFolder:
         """
         if not parallel.is_main_process():
             return
-        identity = {
-            "experiment": None
-            if origin is None
-            else {
-                "arguments": origin.arguments,
-                "code_sha256": origin.sha256,
-            },
-            "data": {
-                "description": experiment.data.description,
-                "fingerprint": experiment.data.fingerprint,
-            },
-            "seed": seed,
-            "num_seeds": num_seeds,
-            "num_steps": experiment.num_steps,
-            "batch_size": experiment.batch_size,
-        }
-        identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+        content = {"experiment": None if origin is None else {"arguments": origin.arguments}}
+        content |= experiment.description | {"seed": seed, "num_seeds": num_seeds}
+        content = json.loads(json.dumps(content | {"flags": _flags()}))  # lists, as in the file
         if not self.record.exists() and not self.record_copy.exists():
-            self._create(identity | _circumstances(origin))
-        there, here = _flat(self.read_record()), _flat(identity)
-        for name, value in here.items():
-            if there.get(name) != value:
+            self._create(content | _circumstances(origin))
+        record = self.read_record()
+        if "model" not in record:
+            raise VaeJaxError(
+                f"{self.path} was begun by a version of vae_jax that did not note what its model "
+                "is: choose another --workdir."
+            )
+        found = list(differences(_compared(record), _compared(content)))
+        if _python(record) != platform.python_version_tuple()[:2]:  # which compiles code otherwise
+            found = [each for each in found if not each.of_code]
+        if found:
+            arguments = differences(record["experiment"], content["experiment"])
+            whole = [each for each in (*arguments, *found) if ABSENT not in each]
+            raise VaeJaxError(
+                f"{self.path} is the run of another experiment ({[*whole, *found][0]}): choose "
+                "another --workdir."
+            )
+
+    def check_model(self, record: Record, experiment: Experiment) -> None:
+        """Makes sure that a run is opened with the data and the model that it was trained with.
+
+        Raises:
+            VaeJaxError: it is not.
+        """
+        if experiment.data.fingerprint != record["data"]["fingerprint"]:
+            raise VaeJaxError(
+                f"{self.path} was trained on other data than {experiment.data.name} has now "
+                "(the fingerprints differ)."
+            )
+        here = json.loads(json.dumps(experiment.description["model"]))
+        for each in differences(record.get("model"), here):
+            if ABSENT not in each:  # as by another version of vae_jax
                 raise VaeJaxError(
-                    f"{self.path} is the run of another experiment ({name} is "
-                    f"{there.get(name)} there, {value} here): choose another --workdir."
+                    f"{self.path} was trained with another model ({each}): open it with the "
+                    "experiment, and the version of vae_jax, that it was trained with."
                 )
 
-    def _create(self, content: dict[str, Any]) -> None:
+    def check_trust(self, trust: bool) -> None:
+        """Makes sure that code in experiment.json is run with the user's consent alone.
+
+        Raises:
+            VaeJaxError: another account wrote here, or any may, and there is no consent.
+        """
+        for path in (self.path, self.record, self.record_copy):
+            if trust or not path.exists():
+                continue
+            status = path.stat()
+            if status.st_uid != os.geteuid():
+                whose = f"belongs to another account (number {status.st_uid})"
+            elif path != self.path and status.st_mode & stat.S_IWOTH:
+                whose = "can be written by every account"
+            else:
+                continue
+            raise VaeJaxError(
+                f"{path} {whose}, and opening the run executes the Python code that "
+                f"{self.record.name} names: read that, then give --trust (in Python trust=True), "
+                "or take the parameters without any code by `vae-jax export`."
+            )
+
+    def stored_experiment(self, record: Record, trust: bool) -> Experiment:
+        """The experiment that a record names, made by running its code.
+
+        Raises:
+            VaeJaxError: it needs the user's consent, or a part of it cannot be imported.
+        """
+        self.check_trust(trust)
+        if record["source"] is not None:
+            arguments = record["experiment"]["arguments"]
+            return Origin(record["file"], record["source"], arguments).make()
+        try:
+            data = kept(self.data) or load_again(record["data"].get("source"))
+            return experiment_of(record, data)
+        except NotImportableError as error:
+            reason = f"{error} cannot be imported"
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"its parts are others in this version of vae_jax, {error}"
+        raise VaeJaxError(
+            f"{self.path} was trained from Python, and cannot be opened from its folder alone "
+            f"({reason}): call load_run(folder, experiment=...) where that is at hand."
+        )
+
+    def _create(self, content: Record) -> None:
         """Writes experiment.json into a new or empty folder, unless another process is first."""
         with storage.writing(self.path):
             found = set(self.path.iterdir()) if self.path.exists() else set()
@@ -167,6 +252,11 @@ class RunFolder:
             self._repair()
             yield
 
+    def keep_data(self, experiment: Experiment, origin: Origin | None) -> None:
+        """Keeps images that were given as arrays, where no file makes them again."""
+        if origin is None and parallel.is_main_process():
+            keep(experiment.data, self.data)
+
     def _repair(self) -> None:
         """Makes experiment.json and its copy two good files, of one that is."""
         for path, other in ((self.record, self.record_copy), (self.record_copy, self.record)):
@@ -177,12 +267,12 @@ class RunFolder:
                     path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
                 storage.write_json(path, _read_record(other))
 
-    def write_summary(self, content: dict[str, Any]) -> None:
+    def write_summary(self, content: Record) -> None:
         """Writes summary.json."""
         if parallel.is_main_process():
             storage.write_json(self.summary, content)
 
-    def read_summary(self) -> dict[str, Any] | None:
+    def read_summary(self) -> Record | None:
         """The content of summary.json; None where there is none, or a damaged one."""
         with contextlib.suppress(storage.DamagedError):
             match summary := storage.read_json(self.summary):
@@ -190,7 +280,7 @@ class RunFolder:
                     return summary
         return None
 
-    def read_record(self) -> dict[str, Any]:
+    def read_record(self) -> Record:
         """The content of experiment.json or, where that is lost or damaged, of its copy.
 
         Raises:
@@ -210,12 +300,12 @@ class RunFolder:
             print(f"{error} Its copy {self.record_copy.name} is used.", file=sys.stderr)
             return record
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: Record) -> None:
         """Adds a line to metrics.jsonl; non-finite numbers become null."""
         content = {name: jsonable(value) for name, value in line.items()}
         storage.append_line(self.metrics, content)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[Record]:
         """The lines of metrics.jsonl that are whole: a step, and numbers by name."""
         return [line for line in storage.read_lines(self.metrics) if _is_of_metrics(line)]
 
@@ -225,25 +315,54 @@ class RunFolder:
         with storage.writing(self.metrics), storage.whole_file(self.metrics) as partial:
             partial.write_text("".join(kept))
 
-    def append_evaluation(self, entry: dict[str, Any]) -> None:
+    def append_evaluation(self, entry: Record) -> None:
         """Adds an entry to evaluation.json; those of several processes are all kept."""
         storage.append_entry(self.evaluation, entry)
 
 
-def _circumstances(origin: Origin | None) -> dict[str, Any]:
+def _compared(content: Record) -> dict[str, Json]:
+    """What in an experiment.json two runs that are the same have in common."""
+    data = {name: part for name, part in content["data"].items() if name != "source"}
+    fields = {field.name for field in dataclasses.fields(Experiment)} - {*INCIDENTAL, "data"}
+    names = [name for name in content if name in {*fields, "seed", "num_seeds", "flags"}]
+    return {"data": data} | {name: content[name] for name in names}
+
+
+def _flags() -> dict[str, Json]:
+    """The settings of JAX and XLA that change numbers."""
+    values: dict[str, Json] = {name: str(getattr(jax.config, name, None)) for name in FLAGS}
+    xla = os.environ.get("XLA_FLAGS", "").split()
+    values["XLA_FLAGS"] = " ".join(sorted(flag for flag in xla if OF_NUMBERS.search(flag)))
+    return values | {"NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE")}
+
+
+def _versions() -> dict[str, str]:
+    """Versions of packages and of Python."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return versions | {"python": platform.python_version()}
+
+
+def _python(record: Record) -> tuple[str, ...]:
+    """The version of Python in a record, up to what changes how code is compiled."""
+    match record:
+        case {"versions": {"python": str(version)}}:
+            return tuple(version.split(".")[:2])
+    return ()
+
+
+def _circumstances(origin: Origin | None) -> Record:
     """What experiment.json says of a run beside its identity."""
     return {
         "file": None if origin is None else origin.file,
         "source": None if origin is None else origin.source,
         "git_commit": git_commit(),
         "devices": parallel.describe_devices(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": _versions(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> Record:
     """An experiment.json whose values that a run comes back from have their types.
 
     Raises:
@@ -261,7 +380,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     raise storage.DamagedError(f"{path} is damaged (an entry is missing or of another type).")
 
 
-def _is_of_metrics(line: dict[str, Any]) -> bool:
+def _is_of_metrics(line: Record) -> bool:
     def is_number(value: Any) -> bool:
         return value is None or isinstance(value, int | float)
 
@@ -269,17 +388,6 @@ def _is_of_metrics(line: dict[str, Any]) -> bool:
         each for value in line.values() for each in (value if isinstance(value, list) else [value])
     ]
     return isinstance(line.get("step"), int) and all(map(is_number, values))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    flat = {}
-    for name, value in tree.items():
-        below = (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-        flat |= below
-    return flat
 
 
 def jsonable(value: Any) -> Any:

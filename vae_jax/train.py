@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 import jax
 import numpy as np
@@ -124,23 +124,24 @@ class Later:
             call()
 
 
-def check_finite(experiment: Experiment, row: Row, step: int, checkpoints: Path) -> None:
-    """Give up where too many steps in a row were skipped.
+def give_up(experiment: Experiment, row: Row, step: int, checkpoints: Checkpoints) -> NoReturn:
+    """End a run of which too many steps in a row were skipped; its latest good state stays.
 
     Raises:
-        VaeJaxError: `max_nonfinite` steps in a row had a loss or gradients that were not finite, or
-            a gradient whose norm was above `skip_above`.
+        VaeJaxError: always.
     """
-    if row["skipped_in_a_row"].max() < experiment.max_nonfinite:
-        return
     what, way_out = "The loss or its gradients were not finite", "clip the gradients"
     if experiment.skip_above is not None:
         norm = row["gradient_norm"].max()
         what += f" or their norm ({norm:.3g}) was above skip_above={experiment.skip_above:g}"
         way_out = "raise skip_above"
+    good = checkpoints.back_to_finite() if parallel.is_main_process() else None
+    kept = "no checkpoint is from before them"
+    if good is not None:
+        kept = f"the checkpoint of step {good}, before they began, stays in {checkpoints.folder}"
     raise VaeJaxError(
         f"{what} in the {experiment.max_nonfinite} steps before step {step}: lower the learning "
-        f"rate or {way_out}; the last good checkpoint stays in {checkpoints}."
+        f"rate or {way_out}; {kept}."
     )
 
 
@@ -156,6 +157,12 @@ def check_learned(state: TrainState, step: int, folder: Path) -> None:
             "gradients were not finite, or above skip_above: nothing has been learned; lower the "
             "learning rate, clip the gradients, or look for what is not finite in the first step."
         )
+
+
+def is_good(state: TrainState) -> bool:
+    """Whether a state on the host is that of a step that was taken, in every seed, and finite."""
+    leaves = jax.tree.leaves(state.params)
+    return not state.skipped_in_a_row.any() and all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:
@@ -216,7 +223,7 @@ def save(
             run_folder.append_metrics({"step": step, "time": time.time()} | validation)
         # The last one: the NLL, or the distortion where there is none.
         score = float(list(validation.values())[-1].mean()) if validation else None
-        checkpoints.save(step, state, score)
+        checkpoints.save(step, state, score, finite=is_good(state))
 
 
 def train(
@@ -268,6 +275,7 @@ def train(
         Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
         stop_signals() as received,
     ):
+        run_folder.keep_data(experiment, origin)
         restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
         if restored is None:
             state = jax.tree.map(np.asarray, initial_state(seeds))
@@ -295,7 +303,9 @@ def train(
             experiment, layout, state, seeds, streamed, later.run
         ):
             later(log, run_folder, progress, step, row)
-            check_finite(experiment, row, step, run_folder.checkpoints)
+            if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
+                later.run()
+                give_up(experiment, row, step, checkpoints)
             stopped_by = parallel.max_over_processes(max(received, default=0))
             due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
             if due or stopped_by:
@@ -353,34 +363,31 @@ def train_file(
 
 
 def load_run(
-    folder: str | Path, checkpoint: Which = "latest", experiment: Experiment | None = None
+    folder: str | Path,
+    checkpoint: Which = "latest",
+    experiment: Experiment | None = None,
+    *,
+    trust: bool = False,
 ) -> Run:
     """Load a run from its folder.
 
     Args:
         folder: the run folder.
         checkpoint: the latest checkpoint, or the best by validation.
-        experiment: the experiment, needed when the run was trained from Python and not from an
-            experiment file.
+        experiment: the experiment; needed where it was made in Python of parts that cannot be
+            imported, as those of a script.
+        trust: whether to run the code in the folder, which makes the experiment, even where another
+            account wrote it.
 
     Raises:
-        VaeJaxError: it is no run folder, has no such checkpoint, or its data have changed.
+        VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
+            data or model are others now.
     """
     run_folder = RunFolder(Path(folder))
     record = run_folder.read_record()
     if experiment is None:
-        if record["source"] is None:
-            raise VaeJaxError(
-                f"{run_folder.path} was trained from Python, not from an experiment file: call "
-                "load_run(folder, experiment=...)."
-            )
-        arguments = record["experiment"]["arguments"]
-        experiment = Origin(record["file"], record["source"], arguments).make()
-    if experiment.data.fingerprint != record["data"]["fingerprint"]:
-        raise VaeJaxError(
-            f"{run_folder.path} was trained on other data than {experiment.data.name} has now "
-            "(the fingerprints differ)."
-        )
+        experiment = run_folder.stored_experiment(record, trust)
+    run_folder.check_model(record, experiment)
     seeds = np.arange(record["num_seeds"], dtype=np.uint32)
     like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
     with Checkpoints(run_folder.checkpoints) as checkpoints:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vae_jax.data import cache, preparation
@@ -192,7 +193,7 @@ def load(
                 f"validation is the last {sizes['valid']:,} of the {source.sizes['train']:,} "
                 "official training images"
             )
-    return Data.from_arrays(
+    data = Data.from_arrays(
         name,
         *(arrays[f"{split}_images"] for split in sizes),
         protocol=protocol,
@@ -200,6 +201,7 @@ def load(
         class_names=manifest.get("class_names"),
         split_rule=split_rule,
     )
+    return data.loaded_by(partial(load, name, protocol, valid=valid, data_dir=data_dir))
 
 
 def prepare(

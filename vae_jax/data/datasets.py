@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -38,8 +39,9 @@ class Data:
         valid: the images for choosing between models.
         test: the images for reported numbers alone.
         split_rule: one clause that says where the splits come from.
-        fingerprint: sha256 over the images, labels and shapes of all splits.
         class_names: what the labels 0, 1, ... stand for; None where there are no labels.
+        source: the call that loads these data again; None where they were given as arrays, and in a
+            copy with other ones.
     """
 
     name: str
@@ -48,8 +50,8 @@ class Data:
     valid: Split
     test: Split
     split_rule: str
-    fingerprint: str
     class_names: tuple[str, ...] | None = None
+    source: "partial[Data] | None" = field(default=None, init=False)
 
     @classmethod
     def from_arrays(
@@ -103,9 +105,18 @@ class Data:
             protocol=find_protocol(protocol),
             **splits,
             split_rule=split_rule,
-            fingerprint=_fingerprint(splits),
             class_names=_name_classes(name, splits, class_names),
         )
+
+    def loaded_by(self, source: "partial[Data]") -> "Data":
+        """These data, with the call that loads them again."""
+        object.__setattr__(self, "source", source)
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the images, labels and shapes of all splits."""
+        return _fingerprint({"train": self.train, "valid": self.valid, "test": self.test})
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

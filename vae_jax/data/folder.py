@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -181,7 +181,7 @@ def load_folder(
         print(_report(files, manifest["skipped"], target), file=sys.stderr, flush=True)
     used = sum(len(arrays[f"{split}_images"]) for split in _ORDER)
     rule = "the folder's own splits" if files.has_own_splits else "split by a hash of file names"
-    return Data.from_arrays(
+    data = Data.from_arrays(
         root.name,
         *(arrays[f"{split}_images"] for split in _ORDER),
         protocol=protocol,
@@ -189,6 +189,10 @@ def load_folder(
         class_names=manifest["class_names"],
         split_rule=f"{rule}, {used:,} of {len(files.names):,} files usable",
     )
+    again = partial(
+        load_folder, root, size, channels=channels, protocol=protocol, data_dir=data_dir
+    )
+    return data.loaded_by(again)
 
 
 def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Path) -> Path:

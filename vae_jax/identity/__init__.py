@@ -1,0 +1,18 @@
+"""What an object is, in JSON, and the way back: the identity of a run from Python or from a file.
+
+Two objects with one description do the same.
+
+numbers, text, None      as they are
+tuples and lists         a list
+{"is": class, ...}       an object, by its fields or its state
+{"import": name}         a function or class that has a name in a module
+{"def": name, ...}       a function made by another, by the variables that it closes over
+
+Code that is not of an installed package has a checksum (`code.py`).
+"""
+
+from vae_jax.identity.description import Json, describe
+from vae_jax.identity.difference import ABSENT, differences
+from vae_jax.identity.remaking import NotImportableError, made_from
+
+__all__ = ["ABSENT", "Json", "NotImportableError", "describe", "differences", "made_from"]

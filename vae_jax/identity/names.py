@@ -1,0 +1,50 @@
+"""Dotted names of functions and classes, and whether their code is that of an installed package."""
+
+import sys
+import sysconfig
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import vae_jax
+
+_INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+_INSTALLED |= {Path(path) for path in vae_jax.__path__}
+_PUBLIC = ("vae_jax", "jax.nn", "jax.numpy", "optax", "flax.linen")
+
+
+def name_of(thing: object) -> str:
+    """The dotted name of a function or class, a public one where it has one."""
+    module = getattr(thing, "__module__", None) or "builtins"
+    name = getattr(thing, "__qualname__", getattr(thing, "__name__", type(thing).__qualname__))
+    for public in _PUBLIC:
+        of_package = module.startswith(public.split(".")[0]) and "." not in name
+        if of_package and getattr(sys.modules.get(public), name, None) is thing:
+            return f"{public}.{name}"
+    return f"{module}.{name}"
+
+
+def named(name: str) -> object:
+    """What a dotted name means in the modules that are imported; None where it means nothing."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        if (found := sys.modules.get(".".join(parts[:length]))) is not None:
+            for part in parts[length:]:
+                found = getattr(found, part, None)
+            return found
+    return None
+
+
+def is_installed(thing: object) -> bool:
+    """Whether a module, or that of a class or function, is part of an installed package."""
+    module = thing if isinstance(thing, ModuleType) else _module_of(thing)
+    if module is None or module.__name__ == "__main__":
+        return False
+    file = getattr(module, "__file__", None)
+    return file is None or not _INSTALLED.isdisjoint(Path(file).absolute().parents)
+
+
+def _module_of(thing: object) -> ModuleType | None:
+    name = getattr(thing, "__module__", None)
+    if isinstance(thing, FunctionType):  # a decorator may have given it the name of another
+        name = thing.__globals__.get("__name__", name)
+    return sys.modules.get(name or "builtins")
