@@ -34,7 +34,8 @@ ROAD_ON_CPU = {"cpu/softplus.py", "cpu/threefry.py"}  # the platform's room, beh
 
 # The house from the ground up: a room imports only from floors below its own.
 FLOORS = (
-    ("errors", "cpu", "optimizers", "progress"),
+    ("errors", "cpu", "optimizers"),
+    ("progress",),
     ("identity", "interfaces", "random", "parallel", "compute", "storage"),
     ("processes",),
     ("flows", "checkpoint", "plots"),

@@ -276,9 +276,7 @@ class Checkpoints:
                     f"optimizer (its {name} is {there.get(name)}, here it is {here.get(name)}): "
                     "choose another run folder."
                 )
-        abstract = (
-            None if like is None else jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        )
+        abstract = like and jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         try:
             state: Any = self._orbax.restore(folder, args=ocp.args.StandardRestore(abstract))
         except Exception as error:  # of many kinds

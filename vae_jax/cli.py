@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import io
 import os
 import re
 import signal
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import tyro
 from tyro.extras import SubcommandApp
 
-from vae_jax.errors import Interrupted, VaeJaxError
+from vae_jax.errors import Interrupted, VaeJaxError, legible
+from vae_jax.progress import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +101,8 @@ class PictureOptions:
     """The quality, 1 to 100, of a .jpg (None: 95) or a .webp (None: lossless)."""
     checkpoint: Checkpoint = "latest"
     """The latest checkpoint, or the best by validation."""
+    trust: bool = False
+    """Run the code in the run folder even where another account wrote it."""
 
     def __post_init__(self):
         from vae_jax import plots
@@ -210,7 +214,7 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     )
     counts = ("num", "pairs", "steps", "latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
-    run = load_run(options.run, options.checkpoint)
+    run = load_run(options.run, options.checkpoint, trust=options.trust)
     images, figure, columns = pictures_of(run, command, arguments)
     if "{}" in options.out.name:
         single = images.reshape(-1, *images.shape[-3:])
@@ -269,6 +273,7 @@ def evaluate(
     gaps: bool = False,
     quality_images: int | None = None,
     features: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
@@ -290,6 +295,7 @@ def evaluate(
         features: a further space for --quality-images: WEIGHTS.npz of Inception-v3
             (docs/quality.md), or FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features
             [n, F].
+        trust: run the code in the run folder even where another account wrote it.
     """
     check_counts(num_samples=num_samples)
     if features is not None and quality_images is None:
@@ -305,7 +311,7 @@ def evaluate(
 
     start = time.perf_counter()
     spaces = None if features is None else load_features(features)
-    loaded = load_run(run, checkpoint)
+    loaded = load_run(run, checkpoint, trust=trust)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
     evaluation = evaluate_run(
         loaded,
@@ -323,6 +329,21 @@ def evaluate(
     print_paths(sorted(loaded.folder.figures.glob("*.png")))
     sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
     report.record(loaded, evaluation, seconds)
+
+
+@app.command
+def export(run: Folder, *, out: Path, checkpoint: Checkpoint = "latest") -> None:
+    """The parameters as arrays in an .npz file; no code of the run is executed.
+
+    Args:
+        run: the run folder.
+        out: the file, of arrays named as params/encoder/Dense_0/kernel, those of several seeds
+            `[S, ...]`.
+        checkpoint: the latest checkpoint, or the best by validation.
+    """
+    from vae_jax.run import RunFolder
+
+    print_paths([RunFolder(run).export(out, checkpoint)])
 
 
 @app.command
@@ -409,22 +430,45 @@ def check_counts(**counts: int) -> None:
 
 
 def print_paths(paths: Sequence[Path]) -> None:
-    """Print one path on each line, for a person or a pipe."""
+    """Print one path on each line, legible to a person, to a pipe as it is."""
     for path in paths:
-        print(path)
+        if sys.stdout.isatty():
+            print(legible(path))
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(path) + b"\n")
 
 
 def use_compilation_cache(wanted: bool) -> None:
     """Let JAX, before it is imported, keep compiled programs; its own variables prevail."""
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
+    with contextlib.suppress(RuntimeError):  # this account has no home: then nothing is kept
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def open_streams() -> None:
+    """Open what the caller closed, or files would take its place and what is printed go there.
+
+    What the locale cannot encode is spelled.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; it ends with 2 after bad input, 128 + the signal's number after a signal."""
+    open_streams()
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
     use_compilation_cache(arguments == list(given))
@@ -445,17 +489,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case _:
                 app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
     except VaeJaxError as error:
-        print(f"vae-jax: {error}", file=sys.stderr)
+        say(f"vae-jax: {error}")
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"vae-jax: A file cannot be read or written ({reason}).", file=sys.stderr)
+        say(f"vae-jax: A file cannot be read or written ({reason}).")
         sys.exit(2)
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        say(error)
         sys.exit(128 + error.signal_number)
     except KeyboardInterrupt:  # while training did not run
         sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

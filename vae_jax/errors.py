@@ -1,6 +1,14 @@
-"""The exceptions that the command turns into a sentence and an exit code."""
+"""The exceptions that the command turns into a sentence and an exit code, and how it is shown."""
 
 import signal
+
+
+def legible(text: object) -> str:
+    """Text of which a terminal prints every character and obeys none.
+
+    Escapes, control characters and undecodable bytes, as names of files may have them, are spelled.
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
 
 
 class VaeJaxError(Exception):

@@ -54,6 +54,23 @@ def start_processes() -> None:
         ) from error
 
 
+def check_devices() -> None:
+    """Make sure that JAX finds a device.
+
+    Raises:
+        VaeJaxError: it does not, as where JAX_PLATFORMS names another kind.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion fails where CUDA has no device
+        wanted = os.environ.get("JAX_PLATFORMS")
+        reason = f"JAX_PLATFORMS is {wanted}" if wanted else str(error).split("\n")[0]
+        raise VaeJaxError(
+            f"JAX finds no device ({reason}): set JAX_PLATFORMS=cpu, or leave it out to take what "
+            "there is."
+        ) from error
+
+
 def is_main_process() -> bool:
     """Whether this process writes the run folder."""
     return jax.process_index() == 0
@@ -249,6 +266,7 @@ class Layout:
             VaeJaxError: the devices divide neither the replicas nor the batch, or a device's share
                 has no `accumulate` equal parts.
         """
+        check_devices()
         devices = jax.device_count()
         apart = jax.process_count() == 1 < devices and num_seeds % devices == 0
         share = batch_size if apart else share_of(batch_size)

@@ -5,9 +5,11 @@ global state to close. Images are floats in [0,1], the channel last, `C` being 1
 others raise a `VaeJaxError`: logits and bytes must never be shown as pictures.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageColor
 
 from vae_jax import storage
-from vae_jax.errors import VaeJaxError
+from vae_jax.errors import VaeJaxError, legible
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 Names = Iterable[tuple[float, str]]
@@ -124,7 +126,7 @@ def latent_scatter(
             *z[classes == label].T,
             color=PALETTE[label % len(PALETTE)],
             marker=MARKERS[label // len(PALETTE) % len(MARKERS)],
-            label=class_names[label] if class_names else str(label),
+            label=plain(class_names[label]) if class_names else str(label),
             **style,
         )
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
@@ -207,7 +209,7 @@ def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = Non
     """
     tiles = _pixels(images, "[R,T,H,W,C]")
     _agree("rows", tiles.shape[:1], (len(names),))
-    return _show(tiles, y=enumerate(names), title=title or "")
+    return _show(tiles, y=enumerate(map(plain, names)), title=title or "")
 
 
 def restyled(
@@ -235,7 +237,8 @@ def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
 def save(figure: Figure, path: Path, quality: int | None = None) -> Path:
     """Writes a figure at 150 dots per inch, as `save_images` does."""
     options = options_for(path, quality)
-    return _write(path, lambda to: figure.savefig(to, dpi=DPI, pil_kwargs=options))
+    with _of_any_script():
+        return _write(path, lambda to: figure.savefig(to, dpi=DPI, pil_kwargs=options))
 
 
 def save_images(
@@ -281,6 +284,19 @@ def options_for(path: Path, quality: int | None) -> dict[str, Any]:
     if suffix == ".webp":
         return {"quality": quality}
     return JPEG_OPTIONS | {"quality": quality}
+
+
+def plain(name: str) -> str:
+    """A name of the user's, for a figure to show as it is: no formula, and in every legend."""
+    return legible(f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
+@contextlib.contextmanager
+def _of_any_script() -> Iterator[None]:
+    """Draws a box for each letter that no font has, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
+        yield
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> Path:
@@ -348,7 +364,8 @@ def _show(tiles: np.ndarray, gap: int = GAP, x: Names = (), y: Names = (), **tex
         places = {place * (size + gap) + (size - 1) / 2: name for place, name in names}
         axis.set_ticks(list(places), labels=list(places.values()))
     # The labels hang outside: grow the figure around the axes, by whole dots.
-    box = figure.get_tightbbox()
+    with _of_any_script():
+        box = figure.get_tightbbox()
     margins = np.array([-box.x0, box.x1 - width, -box.y0, box.y1 - height]) + 0.05
     left, right, bottom, top = np.ceil(margins.clip(0) * DPI) / DPI
     wide, high = left + width + right, bottom + height + top

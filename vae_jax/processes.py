@@ -29,6 +29,9 @@ _SENTENCE = (
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying of them; a second one of a kind does kill."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of them
+        yield received
+        return
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)

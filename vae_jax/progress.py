@@ -1,13 +1,32 @@
 """Progress of what runs for long: a bar on a terminal, plain lines on a pipe."""
 
+import contextlib
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
+
+from vae_jax.errors import legible
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(sentence: object) -> None:
+    """Print a sentence on standard error, its own line; where nobody can read it, go on."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is closed
+            print(legible(sentence), file=sys.stderr, flush=True)
+
+
+def _on_terminal() -> bool:
+    """Whether standard error is a terminal."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
 
 
 class Progress:
@@ -28,7 +47,7 @@ class Progress:
         self.images_per_second: float | None = None
         self._first: tuple[int, float] | None = None
         self._last_line = -SECONDS_BETWEEN_LINES
-        self._plain = not sys.stderr.isatty()
+        self._plain = not _on_terminal()
         self._bar = Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -50,9 +69,9 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Print a sentence on its own line."""
         if self._plain:
-            print(sentence, file=sys.stderr, flush=True)
+            say(sentence)
         else:
-            self._bar.console.print(sentence)
+            self._bar.console.print(Text(legible(sentence)))
 
     def update(self, step: int, loss: float) -> None:
         """Show that the chunk up to `step` is finished; `loss` is its mean in nats."""
@@ -82,22 +101,22 @@ class Counter:
     """
 
     def __init__(self, sentence: str):
-        self.sentence = sentence
+        self.sentence = legible(sentence)
         self._last_line = time.perf_counter()
-        self._plain = not sys.stderr.isatty()
+        self._plain = not _on_terminal()
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:.0f} %"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=self._plain,
         )
-        self._task = self._bar.add_task(sentence, total=None)
+        self._task = self._bar.add_task(self.sentence, total=None)
 
     def __enter__(self) -> "Counter":
         if self._plain:
-            print(f"{self.sentence} (once)...", file=sys.stderr, flush=True)
+            say(f"{self.sentence} (once)...")
         self._bar.start()
         return self
 
@@ -110,4 +129,4 @@ class Counter:
         now = time.perf_counter()
         if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            print(f"{self.sentence}: {100 * done // total} %", file=sys.stderr, flush=True)
+            say(f"{self.sentence}: {100 * done // total} %")

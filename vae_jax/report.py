@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vae_jax import parallel
 from vae_jax.data import list_datasets
+from vae_jax.errors import legible
 from vae_jax.evaluation.evaluate import Evaluation
 from vae_jax.metrics import Estimate, Quality
 from vae_jax.run import Run, jsonable
@@ -83,7 +84,8 @@ def _units(units: np.ndarray) -> str:
 
 def show(run: Run, evaluation: Evaluation) -> None:
     """Print an evaluation as a table."""
-    table = Table(title=f"{run.folder.path}: {evaluation.checkpoint}", title_justify="left")
+    title = Text(legible(f"{run.folder.path}: {evaluation.checkpoint}"))
+    table = Table(title=title, title_justify="left")
     for column in ("", "mean over images", ""):
         table.add_column(column)
     for row in rows_of(evaluation):
@@ -91,7 +93,7 @@ def show(run: Run, evaluation: Evaluation) -> None:
     speed = (run.folder.read_summary() or {}).get("images_per_second")
     if isinstance(speed, int | float):
         table.add_row("training speed", f"{speed:,.0f}", "images/s")
-    table.caption = f"{evaluation.num_images:,} images. {evaluation.data}."
+    table.caption = Text(legible(f"{evaluation.num_images:,} images. {evaluation.data}."))
     _print(table)
     if evaluation.quality is not None:
         _print(quality_table(evaluation.quality))

@@ -24,7 +24,6 @@ import platform
 import re
 import stat
 import subprocess
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +34,13 @@ import numpy as np
 from jax import Array
 
 from vae_jax import parallel, random, storage
-from vae_jax.checkpoint import Which
+from vae_jax.checkpoint import Checkpoints, Which
 from vae_jax.data import SplitName
 from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import INCIDENTAL, Experiment, Origin, experiment_of, load_again
 from vae_jax.identity import ABSENT, Json, NotImportableError, differences
+from vae_jax.progress import say
 
 # Settings that change numbers; those of XLA that only ask for speed do not.
 FLAGS = (
@@ -59,7 +59,8 @@ Record = dict[str, Any]
 
 def git_commit() -> str | None:
     """The commit of the working folder, with "+changes" where files differ; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    command = ["git", "-c", "core.fsmonitor=false", "describe"]  # it would run a program
+    command += ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
@@ -267,6 +268,37 @@ class RunFolder:
                     path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
                 storage.write_json(path, _read_record(other))
 
+    def export(self, out: Path, checkpoint: Which = "latest") -> Path:
+        """Writes the model's variables as arrays into an .npz file; no code here is run.
+
+        Args:
+            out: the file; its arrays are named as `params/encoder/Dense_0/kernel`, those of several
+                seeds `[S, ...]`.
+            checkpoint: the latest, or the best by validation.
+
+        Raises:
+            VaeJaxError: there is no checkpoint, or the file cannot be written.
+        """
+        if out.suffix != ".npz":
+            raise VaeJaxError(f"{out} must end in .npz.")
+        with Checkpoints(self.checkpoints) as checkpoints:
+            restored = checkpoints.restore(None, checkpoint)
+        if restored is None:
+            raise VaeJaxError(f"{self.path} has no {checkpoint} checkpoint.")
+        state, warnings = restored
+        for warning in warnings:
+            say(warning)
+        params = state["params"] if state["ema_params"] is None else state["ema_params"]
+        leaves, _ = jax.tree.flatten_with_path({"params": params} | (state["model_state"] or {}))
+        single = np.shape(state["step"]) == (1,)
+        arrays = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf[0] if single else leaf
+            for path, leaf in leaves
+        }
+        with storage.writing(out), storage.whole_file(out) as partial:
+            np.savez(partial, **arrays)
+        return out
+
     def write_summary(self, content: Record) -> None:
         """Writes summary.json."""
         if parallel.is_main_process():
@@ -297,7 +329,7 @@ class RunFolder:
                 raise VaeJaxError(
                     f"{error} Put a good copy back, or choose another --workdir."
                 ) from error
-            print(f"{error} Its copy {self.record_copy.name} is used.", file=sys.stderr)
+            say(f"{error} Its copy {self.record_copy.name} is used.")
             return record
 
     def append_metrics(self, line: Record) -> None:

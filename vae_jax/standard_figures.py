@@ -50,7 +50,7 @@ def plot_standard_figures(run: Run) -> list[Path]:
     """
     data = run.experiment.data
     split = "valid" if len(data.valid) else "train"
-    name = f"{data.name}, {split} split"
+    name = plots.plain(f"{data.name}, {split} split")
     quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
     figures = {
         "learning_curves": plots.learning_curves(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from vae_jax.errors import VaeJaxError
+from vae_jax.progress import say
 
 if sys.platform != "win32":
     import fcntl
@@ -140,6 +141,21 @@ def sweep(folder: Path, age: float = 3600.0) -> None:
                 delete_partial(path)
 
 
+def from_home(path: str | Path) -> Path:
+    """An absolute path; one that begins with ~ is in this account's home.
+
+    Raises:
+        VaeJaxError: the account has none.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise VaeJaxError(
+            f"{path} is in a home folder, and this account has none: set HOME, or name another "
+            "folder."
+        ) from None
+
+
 def free_name(path: Path) -> Path:
     """The path itself or, where that exists, the first free one of name-2, name-3, ..."""
     numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
@@ -205,7 +221,7 @@ def append_entry(path: Path, entry: Any) -> None:
                 aside = free_name(path.with_name(f"{path.stem}.damaged{path.suffix}"))
                 with writing(path):
                     path.rename(aside)
-                print(f"{error} It is now {aside.name}.", file=sys.stderr)
+                say(f"{error} It is now {aside.name}.")
         write_json(path, [*entries, entry])
 
 
@@ -273,10 +289,7 @@ def lock(path: Path, refusal: str | None = None) -> Generator[None]:
         except BlockingIOError:
             raise VaeJaxError((refusal or "").replace("{holder}", _holder(path))) from None
         if missing is not None:
-            print(
-                f"{path} is no lock ({missing}): let one process at a time write there.",
-                file=sys.stderr,
-            )
+            say(f"{path} is no lock ({missing}): let one process at a time write there.")
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         with contextlib.suppress(OSError):  # a full disk

@@ -23,7 +23,7 @@ from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import stop_signals
-from vae_jax.progress import Progress
+from vae_jax.progress import Progress, say
 from vae_jax.run import Run, RunFolder, jsonable
 from vae_jax.step import Batch, TrainState, init_state, make_train_chunk
 
@@ -383,6 +383,7 @@ def load_run(
         VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
             data or model are others now.
     """
+    parallel.check_devices()
     run_folder = RunFolder(Path(folder))
     record = run_folder.read_record()
     if experiment is None:
@@ -396,7 +397,7 @@ def load_run(
         raise VaeJaxError(f"{run_folder.path} has no {checkpoint} checkpoint yet.")
     state, warnings = restored
     for warning in warnings:
-        print(warning, file=sys.stderr)
+        say(warning)
     return Run(run_folder, experiment, state, checkpoint)
 
 

@@ -15,7 +15,7 @@ from vae_jax.errors import VaeJaxError
 def root(data_dir: str | Path | None) -> Path:
     """Returns DATA_DIR, where None is VAE_JAX_DATA_DIR, TFDS_DATA_DIR or ~/tensorflow_datasets."""
     chosen = data_dir or os.environ.get("VAE_JAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(chosen or "~/tensorflow_datasets").expanduser().absolute()
+    return storage.from_home(chosen or "~/tensorflow_datasets")
 
 
 def folder(data_dir: Path, name: str) -> Path:

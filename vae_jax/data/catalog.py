@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vae_jax import storage
 from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
@@ -254,7 +255,7 @@ def _manual_folder(name: str, manual_dir: str | Path | None) -> Path | None:
     chosen = manual_dir or os.environ.get("VAE_JAX_MANUAL_DIR")
     if not chosen:
         return None
-    folder = Path(chosen).expanduser().absolute()
+    folder = storage.from_home(chosen)
     if not folder.is_dir():
         raise VaeJaxError(f"The manual folder {folder} does not exist: make it or name another.")
     return folder / name if (folder / name).is_dir() else folder

@@ -9,7 +9,6 @@ and classes.
 import hashlib
 import os
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,10 +17,12 @@ from typing import Literal
 
 import numpy as np
 
+from vae_jax import storage
 from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
+from vae_jax.progress import say
 
 VALID = TEST = 0.1
 _FORMAT = 1  # of the cache: another number makes it anew
@@ -53,7 +54,7 @@ class Files:
     @classmethod
     def of(cls, root: Path) -> "Files":
         """Lists a folder and the folders in it, links to folders included."""
-        found = sorted(_walk(str(root), "", {_identity(root.stat())}))
+        found = sorted(_walk(str(root)))
         return cls(root, [name for name, _ in found], [state for _, state in found])
 
     @cached_property
@@ -103,27 +104,35 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _walk(root: str, below: str, entered: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    try:
-        with os.scandir(os.path.join(root, below)) as entries:
-            sorted_entries = sorted(entries, key=lambda entry: entry.name)
-    except OSError:  # no permission: a folder's name among the files, which is reported as such
-        yield below, "none"
-        return
-    for entry in sorted_entries:
-        if entry.name.startswith("."):
+def _walk(root: str) -> Iterator[tuple[str, str]]:
+    entered: set[tuple[int, int]] = set()
+    ahead = [("", _identity(os.stat(root)))]
+    while ahead:  # no recursion: folders may be deeper than Python's stack
+        below, identity = ahead.pop()
+        if identity in entered:  # a link to where we have been
             continue
-        name = below + entry.name
+        entered.add(identity)
         try:
-            status = entry.stat()
-        except OSError:  # a link that leads nowhere
-            yield name, "none"
+            with os.scandir(os.path.join(root, below)) as entries:
+                sorted_entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError:  # no permission: a folder's name among the files, reported as such
+            yield below, "none"
             continue
-        if not stat.S_ISDIR(status.st_mode):
-            yield name, f"{status.st_size} {status.st_mtime_ns}"
-        elif _identity(status) not in entered:  # or it is a link to where we have been
-            entered.add(_identity(status))
-            yield from _walk(root, name + "/", entered)
+        folders = []
+        for entry in sorted_entries:
+            if entry.name.startswith("."):
+                continue
+            name = below + entry.name
+            try:
+                status = entry.stat()
+            except OSError:  # a link that leads nowhere
+                yield name, "none"
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                folders.append((name + "/", _identity(status)))
+            else:
+                yield name, f"{status.st_size} {status.st_mtime_ns}"
+        ahead += reversed(folders)
 
 
 def _uniform(name: str) -> float:
@@ -165,7 +174,7 @@ def load_folder(
             f"size={size}, channels={channels}: images have at least one pixel, and 1 channel "
             "(grey) or 3 (RGB)."
         )
-    root = Path(path).expanduser().absolute()
+    root = storage.from_home(path)
     if not root.is_dir():
         raise VaeJaxError(f"The folder of pictures {root} does not exist: name one that does.")
     files = Files.of(root)
@@ -178,7 +187,8 @@ def load_folder(
             raise VaeJaxError(f"{root} changed while it was read: run it again.")
     arrays, manifest = cache.read(root.name, target)
     if fresh and manifest["skipped"]:
-        print(_report(files, manifest["skipped"], target), file=sys.stderr, flush=True)
+        for line in _report(files, manifest["skipped"], target):
+            say(line)
     used = sum(len(arrays[f"{split}_images"]) for split in _ORDER)
     rule = "the folder's own splits" if files.has_own_splits else "split by a hash of file names"
     data = Data.from_arrays(
@@ -202,8 +212,8 @@ def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Pat
     return cache.folder(data_dir, f"image_folder/{files.root.name}-{key}")
 
 
-def _report(files: Files, skipped: Sequence[str], target: Path) -> str:
-    lines = [f"Not used, of {len(files.names):,} files in {files.root}:", *skipped[:_LISTED]]
+def _report(files: Files, skipped: Sequence[str], target: Path) -> Iterator[str]:
+    yield f"Not used, of {len(files.names):,} files in {files.root}:"
+    yield from (f"  {line}" for line in skipped[:_LISTED])
     if len(skipped) > _LISTED:
-        lines.append(f"and {len(skipped) - _LISTED:,} more, which {target}/manifest.json lists")
-    return "\n  ".join(lines)
+        yield f"  and {len(skipped) - _LISTED:,} more, which {target}/manifest.json lists"

@@ -34,7 +34,7 @@ def load_features(reference: str) -> dict[str, Features]:
     module = ModuleType("features_file")
     module.__file__ = file
     try:
-        exec(compile(Path(file).read_text(), file, "exec"), module.__dict__)
+        exec(compile(Path(file).read_text(encoding="utf-8"), file, "exec"), module.__dict__)
     except Exception as error:
         raise VaeJaxError(f"The features file {file} cannot be run: {error}.") from error
     function = getattr(module, name, None)
