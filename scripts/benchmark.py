@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tyro
@@ -71,7 +71,11 @@ class Program:
                 start_new_session=True,
             )
         self.woken = self.started
-        self.wait(1)
+        try:
+            self.wait(1)
+        except BaseException:  # an interruption, too: nobody else knows of it yet
+            self.end()
+            raise
         self.first = self.lines()[0]
         compiled = re.findall(
             r"Finished XLA compilation of .* in ([\d.e-]+) sec", self.errors.read_text()
@@ -166,6 +170,11 @@ class Measured:
     compile_seconds: float | None
     mebibytes: float
     flops: float | None
+
+
+def end_by_exception(number: int, _: object) -> NoReturn:
+    """Ends this program in a way that it hears of, so that it ends its contenders."""
+    raise SystemExit(128 + number)
 
 
 def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[Measured], int]:
@@ -286,6 +295,8 @@ def main(
         rounds: of windows.
         seconds: of a window, or longer where lines come slowly.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_by_exception)
     console = Console()
     parts, square = [], None
     for work in everything():

@@ -126,7 +126,7 @@ def latent_scatter(
             *z[classes == label].T,
             color=PALETTE[label % len(PALETTE)],
             marker=MARKERS[label // len(PALETTE) % len(MARKERS)],
-            label=plain(class_names[label]) if class_names else str(label),
+            label=plain(class_names[int(label)]) if class_names else str(label),
             **style,
         )
     axes.set(xlabel="$z_1$", ylabel="$z_2$")

@@ -143,7 +143,8 @@ class RunFolder:
         if _python(record) != platform.python_version_tuple()[:2]:  # which compiles code otherwise
             found = [each for each in found if not each.of_code]
         if found:
-            arguments = differences(record["experiment"], content["experiment"])
+            one, other = ({"experiment": each["experiment"]} for each in (record, content))
+            arguments = differences(one, other)
             whole = [each for each in (*arguments, *found) if ABSENT not in each]
             raise VaeJaxError(
                 f"{self.path} is the run of another experiment ({[*whole, *found][0]}): choose "
@@ -354,10 +355,11 @@ class RunFolder:
 
 def _compared(content: Record) -> dict[str, Json]:
     """What in an experiment.json two runs that are the same have in common."""
-    data = {name: part for name, part in content["data"].items() if name != "source"}
     fields = {field.name for field in dataclasses.fields(Experiment)} - {*INCIDENTAL, "data"}
     names = [name for name in content if name in {*fields, "seed", "num_seeds", "flags"}]
-    return {"data": data} | {name: content[name] for name in names}
+    names.sort(key=lambda name: isinstance(content[name], dict | list))  # to name numbers first
+    data = {name: part for name, part in content["data"].items() if name != "source"}
+    return {name: content[name] for name in names} | {"data": data}
 
 
 def _flags() -> dict[str, Json]:
