@@ -47,7 +47,7 @@ def measure(count: int) -> tuple[float, float]:
         write_pictures(pictures, count)
         arguments = [str(pictures), str(Path(root) / "data"), str(count)]
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-c", LOAD, *arguments])
+        process = subprocess.Popen([sys.executable, "-P", "-c", LOAD, *arguments])
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -14,7 +14,8 @@ from vae_jax import Experiment, VaeJaxError, generate, load_folder, train
 from vae_jax.data import Data, SplitName
 from vae_jax.data.folder import Files
 from vae_jax.data.folder_prepare import UnusableError, decode
-from vae_jax.experiment import read_module
+from vae_jax.experiment import load_again, read_module
+from vae_jax.identity import describe
 
 ORANGE = (240, 120, 30)
 
@@ -104,6 +105,8 @@ def test_an_odd_folder_trains_on_what_is_usable_and_lists_the_rest_in_one_messag
     # From the cache, and without a word: nothing is read or said again.
     again = load_folder(odd, 32, data_dir=tmp_path)
     assert again.fingerprint == data.fingerprint
+    opened = load_again(describe(data.source))  # as from the folder of a run
+    assert (opened.fingerprint, opened.description) == (data.fingerprint, data.description)
     assert capfd.readouterr().err == ""
 
 

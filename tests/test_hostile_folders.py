@@ -50,6 +50,7 @@ from vae_jax import (
     VaeJaxError,
     VampPrior,
     evaluate,
+    load,
     plots,
     train,
 )
@@ -457,6 +458,20 @@ COMMANDS: dict[str, list[Any]] = {
     "interpolate": ["--out", "x.png", "--pairs", 1],
     "traverse": ["--out", "x.png"],
 }
+
+
+def test_data_that_can_be_loaded_again_are_not_kept(data_dir: Path, tmp_path: Path) -> None:
+    mnist = load("mnist_5k", data_dir=data_dir)
+    experiment = changed(data=mnist, model=model(image_shape=()))
+    claim(tmp_path / "run", experiment)
+    folder = RunFolder(tmp_path / "run")
+    folder.keep_data(experiment, None)
+    assert not folder.data.exists()
+    opened = folder.stored_experiment(folder.read_record(), trust=False)
+    assert opened.description == experiment.description
+    cut = dataclasses.replace(mnist, train=mnist.valid)  # which no call loads
+    assert cut.source is None
+    assert cut.fingerprint != mnist.fingerprint
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "export"])

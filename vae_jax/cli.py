@@ -153,7 +153,7 @@ def parse(
     fields.append(("arguments", Annotated[dict, collect], dataclasses.field()))
     parsed = tyro.cli(
         dataclasses.make_dataclass("Command", fields, kw_only=True),
-        prog=f"vae-jax {command}",
+        prog=legible(f"vae-jax {command}"),
         description=doc.split("\n")[0],
         args=list(flags),
     )

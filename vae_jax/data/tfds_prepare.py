@@ -125,7 +125,7 @@ def _explain(error: Exception, source: Source, data_dir: Path, manual_folder: Pa
         case NonMatchingChecksumError() if wrong_file:
             return (
                 f"{wrong_file[1]} is not the official file of {source.name} (its sha256 differs): "
-                "delete it and fetch it again."
+                "fetch it again, and put that in its place."
             )
         case ModuleNotFoundError():
             return (
