@@ -7,6 +7,7 @@ command goes on.
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import re
@@ -390,6 +391,20 @@ def test_a_record_of_any_types_is_another_experiment(part: str, value: Any, tmp_
     (tmp_path / "experiment.json").write_text(json.dumps(record))
     with refusal(said):
         claim(tmp_path, RUN)
+
+
+def test_other_versions_are_said_when_a_run_goes_on(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((copied / "experiment.json").read_text())
+    record["versions"]["optax"] = "0.0.1"
+    (copied / "experiment.json").write_text(json.dumps(record))
+    shutil.rmtree(copied / "checkpoints" / "20")
+    train(RUN, copied)
+    said = capsys.readouterr().err
+    assert f"Going on from step 10 of {copied}." in said
+    now = importlib.metadata.version("optax")
+    assert f"began with other versions (optax is 0.0.1 there, {now} here): its numbers" in said
 
 
 LITTER = ["Thumbs.db", ".DS_Store", "desktop.ini", "._run", ".nfs0001", "Desktop.ini", "THUMBS.DB"]

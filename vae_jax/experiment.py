@@ -169,7 +169,8 @@ def experiment_of(description: Mapping[str, Json], data: Data) -> Experiment:
         return None
 
     names = [field.name for field in dataclasses.fields(Experiment) if field.name != "data"]
-    parts = {name: made_from(description[name], array_of) for name in names}
+    found = [name for name in names if name in description]  # others are newer than it is
+    parts = {name: made_from(description[name], array_of) for name in found}
     return Experiment(data=data, **cast("dict[str, Never]", parts))
 
 

@@ -151,6 +151,16 @@ class RunFolder:
                 "another --workdir."
             )
 
+    def other_versions(self) -> str | None:
+        """A sentence where the run began with other versions than it would go on with."""
+        began, now = self.read_record().get("versions"), _versions()
+        found = [str(each) for each in differences(began, json.loads(json.dumps(now)))]
+        if found:
+            return (
+                f"{self.path} began with other versions ({', '.join(found)}): its numbers are not "
+                "those of one uninterrupted run."
+            )
+
     def check_model(self, record: Record, experiment: Experiment) -> None:
         """Makes sure that a run is opened with the data and the model that it was trained with.
 

@@ -293,6 +293,8 @@ def train(
             progress.say(note)
         if step > 0:
             progress.say(f"Going on from step {step} of {run_folder.path}.")
+            if parallel.is_main_process() and (sentence := run_folder.other_versions()):
+                progress.say(sentence)
         if parallel.is_main_process():
             checkpoints.clean_up(step)
             run_folder.truncate_metrics(step)
