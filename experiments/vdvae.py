@@ -23,6 +23,7 @@ the state h itself, and it has neither batch normalization nor dropout; MNIST's 
 halved to 14, 7, 4, 2 and 1 rather than padded to 32x32.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -135,7 +136,11 @@ def experiment(
     peak = {"vdvae": 2e-4, "efficient_vdvae": 1e-3, "lvae": 3e-4}[recipe]
     peak = peak if size == "paper" else 3e-3
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, warm_up, steps, peak / 10)
-    optimizer = optax.adamw(rate, 0.9, 0.9, weight_decay=0.01)
+    # The papers' losses are per dimension, and so are their limits of the gradient's norm.
+    images = load(data)
+    dimensions = math.prod(images.image_shape)
+    adamw = optax.adamw(rate, 0.9, 0.9, weight_decay=0.01)
+    optimizer = optax.chain(optax.clip_by_global_norm(200.0 * dimensions), adamw)
     if size != "paper" or recipe != "vdvae":
         optimizer = optax.adamax(rate)
     objective: Objective = ELBO()
@@ -145,14 +150,14 @@ def experiment(
         objective = ELBO(beta=optax.linear_schedule(0.1, 1.0, max(1, steps // 10)))
     log_every = min(100, steps)
     return Experiment(
-        data=load(data),
+        data=images,
         model=model,
         objective=objective,
         optimizer=optimizer,
         num_steps=steps,
         batch_size=batch_size,
         ema_decay=0.9999 if size == "paper" else 0.999,
-        skip_above=800.0 if recipe == "efficient_vdvae" else 400.0,
+        skip_above=dimensions * (800.0 if recipe == "efficient_vdvae" else 400.0),
         log_every=log_every,
         checkpoint_every=log_every * max(1, min(50, steps // log_every)),
     )

@@ -52,8 +52,9 @@ class Experiment:
             multiple of `log_every`.
         keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by
             validation.
-        skip_above: the norm of the gradient above which a step is skipped, as deep hierarchies need
-            (Child 2021); None skips none but those that are not finite.
+        skip_above: the norm of the gradient, of a loss in nats per image, above which a step is
+            skipped, as deep hierarchies need (Child 2021, whose loss and limit are per dimension);
+            None skips none but those that are not finite.
         max_nonfinite: the number of steps skipped in a row, because they were not finite or because
             of `skip_above`, after which training stops.
 
