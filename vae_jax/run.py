@@ -144,11 +144,12 @@ class RunFolder:
             found = [each for each in found if not each.of_code]
         if found:
             one, other = ({"experiment": each["experiment"]} for each in (record, content))
-            arguments = differences(one, other)
-            whole = [each for each in (*arguments, *found) if ABSENT not in each]
+            files = record["experiment"] and content["experiment"]  # whose arguments say it best
+            arguments = differences(one, other) if files else ()
+            clear = [each for each in found if ABSENT not in each]
             raise VaeJaxError(
-                f"{self.path} is the run of another experiment ({[*whole, *found][0]}): choose "
-                "another --workdir."
+                f"{self.path} is the run of another experiment "
+                f"({[*arguments, *clear, *found][0]}): choose another --workdir."
             )
 
     def other_versions(self) -> str | None:
