@@ -163,7 +163,7 @@ def test_latents_of_another_size_are_refused(decoder, number):
     """With the sizes that would fit 8x12 pixels in patches of 4."""
     sentence = rf"grid of 2x3 patches: .* \({number}, d\) or a map \(2, 3, d\)"
     for event in ((5, 6), (3, 2, 6)):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(VaeJaxError, match=sentence):
             decoder("attention", 4).init(jax.random.key(0), jnp.zeros((1, *event)), (8, 12, 1))
 
 

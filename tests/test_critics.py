@@ -643,7 +643,7 @@ def test_a_game_within_a_game_is_refused() -> None:
             r"VAEGAN plays .*critic=ImageCritic\(...\) instead of LatentCritic\.",
         ),
         (IMAGE, AdversarialAutoencoder(), r"critic=LatentCritic\(...\) instead of ImageCritic\."),
-        (LATENT, ELBO(), "ELBO has no use for a critic: leave LatentCritic out"),
+        (LATENT, ELBO(), "ELBO has no use for a critic: take FactorVAE"),
         (
             LATENT.clone(prior=VampPrior(3)),
             FactorVAE(1.0),

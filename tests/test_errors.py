@@ -148,13 +148,13 @@ def test_a_wrong_flag_or_value(
     [
         (
             ["--checkpoint-every", 7],
-            "checkpoint_every (7) must be a positive multiple of log_every",
+            "checkpoint_every of Experiment is 7, no multiple of log_every, 5",
         ),
-        (["--checkpoint-every", 0], "checkpoint_every (0) must be a positive multiple"),
+        (["--checkpoint-every", 0], "checkpoint_every of Experiment is 0: give a whole number of"),
         (["--num-steps", 0], "do not suit"),  # the schedule's own complaint
         (["--num-steps", -5], "do not suit"),
-        (["--log-every", -5], "log_every is -5"),
-        (["--batch-size", 0], "batch_size is 0"),
+        (["--log-every", -5], "log_every of Experiment is -5"),
+        (["--batch-size", 0], "batch_size of Experiment is 0"),
         (["--batch-size", 12], "12 does not divide over 8 devices: choose a multiple of 8"),
         (["--seed", -1], "all from 0 to 2^32 - 1"),
         (["--seeds", 0], "take at least one seed"),
@@ -170,8 +170,8 @@ def test_numbers_that_make_no_sense(flags: list[Any], said: str, refused: Any) -
         ("model=model().clone(image_shape=(5, 4, 1))", "images of shape (5, 4, 1), bars has (4, 4"),
         (
             "data=data('grey')",
-            "Bernoulli gives no probability to uint8 images (protocol grey of bars); these do: "
-            "CategoricalPixels, ContinuousBernoulli, DiscretizedLogistic, Gaussian, Heterosc",
+            "Bernoulli gives no probability to uint8 images (protocol grey of bars): take the "
+            "protocol dynamic or fixed or threshold; or of likelihoods, these do: CategoricalPi",
         ),
         ("model=model().clone(likelihood=Gaussian())", "these do: Bernoulli"),
         ("ema_decay=1.5", "ema_decay"),

@@ -277,11 +277,6 @@ def _look_at(run: vj.Run, shape: Shape) -> None:
         ({"prior": vj.StandardNormal(6)}, r"shape \(3, 2\), the prior's \(6,\)"),
         ({"prior": vj.StandardNormal((3, 1))}, r"shape \(3, 2\), the prior's \(3, 1\)"),
         ({"prior": vj.GaussianMixture(2, (2, 3))}, r"the prior's \(2, 3\)"),
-        ({"prior": vj.RealNVP((3, 2))}, "RealNVP is for vectors"),  # pyright: ignore
-        ({"posterior": vj.PlanarFlow((3, 2))}, "PlanarFlow is for vectors"),  # pyright: ignore
-        ({"posterior": vj.FullCovarianceGaussian(0)}, "above zero, not 0"),
-        ({"posterior": vj.DiagonalGaussian((3, 0))}, r"\(3, 0\) is not a shape of latents"),
-        ({"posterior": vj.DiagonalGaussian(())}, r"\(\) is not a shape of latents"),
         (
             {"encoder": vj.MLP((4,))},
             r"\[N, 3, F\], .* \[N, F\]: take one number",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from vae_jax import VaeJaxError
 from vae_jax.cpu.convolution import _tile_size
 from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
 from vae_jax.networks.conv import ResidualBlock
@@ -228,7 +229,7 @@ def test_conv_networks_between_images_and_maps(size):
     h, features = jax.eval_shape(both, jax.random.key(0), x)
     assert h.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
     assert features.shape == (2, *size, 2)
-    with pytest.raises(ValueError, match="coarsest map of"):
+    with pytest.raises(VaeJaxError, match="coarsest map of"):
         ConvDecoder((4, 3, 2), dense=None).init(jax.random.key(0), jnp.zeros((2, 4, 6, 4)), shape)
 
 

@@ -23,7 +23,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.checkpoint import fingerprint
-from vae_jax.errors import Interrupted
+from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.optimizers import PARAMETER_GROUPS, by_group
 
 HIERARCHY = HierarchicalVAE(
@@ -78,7 +78,7 @@ def test_every_layer_of_a_hierarchical_model_is_in_its_group():
 
 def test_a_group_that_does_not_exist_is_refused():
     with pytest.raises(
-        ValueError, match="no group of parameters 'discriminator': take one of encoder, "
+        VaeJaxError, match="no group of parameters 'discriminator': take one of encoder, "
     ):
         by_group(optax.sgd(1.0), discriminator=optax.sgd(1.0))
 

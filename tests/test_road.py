@@ -34,10 +34,10 @@ ROAD_ON_CPU = {"cpu/softplus.py", "cpu/threefry.py"}  # the platform's room, beh
 
 # The house from the ground up: a room imports only from floors below its own.
 FLOORS = (
-    ("errors", "cpu", "optimizers"),
-    ("progress",),
-    ("identity", "interfaces", "random", "parallel", "compute", "storage"),
-    ("processes",),
+    ("errors", "cpu"),
+    ("given", "progress", "random"),
+    ("identity", "interfaces", "optimizers", "parallel", "storage"),
+    ("compute", "processes"),
     ("flows", "checkpoint", "plots"),
     ("distributions", "data"),
     ("vae", "conditional", "networks", "posteriors"),
@@ -56,7 +56,6 @@ FLOORS = (
 # What looks upward, for the names of types alone.
 UPWARD_TYPES = {
     "cli": {"run"},
-    "compatibility": {"data"},
     "interfaces": {"conditional", "distributions", "vae"},
 }
 

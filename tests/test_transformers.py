@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from perturbation import drawn, influence
 
-from vae_jax import GPTDecoder, GPTEncoder, ViTDecoder, ViTEncoder
+from vae_jax import GPTDecoder, GPTEncoder, VaeJaxError, ViTDecoder, ViTEncoder
 from vae_jax.networks.patches import from_patches, grid_of, to_patches, to_tokens
 from vae_jax.networks.transformer import Transformer
 
@@ -99,8 +99,8 @@ def test_every_image_size_and_shape_of_latents(size, channels):
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="3 heads do not divide a width of 8"):
-        ViTEncoder(width=8, num_heads=3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(VaeJaxError, match="3 heads of ViTEncoder do not divide its width of 8"):
+        ViTEncoder(width=8, num_heads=3)
 
 
 # --- Who sees whom ------------------------------------------------------------------------------

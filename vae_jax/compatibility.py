@@ -5,17 +5,19 @@ names the public parts that would fit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Integral
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from vae_jax import likelihoods, posteriors, priors, random
+from vae_jax.data import PROTOCOLS, Data
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import shown
 from vae_jax.interfaces import (
     Likelihood,
     Model,
@@ -28,9 +30,6 @@ from vae_jax.interfaces import (
     Variables,
 )
 from vae_jax.optimizers import has_groups
-
-if TYPE_CHECKING:
-    from vae_jax.data import Data
 
 _SPACE_NAMES: dict[Space, str] = {
     "real": "real vectors",
@@ -54,6 +53,12 @@ _FIXED_PRIORS: dict[Space, str] = {
     "simplex": "UniformConcrete",
     "codes": "UniformCodes",
 }
+_PLAYING_AGAINST = {
+    "LatentCritic": "FactorVAE(...) or AdversarialAutoencoder()",
+    "ImageCritic": "VAEGAN(...)",
+    "PatchCritic": "PatchGAN(...)",
+    "Multiplier": "GECO(...)",
+}
 Part = TypeVar("Part")
 
 POSTERIORS: list[type[Posterior]] = [getattr(posteriors, name) for name in posteriors.__all__]
@@ -69,21 +74,30 @@ def _fitting(parts: Iterable[type[Part]], fits: Callable[[type[Part]], bool]) ->
     return f"these do: {', '.join(names)}" if names else "no part of this package does"
 
 
-def check_data(likelihood: Likelihood, data: "Data") -> None:
+def check_data(likelihood: Likelihood, data: Data) -> None:
     """Checks that the likelihood gives a probability to the images that the protocol makes.
 
     Raises:
         VaeJaxError: it does not.
     """
-    if data.support not in likelihood.supports:
-        raise VaeJaxError(
-            f"{type(likelihood).__name__} gives no probability to {data.support} images (protocol "
-            f"{data.protocol.name} of {data.name}); "
-            f"{_fitting(LIKELIHOODS, lambda part: data.support in part.supports)}."
-        )
+    if data.support in likelihood.supports:
+        return
+    fitting = [p for p in PROTOCOLS.values() if p.support in likelihood.supports]
+    if likelihood.measure != "mass":  # a density is of values that fill the interval
+        fitting.sort(key=lambda protocol: protocol.support != "unit")
+    ways = [
+        f"take the protocol {' or '.join(protocol.name for protocol in fitting)}",
+        "of likelihoods, " + _fitting(LIKELIHOODS, lambda part: data.support in part.supports),
+    ]
+    if "binary" in likelihood.supports and data.image_shape[-1] > 1:
+        ways.reverse()  # nobody binarizes colours
+    raise VaeJaxError(
+        f"{type(likelihood).__name__} gives no probability to {data.support} images (protocol "
+        f"{data.protocol.name} of {data.name}): {ways[0]}; or {ways[1]}."
+    )
 
 
-def check_labels(model: Model, data: "Data") -> None:
+def check_labels(model: Model, data: Data) -> None:
     """Checks that a conditional model and its prior have the classes of the data.
 
     Raises:
@@ -101,7 +115,8 @@ def check_labels(model: Model, data: "Data") -> None:
         if len(getattr(data, split)) and getattr(data, split).labels is None:
             raise VaeJaxError(
                 f"The model is conditional, and the {split} images of {data.name} have no labels: "
-                "leave labels=LabelEmbedding(...) out, or give them to Data.from_arrays."
+                f"give them, as Data.from_arrays(..., labels={{'{split}': ...}}), or leave "
+                "labels=LabelEmbedding(...) out of the model."
             )
     found = len(data.class_names or ())
     for part, classes in ((model.labels, model.labels.num_classes), (prior, prior.label_classes)):
@@ -124,16 +139,19 @@ def check_prior(posterior: Posterior, prior: Prior) -> None:
         VaeJaxError: it has none, or cannot.
     """
     name, q_name = type(prior).__name__, type(posterior).__name__
-    if posterior.space not in prior.spaces:
-        raise VaeJaxError(
-            f"{name} gives no density to {_SPACE_NAMES[posterior.space]}, the latents of {q_name}; "
-            f"{_fitting(PRIORS, lambda p: fits_prior(posterior, p))}."
-        )
-    for trait in sorted(prior.needs - posterior.traits):
-        raise VaeJaxError(
-            f"{name} needs {_TRAIT_NAMES[trait]}, which {q_name} does not have; "
-            f"{_fitting(POSTERIORS, lambda q: fits_prior(q, prior))}."
-        )
+    if fits_prior(posterior, prior):
+        return
+    ways = [
+        "of priors, " + _fitting(PRIORS, lambda p: fits_prior(posterior, p)),
+        "of posteriors, " + _fitting(POSTERIORS, lambda q: fits_prior(q, prior)),
+    ]
+    missing = sorted(prior.needs - posterior.traits)
+    problem = f"gives no density to {_SPACE_NAMES[posterior.space]}, the latents of {q_name}"
+    if posterior.space in prior.spaces:
+        problem = f"needs {_TRAIT_NAMES[missing[0]]}, which {q_name} does not have"
+    if isinstance(posterior, posteriors.DiagonalGaussian) or posterior.space in prior.spaces:
+        ways.reverse()  # of the two the prior was chosen for its own sake
+    raise VaeJaxError(f"{name} {problem}; {ways[0]}; or {ways[1]}.")
 
 
 def fits_prior(posterior: Posterior | type[Posterior], prior: Prior | type[Prior]) -> bool:
@@ -161,7 +179,7 @@ def check_objective(objective: Objective, model: Model) -> None:
     if requires.one_layer and len(model.posteriors) > 1:
         raise VaeJaxError(
             f"{name} is for models with one layer of latents, and {type(model).__name__} has "
-            "several: take a VAE, or another objective, such as ELBO."
+            "several: take another objective, such as ELBO(), or a VAE."
         )
     for posterior in model.posteriors:
         missing = sorted(requires.posterior - posterior.traits)
@@ -177,9 +195,15 @@ def check_objective(objective: Objective, model: Model) -> None:
             )
         else:
             continue
+        fitting = "of posteriors, " + _fitting(POSTERIORS, lambda q: fits_posterior(requires, q))
+        if "codebook" in posterior.traits:
+            raise VaeJaxError(f"{name} {problem}: take the objective VQVAE(); or {fitting}.")
+        if not posterior.traits & {"density", "noise"}:
+            raise VaeJaxError(
+                f"{name} {problem}: take the objective RAE() or WAE(...); or {fitting}."
+            )
         raise VaeJaxError(
-            f"{name} {problem}; for posteriors, "
-            f"{_fitting(POSTERIORS, lambda q: fits_posterior(requires, q))}."
+            f"{name} {problem}; {fitting}; or take another objective, such as ELBO()."
         )
     top = model.posteriors[-1]
     if requires.factorized_prior and not model.prior.factors:
@@ -201,9 +225,9 @@ def check_objective(objective: Objective, model: Model) -> None:
             f"(...){'' if model.critic is None else f' instead of {critic}'}."
         )
     if model.critic is not None and not requires.critic:
-        raise VaeJaxError(
-            f"{name} has no use for a critic: leave {critic} out, or take another objective."
-        )
+        objectives = _PLAYING_AGAINST.get(critic)
+        way = f"take {objectives} for an objective, or " if objectives else ""
+        raise VaeJaxError(f"{name} has no use for a critic: {way}leave {critic} out of the model.")
 
 
 def _abstract(model: Model) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -218,26 +242,34 @@ def _initial(model: Model) -> Variables:
     return jax.eval_shape(lambda x, keys: model.init(keys[0], x, keys), x, keys)
 
 
+def _initial_loss(model: Model, objective: Objective) -> Variables:
+    """The shapes of the variables of a model and of a critic that only the objective calls."""
+    x, keys = _abstract(model)
+    y = None if model.labels is None else jnp.zeros(1, jnp.int32)
+
+    def loss(model: Model, x: Array, keys: Array) -> object:
+        terms = model(x, keys, objective.num_samples, y)
+        return objective(terms, jnp.zeros((), jnp.int32), model)
+
+    return jax.eval_shape(lambda x, keys: nn.init(loss, model)(keys[0], x, keys), x, keys)
+
+
 def _is_learned(model: Model) -> bool:
     return "prior" in _initial(model).get("params", {})
 
 
-def check_shapes(model: Model) -> None:
+def check_shapes(model: Model, objective: Objective | None = None) -> None:
     """Checks that the parts of a model fit together: every one takes what the part before gives.
 
+    Args:
+        model: the model.
+        objective: the objective that calls its critic, if it has one.
+
     Raises:
-        VaeJaxError: they do not, or a part for vectors is given another shape than a length.
+        VaeJaxError: they do not.
     """
-    parts = [*model.posteriors, *getattr(model, "conditionals", ()), model.prior]
-    for part in parts:
-        dim = getattr(part, "dim", 1)
-        if not isinstance(dim, Integral) or dim < 1:
-            raise VaeJaxError(
-                f"{type(part).__name__} is for vectors and takes a number of dimensions above "
-                f"zero, not {dim}: give one, or take a part for any shape, such as "
-                "DiagonalGaussian and StandardNormal."
-            )
     shapes: dict[tuple[str, ...], Shape] = {}
+    failed: list[str] = []
 
     def remember(
         method: Callable[..., object],
@@ -245,7 +277,18 @@ def check_shapes(model: Model) -> None:
         kwargs: dict[str, object],
         context: nn.module.InterceptorContext,
     ) -> object:
-        made = method(*args, **kwargs)
+        try:
+            made = method(*args, **kwargs)
+        except VaeJaxError:
+            raise
+        except Exception:
+            if context.module.scope is not None and len(context.module.path) == 1:
+                inputs = [str(arg.shape) for arg in args if isinstance(arg, jax.Array)]
+                failed.append(
+                    f"{context.module.path[0]}, {shown(context.module)}, cannot take inputs of "
+                    f"shape {' and '.join(inputs)}"
+                )
+            raise
         if isinstance(made, Distribution):
             shapes.setdefault(context.module.path, made.event_shape)
         return made
@@ -254,7 +297,11 @@ def check_shapes(model: Model) -> None:
     try:
         with nn.intercept_methods(remember):
             _initial(model)
-    except (TypeError, ValueError) as error:
+            if objective is not None and model.critic is not None:
+                _initial_loss(model, objective)
+    except VaeJaxError:
+        raise
+    except Exception as error:  # Flax and JAX have many, and a user's network its own
         failure = error
     for q, p in _layers(model):
         if q in shapes and p in shapes and shapes[q] != shapes[p]:
@@ -263,8 +310,12 @@ def check_shapes(model: Model) -> None:
                 "give both the same."
             ) from failure
     if failure is not None:
-        first = next(iter(str(failure).splitlines()), repr(failure))
-        raise VaeJaxError(f"The parts of the model do not fit together: {first}") from failure
+        reason = next(iter(str(failure).splitlines()), "") or repr(failure)
+        what = failed[0] if failed else "they make no model"
+        raise VaeJaxError(
+            f"The parts of the model do not fit together: {what} ({reason.rstrip('.')}); change "
+            "it, or the part before it."
+        ) from failure
 
 
 def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
@@ -349,7 +400,7 @@ def check_accumulation(model: Model, objective: Objective) -> None:
     )
 
 
-def check(model: Model, objective: Objective, data: "Data") -> None:
+def check(model: Model, objective: Objective, data: Data) -> None:
     """Checks everything that has to fit before training.
 
     Raises:
@@ -366,5 +417,5 @@ def check(model: Model, objective: Objective, data: "Data") -> None:
                 f"{_fitting(POSTERIORS, lambda q: 'amortized' in q.traits)}."
             )
     check_objective(objective, model)
-    check_shapes(model)
+    check_shapes(model, objective)
     check_pictures(model, objective)

@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from vae_jax.distributions import Normal
 from vae_jax.errors import VaeJaxError
-from vae_jax.interfaces import Model, Prior, latent_shape
+from vae_jax.given import Count, LatentShape
+from vae_jax.interfaces import Model, Part, Prior, latent_shape
 
 
-class LabelEmbedding(nn.Module):
+class LabelEmbedding(Part):
     """A learned vector for each class, appended to the inputs of encoder and decoder.
 
     It is appended along the last axis: as channels to images and maps, as components to vectors and
@@ -34,8 +35,8 @@ class LabelEmbedding(nn.Module):
         conditional generative models".
     """
 
-    num_classes: int
-    width: int
+    num_classes: Count
+    width: Count
 
     def setup(self):
         """One embedding for the encoder, one for the decoder."""
@@ -96,8 +97,8 @@ class ClassGaussian(Prior):
         shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
-    num_classes: int
-    shape: int | tuple[int, ...]
+    num_classes: Count
+    shape: LatentShape
 
     factors = True
 

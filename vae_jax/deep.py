@@ -1,19 +1,20 @@
 """Deep hierarchies with a deterministic state that runs down through all resolutions."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
-from vae_jax import random
+from vae_jax import given, random
 from vae_jax.distributions import Distribution, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
-from vae_jax.interfaces import Layers, Model, Posterior, Prior
+from vae_jax.interfaces import Layers, Model, Posterior, Prior, Variables
 from vae_jax.likelihoods import MixtureOfLogistics
 from vae_jax.networks.top_down import BottomUp, Choose, Layer, TopDown
 from vae_jax.posteriors import DiagonalGaussian
@@ -112,6 +113,27 @@ class DeepVAE(Model, kw_only=True):
             decoder=TopDown(down, width, latents=16),
             likelihood=MixtureOfLogistics(),
         )
+
+    @property
+    @override
+    def decoded_layers(self) -> int:
+        return len(self.posteriors)
+
+    @nn.nowrap
+    @override
+    def admit(
+        self,
+        variables: object,
+        method: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+    ) -> None:
+        super().admit(variables, method, args, kwargs)
+        if method == "decode_top":
+            zs = args[0] if args else kwargs.get("zs")
+            top = self.latent_shapes(cast(Variables, variables))
+            top = top[-len(zs) :] if isinstance(zs, tuple | list) and zs else top
+            given.layers(zs, top, ["real"] * len(top))
 
     @property
     def posteriors(self) -> Sequence[Posterior]:

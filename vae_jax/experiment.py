@@ -9,23 +9,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Never, cast
+from typing import Annotated, Never, cast
 
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax import dtypes
 from jax.typing import DTypeLike
+from typing_extensions import override
 
 from vae_jax.compatibility import check, check_accumulation, check_batch
 from vae_jax.data import Data
 from vae_jax.data.augment import Augmentation, check_augmentations
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Checked, Count, Decay, Positive
 from vae_jax.identity import Json, NotImportableError, describe, made_from
 from vae_jax.interfaces import Model, Objective
+from vae_jax.optimizers import Optimizer
+
+
+def _computes(dtype: object) -> bool:
+    """Whether networks can be computed in a type."""
+    try:
+        found = jnp.dtype(cast(DTypeLike, dtype))
+    except TypeError:
+        return False
+    # No float8, and nothing that JAX turns into another type, as float64 without x64.
+    is_float = jnp.issubdtype(found, jnp.floating) and found.itemsize > 1
+    return is_float and dtypes.canonicalize_dtype(found) == found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Checked):
     """A data set, a model, an objective, and how the model is trained.
 
     Attributes:
@@ -62,39 +76,35 @@ class Experiment:
         VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
     """
 
-    data: Data
-    model: Model
-    objective: Objective
-    augment: Sequence[Augmentation] = ()
-    optimizer: optax.GradientTransformation
-    num_steps: int
-    batch_size: int = 128
-    accumulate: int = 1
-    compute_dtype: DTypeLike = jnp.float32
+    data: Annotated[Data, "data, such as load('mnist') or Data.from_arrays(...)"]
+    model: Annotated[Model, "a model, such as VAE(...)"]
+    objective: Annotated[Objective, "an objective, such as ELBO()"]
+    augment: Annotated[
+        Sequence[Augmentation], "a tuple of augmentations, such as (HorizontalFlip(),)"
+    ] = ()
+    optimizer: Optimizer
+    num_steps: Count
+    batch_size: Count = 128
+    accumulate: Count = 1
+    compute_dtype: Annotated[
+        DTypeLike, _computes, "a type of float to compute in, such as jnp.bfloat16"
+    ] = jnp.float32
     remat: bool = False
-    ema_decay: float | None = None
+    ema_decay: Decay | None = None
     shuffle: bool = True
-    log_every: int = 100
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    skip_above: float | None = None
-    max_nonfinite: int = 100
+    log_every: Count = 100
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Count = 2
+    skip_above: Positive | None = None
+    max_nonfinite: Count = 100
 
+    @override
     def __post_init__(self):
-        counts = ("num_steps", "batch_size", "accumulate", "log_every", "keep_checkpoints")
-        for name in (*counts, "max_nonfinite"):
-            if getattr(self, name) < 1:
-                raise VaeJaxError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise VaeJaxError(f"ema_decay is {self.ema_decay}; it must be in [0, 1), or None.")
-        if self.skip_above is not None and not self.skip_above > 0:
+        super().__post_init__()
+        if self.checkpoint_every % self.log_every:
             raise VaeJaxError(
-                f"skip_above is {self.skip_above}; it must be a norm above zero, or None."
-            )
-        if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
-            raise VaeJaxError(
-                f"checkpoint_every ({self.checkpoint_every}) must be a positive multiple of "
-                f"log_every ({self.log_every})."
+                f"checkpoint_every of Experiment is {self.checkpoint_every}, no multiple of "
+                f"log_every, {self.log_every}: give one."
             )
         if not self.model.image_shape:
             model = self.model.clone(image_shape=self.data.image_shape)

@@ -32,8 +32,9 @@ PICTURES_AT_ONCE = 500
 
 def _apply(run: Run, method: str, *arguments: object) -> Any:
     """A method of the model, compiled, with the variables of the run's first seed."""
-    function = partial(run.experiment.model.apply, method=method)
-    return parallel.jit(function)(run.seed_variables, *arguments)
+    model, variables = run.experiment.model, run.seed_variables
+    model.admit(variables, method, arguments, {})  # values, which a compiled program cannot look at
+    return parallel.jit(partial(model.apply, method=method))(variables, *arguments)
 
 
 _draw_pixels = parallel.jit(lambda px, keys: px.sample(keys))
@@ -71,7 +72,7 @@ def space_of(run: Run) -> Space:
     return run.experiment.model.posteriors[0].space
 
 
-def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Layers:
+def posterior_means(run: Run, x: Array | np.ndarray, labels: ArrayLike | None = None) -> Layers:
     """E_q[z] of every layer that pictures are decoded from, in the space that z lives in.
 
     That is the mean's direction for unit vectors, and the likeliest vector for one-hot ones. The
@@ -80,10 +81,13 @@ def posterior_means(run: Run, x: Array, labels: ArrayLike | None = None) -> Laye
 
     Args:
         run: the trained model.
-        x: images `[n, H, W, C]`, scaled by the data set's protocol.
+        x: images `[n, H, W, C]`: bytes, or floats as the data set's protocol makes them.
         labels: the labels `[n]` of the images in a conditional model, or `[1]`, one for all.
+
+    Raises:
+        VaeJaxError: images or labels do not fit the model.
     """
-    means: Layers = _apply(run, "infer", x, _as_y(labels))
+    means: Layers = _apply(run, "infer", run.observed(x), run.classes(labels))
     match space_of(run):
         case "sphere":
             return tuple(z / jnp.linalg.norm(z, axis=-1, keepdims=True) for z in means)
@@ -100,29 +104,23 @@ def decode_means(run: Run, zs: Layers, labels: ArrayLike | None = None) -> np.nd
         zs: latents of the layers of `posterior_means`, or of the top n layers of a `DeepVAE`: those
             below are then at the means of their priors.
         labels: the labels of a conditional model, as in `vae_jax.conditional`.
+
+    Raises:
+        VaeJaxError: latents or labels do not fit the model.
     """
-    method = "decode" if len(zs) == _decoded_layers(run) else "decode_top"
-    return _pictures(_apply(run, method, zs, _as_y(labels)))
-
-
-def _decoded_layers(run: Run) -> int:
-    """The number of layers that pictures are decoded from."""
     model = run.experiment.model
-    return len(model.posteriors) if isinstance(model, DeepVAE) else 1
+    is_top = isinstance(model, DeepVAE) and len(zs) < model.decoded_layers
+    return _pictures(_apply(run, "decode_top" if is_top else "decode", zs, run.classes(labels)))
 
 
 def _check_layers(run: Run, name: str, number: int) -> None:
-    layers = _decoded_layers(run)
+    layers = run.experiment.model.decoded_layers
     if not 1 <= number <= layers:
         way_out = f"take 1 to {layers}" if layers > 1 else "leave it out"
         raise VaeJaxError(
             f"{name} is {number}, and the number of layers from which pictures of "
             f"{run.folder.path} are decoded is {layers}: {way_out}."
         )
-
-
-def _as_y(labels: ArrayLike | None) -> Array | None:
-    return None if labels is None else jnp.asarray(labels)
 
 
 def sample(
@@ -176,7 +174,7 @@ def _temperatures(run: Run, temperature: Sequence[float] | None) -> tuple[Array,
     """The further argument of the model's `sample`, if any."""
     if temperature is None:
         return ()
-    layers = _decoded_layers(run)
+    layers = run.experiment.model.decoded_layers
     if not isinstance(run.experiment.model, DeepVAE):
         raise VaeJaxError(
             f"Temperatures are of a DeepVAE's layers, and {run.folder.path} is the run of another "
@@ -220,7 +218,7 @@ def reconstruct(
     Raises:
         VaeJaxError: the split is empty, or the model has not so many layers.
     """
-    top = _decoded_layers(run) if top is None else top
+    top = run.experiment.model.decoded_layers if top is None else top
     _check_layers(run, "top", top)
     rows = np.arange(min(num, len(getattr(run.experiment.data, split))))
     if not len(rows):
@@ -313,7 +311,7 @@ def interpolate(
         VaeJaxError: there is nothing between two latents of the model, the split has no pair, or
             the model has not so many layers.
     """
-    top = _decoded_layers(run) if top is None else top
+    top = run.experiment.model.decoded_layers if top is None else top
     _check_layers(run, "top", top)
     space = space_of(run)
     if space not in ("real", "sphere"):
@@ -394,7 +392,7 @@ def traverse(
         VaeJaxError: the latents are not real, the split has no such row, or the model no such
             layer.
     """
-    layer = _decoded_layers(run) if layer is None else layer
+    layer = run.experiment.model.decoded_layers if layer is None else layer
     _check_layers(run, "layer", layer)
     if not has_coordinates(run):
         raise VaeJaxError(

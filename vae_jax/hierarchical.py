@@ -1,6 +1,7 @@
 """Models with several stochastic layers; they return the same Terms as `VAE`."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,8 +12,12 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Distribution, Normal, exact_kl, sample_each
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Bounds, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Model, Posterior
 from vae_jax.vae import Terms, apply_flat
+
+NETWORKS = "a tuple of Linen modules, such as (MLP((64,)), MLP((64,)))"
+POSTERIORS = "a tuple of posteriors, such as (DiagonalGaussian(8), DiagonalGaussian(4))"
 
 
 class Hierarchy(Model, kw_only=True):
@@ -32,10 +37,34 @@ class Hierarchy(Model, kw_only=True):
         image_shape: (H, W, C); by default that of an experiment's data.
     """
 
-    encoders: Sequence[nn.Module]
-    posteriors: Sequence[Posterior]  # pyright: ignore[reportIncompatibleMethodOverride]
-    decoders: Sequence[nn.Module]
-    conditionals: Sequence[Posterior]
+    encoders: Annotated[Sequence[nn.Module], Bounds(least=1), NETWORKS]
+    posteriors: Annotated[  # pyright: ignore[reportIncompatibleMethodOverride]
+        Sequence[Posterior], POSTERIORS
+    ]
+    decoders: Annotated[Sequence[nn.Module], NETWORKS]
+    conditionals: Annotated[Sequence[Posterior], POSTERIORS]
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        counts = {
+            "encoders": len(self.encoders),
+            "posteriors": len(self.posteriors),
+            "decoders": len(self.decoders),
+            "conditionals": len(self.conditionals) + 1,
+        }
+        for name, count in counts.items():
+            if count != (most := max(counts.values())):
+                few = name == "conditionals"
+                raise VaeJaxError(
+                    f"{name} of {type(self).__name__} are {count - few}, where {most} layers have "
+                    f"{most - few}: give an encoder, a posterior and a decoder for each layer, and "
+                    "a conditional for each below the top."
+                )
+        for index, (encoder, decoder) in enumerate(zip(self.encoders, self.decoders, strict=True)):
+            check_encoder(f"encoders[{index}] of {type(self).__name__}", encoder)
+            check_decoder(f"decoders[{index}] of {type(self).__name__}", decoder, index == 0)
 
     @override
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:

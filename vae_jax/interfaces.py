@@ -8,26 +8,41 @@ declarations and refuses combinations that have no meaning.
 # pyright: strict, reportUnknownMemberType=false
 
 import abc
+import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    cast,
+)
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from flax import struct
+from flax.core import Scope
 from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float, Int, Key, Num
 
+from vae_jax import given, random
 from vae_jax.errors import VaeJaxError
 
 if TYPE_CHECKING:
     from vae_jax.conditional import LabelEmbedding
     from vae_jax.distributions import Distribution
     from vae_jax.vae import Terms
+else:
+    LabelEmbedding = nn.Module  # while the program runs, `Model` knows it by its name alone
 
+Own = TypeVar("Own", bound="Part")
 Shape = tuple[int, ...]
 Variables = Mapping[str, Any]
 """What a module's `apply` takes: its variable collections by name, trees of arrays."""
@@ -62,17 +77,8 @@ _EVENT_NDIMS: dict[Space, int] = {"real": 1, "sphere": 1, "onehot": 2, "simplex"
 
 
 def latent_shape(shape: int | Sequence[int]) -> Shape:
-    """The event shape of z; a vector may be given by its length d, which makes `(d,)`.
-
-    Raises:
-        VaeJaxError: there is no size, or one is not a positive whole number.
-    """
+    """The event shape of z; a vector may be given by its length d, which makes `(d,)`."""
     event = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if not event or any(not isinstance(size, Integral) or size < 1 for size in event):
-        raise VaeJaxError(
-            f"{shape} is not a shape of latents: take d for vectors, (n, d) for sets of n vectors "
-            "or (h, w, c) for maps, all at least 1."
-        )
     return tuple(int(size) for size in event)
 
 
@@ -124,7 +130,44 @@ class Requirements:
     least_batch: int = 1
 
 
-class Posterior(nn.Module):
+class Part(nn.Module):
+    """A Linen module whose constructor refuses what the annotations of its fields do not allow.
+
+    Example:
+        `Noisy(0)`, `Noisy(2.5)` and `Noisy(dim="2")` are refused with a sentence::
+
+            class Noisy(Part):
+                dim: given.Count
+    """
+
+    def __post_init__(self):
+        # A module that is bound, or copied to be bound, has been checked when it was made.
+        if not (self.parent is None or isinstance(self.parent, nn.Module | Scope)):
+            self.check()
+        super().__post_init__()
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Checks the fields; a subclass, by `nn.nowrap`, adds what has to hold between them.
+
+        Raises:
+            VaeJaxError: a field does not fit, or a module is in two positions.
+        """
+        given.check_fields(self)
+        given.check_apart(self)
+
+    @nn.nowrap
+    def clone(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self: Own, **updates: object
+    ) -> Own:
+        """Linen's `clone`, with the fields that are exchanged checked too."""
+        copied = super().clone(**updates)  # pyright: ignore[reportArgumentType]
+        if not updates.keys() <= {"parent", "name", "_deep_clone", "_reset_names"}:
+            copied.check()
+        return copied
+
+
+class Posterior(Part):
     """q(z|x): from the features of a network to a distribution over latents.
 
     Attributes:
@@ -201,7 +244,7 @@ def _axes(positions: Sequence[int]) -> str:
     return f"[{', '.join(['N', *map(str, positions), 'F'])}]"
 
 
-class Prior(nn.Module):
+class Prior(Part):
     """p(z), or p(z|y); it is given the model of which it is a part.
 
     Most priors ignore the model. The VampPrior is made of the model's `encode`, and a prior over
@@ -246,7 +289,7 @@ class Prior(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
 
 
-class Likelihood(nn.Module):
+class Likelihood(Part):
     """p(x|z): from the features of a decoder to a distribution over images.
 
     Attributes:
@@ -334,7 +377,19 @@ class Likelihood(nn.Module):
         return dense(features).reshape(-1, *shape)
 
 
-class Model(nn.Module, kw_only=True):
+def _is_embedding(labels: object) -> bool:
+    names = [each.__name__ for each in type(labels).__mro__]
+    return labels is None or "LabelEmbedding" in names
+
+
+@functools.cache
+def _arguments_of(method: str) -> tuple[str, ...]:
+    """The names of the arguments of one of a model's methods; none of any other's."""
+    function = getattr(Model, method, None)
+    return () if function is None else tuple(inspect.signature(function).parameters)[1:]
+
+
+class Model(Part, kw_only=True):
     """A generative model p(x, z_1, ..., z_L) with its inference model q(z_1, ..., z_L | x).
 
     Latents are always a tuple of layers, the bottom layer z_1 first. In a conditional model, one
@@ -348,14 +403,19 @@ class Model(nn.Module, kw_only=True):
         image_shape: (H, W, C); where it is left out, an `Experiment` takes that of its data.
 
     Raises:
-        VaeJaxError: (when the model is used) neither said what its images are.
+        VaeJaxError: a part is of another kind, or in two positions; or (when the model is used)
+            neither said what its images are.
     """
 
-    prior: Prior
-    likelihood: Likelihood
-    critic: nn.Module | None = None
-    labels: "LabelEmbedding | None" = None
-    image_shape: Shape = ()
+    prior: Annotated[Prior, "a prior, such as StandardNormal(20)"]
+    likelihood: Annotated[Likelihood, "a likelihood, such as Bernoulli()"]
+    critic: Annotated[nn.Module | None, "a critic, such as LatentCritic(MLP((64,))), or None"] = (
+        None
+    )
+    labels: Annotated[LabelEmbedding | None, _is_embedding, "a LabelEmbedding, or None"] = None
+    image_shape: Annotated[
+        tuple[()] | tuple[given.Count, given.Count, given.Count], "(H, W, C), such as (28, 28, 1)"
+    ] = ()
 
     if TYPE_CHECKING:  # at run time a property would hide the attribute of a hierarchy
 
@@ -371,6 +431,49 @@ class Model(nn.Module, kw_only=True):
                 f"This {type(self).__name__} does not know the shape of its images: give it to an "
                 "Experiment, whose model knows it from the data, or set image_shape=(H, W, C)."
             )
+
+    apply = given.admitted(nn.Module.apply)  # pyright: ignore
+    init_with_output = given.admitted(nn.Module.init_with_output)  # pyright: ignore
+
+    @property
+    def decoded_layers(self) -> int:
+        """The number of layers, from the bottom one up, that p(x|z) depends on directly."""
+        return 1
+
+    @nn.nowrap
+    def admit(
+        self,
+        variables: object,
+        method: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+    ) -> None:
+        """Checks images x, latents zs and labels y before one of the model's methods gets them.
+
+        Raises:
+            VaeJaxError: they do not fit the model.
+        """
+        arguments = {**dict(zip(_arguments_of(method), args, strict=False)), **kwargs}
+        if "x" in arguments and self.image_shape:
+            in_unit = "real" not in self.likelihood.supports
+            given.images(arguments["x"], self.image_shape, in_unit)
+        given.labels(arguments.get("y"), None if self.labels is None else self.labels.num_classes)
+        if "zs" in arguments:
+            shapes = self.latent_shapes(cast(Variables, variables))
+            spaces = [posterior.space for posterior in self.posteriors]
+            fewest = self.decoded_layers if method == "decode" else len(shapes)
+            given.layers(arguments["zs"], shapes, spaces, fewest)
+
+    @nn.nowrap
+    def latent_shapes(self, variables: Variables) -> list[Shape]:
+        """The shapes of z in every layer, with these variables."""
+        y = None if self.labels is None else jnp.zeros(1, jnp.int32)
+
+        def sample(variables: Variables) -> Layers:
+            zs, _ = self.apply(variables, random.key(0)[None], y, method="sample")
+            return zs
+
+        return [z.shape[1:] for z in jax.eval_shape(sample, variables)]
 
     def __call__(
         self,
@@ -440,7 +543,7 @@ class Model(nn.Module, kw_only=True):
         return log_px + log_pz
 
 
-class Objective(abc.ABC):
+class Objective(given.Checked, abc.ABC):
     """From Terms to one scalar that is differentiated once: a frozen dataclass of its settings.
 
     Attributes:

@@ -1,12 +1,15 @@
 """An optimizer for each group of parameters: encoder, posterior, prior, decoder, ..., critic."""
 
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
 from jax.tree_util import KeyPath, keystr
+
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Index, checked
 
 PARAMETER_GROUPS = (
     "encoder",
@@ -25,9 +28,13 @@ def group_of(name: str) -> str:
     return name.rstrip("_0123456789").removesuffix("s")
 
 
-def by_group(
-    default: optax.GradientTransformation, **groups: optax.GradientTransformation
-) -> optax.GradientTransformation:
+Optimizer = Annotated[
+    optax.GradientTransformation, "an optax transformation, such as optax.adam(1e-3)"
+]
+
+
+@checked
+def by_group(default: Optimizer, **groups: Optimizer) -> optax.GradientTransformation:
     """Move each group of parameters with its own optimizer.
 
     So a game is played with one scalar objective: the critic's optimizer moves the critic alone.
@@ -38,7 +45,7 @@ def by_group(
         groups: optimizers by the name of a group, one of `PARAMETER_GROUPS`.
 
     Raises:
-        ValueError: there is no such group.
+        VaeJaxError: there is no such group, or an optimizer is none.
 
     Example:
         >>> by_group(optax.adam(1e-3), critic=optax.adam(1e-4))
@@ -46,7 +53,7 @@ def by_group(
     for name in groups:
         if name not in PARAMETER_GROUPS:
             known = ", ".join(PARAMETER_GROUPS)
-            raise ValueError(f"there is no group of parameters {name!r}: take one of {known}")
+            raise VaeJaxError(f"There is no group of parameters {name!r}: take one of {known}.")
 
     def labels(params: optax.Params) -> optax.Params:
         def label(path: KeyPath, _: Array) -> str:
@@ -75,9 +82,8 @@ class SwitchedState(NamedTuple):
     then: optax.OptState
 
 
-def switched(
-    steps: int, first: optax.GradientTransformation, then: optax.GradientTransformation
-) -> optax.GradientTransformation:
+@checked
+def switched(steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientTransformation:
     """Change the optimizer after a number of steps; the second counts its own steps from there.
 
     Steps that training skips, because they were not finite, are not counted.

@@ -23,7 +23,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor
 
-from vae_jax import storage
+from vae_jax import given, storage
 from vae_jax.errors import VaeJaxError, legible
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
@@ -252,7 +252,8 @@ def save_images(
     of these, the quality is one for it, and the images are pictures in [0,1].
     """
     options = options_for(path, quality)
-    grid = Image.fromarray(_mosaic(_tiles(_pixels(images, "[N,H,W,C]"), columns), gap=0))
+    pixels = _pixels(images, "[N,H,W,C]")
+    grid = Image.fromarray(_mosaic(_tiles(pixels, columns), gap=0))
     picture = grid.convert("L" if images.shape[-1] == 1 else "RGB")
     return _write(path, lambda to: picture.save(to, **options))
 
@@ -313,8 +314,7 @@ def _agree(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None
 
 def _pixels(images: np.ndarray, axes: str) -> np.ndarray:
     """Checks floats in [0,1] whose shape is `axes` and returns RGB bytes `[...,H,W,3]`."""
-    if images.ndim != axes.count(",") + 1 or images.shape[-1] not in (1, 3) or not images.size:
-        raise VaeJaxError(f"Images have shape {images.shape}: pass {axes}, C = 1 or 3, none empty.")
+    images = given.pictures(images, "An array of images", axes)
     wrong = images[~((images >= -TOLERANCE) & (images <= 1 + TOLERANCE))]  # NaN too
     if wrong.size:
         raise VaeJaxError(

@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
-from vae_jax import parallel, random, storage
+from vae_jax import given, parallel, random, storage
 from vae_jax.checkpoint import Checkpoints, Which
 from vae_jax.data import SplitName
 from vae_jax.data.kept import keep, kept
@@ -498,6 +500,33 @@ class Run:
             )
         keys = random.purpose(random.image_keys(split, rows), "protocol")
         return self.experiment.data.protocol.apply(images[rows], keys)
+
+    def observed(self, x: object) -> Array | np.ndarray:
+        """Images `[n, H, W, C]` that a user gives, as the model sees them.
+
+        Args:
+            x: bytes, which go through the data's protocol with noise of their own, or floats, which
+                are taken to be what it makes.
+
+        Raises:
+            VaeJaxError: they have another layout, shape, type or range than the model's.
+        """
+        data = self.experiment.data
+        found = given.laid_out(x, data.image_shape)
+        if found.dtype != np.uint8:
+            return given.images(found, data.image_shape, pixels_in_unit=True)
+        keys = random.purpose(random.image_keys("given", np.arange(len(found))), "protocol")
+        return data.protocol.apply(jnp.asarray(found), keys)
+
+    def classes(self, y: ArrayLike | None) -> Array | np.ndarray | None:
+        """Labels `[n]`, or `[1]` for all, that a user gives.
+
+        Raises:
+            VaeJaxError: they are no classes of the model, or it has none.
+        """
+        model = self.experiment.model
+        known = None if model.labels is None else model.labels.num_classes
+        return given.labels(y if y is None or isinstance(y, Array) else np.asarray(y), known)
 
     def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
         """The labels `[n]` of images of a split; None where the model takes none."""

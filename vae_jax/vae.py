@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shared, exact_kl, sample_each
+from vae_jax.given import Network, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Metrics, Model, Posterior, Shape
 
 D = TypeVar("D", bound=Distribution)
@@ -180,9 +181,16 @@ class VAE(Model, kw_only=True):
         ... )
     """
 
-    encoder: nn.Module
-    posterior: Posterior
-    decoder: nn.Module
+    encoder: Network
+    posterior: Annotated[Posterior, "a posterior, such as DiagonalGaussian(20)"]
+    decoder: Network
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_encoder("encoder of VAE", self.encoder)
+        check_decoder("decoder of VAE", self.decoder)
 
     @property
     def posteriors(self) -> tuple[Posterior]:

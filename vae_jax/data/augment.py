@@ -6,7 +6,7 @@ for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ from jax.scipy.ndimage import map_coordinates
 from vae_jax import random
 from vae_jax.data.datasets import Data
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Checked, Index, Proportion, Weight
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     """A random map of one image: uint8 `[H, W, C]` and a key to uint8 `[H, W, C]`."""
 
@@ -32,7 +34,7 @@ class Augmentation(Protocol):
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(Checked):
     """Exchange left and right with probability one half."""
 
     def __call__(self, image: Array, key: Array) -> Array:
@@ -41,7 +43,7 @@ class HorizontalFlip:
 
 
 @dataclass(frozen=True)
-class RandomShift:
+class RandomShift(Checked):
     """Move the image by a few pixels each way; its mirror image fills the border.
 
     This is random padding and cropping with reflection instead of zeros.
@@ -53,12 +55,15 @@ class RandomShift:
         He et al. (2016), "Deep residual learning for image recognition", section 4.2.
     """
 
-    pixels: int
+    pixels: Index
 
     def __call__(self, image: Array, key: Array) -> Array:
         """Change one image, uint8 `[H, W, C]`."""
-        if not 0 <= self.pixels < min(image.shape[:2]):
-            raise ValueError(f"a shift by {self.pixels} pixels does not suit {image.shape}")
+        if self.pixels >= min(image.shape[:2]):
+            raise VaeJaxError(
+                f"RandomShift by {self.pixels} pixels does not fit images of shape {image.shape}: "
+                "give fewer than the height and the width."
+            )
         border = (self.pixels, self.pixels)
         padded = jnp.pad(image, (border, border, (0, 0)), mode="reflect")
         top, left = jax.random.randint(key, (2,), 0, 2 * self.pixels + 1)
@@ -70,7 +75,7 @@ def _to_bytes(values: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class RandomAffine:
+class RandomAffine(Checked):
     """Turn, stretch and move the image a little; its mirror image fills the border.
 
     With the origin at the centre, the new pixel (y, x) is taken from the old image at
@@ -84,9 +89,9 @@ class RandomAffine:
         shift: the largest shift in each direction, in pixels or fractions of them.
     """
 
-    degrees: float
-    stretch: float
-    shift: float
+    degrees: Weight
+    stretch: Weight
+    shift: Weight
 
     def __call__(self, image: Array, key: Array) -> Array:
         """Change one image, uint8 `[H, W, C]`."""
@@ -108,14 +113,14 @@ class RandomAffine:
 
 
 @dataclass(frozen=True)
-class BrightnessJitter:
+class BrightnessJitter(Checked):
     """Multiply the image by a factor from U(1 - amount, 1 + amount), rounded to the nearest byte.
 
     Attributes:
         amount: the largest change of the factor, in [0, 1].
     """
 
-    amount: float
+    amount: Proportion
 
     def __call__(self, image: Array, key: Array) -> Array:
         """Change one image, uint8 `[H, W, C]`."""
@@ -123,14 +128,14 @@ class BrightnessJitter:
 
 
 @dataclass(frozen=True)
-class ColourJitter:
+class ColourJitter(Checked):
     """Multiply each channel by its own factor as in `BrightnessJitter`, which shifts the colours.
 
     Attributes:
         amount: the largest change of a factor, in [0, 1].
     """
 
-    amount: float
+    amount: Proportion
 
     def __call__(self, image: Array, key: Array) -> Array:
         """Change one image, uint8 `[H, W, C]`."""

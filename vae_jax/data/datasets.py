@@ -7,13 +7,13 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from vae_jax import random
+from vae_jax import given, random
 from vae_jax.data.pipeline import PROTOCOLS, Protocol, SplitName, Support
 from vae_jax.errors import VaeJaxError
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(given.Checked):
     """Images and, where the data set has them, class labels.
 
     Attributes:
@@ -29,7 +29,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class Data(given.Checked):
     """A data set ready for training: three splits, possibly empty but the first, and a protocol.
 
     Attributes:
@@ -82,20 +82,26 @@ class Data:
             VaeJaxError: the protocol is unknown, an array is not uint8 [N, H, W, C], the shapes of
                 two splits differ, there is no training image, or labels and names do not agree.
         """
+        train = _as_images(name, "train", train)
         empty = np.empty((0, *train.shape[1:]), np.uint8)
         images: dict[SplitName, np.ndarray] = {
             "train": train,
             "valid": empty if valid is None else valid,
             "test": empty if test is None else test,
         }
+        unknown = set(labels or {}) - set(images)
+        if unknown:
+            raise VaeJaxError(
+                f"There are labels of {name} for {sorted(unknown)[0]!r}: give them for train, "
+                "valid and test."
+            )
         splits = {}
         for split, array in images.items():
-            what = f"The {split} images of {name}"
-            _check_images(what, array)
+            array = _as_images(name, split, array)
             if array.shape[1:] != train.shape[1:]:
                 raise VaeJaxError(
-                    f"{what} have the shape {array.shape[1:]} where its training images have "
-                    f"{train.shape[1:]}: give all splits the same image shape."
+                    f"The {split} images of {name} have the shape {array.shape[1:]} where its "
+                    f"training images have {train.shape[1:]}: give all splits the same image shape."
                 )
             splits[split] = Split(array, _find_labels(name, split, len(array), labels or {}))
         if not len(train):
@@ -146,7 +152,10 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _check_images(what: str, images: np.ndarray) -> None:
+def _as_images(name: str, split: SplitName, images: object) -> np.ndarray:
+    what = f"The {split} images of {name}"
+    images = given.array(images, f"{split} of {name}", "[N, H, W, C], with C = 1 for grey images")
+    images = images if isinstance(images, np.ndarray) else np.asarray(images)
     if np.issubdtype(images.dtype, np.floating):
         nan = np.argwhere(np.isnan(images))
         if len(nan):
@@ -159,10 +168,13 @@ def _check_images(what: str, images: np.ndarray) -> None:
             f"{what} are {images.dtype}: give uint8 values from 0 to 255 (for images in [0, 1], "
             "multiply by 255 and round)."
         )
-    if images.ndim != 4:
+    height, _, channels = images.shape[1:]
+    if height in (1, 3) and channels > 4:
         raise VaeJaxError(
-            f"{what} have the shape {images.shape}: give [N, H, W, C], with C = 1 for grey images."
+            f"{what} have the shape {images.shape}, channels first: give channels last, "
+            "images.transpose(0, 2, 3, 1)."
         )
+    return images
 
 
 def _find_labels(
@@ -170,7 +182,7 @@ def _find_labels(
 ) -> np.ndarray | None:
     if split not in labels:
         return None
-    found = labels[split]
+    found = np.asarray(labels[split])
     if found.shape != (num_images,) or not np.issubdtype(found.dtype, np.integer):
         raise VaeJaxError(
             f"The {split} labels of {name} are {found.dtype} of shape {found.shape}: give "
@@ -180,14 +192,14 @@ def _find_labels(
 
 
 def _name_classes(
-    name: str, splits: Mapping[SplitName, Split], given: Sequence[str] | None
+    name: str, splits: Mapping[SplitName, Split], wanted: Sequence[str] | None
 ) -> tuple[str, ...] | None:
     every = {split: part.labels for split, part in splits.items() if part.labels is not None}
     every = {split: labels for split, labels in every.items() if len(labels)}
     if not every:
         return None
     highest = max(int(labels.max()) for labels in every.values())
-    names = tuple(map(str, range(highest + 1)) if given is None else given)
+    names = tuple(map(str, range(highest + 1)) if wanted is None else wanted)
     for split, labels in every.items():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= len(names):

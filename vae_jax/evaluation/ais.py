@@ -27,6 +27,7 @@ from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import Evaluator, over_split
 from vae_jax.experiment import Experiment
+from vae_jax.given import Checked, Count, Index
 from vae_jax.interfaces import Layers, Model
 
 ACCEPTANCE = 0.65
@@ -38,7 +39,7 @@ Drawn = tuple[Layers, Distribution]
 
 
 @dataclass(frozen=True)
-class AIS:
+class AIS(Checked):
     """Settings of annealed importance sampling.
 
     Attributes:
@@ -50,14 +51,9 @@ class AIS:
         VaeJaxError: one of the first two is below 1, or the last below 0.
     """
 
-    num_temperatures: int = 1000
-    num_chains: int = 16
-    num_leapfrog: int = 10
-
-    def __post_init__(self):
-        for name, least in (("num_temperatures", 1), ("num_chains", 1), ("num_leapfrog", 0)):
-            if getattr(self, name) < least:
-                raise VaeJaxError(f"{name} is {getattr(self, name)}: it must be at least {least}.")
+    num_temperatures: Count = 1000
+    num_chains: Count = 16
+    num_leapfrog: Index = 10
 
     def __str__(self) -> str:
         return f"T = {self.num_temperatures}, {self.num_chains} chains"

@@ -1,6 +1,6 @@
 """Flows whose Jacobian is triangular: each component depends on the components before it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import flax.linen as nn
@@ -13,20 +13,21 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float, Int
 
 from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
-from vae_jax.interfaces import Variables
+from vae_jax.given import Widths
+from vae_jax.interfaces import Part, Variables
 
 GATE_BIAS = 2.0
 GATE_LIMIT = 10.0
 
 
-class MADE(nn.Module):
+class MADE(Part):
     """A masked network whose outputs i see inputs 1, ..., i - 1 alone (Germain et al. 2015).
 
     Attributes:
         features: the width of each hidden layer; an ELU follows each.
     """
 
-    features: Sequence[int]
+    features: Widths
 
     @nn.compact
     def __call__(

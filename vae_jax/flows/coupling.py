@@ -1,6 +1,5 @@
 """Coupling layers: some components move the others."""
 
-from collections.abc import Sequence
 from typing import cast
 
 import flax.linen as nn
@@ -11,17 +10,18 @@ from jax import Array
 from jaxtyping import Float
 
 from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
-from vae_jax.interfaces import Variables
+from vae_jax.given import Widths
+from vae_jax.interfaces import Part, Variables
 
 
-class CouplingNetwork(nn.Module):
+class CouplingNetwork(Part):
     """Dense layers with ELU, then two numbers for each component, near zero at first.
 
     Attributes:
         features: the width of each hidden layer.
     """
 
-    features: Sequence[int]
+    features: Widths
 
     @nn.compact
     def __call__(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Annotated, cast
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,9 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shape, Shared
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Count
 from vae_jax.interfaces import Likelihood, Measure, Support
-from vae_jax.networks.transformer import Cache, Transformer
+from vae_jax.networks.transformer import Cache, Transformer, check_heads
 
 
 @struct.dataclass
@@ -152,10 +153,22 @@ class AutoregressivePixels(Likelihood):
         num_heads: the number of attention heads of each block.
     """
 
-    pixel: Likelihood
-    width: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
+    pixel: Annotated[Likelihood, "a likelihood, such as Bernoulli()"]
+    width: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if self.pixel.whole_batch:
+            raise VaeJaxError(
+                f"{type(self.pixel).__name__} looks at all pixels of a batch, so "
+                "AutoregressivePixels cannot use it for one: take another likelihood, such as "
+                "Gaussian."
+            )
+        check_heads(self, self.width, self.num_heads)
 
     @property
     def supports(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -176,16 +189,9 @@ class AutoregressivePixels(Likelihood):
         """p(x|z), batch `[N]` and event `[H, W, C]`.
 
         Raises:
-            VaeJaxError: the features have a different height or width than the image, or the
-                pixel's likelihood looks at whole batches.
+            VaeJaxError: the features have a different height or width than the image.
         """
         height, width, channels = image_shape
-        if self.pixel.whole_batch:
-            raise VaeJaxError(
-                f"{type(self.pixel).__name__} looks at all pixels of a batch, so "
-                "AutoregressivePixels cannot use it for one: take another likelihood, such as "
-                "Gaussian."
-            )
         if features.ndim > 2 and features.shape[1:3] != (height, width):
             raise VaeJaxError(
                 f"The decoder's features are {features.shape[1]}x{features.shape[2]} pixels, the "

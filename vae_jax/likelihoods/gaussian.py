@@ -11,6 +11,7 @@ from jaxtyping import Float
 from typing_extensions import override
 
 from vae_jax.distributions import Distribution, Normal, Shape
+from vae_jax.given import Positive
 from vae_jax.interfaces import Likelihood
 from vae_jax.likelihoods.base import MAX_LOG_SCALE
 from vae_jax.parallel import batch_mean
@@ -33,7 +34,7 @@ class Gaussian(Likelihood):
         bias_init: the initializer of its bias.
     """
 
-    scale: float | None = None
+    scale: Positive | None = None
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     bias_init: Initializer = nn.initializers.zeros
@@ -63,7 +64,7 @@ class OptimalGaussian(Likelihood):
         kernel_init: the initializer of the affine map.
     """
 
-    min_scale: float = 1e-3
+    min_scale: Positive = 1e-3
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
@@ -112,7 +113,7 @@ class HeteroscedasticGaussian(Likelihood):
         kernel_init: the initializer of both affine maps.
     """
 
-    min_scale: float = 1e-3
+    min_scale: Positive = 1e-3
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from vae_jax import distributions
 from vae_jax.distributions import Shape
+from vae_jax.given import Positive
 from vae_jax.interfaces import Likelihood
 
 
@@ -25,7 +26,7 @@ class Laplace(Likelihood):
         kernel_init: the initializer of the affine map.
     """
 
-    scale: float | None = None
+    scale: Positive | None = None
     squash: Callable[[Array], Array] = jax.nn.sigmoid
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 

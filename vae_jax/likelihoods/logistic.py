@@ -12,6 +12,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.cpu.softplus import softplus
 from vae_jax.distributions import Elementwise, Shape
+from vae_jax.given import Positive
 from vae_jax.interfaces import Likelihood
 from vae_jax.likelihoods.base import MAX_LOG_SCALE
 
@@ -86,7 +87,7 @@ class DiscretizedLogistic(Likelihood):
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
-    initial_scale: float = 0.1
+    initial_scale: Positive = 0.1
 
     supports = frozenset({"uint8"})
     measure = "mass"

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shape
+from vae_jax.given import Count, Positive
 from vae_jax.interfaces import Likelihood
 from vae_jax.likelihoods.logistic import bin_scale, log_bin_mass, nearest_level
 
@@ -124,9 +125,9 @@ class MixtureOfLogistics(Likelihood):
         initial_scale: the scale at log-scale output 0, in units of [0, 1].
     """
 
-    num_components: int = 10
+    num_components: Count = 10
     kernel_init: Initializer = nn.initializers.glorot_uniform()
-    initial_scale: float = 0.1
+    initial_scale: Positive = 0.1
 
     supports = frozenset({"uint8"})
     measure = "mass"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vae_jax import given
 from vae_jax.errors import VaeJaxError
 
 GROUPS = 20  # the jackknife leaves them out one at a time
@@ -194,6 +195,9 @@ def precision_recall(
         models.
     """
     real, generated = _checked(real, generated)
+    most = min(len(real), len(generated)) - 1
+    if not 1 <= neighbours <= most:
+        raise VaeJaxError(f"neighbours is {neighbours}: give 1 to {most}, the other images.")
     centre = real.mean(0)  # squares of what is near zero lose the least to rounding
     real, generated = real - centre, generated - centre
     return (
@@ -228,7 +232,10 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         VaeJaxError: they are not `[N, F]` and `[M, F]` with at least 40 rows each, all finite.
     """
+    x, y = (np.asarray(given.array(each, "A set of features", "[N, F]")) for each in (x, y))
     for features in (x, y):
+        if features.dtype.kind not in "fiu":
+            raise VaeJaxError(f"Features are {features.dtype}: give numbers [N, F].")
         if features.ndim != 2 or len(features) < MIN_IMAGES or features.shape[1] != x.shape[-1]:
             raise VaeJaxError(
                 f"Features {x.shape} and {y.shape} cannot be compared: give [N, F] and [M, F] of "

@@ -3,6 +3,7 @@
 import numpy as np
 
 from vae_jax.errors import VaeJaxError
+from vae_jax.metrics.spaces import check_images
 
 WINDOW, WINDOW_SD = 11, 1.5  # pixels
 C_1, C_2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -71,10 +72,10 @@ def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def _pair(images: np.ndarray, originals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    for array in (images, originals):
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape != originals.shape:
-            raise VaeJaxError(
-                f"Images {images.dtype} {images.shape} cannot be compared with {originals.dtype} "
-                f"{originals.shape}: give both as uint8 [N, H, W, C] of one shape."
-            )
+    images, originals = check_images(images), check_images(originals)
+    if images.shape != originals.shape:
+        raise VaeJaxError(
+            f"Images of shape {images.shape} cannot be compared with originals of shape "
+            f"{originals.shape}: give both the same."
+        )
     return images.astype(np.float64), originals.astype(np.float64)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jax import Array
 
+from vae_jax import given
 from vae_jax.errors import VaeJaxError
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -51,10 +52,10 @@ def check_images(images: np.ndarray) -> np.ndarray:
     Raises:
         VaeJaxError: they are not.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    found = given.pictures(images)
+    if found.dtype != np.uint8:
         raise VaeJaxError(
-            f"Images are {images.dtype} {images.shape}: give uint8 [N, H, W, C], C = 1 or 3."
+            f"Images are {found.dtype}: give uint8 from 0 to 255 (for images in [0, 1], "
+            "np.rint(255 * images).astype(np.uint8))."
         )
-    if not images.size:
-        raise VaeJaxError(f"An array of shape {images.shape} holds no images: give at least one.")
-    return images
+    return found

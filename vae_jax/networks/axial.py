@@ -6,23 +6,27 @@ so that the image becomes a set of vectors. A vertical encoder after a horizonta
 image at the cost of its rows and columns alone (Ho et al. 2019).
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
+from typing_extensions import override
 
 from vae_jax.distributions import Shape
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Count
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import Conv
 from vae_jax.networks.patches import from_patches, grid_of, to_patches
-from vae_jax.networks.transformer import SMALL, Block
+from vae_jax.networks.transformer import SMALL, Block, check_heads
 
 ROW, COLUMN = 2, 1  # the axes of `[N, h, w, F]` along which rows and columns run
 
 
-class AxialAttention(nn.Module):
+class AxialAttention(Part):
     """Transformer blocks in which the positions of a row see one another.
 
     Attributes:
@@ -30,8 +34,8 @@ class AxialAttention(nn.Module):
         num_heads: the number of attention heads of each block, a divisor of the width.
     """
 
-    num_layers: int = 2
-    num_heads: int = 4
+    num_layers: Count = 2
+    num_heads: Count = 4
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -42,7 +46,7 @@ class AxialAttention(nn.Module):
         return h.reshape(x.shape)
 
 
-class AxialConvolution(nn.Module):
+class AxialConvolution(Part):
     """Layers x + W gelu(k * LayerNorm(x)) whose kernels k lie along a row.
 
     A position then sees num_layers * (kernel_size - 1) / 2 positions to either side.
@@ -53,8 +57,8 @@ class AxialConvolution(nn.Module):
         kernel_init: the initializer of k and W; biases start at zero.
     """
 
-    num_layers: int = 2
-    kernel_size: int = 5
+    num_layers: Count = 2
+    kernel_size: Count = 5
     kernel_init: Initializer = nn.initializers.he_normal()
 
     @nn.compact
@@ -86,7 +90,7 @@ def _along(axis: int, layers: nn.Module, x: Array) -> Array:
     return layers(x.swapaxes(axis, 2)).swapaxes(axis, 2)
 
 
-class HorizontalEncoder(nn.Module):
+class HorizontalEncoder(Part):
     """Each row of patches by itself: the features of a position know its row and no other.
 
     Attributes:
@@ -96,9 +100,16 @@ class HorizontalEncoder(nn.Module):
             are padded with zeros.
     """
 
-    layers: nn.Module
-    width: int = 64
-    patch_size: int = 4
+    layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
+    width: Count = 64
+    patch_size: Count = 4
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.layers, AxialAttention):
+            check_heads(self, self.width, self.layers.num_heads)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -108,7 +119,7 @@ class HorizontalEncoder(nn.Module):
         return nn.LayerNorm()(_along(ROW, self.layers, h))
 
 
-class VerticalEncoder(nn.Module):
+class VerticalEncoder(Part):
     """Each column of patches by itself, pooled to one vector: the image as a set of vectors.
 
     Attributes:
@@ -118,9 +129,16 @@ class VerticalEncoder(nn.Module):
             are padded with zeros.
     """
 
-    layers: nn.Module
-    width: int = 64
-    patch_size: int = 4
+    layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
+    width: Count = 64
+    patch_size: Count = 4
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.layers, AxialAttention):
+            check_heads(self, self.width, self.layers.num_heads)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -130,7 +148,7 @@ class VerticalEncoder(nn.Module):
         return nn.LayerNorm()(_along(COLUMN, self.layers, h).mean(COLUMN))
 
 
-class AxialEncoder(nn.Module):
+class AxialEncoder(Part):
     """A horizontal encoder, then a vertical one on its map: every vector knows the whole image.
 
     Attributes:
@@ -147,15 +165,22 @@ class AxialEncoder(nn.Module):
         return self.vertical(self.horizontal(x))
 
 
-class _Decoder(nn.Module):
+class _Decoder(Part):
     """Each row or column of patches by itself, from its own latents to its pixels."""
 
-    layers: nn.Module
-    features: int = 16
-    width: int = 64
-    patch_size: int = 4
+    layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
+    features: Count = 16
+    width: Count = 64
+    patch_size: Count = 4
 
     axis: ClassVar[int]  # ROW or COLUMN
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.layers, AxialAttention):
+            check_heads(self, self.width, self.layers.num_heads)
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
@@ -167,7 +192,7 @@ class _Decoder(nn.Module):
             image_shape: (H, W, C).
 
         Raises:
-            ValueError: the latents do not fit the grid.
+            VaeJaxError: the latents do not fit the grid.
         """
         grid = grid_of(image_shape, self.patch_size)
         h = _Embedding(self.width)(_on_grid(z, grid, self.axis), grid)
@@ -202,7 +227,7 @@ class VerticalDecoder(_Decoder):
     axis: ClassVar[int] = COLUMN
 
 
-class AxialDecoder(nn.Module):
+class AxialDecoder(Part):
     """The mirror image of `AxialEncoder`: a vertical decoder to a map, then a horizontal decoder.
 
     Attributes:
@@ -231,7 +256,7 @@ def _on_grid(z: Array, grid: Shape, axis: int) -> Array:
             return jnp.expand_dims(z, axis)
         case (h, w, _) if (h, w) == grid:
             return z
-    raise ValueError(
-        f"latents of shape {z.shape[1:]} do not fit a grid of {height}x{width} patches: take a "
+    raise VaeJaxError(
+        f"Latents of shape {z.shape[1:]} do not fit a grid of {height}x{width} patches: take a "
         f"vector (d,), a set of vectors ({number}, d) or a map ({height}, {width}, d)."
     )

@@ -1,6 +1,6 @@
 """Encoders and decoders of strided convolutions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,9 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.distributions import Shape
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Count, Index, SomeWidths, Widths
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import Conv, ConvTranspose, halvings
 
 
@@ -30,7 +33,7 @@ class ResidualBlock(nn.Module):
         return x + nn.Dense(features, kernel_init=self.kernel_init)(self.activation(h))
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Part):
     """Strided convolutions that halve the image, residual blocks, then one dense layer.
 
     Attributes:
@@ -43,10 +46,10 @@ class ConvEncoder(nn.Module):
         kernel_init: the initializer of every kernel; biases start at zero.
     """
 
-    features: Sequence[int]
-    dense: int | None
-    kernel_size: int = 4
-    residual_blocks: int = 0
+    features: Widths
+    dense: Count | None
+    kernel_size: Count = 4
+    residual_blocks: Index = 0
     activation: Callable[[Array], Array] = jax.nn.relu
     kernel_init: Initializer = nn.initializers.he_normal()
 
@@ -63,7 +66,7 @@ class ConvEncoder(nn.Module):
         return self.activation(nn.Dense(self.dense, kernel_init=self.kernel_init)(x))
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Part):
     """One dense layer, then transposed convolutions that double the map up to the image's size.
 
     Attributes:
@@ -79,10 +82,10 @@ class ConvDecoder(nn.Module):
         kernel_init: the initializer of every kernel; biases start at zero.
     """
 
-    features: Sequence[int]
-    dense: int | None
-    kernel_size: int = 4
-    residual_blocks: int = 0
+    features: SomeWidths
+    dense: Count | None
+    kernel_size: Count = 4
+    residual_blocks: Index = 0
     activation: Callable[[Array], Array] = jax.nn.relu
     affine_last: bool = False
     kernel_init: Initializer = nn.initializers.he_normal()
@@ -92,7 +95,7 @@ class ConvDecoder(nn.Module):
         """Latents `[N, ...]`, flattened, or maps `[N, h, w, D]`, to `[N, H, W, features[-1]]`.
 
         Raises:
-            ValueError: `dense` is None and the latents are not a map of the coarsest size.
+            VaeJaxError: `dense` is None and the latents are not a map of the coarsest size.
         """
         coarsest, *sizes = halvings(image_shape, len(self.features) - 1)
         if self.dense is None:
@@ -119,8 +122,8 @@ class ConvDecoder(nn.Module):
     def _from_map(self, z: Array, size: Shape) -> Array:
         if z.shape[1:-1] != tuple(size):
             height, width = size
-            raise ValueError(
-                f"latents of shape {z.shape[1:]} do not fit a coarsest map of {height}x{width}: "
+            raise VaeJaxError(
+                f"Latents of shape {z.shape[1:]} do not fit a coarsest map of {height}x{width}: "
                 f"give them the shape ({height}, {width}, d), or the decoder a width `dense`."
             )
         conv = Conv(self.features[0], use_bias=True, kernel_init=self.kernel_init)

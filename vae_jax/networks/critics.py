@@ -5,14 +5,15 @@ group `critic`, to which `vae_jax.optimizers.by_group` can give an optimizer of 
 example's logit depends on that example alone, never on the batch.
 """
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import flax.linen as nn
 import jax
 from jax import Array
+from typing_extensions import override
 
-from vae_jax.interfaces import Model
+from vae_jax.given import Network, SomeWidths, check_encoder
+from vae_jax.interfaces import Model, Part
 from vae_jax.networks.layers import Conv
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,7 +37,7 @@ def critic_of(model: Model) -> nn.Module:
     return model.critic
 
 
-class LatentCritic(nn.Module):
+class LatentCritic(Part):
     """Tells two distributions of z apart: D(z) = sigmoid(logit).
 
     For equally many examples of both, the optimal logit is the logarithm of their density ratio.
@@ -47,7 +48,13 @@ class LatentCritic(nn.Module):
         network: the network from latents to features.
     """
 
-    network: nn.Module
+    network: Network
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_encoder("network of LatentCritic", self.network)
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
@@ -56,7 +63,7 @@ class LatentCritic(nn.Module):
         return nn.Dense(1, name="logit")(features.reshape(len(features), -1))[..., 0]
 
 
-class ImageCritic(nn.Module):
+class ImageCritic(Part):
     """Tells real images from generated ones, and compares their features (Larsen et al. 2016).
 
     Attributes:
@@ -66,8 +73,15 @@ class ImageCritic(nn.Module):
         head: the network from these to the features of which the logit is an affine map.
     """
 
-    body: nn.Module
-    head: nn.Module
+    body: Network
+    head: Network
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_encoder("body of ImageCritic", self.body)
+        check_encoder("head of ImageCritic", self.head)
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -78,7 +92,7 @@ class ImageCritic(nn.Module):
         return nn.Dense(1, name="logit")(features.reshape(len(features), -1))[..., 0], seen
 
 
-class PatchCritic(nn.Module):
+class PatchCritic(Part):
     """Tells overlapping patches of real images from those of generated ones (Isola et al. 2017).
 
     4x4 convolutions of stride 2, except the last, of stride 1, then one more to the logit of each
@@ -91,7 +105,7 @@ class PatchCritic(nn.Module):
             pixels on each side, and the image is halved n - 1 times.
     """
 
-    features: Sequence[int]
+    features: SomeWidths
 
     @classmethod
     def isola(cls) -> "PatchCritic":

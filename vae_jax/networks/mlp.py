@@ -1,6 +1,6 @@
 """Fully connected networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,11 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 from vae_jax.distributions import Shape
+from vae_jax.given import Widths
+from vae_jax.interfaces import Part
 
 
-class MLP(nn.Module):
+class MLP(Part):
     """Dense layers, each followed by the activation.
 
     Attributes:
@@ -20,7 +22,7 @@ class MLP(nn.Module):
         kernel_init: the initializer of every kernel; biases start at zero.
     """
 
-    features: Sequence[int]
+    features: Widths
     activation: Callable[[Array], Array] = jax.nn.tanh
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
@@ -33,7 +35,7 @@ class MLP(nn.Module):
         return x
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Part):
     """Gated dense layers, (W x + b) * sigmoid(V x + c), as in Tomczak & Welling (2018).
 
     Attributes:
@@ -41,7 +43,7 @@ class GatedMLP(nn.Module):
         kernel_init: the initializer of every kernel; biases start at zero.
     """
 
-    features: Sequence[int]
+    features: Widths
     kernel_init: Initializer = nn.initializers.he_normal()
 
     @nn.compact

@@ -9,23 +9,32 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from typing_extensions import override
 
 from vae_jax.distributions import Shape
+from vae_jax.given import Count
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import Output, as_output
 from vae_jax.networks.patches import from_patches, grid_of, to_patches, to_tokens
-from vae_jax.networks.transformer import Transformer
+from vae_jax.networks.transformer import Transformer, check_heads
 
 
-class _Encoder(nn.Module):
+class _Encoder(Part):
     """From an image to the position that knows all of it, or to every patch's."""
 
-    patch_size: int = 4
-    width: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
+    patch_size: Count = 4
+    width: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
     output: Output = "vector"
 
     causal: ClassVar[bool]
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_heads(self, self.width, self.num_heads)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -41,16 +50,22 @@ class _Encoder(nn.Module):
         return as_output(h[:, before:].reshape(*patches.shape[:3], self.width), self.output)
 
 
-class _Decoder(nn.Module):
+class _Decoder(Part):
     """From latents as tokens, followed by a position for each patch, to the patches' pixels."""
 
-    features: int = 16
-    patch_size: int = 4
-    width: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
+    features: Count = 16
+    patch_size: Count = 4
+    width: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
 
     causal: ClassVar[bool]
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_heads(self, self.width, self.num_heads)
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:

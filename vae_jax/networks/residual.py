@@ -9,6 +9,8 @@ import jax
 from jax import Array
 from jax.nn.initializers import Initializer
 
+from vae_jax.given import Count, Positive, Weight
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import Conv
 
 
@@ -46,7 +48,7 @@ def convolution(features: int, x: Array, name: str, factor: float = 1.0) -> Arra
     return Conv(features, use_bias=True, kernel_init=scaled(factor), name=name)(x)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Part):
     """1x1, 3x3, 3x3 and 1x1 convolutions, an activation before each (Child 2021, figure 3).
 
     Attributes:
@@ -58,10 +60,10 @@ class Bottleneck(nn.Module):
         excite: whether the output's features are weighed by their means (`SqueezeExcite`).
     """
 
-    features: int
-    width: int
-    last: float = 1.0
-    ratio: float = 0.25
+    features: Count
+    width: Count
+    last: Weight = 1.0
+    ratio: Positive = 0.25
     activation: Callable[[Array], Array] = jax.nn.gelu
     excite: bool = False
 
@@ -76,7 +78,7 @@ class Bottleneck(nn.Module):
         return SqueezeExcite(name="excite")(r) if self.excite else r
 
 
-class Gated(nn.Module):
+class Gated(Part):
     """Two 3x3 convolutions, then c sigmoid(g) of a 1x1 convolution's halves c and g.
 
     The gated residual blocks of Dittadi's ladder VAE, without its batch normalization and dropout.
@@ -88,9 +90,9 @@ class Gated(nn.Module):
         activation: the elementwise function before each convolution and on c.
     """
 
-    features: int
-    width: int
-    last: float = 1.0
+    features: Count
+    width: Count
+    last: Weight = 1.0
     activation: Callable[[Array], Array] = jax.nn.elu
 
     @nn.compact

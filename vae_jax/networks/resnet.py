@@ -1,12 +1,12 @@
 """Pre-activation residual networks (He et al. 2016, "Identity mappings"), and their mirror."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
+from vae_jax.given import Count, SomeWidths
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import (
     Conv,
     Output,
@@ -58,7 +58,7 @@ class PreActivationBlock(nn.Module):
         return x + Conv(self.features, 3)(h)
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(Part):
     """Stages of residual blocks; each but the first halves the map and doubles the features.
 
     GroupNorm replaces the paper's batch normalization.
@@ -73,8 +73,8 @@ class ResNetEncoder(nn.Module):
         output: "map"; "tokens", its positions as a set; or "vector", their mean.
     """
 
-    blocks: Sequence[int]
-    width: int = 64
+    blocks: SomeWidths
+    width: Count = 64
     bottleneck: bool = False
     large_stem: bool = False
     output: Output = "map"
@@ -103,15 +103,15 @@ class ResNetEncoder(nn.Module):
         return as_output(_activated(x), self.output)
 
 
-class ResNetDecoder(nn.Module):
+class ResNetDecoder(Part):
     """`ResNetEncoder` in reverse: the last block of each stage upsamples.
 
     Attributes:
         blocks, width, bottleneck, large_stem: the attributes of the encoder.
     """
 
-    blocks: Sequence[int]
-    width: int = 64
+    blocks: SomeWidths
+    width: Count = 64
     bottleneck: bool = False
     large_stem: bool = False
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.distributions import Shape
+from vae_jax.given import Network
+from vae_jax.interfaces import Part
 
 Variables = TypeVar("Variables")
 
@@ -23,7 +25,7 @@ def spectral_norm(kernel: Array) -> Array:
     return jnp.sqrt(jnp.linalg.eigvalsh(gram)[-1])
 
 
-class SpectralNorm(nn.Module):
+class SpectralNorm(Part):
     """A network with each weight W replaced by W / sigma(W) (Miyato et al. 2018).
 
     Weights are the parameters of two axes or more, the last being the outputs; a convolution's
@@ -34,7 +36,7 @@ class SpectralNorm(nn.Module):
         network: the encoder or decoder to be normalized.
     """
 
-    network: nn.Module
+    network: Network
 
     @nn.compact
     def __call__(self, *arguments: Array | Shape) -> Array:

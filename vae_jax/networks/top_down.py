@@ -12,7 +12,7 @@ References:
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jaxtyping import Float
+from typing_extensions import override
 
 from vae_jax.distributions import LOG_SCALE_RANGE, Distribution, Normal, Shape, limited
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Bounds, Count, Index, Weight
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import Conv, ConvTranspose, average_pool, halvings, upsample
 from vae_jax.networks.residual import Bottleneck, Residual, scaled
 
@@ -31,7 +35,13 @@ Draw = Callable[[Distribution, Distribution | None], Array]
 """How a block finds z_l: a function of p(z_l | h) and of q(z_l | h, a), None without a."""
 Choose = Callable[[Distribution, Distribution | None, Own], Array]
 """How z_l is found: a function of p(z_l | h), of q(z_l | h, a) and of the layer's own input."""
-PerLevel = int | Sequence[int]
+Blocks = Annotated[
+    Sequence[Index], Bounds(least=1), "the number of blocks of each level, such as (2, 2, 0, 1)"
+]
+Net = Annotated[Residual, callable, "what makes residual networks, such as Bottleneck"]
+PerLevel = Annotated[
+    Count | Sequence[Count], "a whole number of at least 1, or a tuple of one for each level"
+]
 """One number for each level, or the same for all."""
 
 # Child (2021): finer maps begin from what comes from above alone.
@@ -60,6 +70,20 @@ def leading_zeros(blocks: Sequence[int]) -> int:
     return next((level for level, count in enumerate(blocks[:-1]) if count), len(blocks) - 1)
 
 
+def check_levels(part: Part, blocks: Sequence[int], *values: PerLevel) -> None:
+    """Checks that there is a number for each level.
+
+    Raises:
+        VaeJaxError: there are more or fewer.
+    """
+    for each in values:
+        if isinstance(each, Sequence) and len(each) != len(blocks):
+            raise VaeJaxError(
+                f"{type(part).__name__} has {len(blocks)} levels in `blocks` and was given "
+                f"{len(each)} numbers, {tuple(each)}: give one for each level, or one for all."
+            )
+
+
 def at(values: PerLevel, level: int) -> int:
     """The value at a level."""
     return values if isinstance(values, int) else values[level]
@@ -76,7 +100,7 @@ def scale_of(s: Float[Array, "*shape"], smooth: bool) -> Float[Array, "*shape"]:
     return jnp.exp(limited(s, *LOG_SCALE_RANGE))
 
 
-class TopDownBlock(nn.Module):
+class TopDownBlock(Part):
     """p(z | h), q(z | h, a), h + the projection of z, h + R(h) (Child 2021, figure 3).
 
     Attributes:
@@ -91,14 +115,14 @@ class TopDownBlock(nn.Module):
         residuals: the number of networks R after z.
     """
 
-    features: int
-    latents: int
-    last: float = 1.0
-    net: Residual = Bottleneck
+    features: Count
+    latents: Count
+    last: Weight = 1.0
+    net: Net = Bottleneck
     prior_features: bool = True
     relative: bool = False
     smooth: bool = False
-    residuals: int = 1
+    residuals: Index = 1
 
     @nn.compact
     def __call__(
@@ -131,7 +155,7 @@ class TopDownBlock(nn.Module):
         return h, Layer(z, p, q)
 
 
-class BottomUp(nn.Module):
+class BottomUp(Part):
     """Residual networks on the way up; each level ends with one more, and a mean over 2x2 pixels.
 
     Attributes:
@@ -142,9 +166,15 @@ class BottomUp(nn.Module):
         net: what makes the residual networks.
     """
 
-    blocks: Sequence[int]
+    blocks: Blocks
     width: PerLevel
-    net: Residual = Bottleneck
+    net: Net = Bottleneck
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_levels(self, self.blocks, self.width)
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> tuple[Float[Array, "N h w F"], ...]:
@@ -179,7 +209,7 @@ class BottomUp(nn.Module):
         return tuple(found)
 
 
-class TopDown(nn.Module):
+class TopDown(Part):
     """Blocks on the way down; those of one level have equal shapes and are scanned.
 
     So compile time grows with the number of levels that have blocks, and the parameters of a
@@ -195,10 +225,18 @@ class TopDown(nn.Module):
             partial of it.
     """
 
-    blocks: Sequence[int]
+    blocks: Blocks
     width: PerLevel
     latents: PerLevel
-    block: Callable[..., nn.Module] = TopDownBlock
+    block: Annotated[
+        Callable[..., nn.Module], "what makes a block, such as TopDownBlock or a partial of it"
+    ] = TopDownBlock
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_levels(self, self.blocks, self.width, self.latents)
 
     def shapes(self, image_shape: Shape) -> list[tuple[int, int, int]]:
         """The shape (h, w, c) of each layer's latents, the top layer first."""

@@ -7,10 +7,25 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from vae_jax.errors import VaeJaxError
+
 Cache = tuple[tuple[Array, Array], ...]
 """Each block's keys and values at all T positions, `[N, T, heads, width / heads]` each."""
 
 SMALL = nn.initializers.normal(0.02)
+
+
+def check_heads(part: nn.Module, width: int, num_heads: int) -> None:
+    """Checks that the heads share the width of a transformer equally.
+
+    Raises:
+        VaeJaxError: they do not.
+    """
+    if width % num_heads:
+        raise VaeJaxError(
+            f"The {num_heads} heads of {type(part).__name__} do not divide its width of {width}: "
+            "give a multiple."
+        )
 
 
 class Block(nn.Module):
@@ -42,13 +57,10 @@ class Block(nn.Module):
             The residual stream `[N, S, width]`, and the keys and values `[N, T or S, heads, ...]`.
 
         Raises:
-            ValueError: the width is not a multiple of the number of heads.
+            VaeJaxError: the width is not a multiple of the number of heads.
         """
         width = x.shape[-1]
-        if width % self.num_heads:
-            raise ValueError(
-                f"{self.num_heads} heads do not divide a width of {width}: take a multiple."
-            )
+        check_heads(self, width, self.num_heads)
 
         def dense(features: int) -> nn.Dense:
             return nn.Dense(features, kernel_init=self.kernel_init)

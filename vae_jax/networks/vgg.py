@@ -1,12 +1,15 @@
 """VGG as an encoder, and its mirror image as a decoder (Simonyan & Zisserman 2014)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
+from vae_jax.given import Bounds, SomeWidths, Widths
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import (
     HE,
     Conv,
@@ -19,7 +22,11 @@ from vae_jax.networks.layers import (
     upsample,
 )
 
-Stages = Sequence[Sequence[int]]
+Stages = Annotated[
+    Sequence[SomeWidths],
+    Bounds(least=1),
+    "a tuple with the widths of each stage, such as ((64, 64), (128,))",
+]
 """The features of each 3x3 convolution, stage by stage; a pool halves the map after each stage."""
 
 D: Stages = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
@@ -31,7 +38,7 @@ def _conv(x: Array, features: int, normalize: bool) -> Array:
     return jax.nn.relu(group_norm(x) if normalize else x)
 
 
-class VGGEncoder(nn.Module):
+class VGGEncoder(Part):
     """Stages of 3x3 convolutions with a 2x2 max pool after each.
 
     Attributes:
@@ -45,7 +52,7 @@ class VGGEncoder(nn.Module):
 
     stages: Stages
     output: Output = "map"
-    dense: Sequence[int] = ()
+    dense: Widths = ()
     normalize: bool = True
 
     @classmethod
@@ -68,7 +75,7 @@ class VGGEncoder(nn.Module):
         return x
 
 
-class VGGDecoder(nn.Module):
+class VGGDecoder(Part):
     """`VGGEncoder` in reverse, with nearest-neighbour upsampling for its pools.
 
     A convolution from f to f' features there is one from f' to f here; the last keeps its number,
@@ -82,7 +89,7 @@ class VGGDecoder(nn.Module):
     """
 
     stages: Stages
-    dense: Sequence[int] = ()
+    dense: Widths = ()
     normalize: bool = True
 
     @classmethod

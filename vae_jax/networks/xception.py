@@ -7,6 +7,8 @@ import jax
 from jax import Array
 
 from vae_jax.distributions import Shape
+from vae_jax.given import Count, Index, SomeWidths
+from vae_jax.interfaces import Part
 from vae_jax.networks.layers import (
     Conv,
     Output,
@@ -50,7 +52,7 @@ class XceptionBlock(nn.Module):
         return x + (max_pool(h, 3) if self.halve else h)
 
 
-class XceptionEncoder(nn.Module):
+class XceptionEncoder(Part):
     """Entry, middle and exit flow (Chollet 2017, figure 5).
 
     GroupNorm replaces the paper's batch normalization.
@@ -65,10 +67,10 @@ class XceptionEncoder(nn.Module):
         output: "map"; "tokens", its positions as a set; or "vector", their mean.
     """
 
-    stem: tuple[int, int]
-    entry: Sequence[int]
-    middle: int
-    exit: tuple[int, int, int]
+    stem: tuple[Count, Count]
+    entry: SomeWidths
+    middle: Index
+    exit: tuple[Count, Count, Count]
     output: Output = "map"
 
     @classmethod
@@ -91,17 +93,17 @@ class XceptionEncoder(nn.Module):
         return as_output(x, self.output)
 
 
-class XceptionDecoder(nn.Module):
+class XceptionDecoder(Part):
     """`XceptionEncoder` in reverse, with nearest-neighbour upsampling for its halvings.
 
     Attributes:
         stem, entry, middle, exit: the attributes of the encoder.
     """
 
-    stem: tuple[int, int]
-    entry: Sequence[int]
-    middle: int
-    exit: tuple[int, int, int]
+    stem: tuple[Count, Count]
+    entry: SomeWidths
+    middle: Index
+    exit: tuple[Count, Count, Count]
 
     @classmethod
     def xception(cls) -> "XceptionDecoder":

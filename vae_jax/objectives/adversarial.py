@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
+from vae_jax.given import Weight
 from vae_jax.interfaces import SPACES, Metrics, Model, Objective, Requirements, has_bound
 from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.vae import Terms
@@ -26,7 +27,7 @@ class AdversarialAutoencoder(Objective):
             each with an optimizer of its own.
     """
 
-    weight: float = 1.0
+    weight: Weight = 1.0
 
     @property
     @override

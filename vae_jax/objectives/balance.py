@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from vae_jax.given import Count
 from vae_jax.interfaces import Layers, Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
@@ -43,7 +44,7 @@ class BalancedELBO(Objective):
     """
 
     beta: Callable[[Array], ArrayLike] = field()
-    num_samples: int = 1
+    num_samples: Count = 1
 
     @property
     @override

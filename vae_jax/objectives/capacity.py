@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
@@ -28,9 +29,9 @@ class Capacity(Objective):
         num_samples: the number of samples K.
     """
 
-    gamma: float
-    capacity: float | Callable[[Array], ArrayLike]
-    num_samples: int = 1
+    gamma: Weight
+    capacity: Weight | Callable[[Array], ArrayLike]
+    num_samples: Count = 1
 
     @property
     @override

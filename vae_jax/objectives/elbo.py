@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
@@ -32,8 +33,8 @@ class ELBO(Objective):
         (2017), "beta-VAE", for beta.
     """
 
-    num_samples: int = 1
-    beta: float | Callable[[Array], ArrayLike] = 1.0
+    num_samples: Count = 1
+    beta: Weight | Callable[[Array], ArrayLike] = 1.0
     sticking_the_landing: bool = False
 
     @property

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax import random
+from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.parallel import batch_offset, gather_batch
@@ -40,7 +41,7 @@ class FactorVAE(Objective):
         gamma: the weight of TC.
     """
 
-    gamma: float
+    gamma: Weight
 
     @property
     @override

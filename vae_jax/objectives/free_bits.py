@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax.distributions import Elementwise, exact_kl
+from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
@@ -45,9 +46,9 @@ class FreeBits(Objective):
         num_samples: the number of samples K.
     """
 
-    floor: float
+    floor: Weight
     per: Literal["dimension", "map", "layer"] = "dimension"
-    num_samples: int = 1
+    num_samples: Count = 1
 
     @property
     @override

@@ -9,19 +9,20 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
 
-from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.given import Count, Positive
+from vae_jax.interfaces import Metrics, Model, Objective, Part, Requirements
 from vae_jax.networks.critics import critic_of
 from vae_jax.vae import Terms
 
 
-class Multiplier(nn.Module):
+class Multiplier(Part):
     """The Lagrange multiplier lambda > 0 of GECO; its one parameter is ln lambda.
 
     Attributes:
         start: the value of lambda before training.
     """
 
-    start: float = 1.0
+    start: Positive = 1.0
 
     @nn.compact
     def __call__(self) -> Float[Array, ""]:
@@ -55,7 +56,7 @@ class GECO(Objective):
     """
 
     tolerance: float
-    num_samples: int = 1
+    num_samples: Count = 1
 
     @property
     @override

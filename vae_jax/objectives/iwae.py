@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from vae_jax.given import Count
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.objectives.importance import (
     importance_bound,
@@ -29,7 +30,7 @@ class IWAE(Objective):
             2019).
     """
 
-    num_samples: int = field()
+    num_samples: Count = field()
     doubly_reparameterized: bool = False
 
     @property

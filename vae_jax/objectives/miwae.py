@@ -7,7 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
 
-from vae_jax.errors import VaeJaxError
+from vae_jax.given import Count, Proportion
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.objectives.importance import (
     importance_bound,
@@ -31,8 +31,8 @@ class MIWAE(Objective):
         doubly_reparameterized: whether the gradient of each bound is doubly reparameterized.
     """
 
-    m: int
-    k: int
+    m: Count
+    k: Count
     doubly_reparameterized: bool = False
 
     @property
@@ -67,8 +67,8 @@ class PIWAE(Objective):
         doubly_reparameterized: whether the gradient of q is doubly reparameterized.
     """
 
-    m: int
-    k: int
+    m: Count
+    k: Count
     doubly_reparameterized: bool = False
 
     @property
@@ -107,15 +107,9 @@ class CIWAE(Objective):
         VaeJaxError: beta is not in [0, 1], so this is not a bound.
     """
 
-    num_samples: int = field()
-    beta: float
+    num_samples: Count = field()
+    beta: Proportion
     doubly_reparameterized: bool = False
-
-    def __post_init__(self):
-        if not 0 <= self.beta <= 1:
-            raise VaeJaxError(
-                f"CIWAE(beta={self.beta}) is not a mean of two bounds: take beta in [0, 1]."
-            )
 
     @property
     @override

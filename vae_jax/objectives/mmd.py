@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Bounds, Checked, Count, Positive, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Space, has_bound
 from vae_jax.parallel import gather_batch
 from vae_jax.vae import Terms
@@ -26,7 +29,7 @@ def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
 
 
 @dataclass(frozen=True)
-class IMQ:
+class IMQ(Checked):
     """The inverse multiquadratic kernel sum_s C_s / (C_s + |x - y|²), C_s = 2 d sigma² s.
 
     2 d sigma² is the expected squared distance between two draws from the prior (Tolstikhin et al.
@@ -38,8 +41,8 @@ class IMQ:
         scales: the scales s, as in the paper's code.
     """
 
-    variance: float | None = None
-    scales: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+    variance: Positive | None = None
+    scales: Annotated[tuple[Positive, ...], Bounds(least=1)] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The kernel of every pair."""
@@ -50,14 +53,14 @@ class IMQ:
 
 
 @dataclass(frozen=True)
-class RBF:
+class RBF(Checked):
     """The Gaussian kernel exp(-|x - y|² / (2 d sigma²)) (Tolstikhin et al. 2018, section 4).
 
     Attributes:
         variance: the variance sigma² of each coordinate of the prior, as in `IMQ`.
     """
 
-    variance: float | None = None
+    variance: Positive | None = None
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The kernel of every pair."""
@@ -124,10 +127,19 @@ class InfoVAE(Objective):
         num_samples: the number of samples K.
     """
 
-    alpha: float
-    lambda_: float
+    alpha: Annotated[float, Bounds(most=1)]
+    lambda_: Weight
     kernel: Kernel = IMQ()
-    num_samples: int = 1
+    num_samples: Count = 1
+
+    @override
+    def __post_init__(self):
+        super().__post_init__()
+        if self.alpha + self.lambda_ < 1:
+            raise VaeJaxError(
+                f"alpha + lambda_ - 1 of InfoVAE is {self.alpha + self.lambda_ - 1:g}, a reward "
+                f"for the distance of q(z) from p(z): give lambda_ >= {1 - self.alpha:g}."
+            )
 
     @property
     @override
@@ -167,7 +179,7 @@ class WAE(Objective):
         kernel: the kernel of MMD.
     """
 
-    weight: float
+    weight: Weight
     kernel: Kernel = IMQ()
 
     @property

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Index, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Variables
 from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.parallel import batch_mean
@@ -78,11 +80,13 @@ class PatchGAN(Objective):
         VaeJaxError: the objective has a critic of its own.
     """
 
-    objective: Objective
-    weight: float = 0.5
-    start: int = 0
+    objective: Annotated[Objective, "an objective, such as ELBO()"]
+    weight: Weight = 0.5
+    start: Index = 0
 
+    @override
     def __post_init__(self):
+        super().__post_init__()
         if self.objective.requires.critic:
             raise VaeJaxError(
                 f"{type(self.objective).__name__} plays against a critic of its own, and a model "

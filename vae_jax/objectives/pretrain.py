@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from vae_jax.given import Index
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
@@ -31,8 +33,8 @@ class Pretrain(Objective):
         then: the objective of the steps after them.
     """
 
-    steps: int
-    then: Objective
+    steps: Index
+    then: Annotated[Objective, "an objective, such as ELBO()"]
 
     @property
     def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

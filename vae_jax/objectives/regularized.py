@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Distribution, sum_event
+from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
@@ -66,9 +67,9 @@ class RAE(Objective):
         gradient_penalty: the weight of the squared norm of the decoder's Jacobian.
     """
 
-    beta: float = 0.0
-    l2: float = 0.0
-    gradient_penalty: float = 0.0
+    beta: Weight = 0.0
+    l2: Weight = 0.0
+    gradient_penalty: Weight = 0.0
 
     @property
     @override

@@ -2,14 +2,21 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Num
 
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Bounds, Count, checked
 
+
+@checked
 def cyclical_schedule(
-    num_steps: int, num_cycles: int = 4, ratio: float = 0.5
+    num_steps: Count,
+    num_cycles: Count = 4,
+    ratio: Annotated[float, Bounds(above=0, most=1)] = 0.5,
 ) -> Callable[[Array], Array]:
     """A weight of the KL that rises from 0 to 1, stays there, and starts again (Fu et al. 2019).
 
@@ -18,9 +25,17 @@ def cyclical_schedule(
         num_cycles: the number of cycles M.
         ratio: the proportion R of a cycle in which the weight rises, linearly.
 
+    Raises:
+        VaeJaxError: a number does not fit, or there are more cycles than steps.
+
     Example:
         >>> objective = ELBO(beta=cyclical_schedule(100_000))
     """
+    if num_cycles > num_steps:
+        raise VaeJaxError(
+            f"num_cycles of cyclical_schedule is {num_cycles}, of {num_steps} steps: give at most "
+            "as many cycles as steps."
+        )
     period = num_steps / num_cycles
 
     def schedule(step: Num[Array, ""]) -> Float[Array, ""]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax.distributions import Distribution, Elementwise, Normal, one_event_axis
+from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_offset, gather_batch
 from vae_jax.vae import Terms
@@ -88,12 +89,12 @@ class BetaTC(Objective):
         num_samples: the number of samples K.
     """
 
-    beta: float
-    dataset_size: int
-    alpha: float = 1.0
-    gamma: float = 1.0
+    beta: Weight
+    dataset_size: Count
+    alpha: Weight = 1.0
+    gamma: Weight = 1.0
     sampling: Sampling = "stratified"
-    num_samples: int = 1
+    num_samples: Count = 1
 
     @property
     @override
@@ -144,8 +145,8 @@ class DIPVAE(Objective):
             C = Cov_x[mu(x)] + E_x[diag sigma(x)²], is DIP-VAE-II.
     """
 
-    lambda_off: float
-    lambda_diagonal: float
+    lambda_off: Weight
+    lambda_diagonal: Weight
     covariance_of: Literal["mean", "z"] = "z"
 
     @property

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
+from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.networks.critics import critic_of, frozen
 from vae_jax.vae import Terms
@@ -35,7 +36,7 @@ class VAEGAN(Objective):
         gamma: the weight of the decoder's reconstruction against the game.
     """
 
-    gamma: float
+    gamma: Weight
 
     @property
     @override

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax.distributions import Quantized
+from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
@@ -34,8 +35,8 @@ class VQVAE(Objective):
         entropy: the weight of the entropy penalty of `LookupFree`.
     """
 
-    commitment: float = 0.25
-    entropy: float = 0.1
+    commitment: Weight = 0.25
+    entropy: Weight = 0.1
 
     @property
     @override

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax import random
+from vae_jax.given import Count
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.vae import Terms
 
@@ -24,7 +25,7 @@ class WakeSleep(Objective):
         num_samples: the number of samples K in the wake phase.
     """
 
-    num_samples: int = 1
+    num_samples: Count = 1
 
     @property
     @override

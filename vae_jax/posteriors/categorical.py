@@ -1,5 +1,7 @@
 """Posteriors over categorical variables, exact and relaxed."""
 
+from typing import Annotated
+
 import flax.linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
@@ -7,6 +9,7 @@ from jaxtyping import Float
 from typing_extensions import override
 
 from vae_jax.distributions import Concrete, OneHotCategorical
+from vae_jax.given import Bounds, Count, Positive
 from vae_jax.interfaces import Posterior
 
 
@@ -34,9 +37,9 @@ class Categorical(Posterior):
         Jang et al. (2017), "Categorical reparameterization with Gumbel-softmax".
     """
 
-    num: int
-    classes: int
-    temperature: float
+    num: Count
+    classes: Annotated[int, Bounds(least=2)]
+    temperature: Positive
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     space = "onehot"
@@ -65,9 +68,9 @@ class GumbelSoftmax(Posterior):
         random variables".
     """
 
-    num: int
-    classes: int
-    temperature: float
+    num: Count
+    classes: Annotated[int, Bounds(least=2)]
+    temperature: Positive
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     space = "simplex"

@@ -4,7 +4,9 @@ Features `[N, h, w, F]` have a code vector at each position; vectors `[N, F]` ar
 position.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -17,6 +19,7 @@ from typing_extensions import override
 
 from vae_jax.distributions import ProductCodebook, Quantized, VectorCodebook, nearest, sum_event
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Bounds, Count, Decay, Proportion
 from vae_jax.interfaces import Posterior
 from vae_jax.parallel import batch_mean, gather_batch
 
@@ -132,10 +135,10 @@ class VectorQuantized(Posterior):
         kernel_init: the initializer of the affine map.
     """
 
-    num_codes: int
-    dim: int
-    decay: float | None = 0.99
-    restart_below: float = 0.05
+    num_codes: Count
+    dim: Count
+    decay: Decay | None = 0.99
+    restart_below: Proportion = 0.05
     kernel_init: Initializer = GLOROT
 
     space = "codes"
@@ -172,11 +175,11 @@ class ResidualVectorQuantized(Posterior):
         kernel_init: the initializer of the affine map.
     """
 
-    num_codes: int
-    dim: int
-    depth: int
-    decay: float | None = 0.99
-    restart_below: float = 0.05
+    num_codes: Count
+    dim: Count
+    depth: Count
+    decay: Decay | None = 0.99
+    restart_below: Proportion = 0.05
     kernel_init: Initializer = GLOROT
 
     space = "codes"
@@ -211,11 +214,24 @@ class FiniteScalarQuantized(Posterior):
         kernel_init: the initializer of the affine map to the components.
     """
 
-    levels: Sequence[int]
+    levels: Annotated[
+        Sequence[Annotated[int, Bounds(least=2)]],
+        Bounds(least=1),
+        "the number of values of each component, at least 2, such as (8, 6, 5)",
+    ]
     kernel_init: Initializer = GLOROT
 
     space = "codes"
     traits = frozenset({"codebook"})
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if (codes := math.prod(self.levels)) >= 2**31:
+            raise VaeJaxError(
+                f"levels of FiniteScalarQuantized make {codes:,} codes: give fewer than 2^31."
+            )
 
     @property
     def codebook(self) -> ProductCodebook:
@@ -226,16 +242,7 @@ class FiniteScalarQuantized(Posterior):
 
     @nn.compact
     def __call__(self, features: Float[Array, "N ..."]) -> Quantized:
-        """q(z|x), batch `[N]` and event `[h, w, len(levels)]`.
-
-        Raises:
-            VaeJaxError: a component has fewer than 2 levels.
-        """
-        if min(self.levels) < 2:
-            raise VaeJaxError(
-                f"FiniteScalarQuantized was given the levels {self.levels}: take at least 2 for "
-                "each component."
-            )
+        """q(z|x), batch `[N]` and event `[h, w, len(levels)]`."""
         dense = nn.Dense(len(self.levels), kernel_init=self.kernel_init, name="encoded")
         h = dense(_as_map(features))
         # Appendix A.1 of the paper, whose tan is a slip for artanh, as its author has confirmed: an
@@ -266,7 +273,7 @@ class LookupFree(Posterior):
         Yu et al. (2023), "Language model beats diffusion: tokenizer is key to visual generation".
     """
 
-    dim: int
+    dim: Annotated[int, Bounds(least=1, most=20)]
     kernel_init: Initializer = GLOROT
 
     space = "codes"

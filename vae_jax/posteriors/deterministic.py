@@ -9,6 +9,7 @@ from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax.distributions import Elementwise, Shape
+from vae_jax.given import LatentShape
 from vae_jax.interfaces import Posterior, latent_shape
 
 
@@ -39,7 +40,7 @@ class Deterministic(Posterior):
         kernel_init: the initializer of the affine map.
     """
 
-    shape: int | Shape
+    shape: LatentShape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     traits = frozenset({"amortized"})

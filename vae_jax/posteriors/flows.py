@@ -3,8 +3,6 @@
 Each starts near that Gaussian; Householder's near a rotation of it.
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 from jax import Array
 from jaxtyping import Float
@@ -24,6 +22,7 @@ from vae_jax.flows import (
     detach,
     orthogonalize,
 )
+from vae_jax.given import Count, Dim, Widths
 from vae_jax.interfaces import Posterior
 from vae_jax.posteriors.gaussian import DiagonalGaussian
 
@@ -39,8 +38,8 @@ class PlanarFlow(Posterior):
         num_flows: the number of flows T.
     """
 
-    dim: int
-    num_flows: int = 8
+    dim: Dim
+    num_flows: Count = 8
 
     traits = frozenset({"density", "path", "amortized", "noise"})
 
@@ -68,8 +67,8 @@ class HouseholderFlow(Posterior):
         num_flows: the number of reflections T; d of them reach every orthogonal matrix.
     """
 
-    dim: int
-    num_flows: int = 8
+    dim: Dim
+    num_flows: Count = 8
 
     traits = frozenset({"density", "path", "amortized", "noise"})
 
@@ -92,25 +91,26 @@ class SylvesterFlow(Posterior):
         num_flows: the number of flows T.
     """
 
-    dim: int
-    num_ortho: int
-    num_flows: int = 4
+    dim: Dim
+    num_ortho: Count
+    num_flows: Count = 4
 
     traits = frozenset({"density", "path", "amortized", "noise"})
 
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if self.num_ortho > self.dim:
+            raise VaeJaxError(
+                f"SylvesterFlow cannot have {self.num_ortho} orthonormal vectors of {self.dim} "
+                f"components: give num_ortho <= {self.dim}."
+            )
+
     @nn.compact
     def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
-        """q(z|x), batch `[N]` and event `[d]`.
-
-        Raises:
-            VaeJaxError: M > d.
-        """
+        """q(z|x), batch `[N]` and event `[d]`."""
         d, m, t = self.dim, self.num_ortho, self.num_flows
-        if m > d:
-            raise VaeJaxError(
-                f"SylvesterFlow cannot have {m} orthonormal vectors of {d} components: take "
-                f"num_ortho <= {d}."
-            )
         h = features.reshape(features.shape[0], -1)
         base = DiagonalGaussian(d, name="base")(h)
         q = nn.DenseGeneral((t, d, m), kernel_init=GLOROT, bias_init=NORMAL, name="q")(h)
@@ -134,9 +134,9 @@ class InverseAutoregressiveFlow(Posterior):
         features: the width of each hidden layer of a flow's MADE.
     """
 
-    dim: int
-    num_flows: int = 4
-    features: Sequence[int] = (128,)
+    dim: Dim
+    num_flows: Count = 4
+    features: Widths = (128,)
 
     traits = frozenset({"density", "path", "noise"})
 

@@ -8,7 +8,9 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Float
 from typing_extensions import override
 
-from vae_jax.distributions import LOG_SCALE_RANGE, MultivariateNormal, Normal, Shape, limited
+from vae_jax.distributions import LOG_SCALE_RANGE, MultivariateNormal, Normal, limited
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Dim, LatentShape, Limit
 from vae_jax.interfaces import Posterior, latent_shape
 
 
@@ -24,11 +26,22 @@ class DiagonalGaussian(Posterior):
             still a gradient, keep it finite in any case.
     """
 
-    shape: int | Shape
+    shape: LatentShape
     kernel_init: Initializer = nn.initializers.glorot_uniform()
-    log_scale_range: tuple[float, float] = (-jnp.inf, jnp.inf)
+    log_scale_range: tuple[Limit, Limit] = (-jnp.inf, jnp.inf)
 
     traits = frozenset({"density", "path", "factors", "amortized", "noise"})
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        low, high = self.log_scale_range
+        if low >= high:
+            raise VaeJaxError(
+                f"log_scale_range of DiagonalGaussian is {self.log_scale_range}: give the lower "
+                "limit first."
+            )
 
     @property
     @override
@@ -56,7 +69,7 @@ class FullCovarianceGaussian(Posterior):
         kernel_init: the initializer of the affine maps.
     """
 
-    dim: int
+    dim: Dim
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     traits = frozenset({"density", "path", "amortized", "noise"})

@@ -1,5 +1,7 @@
 """Posteriors on the hypersphere."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,8 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Float
 
 from vae_jax.distributions import VonMisesFisherDistribution
-from vae_jax.errors import VaeJaxError
 from vae_jax.flows import direction
+from vae_jax.given import Bounds
 from vae_jax.interfaces import Posterior
 
 
@@ -23,7 +25,7 @@ class VonMisesFisher(Posterior):
         kernel_init: the initializer of both affine maps.
     """
 
-    dim: int
+    dim: Annotated[int, Bounds(least=2)]
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     space = "sphere"
@@ -31,16 +33,7 @@ class VonMisesFisher(Posterior):
 
     @nn.compact
     def __call__(self, features: Float[Array, "N ..."]) -> VonMisesFisherDistribution:
-        """q(z|x), batch `[N]` and event `[d]`.
-
-        Raises:
-            VaeJaxError: d < 2.
-        """
-        if self.dim < 2:
-            raise VaeJaxError(
-                f"VonMisesFisher(dim={self.dim}) has no direction to choose, since unit vectors "
-                "have at least 2 components: take dim=2 or more."
-            )
+        """q(z|x), batch `[N]` and event `[d]`."""
         h = features.reshape(features.shape[0], -1)
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         kappa = nn.Dense(1, kernel_init=self.kernel_init, name="kappa")(h)[:, 0]

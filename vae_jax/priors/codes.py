@@ -1,7 +1,7 @@
 """Priors over codes."""
 
 import math
-from typing import cast
+from typing import Annotated, cast
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions import Coded, Distribution, OneHotCategorical, Shape, sum_event
+from vae_jax.given import Count
 from vae_jax.interfaces import Model, Prior, Variables
-from vae_jax.networks.transformer import Cache, Transformer
+from vae_jax.networks.transformer import Cache, Transformer, check_heads
 
 
 class UniformCodes(Prior):
@@ -24,7 +25,7 @@ class UniformCodes(Prior):
         shape: the height and width (h, w) of the map of codes.
     """
 
-    shape: Shape
+    shape: tuple[Count, Count]
 
     spaces = frozenset({"codes"})
     needs = frozenset({"codebook"})
@@ -115,12 +116,20 @@ class AutoregressiveCodes(Prior):
         num_heads: the number of attention heads of each block.
     """
 
-    shape: Shape
-    width: int = 64
-    num_layers: int = 2
-    num_heads: int = 4
+    shape: Annotated[
+        tuple[Count] | tuple[Count, Count], "(h, w) for a map of codes or (n,), all at least 1"
+    ]
+    width: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
 
     spaces = frozenset({"codes", "onehot"})
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_heads(self, self.width, self.num_heads)
 
     @nn.compact
     @override

@@ -1,7 +1,5 @@
 """Flow priors: a standard normal, transformed by invertible maps trained with the model."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -18,6 +16,7 @@ from vae_jax.flows import (
     Reverse,
     detach,
 )
+from vae_jax.given import Count, Dim, Widths
 from vae_jax.interfaces import Model, Prior
 
 
@@ -32,9 +31,9 @@ class RealNVP(Prior):
         features: the width of each hidden layer of a coupling's network.
     """
 
-    dim: int
-    num_flows: int = 6
-    features: Sequence[int] = (128, 128)
+    dim: Dim
+    num_flows: Count = 6
+    features: Widths = (128, 128)
 
     @nn.compact
     @override
@@ -60,9 +59,9 @@ class MaskedAutoregressiveFlow(Prior):
         features: the width of each hidden layer of a flow's MADE.
     """
 
-    dim: int
-    num_flows: int = 4
-    features: Sequence[int] = (128, 128)
+    dim: Dim
+    num_flows: Count = 4
+    features: Widths = (128, 128)
 
     @nn.compact
     @override

@@ -1,5 +1,7 @@
 """Mixture priors."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from jaxtyping import Float, Int, Key, UInt8
 from typing_extensions import override
 
 from vae_jax.distributions import Mixture, Normal, Shape
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Count, LatentShape, Positive
 from vae_jax.interfaces import Model, Prior, latent_shape
 
 
@@ -22,8 +26,8 @@ class GaussianMixture(Prior):
         shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
-    num_components: int
-    shape: int | Shape
+    num_components: Count
+    shape: LatentShape
 
     @nn.compact
     @override
@@ -54,20 +58,37 @@ class VampPrior(Prior):
         learned_weights: whether the w_c are learned; otherwise they are 1/C.
     """
 
-    num_components: int
+    num_components: Count
     mean: float = 0.05
-    stddev: float = 0.01
-    images: UInt8[np.ndarray, "N H W C"] | None = None
+    stddev: Positive = 0.01
+    images: Annotated[
+        UInt8[np.ndarray, "N H W C"] | None, "images, an array of uint8 [N, H, W, C], or None"
+    ] = None
     fixed: bool = False
     learned_weights: bool = False
 
     spaces = frozenset({"real", "sphere"})
     needs = frozenset({"density", "amortized"})
 
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if self.images is not None and len(self.images) < self.num_components:
+            raise VaeJaxError(
+                f"VampPrior cannot draw {self.num_components} components from {len(self.images)} "
+                "images: give at least as many images, or fewer components."
+            )
+
     @nn.compact
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Mixture:
         shape = (self.num_components, *model.image_shape)
+        if self.images is not None and self.images.shape[1:] != model.image_shape:
+            raise VaeJaxError(
+                f"The images of VampPrior have the shape {self.images.shape[1:]}, the model's "
+                f"{model.image_shape}: give images of the data, such as data.train.images."
+            )
         if self.fixed:
             pseudo_inputs = self.variable(
                 "exemplars", "pseudo_inputs", lambda: self._start(self.make_rng(), shape)

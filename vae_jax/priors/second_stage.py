@@ -12,6 +12,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Dim, Widths
 from vae_jax.interfaces import Layers, Model, Prior, Variables
 from vae_jax.likelihoods.gaussian import Gaussian
 from vae_jax.networks import MLP
@@ -78,8 +79,8 @@ class SecondStageVAE(Prior):
         hidden: the widths of the hidden layers of encoder and decoder.
     """
 
-    dim: int
-    hidden: tuple[int, ...] = (512, 512)
+    dim: Dim
+    hidden: Widths = (512, 512)
 
     def setup(self):
         """A VAE to which latents are images of d x 1 pixels."""

@@ -1,6 +1,7 @@
 """Priors without structure: standard densities of independent components, and uniform ones."""
 
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ from vae_jax.distributions import (
     Laplace,
     Normal,
     OneHotCategorical,
-    Shape,
     StudentT,
     limited,
 )
+from vae_jax.given import Bounds, Count, LatentShape, Positive
 from vae_jax.interfaces import Model, Prior, latent_shape
 
 LOG_DOF_RANGE = (0.0, 10.0)
@@ -30,7 +31,7 @@ class StandardNormal(Prior):
         shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
-    shape: int | Shape
+    shape: LatentShape
 
     factors = True
 
@@ -49,7 +50,7 @@ class StandardLaplace(Prior):
         shape: the shape of z: d, (n, d) or (h, w, c).
     """
 
-    shape: int | Shape
+    shape: LatentShape
 
     factors = True
 
@@ -69,8 +70,8 @@ class StandardStudentT(Prior):
             almost a normal.
     """
 
-    shape: int | Shape
-    dof: float | None = None
+    shape: LatentShape
+    dof: Positive | None = None
 
     factors = True
 
@@ -94,7 +95,7 @@ class HypersphericalUniform(Prior):
         dim: the number of components d of the vectors.
     """
 
-    dim: int
+    dim: Annotated[int, Bounds(least=2)]
 
     spaces = frozenset({"sphere"})
 
@@ -113,8 +114,8 @@ class UniformCategorical(Prior):
         classes: the number of categories C of each.
     """
 
-    num: int
-    classes: int
+    num: Count
+    classes: Annotated[int, Bounds(least=2)]
 
     spaces = frozenset({"onehot"})
 
@@ -137,9 +138,9 @@ class UniformConcrete(Prior):
         temperature: the temperature of the relaxation.
     """
 
-    num: int
-    classes: int
-    temperature: float
+    num: Count
+    classes: Annotated[int, Bounds(least=2)]
+    temperature: Positive
 
     spaces = frozenset({"simplex"})
 

@@ -1,0 +1,227 @@
+"""Images x, latents z and labels y against the model to which they are given."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, Protocol, TypeVar, cast
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from vae_jax.errors import VaeJaxError
+from vae_jax.given.fields import shown
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+Shape = tuple[int, ...]
+
+AnyArray = np.ndarray | Array
+
+
+def array(value: object, what: str, axes: str) -> AnyArray:
+    """An array with the axes that a text such as "[N, H, W, C]" begins with.
+
+    Raises:
+        VaeJaxError: it is no array, or one with other axes.
+    """
+    if not isinstance(value, np.ndarray | Array):
+        raise VaeJaxError(f"{what} is {shown(value)}: give an array {axes}.")
+    if value.ndim != axes.partition("]")[0].count(",") + 1:
+        raise VaeJaxError(f"{what} has the shape {value.shape}: give {axes}.")
+    return value
+
+
+def _known(value: AnyArray) -> np.ndarray:
+    """The values that can be looked at: none where a program is being traced."""
+    return np.zeros(0) if isinstance(value, Tracer) else np.asarray(value)
+
+
+def pictures(
+    value: object, what: str = "An array of pictures", axes: str = "[N, H, W, C]"
+) -> np.ndarray:
+    """Pictures of one channel or three, on the host.
+
+    Raises:
+        VaeJaxError: they are no array, have other axes or channels, or there are none.
+    """
+    found = np.asarray(array(value, what, axes))
+    if found.shape[-1] not in (1, 3):
+        way = "C = 1 or 3"
+        if found.shape[-3] in (1, 3):
+            way = f"channels last, np.moveaxis(images, {found.ndim - 3}, -1)"
+        raise VaeJaxError(f"{what} has the shape {found.shape}: give {axes}, {way}.")
+    if not found.size:
+        raise VaeJaxError(
+            f"{what} has the shape {found.shape}, without a picture: give at least one."
+        )
+    return found
+
+
+def laid_out(x: object, image_shape: Shape) -> AnyArray:
+    """Images `[N, H, W, C]` of this shape (H, W, C), of any type.
+
+    Raises:
+        VaeJaxError: they have another layout or shape.
+    """
+    height, width, channels = image_shape
+    axes = f"[N, {height}, {width}, {channels}]"
+    if not isinstance(x, np.ndarray | Array):
+        raise VaeJaxError(f"x is {shown(x)}: give an array {axes}.")
+    if x.ndim != 4 or x.shape[1:] != image_shape:
+        way = f"give {axes}"
+        if x.shape[1:] == (channels, height, width):
+            way = "its channels come first: give them last, x.transpose(0, 2, 3, 1)"
+        elif x.shape == image_shape:
+            way = "it is one image: give x[None]"
+        elif x.size and x.ndim < 4 and math.prod(x.shape[1:]) == math.prod(image_shape):
+            way = f"give x.reshape(-1, {height}, {width}, {channels})"
+        raise VaeJaxError(f"x has the shape {x.shape}, the model's images {image_shape}: {way}.")
+    return x
+
+
+def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
+    """Images `[N, H, W, C]` in the form of a protocol.
+
+    Args:
+        x: what was given for images.
+        image_shape: (H, W, C) of the model.
+        pixels_in_unit: whether pixels are in [0, 1].
+
+    Raises:
+        VaeJaxError: they have another layout, shape, type or range.
+    """
+    x = laid_out(x, image_shape)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise VaeJaxError(
+            f"x is {x.dtype}, and a model takes floats in the form of its data's protocol: make "
+            "them by data.protocol.apply(x, keys), or give bytes to generate.posterior_means."
+        )
+    if (pixels := _known(x)).size:
+        low, high = float(pixels.min()), float(pixels.max())
+        if not math.isfinite(low + high):
+            raise VaeJaxError("x has pixels that are not finite: mend them, or leave them out.")
+        if pixels_in_unit and not -TOLERANCE <= low <= high <= 1 + TOLERANCE:
+            raise VaeJaxError(
+                f"x goes from {low:.4g} to {high:.4g}, and pixels from 0 to 1: divide pixels of "
+                "0 to 255 by 255."
+            )
+    return x
+
+
+TOLERANCE = 1e-3
+"""How far rounding may take a pixel out of [0, 1], or the length of a unit vector from 1."""
+
+
+def labels(y: object, num_classes: int | None) -> AnyArray | None:
+    """Classes `[N]`, or `[1]`, one for all.
+
+    Args:
+        y: what was given for labels.
+        num_classes: the number of classes of the model; None where it is given no labels.
+
+    Raises:
+        VaeJaxError: they have another shape, type or range, or the model is not conditional.
+    """
+    if y is None:
+        return None
+    if num_classes is None:
+        raise VaeJaxError(
+            "The model takes no labels: leave y out, or train it with labels=LabelEmbedding(...)."
+        )
+    if isinstance(y, np.ndarray | Array) and y.ndim == 2 and y.shape[1] == num_classes:
+        raise VaeJaxError(f"y has the shape {y.shape}: give integers [N], y.argmax(-1).")
+    y = array(y, "y", "[N]")
+    if not jnp.issubdtype(y.dtype, jnp.integer) or not len(y):
+        raise VaeJaxError(f"y is {y.dtype} {y.shape}: give integers [N], or [1], one for all.")
+    if (found := _known(y)).size and not 0 <= found.min() <= found.max() < num_classes:
+        raise VaeJaxError(
+            f"y goes from {found.min()} to {found.max()}, and there are {num_classes} classes: "
+            f"give 0 to {num_classes - 1}."
+        )
+    return y
+
+
+def latents(z: object, shape: Shape, space: str, what: str = "z") -> AnyArray:
+    """Latents `[..., *event]` of one layer.
+
+    Args:
+        z: what was given for them.
+        shape: the event shape.
+        space: the space in which they live, as in `vae_jax.interfaces.Space`.
+        what: their name.
+
+    Raises:
+        VaeJaxError: they have another shape or type, or are not in the space.
+    """
+    axes = f"[..., {', '.join(map(str, shape))}]"
+    if not isinstance(z, np.ndarray | Array):
+        raise VaeJaxError(f"{what} is {shown(z)}: give an array {axes}.")
+    if z.shape[max(z.ndim - len(shape), 0) :] != shape:
+        raise VaeJaxError(f"{what} has the shape {z.shape}: give {axes}, as the model's latents.")
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise VaeJaxError(f"{what} is {z.dtype}: give floats {axes}.")
+    if (found := _known(z)).size:
+        if not np.isfinite(found).all():
+            raise VaeJaxError(f"{what} has values that are not finite: leave them out.")
+        length = np.linalg.norm(found, axis=-1) if space == "sphere" else found.max(-1)
+        if space in ("sphere", "onehot") and (abs(length - 1) > TOLERANCE).any():
+            wanted = "unit" if space == "sphere" else "one-hot"
+            raise VaeJaxError(f"{what} holds other than {wanted} vectors: give {axes} of those.")
+    return z
+
+
+def layers(
+    zs: object, shapes: Sequence[Shape], spaces: Sequence[str], fewest: int | None = None
+) -> None:
+    """Checks latents of every layer.
+
+    Args:
+        zs: what was given for them.
+        shapes: the event shapes of the layers.
+        spaces: the spaces of the layers.
+        fewest: the number of layers that will do instead of all.
+
+    Raises:
+        VaeJaxError: there is another number of layers, or one does not fit.
+    """
+    if not isinstance(zs, tuple | list) or len(zs) not in (len(shapes), fewest):
+        raise VaeJaxError(
+            f"zs is {shown(zs)}: give a tuple with the latents of each layer, of which there "
+            f"{'is one, (z,)' if len(shapes) == 1 else f'are {len(shapes)}'}."
+        )
+    for layer, (z, shape, space) in enumerate(zip(zs, shapes, spaces, strict=False), start=1):
+        latents(z, shape, space, "z" if len(shapes) == 1 else f"z_{layer}")
+
+
+class Door(Protocol):
+    """What has a door, as models do."""
+
+    def admit(
+        self,
+        variables: object,
+        method: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+    ) -> None:
+        """Refuses arguments of a method that do not fit."""
+
+
+def admitted(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Linen's `apply` or `init_with_output`, of a model that admits the arguments."""
+
+    @nn.nowrap
+    @functools.wraps(function)
+    def admitting(*args: P.args, **kwargs: P.kwargs) -> Result:
+        model, variables, *rest = args
+        method = kwargs.get("method") or "__call__"
+        if not isinstance(method, str):  # a function, perhaps one of the model's
+            name = getattr(method, "__name__", "")
+            own = getattr(type(model), name, None)
+            method = name if getattr(method, "__func__", method) is own else ""
+        cast(Door, model).admit(variables, method, rest, kwargs)
+        return function(*args, **kwargs)
+
+    return admitting
