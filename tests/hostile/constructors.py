@@ -109,7 +109,7 @@ def layers(*sizes: int) -> dict[str, Any]:
 
 def _fields_of(part: Any) -> dict[str, Any]:
     linens = {"parent", "name"} if isinstance(part, nn.Module) else set()
-    names = {field.name for field in dataclasses.fields(part)} - linens
+    names = {field.name for field in dataclasses.fields(part) if field.init} - linens
     return {name: getattr(part, name) for name in names}
 
 
@@ -127,7 +127,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
                 (1.0,),
                 Said((2.0, 1.0), "give the lower limit first"),
                 (1.0, NAN),
-                (-INF, 1.0),
+                ("0", 1.0),
                 None,
             ),
         },
@@ -520,7 +520,6 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             "valid": (tiny.images(3, 0), None),
             "test": (tiny.images(3, 0), None),
             "split_rule": (None, 3),
-            "fingerprint": (None, 3),
             "class_names": (3, "01", (0, 1)),
         },
     ),

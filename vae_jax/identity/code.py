@@ -8,9 +8,11 @@ import contextlib
 import dis
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
 from vae_jax.identity.names import is_installed, name_of
 
@@ -43,7 +45,7 @@ def checksum(thing: object, describe: Callable[[object], object]) -> str | None:
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-def unwrapped(part: object) -> object:
+def unwrapped(part: object) -> Any:
     """The function in a property, a class method or a compiled function."""
     for attribute in ("fget", "__func__", "func", "__wrapped__"):
         if not isinstance(part, type | FunctionType | functools.partial):
@@ -67,7 +69,7 @@ def variables(thing: object) -> dict[str, object]:
 
 def codes_within(factory: object, inner: Sequence[str], closure: Set[str]) -> list[CodeType]:
     """The code of functions inside another, by the names on the way, that close over these."""
-    function = unwrapped(factory)
+    function = inspect.unwrap(unwrapped(factory))
     codes = [function.__code__] if isinstance(function, FunctionType) else []
     for name in inner:
         within = [part for code in codes for part in code.co_consts if isinstance(part, CodeType)]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from types import CellType, FunctionType
 from typing import TypeAlias, cast
@@ -106,7 +107,7 @@ def _function(name: str, state: dict[str, object]) -> FunctionType:
     """The function that another one makes, with these variables."""
     path, _, number = name.partition("#")
     outer, *inner = path.split(".<locals>.")
-    factory = unwrapped(_imported(outer))
+    factory = inspect.unwrap(unwrapped(_imported(outer)))
     codes = codes_within(factory, inner, {each for each in state if each[0] != "_"})
     if not isinstance(factory, FunctionType) or int(number or 0) >= len(codes):
         raise NotImportableError(path)
