@@ -162,7 +162,7 @@ def parse(command: str) -> None:
         case ["vae-jax", str(name), *flags] if name in cli.PICTURES:
             cli.parse(getattr(generate, name), name, flags, cli.PictureOptions, given=["run"])
         case ["vae-jax", str(name), *flags]:
-            cli.parse(getattr(cli, name), name, flags)
+            cli.parse(getattr(cli, {"list": "list_runs"}.get(name, name)), name, flags)
         case ["python", str(file), *flags]:
             main = script(Path(file).stem).main
             if inspect.signature(main).parameters:

@@ -55,6 +55,9 @@ File = Annotated[str, tyro.conf.Positional]
 Folder = Annotated[Path, tyro.conf.Positional]
 Checkpoint = Literal["latest", "best"]
 Split = Literal["train", "valid", "test"]
+Quantity = Literal[
+    "nll", "neg_elbo", "kl", "kl_sampled", "distortion", "bits_per_dim", "active_units"
+]
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,56 @@ def export(run: Folder, *, out: Path, checkpoint: Checkpoint = "latest") -> None
     from vae_jax.run import RunFolder
 
     print_paths([RunFolder(run).export(out, checkpoint)])
+
+
+@app.command
+def table(
+    runs: Annotated[list[Path], tyro.conf.Positional],
+    *,
+    rows: str | None = None,
+    columns: str | None = None,
+    quantity: Quantity = "nll",
+    out: Path | None = None,
+    trust: bool = False,
+) -> None:
+    """The last evaluations of several runs in one table, runs of equal flags as their seeds.
+
+    Args:
+        runs: the run folders.
+        rows: a flag whose values are the rows, together with --columns; otherwise each run is a
+            row, with the flags in which they differ and all quantities.
+        columns: a flag whose values are the columns.
+        quantity: what stands in the cells of --rows and --columns.
+        out: also write it to a .md, .tex (booktabs) or .csv file.
+        trust: run the code in the run folders, which knows the published numbers, even where
+            another account wrote it.
+    """
+    from vae_jax import report
+    from vae_jax.evaluation.table import crossed, of_runs, pooled, read
+
+    if (rows is None) != (columns is None):
+        raise VaeJaxError("--rows and --columns belong together: give both, or neither.")
+    found = pooled(read(run, trust) for run in runs)
+    if rows is None or columns is None:
+        made = of_runs(found)
+    else:
+        made = crossed(found, rows.replace("-", "_"), columns.replace("-", "_"), quantity)
+    report.show_numbers(made)
+    if out is not None:
+        print_paths([made.write(out)])
+
+
+@app.command(name="list")
+def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> None:
+    """List the runs in a folder and below it, and how far each is.
+
+    Args:
+        folder: where to look.
+    """
+    from vae_jax import report
+    from vae_jax.evaluation.table import runs_in
+
+    report.show_numbers(runs_in(folder))
 
 
 @app.command

@@ -16,6 +16,7 @@ from vae_jax import parallel
 from vae_jax.data import list_datasets
 from vae_jax.errors import legible
 from vae_jax.evaluation.evaluate import Evaluation
+from vae_jax.evaluation.table import Table as Numbers
 from vae_jax.metrics import Estimate, Quality
 from vae_jax.run import Run, jsonable
 
@@ -161,6 +162,17 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
             else jax.tree.map(jsonable, dataclasses.asdict(evaluation.quality)),
         }
     )
+
+
+def show_numbers(numbers: Numbers) -> None:
+    """Print a table of several runs."""
+    table = Table(caption=numbers.caption, caption_justify="left")
+    for column, cells in zip(numbers.header, zip(*numbers.rows, strict=True), strict=True):
+        numeric = not any(isinstance(cell, str) and cell for cell in cells)
+        table.add_column(Text(column), justify="right" if numeric else "left")
+    for row in numbers.rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    _print(table)
 
 
 def show_datasets() -> None:

@@ -1,0 +1,343 @@
+"""Tables of what `vae-jax evaluate` recorded in run folders: a row a run, or flags both ways."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vae_jax import storage
+from vae_jax.errors import VaeJaxError
+from vae_jax.experiment import load_module
+from vae_jax.run import RunFolder
+
+QUANTITIES = {
+    "nll": "NLL",
+    "neg_elbo": "-ELBO",
+    "kl": "rate (exact KL)",
+    "kl_sampled": "rate (sampled)",
+    "distortion": "distortion",
+    "bits_per_dim": "bits/dim",
+    "active_units": "active units",
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured number.
+
+    Attributes:
+        values: of each seed, `[S]`.
+        standard_error: over images, of a single seed; nan where there is none.
+        decimals: the digits after the point.
+    """
+
+    values: np.ndarray
+    standard_error: float = float("nan")
+    decimals: int = 2
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard deviation over seeds or, for a single one, the standard error."""
+        return float(self.values.std(ddof=1)) if len(self.values) > 1 else self.standard_error
+
+    def __str__(self) -> str:
+        shown = f"{self.mean:.{self.decimals}f}"
+        return shown if np.isnan(self.error) else f"{shown} ± {self.error:.{self.decimals}f}"
+
+
+Cell = str | Number
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header.
+
+    Attributes:
+        header: the name of each column.
+        rows: the cells.
+        caption: what the numbers are.
+    """
+
+    header: list[str]
+    rows: list[list[Cell]]
+    caption: str
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+        return f"{body}\n\n{self.caption}\n"
+
+    def latex(self) -> str:
+        """A `tabular` for LaTeX with booktabs."""
+        lines = [
+            " & ".join(_latex(str(cell)) for cell in line) for line in [self.header, *self.rows]
+        ]
+        numeric = [
+            all(isinstance(cell, Number) for cell in column)
+            for column in zip(*self.rows, strict=True)
+        ]
+        alignment = "".join("r" if right else "l" for right in numeric)
+        body = " \\\\\n".join(lines[1:])
+        return (
+            f"% {self.caption}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{lines[0]} \\\\\n"
+            f"\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
+        )
+
+    def csv(self) -> str:
+        """Comma-separated values: a number's mean, its error and its seeds are three columns."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        of_numbers = [
+            any(isinstance(cell, Number) for cell in column)
+            for column in zip(*self.rows, strict=True)
+        ]
+        names: list[str] = []
+        for name, numeric in zip(self.header, of_numbers, strict=True):
+            names += [name, f"{name} error", f"{name} seeds"] if numeric else [name]
+        writer.writerow(names)
+        for row in self.rows:
+            cells: list[object] = []
+            for cell, numeric in zip(row, of_numbers, strict=True):
+                if isinstance(cell, Number):
+                    error = "" if np.isnan(cell.error) else cell.error
+                    cells += [cell.mean, error, len(cell.values)]
+                else:
+                    cells += [cell, "", ""] if numeric else [cell]
+            writer.writerow(cells)
+        return out.getvalue()
+
+    def write(self, path: Path) -> Path:
+        """Writes the table as the ending of the path says: .md, .tex or .csv.
+
+        Raises:
+            VaeJaxError: it ends otherwise, or cannot be written.
+        """
+        formats = {".md": self.markdown, ".tex": self.latex, ".csv": self.csv}
+        if path.suffix not in formats:
+            raise VaeJaxError(f"{path} should end in {', '.join(formats)}.")
+        with storage.writing(path), storage.whole_file(path) as partial:
+            partial.write_text(formats[path.suffix](), encoding="utf-8")
+        return path
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde ").replace("^", r"\^{}")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One or several run folders with equal flags, and their last evaluations.
+
+    Attributes:
+        flags: the experiment's name and arguments.
+        numbers: what was measured, by name.
+        published: the published number, in words; empty where there is none.
+        setting: K, the number of images, the data.
+    """
+
+    flags: Mapping[str, object]
+    numbers: dict[str, Number]
+    published: str
+    setting: str
+
+
+def published(folder: RunFolder, trust: bool = False) -> str:
+    """What the function `published` in the run's experiment file says of its arguments.
+
+    Empty where there is no such function or no such number, and where another account's code would
+    have to be run.
+    """
+    record = folder.read_record()
+    if record["source"] is None:
+        return ""
+    try:
+        folder.check_trust(trust)
+        module = load_module(record["file"], record["source"])
+    except VaeJaxError:
+        return ""
+    try:
+        return str(module.published(**record["experiment"]["arguments"]))
+    except (AttributeError, LookupError, TypeError):
+        return ""
+
+
+def read(path: Path, trust: bool = False) -> Evaluated:
+    """A run folder's last evaluation.
+
+    Args:
+        path: the run folder.
+        trust: whether to run its experiment file, which knows the published number, even where
+            another account wrote it.
+
+    Raises:
+        VaeJaxError: it is no run folder, or was not evaluated.
+    """
+    folder = RunFolder(path)
+    record = folder.read_record()
+    if not folder.evaluation.exists():
+        raise VaeJaxError(f"{path} was not evaluated yet: vae-jax evaluate {path}.")
+    found = storage.read_json(folder.evaluation, list)
+    try:
+        entry = found[-1]
+        values = {
+            name: np.atleast_1d(np.array(value, float)) for name, value in entry["mean"].items()
+        }
+        numbers = {
+            name: Number(value, float(np.ravel(entry["standard_error"][name])[0]))
+            for name, value in values.items()
+        }
+        units = [np.atleast_1d(np.array(layer, float)) for layer in entry["active_units"]]
+        numbers["active_units"] = Number(np.sum(units, 0), decimals=0)
+        if entry["bits_per_dim"] is not None:
+            bits = np.atleast_1d(np.array(entry["bits_per_dim"], float))
+            numbers["bits_per_dim"] = Number(bits, decimals=3)
+        setting = f"K = {entry['num_samples']:,}, {entry['num_images']:,} images. {entry['data']}."
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise VaeJaxError(
+            f"{folder.evaluation} is damaged ({error!r}): evaluate the run again."
+        ) from error
+    about = record["experiment"]
+    file = "" if record["file"] is None else Path(record["file"]).stem
+    arguments = {} if about is None else about["arguments"]
+    return Evaluated({"experiment": file, **arguments}, numbers, published(folder, trust), setting)
+
+
+def pooled(runs: Iterable[Evaluated]) -> list[Evaluated]:
+    """Runs of equal flags and settings as one, with the seeds of all."""
+    groups: dict[str, list[Evaluated]] = {}
+    for run in runs:
+        groups.setdefault(repr((run.flags, run.setting)), []).append(run)
+    together = []
+    for same in groups.values():
+        first = same[0]
+        numbers = {
+            name: number
+            if len(same) == 1
+            else Number(
+                np.concatenate([run.numbers[name].values for run in same]), decimals=number.decimals
+            )
+            for name, number in first.numbers.items()
+            if all(name in run.numbers for run in same)
+        }
+        together.append(Evaluated(first.flags, numbers, first.published, first.setting))
+    return together
+
+
+def differing(runs: Sequence[Evaluated]) -> list[str]:
+    """The flags in which runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.flags)
+    return [name for name in names if len({repr(run.flags.get(name)) for run in runs}) > 1]
+
+
+def of_runs(runs: Sequence[Evaluated]) -> Table:
+    """A row for each run: the flags in which they differ, the numbers, the published ones."""
+    flags = differing(runs)
+    shown = [name for name in QUANTITIES if any(name in run.numbers for run in runs)]
+    settings = list(dict.fromkeys(run.setting for run in runs))
+    header = [*map(_flag, flags), *(QUANTITIES[name] for name in shown)]
+    rows: list[list[Cell]] = [
+        [
+            *(str(run.flags.get(name, "")) for name in flags),
+            *(run.numbers.get(name, "") for name in shown),
+        ]
+        for run in runs
+    ]
+    if any(run.published for run in runs):
+        header.append("published")
+        for row, run in zip(rows, runs, strict=True):
+            row.append(run.published)
+    if len(settings) > 1:
+        header.append("evaluated on")
+        for row, run in zip(rows, runs, strict=True):
+            row.append(run.setting)
+    return Table(header, rows, _caption(runs, "Nats per image", settings))
+
+
+def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = "nll") -> Table:
+    """One quantity by two flags.
+
+    Args:
+        runs: pooled, so that runs differ in flags.
+        rows: the flag whose values are the rows.
+        columns: the flag whose values are the columns.
+        quantity: what the cells show.
+
+    Raises:
+        VaeJaxError: no run has such a flag, or several runs belong into one cell.
+    """
+    known = dict.fromkeys(name for run in runs for name in run.flags)
+    for name in (rows, columns):
+        if name not in known:
+            raise VaeJaxError(
+                f"No run has a flag {_flag(name)}: choose one of {', '.join(map(_flag, known))}."
+            )
+    others = [name for name in differing(runs) if name not in (rows, columns)]
+    if others:
+        raise VaeJaxError(
+            f"The runs differ in {', '.join(map(_flag, others))} too, so several belong into one "
+            "cell: give fewer runs, or leave --rows and --columns out."
+        )
+    cells = {(str(run.flags.get(rows)), str(run.flags.get(columns))): run for run in runs}
+    down = list(dict.fromkeys(row for row, _ in cells))
+    across = list(dict.fromkeys(column for _, column in cells))
+    body: list[list[Cell]] = [
+        [row, *(_cell(cells.get((row, column)), quantity) for column in across)] for row in down
+    ]
+    header = [_flag(rows), *(f"{_flag(columns)} {value}" for value in across)]
+    unit = {"bits_per_dim": "", "active_units": ""}.get(quantity, ", nats per image")
+    settings = list(dict.fromkeys(run.setting for run in runs))
+    return Table(header, body, _caption(runs, f"{QUANTITIES[quantity]}{unit}", settings))
+
+
+def runs_in(folder: Path) -> Table:
+    """The run folders in a folder and below it, and how far each is.
+
+    Raises:
+        VaeJaxError: there are none.
+    """
+    rows: list[list[Cell]] = []
+    for record in sorted(folder.rglob("experiment.json")):
+        run = RunFolder(record.parent)
+        about = run.read_record()
+        steps, metrics = about.get("num_steps"), run.read_metrics()
+        step = max((line["step"] for line in metrics), default=0)
+        done = "finished" if run.read_summary() is not None else f"step {step:,} of {steps:,}"
+        try:
+            nll = read(run.path).numbers.get("nll", "")
+        except VaeJaxError:
+            nll = ""
+        name = "" if about["file"] is None else Path(about["file"]).stem
+        rows.append([str(run.path), name, str(about["num_seeds"]), done, nll])
+    if not rows:
+        raise VaeJaxError(f"There is no run folder in {folder}.")
+    return Table(
+        ["run", "experiment", "seeds", "training", "NLL"], rows, "NLL: the last evaluation."
+    )
+
+
+def _cell(run: Evaluated | None, quantity: str) -> Cell:
+    return "" if run is None else run.numbers.get(quantity, "")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}" if name != "experiment" else name
+
+
+def _caption(runs: Sequence[Evaluated], what: str, settings: Sequence[str]) -> str:
+    counts = sorted({len(number.values) for run in runs for number in run.numbers.values()})
+    seeds = {1: "± standard error over images, one seed"}.get(
+        counts[-1], f"± sd over {' or '.join(map(str, counts))} seeds"
+    )
+    return f"{what}, {seeds}." + (f" {settings[0]}" if len(settings) == 1 else "")
