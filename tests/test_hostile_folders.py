@@ -17,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -125,6 +125,11 @@ def data(**change: Any) -> Data:
 def refusal(sentence: str) -> contextlib.AbstractContextManager[object]:
     """Expects a sentence with this in it, or none where this is ""."""
     return pytest.raises(VaeJaxError, match=sentence) if sentence else contextlib.nullcontext()
+
+
+def some_slow(names: Iterable[str], quick: list[str]) -> list[Any]:
+    """Rows, of which those that are like the quick ones run in the slow suite."""
+    return [pytest.param(each, marks=() if each in quick else pytest.mark.slow) for each in names]
 
 
 # The same run?
@@ -489,7 +494,7 @@ def test_data_that_can_be_loaded_again_are_not_kept(data_dir: Path, tmp_path: Pa
     assert cut.fingerprint != mnist.fingerprint
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "export"])
+@pytest.mark.parametrize("command", some_slow([*COMMANDS, "export"], quick=["sample", "evaluate"]))
 def test_every_command_works_on_a_run_from_python(
     command: str, from_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -648,7 +653,7 @@ def test_code_of_another_account_is_not_run(
     assert trace.exists() == (origin == "from_file")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", some_slow(COMMANDS, quick=["sample"]))
 def test_every_command_asks_for_trust(
     command: str,
     from_file: Path,
@@ -883,7 +888,7 @@ class Diverging(ELBO):
     ("first", "said", "left"),
     [
         (25, "the checkpoint of step 20, before they began, stays in", [20]),
-        (0, "no checkpoint is from before them", [40, 50]),
+        pytest.param(0, "no checkpoint is from before them", [40, 50], marks=pytest.mark.slow),
     ],
 )
 def test_divergence_without_validation_leaves_the_good_state(
@@ -1064,13 +1069,9 @@ pwd.getpwuid = pwd.getpwnam = nobody
 from vae_jax.cli import main
 main()
 """
-QUICK = ("all closed", "no home")
 
 
-@pytest.mark.parametrize(
-    "situation",
-    [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in ENVIRONMENTS],
-)
+@pytest.mark.parametrize("situation", some_slow(ENVIRONMENTS, quick=["all closed", "no home"]))
 def test_an_environment_is_no_reason_to_fail(situation: str, copied: Path, tmp_path: Path) -> None:
     shell, sentence, code, environment = ENVIRONMENTS[situation]
     out = tmp_path / ("科幻.npz" if "locale" in situation else "model.npz")

@@ -261,7 +261,7 @@ def find_file(name: str) -> Path:
         VaeJaxError: it is neither.
     """
     path, files = Path(name), shipped()
-    if path.is_file() or path.suffix:
+    if path.is_file() or path.suffix or (path.exists() and name not in files):
         return path
     if path.is_dir() and name not in files:
         raise VaeJaxError(f"{path} is a folder: give the path of an experiment file.")
