@@ -87,7 +87,7 @@ def test_an_experiment_file_that_cannot_be_used(
 
 
 def test_a_folder_is_no_experiment_file(refused: Any, tmp_path: Path) -> None:
-    assert "is a folder" in refused("train", tmp_path)
+    assert "cannot be read" in refused("train", tmp_path)
 
 
 def test_an_experiment_file_may_define_networks_of_its_own(tmp_path: Path) -> None:

@@ -263,8 +263,6 @@ def find_file(name: str) -> Path:
     path, files = Path(name), shipped()
     if path.is_file() or path.suffix or (path.exists() and name not in files):
         return path
-    if path.is_dir() and name not in files:
-        raise VaeJaxError(f"{path} is a folder: give the path of an experiment file.")
     if name not in files:
         raise VaeJaxError(
             f"There is no file {name}, and no experiment of this name comes with vae_jax: give the "
