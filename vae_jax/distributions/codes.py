@@ -46,9 +46,20 @@ class Codebook(Pytree, abc.ABC):
 
 
 def nearest(x: Float[Array, "*batch d"], vectors: Float[Array, "C d"]) -> Int[Array, "*batch"]:
-    """The index of the vector nearest to each x; of equally near ones, the first."""
-    products = jnp.matmul(x, vectors.T, precision=lax.Precision.HIGHEST)
-    return ((vectors**2).sum(-1) - 2 * products).argmin(-1)
+    """The index of the vector nearest to each x; of equally near ones, the first.
+
+    By |v|² - 2 v.x, in which a spread much wider than the distances cancels; so a second comparison
+    is with the vector found first, from which x and its rivals are not far.
+    """
+    centre = vectors.mean(0)
+    x, vectors = x - centre, vectors - centre
+
+    def products(x: Array) -> Array:
+        return jnp.matmul(x, vectors.T, precision=lax.Precision.HIGHEST)
+
+    first = ((vectors**2).sum(-1) - 2 * products(x)).argmin(-1)
+    between = ((vectors[:, None] - vectors) ** 2).sum(-1)
+    return (between[first] - 2 * products(x - vectors[first])).argmin(-1)
 
 
 @struct.dataclass

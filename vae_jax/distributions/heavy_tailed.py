@@ -38,10 +38,11 @@ class Laplace(Elementwise):
 @register_kl(Normal, Laplace)
 def _kl_normal_laplace(q: Normal, p: Laplace) -> Float[Array, "..."]:
     # E|x - loc| under q is the mean of a folded normal.
-    ratio = (q.loc - p.loc) / q.scale
-    folded = math.sqrt(2 / math.pi) * jnp.exp(-(ratio**2) / 2) + ratio * erf(ratio / math.sqrt(2))
+    shift = q.loc - p.loc
+    ratio = shift / (math.sqrt(2) * q.scale)
+    folded = math.sqrt(2 / math.pi) * q.scale * jnp.exp(-(ratio**2)) + shift * erf(ratio)
     entropy = 0.5 * math.log(2 * math.pi * math.e) + jnp.log(q.scale)
-    kl = q.scale * folded / p.scale + jnp.log(2 * p.scale) - entropy
+    kl = folded / p.scale + jnp.log(2 * p.scale) - entropy
     return sum_event(kl, q.event_ndims)
 
 

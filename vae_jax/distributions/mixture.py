@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
@@ -36,7 +36,8 @@ class Mixture(Distribution):
     @property
     def mean(self) -> Float[Array, "*event"]:
         """sum_c w_c E[x|c]."""
-        return jnp.tensordot(jnp.exp(self.log_weights), self.components.mean, axes=1)
+        weights, exact = jnp.exp(self.log_weights), lax.Precision.HIGHEST
+        return jnp.tensordot(weights, self.components.mean, axes=1, precision=exact)
 
     def sample(self, key: Key[Array, ""], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Draws a component, then a value from it; not reparameterized in the weights."""

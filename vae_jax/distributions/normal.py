@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jax import Array, lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Key, Num
 from typing_extensions import override
@@ -64,10 +64,17 @@ def squared_distances(
 ) -> Float[Array, "N C"]:
     """sum_j [(value_nj - loc_cj) r_cj]² for each pair (n, c).
 
-    The sum is over differences, so nothing cancels. Its derivatives, sums over n or c, are matrix
-    products, so no array of size N x C x d is kept.
+    Sums over differences, here and in the derivatives, so that nothing cancels: products of
+    matrices would lose a small scale beside a wide spread. One component j after the other, so that
+    no array of size N x C x d is kept.
     """
-    return (((value[:, None] - loc) * precision_root) ** 2).sum(-1)
+
+    def add(total: Array, of_j: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        value, loc, root = of_j
+        return total + ((value[:, None] - loc) * root) ** 2, None
+
+    start = jnp.zeros((len(value), len(loc)), value.dtype)
+    return lax.scan(add, start, (value.T, loc.T, precision_root.T))[0]
 
 
 Residuals = tuple[Float[Array, "N d"], Float[Array, "C d"], Float[Array, "C d"]]
@@ -81,13 +88,16 @@ def _squared_distances_forward(
 
 def _squared_distances_backward(residuals: Residuals, cotangent: Float[Array, "N C"]) -> Residuals:
     value, loc, root = residuals
-    precision = root**2
-    of_value = 2 * (value * (cotangent @ precision) - cotangent @ (precision * loc))
-    # sum_n g_nc, sum_n g_nc value_n and sum_n g_nc value_n²: moments of the values.
-    mass, first, second = cotangent.sum(0)[:, None], cotangent.T @ value, cotangent.T @ value**2
-    of_loc = -2 * precision * (first - mass * loc)
-    of_root = 2 * root * (second - 2 * loc * first + mass * loc**2)
-    return of_value, of_loc, of_root
+
+    def of_component(of_j: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        value, loc, root = of_j
+        difference = value[:, None] - loc
+        weighted = 2 * cotangent * difference
+        of_value = jnp.matmul(weighted, root**2, precision=lax.Precision.HIGHEST)
+        return of_value, -weighted.sum(0) * root**2, (weighted * difference).sum(0) * root
+
+    of_value, of_loc, of_root = lax.map(of_component, (value.T, loc.T, root.T))
+    return of_value.T, of_loc.T, of_root.T
 
 
 squared_distances.defvjp(_squared_distances_forward, _squared_distances_backward)
@@ -128,21 +138,33 @@ class MultivariateNormal(Distribution):
         """ln det L."""
         return jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
 
-    @property
-    def inverse_tril(self) -> Float[Array, "*batch d d"]:
-        """L⁻¹."""
-        identity = jnp.eye(self.loc.shape[-1], dtype=self.scale_tril.dtype)
-        identity = jnp.broadcast_to(identity, self.scale_tril.shape)
-        return solve_triangular(self.scale_tril, identity, lower=True)
+    def standardized(self, value: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """L⁻¹ (x - loc), by substitution: the inverse of an ill-conditioned L has lost digits."""
+        difference = value - self.loc
+        batch = self.scale_tril.shape[:-2]
+        draws = difference.reshape(-1, *batch, difference.shape[-1])
+        solved = solve_triangular(self.scale_tril, jnp.moveaxis(draws, 0, -1), lower=True)
+        return jnp.moveaxis(solved, -1, 0).reshape(difference.shape)
 
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "*draws d"]:
         """Reparameterized: loc + L eps."""
-        eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
-        return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
+        return self.sample_and_log_prob(key, sample_shape)[0]
 
     def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "..."]:
         """-1/2 sum [eps² + ln 2 pi] - ln det L with eps = L⁻¹ (x - loc)."""
-        eps = jnp.einsum("...ij,...j->...i", self.inverse_tril, value - self.loc)
+        return self._log_prob_of_eps(self.standardized(value))
+
+    @override
+    def sample_and_log_prob(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> tuple[Float[Array, "*draws d"], Float[Array, "..."]]:
+        """Draws and their log-densities from the same eps, which no solution has to find again."""
+        eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
+        exact = lax.Precision.HIGHEST
+        shift = jnp.einsum("...ij,...j->...i", self.scale_tril, eps, precision=exact)
+        return self.loc + shift, self._log_prob_of_eps(eps)
+
+    def _log_prob_of_eps(self, eps: Float[Array, "... d"]) -> Float[Array, "..."]:
         return -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
 
     @override
@@ -168,7 +190,8 @@ def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Float[Array, ".
 def _kl_multivariate_multivariate(
     q: MultivariateNormal, p: MultivariateNormal
 ) -> Float[Array, "..."]:
-    ratio = p.inverse_tril @ q.scale_tril
-    shift = jnp.einsum("...ij,...j->...i", p.inverse_tril, q.loc - p.loc)
+    shape = jnp.broadcast_shapes(q.scale_tril.shape, p.scale_tril.shape)
+    of_q, of_p = (jnp.broadcast_to(each.scale_tril, shape) for each in (q, p))
+    ratio, shift = solve_triangular(of_p, of_q, lower=True), p.standardized(q.loc)
     square = (ratio**2).sum((-2, -1)) + (shift**2).sum(-1)
     return 0.5 * (square - q.loc.shape[-1]) + p.log_det_tril - q.log_det_tril

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Bool, Float, Int
 
-from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
+from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, ExactDense, Flow, bounded
 from vae_jax.given import Widths
 from vae_jax.interfaces import Part, Variables
 
@@ -48,7 +48,7 @@ class MADE(Part):
             glorot = nn.initializers.glorot_uniform()
             h = self._masked(f"hidden{layer}", glorot, h, degrees[:, None] <= hidden)
             if layer == 0 and context is not None:
-                h += nn.Dense(width, use_bias=False, name="context")(context)
+                h += ExactDense(width, use_bias=False, name="context")(context)
             degrees, h = hidden, jax.nn.elu(h)
         mask = degrees[:, None] < np.concatenate([order, order])
         first, second = jnp.split(self._masked("out", NEAR_ZERO, h, mask), 2, axis=-1)
@@ -63,7 +63,8 @@ class MADE(Part):
     ) -> Float[Array, "... outputs"]:
         kernel = self.param(f"{name}_kernel", kernel_init, mask.shape)
         bias = self.param(f"{name}_bias", nn.initializers.zeros, mask.shape[1:])
-        return h @ jnp.where(mask, kernel, 0) + bias
+        weights = jnp.where(mask, kernel, 0)
+        return jnp.matmul(h, weights, precision=lax.Precision.HIGHEST) + bias
 
 
 def _spread(count: int, limit: int) -> Int[np.ndarray, "count"]:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -100,6 +101,18 @@ def direction(v: Float[Array, "..."], otherwise: Float[Array, "*event"]) -> Floa
     _, exponent = jnp.frexp(largest)  # a power of two takes no digits
     v = jnp.where(largest > 0, jnp.ldexp(v, -exponent), otherwise)
     return v / jnp.sqrt((v**2).sum(axes, keepdims=True))
+
+
+def tanh_and_slope(
+    x: Float[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """tanh x and its derivative, in which nothing cancels: 1 - tanh² x has no digits at x = 8."""
+    u = jnp.exp(-2 * jnp.abs(x))
+    return jnp.tanh(x), 4 * u / (1 + u) ** 2
+
+
+ExactDense = partial(nn.Dense, precision=lax.Precision.HIGHEST)
+"""A dense layer of a network that a density is made of."""
 
 
 _State = tuple[int | Array, Array, Array, Array, Array]  # iterations, bracket, x, the last step

@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float
 
-from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, Flow, bounded
+from vae_jax.flows.base import LOG_SCALE_LIMIT, NEAR_ZERO, ExactDense, Flow, bounded
 from vae_jax.given import Widths
 from vae_jax.interfaces import Part, Variables
 
@@ -30,8 +30,8 @@ class CouplingNetwork(Part):
         """Two numbers for each component."""
         h = x
         for width in self.features:
-            h = jax.nn.elu(nn.Dense(width, kernel_init=nn.initializers.glorot_uniform())(h))
-        out = nn.Dense(2 * x.shape[-1], kernel_init=NEAR_ZERO, name="out")(h)
+            h = jax.nn.elu(ExactDense(width, kernel_init=nn.initializers.glorot_uniform())(h))
+        out = ExactDense(2 * x.shape[-1], kernel_init=NEAR_ZERO, name="out")(h)
         return out[..., : x.shape[-1]], out[..., x.shape[-1] :]
 
 

@@ -8,7 +8,7 @@ from flax import struct
 from jax import Array
 from jaxtyping import Float
 
-from vae_jax.flows.base import MIN_SLOPE, Flow, monotone_root
+from vae_jax.flows.base import MIN_SLOPE, Flow, monotone_root, tanh_and_slope
 
 
 @struct.dataclass
@@ -63,5 +63,5 @@ class Planar(Flow):
         a: Float[Array, "..."],
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """x + u tanh(a + b), and the forward map's ln |det| where wᵀz = a."""
-        h = jnp.tanh(a + self.b)
-        return x + u * h[..., None], jnp.log1p((1 - h**2) * wu)
+        h, slope = tanh_and_slope(a + self.b)
+        return x + u * h[..., None], jnp.log1p(slope * wu)

@@ -1,13 +1,16 @@
 """Flows made of orthogonal matrices: Householder's, and Sylvester's with two triangles."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 from jaxtyping import Float
 
-from vae_jax.flows.base import MIN_SLOPE, Flow, direction, monotone_root
+from vae_jax.flows.base import MIN_SLOPE, Flow, direction, monotone_root, tanh_and_slope
+
+einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # densities depend on them
 
 
 @struct.dataclass
@@ -53,10 +56,10 @@ def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
 
     def gram(q: Array) -> Array:
-        return jnp.einsum("...dm,...dn->...mn", q, q)
+        return einsum("...dm,...dn->...mn", q, q)
 
     def iterate(q: Array, _: None) -> tuple[Array, None]:
-        return q @ (1.5 * identity - 0.5 * gram(q)), None
+        return einsum("...dm,...mn->...dn", q, 1.5 * identity - 0.5 * gram(q)), None
 
     q, _ = lax.scan(iterate, direction(a, first / a.shape[-1] ** 0.5), length=40)
     orthonormal = jnp.abs(gram(q) - identity).max((-2, -1), keepdims=True) < 0.1
@@ -93,19 +96,19 @@ class Sylvester(Flow):
         self, x: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """ln |det| = sum_i ln(1 + tanh'(a_i) r_ii r̃_ii) with a = R̃ Qᵀz + b."""
-        return self._shift(x, jnp.einsum("...dm,...d->...m", self.q, x), 1)
+        return self._shift(x, einsum("...dm,...d->...m", self.q, x), 1)
 
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz: scalar equations, the last component first."""
         r, r_tilde = self.triangles()
-        goal = jnp.einsum("...dm,...d->...m", self.q, y)
+        goal = einsum("...dm,...d->...m", self.q, y)
 
         def solve_component(v: Array, i: Array) -> tuple[Array, None]:
             # Components before i are still zero, so only those after i enter R̃ v and R tanh(.).
             row, row_tilde = r[..., i, :], r_tilde[..., i, :]
-            h = jnp.tanh(jnp.einsum("...mn,...n->...m", r_tilde, v) + self.b)
+            h = jnp.tanh(einsum("...mn,...n->...m", r_tilde, v) + self.b)
             after = jnp.arange(v.shape[-1]) > i
             c = goal[..., i] - jnp.where(after, row * h, 0).sum(-1)
             a = (row_tilde * v).sum(-1) + self.b[..., i]
@@ -126,7 +129,7 @@ class Sylvester(Flow):
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """x ± Q R tanh(R̃ v + b), and ± the forward map's ln |det| where Qᵀz = v."""
         r, r_tilde = self.triangles()
-        h = jnp.tanh(jnp.einsum("...mn,...n->...m", r_tilde, v) + self.b)
-        shift = jnp.einsum("...dm,...mn,...n->...d", self.q, r, h)
+        h, slope = tanh_and_slope(einsum("...mn,...n->...m", r_tilde, v) + self.b)
+        shift = einsum("...dm,...mn,...n->...d", self.q, r, h)
         diagonal = jnp.diagonal(r, axis1=-2, axis2=-1) * jnp.diagonal(r_tilde, axis1=-2, axis2=-1)
-        return x + sign * shift, sign * jnp.log1p((1 - h**2) * diagonal).sum(-1)
+        return x + sign * shift, sign * jnp.log1p(slope * diagonal).sum(-1)

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
@@ -37,7 +38,10 @@ class BernoulliDistribution(Elementwise):
 def _kl_bernoulli_bernoulli(
     q: BernoulliDistribution, p: BernoulliDistribution
 ) -> Float[Array, "..."]:
-    kl = q.mean * (q.loc - p.loc) - softplus(q.loc) + softplus(p.loc)
+    # Of the rarer value under q, so that large logits do not cancel.
+    sign = jnp.where(q.loc > 0, -1.0, 1.0)
+    of_q, of_p = sign * q.loc, sign * p.loc
+    kl = jax.nn.sigmoid(of_q) * (of_q - of_p) - softplus(of_q) + softplus(of_p)
     return sum_event(kl, q.event_ndims)
 
 

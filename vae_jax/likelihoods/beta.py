@@ -1,12 +1,14 @@
 """Beta pixels: a bounded density on [0, 1], its mode and concentration from the decoder."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
-from jax.scipy.special import betaln
+from jax.scipy.special import gammaln
 from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
@@ -18,6 +20,26 @@ from vae_jax.interfaces import Likelihood
 MAX_LOG_CONCENTRATION = 10.0
 # The least value that dequantized data take; the greatest is one less this.
 NEAREST_TO_EDGE = 2.0**-24
+# Below it a mode is at the edge; its logarithm is finite.
+SMALLEST_MODE = 1e-30
+
+
+def _log_factorial_beyond(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """ln t! - (t ln t - t) for t >= 0: by Stirling's series where these are large."""
+    far = t > 8
+    large, small = jnp.where(far, t, 8.0), jnp.clip(t, jnp.finfo(t.dtype).tiny, 8.0)
+    square = large**-2
+    series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / large
+    direct = gammaln(1 + small) - small * jnp.log(small) + small
+    return jnp.where(far, 0.5 * jnp.log(2 * math.pi * large) + series, direct)
+
+
+def _divergence(m: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """m ln(m / x) - m + x >= 0, whose terms cancel where m is near x."""
+    shift = (m - x) / x
+    near = jnp.abs(shift) < 0.5
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, shift, 0)), jnp.log(m) - jnp.log(x))
+    return m * log_ratio - (m - x)
 
 
 @struct.dataclass
@@ -56,10 +78,17 @@ class BetaDistribution(Elementwise):
         return jax.vmap(jax.random.beta)(keys, alpha, beta).reshape(shape)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """k m ln x + k (1 - m) ln(1 - x) - ln B; at 0 and 1 the value of the nearest datum."""
+        """k m ln x + k (1 - m) ln(1 - x) - ln B; at 0 and 1 the value of the nearest datum.
+
+        At large k these are many thousands and nearly cancel. So it is -k times the divergence of
+        (x, 1 - x) from (m, 1 - m), plus what is left of the logarithms of factorials.
+        """
         x = jnp.clip(value, NEAREST_TO_EDGE, 1 - NEAREST_TO_EDGE)
-        kernel = self.loc * jnp.log(x) + (1 - self.loc) * jnp.log1p(-x)
-        return self.concentration * kernel - betaln(self.alpha, self.beta)
+        k = self.concentration
+        m, rest = jnp.maximum(self.loc, SMALLEST_MODE), jnp.maximum(1 - self.loc, SMALLEST_MODE)
+        divergence = _divergence(m, x) + _divergence(rest, 1 - x)
+        factorials = [_log_factorial_beyond(t) for t in (k, k * m, k * rest)]
+        return jnp.log1p(k) - k * divergence + factorials[0] - factorials[1] - factorials[2]
 
 
 class Beta(Likelihood):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array
+from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Float, Key
 from typing_extensions import override
@@ -34,7 +34,8 @@ class CategoricalPixelsDistribution(Distribution):
     @property
     def mean(self) -> Float[Array, "*batch H W C"]:
         """sum_k P(k/255) k/255."""
-        return jax.nn.softmax(self.logits) @ (jnp.arange(256) / 255)
+        levels = jnp.arange(256) / 255
+        return jnp.matmul(jax.nn.softmax(self.logits), levels, precision=lax.Precision.HIGHEST)
 
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()

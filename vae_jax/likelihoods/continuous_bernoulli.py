@@ -53,8 +53,10 @@ class ContinuousBernoulliDistribution(Elementwise):
         return jnp.where(self.loc > 0, 1 - x, x)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """l x - ln[(e^l - 1) / l]."""
-        return value * self.loc - log_integral(self.loc)
+        """l x - ln[(e^l - 1) / l]; for l > 0 as that of 1 - x at -l, where l does not cancel."""
+        positive = self.loc > 0
+        logit = jnp.where(positive, -self.loc, self.loc)
+        return logit * jnp.where(positive, 1 - value, value) - log_integral(logit)
 
 
 class ContinuousBernoulli(Likelihood):

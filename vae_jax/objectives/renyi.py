@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 from typing_extensions import override
@@ -20,11 +21,17 @@ from vae_jax.vae import Terms
 def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
     """1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha) (Li & Turner 2016).
 
-    At alpha = 1 it is the limit, the mean of ln w.
+    At alpha = 1 it is the limit, the mean of ln w. Near it, where the logarithm is of a number near
+    one, it is that mean plus ln(1 + mean of (e^y - 1)) / (1 - alpha) with the deviations
+    y = (1 - alpha) (ln w - mean).
     """
+    mean = log_w.mean(0)
     if alpha == 1:
-        return log_w.mean(0)
-    return importance_bound((1 - alpha) * log_w) / (1 - alpha)
+        return mean
+    deviations = (1 - alpha) * (log_w - mean)
+    near = jnp.abs(deviations).max(0) < 0.5
+    excess = jnp.log1p(jnp.expm1(jnp.where(near, deviations, 0)).mean(0))
+    return mean + jnp.where(near, excess, importance_bound(deviations)) / (1 - alpha)
 
 
 @dataclass(frozen=True)

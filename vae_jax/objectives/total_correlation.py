@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
 
@@ -170,7 +170,7 @@ class DIPVAE(Objective):
         ndims = len(q.event_shape)
         mean = gather_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)
-        covariance = centred.T @ centred / len(mean)
+        covariance = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST) / len(mean)
         if self.covariance_of == "z":
             assert isinstance(q, Normal)
             variance = jnp.broadcast_to(q.scale**2, q.loc.shape)

@@ -78,7 +78,9 @@ class Vectors(nn.Module):
         x, indices = gather_batch(x).reshape(-1, self.dim), gather_batch(indices).reshape(-1)
         assigned = jax.nn.one_hot(indices, self.num_codes)
         counts = decay * self.counts.value + (1 - decay) * assigned.sum(0)
-        sums = decay * self.sums.value + (1 - decay) * assigned.T @ x
+        sums = decay * self.sums.value + (1 - decay) * jnp.matmul(
+            assigned.T, x, precision=lax.Precision.HIGHEST
+        )
         fair = len(x) / self.num_codes
         dead = counts < self.restart_below * fair
         rank = jnp.cumsum(dead) - 1
@@ -291,7 +293,7 @@ class LookupFree(Posterior):
         h = nn.Dense(self.dim, kernel_init=self.kernel_init, name="encoded")(_as_map(features))
         indices = self.codebook.indices(h)
         vectors = self.codebook.embed(jnp.arange(self.codebook.num_codes)[:, None])
-        log_q = jax.nn.log_softmax(2 * h @ vectors.T)
+        log_q = jax.nn.log_softmax(2 * jnp.matmul(h, vectors.T, precision=lax.Precision.HIGHEST))
         q = jnp.exp(log_q)
         mean_q = jnp.maximum(batch_mean(q.mean((0, 1, 2))), jnp.finfo(q.dtype).tiny)
         penalties = {
