@@ -158,7 +158,7 @@ class MultivariateNormal(Distribution):
     def sample_and_log_prob(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "..."]]:
-        """Draws and their log-densities from the same eps, which no solution has to find again."""
+        """By the draws' own eps, also where float32 cannot invert L."""
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         exact = lax.Precision.HIGHEST
         shift = jnp.einsum("...ij,...j->...i", self.scale_tril, eps, precision=exact)
@@ -166,15 +166,6 @@ class MultivariateNormal(Distribution):
 
     def _log_prob_of_eps(self, eps: Float[Array, "... d"]) -> Float[Array, "..."]:
         return -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
-
-    @override
-    def sample_and_log_prob(
-        self, key: Key[Array, "..."], sample_shape: Shape = ()
-    ) -> tuple[Float[Array, "*draws d"], Float[Array, "..."]]:
-        """By the draw's own eps, also where float32 cannot invert L."""
-        eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
-        log_density = -0.5 * (eps**2 + math.log(2 * math.pi)).sum(-1) - self.log_det_tril
-        return self.sample(key, sample_shape), log_density
 
 
 @register_kl(MultivariateNormal, Normal)
