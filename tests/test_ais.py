@@ -81,7 +81,7 @@ def test_temperatures_are_a_sigmoid_from_0_to_1():
 
 @pytest.mark.parametrize("setting", ["num_temperatures", "num_chains", "num_leapfrog"])
 def test_senseless_settings_are_refused(setting):
-    with pytest.raises(VaeJaxError, match=f"{setting} is -1"):
+    with pytest.raises(VaeJaxError, match=f"{setting} of AIS is -1"):
         AIS(**{setting: -1})
 
 
