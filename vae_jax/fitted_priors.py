@@ -31,6 +31,7 @@ from vae_jax.compatibility import check_prior
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import Count, checked
 from vae_jax.interfaces import Model, Prior, Variables
 from vae_jax.priors.codes import AutoregressiveCodes
 from vae_jax.priors.flows import RealNVP
@@ -79,7 +80,8 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
     return np.concatenate(found)
 
 
-def fit(run: Run, prior: Prior, *, num_steps: int = NUM_STEPS, seed: int = 0) -> Run:
+@checked
+def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) -> Run:
     """Fit a prior to the aggregated posterior of a run's first seed, with Adam.
 
     Real latents are standardized for it, so that their scale makes no difference. A line on stderr

@@ -24,6 +24,7 @@ from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.fitted_priors import Family, fitted
+from vae_jax.given import Count, Index, checked
 from vae_jax.interfaces import Layers, Space
 from vae_jax.run import Run
 
@@ -123,9 +124,10 @@ def _check_layers(run: Run, name: str, number: int) -> None:
         )
 
 
+@checked
 def sample(
     run: Run,
-    num: int = 64,
+    num: Count = 64,
     seed: int = 0,
     labels: Sequence[str | int] | None = None,
     prior: Family | None = None,
@@ -200,8 +202,9 @@ def reconstruct_rows(run: Run, split: SplitName, rows: np.ndarray) -> np.ndarray
     )
 
 
+@checked
 def reconstruct(
-    run: Run, split: SplitName = "test", num: int = 20, top: int | None = None
+    run: Run, split: SplitName = "test", num: Count = 20, top: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode images of a split, and decode their posterior means.
 
@@ -239,12 +242,13 @@ def _carry(run: Run, z: Array, source: int, target: int) -> Array:
     return jnp.asarray(model.prior.apply(params, z, source, target, method="carry"))
 
 
+@checked
 def restyle(
     run: Run,
     source: str | int,
     targets: Sequence[str | int] | None = None,
     split: SplitName = "test",
-    num: int = 10,
+    num: Count = 10,
 ) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
     """Encode images with their class and decode them with others: z keeps what y does not say.
 
@@ -285,11 +289,12 @@ def restyle(
     return np.asarray(x), np.stack(restyled, 1), names[y_source], [names[y] for y in y_targets]
 
 
+@checked
 def interpolate(
     run: Run,
     split: SplitName = "test",
-    pairs: int = 6,
-    steps: int = 11,
+    pairs: Count = 6,
+    steps: Count = 11,
     top: int | None = None,
 ) -> np.ndarray:
     """Decode the shortest lines between the posterior means of pairs of images.
@@ -363,12 +368,13 @@ def has_coordinates(run: Run) -> bool:
     return space_of(run) == "real"
 
 
+@checked
 def traverse(
     run: Run,
     split: SplitName = "test",
-    row: int = 0,
-    steps: int = 11,
-    latents: int = 10,
+    row: Index = 0,
+    steps: Count = 11,
+    latents: Count = 10,
     layer: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move one latent at a time from -3 to 3, the others at the posterior mean of one image.
@@ -412,7 +418,8 @@ def traverse(
     return decode_means(run, (moved, *held), y), values, dims
 
 
-def manifold(run: Run, n: int, label: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
+@checked
+def manifold(run: Run, n: Count, label: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Decode a grid over two latents, equally spaced in prior probability.
 
     Args:

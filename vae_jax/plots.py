@@ -116,8 +116,17 @@ def latent_scatter(
     Beyond ten classes the marker changes too. The legend shows `class_names[label]`, or the label.
     Raises VaeJaxError unless the latents are two-dimensional.
     """
+    z = np.asarray(given.array(z, "z", "[N, 2]"))
     _agree("latents", z.shape, (len(z), 2))
-    classes = np.zeros(len(z), int) if labels is None else labels
+    classes = np.zeros(len(z), int) if labels is None else np.asarray(labels)
+    _agree("labels", classes.shape, z.shape[:1])
+    if classes.dtype.kind not in "iu":
+        raise VaeJaxError(f"The labels are {classes.dtype}: give integers [N].")
+    if class_names and not 0 <= classes.min() <= classes.max() < len(class_names):
+        raise VaeJaxError(
+            f"The labels go from {classes.min()} to {classes.max()}, and there are "
+            f"{len(class_names)} class_names: name each."
+        )
     figure, (axes,) = _charts(1, (5.6, 4.8))
     size = np.clip(2e4 / len(z), 4, 24)
     style: dict[str, Any] = {"s": size, "alpha": 0.7, "linewidths": 0, "zorder": 2}

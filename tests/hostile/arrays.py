@@ -191,7 +191,7 @@ def _metric_rows() -> dict[str, tuple[Act, str]]:
             f"{name} of a list": (partial(function, IMAGES.tolist()), "give an array [N, H, W, C]"),
             f"{name}, channels first": (partial(function, chw), "channels last"),
             f"{name} of one image": (partial(function, IMAGES[0]), "give [N, H, W, C]"),
-            f"{name} of no image": (partial(function, IMAGES[:0]), "without a picture"),
+            f"{name} of no image": (partial(function, IMAGES[:0]), "at least one"),
         }
     for name in ("psnr", "ssim"):
         function = getattr(metrics, name)
@@ -238,7 +238,20 @@ def _plot_rows() -> dict[str, tuple[Callable[[Path], object], str]]:
         "a NaN": (save(pictures * np.nan), "pass pictures in [0,1]"),
         "channels first": (save(np.zeros((2, 3, 8, 8))), "channels last"),
         "one image": (save(pictures[0]), "give [N,H,W,C]"),
-        "no image": (save(pictures[:0]), "give at least one"),
+        "no image": (save(pictures[:0]), "at least one"),
+    }
+
+
+def _scatter_rows() -> dict[str, tuple[Act, str]]:
+    draw = plots.latent_scatter
+    labels = np.zeros(6, int)
+    return {
+        "a list": (lambda: draw(Z.tolist()), "give an array [N, 2]"),  # pyright: ignore
+        "three dimensions": (lambda: draw(np.zeros((6, 3))), "(6, 2) is needed"),
+        "too few labels": (lambda: draw(Z, labels[:2]), "(6,) is needed"),
+        "labels in floats": (lambda: draw(Z, labels / 1), "give integers [N]"),
+        "labels without a name": (lambda: draw(Z, labels + 3, ["a", "b"]), "name each"),
+        "labels below zero": (lambda: draw(Z, labels - 1, ["a", "b"]), "name each"),
     }
 
 
@@ -354,6 +367,39 @@ def _door_rows() -> dict[str, tuple[Act, str]]:
     return rows
 
 
+def _number_rows() -> dict[str, tuple[Act, str]]:
+    """Numbers and names of functions of a run."""
+    rows: dict[str, tuple[Act, str]] = {}
+    for function, names in {
+        generate.sample: ("num",),
+        generate.reconstruct: ("num",),
+        generate.interpolate: ("pairs", "steps"),
+        generate.traverse: ("steps", "latents"),
+        generate.manifold: ("n",),
+        vj.evaluate: ("num_samples",),
+    }.items():
+        for name in names:
+            for value in (0, -1, 2.5, "3"):
+                given = {"n": 2} if function is generate.manifold else {}
+                act = partial(_call, function, **given | {name: value})
+                said = f"{name} of {function.__name__} is {value!r}: give a whole number"
+                rows[f"{function.__name__}({name}={value!r})"] = act, said
+    for function in (generate.reconstruct, generate.interpolate, vj.evaluate):
+        act = partial(_call, function, split="validation")
+        said = f"split of {function.__name__} is 'validation': give 'train' or 'valid' or 'test'"
+        rows[f"{function.__name__} of a split that is none"] = act, said
+    rows["sample of a folder"] = lambda: generate.sample("runs/x"), "run of sample is 'runs/x'"  # pyright: ignore
+    rows["sample of a prior that is none"] = (
+        partial(_call, generate.sample, prior="gaussian"),
+        "give 'mixture' or 'flow' or 'vae' or 'autoregressive', or None",
+    )
+    return rows
+
+
+def _call(function: Callable[..., object], **named: Any) -> object:
+    return function(run_of("plain"), **named)
+
+
 def _of_act(act: Act, _: Path) -> object:
     return act()
 
@@ -365,6 +411,8 @@ ROWS = [
             ("Data of", _data_rows()),
             ("Features:", _metric_rows()),
             ("Door:", _door_rows()),
+            ("Scatter of", _scatter_rows()),
+            ("Run:", _number_rows()),
         )
         for name, (act, said) in table.items()
     ),

@@ -13,6 +13,7 @@ from vae_jax.evaluation.gaps import inference_gaps, make_gaps_evaluator
 from vae_jax.evaluation.information import make_information_evaluator
 from vae_jax.evaluation.over_split import Evaluator, PerImage
 from vae_jax.experiment import Experiment
+from vae_jax.given import Count, checked
 from vae_jax.metrics.quality import Quality, measure_quality
 from vae_jax.metrics.spaces import Features
 from vae_jax.run import Run
@@ -79,11 +80,12 @@ def _given_labels(experiment: Experiment) -> str:
     return "" if experiment.model.labels is None else ", each likelihood given the image's label"
 
 
+@checked
 def evaluate(
     run: Run,
     *,
     split: SplitName = "test",
-    num_samples: int = 5000,
+    num_samples: Count = 5000,
     num_images: int | None = None,
     ais: AIS | None = None,
     information: bool = False,

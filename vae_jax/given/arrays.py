@@ -54,9 +54,7 @@ def pictures(
             way = f"channels last, np.moveaxis(images, {found.ndim - 3}, -1)"
         raise VaeJaxError(f"{what} has the shape {found.shape}: give {axes}, {way}.")
     if not found.size:
-        raise VaeJaxError(
-            f"{what} has the shape {found.shape}, without a picture: give at least one."
-        )
+        raise VaeJaxError(f"{what} has the shape {found.shape}: give {axes}, at least one.")
     return found
 
 
