@@ -78,9 +78,8 @@ class Vectors(nn.Module):
         x, indices = gather_batch(x).reshape(-1, self.dim), gather_batch(indices).reshape(-1)
         assigned = jax.nn.one_hot(indices, self.num_codes)
         counts = decay * self.counts.value + (1 - decay) * assigned.sum(0)
-        sums = decay * self.sums.value + (1 - decay) * jnp.matmul(
-            assigned.T, x, precision=lax.Precision.HIGHEST
-        )
+        assigned_sums = jnp.matmul(assigned.T, x, precision=lax.Precision.HIGHEST)
+        sums = decay * self.sums.value + (1 - decay) * assigned_sums
         fair = len(x) / self.num_codes
         dead = counts < self.restart_below * fair
         rank = jnp.cumsum(dead) - 1
