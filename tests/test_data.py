@@ -171,7 +171,7 @@ def test_fingerprint_sees_images_labels_and_where_the_splits_are_cut() -> None:
     [
         (np.zeros((3, 4, 6, 1), np.float32), "are float32: give uint8 values from 0 to 255"),
         (np.zeros((3, 4, 6, 1), np.int64), "are int64: give uint8"),
-        (np.zeros((3, 4, 6), np.uint8), r"have the shape \(3, 4, 6\): give \[N, H, W, C\]"),
+        (np.zeros((3, 4, 6), np.uint8), r"has the shape \(3, 4, 6\): give \[N, H, W, C\]"),
         (np.zeros((0, 4, 6, 1), np.uint8), "has no training image"),
     ],
 )
