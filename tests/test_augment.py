@@ -118,7 +118,7 @@ def test_nothing_to_do_leaves_the_bytes() -> None:
 @pytest.mark.parametrize(
     ("augmentation", "sentence"),
     [
-        (RandomShift(4), r"RandomShift\(pixels=4\) does not suit bars \(a shift by 4 pixels"),
+        (RandomShift(4), r"RandomShift by 4 pixels does not fit images of shape \(4, 4, 1\)"),
         (lambda image, key: image[1:], r"makes uint8 \(3, 4, 1\) of uint8 \(4, 4, 1\)"),
         (lambda image, key: image / 255, r"makes float32 \(4, 4, 1\)"),
     ],

@@ -627,7 +627,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     few, wide = features(39, 0), features(40, 0, 7)
     for distance in (metrics.frechet_distance, metrics.kernel_distance, metrics.precision_recall):
         for x, y in ((few, wide), (features(40, 0), wide), (wide, wide[0])):
-            with pytest.raises(VaeJaxError, match="cannot be compared"):
+            with pytest.raises(VaeJaxError, match=r"cannot be compared|give \[N, F\]"):
                 distance(x, y)
         with pytest.raises(VaeJaxError, match="not finite"):
             distance(wide, np.where(wide > 1, np.nan, wide))
