@@ -313,7 +313,9 @@ def test_posterior_has_a_direction_even_for_features_of_zero():
     np.testing.assert_allclose(np.linalg.norm(q.loc, axis=-1), 1, rtol=1e-6)
     assert q.kappa[0] == pytest.approx(1 + np.log(2))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    with pytest.raises(VaeJaxError, match="dim of VonMisesFisher is 1: give a whole number of at least 2"):
+    with pytest.raises(
+        VaeJaxError, match="dim of VonMisesFisher is 1: give a whole number of at least 2"
+    ):
         VonMisesFisher(1).init(jax.random.key(0), features)
 
 

@@ -13,7 +13,9 @@ from scipy import special, stats
 from test_evaluate import make_run
 
 from vae_jax import (
+    MLP,
     Deterministic,
+    DiagonalGaussian,
     HierarchicalVAE,
     VaeJaxError,
     evaluate,
@@ -149,7 +151,13 @@ def test_what_cannot_be_divided_is_refused():
     other = experiment.with_model(tiny.model().clone(posterior=Deterministic(2)))
     with pytest.raises(VaeJaxError, match="those of Deterministic are not"):
         make_information_evaluator(other, "test")
-    parts = dict.fromkeys(("encoders", "posteriors", "decoders", "conditionals"), ())
-    model = HierarchicalVAE(**parts, prior=tiny.model().prior, likelihood=tiny.model().likelihood)
+    model = HierarchicalVAE(
+        encoders=(MLP((4,)), MLP((4,))),
+        posteriors=(DiagonalGaussian(2), DiagonalGaussian(2)),
+        decoders=(MLP((4,)), MLP((4,))),
+        conditionals=(DiagonalGaussian(2),),
+        prior=tiny.model().prior,
+        likelihood=tiny.model().likelihood,
+    )
     with pytest.raises(VaeJaxError, match="rate of a HierarchicalVAE"):
         make_information_evaluator(experiment.with_model(model), "test")
