@@ -506,9 +506,7 @@ def test_signal_to_noise_ratios_are_powers_of_k_and_m(name, by_k, ratios):
 
 def test_a_weight_outside_of_zero_to_one_is_refused():
     for beta in (-0.1, 1.1):
-        with pytest.raises(
-            VaeJaxError, match="beta of CIWAE is .*: give a number of at least 0 and at most 1"
-        ):
+        with pytest.raises(VaeJaxError, match="give a number of at least 0 and at most 1"):
             CIWAE(2, beta)
 
 
