@@ -233,7 +233,7 @@ def recording(bits: bool = False) -> Iterator[Recording]:
 _jit = jax.jit
 
 
-def keys_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+def keys_alone(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
     """The function, compiled without what its results need but its keys do not: it returns zeros.
 
     In place of `jax.jit` it makes a program that is quick to compile.
