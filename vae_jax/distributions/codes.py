@@ -52,7 +52,7 @@ def nearest(x: Float[Array, "*batch d"], vectors: Float[Array, "C d"]) -> Int[Ar
     is with the vector found first, from which x and its rivals are not far.
     """
     centre = vectors.mean(0)
-    x, vectors = x - centre, vectors - centre
+    x, vectors = x - centre, jnp.asarray(vectors - centre)
 
     def products(x: Array) -> Array:
         return jnp.matmul(x, vectors.T, precision=lax.Precision.HIGHEST)
