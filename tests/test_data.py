@@ -326,15 +326,15 @@ def test_cifar10_4k_is_the_files_images_in_their_order(tmp_path: Path, manual_di
 @pytest.mark.slow
 def test_cifar10_jpeg_has_its_classes_in_turns(tmp_path: Path) -> None:
     """Nearly the exact images of `cifar10_4k`, class by class; each stretch has every class."""
-    manual_dir = Path("/work/shared/data")
+    manual_dir = Path(os.environ.get("VAE_JAX_MANUAL_DIR", ""))
     if not (manual_dir / "cifar10_jpeg" / "train.tar.xz").exists():
-        pytest.skip("the files of cifar10_jpeg are not at hand")
+        pytest.skip("the files of cifar10_jpeg are not in VAE_JAX_MANUAL_DIR")
     data = load("cifar10_jpeg", data_dir=tmp_path, manual_dir=manual_dir)
     assert [len(split) for split in (data.train, data.valid, data.test)] == [45_000, 5_000, 10_000]
     for split in (data.train, data.valid, data.test):
         assert split.labels is not None
         np.testing.assert_array_equal(split.labels, np.arange(len(split)) % 10)
-    with np.load(manual_dir / "cifar10_train_first4000.npz") as exact:
+    with np.load(manual_dir / "cifar10_4k" / "cifar10_train_first4000.npz") as exact:
         for label in range(10):
             images = exact["image"][exact["label"] == label]
             ours = data.train.images[label::10][: len(images)]

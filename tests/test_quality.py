@@ -376,8 +376,7 @@ def distances_grow(
     worse = {how: [function(damaged(images, how, much)) for much in strengths] for how in kinds}
     for distance in (metrics.frechet_distance, metrics.kernel_distance):
         floor = distance(undamaged, real)
-        if distance is metrics.kernel_distance:  # it has no bias: within four standard errors
-            assert abs(floor.value) < floor.high - floor.low
+        assert floor.low < 0 < floor.high, distance.__name__
         for how in kinds:
             found = [floor, *(distance(each, real) for each in worse[how])]
             values = [f.value for f in found]
@@ -390,8 +389,10 @@ def test_distances_grow_with_blur_noise_and_a_shift_of_colour(
 ) -> None:
     name, function = space
     function = metrics.standardized(function, pictures(300, 0)[0])
-    # Half a pixel of blur is less than two sets of so many differ by.
-    distances_grow(name, function, pictures(450, 1)[0], pictures(450, 2)[0], (1, 2, 3))
+    # Four images for each of 224 learned features. Half a pixel of blur is less than two sets of
+    # so many differ by.
+    count = 450 if name in ("colour", "texture") else 900
+    distances_grow(name, function, pictures(count, 1)[0], pictures(count, 2)[0], (1, 2, 3))
 
 
 @pytest.mark.slow
@@ -627,9 +628,11 @@ def test_what_are_no_images_is_refused(images: np.ndarray, said: str) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     few, wide = features(39, 0), features(40, 0, 7)
     for distance in (metrics.frechet_distance, metrics.kernel_distance, metrics.precision_recall):
-        for x, y in ((few, wide), (features(40, 0), wide), (wide, wide[0])):
-            with pytest.raises(VaeJaxError, match=r"cannot be compared|give \[N, F\]"):
+        for x, y in ((few, wide), (features(40, 0), wide)):
+            with pytest.raises(VaeJaxError, match="cannot be compared"):
                 distance(x, y)
+        with pytest.raises(VaeJaxError, match=r"give \[N, F\]"):
+            distance(wide, wide[0])
         with pytest.raises(VaeJaxError, match="not finite"):
             distance(wide, np.where(wide > 1, np.nan, wide))
     image = np.zeros((1, 8, 8, 1), np.uint8)
