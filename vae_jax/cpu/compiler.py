@@ -20,7 +20,6 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 # The kinds of fusions that XLA gives to YNNPACK. jaxlib 0.10.2 computes some sums of products of
 # 32,768 elements and more wrongly (jax-ml/jax issue 39103), up to 0.11 some crash (39257), and up
 # to 0.12, the last that was tried, a dilated window loses its holes (openxla/xla issue 48714).
-# Without them training is as fast on these versions.
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)
 

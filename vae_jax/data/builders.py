@@ -33,6 +33,18 @@ _MNIST_CITATION = """@article{lecun1998gradient,
   journal={Proceedings of the IEEE}, volume={86}, number={11}, pages={2278--2324}, year={1998}
 }"""
 
+_CIFAR_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 _CIFAR_CITATION = """@techreport{krizhevsky2009learning,
   title={Learning multiple layers of features from tiny images},
   author={Krizhevsky, Alex}, institution={University of Toronto}, year={2009}
@@ -194,6 +206,24 @@ class Caltech101Silhouettes(tfds.core.GeneratorBasedBuilder):
         return _examples(figure.swapaxes(1, 2), labels.ravel() - 1)  # MATLAB: by columns, from 1
 
 
+def _cifar_info(
+    builder: tfds.core.GeneratorBasedBuilder, description: str
+) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=description,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(names=_CIFAR_CLASSES),
+            }
+        ),
+        supervised_keys=("image", "label"),
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        citation=_CIFAR_CITATION,
+    )
+
+
 class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
     """The first 4,000 training images of CIFAR-10, for checks where the whole is not at hand.
 
@@ -204,25 +234,12 @@ class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
     name = "cifar10_4k"
     VERSION = tfds.core.Version("1.0.1")
     FILE = "cifar10_train_first4000.npz"
-    CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Put {FILE} into manual_dir: the arrays image, uint8 [4000, 32, 32, 3], and label."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="The first 4,000 training images of CIFAR-10: for checks alone.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(32, 32, 3)),
-                    "label": tfds.features.ClassLabel(names=self.CLASSES.split()),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-            citation=_CIFAR_CITATION,
-        )
+        return _cifar_info(self, "The first 4,000 training images of CIFAR-10: for checks alone.")
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         path = _find(dl_manager, self.FILE)
@@ -252,25 +269,12 @@ class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
     name = "cifar10_jpeg"
     VERSION = tfds.core.Version("1.0.0")
     FILES = ("train.tar.xz", "test.tar.xz")
-    CLASSES = Cifar10First4000.CLASSES
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Put {' and '.join(FILES)} into manual_dir: SPLIT/CLASS/NNNN.jpg, 32 by 32."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="The 60,000 images of CIFAR-10 after JPEG compression.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(32, 32, 3)),
-                    "label": tfds.features.ClassLabel(names=self.CLASSES.split()),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-            citation=_CIFAR_CITATION,
-        )
+        return _cifar_info(self, "The 60,000 images of CIFAR-10 after JPEG compression.")
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         train, test = (_find(dl_manager, name) for name in self.FILES)
@@ -280,7 +284,7 @@ class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, path: Path, count: int) -> Examples:
-        classes: list[str] = list(self.CLASSES.split())
+        classes = _CIFAR_CLASSES
         images = np.zeros((count // len(classes), len(classes), 32, 32, 3), np.uint8)
         found = np.zeros(images.shape[:2], bool)
         try:

@@ -90,8 +90,35 @@ def _along(axis: int, layers: nn.Module, x: Array) -> Array:
     return layers(x.swapaxes(axis, 2)).swapaxes(axis, 2)
 
 
-class HorizontalEncoder(Part):
+class _Encoder(Part):
+    """Each row or column of patches by itself; columns are pooled."""
+
+    layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
+    width: Count = 64
+    patch_size: Count = 4
+
+    axis: ClassVar[int]  # ROW or COLUMN
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if isinstance(self.layers, AxialAttention):
+            check_heads(self, self.width, self.layers.num_heads)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Images `[N, H, W, C]` to the map `[N, h, w, width]`, or its columns' means."""
+        patches = to_patches(x, self.patch_size)
+        h = _Embedding(self.width)(patches, patches.shape[1:3])
+        h = _along(self.axis, self.layers, h)
+        return nn.LayerNorm()(h.mean(COLUMN) if self.axis == COLUMN else h)
+
+
+class HorizontalEncoder(_Encoder):
     """Each row of patches by itself: the features of a position know its row and no other.
+
+    From images `[N, H, W, C]` to the map `[N, h, w, width]`.
 
     Attributes:
         layers: an `AxialAttention` or `AxialConvolution`.
@@ -100,27 +127,13 @@ class HorizontalEncoder(Part):
             are padded with zeros.
     """
 
-    layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
-    width: Count = 64
-    patch_size: Count = 4
-
-    @nn.nowrap
-    @override
-    def check(self) -> None:
-        super().check()
-        if isinstance(self.layers, AxialAttention):
-            check_heads(self, self.width, self.layers.num_heads)
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to the map `[N, h, w, width]`."""
-        patches = to_patches(x, self.patch_size)
-        h = _Embedding(self.width)(patches, patches.shape[1:3])
-        return nn.LayerNorm()(_along(ROW, self.layers, h))
+    axis: ClassVar[int] = ROW
 
 
-class VerticalEncoder(Part):
+class VerticalEncoder(_Encoder):
     """Each column of patches by itself, pooled to one vector: the image as a set of vectors.
+
+    From images `[N, H, W, C]` to a vector for each column, its mean, `[N, w, width]`.
 
     Attributes:
         layers: an `AxialAttention` or `AxialConvolution`.
@@ -129,23 +142,7 @@ class VerticalEncoder(Part):
             are padded with zeros.
     """
 
-    layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
-    width: Count = 64
-    patch_size: Count = 4
-
-    @nn.nowrap
-    @override
-    def check(self) -> None:
-        super().check()
-        if isinstance(self.layers, AxialAttention):
-            check_heads(self, self.width, self.layers.num_heads)
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to a vector for each column, its mean, `[N, w, width]`."""
-        patches = to_patches(x, self.patch_size)
-        h = _Embedding(self.width)(patches, patches.shape[1:3])
-        return nn.LayerNorm()(_along(COLUMN, self.layers, h).mean(COLUMN))
+    axis: ClassVar[int] = COLUMN
 
 
 class AxialEncoder(Part):
