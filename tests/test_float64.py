@@ -17,12 +17,15 @@ from jax import lax
 from scipy import special, stats
 
 from vae_jax.distributions import (
+    Concrete,
+    HypersphericalUniformDistribution,
     Laplace,
     Mixture,
     MultivariateNormal,
     Normal,
     OneHotCategorical,
     StudentT,
+    VonMisesFisherDistribution,
     exact_kl,
     nearest,
 )
@@ -56,6 +59,11 @@ def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
 def powers(low: float, high: float, *shape: int) -> np.ndarray:
     """Numbers of every order of magnitude from 10^low to 10^high."""
     return 10 ** RNG.uniform(low, high, shape)
+
+
+def unit(*shape: int) -> np.ndarray:
+    vectors = normal(*shape)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def tril(*shape: int, diagonal: np.ndarray) -> np.ndarray:
@@ -144,6 +152,14 @@ DENSITIES: dict[str, Case] = {
     "Beta": beta(),
     "DiscretizedLogistic": discretized_logistic(),
     "MixtureOfLogistics": mixture_of_logistics(),
+    "Concrete": (
+        lambda a, z: Concrete(a, 0.1).log_prob(z),
+        (normal(20, 3, 5, scale=3), special.log_softmax(normal(20, 3, 5, scale=40), -1)),
+    ),
+    "VonMisesFisher": (
+        lambda *p: VonMisesFisherDistribution(*p[:2]).log_prob(p[2]),
+        (unit(30, 5), powers(-3, 3, 30), unit(6, 30, 5)),
+    ),
     "OneHotCategorical": (
         lambda a, z: OneHotCategorical(a, 1.0).log_prob(z),
         (normal(20, 3, 5, scale=30), np.eye(5)[RNG.integers(5, size=(20, 3))]),
@@ -199,6 +215,13 @@ DIVERGENCES: dict[str, Case] = {
             *(normal(9, 6), tril(9, 6, diagonal=powers(-1.5, 0.5, 9, 6))),
             *(normal(9, 6), tril(9, 6, diagonal=powers(-1, 0.5, 9, 6))),
         ),
+    ),
+    "VonMisesFisher || uniform": (
+        lambda kappa: exact_kl(
+            VonMisesFisherDistribution(jnp.eye(1, 8, dtype=kappa.dtype).repeat(30, 0), kappa),
+            HypersphericalUniformDistribution(8),
+        ),
+        (powers(-1, 4, 30),),
     ),
     "Bernoulli || Bernoulli": (
         kl(bernoulli, bernoulli, 1),

@@ -35,7 +35,7 @@ _SPACE_NAMES: dict[Space, str] = {
     "real": "real vectors",
     "sphere": "unit vectors",
     "onehot": "one-hot vectors",
-    "simplex": "probability vectors",
+    "simplex": "logarithms of probability vectors",
     "codes": "codes of a codebook",
 }
 _TRAIT_NAMES: dict[Trait, str] = {

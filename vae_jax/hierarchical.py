@@ -72,7 +72,7 @@ class Hierarchy(Model, kw_only=True):
             features = self.decoders[0](self._for_decoder(z, y), self.image_shape)
             return self.likelihood(features, self.image_shape)
 
-        return apply_flat(likelihood, zs[0], self.posteriors[0].event_ndims)
+        return apply_flat(likelihood, zs[0], self.posteriors[0])
 
     @override
     def sample(
@@ -125,7 +125,7 @@ class Hierarchy(Model, kw_only=True):
         def conditional(z: Array) -> Distribution:
             return self.conditionals[layer](self.decoders[layer + 1](self._for_decoder(z, y)))
 
-        return apply_flat(conditional, z, self.posteriors[layer + 1].event_ndims)
+        return apply_flat(conditional, z, self.posteriors[layer + 1])
 
     def _for_encoder(
         self, x: Float[Array, "N ..."], y: Int[Array, "B"] | None
@@ -188,7 +188,7 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
         def posterior(z: Array) -> Distribution:
             return self.posteriors[layer](self.encoders[layer](self._for_encoder(z, y)))
 
-        return apply_flat(posterior, z, self.posteriors[layer - 1].event_ndims)
+        return apply_flat(posterior, z, self.posteriors[layer - 1])
 
 
 class LadderVAE(Hierarchy, kw_only=True):

@@ -51,8 +51,8 @@ Layers = tuple[Float[Array, "..."], ...]
 """The latents of every layer, the bottom layer first."""
 
 Space = Literal["real", "sphere", "onehot", "simplex", "codes"]
-"""Where latents live: R^d, unit vectors, one-hot vectors `[n, C]`, probability vectors `[n, C]`, or
-maps `[h, w, D]` of the vectors of a finite codebook."""
+"""Where latents live: R^d, unit vectors, one-hot vectors `[n, C]`, logarithms of probability
+vectors `[n, C]`, or maps `[h, w, D]` of the vectors of a finite codebook."""
 
 Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
 """What q(z|x) can do.
@@ -204,6 +204,10 @@ class Posterior(Part):
             VaeJaxError: the features do not fit the shape of z.
         """
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+
+    def seen(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+        """What networks see of latents; by default these themselves."""
+        return z
 
     def affine(
         self,

@@ -136,17 +136,18 @@ weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
 
 
 def apply_flat(
-    conditional: Callable[[Array], D], z: Float[Array, "..."], event_ndims: int = 1
+    conditional: Callable[[Array], D], z: Float[Array, "..."], posterior: Posterior
 ) -> D:
     """p(. | z), batch `[*batch]`, by networks that take one batch axis.
 
     Args:
         conditional: a function of latents `[N, *event]` to a distribution with batch `[N]`.
         z: latents `[*batch, *event]`.
-        event_ndims: the number of axes of one z.
+        posterior: the posterior of these latents.
     """
-    batch, event = z.shape[: z.ndim - event_ndims], z.shape[z.ndim - event_ndims :]
-    return with_batch(conditional(z.reshape(math.prod(batch), *event)), batch)
+    ndims = posterior.event_ndims
+    batch, event = z.shape[: z.ndim - ndims], z.shape[z.ndim - ndims :]
+    return with_batch(conditional(posterior.seen(z).reshape(math.prod(batch), *event)), batch)
 
 
 def with_batch(flat: D, batch: Shape) -> D:
@@ -242,7 +243,7 @@ class VAE(Model, kw_only=True):
                 z = self.labels.for_decoder(z, y)
             return self.likelihood(self.decoder(z, self.image_shape), self.image_shape)
 
-        return apply_flat(likelihood, z, self.posterior.event_ndims)
+        return apply_flat(likelihood, z, self.posterior)
 
     @override
     def sample(

@@ -1,4 +1,8 @@
-"""Categorical variables, as one-hot vectors or relaxed to probability vectors; events `[n, C]`."""
+"""Categorical variables, as one-hot vectors or relaxed; events `[n, C]`.
+
+A relaxed variable is a probability vector, of which the event holds the logarithms: its small
+components are below what float32 can hold, and a density is evaluated where the draw was made.
+"""
 
 import math
 
@@ -11,9 +15,6 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.distributions.base import Distribution, Shape, register_kl, sum_event
-
-# The least component of a probability vector of which a logarithm is taken, which so is finite.
-SMALLEST = 1e-30
 
 
 @struct.dataclass
@@ -40,12 +41,12 @@ class _Logits(Distribution):
         """The probabilities of the categories."""
         return jax.nn.softmax(self.logits)
 
-    def _relaxed_sample(
+    def _relaxed_scores(
         self, key: Key[Array, "..."], sample_shape: Shape
     ) -> Float[Array, "*draws n C"]:
         # Maddison et al. 2017; Jang et al. 2017.
         noise = random.draw(jax.random.gumbel, key, sample_shape, self.logits.shape)
-        return jax.nn.softmax((self.logits + noise) / self.temperature)
+        return (self.logits + noise) / self.temperature
 
 
 @struct.dataclass
@@ -59,7 +60,7 @@ class OneHotCategorical(_Logits):
 
         This straight-through estimator is biased, the less so the lower the temperature.
         """
-        relaxed = self._relaxed_sample(key, sample_shape)
+        relaxed = jax.nn.softmax(self._relaxed_scores(key, sample_shape))
         hard = jax.nn.one_hot(relaxed.argmax(-1), relaxed.shape[-1], dtype=relaxed.dtype)
         return hard + (relaxed - lax.stop_gradient(relaxed))
 
@@ -76,25 +77,30 @@ def _kl_categorical_categorical(q: OneHotCategorical, p: OneHotCategorical) -> A
 
 @struct.dataclass
 class Concrete(_Logits):
-    """Probability vectors near the corners of the simplex (Maddison et al. 2017).
+    """Logarithms of probability vectors near the corners of the simplex (Maddison et al. 2017).
 
-    The density is with respect to C - 1 of the C components. The mean has no closed form: `mean`
-    is the probability of each component to be the largest.
+    The density is that of the paper's ExpConcrete (appendix C.3), with respect to the differences
+    of C - 1 components from the last. The mean has no closed form: `mean` is the logarithm of the
+    probability of each component to be the largest.
     """
 
     exact_mean = False
 
+    @property
+    @override
+    def mean(self) -> Float[Array, "*batch n C"]:
+        """The logarithms of the probabilities of the categories; not the mean."""
+        return jax.nn.log_softmax(self.logits)
+
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws n C"]:
-        """Reparameterized: softmax((logits + Gumbel noise) / temperature)."""
-        return self._relaxed_sample(key, sample_shape)
+        """Reparameterized: ln softmax((logits + Gumbel noise) / temperature)."""
+        return jax.nn.log_softmax(self._relaxed_scores(key, sample_shape))
 
     def log_prob(self, value: Float[Array, "*draws n C"]) -> Float[Array, "..."]:
-        """ln of Gamma(C) lambda^(C-1) prod_c p_c x_c^(-lambda-1) / (sum_c p_c x_c^-lambda)^C."""
+        """ln [Gamma(C) lambda^(C-1) prod_c p_c x_c^-lambda / (sum_c p_c x_c^-lambda)^C] of ln x."""
         classes, temperature = self.logits.shape[-1], self.temperature
-        log_x = jnp.log(jnp.maximum(value, SMALLEST))
-        scores = self.logits - temperature * log_x
+        scores = self.logits - temperature * value
         constant = math.lgamma(classes) + (classes - 1) * math.log(temperature)
-        log_density = constant + (jax.nn.log_softmax(scores) - log_x).sum(-1)
-        return log_density.sum(-1)
+        return (constant + jax.nn.log_softmax(scores).sum(-1)).sum(-1)

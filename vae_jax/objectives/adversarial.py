@@ -45,8 +45,9 @@ class AdversarialAutoencoder(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Loss -ln p(x|z) - weight ln D(z), plus the critic's cross-entropy for the critic."""
         del step
-        z = terms.z[0][0]
+        z = model.posteriors[0].seen(terms.z[0][0])
         z_prior = sample_each(terms.p[0], random.purpose(terms.keys, "prior"))
+        z_prior = model.posteriors[0].seen(z_prior)
 
         encoder_loss = -jax.nn.log_sigmoid(frozen(critic_of(model))(z)).mean()
         real, fake = (critic_of(model)(lax.stop_gradient(each)) for each in (z_prior, z))

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float
@@ -53,9 +54,10 @@ class Categorical(Posterior):
 
 
 class GumbelSoftmax(Posterior):
-    """q(z|x) of n independent Concrete variables, probability vectors, with affine logits.
+    """q(z|x) of n independent Concrete variables, relaxed one-hot vectors, with affine logits.
 
-    It is a density on the simplex, as the prior `UniformConcrete` is, so the bound is a bound.
+    z are the logarithms of probability vectors, of which networks see the exponential. It is a
+    density on the simplex, as the prior `UniformConcrete` is, so the bound is a bound.
 
     Attributes:
         num: the number of variables n.
@@ -81,3 +83,7 @@ class GumbelSoftmax(Posterior):
     def __call__(self, features: Float[Array, "N ..."]) -> Concrete:
         logits = _logits(features, self.num, self.classes, self.kernel_init)
         return Concrete(logits, self.temperature)
+
+    @override
+    def seen(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.exp(z)
