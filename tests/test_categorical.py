@@ -181,17 +181,18 @@ def test_concrete_is_scored_where_it_was_drawn(temperature, gap):
         return ratio.mean(), (x, ratio)
 
     derivative, (x, ratio) = gradient(logits)
-    noise = np.float64(jax.random.gumbel(jax.random.key(3), (4000, 1, 1, 2)))
+    noise = np.asarray(jax.random.gumbel(jax.random.key(3), (4000, 1, 1, 2)), np.float64)
+    logistic: Any = stats.logistic
     y = ((noise[..., 0] - noise[..., 1] + gap) / temperature).squeeze()  # ln x_1 - ln x_2
     np.testing.assert_allclose((x[..., 0] - x[..., 1]).squeeze(), y, rtol=1e-5, atol=1e-5)
-    log_q = stats.logistic(gap / temperature, 1 / temperature).logpdf(y)
-    log_p = stats.logistic(0, 2).logpdf(y)
+    log_q = logistic(gap / temperature, 1 / temperature).logpdf(y)
+    log_p = logistic(0, 2).logpdf(y)
     np.testing.assert_allclose(ratio.squeeze(), log_q - log_p, rtol=1e-4, atol=1e-3 + 1e-6 * gap)
     # KL of two logistics: of y = (gap + e) / temperature, e standard.
     e, step = np.linspace(-40, 40, 80001, retstep=True)
     y = (gap + e) / temperature
-    of_q = stats.logistic.logpdf(e) + np.log(temperature)
-    kl = (stats.logistic.pdf(e) * (of_q - stats.logistic(0, 2).logpdf(y))).sum() * step
+    of_q = logistic.logpdf(e) + np.log(temperature)
+    kl = (logistic.pdf(e) * (of_q - logistic(0, 2).logpdf(y))).sum() * step
     assert kl >= 0
     assert within_standard_errors(ratio, kl)
     assert np.isfinite(derivative).all()

@@ -289,14 +289,14 @@ def test_the_ends_of_the_noise(dim):
         return jax.jvp(of, (kappa,), (jnp.ones_like(kappa),))
 
     found, slopes = map(np.asarray, angles(jnp.asarray(kappas, jnp.float32)))
-    for b, kappa in enumerate(np.float64(np.float32(kappas)).tolist()):
+    for b, kappa in enumerate(kappas.astype(np.float32).astype(np.float64).tolist()):
         density = AngleDensity(dim, kappa)
         total = density.integral(0, np.pi)
         mean = density.integral(0, np.pi, np.cos) / total
         for u, angle, slope in zip(us.tolist(), found[:, b].tolist(), slopes[:, b], strict=True):
             angle = min(angle, np.pi)
             end, mass = ((0, angle), u) if u <= 0.5 else ((angle, np.pi), 1 - u)
-            height = density(np.float64(angle)) / total
+            height = float(density(np.array(angle))) / total
             # The angle has float32's digits, and in a window of 32 deviations 2^-24 of them.
             digits = 4e-7 + 4e-6 / np.sqrt(dim + kappa)
             reached = density.integral(*end) / total
