@@ -1,12 +1,6 @@
 """Devices: the same gradients, noise and training on 1 to 8 of them, and in two processes."""
 
-import contextlib
 import dataclasses
-import random
-import signal
-import socket
-import subprocess
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +13,9 @@ import pytest
 import tiny
 from jax import Array
 from running import (
-    CLI,
-    TINY,
-    checkpoint_steps,
-    finish,
     interrupted_after,
-    last_step,
     on_devices,
     rows,
-    start,
-    wait_until,
 )
 
 from vae_jax import (
@@ -39,11 +26,9 @@ from vae_jax import (
     ConvEncoder,
     Experiment,
     VampPrior,
-    load_run,
     train,
 )
 from vae_jax import evaluate as evaluate_run
-from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import (
@@ -193,101 +178,3 @@ def test_evaluation_does_not_depend_on_devices(on_eight: Run) -> None:
         np.testing.assert_allclose(
             two.standard_error[name], eight.standard_error[name], rtol=1e-4, atol=1e-6
         )
-
-
-def free_port() -> int:
-    """Of those that no system gives away by itself before process 0 takes it."""
-    while True:
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
-            return found.getsockname()[1]
-
-
-def start_two(folders: tuple[Path, Path], streamed: bool = False) -> list[subprocess.Popen[str]]:
-    """`vae-jax train --distributed` in two processes of two devices, each in its own folder."""
-    address = f"127.0.0.1:{free_port()}"
-    return [
-        start(
-            CLI,
-            *("train", TINY, "--distributed", "--workdir", "run", "--num-steps", 100),
-            *("--streamed", streamed),
-            devices=2,
-            cwd=folder,
-            jax_coordinator_address=address,
-            jax_num_processes=2,
-            jax_process_id=process,
-        )
-        for process, folder in enumerate(folders)
-    ]
-
-
-def test_two_processes_train_stop_together_and_go_on(tmp_path: Path) -> None:
-    folders = tmp_path / "0", tmp_path / "1"
-    for folder in folders:
-        folder.mkdir()
-    workdir = folders[0] / "run"
-
-    first, second = start_two(folders)
-    wait_until(lambda: last_step(workdir), first)
-    second.send_signal(signal.SIGTERM)  # only one of them is told
-    stopped = [finish(process) for process in (first, second)]
-    assert [process.returncode for process in stopped] == [143, 143], stopped
-    (step,) = checkpoint_steps(workdir)[-1:]
-    assert step < 100
-
-    (workdir / "figures").mkdir()  # as if they were drawn
-    done = [finish(process) for process in start_two(folders)]
-    assert [process.returncode for process in done] == [0, 0], done
-    assert f"Going on from step {step}" in done[0].stderr
-    assert not [path for path in folders[1].rglob("*") if path.is_file()], "process 1 wrote"
-    with on_devices(4):
-        expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")
-    assert_same_run(load_run(workdir), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
-    killed: int, tmp_path: Path
-) -> None:
-    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end.
-
-    Those of a run whose images are resident, where the killed one's are streamed.
-    """
-    runs = {}
-    for name in ("whole", "killed"):
-        runs[name] = tmp_path / name / "0", tmp_path / name / "1"
-        for folder in runs[name]:
-            folder.mkdir(parents=True)
-    workdir = runs["killed"][0] / "run"
-
-    processes = start_two(runs["killed"], streamed=True)
-    wait_until(lambda: (workdir / "checkpoints" / "10").exists(), processes[0])
-    processes[killed].kill()
-    begun = time.monotonic()
-    survivor = finish(processes[1 - killed])
-    assert time.monotonic() - begun < 10
-    assert survivor.returncode == 1, survivor
-    assert "vae-jax: Another process of this run has died" in survivor.stderr
-    finish(processes[killed])
-    assert not (workdir / "summary.json").exists()
-
-    for name, folders in runs.items():
-        done = [finish(process) for process in start_two(folders, streamed=name == "killed")]
-        assert [process.returncode for process in done] == [0, 0], done
-    whole, resumed = (load_run(folders[0] / "run") for folders in runs.values())
-    assert fingerprint(resumed.state) == fingerprint(whole.state)
-
-
-@pytest.mark.slow
-def test_when_one_process_fails_the_other_ends(tmp_path: Path) -> None:
-    """Process 0 cannot write its run folder: its own sentence, and no waiting in process 1."""
-    folders = tmp_path / "0", tmp_path / "1"
-    for folder in folders:
-        folder.mkdir()
-    (folders[0] / "run").write_text("a file")
-    first, second = map(finish, start_two(folders))
-    assert first.returncode == 2, first
-    assert "run" in first.stderr.splitlines()[-1]
-    assert second.returncode == 1, second
-    assert "vae-jax: Another process of this run has died" in second.stderr

@@ -236,8 +236,9 @@ def test_only_random_makes_folds_and_splits_keys() -> None:
 
 def test_only_parallel_knows_devices_and_processes() -> None:
     knowing = files_with(DEVICES.match, lambda tree: names(tree) | imported_names(tree))
-    # Processes are told which of them has died; Orbax asks which of them writes.
-    assert knowing <= {"parallel.py", "processes.py", "checkpoint.py", "cpu/compiler.py"}
+    # Processes meet before JAX connects them; Orbax asks which of them writes.
+    allowed = {"parallel.py", "processes/together.py", "checkpoint.py", "cpu/compiler.py"}
+    assert knowing <= allowed
     assert "parallel.py" in knowing
 
 

@@ -72,8 +72,39 @@ class TrainOptions:
     """The number of replicas, trained in one program with consecutive seeds."""
     streamed: bool | None = None
     """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """How several processes train together."""
+
     distributed: bool = False
-    """Train together with other processes, which are given the same flag."""
+    """Train together with other processes, which are given the same command."""
+    start_timeout: float = 50
+    """Seconds in which all processes have to come."""
+    heartbeat_timeout: int = 100
+    """Seconds without a sign of life after which a process is taken for dead."""
+    shutdown_timeout: int = 300
+    """Seconds in which processes that have all finished have to take leave of each other."""
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """The company of the other processes, where there are any."""
+        if not self.distributed:
+            return contextlib.nullcontext()
+        check_counts(
+            start_timeout=self.start_timeout,
+            heartbeat_timeout=self.heartbeat_timeout,
+            shutdown_timeout=self.shutdown_timeout,
+        )
+        from vae_jax.processes import together
+        from vae_jax.run import versions
+
+        return together(
+            versions(),
+            start_timeout=self.start_timeout,
+            heartbeat_timeout=self.heartbeat_timeout,
+            shutdown_timeout=self.shutdown_timeout,
+        )
 
 
 @dataclass(frozen=True)
@@ -169,19 +200,18 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
     file = find_file(name)
     _, module = read_module(file)
-    defaults = TrainOptions(workdir=Path("runs") / file.stem), DataOptions()
-    options, data, arguments = parse(module.experiment, f"train {name}", flags, *defaults)
+    defaults = TrainOptions(workdir=Path("runs") / file.stem), ProcessOptions(), DataOptions()
+    options, processes, data, arguments = parse(
+        module.experiment, f"train {name}", flags, *defaults
+    )
     data.use()
     from vae_jax import parallel
-    from vae_jax.processes import ending_together
     from vae_jax.standard_figures import plot_standard_figures
     from vae_jax.train import train_file
 
-    if options.distributed:
-        parallel.start_processes()
-    else:
+    if not processes.distributed:
         parallel.give_replicas_cores(options.seeds)
-    with ending_together() if options.distributed else contextlib.nullcontext():
+    with processes.together():
         run = train_file(
             file,
             options.workdir,
@@ -471,7 +501,7 @@ def experiments_copy(
     print_paths([copied])
 
 
-def check_counts(**counts: int) -> None:
+def check_counts(**counts: float) -> None:
     """Check that counts are at least 1.
 
     Raises:

@@ -29,31 +29,6 @@ Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
 
-def start_processes() -> None:
-    """Join the other processes of a run (`vae-jax train --distributed`).
-
-    Under Slurm, Open MPI or on a TPU pod JAX finds them by itself; elsewhere each process needs the
-    variables JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID.
-
-    Raises:
-        VaeJaxError: nothing says where the other processes are.
-    """
-
-    def given(name: str) -> int | None:
-        return int(os.environ[name]) if name in os.environ else None
-
-    try:
-        jax.distributed.initialize(  # which by itself reads the address alone
-            num_processes=given("JAX_NUM_PROCESSES"), process_id=given("JAX_PROCESS_ID")
-        )
-    except ValueError as error:
-        raise VaeJaxError(
-            f"No other process was found ({error}): start under Slurm or Open MPI, or set "
-            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
-        ) from error
-
-
 def check_devices() -> None:
     """Make sure that JAX finds a device.
 
@@ -94,6 +69,20 @@ def max_over_processes(value: int) -> int:
 def from_main_process(tree: Tree) -> Tree:
     """The main process's value of a tree of host arrays; each waits here for the others."""
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def in_words() -> str:
+    """How many processes there are, and the devices of each, in a clause."""
+    each, kind = jax.local_device_count(), jax.devices()[0].device_kind
+    return (
+        f"{jax.process_count()} process{'es' * (jax.process_count() > 1)} \N{MULTIPLICATION SIGN} "
+        f"{each} device{'s' * (each > 1)} ({kind})"
+    )
+
+
+def own_devices() -> dict[str, str | int]:
+    """The devices of this process, which are as many and of the same kind in each."""
+    return {"number": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind}
 
 
 def describe_devices() -> dict[str, str | int]:

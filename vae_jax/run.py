@@ -54,7 +54,8 @@ FLAGS = (
     "jax_numpy_dtype_promotion",
 )
 OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|approx|denormal")
-PACKAGES = ("vae_jax", "jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+PACKAGES += ("tensorflow-datasets", "numpy")
 Record = dict[str, Any]
 """The object in a JSON file."""
 
@@ -130,9 +131,7 @@ class RunFolder:
         """
         if not parallel.is_main_process():
             return
-        content = {"experiment": None if origin is None else {"arguments": origin.arguments}}
-        content |= experiment.description | {"seed": seed, "num_seeds": num_seeds}
-        content = json.loads(json.dumps(content | {"flags": _flags()}))  # lists, as in the file
+        content = what_is_run(experiment, seed, num_seeds, origin)
         if not self.record.exists() and not self.record_copy.exists():
             self._create(content | _circumstances(origin))
         record = self.read_record()
@@ -156,8 +155,9 @@ class RunFolder:
 
     def other_versions(self) -> str | None:
         """A sentence where the run began with other versions than it would go on with."""
-        began, now = self.read_record().get("versions"), _versions()
-        found = [str(each) for each in differences(began, json.loads(json.dumps(now)))]
+        began, now = self.read_record().get("versions"), versions()
+        every = differences(began, json.loads(json.dumps(now)))
+        found = [str(each) for each in every if each.there != ABSENT]  # not noted then
         if found:
             return (
                 f"{self.path} began with other versions ({', '.join(found)}): its numbers are not "
@@ -366,6 +366,26 @@ class RunFolder:
         storage.append_entry(self.evaluation, entry)
 
 
+def what_is_run(experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None) -> Record:
+    """A run as experiment.json describes it: arguments, objects, seeds and settings."""
+    content: Record = {"experiment": None if origin is None else {"arguments": origin.arguments}}
+    content |= experiment.description | {"seed": seed, "num_seeds": num_seeds}
+    return json.loads(json.dumps(content | {"flags": _flags()}))  # lists, as in the file
+
+
+def what_processes_share(
+    experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None
+) -> dict[str, Json]:
+    """What has to be the same in all processes of a run, what a user knows best first."""
+    content = what_is_run(experiment, seed, num_seeds, origin)
+    arguments = (content.pop("experiment") or {}).get("arguments")
+    data = {name: part for name, part in content.pop("data").items() if name != "source"}
+    simple = {name: part for name, part in content.items() if not isinstance(part, dict | list)}
+    first: Record = {"arguments": arguments, "versions": versions(), "data": data}
+    last: Record = {"devices": parallel.own_devices()}
+    return first | simple | content | last
+
+
 def _compared(content: Record) -> dict[str, Json]:
     """What in an experiment.json two runs that are the same have in common."""
     fields = {field.name for field in dataclasses.fields(Experiment)} - {*INCIDENTAL, "data"}
@@ -383,7 +403,7 @@ def _flags() -> dict[str, Json]:
     return values | {"NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE")}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of packages and of Python."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return versions | {"python": platform.python_version()}
@@ -404,7 +424,7 @@ def _circumstances(origin: Origin | None) -> Record:
         "source": None if origin is None else origin.source,
         "git_commit": git_commit(),
         "devices": parallel.describe_devices(),
-        "versions": _versions(),
+        "versions": versions(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -22,9 +22,9 @@ from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
-from vae_jax.processes import stop_signals
+from vae_jax.processes import agree, stop_signals
 from vae_jax.progress import Progress, say
-from vae_jax.run import Run, RunFolder, jsonable
+from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
 from vae_jax.step import Batch, TrainState, init_state, make_train_chunk
 
 # The most memory that one chunk of streamed images may take in a process, which makes one more
@@ -262,8 +262,12 @@ def train(
             f"seed is {seed} and num_seeds {num_seeds}: take at least one seed, all from 0 to "
             "2^32 - 1."
         )
+    parallel.check_devices()
+    if parallel.num_processes() > 1:
+        agree(what_processes_share(experiment, seed, num_seeds, origin))
     layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate)
     streamed = is_streamed(experiment.data) if streamed is None else streamed
+    streamed = bool(parallel.max_over_processes(streamed))
     seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
     run_folder = RunFolder(Path(folder))
     run_folder.claim(experiment, seed, num_seeds, origin)

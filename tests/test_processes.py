@@ -1,0 +1,575 @@
+"""Several processes: how they start, compare what they run, stop, and end when one of them does."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import agreeing
+import pytest
+import tiny
+from running import CLI, TINY, checkpoint_steps, finish, last_step, on_devices, start, wait_until
+from test_parallel import assert_same_run
+
+from vae_jax import load_run, train
+from vae_jax.checkpoint import fingerprint
+from vae_jax.errors import VaeJaxError
+from vae_jax.processes import Launch, launch, meet
+from vae_jax.processes.launch import own_gpus
+
+VERSIONS = {"jax": "1.0", "vae_jax": "2.0"}
+
+
+def free_port() -> int:
+    """Of those that no system gives away by itself before process 0 takes it."""
+    while True:
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
+            return found.getsockname()[1]
+
+
+# Where the others are
+
+
+HOSTS = {
+    "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "2",
+}
+SLURM = {
+    "SLURM_JOB_ID": "70001",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Launch:
+    """The launch under these variables and no others of launchers."""
+    for name in list(os.environ):
+        if name.startswith(("JAX_COORD", "JAX_NUM", "JAX_PROC", "SLURM_", "OMPI_", "CUDA_VIS")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return launch()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (HOSTS, Launch("10.0.0.1", 1234, 4, 2)),
+        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "[fe80::1]:99"}, Launch("fe80::1", 99, 4, 2)),
+        # JAX's rule for the port: 61440 + the number of the job modulo 4096.
+        (SLURM, Launch("gpu07", 61440 + 70001 % 4096, 16, 11)),
+        (SLURM | {"JAX_COORDINATOR_PORT": "1234"}, Launch("gpu07", 1234, 16, 11)),
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "gpu09:1"}, Launch("gpu09", 1, 16, 11)),
+        (OPEN_MPI, Launch("10.96.0.1", 61440 + 1531576320 // 4096 % 4096, 4, 3)),
+        (  # Open MPI 5 does not say where its first process is
+            {name: value for name, value in OPEN_MPI.items() if "orte" not in name}
+            | {"JAX_COORDINATOR_ADDRESS": "a:1"},
+            Launch("a", 1, 4, 3),
+        ),
+    ],
+)
+def test_a_launch_by_hand_by_slurm_and_by_open_mpi(
+    environment: dict[str, str], expected: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launched(monkeypatch, environment | {"CUDA_VISIBLE_DEVICES": ""}) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "where process 0 is or how many there are or which of them this one is"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "how many there are or which of them"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "which of them this one"),
+        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "give the host and a port"),
+        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:"}, "give the host and a port"),
+        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:http"}, "give the host and a port"),
+        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:70000"}, "give the host and a port"),
+        (HOSTS | {"JAX_COORDINATOR_ADDRESS": ""}, "give the host and a port"),
+        (HOSTS | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': give a whole number"),
+        (HOSTS | {"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is '': give a whole number"),
+        (HOSTS | {"JAX_PROCESS_ID": "4"}, "process 4 of 4: JAX_PROCESS_ID must be one of"),
+        (HOSTS | {"JAX_PROCESS_ID": "-1"}, "process -1 of 4: JAX_PROCESS_ID must be one of"),
+        (HOSTS | {"JAX_NUM_PROCESSES": "0"}, "process 2 of 0"),
+        (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "nothing"}, "does not say where process 0 is"),
+    ],
+)
+def test_a_launch_that_cannot_be(
+    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(VaeJaxError, match=said):
+        launched(monkeypatch, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "files", "expected"),
+    [
+        ({}, 8, None),  # by hand: all that are visible
+        (SLURM, 0, None),
+        (SLURM, 8, [3]),  # eight tasks that see all eight
+        (SLURM, 1, None),  # each sees its own alone
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0"}, 8, None),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, 8, None),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "GPU-1a,GPU-2b"}, 8, None),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}, 8, list(range(8))),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8,4"}, 8, [6, 7]),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,2(x3)", "SLURM_LOCALID": "1"}, 8, [4, 5, 6, 7]),
+        (
+            SLURM
+            | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_GPUS_PER_TASK": "4"}
+            | {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            8,
+            None,
+        ),
+        (SLURM | {"SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=8"}, 8, None),
+        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "5"}, 8, None),  # which JAX reads
+        (OPEN_MPI, 2, [1]),
+        (OPEN_MPI, 8, [4, 5, 6, 7]),
+        (OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "1"}, 8, None),
+    ],
+)
+def test_the_gpus_of_a_process(
+    environment: dict[str, str], files: int, expected: list[int] | None, tmp_path: Path
+) -> None:
+    for name in [f"nvidia{number}" for number in range(files)] + ["nvidiactl", "nvidia-uvm"]:
+        (tmp_path / name).touch()
+    assert own_gpus(environment, tmp_path) == expected
+
+
+# Meeting
+
+
+class Meeting:
+    """Processes, a thread each, that meet; what they said in the end, by their numbers."""
+
+    def __init__(self, *launches: Launch, seconds: float = 0.6, versions: Any = VERSIONS):
+        self.said: dict[int, str | None] = {}
+        self.threads = [
+            threading.Thread(target=self._run, args=(number, each, seconds, versions))
+            for number, each in enumerate(launches)
+        ]
+
+    def _run(self, place: int, one: Launch, seconds: float, versions: Any) -> None:
+        own = versions[place] if isinstance(versions, list) else versions
+        try:
+            for connection in meet(one, own, seconds).values():
+                connection.close()
+            self.said[place] = None
+        except VaeJaxError as error:
+            self.said[place] = str(error)
+
+    def held(self, apart: float = 0.0) -> dict[int, str | None]:
+        """What each said, the processes started some seconds apart."""
+        for thread in self.threads:
+            thread.start()
+            time.sleep(apart)
+        for thread in self.threads:
+            thread.join()
+        return self.said
+
+
+def processes(*numbers: int, count: int, host: str = "127.0.0.1") -> list[Launch]:
+    port = free_port()
+    return [Launch(host, port, count, number) for number in numbers]
+
+
+def test_processes_meet_whoever_comes_first() -> None:
+    for order in ((0, 1, 2), (2, 1, 0)):
+        said = Meeting(*processes(*order, count=3), seconds=10).held(apart=0.1)
+        assert said == {0: None, 1: None, 2: None}
+
+
+def test_a_process_that_never_comes_is_named() -> None:
+    said = Meeting(*processes(0, 2, count=4)).held()
+    sentence = said[0]
+    assert sentence is not None
+    assert "Of 4 processes 2 (number 1, 3) did not come to 127.0.0.1:" in sentence
+    assert "within 0.6 s" in sentence
+    assert "--start-timeout" in sentence
+    assert said[1] == sentence or "Process 2 of 4 did not find the others" in str(said[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid", "::1", "a..b"])
+def test_a_process_zero_that_is_not_there(host: str) -> None:
+    said = Meeting(*processes(1, count=2, host=host)).held()
+    assert "Process 1 of 2 did not find the others at " in str(said[0])
+    assert "start process 0 there, give all processes its address" in str(said[0])
+
+
+def test_one_process_needs_no_other() -> None:
+    assert Meeting(*processes(0, count=1)).held() == {0: None}
+
+
+@contextlib.contextmanager
+def stranger(answer: bytes | None) -> Iterator[int]:
+    """A program that listens on a port; it answers, or keeps silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    kept.append(connection)
+                    if answer is not None:
+                        connection.sendall(answer)
+                        connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        for connection in kept:
+            connection.close()
+
+
+def test_a_busy_port() -> None:
+    with stranger(None) as port:
+        said = Meeting(Launch("127.0.0.1", port, 2, 0)).held()
+    assert f"Process 0 cannot listen on port {port} (another program has it)" in str(said[0])
+
+
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\xff\n"])
+def test_an_address_at_which_another_program_answers(answer: bytes | None) -> None:
+    with stranger(answer) as port:
+        said = Meeting(Launch("127.0.0.1", port, 2, 1)).held()
+    assert "what answers there does not say that all processes have come" in str(said[0])
+
+
+def test_a_stranger_at_process_zero_is_ignored() -> None:
+    first, second = processes(0, 1, count=2)
+    meeting = Meeting(first, second, seconds=20)
+    meeting.threads[0].start()
+    for content in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\n", b'{"process": true}\n', b""):
+        while True:
+            try:
+                visitor = socket.create_connection(("127.0.0.1", first.port))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        visitor.sendall(content)
+        visitor.close()
+    meeting.threads[1].start()
+    for thread in meeting.threads:
+        thread.join()
+    assert meeting.said == {0: None, 1: None}
+
+
+def test_two_processes_of_one_number_and_two_counts() -> None:
+    port = free_port()
+    twice = [Launch("127.0.0.1", port, 4, number) for number in (0, 1, 1)]
+    said = Meeting(*twice, seconds=5).held(apart=0.1)
+    assert "Two processes were told that they are process 1 of 4" in str(said[0])
+    said = Meeting(
+        Launch("127.0.0.1", port, 3, 0), Launch("127.0.0.1", port, 2, 1), seconds=5
+    ).held()
+    assert "told that there are 2 processes, process 0 that there are 3" in str(said[0])
+    assert said[1] == said[0]
+
+
+def test_other_versions_are_refused_before_jax_connects_them() -> None:
+    versions = [VERSIONS, VERSIONS | {"jax": "1.1"}]
+    said = Meeting(*processes(0, 1, count=2), seconds=5, versions=versions).held()
+    assert "Process 1 was given another run than process 0 (versions.jax is 1.1" in str(said[0])
+    assert said[1] == said[0]
+
+
+# Agreement
+
+
+def addresses(count: int) -> list[dict[str, Any]]:
+    """The variables of processes that meet at an address of their own."""
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        {
+            "jax_coordinator_address": address,
+            "jax_num_processes": count,
+            "jax_process_id": number,
+        }
+        for number in range(count)
+    ]
+
+
+DIFFERENCES = {
+    "the same": None,
+    "learning rate": "(arguments.learning_rate is 0.1 instead of 0.01)",
+    "steps": "(arguments.num_steps is 80 instead of 40)",
+    "lines of metrics": "(log_every is 10 instead of 5)",
+    "seed": "(seed is 1 instead of 0)",
+    "seeds": "(num_seeds is 2 instead of 1)",
+    "objective": "objective",
+    "optimizer": "optimizer",
+    "own code": "optimizer",
+    "data": "data.fingerprint is ",
+    "file or Python": "arguments",
+    "jax": "versions.jax is 0.1.2 instead of ",
+    "vae_jax": "versions.vae_jax is 9.9 instead of ",
+    "devices": "(devices.number is 7 instead of 2)",
+    "TF32": "(flags.NVIDIA_TF32_OVERRIDE is 0 instead of None)",
+    "the same again": None,
+}
+
+
+def test_processes_that_were_given_different_runs_say_what_differs() -> None:
+    assert DIFFERENCES.keys() == agreeing.CASES.keys()
+    begun = [start((agreeing.__file__,), devices=2, **variables) for variables in addresses(2)]
+    done = [finish(process) for process in begun]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert "2 processes \N{MULTIPLICATION SIGN} 2 devices (cpu)\n" in done[0].stderr
+    first, second = ([json.loads(line) for line in each.stdout.splitlines()] for each in done)
+    assert first == second
+    said = dict(first)
+    for case, expected in DIFFERENCES.items():
+        if expected is None:
+            assert said[case] is None, case
+        else:
+            assert said[case].startswith("Process 1 was given another run than process 0 ("), (
+                case,
+                said[case],
+            )
+            assert expected in said[case]
+            assert said[case].endswith("with the same command, files and packages.")
+
+
+# Training
+
+
+def start_two(
+    folders: tuple[Path, Path], streamed: bool = False, second: tuple[Any, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    """`vae-jax train --distributed` in two processes of two devices, each in its own folder.
+
+    Args:
+        folders: the folders.
+        streamed: whether they read images batch by batch.
+        second: further flags of process 1.
+    """
+    return [
+        start(
+            CLI,
+            *("train", TINY, "--distributed", "--workdir", "run", "--num-steps", 100),
+            *("--streamed", streamed),
+            *second * number,
+            devices=2,
+            cwd=folder,
+            **variables,
+        )
+        for number, (folder, variables) in enumerate(zip(folders, addresses(2), strict=True))
+    ]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder for each of two processes."""
+    made = tmp_path / "0", tmp_path / "1"
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+def test_two_processes_train_stop_together_and_go_on(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    workdir = folders[0] / "run"
+
+    first, second = start_two(folders)
+    wait_until(lambda: last_step(workdir), first)
+    second.send_signal(signal.SIGTERM)  # only one of them is told
+    stopped = [finish(process) for process in (first, second)]
+    assert [process.returncode for process in stopped] == [143, 143], stopped
+    (step,) = checkpoint_steps(workdir)[-1:]
+    assert step < 100
+
+    (workdir / "figures").mkdir()  # as if they were drawn
+    done = [finish(process) for process in start_two(folders)]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert f"Going on from step {step}" in done[0].stderr
+    assert not [path for path in folders[1].rglob("*") if path.is_file()], "process 1 wrote"
+    with on_devices(4):
+        expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")
+    assert_same_run(load_run(workdir), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_and_both_go_on(
+    killed: int, tmp_path: Path
+) -> None:
+    """SIGKILL after a checkpoint: the other says so in ten seconds; the same bytes at the end.
+
+    Those of a run whose images are resident, where the killed one's are streamed.
+    """
+    runs = {}
+    for name in ("whole", "killed"):
+        runs[name] = tmp_path / name / "0", tmp_path / name / "1"
+        for folder in runs[name]:
+            folder.mkdir(parents=True)
+    workdir = runs["killed"][0] / "run"
+
+    processes = start_two(runs["killed"], streamed=True)
+    wait_until(lambda: (workdir / "checkpoints" / "10").exists(), processes[0])
+    processes[killed].kill()
+    begun = time.monotonic()
+    survivor = finish(processes[1 - killed])
+    assert time.monotonic() - begun < 10
+    assert survivor.returncode == 1, survivor
+    assert f"vae-jax: Process {killed} of this run has died" in survivor.stderr
+    finish(processes[killed])
+    assert not (workdir / "summary.json").exists()
+
+    for name, folders in runs.items():
+        done = [finish(process) for process in start_two(folders, streamed=name == "killed")]
+        assert [process.returncode for process in done] == [0, 0], done
+    whole, resumed = (load_run(folders[0] / "run") for folders in runs.values())
+    assert fingerprint(resumed.state) == fingerprint(whole.state)
+
+
+@pytest.mark.slow
+def test_when_one_process_fails_the_other_ends(folders: tuple[Path, Path]) -> None:
+    """Process 0 cannot write its run folder: its own sentence, and no waiting in process 1."""
+    (folders[0] / "run").write_text("a file")
+    first, second = map(finish, start_two(folders))
+    assert first.returncode == 2, first
+    assert "run" in first.stderr.splitlines()[-1]
+    assert second.returncode == 1, second
+    assert "vae-jax: Process 0 of this run has died" in second.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--learning-rate", 0.1), ("--num-steps", 50)])
+def test_processes_of_two_runs_end_before_anything_is_written(
+    flags: tuple[Any, ...], folders: tuple[Path, Path]
+) -> None:
+    for done in map(finish, start_two(folders, second=flags)):
+        assert done.returncode == 2, done
+        assert "vae-jax: Process 1 was given another run than process 0 (arguments." in done.stderr
+    assert not [path for folder in folders for path in folder.rglob("*")]
+
+
+# Plots for longer than the others would wait for process 0 in JAX's own goodbye.
+SLOW_FIGURES = """
+import time
+from vae_jax import cli, standard_figures
+plot = standard_figures.plot_standard_figures
+def slowly(run):
+    time.sleep(5)
+    return plot(run)
+standard_figures.plot_standard_figures = slowly
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_the_others_do_not_wait_for_figures(tmp_path: Path) -> None:
+    begun = [
+        start(
+            ("-c", SLOW_FIGURES),
+            *("train", TINY, "--distributed", "--workdir", tmp_path / "run", "--num-steps", 10),
+            *("--shutdown-timeout", 2),
+            devices=2,
+            **variables,
+        )
+        for variables in addresses(2)
+    ]
+    second = finish(begun[1])
+    assert not (tmp_path / "run" / "figures").exists()
+    first = finish(begun[0])
+    assert (first.returncode, second.returncode) == (0, 0), (first, second)
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+
+
+# Process 1 prepares its data for ever.
+WAITING = """
+import os, time
+from vae_jax import parallel
+from vae_jax.processes import agree, together
+with together({}, start_timeout=100):
+    print("together", flush=True)
+    if parallel.is_main_process():
+        agree({})
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_another_can_be_stopped() -> None:
+    """JAX's own notice of preemption would take the signal."""
+    begun = [start(("-c", WAITING), **variables) for variables in addresses(2)]
+    for process in begun:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "together\n"
+    time.sleep(1)
+    begun[0].send_signal(signal.SIGTERM)
+    first, second = map(finish, begun)
+    assert first.returncode == -signal.SIGTERM
+    assert second.returncode == 1, second
+    assert "vae-jax: Process 0 of this run has died" in second.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_all_that_wait_say_which_process_has_died(killed: int) -> None:
+    begun = [start(("-c", WAITING), **variables) for variables in addresses(3)]
+    for process in begun:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "together\n"
+    begun[killed].kill()
+    for number, done in enumerate(map(finish, begun)):
+        if number != killed:
+            assert done.returncode == 1, done
+            assert f"vae-jax: Process {killed} of this run has died" in done.stderr
+
+
+# What JAX does by itself, for which this package's own code stands.
+BY_JAX = """
+import os, sys, time, jax
+number = int(os.environ["JAX_PROCESS_ID"])
+jax.distributed.initialize(
+    os.environ["JAX_COORDINATOR_ADDRESS"], 2, number, cluster_detection_method="deactivate",
+    initialization_timeout=2, heartbeat_timeout_seconds=3,
+)
+print("together", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.slow
+def test_jax_alone_ends_processes_by_an_abort_and_keeps_sigterm_to_itself() -> None:
+    """Where this fails, JAX may have learned what `meet`, `together` and `stop_signals` do."""
+    alone, *_ = (start(("-c", BY_JAX), **variables) for variables in addresses(2)[:1])
+    done = finish(alone)
+    assert done.returncode == -signal.SIGABRT
+    assert "Check failure stack trace" in done.stderr
+
+    begun = [start(("-c", BY_JAX), **variables) for variables in addresses(2)]
+    for process in begun:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "together\n"
+    begun[0].send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert begun[0].poll() is None
+    begun[1].kill()
+    finish(begun[1])
+    survivor = finish(begun[0])
+    assert survivor.returncode == -signal.SIGABRT
+    assert "Check failure stack trace" in survivor.stderr
