@@ -35,6 +35,18 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `others_slow`, all cases but the first are in the slow suite."""
+    begun = set()
+    for item in items:
+        if item.get_closest_marker("others_slow") is not None:
+            test = item.nodeid.partition("[")[0]
+            if test in begun:
+                item.add_marker(pytest.mark.slow)
+            begun.add(test)
+
+
 def _identity(x):
     return x
 

@@ -167,6 +167,7 @@ def simulated(ppca, variables):
     return jax.jit(partial(simulate, ppca.model))(variables, keys(0, 2000))
 
 
+@pytest.mark.slow
 def test_simulated_bounds_bracket_the_likelihood(ppca, variables, simulated):
     """Lower < ln p(x) < upper on average over 2000 simulated images, SciPy's density between them.
 

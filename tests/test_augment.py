@@ -161,6 +161,7 @@ def test_augmented_training_is_the_same_after_a_break(whole: Run, tmp_path: Path
     assert summary(tmp_path / "broken") == summary(whole.folder.path)
 
 
+@pytest.mark.slow
 def test_augmented_training_is_the_same_on_eight_devices(whole: Run, tmp_path: Path) -> None:
     """To float tolerance."""
     with on_devices(8):

@@ -135,6 +135,7 @@ def check_inverted(name: str, heights: Any) -> None:
         assert decoded.shape[:3] == (1, *image[:2])
 
 
+@pytest.mark.others_slow
 @networks
 def test_decoders_invert_the_encoders_shapes(name):
     """Heights and widths that are odd, even, and of remainders at each of the halvings."""
@@ -318,6 +319,7 @@ def test_a_model_starts_near_chance_and_learns(encoder, decoder, form):
     assert not dead
 
 
+@pytest.mark.others_slow
 @networks
 def test_an_image_has_no_neighbours(name):
     """Features of an image alone and beside others are the same: no statistics over the batch."""

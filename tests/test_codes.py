@@ -419,6 +419,7 @@ def experiment(posterior: Any, **settings: Any) -> Experiment:
     return dataclasses.replace(tiny.experiment(), model=model, objective=VQVAE(), **settings)
 
 
+@pytest.mark.slow
 def test_one_device_is_eight():
     """Loss, metrics (the perplexity among them), codebook state and gradients."""
     # Unused codes, of 0.99 uses in the running average, are restarted.

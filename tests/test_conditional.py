@@ -146,6 +146,7 @@ def linear(request, tmp_path: Path) -> Linear:
     return dataclasses.replace(found, run=run)
 
 
+@pytest.mark.others_slow
 def test_every_bound_is_the_exact_likelihood_given_the_label(linear: Linear):
     """The posterior is exact, so each weight is p(x|y); the gaps are zero; AIS agrees."""
     test: Any = linear.run.experiment.data.test
@@ -443,6 +444,7 @@ GAMES: dict[str, tuple[Any, Any]] = {
 SLOW = ("PIWAE", "VAEGAN", "VAEGAN, p(z|y)", "one-hot z", "codes", "HierarchicalVAE")
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in GAMES]
 )

@@ -105,6 +105,7 @@ def test_a_killed_run_is_the_run_never_stopped(
     assert fingerprint(resumed.state) == fingerprint(run.state)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("objective", "critic"),
     [(vj.VAEGAN(1.0), IMAGE_CRITIC), (vj.PatchGAN(vj.ELBO()), PATCH_CRITIC)],

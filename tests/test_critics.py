@@ -246,6 +246,7 @@ def played(
     return nn.apply(play, model)({"params": params})
 
 
+@pytest.mark.others_slow
 @every_game
 def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
     """One scalar against three losses, each differentiated by its own copy of its parameters.

@@ -289,6 +289,7 @@ def test_frey_faces_are_all_frames_once(tmp_path: Path, manual_dir: Path) -> Non
     assert sorted(image.tobytes() for images in splits for image in images) == frames
 
 
+@pytest.mark.slow
 def test_caltech101_silhouettes_are_upright_figures_of_ones(
     tmp_path: Path, manual_dir: Path
 ) -> None:
@@ -307,6 +308,7 @@ def test_caltech101_silhouettes_are_upright_figures_of_ones(
     assert sideways < 0.9 * (figures != figures[:, ::-1]).mean()
 
 
+@pytest.mark.slow
 def test_cifar10_4k_is_the_files_images_in_their_order(tmp_path: Path, manual_dir: Path) -> None:
     path = manual_dir / "cifar10_4k" / "cifar10_train_first4000.npz"
     if not path.exists():
@@ -390,6 +392,7 @@ def test_altered_official_files(name: str, tmp_path: Path) -> None:
         prepare(name, tmp_path / "data", tmp_path)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -424,6 +427,7 @@ def test_a_data_dir_that_cannot_be_written(tmp_path: Path) -> None:
         prepare("mnist_5k", tmp_path / "file" / "data")
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("limit", [200_000, 3_000_000], ids=["TFDS", "cache"])
 def test_the_disk_refuses_to_take_more(limit: int, tmp_path: Path) -> None:
     # Files over the limit fail in write(2), as on a full disk: of mnist_5k's, the compressed

@@ -176,6 +176,7 @@ def way_down(params, activations, choices, down, number, z_of):
     return found, zs, h * params["gain"] + params["bias"]
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     "case",
     [

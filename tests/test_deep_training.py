@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,6 +46,7 @@ from vae_jax.evaluation.ais import bracket
 from vae_jax.evaluation.bounds import per_image
 from vae_jax.networks.top_down import TopDownBlock
 from vae_jax.objectives.balance import shares_of
+from vae_jax.run import Run
 
 SHAPE = tiny.IMAGE_SHAPE  # 4x4
 
@@ -70,6 +70,7 @@ def experiment(**settings: Any) -> Experiment:
 # Objectives
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("objective", "critic"),
     [
@@ -77,17 +78,12 @@ def experiment(**settings: Any) -> Experiment:
         (IWAE(3), None),
         (FreeBits(0.1, "map"), None),
         (BalancedELBO(optax.linear_schedule(0.1, 1.0, 10)), None),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in [
-                (MIWAE(2, 2), None),
-                (RenyiBound(3, 0.5), None),
-                (FreeBits(0.1), None),
-                (FreeBits(0.1, "layer"), None),
-                (Capacity(1.0, 3.0), None),
-                (GECO(5.0), Multiplier()),
-            ]
-        ),
+        (MIWAE(2, 2), None),
+        (RenyiBound(3, 0.5), None),
+        (FreeBits(0.1), None),
+        (FreeBits(0.1, "layer"), None),
+        (Capacity(1.0, 3.0), None),
+        (GECO(5.0), Multiplier()),
     ],
     ids=lambda value: type(value).__name__ + getattr(value, "per", ""),
 )
@@ -133,18 +129,17 @@ def test_objectives_of_one_layer_are_refused(objective: Any) -> None:
 # Exactness of training and evaluation
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("settings", "devices", "tolerance"),
     [
+        ({"remat": True}, 2, 1e-5),
         ({}, 8, 1e-5),
-        pytest.param({"accumulate": 4}, 1, 1e-5, marks=pytest.mark.slow),
-        ({"remat": True}, 1, 1e-5),
-        pytest.param(
-            {"compute_dtype": jnp.bfloat16, "remat": True}, 1, 0.3, marks=pytest.mark.slow
-        ),
-        pytest.param({"objective": IWAE(3)}, 2, 1e-5, marks=pytest.mark.slow),
+        ({"accumulate": 4}, 1, 1e-5),
+        ({"compute_dtype": jnp.bfloat16, "remat": True}, 1, 0.3),
+        ({"objective": IWAE(3)}, 2, 1e-5),
     ],
-    ids=["8 devices", "accumulate", "remat", "bfloat16", "IWAE on 2 devices"],
+    ids=["remat on 2 devices", "8 devices", "accumulate", "bfloat16", "IWAE on 2 devices"],
 )
 def test_equal_gradients(settings: dict[str, Any], devices: int, tolerance: float) -> None:
     """Of one batch: on several devices, in parts, with blocks computed again, in bfloat16."""
@@ -245,13 +240,17 @@ def test_bounds_and_annealing_against_quadrature() -> None:
 # A run
 
 
-def test_it_trains_evaluates_and_draws(tmp_path: Path) -> None:
-    """Labels, rates of each layer, pictures of all layers, some, and at other temperatures."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = experiment(
         model=deep(labels=LabelEmbedding(8, 2)), batch_size=16, optimizer=optax.adamax(2e-2)
     )
     with on_devices(1):
-        run = train(made, tmp_path / "run")
+        return train(made, tmp_path_factory.mktemp("runs") / "deep")
+
+
+def test_it_trains_and_has_a_rate_of_each_layer(run: Run) -> None:
+    with on_devices(1):
         evaluation = evaluate(run, num_samples=16)
     losses = [row["loss"] for row in run.folder.read_metrics() if "loss" in row]
     assert losses[-1] < losses[0] - 0.5
@@ -262,6 +261,9 @@ def test_it_trains_evaluates_and_draws(tmp_path: Path) -> None:
     )
     assert len(evaluation.active_units) == 3
 
+
+@pytest.mark.slow
+def test_pictures_of_all_layers_of_some_and_at_other_temperatures(run: Run) -> None:
     x, shown = generate.reconstruct(run, "test", 3)
     _, of_top = generate.reconstruct(run, "test", 3, top=1)
     assert x.shape == shown.shape == of_top.shape == (3, *SHAPE)

@@ -280,6 +280,7 @@ def test_a_folder_laid_out_for_tfds_is_as_tfds_has_it(tmp_path: Path) -> None:
 # The experiments
 
 
+@pytest.mark.slow
 def test_the_experiment_trains_on_the_odd_folder(odd: Path, tmp_path: Path) -> None:
     """What is usable of it, cut to 12x12, through the file's own networks made small."""
     _, module = read_module(ROOT / "experiments" / "folder.py")

@@ -158,6 +158,7 @@ def draws(dim: int) -> Draws:
     )
 
 
+@pytest.mark.others_slow
 @every_sampled_dim
 def test_samples(dim):
     """Kolmogorov-Smirnov on the angle to loc, by a cdf summed from the density; moments.
@@ -376,6 +377,7 @@ def test_posterior_has_a_direction_even_for_features_of_zero():
         VonMisesFisher(1).init(jax.random.key(0), features)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("prior", [HypersphericalUniform(3), VampPrior(4)], ids=["uniform", "vamp"])
 def test_every_parameter_of_a_model_on_the_sphere_has_a_gradient(prior):
     """ELBO, with the exact KL from the uniform prior and a sampled one from a VampPrior."""

@@ -210,6 +210,7 @@ def test_importance_weights_are_unbiased():
 LADDER = make((3, 2), (6,), Bernoulli(), tiny.IMAGE_SHAPE)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_on_1_and_8_devices():
     """Of IWAE, whose weights hold the densities of both layers; every part has a gradient."""
     experiment = dataclasses.replace(

@@ -121,6 +121,7 @@ def test_every_value_under_every_density(event):
     np.testing.assert_allclose(p.log_prob_pairs(jnp.asarray(value)), expected, rtol=1e-4)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("shape", [(3, 2), (1, 3, 2)])
 @pytest.mark.parametrize("prior", ["mixture", "vamp"])
 def test_mixtures_of_any_shape(shape, prior):
@@ -155,6 +156,7 @@ OBJECTIVES = [
 ]
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
 def test_an_objective_has_no_eye_for_the_shape(objective):
     """With the draws of a vector in another shape, the loss and the metrics are the vector's."""

@@ -117,6 +117,7 @@ def test_conv_transpose_is_the_adjoint(branch, kernel, stride):
         assert np.vdot(convolved, y) == pytest.approx(np.vdot(x, transposed), rel=1e-12)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(("size", "kernel", "stride", "tile"), TILED)
 def test_tiles_are_the_librarys_convolution(size, kernel, stride, tile):
     """Value and gradients of both directions in float64, and a value's error in float32."""

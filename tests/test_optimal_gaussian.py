@@ -87,6 +87,7 @@ def test_its_gradient_is_that_of_the_log_of_the_squared_error():
     assert_close(jax.jit(jax.grad(loss))(params), expected(params), 1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_1_and_8_devices():
     """One scale for the whole batch: an optimum of each share alone would differ."""
     experiment = dataclasses.replace(

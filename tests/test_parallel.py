@@ -102,6 +102,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     jax.tree_util.tree_map_with_path(compare, actual, expected)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "conv")) for n in MODELS]
 )
@@ -157,6 +158,7 @@ def test_training_on_one_device_is_training_on_eight(on_eight: Run, tmp_path: Pa
     assert_same_run(run, on_eight)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_checkpoint_of_eight_devices_goes_on_on_fewer(
     devices: int, on_eight: Run, tmp_path: Path

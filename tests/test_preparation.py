@@ -142,6 +142,7 @@ def pictures(root: Path, count: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_ends_in_the_same_bytes(tmp_path: Path, two_cores: None) -> None:
     """SIGKILL to all its processes after the second part; then again, against one never killed."""
     folder = pictures(tmp_path / "pictures", 1700)  # 5 parts

@@ -342,7 +342,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
-@pytest.fixture(params=["colour", "texture", "classifier", "autoencoder"])
+@pytest.fixture(
+    params=[
+        "colour",
+        "texture",
+        "classifier",
+        pytest.param("autoencoder", marks=pytest.mark.slow),
+    ]
+)
 def space(request: pytest.FixtureRequest, folder: Path) -> tuple[str, metrics.Features]:
     name = request.param
     found = getattr(metrics, name, None)

@@ -70,6 +70,7 @@ def test_gradients_are_the_same_in_half_precision_too() -> None:
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_block_remembers_is_kept_and_counted_once_in_a_call() -> None:
     model, x = experiment(2).model, jnp.ones((3, *tiny.IMAGE_SHAPE))
     keys = random.indexed(random.key(0), np.arange(3))

@@ -98,13 +98,11 @@ def assert_kills_leave_no_trace(
     assert checkpoint_steps(folder) == checkpoint_steps(expected)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("devices", "phases"),
-    [
-        (1, ["start", "training", "writing"]),
-        pytest.param(4, ["training", "writing"], marks=pytest.mark.slow),
-    ],
-    ids=["one_device", "four_devices"],
+    [(1, ["writing"]), (1, ["start", "training"]), (4, ["training", "writing"])],
+    ids=["once", "twice", "four_devices"],
 )
 def test_a_killed_run_ends_as_the_run_never_killed(
     devices: int, phases: list[str], straight: Straight, tmp_path: Path
@@ -210,6 +208,7 @@ def test_a_finished_run_says_so_and_touches_nothing(
 # A full disk: files may not grow, as root's processes cannot be kept out otherwise.
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:

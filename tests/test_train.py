@@ -204,6 +204,7 @@ class Faulty(Objective):
         return jnp.where(self.bad(step), jnp.nan, 1.0) * loss, metrics
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])  # a branch or a choice
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_does(
     platform: str, monkeypatch: pytest.MonkeyPatch
@@ -323,6 +324,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(TINY, tmp_path_factory.mktemp("runs") / "run").folder.path
 
 
+@pytest.mark.others_slow
 # The signal after the chunk that ends at `step` stops the next one: between two checkpoints, at
 # one, at the end.
 @pytest.mark.parametrize(("step", "stopped_at"), [(10, 15), (15, 20), (30, 35)])
@@ -412,6 +414,7 @@ def test_replicas_on_devices_of_their_own_are_those_that_share_devices(tmp_path:
 # Streaming
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_a_streamed_run_is_the_resident_run_to_the_byte(
     num_seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -473,6 +476,7 @@ def running_mean(experiment: Experiment, num_steps: int) -> np.ndarray:
     return mean
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_model_state_is_trained_saved_and_restored(
     devices: int, centered: Experiment, tmp_path: Path
@@ -548,6 +552,7 @@ def test_experiment_json_says_what_a_run_from_python_was(straight: Path) -> None
 # The module and its function have one name
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     "imports",
     [
