@@ -8,6 +8,7 @@ figures/          PNG
 summary.json      final metrics, step, params_sha256; written when the run is finished
 evaluation.json   what `vae-jax evaluate` found
 data/             the images of a run from Python whose data were arrays
+.unlogged.npz     metrics since the last line, of a run that was told to stop between two lines
 .training.lock    held by the process that trains here
 
 A run is what changes its result: two are the same where their descriptions are, whether they come
@@ -116,6 +117,11 @@ class RunFolder:
     def record_copy(self) -> Path:
         """.experiment.json."""
         return self.path / ".experiment.json"
+
+    @property
+    def unlogged(self) -> Path:
+        """.unlogged.npz."""
+        return self.path / ".unlogged.npz"
 
     @property
     def lock_file(self) -> Path:

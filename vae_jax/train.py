@@ -2,10 +2,13 @@
 
 # pyright: strict, reportUnknownMemberType=false
 
+import contextlib
 import inspect
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +17,7 @@ from typing import NoReturn, ParamSpec
 import jax
 import numpy as np
 
-from vae_jax import parallel
+from vae_jax import parallel, storage
 from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.compatibility import notes
 from vae_jax.data import Data, batch_indices, prefetched
@@ -30,6 +33,11 @@ from vae_jax.step import Batch, TrainState, init_state, make_train_chunk
 # The most memory that one chunk of streamed images may take in a process, which makes one more
 # meanwhile.
 STREAMED_BYTES = 2**26
+# Signals are heard between chunks of steps: how long one may take, and how many steps the first
+# has, before it is known how long they take.
+SECONDS_TO_HEAR = 5.0
+FIRST_STEPS = 100
+UP_TO = "up to step"  # beside the metrics that wait for their line
 Row = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
 P = ParamSpec("P")
@@ -40,21 +48,65 @@ def is_streamed(data: Data) -> bool:
     return data.train.images.nbytes > parallel.device_memory() // 4
 
 
+def largest_divisor(number: int, most: float) -> int:
+    """The largest divisor of a number that is not above a limit, or 1."""
+    return max((n for n in range(1, int(min(number, most)) + 1) if number % n == 0), default=1)
+
+
+@dataclass
+class Pace:
+    """How many steps a chunk has: few enough to hear of a signal in time, and no fewer.
+
+    Attributes:
+        longest: the most steps of a chunk, which its number of steps divides.
+        steps: the number of steps of a chunk.
+    """
+
+    longest: int
+    steps: int = field(init=False)
+    _is_compiled: bool = field(init=False, default=False)
+
+    def __post_init__(self):
+        self.steps = largest_divisor(self.longest, FIRST_STEPS)
+
+    def changes(self, steps: int, seconds: float, step: int) -> bool:
+        """Whether chunks have another number of steps from now on.
+
+        Args:
+            steps: the number of steps of the last chunk.
+            seconds: what it took.
+            step: the number of steps so far.
+        """
+        first, self._is_compiled = not self._is_compiled, True
+        if first or steps != self.steps:
+            return False
+        fitting = largest_divisor(self.longest, SECONDS_TO_HEAR * steps / max(seconds, 1e-3))
+        if step % fitting or self.steps <= 2 * fitting <= 4 * self.steps:  # not worth a compilation
+            return False
+        self.steps, self._is_compiled = fitting, False
+        return True
+
+
 def chunks_of_batches(
-    experiment: Experiment, layout: parallel.Layout, seeds: np.ndarray, step: int, streamed: bool
+    experiment: Experiment,
+    layout: parallel.Layout,
+    seeds: np.ndarray,
+    step: int,
+    streamed: bool,
+    longest: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of one chunk of steps after another, from `step` on, on the devices.
 
-    They are a function of seed and step alone. A chunk ends where metrics are logged; a chunk of
-    streamed images ends sooner where it would be larger than `STREAMED_BYTES`.
+    They are a function of seed and step alone. A chunk has `longest` steps (None: those between two
+    lines of metrics, which it divides); a chunk of streamed images fewer where it would be larger
+    than `STREAMED_BYTES`.
     """
     split, batch = experiment.data.train, experiment.batch_size
     labels = None if experiment.model.labels is None else split.labels
-    longest = experiment.log_every
+    longest = longest or experiment.log_every
     if streamed:
         step_bytes = len(seeds) * batch * split.images[0].nbytes // parallel.num_processes()
-        fitting = max(1, STREAMED_BYTES // step_bytes)
-        longest = max(n for n in range(1, longest + 1) if longest % n == 0 and n <= fitting)
+        longest = largest_divisor(longest, STREAMED_BYTES // step_bytes)
     while step < experiment.num_steps:
         stop = min((step // longest + 1) * longest, experiment.num_steps)
         if experiment.shuffle:
@@ -78,7 +130,8 @@ def advance(
     seeds: np.ndarray,
     streamed: bool,
     meanwhile: Callable[[], None],
-) -> Iterator[tuple[int, TrainState, Row]]:
+    unlogged: list[Metrics],
+) -> Iterator[tuple[int, TrainState, Row | None]]:
     """Train from a state on the host, on all devices.
 
     Args:
@@ -88,23 +141,37 @@ def advance(
         seeds: the seeds of the replicas, `[S]`.
         streamed: whether the batches bring their images.
         meanwhile: a function that is called while the devices are busy.
+        unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
 
     Yields:
-        The step, the state on the devices and the metrics since the last item, once for each line
-        of metrics. The state is gone when the next item is asked for.
+        The step, the state on the devices and, where a line of metrics is due, the metrics since
+        the last one; once for each chunk. The state is gone when the next item is asked for.
     """
     train_chunk = make_train_chunk(experiment, layout)
     images = None if streamed else parallel.replicate(experiment.data.train.images)
     step, device_state, device_seeds = int(state.step[0]), layout.place(state), layout.place(seeds)
-    unlogged: list[Metrics] = []
-    for batches in prefetched(chunks_of_batches(experiment, layout, seeds, step, streamed)):
-        device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
-        meanwhile()
-        step += batches.rows.shape[2]
-        unlogged.append(layout.collect(metrics))
-        if step % experiment.log_every == 0 or step == experiment.num_steps:
-            yield step, device_state, summarize_steps(unlogged)
-            unlogged = []
+    pace = Pace(experiment.log_every)
+    while step < experiment.num_steps:
+        every = chunks_of_batches(experiment, layout, seeds, step, streamed, pace.steps)
+        with contextlib.closing(prefetched(every)) as chunks:
+            for batches in chunks:
+                begun = time.monotonic()
+                device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
+                seconds = time.monotonic() - begun
+                meanwhile()
+                begun = time.monotonic()
+                unlogged.append(layout.collect(metrics))
+                seconds += time.monotonic() - begun
+                steps = batches.rows.shape[2]
+                step += steps
+                row = None
+                if step % experiment.log_every == 0 or step == experiment.num_steps:
+                    row = summarize_steps(unlogged)
+                    unlogged.clear()
+                yield step, device_state, row
+                slowest = parallel.max_over_processes(int(1000 * seconds)) / 1000
+                if pace.changes(steps, slowest, step):
+                    break
 
 
 class Later:
@@ -194,13 +261,34 @@ def summarize_steps(chunks: Sequence[Metrics]) -> Row:
     """
     counters = ("skipped", "skipped_in_a_row")
     row: Row = {}
-    for name in chunks[0]:
-        values = np.concatenate([np.asarray(metrics[name]) for metrics in chunks], 1)
+    for name in chunks[-1]:
+        values = np.concatenate([metrics[name] for metrics in chunks if name in metrics], 1)
         if name in counters:
             row[name] = values[:, -1]
         else:
             row[name] = np.ma.masked_invalid(values).mean(1).filled(np.nan)
     return row
+
+
+def keep_unlogged(run_folder: RunFolder, step: int, chunks: Sequence[Metrics]) -> None:
+    """Keep metrics of chunks of steps that wait for their line, for the process that goes on."""
+    if chunks and parallel.is_main_process():
+        arrays = {name: np.concatenate([each[name] for each in chunks], 1) for name in chunks[0]}
+        with storage.writing(run_folder.unlogged), storage.whole_file(run_folder.unlogged) as part:
+            np.savez(part, allow_pickle=False, **{UP_TO: np.asarray(step)}, **arrays)
+
+
+def read_unlogged(run_folder: RunFolder, step: int) -> list[Metrics]:
+    """The metrics that wait for their line at this step; none where the run ended at a line."""
+    if parallel.is_main_process():
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+            run_folder.unlogged.open("rb") as file,  # which NumPy leaves open where it is damaged
+            np.load(file) as arrays,
+        ):
+            if arrays[UP_TO] == step:
+                return [{name: arrays[name] for name in arrays.files if name != UP_TO}]
+    return []
 
 
 def log(run_folder: RunFolder, progress: Progress, step: int, row: Row) -> None:
@@ -305,13 +393,15 @@ def train(
 
         validate = make_validation(experiment)
         later, stopped_by = Later(), 0
+        unlogged = read_unlogged(run_folder, step)
         for step, device_state, row in advance(
-            experiment, layout, state, seeds, streamed, later.run
+            experiment, layout, state, seeds, streamed, later.run, unlogged
         ):
-            later(log, run_folder, progress, step, row)
-            if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
-                later.run()
-                give_up(experiment, row, step, checkpoints)
+            if row is not None:
+                later(log, run_folder, progress, step, row)
+                if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
+                    later.run()
+                    give_up(experiment, row, step, checkpoints)
             stopped_by = parallel.max_over_processes(max(received, default=0))
             due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
             if due or stopped_by:
@@ -319,6 +409,7 @@ def train(
                 validation = validate(state) if due else {}
                 later(save, run_folder, checkpoints, step, state, validation)
             if stopped_by:
+                later(keep_unlogged, run_folder, step, unlogged)
                 break
         later.run()
         checkpoints.wait()

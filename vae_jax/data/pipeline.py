@@ -5,7 +5,7 @@ not depend on the number of devices, and a resumed one needs no saved iterator.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -150,7 +150,7 @@ def batch_indices(
     return order[offset : offset + stop - start].reshape(num_steps, batch_size)
 
 
-def prefetched(items: Iterator[T]) -> Iterator[T]:
+def prefetched(items: Iterator[T]) -> Generator[T]:
     """Yield the same items; a thread makes each while the one before is in use."""
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, items, None)
