@@ -98,7 +98,7 @@ def test_a_launch_by_hand_by_slurm_and_by_open_mpi(
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({}, "where process 0 is or how many there are or which of them this one is"),
+        ({}, "where process 0 is, how many there are or which of them this one is"),
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "how many there are or which of them"),
         ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "which of them this one"),
         (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "give the host and a port"),

@@ -482,3 +482,39 @@ def test_experiment_json_says_what_the_run_is(straight: Straight) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if head.returncode == 0:  # a release has no history
         assert len(record["git_commit"].removesuffix("+changes")) == 40
+
+
+# The same bytes on GPUs
+
+
+def test_a_deterministic_run_is_recorded_and_does_not_go_on_as_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = "--xla_cpu_enable_xnnpack=false"
+    monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr("vae_jax.standard_figures.plot_standard_figures", lambda run: [])
+    command = ["train", str(TINY), "--workdir", str(tmp_path / "run"), "--num-steps", "10"]
+    with on_devices(1):
+        main([*command, "--deterministic"])
+        record = json.loads((tmp_path / "run" / "experiment.json").read_text())
+        flags = record["XLA_FLAGS"].split()
+        assert flags[0] == before
+        assert "--xla_gpu_deterministic_ops=true" in flags
+        assert "--xla_gpu_autotune_level=0" in flags
+        assert record["flags"]["XLA_FLAGS"].split() == sorted(flags[1:])
+
+        monkeypatch.setenv("XLA_FLAGS", before)
+        with pytest.raises(SystemExit):
+            main(command)
+    assert "is the run of another experiment (flags.XLA_FLAGS is " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_xla_knows_what_makes_it_deterministic(tmp_path: Path) -> None:
+    """It would end the process at a flag that it does not know."""
+    done = finish(
+        start(CLI, "train", TINY, "--workdir", "run", "--deterministic", devices=2, cwd=tmp_path)
+    )
+    assert done.returncode == 0, done
+    record = json.loads((tmp_path / "run" / "experiment.json").read_text())
+    assert "--xla_gpu_deterministic_ops=true" in record["flags"]["XLA_FLAGS"]

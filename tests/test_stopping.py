@@ -104,7 +104,7 @@ def test_a_run_stopped_between_two_lines_goes_on_to_the_same_bytes(
 def test_metrics_that_are_lost_cost_no_more_than_themselves(tmp_path: Path) -> None:
     run_folder = RunFolder(tmp_path)
     assert read_unlogged(run_folder, 12) == []
-    chunks = [{"loss": np.ones((2, 8))}, {"loss": np.zeros((2, 4))}]
+    chunks: list[Any] = [{"loss": np.ones((2, 8))}, {"loss": np.zeros((2, 4))}]
     keep_unlogged(run_folder, 12, chunks)
     (kept,) = read_unlogged(run_folder, 12)
     np.testing.assert_array_equal(kept["loss"], np.repeat([[1, 0]], [8, 4], 1).repeat(2, 0))

@@ -72,6 +72,8 @@ class TrainOptions:
     """The number of replicas, trained in one program with consecutive seeds."""
     streamed: bool | None = None
     """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
+    deterministic: bool = False
+    """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ProcessOptions:
 
     distributed: bool = False
     """Train together with other processes, which are given the same command."""
-    start_timeout: float = 50
+    start_timeout: float = 45
     """Seconds in which all processes have to come."""
     heartbeat_timeout: int = 100
     """Seconds without a sign of life after which a process is taken for dead."""
@@ -91,20 +93,13 @@ class ProcessOptions:
         """The company of the other processes, where there are any."""
         if not self.distributed:
             return contextlib.nullcontext()
-        check_counts(
-            start_timeout=self.start_timeout,
-            heartbeat_timeout=self.heartbeat_timeout,
-            shutdown_timeout=self.shutdown_timeout,
-        )
         from vae_jax.processes import together
         from vae_jax.run import versions
 
-        return together(
-            versions(),
-            start_timeout=self.start_timeout,
-            heartbeat_timeout=self.heartbeat_timeout,
-            shutdown_timeout=self.shutdown_timeout,
-        )
+        timeouts = dataclasses.asdict(self)
+        del timeouts["distributed"]
+        check_counts(**timeouts)
+        return together(versions(), **timeouts)
 
 
 @dataclass(frozen=True)
@@ -209,6 +204,8 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     from vae_jax.standard_figures import plot_standard_figures
     from vae_jax.train import train_file
 
+    if options.deterministic:
+        parallel.be_deterministic()
     if not processes.distributed:
         parallel.give_replicas_cores(options.seeds)
     with processes.together():

@@ -61,7 +61,8 @@ class Experiment(Checked):
             None keeps none.
         shuffle: whether the training images are visited in a new order in each epoch, or always in
             the order of the data.
-        log_every: the number of steps in one scan on the devices, and between two lines of metrics.
+        log_every: the number of steps between two lines of metrics, and the most in one scan on the
+            devices; a scan has fewer where it would take more than some seconds.
         checkpoint_every: the number of steps between checkpoints, each with a validation; a
             multiple of `log_every`.
         keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by

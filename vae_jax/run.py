@@ -54,7 +54,7 @@ FLAGS = (
     "jax_random_seed_offset",
     "jax_numpy_dtype_promotion",
 )
-OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|approx|denormal")
+OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|autotune|approx|denormal")
 PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 PACKAGES += ("tensorflow-datasets", "numpy")
 Record = dict[str, Any]
@@ -431,6 +431,7 @@ def _circumstances(origin: Origin | None) -> Record:
         "git_commit": git_commit(),
         "devices": parallel.describe_devices(),
         "versions": versions(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -56,10 +56,14 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
         count = found if "JAX_NUM_PROCESSES" not in environment else count
         number = own if "JAX_PROCESS_ID" not in environment else number
     if address is None or count is None or number is None:
-        missing = {"where process 0 is": address, "how many there are": count}
-        what = [name for name, value in missing.items() if value is None]
-        what += ["which of them this one is"] * (number is None)
-        raise VaeJaxError(f"Nothing says of the other processes {' or '.join(what)}: {WAYS}.")
+        told = {
+            "where process 0 is": address,
+            "how many there are": count,
+            "which of them this one is": number,
+        }
+        *rest, last = (what for what, value in told.items() if value is None)
+        what = f"{', '.join(rest)} or {last}" if rest else last
+        raise VaeJaxError(f"Nothing says of the processes {what}: {WAYS}.")
     match = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d{1,5})", address)
     if match is None or not 0 < int(match[2]) < 2**16:
         raise VaeJaxError(

@@ -26,7 +26,7 @@ _FAREWELL: dict[str, Json] = {"farewell": True}
 def together(
     versions: dict[str, str],
     *,
-    start_timeout: float = 50,
+    start_timeout: float = 45,
     heartbeat_timeout: int = 100,
     shutdown_timeout: int = 300,
 ) -> Iterator[None]:
