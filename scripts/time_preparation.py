@@ -48,7 +48,12 @@ def measure(count: int) -> tuple[float, float]:
         arguments = [str(pictures), str(Path(root) / "data"), str(count)]
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-P", "-c", LOAD, *arguments])
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0

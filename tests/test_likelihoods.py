@@ -117,6 +117,14 @@ def test_total_probability_of_a_pixel_is_one(cls):
     np.testing.assert_allclose(masses.sum(0), 1, atol=1e-4)
 
 
+@every
+def test_what_is_no_pixel_has_no_density(cls):
+    """Outside [0, 1], unless pixels are any reals; a byte that was not scaled is one such value."""
+    outside = np.float32([-1, -0.1, 1.1, 255]).reshape(-1, 1, 1, 1, 1)
+    found = np.asarray(log_prob(fresh(cls, PIXEL), outside))
+    assert np.isfinite(found).all() if "real" in cls.supports else (found == -np.inf).all()
+
+
 @every_mass
 def test_total_probability_of_an_image_is_one(cls):
     """Enumeration of every image of two pixels: the event is summed, not averaged."""

@@ -13,6 +13,7 @@ from vae_jax import random
 from vae_jax.cpu.softplus import softplus
 from vae_jax.distributions import Elementwise, Shape, register_kl, sum_event
 from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import on_unit
 
 
 @struct.dataclass
@@ -31,7 +32,7 @@ class BernoulliDistribution(Elementwise):
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """x l - ln(1 + e^l): finite, with finite gradients, at any logit."""
-        return value * self.loc - softplus(self.loc)
+        return on_unit(value, value * self.loc - softplus(self.loc))
 
 
 @register_kl(BernoulliDistribution, BernoulliDistribution)

@@ -15,6 +15,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Elementwise, Shape
 from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import on_unit
 
 # A standard deviation of less than one of 256 levels.
 MAX_LOG_CONCENTRATION = 10.0
@@ -88,7 +89,8 @@ class BetaDistribution(Elementwise):
         m, rest = jnp.maximum(self.loc, SMALLEST_MODE), jnp.maximum(1 - self.loc, SMALLEST_MODE)
         divergence = _divergence(m, x) + _divergence(rest, 1 - x)
         factorials = [_log_factorial_beyond(t) for t in (k, k * m, k * rest)]
-        return jnp.log1p(k) - k * divergence + factorials[0] - factorials[1] - factorials[2]
+        log_prob = jnp.log1p(k) - k * divergence + factorials[0] - factorials[1] - factorials[2]
+        return on_unit(value, log_prob)
 
 
 class Beta(Likelihood):

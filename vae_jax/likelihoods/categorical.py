@@ -12,6 +12,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import on_unit
 
 
 @struct.dataclass
@@ -48,7 +49,7 @@ class CategoricalPixelsDistribution(Distribution):
         """The sum of the logarithms of the nearest levels' probabilities; -inf beyond [0, 1]."""
         level = jnp.round(value * 255)[..., None]
         chosen = jnp.where(level == jnp.arange(256), jax.nn.log_softmax(self.logits), 0.0).sum(-1)
-        return jnp.where((value >= 0) & (value <= 1), chosen, -jnp.inf).sum((-3, -2, -1))
+        return on_unit(value, chosen).sum((-3, -2, -1))
 
 
 class CategoricalPixels(Likelihood):

@@ -12,6 +12,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Elementwise, Shape
 from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import on_unit
 
 
 def log_integral(logit: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -56,7 +57,8 @@ class ContinuousBernoulliDistribution(Elementwise):
         """l x - ln[(e^l - 1) / l]; for l > 0 as that of 1 - x at -l, where l does not cancel."""
         positive = self.loc > 0
         logit = jnp.where(positive, -self.loc, self.loc)
-        return logit * jnp.where(positive, 1 - value, value) - log_integral(logit)
+        log_prob = logit * jnp.where(positive, 1 - value, value) - log_integral(logit)
+        return on_unit(value, log_prob)
 
 
 class ContinuousBernoulli(Likelihood):

@@ -14,7 +14,7 @@ from vae_jax.cpu.softplus import softplus
 from vae_jax.distributions import Elementwise, Shape
 from vae_jax.given import Positive
 from vae_jax.interfaces import Likelihood
-from vae_jax.likelihoods.base import MAX_LOG_SCALE
+from vae_jax.likelihoods.base import MAX_LOG_SCALE, on_unit
 
 
 def log_bin_mass(
@@ -24,7 +24,8 @@ def log_bin_mass(
 
     A bin reaches half a step to either side of its value, the first and the last to infinity. With
     w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), the logarithms of
-    which do not cancel. The arguments are broadcast against each other.
+    which do not cancel. Values outside [0, 1] have no mass. The arguments are broadcast against
+    each other.
     """
     centred = value - loc
     upper = (centred + 0.5 / 255) / scale
@@ -33,9 +34,8 @@ def log_bin_mass(
     log_below = -softplus(-upper)
     log_above = -softplus(lower)
     interior = log_below + log_above + jnp.log(-jnp.expm1(-width))
-    return jnp.where(
-        value < 0.5 / 255, log_below, jnp.where(value > 254.5 / 255, log_above, interior)
-    )
+    first, last = value < 0.5 / 255, value > 254.5 / 255
+    return on_unit(value, jnp.where(first, log_below, jnp.where(last, log_above, interior)))
 
 
 def nearest_level(value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
