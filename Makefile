@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(shell which python3.11 python3))
 BIN := .venv/bin
 
-.PHONY: demo test test-all figures bench lint
+.PHONY: demo test test-all test-newest figures bench lint
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,19 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+# The newest JAX, which wants a newer Python: what compiles, counts and is kept, there too.
+NEWEST ?= python3.13
+ON_NEWEST := $(addprefix tests/test_,$(addsuffix .py,checkpoint compiled distributions float64 \
+	flows identity posteriors random train))
+
+.venv-newest/installed: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -m pytest -n 2 $(ON_NEWEST)
 
 figures: .venv/installed
 	for name in aevb iwae linear_vae vampprior flows hyperspherical vqvae vaegan \
