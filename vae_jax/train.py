@@ -333,8 +333,8 @@ def train(
             program.
         origin: the experiment's file and arguments, so that the folder alone can bring it back.
         streamed: whether training images are read from the disk batch by batch rather than put into
-            the memory of the devices once; None asks `is_streamed`. Both give the same run, to the
-            bit.
+            the memory of the devices once; None asks `is_streamed`. Both give the same run, in one
+            process to the bit, in several to rounding.
 
     Returns:
         The finished run.
