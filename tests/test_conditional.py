@@ -234,7 +234,9 @@ def test_samples_of_a_class_have_its_prior_and_its_offset(linear: Linear):
     """Kolmogorov-Smirnov of z against SciPy; a share of the samples for each class."""
     labels = np.arange(3000) % C
     keys = random.indexed(random.key(5), np.arange(len(labels)))
-    (z,), px = generate._apply(linear.run, "sample", keys, jnp.asarray(labels))
+    model, variables = linear.run.experiment.model, linear.run.seed_variables
+    found: Any = model.apply(variables, keys, jnp.asarray(labels), method="sample")
+    (z,), px = found
     for y in range(C):
         standard = (np.asarray(z)[labels == y] - linear.prior_mean[y]) / linear.prior_scale
         assert min(stats.kstest(column, "norm").pvalue for column in standard.T) > 1e-4
@@ -542,12 +544,12 @@ def test_classes_are_named():
 
 def test_labels_are_found_by_name_or_number(linear: Linear):
     run = linear.run
-    assert [generate.find_label(run, name) for name in ("sci-fi", "1", "art")] == [2, 1, 0]
+    assert [run.find_label(name) for name in ("sci-fi", "1", "art")] == [2, 1, 0]
     for wrong in ("comic", "3", "-1"):
         with pytest.raises(VaeJaxError, match=f"no class '{wrong}': choose one of art, photo, sci"):
-            generate.find_label(run, wrong)
+            run.find_label(wrong)
     plain = dataclasses.replace(run, experiment=tiny.experiment())
     with pytest.raises(VaeJaxError, match="trained without labels"):
-        generate.find_label(plain, "art")
+        plain.find_label("art")
     with pytest.raises(VaeJaxError, match="trained without labels"):
         generate.restyle(plain, 0, [1], "test", 2)

@@ -266,7 +266,7 @@ def test_posterior_means_and_what_the_top_layers_say(five: Any) -> None:
 
     @jax.jit
     def means(x):
-        zs = bound.infer(x)
+        zs = tuple(q.mean for q in bound.infer(x))
         return zs, bound.encode(x), bound.decode_top(zs[-2:]), bound.top(), bound.decode_top(zs)
 
     zs, q, px, top, whole = means(x)

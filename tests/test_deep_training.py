@@ -41,9 +41,9 @@ from vae_jax import (
     generate,
     train,
 )
+from vae_jax.bounds import per_image
 from vae_jax.compatibility import check_objective
 from vae_jax.evaluation.ais import bracket
-from vae_jax.evaluation.bounds import per_image
 from vae_jax.networks.top_down import TopDownBlock
 from vae_jax.objectives.balance import shares_of
 from vae_jax.run import Run

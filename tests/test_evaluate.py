@@ -27,13 +27,14 @@ from vae_jax import (
     StandardNormal,
     Terms,
     VaeJaxError,
+    bounds,
     evaluate,
     parallel,
     random,
 )
+from vae_jax.bounds import per_image
 from vae_jax.distributions import Elementwise, Normal, Transformed
-from vae_jax.evaluation import bounds, over_split
-from vae_jax.evaluation.bounds import make_bounds_evaluator, per_image
+from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.evaluation.evaluate import active_units, bits_per_dim
 from vae_jax.interfaces import Likelihood
 from vae_jax.report import rows_of
@@ -83,7 +84,7 @@ def stacked(*seeds):
 def small_pieces(monkeypatch):
     """Three samples and one image for each device at a time."""
     monkeypatch.setattr(bounds, "SAMPLES_AT_ONCE", 3)
-    monkeypatch.setattr(over_split, "DECODED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr(parallel, "DECODED_FLOATS", 3 * math.prod(SHAPE))
 
 
 # --- K samples of one batch ---------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     experiment, seeds = noisy
     variables = stacked(seeds[0])
     everything = make_bounds_evaluator(experiment, "test", 100)(variables)
-    monkeypatch.setattr(over_split, "DECODED_FLOATS", math.prod(SHAPE) * 64)
+    monkeypatch.setattr(parallel, "DECODED_FLOATS", math.prod(SHAPE) * 64)
     some = make_bounds_evaluator(experiment, "test", 100, num_images=4)(variables)
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
@@ -305,8 +306,8 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
     experiment, seeds = noisy
     taken = []
 
-    def temporary_bytes(function, variables, images, rows, y):
-        taken.append((images.shape[1], measured(function, variables, images, rows, y)))
+    def temporary_bytes(function, variables, more, images, rows, y):
+        taken.append((images.shape[1], measured(function, variables, more, images, rows, y)))
         return taken[-1][1]
 
     measured = parallel.temporary_bytes
@@ -318,7 +319,7 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
         assert count == 60
         taken.clear()
         budget = whole // 4
-        monkeypatch.setattr(parallel, "device_memory", lambda: budget / over_split.MEMORY_FRACTION)
+        monkeypatch.setattr(parallel, "device_memory", lambda: budget / parallel.MEMORY_FRACTION)
         evaluator = make_bounds_evaluator(experiment, "train", 64)
         chunked = evaluator(variables)
         assert taken[-1][1] <= budget

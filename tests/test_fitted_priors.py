@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
     fitted_priors,
-    generate,
     train,
     train_file,
 )
@@ -46,6 +46,12 @@ def latents(run) -> np.ndarray:
     return fitted_priors.latents_of(run)
 
 
+def run_model(run, method: str, argument) -> Any:
+    """A method of the first seed's model."""
+    model = run.experiment.model
+    return jax.jit(partial(model.apply, method=method))(run.seed_variables, argument)
+
+
 def test_latents_are_draws_of_every_images_posterior(run, latents):
     """23 draws of each of 90 images, their mean and variance those of the mixture of posteriors.
 
@@ -55,7 +61,7 @@ def test_latents_are_draws_of_every_images_posterior(run, latents):
     assert latents.shape == (23 * 90, 2)
     assert len(np.unique(latents)) > 0.99 * latents.size
     rows = np.arange(90)
-    q: Any = generate._apply(run, "encode", run.images("train", rows))
+    q: Any = run_model(run, "encode", run.images("train", rows))
     loc, variance = np.asarray(q.loc), np.asarray(q.scale) ** 2
     error = latents.std(0) / np.sqrt(len(latents))
     assert np.all(np.abs(latents.mean(0) - loc.mean(0)) < 4 * error)
@@ -108,7 +114,7 @@ def test_the_scale_of_the_latents_makes_no_difference(family, run, capsys):
     for one in (run, moved(run, 20.0, 25.0)):
         fitted = fitted_priors.fit(one, PRIORS[family], num_steps=300)
         said.append([float(n) for n in re.findall(r"(-?\d+\.\d+)", capsys.readouterr().err)])
-        (z,), _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 500))
+        (z,), _ = run_model(fitted, "sample", jax.random.split(jax.random.key(1), 500))
         draws.append(np.asarray(z))
         z = fitted_priors.latents_of(one)
         normal: Any = stats.multivariate_normal
@@ -139,14 +145,14 @@ def test_pixels_fixed_by_the_protocol_are_not_drawn_again(run, monkeypatch):
     assert len(z) > 1
     np.testing.assert_array_equal(z, np.broadcast_to(z[0], z.shape))
     x = fixed.images("train", np.arange(90))
-    (means,) = generate.posterior_means(fixed, x)
+    (means,) = fixed.posterior_means(x)
     np.testing.assert_allclose(z[0], means, rtol=1e-5, atol=1e-6)
 
 
 def test_a_second_vae_has_the_moments_of_the_latents(run, latents):
     """4,000 draws, mean and covariance within 0.15 of the latents' spread; no density."""
     fitted = fitted_priors.fit(run, fitted_priors.SecondStageVAE(2, hidden=(32,)), num_steps=1500)
-    (z,), _ = generate._apply(fitted, "sample", jax.random.split(jax.random.key(1), 4000))
+    (z,), _ = run_model(fitted, "sample", jax.random.split(jax.random.key(1), 4000))
     spread = latents.std(0)
     np.testing.assert_allclose(z.mean(0) / spread, latents.mean(0) / spread, atol=0.15)
     scaled = np.cov(np.asarray(z).T) / np.outer(spread, spread)

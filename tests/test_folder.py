@@ -299,7 +299,7 @@ def test_the_experiment_trains_on_the_odd_folder(odd: Path, tmp_path: Path) -> N
         run = train(styles, tmp_path / "run")
         with pytest.raises(VaeJaxError, match="has no sub-folders: make one of each style"):
             module.experiment(images=str(plain_folder(tmp_path / "plain")), styles=True, size=12)
-        drawn = generate.sample(run, 2, labels=[generate.find_label(run, "科幻")])
+        drawn = generate.sample(run, 2, labels=[run.find_label("科幻")])
     assert drawn.shape == (2, 12, 12, 3)
     assert np.isfinite(run.folder.read_metrics()[0]["loss"])
     assert int(run.state.skipped[0]) == 0

@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from vae_jax import ELBO, IWAE, Terms
+from vae_jax.bounds import per_image
 from vae_jax.distributions import exact_kl
-from vae_jax.evaluation.bounds import per_image
 
 SHAPE, D, N = (2, 4, 1), 2, 100
 

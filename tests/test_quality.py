@@ -524,10 +524,7 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     samples = np.rint(255 * generate.sample(run, 50)).astype(np.uint8)
     ours = metrics.kernel_distance(grey_levels(samples), grey_levels(test))
     assert scores["grey_levels", "kernel"].samples == ours
-    means = generate.decode_means(
-        run,
-        generate.posterior_means(run, run.images("test", np.arange(50) * 60 // 50)),
-    )
+    means = run.reconstruct(run.images("test", np.arange(50) * 60 // 50))
     errors = metrics.psnr(np.rint(255 * means).astype(np.uint8), test)
     assert found.reconstruction["psnr"].value == pytest.approx(errors.mean(), abs=0.01)
     assert 0 < found.reconstruction["ssim"].value < 1

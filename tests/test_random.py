@@ -23,9 +23,9 @@ from recording import PACKAGE, Recording, checksum, keys_alone, purposes, record
 from running import on_devices
 
 import vae_jax as vj
-from vae_jax import fitted_priors, generate, parallel, random
+from vae_jax import bounds, fitted_priors, generate, parallel, random
 from vae_jax.compatibility import LIKELIHOODS
-from vae_jax.evaluation import bounds, gaps
+from vae_jax.evaluation import gaps
 from vae_jax.run import Run
 from vae_jax.step import Batch, init_state, loss_and_gradients, loss_at_terms
 

@@ -44,7 +44,7 @@ FLOORS = (
     ("flows", "checkpoint", "plots"),
     ("distributions", "data"),
     ("vae", "conditional", "networks", "posteriors"),
-    ("hierarchical", "likelihoods", "objectives"),
+    ("bounds", "hierarchical", "likelihoods", "objectives"),
     ("deep", "priors"),
     ("compatibility",),
     ("experiment",),

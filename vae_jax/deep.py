@@ -188,12 +188,13 @@ class DeepVAE(Model, kw_only=True):
     @override
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         """q(z_1 | x, z_2, ..., z_L), batch `[B]`, with the layers above at their means."""
-        return _inferred(self._at_means(x, y)[0].q)
+        return self.infer(x, y)[0]
 
     @override
-    def infer(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Layers:
-        """The mean of each layer's posterior, `[B, h, w, c]`, with the layers above at theirs."""
-        return tuple(layer.z for layer in self._at_means(x, y))
+    def infer(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
+    ) -> tuple[Distribution, ...]:
+        return tuple(_inferred(layer.q) for layer in self._at_means(x, y))
 
     @override
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:

@@ -182,6 +182,15 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         return self.posteriors[0](self.encoders[0](self._for_encoder(x, y)))
 
+    @override
+    def infer(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
+    ) -> tuple[Distribution, ...]:
+        qs = [self.encode(x, y)]
+        for layer in range(1, len(self.encoders)):
+            qs.append(self._infer(layer, qs[-1].mean, y))
+        return tuple(qs)
+
     def _infer(self, layer: int, z: Float[Array, "..."], y: Int[Array, "B"] | None) -> Distribution:
         """q(z_{layer+1} | z_layer), with layers counted from one."""
 
@@ -232,10 +241,18 @@ class LadderVAE(Hierarchy, kw_only=True):
 
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         """q(z_1|x, z_2, ...), batch `[B]`, with the layers above at their means."""
+        return self.infer(x, y)[0]
+
+    @override
+    def infer(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
+    ) -> tuple[Distribution, ...]:
         q, *below = self._bottom_up(x, y)
+        qs = [q]
         for position, evidence in enumerate(below, start=1):
-            q = merge(evidence, self._generate(len(below) - position, q.mean, y))
-        return q
+            p = self._generate(len(below) - position, qs[0].mean, y)
+            qs.insert(0, merge(evidence, p))
+        return tuple(qs)
 
     def _bottom_up(
         self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None

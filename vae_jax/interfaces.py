@@ -505,9 +505,14 @@ class Model(Part, kw_only=True):
         """q(z_1|x), batch `[B]`."""
         raise NotImplementedError
 
-    def infer(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Layers:
-        """E_q[z] of every layer that `decode` reads, `[B, *event]`, z_1 first."""
-        return (self.encode(x, y).mean,)
+    def infer(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
+    ) -> "tuple[Distribution, ...]":
+        """q(z_l|x, ...) of every layer, batch `[B]`, z_1 first.
+
+        Each is given the layers that are inferred before it at the means of theirs.
+        """
+        return (self.encode(x, y),)
 
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> "Distribution":
         """p(x|z_1, ..., z_L), batch `[...]` and event `[H, W, C]`.

@@ -25,6 +25,10 @@ from vae_jax.cpu import compiler
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
+# The floats in one array of (examples x samples) decoded images: 4 MiB on each device, cache-sized.
+DECODED_FLOATS = 2**20
+# The fraction of a device's memory that whatever is computed of one batch may take.
+MEMORY_FRACTION = 0.25
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
@@ -363,3 +367,73 @@ def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
     """
     analysis = on_devices.compiled(*arguments).memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
+
+
+class InBatches(Generic[Result]):
+    """A function of many examples, batch by batch on every device.
+
+    Batches are as large as `DECODED_FLOATS` allows, and smaller where the compiler says that one
+    would need more than `MEMORY_FRACTION` of a device's memory. The last one is padded, and what is
+    computed of the padding is thrown away. Matrix products are float32 on every platform.
+
+    Args:
+        function: a function of trees that all examples share, and of a device's part of a batch,
+            arrays `[b, ...]`; it returns a tree of arrays with an axis `[b]`.
+        floats: the floats in the largest array that the function makes of one example.
+        axis: the position of the axis `[b]` in its results.
+    """
+
+    def __init__(self, function: Callable[..., Result], floats: int, axis: int = 0):
+        self.on_devices = on_every_device(function)
+        self.most = max(1, DECODED_FLOATS // floats)
+        self.axis = axis
+        self.fitting: dict[int, int] = {}
+
+    def __call__(
+        self,
+        shared: tuple[object, ...],
+        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
+        count: int,
+        rounded: bool = False,
+    ) -> Result:
+        """The results for all examples, host arrays.
+
+        Args:
+            shared: host arrays that all examples share.
+            batch: a function from positions of examples to their arrays; None has no batch axis.
+            count: the number of examples N.
+            rounded: whether a few examples are padded to a power of two, so that calls with other
+                numbers of them need no other program.
+        """
+        share = -(-count // jax.device_count())
+        share = min(self.most, 1 << (share - 1).bit_length() if rounded else share)
+        shared = replicate(shared)
+
+        def placed(first: int, size: int) -> tuple[object, ...]:
+            rows = np.resize(np.arange(first, min(first + size, count)), size)
+            return (*shared, *(None if part is None else split(part, 0) for part in batch(rows)))
+
+        parts = []
+        # Accelerators round the factors of a product to ten bits or eight unless told not to.
+        with jax.default_matmul_precision("float32"):
+            if share not in self.fitting:
+                self.fitting[share] = self._fitting(share, placed)
+            size = jax.device_count() * self.fitting[share]
+            for first in range(0, count, size):
+                result = self.on_devices(*placed(first, size))
+                parts.append(jax.tree.map(lambda x: gather(x, self.axis), result))
+
+        def joined(*parts: np.ndarray) -> np.ndarray:
+            return np.concatenate(parts, self.axis)[(slice(None),) * self.axis + (slice(count),)]
+
+        return jax.tree.map(joined, *parts)
+
+    def _fitting(self, share: int, placed: Callable[[int, int], tuple[object, ...]]) -> int:
+        """The largest share of a device that is within the memory, at most this one."""
+        budget = int(MEMORY_FRACTION * device_memory())
+        while share > 1:
+            needed = temporary_bytes(self.on_devices, *placed(0, jax.device_count() * share))
+            if needed <= budget:
+                break
+            share = max(1, share * budget // needed)
+        return -max_over_processes(-share)  # the least of any process

@@ -72,7 +72,9 @@ def indexed(
     return _fold(keys, index)
 
 
-def image_keys(split: str, rows: Integer[ArrayLike, "B"], seed: int = DATA_SEED) -> Key[Array, "B"]:
+def image_keys(
+    split: str, rows: Integer[ArrayLike, "B"], seed: int | Integer[Array, ""] = DATA_SEED
+) -> Key[Array, "B"]:
     """The keys that images keep for good, whatever batch they are in.
 
     Args:

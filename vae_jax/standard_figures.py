@@ -72,7 +72,7 @@ def plot_standard_figures(run: Run) -> list[Path]:
         figures["traversals"] = plots.traversals(*generate.traverse(run, split))
     rows = np.arange(min(5000, len(getattr(data, split))))
     x, y = run.images(split, rows), run.labels(split, rows)
-    z = np.asarray(generate.posterior_means(run, x, y)[0])
+    z = run.posterior_means(x, y)[0]
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels
         figures["latents"] = plots.latent_scatter(

@@ -56,13 +56,13 @@ def run_of(kind: str) -> Run:
 
 
 def encode(x: Any, kind: str = "plain", y: Any = None) -> Any:
-    """The way of `generate`: bytes or floats of the protocol."""
-    return generate.posterior_means(run_of(kind), x, y)
+    """The way of a run: bytes or floats of the protocol."""
+    return run_of(kind).posterior_means(x, y)
 
 
 def decode(z: Any, kind: str = "plain", y: Any = None) -> Any:
-    """The way of `generate`, of the bottom layer."""
-    return generate.decode_means(run_of(kind), (z,), y)
+    """The way of a run."""
+    return run_of(kind).decode(z, y)
 
 
 def apply(method: str, *arguments: Any, kind: str = "plain", **named: Any) -> Any:
@@ -280,7 +280,7 @@ def _door_rows() -> dict[str, tuple[Act, str]]:
         "posterior_means with a label for all": (partial(encode, BINARY, "classes", [3]), ""),
     }
     for name, (z, said) in ZS.items():
-        rows[f"decode_means of z {name}"] = (partial(decode, z), said)
+        rows[f"run.decode of z {name}"] = (partial(decode, z), said)
         rows[f"apply(decode) to z {name}"] = (partial(apply, "decode", (z,)), said)
         rows[f"apply(log_prior) to z {name}"] = (partial(apply, "log_prior", (z,)), said)
     top = np.zeros((6, 3), np.float32)
@@ -290,9 +290,9 @@ def _door_rows() -> dict[str, tuple[Act, str]]:
             "of which there is one, (z,)",
         ),
         "apply(decode) to two layers": (partial(apply, "decode", (Z, Z)), "there is one"),
-        "decode_means of a bare array": (
-            lambda: generate.decode_means(run_of("plain"), Z),  # pyright: ignore
-            "there is one, (z,)",
+        "run.decode of a bare array": (
+            lambda: run_of("plain").decode(Z),
+            "",
         ),
         "apply(decode) to the bottom one of two layers": (
             partial(apply, "decode", (top,), kind="ladder"),
@@ -310,19 +310,19 @@ def _door_rows() -> dict[str, tuple[Act, str]]:
             partial(apply, "log_prior", (Z, top), kind="ladder"),
             "z_1 has the shape (6, 2): give [..., 3]",
         ),
-        "decode_means of vectors longer than one": (
+        "run.decode of vectors longer than one": (
             partial(decode, np.ones((2, 3), np.float32), "sphere"),
             "holds other than unit vectors",
         ),
-        "decode_means of unit vectors": (
+        "run.decode of unit vectors": (
             partial(decode, np.eye(3, dtype=np.float32), "sphere"),
             "",
         ),
-        "decode_means of probabilities for one-hot": (
+        "run.decode of probabilities for one-hot": (
             partial(decode, np.full((1, 2, 3), 1 / 3, np.float32), "onehot"),
             "holds other than one-hot vectors",
         ),
-        "decode_means of two draws for each": (
+        "run.decode of two draws for each": (
             partial(decode, np.zeros((2, 6, 2), np.float32)),
             "",
         ),
@@ -332,7 +332,7 @@ def _door_rows() -> dict[str, tuple[Act, str]]:
             partial(encode, BINARY, "classes", y),
             said,
         )
-        rows[f"decode_means with labels {name}"] = (partial(decode, Z, "classes", y), said)
+        rows[f"run.decode with labels {name}"] = (partial(decode, Z, "classes", y), said)
     for name, (y, said) in ARRAY_YS.items():
         rows[f"apply(encode) with labels {name}"] = (
             partial(apply, "encode", BINARY, y, kind="classes"),

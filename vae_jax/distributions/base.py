@@ -66,6 +66,11 @@ class Distribution(Pytree, abc.ABC):
     def mean(self) -> Float[Array, "..."]:
         """The mean, `[*batch, *event]`; see `exact_mean`."""
 
+    @property
+    def std(self) -> Float[Array, "..."] | None:
+        """The standard deviations, `[*batch, *event]`; None where they have no closed form."""
+        return None
+
     @abc.abstractmethod
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Draws `[*sample_shape, *batch, *event]`.

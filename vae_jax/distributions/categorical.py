@@ -53,6 +53,13 @@ class _Logits(Distribution):
 class OneHotCategorical(_Logits):
     """One-hot vectors, each category with its probability."""
 
+    @property
+    @override
+    def std(self) -> Float[Array, "*batch n C"]:
+        others = 1 - jnp.eye(self.logits.shape[-1])  # whose sum does not cancel as 1 - p does
+        exact = lax.Precision.HIGHEST
+        return jnp.sqrt(self.mean * jnp.matmul(self.mean, others, precision=exact))
+
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws n C"]:

@@ -179,6 +179,11 @@ class Quantized(Distribution):
         z = lax.stop_gradient(self.codebook.embed(self.indices))
         return z + (self.encoded - lax.stop_gradient(self.encoded))
 
+    @property
+    @override
+    def std(self) -> Float[Array, "*batch h w D"]:
+        return jnp.zeros(self.shape)
+
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws h w D"]:

@@ -35,6 +35,11 @@ class Normal(Elementwise):
 
     scale: Float[Array, "..."]
 
+    @property
+    @override
+    def std(self) -> Float[Array, "..."]:
+        return jnp.broadcast_to(self.scale, self.loc.shape)
+
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Reparameterized: loc + scale * eps (Kingma & Welling 2013, equation 10)."""
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
@@ -132,6 +137,11 @@ class MultivariateNormal(Distribution):
     @override
     def mean(self) -> Float[Array, "*batch d"]:
         return self.loc
+
+    @property
+    @override
+    def std(self) -> Float[Array, "*batch d"]:
+        return jnp.linalg.norm(self.scale_tril, axis=-1)
 
     @property
     def log_det_tril(self) -> Float[Array, "*batch"]:

@@ -1,97 +1,12 @@
-"""Likelihood bounds, rate and distortion of each image, in memory that does not grow with K."""
+"""Likelihood bounds, rate and distortion of each image of a split."""
 
-import math
-from typing import cast
-
-import jax
-import jax.numpy as jnp
 from flax.typing import VariableDict
-from jax import Array, lax
+from jax import Array
 
-from vae_jax import random
+from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
 from vae_jax.data import SplitName
-from vae_jax.distributions import Distribution
-from vae_jax.evaluation.over_split import SAMPLES_AT_ONCE, Evaluator, over_split
+from vae_jax.evaluation.over_split import Evaluator, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.interfaces import Model, has_bound
-from vae_jax.vae import Terms
-
-
-def per_image(
-    model: Model,
-    variables: VariableDict,
-    x: Array,
-    keys: Array,
-    num_samples: int,
-    y: Array | None = None,
-) -> dict[str, Array]:
-    """Bounds and their parts of each image, from K samples.
-
-    Args:
-        model: a model.
-        variables: its variables.
-        x: images `[B, H, W, C]`, scaled by the protocol.
-        keys: typed keys `[B]`.
-        num_samples: the number of samples K.
-        y: labels `[B]` of a conditional model.
-
-    Returns:
-        Values in nats, `[B]` each:
-
-        - `nll`: -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8);
-        - `neg_elbo`: -L_1, averaged over the K samples;
-        - `distortion`: -E_q ln p(x|z);
-        - `kl_sampled`: E_q[ln q(z|x) - ln p(z)];
-        - `kl`: the exact KL, where there is one;
-        - `rate_z1`, `rate_z2`, ...: the rate of each of several layers, exact where `kl` is;
-
-        and `posterior_mean_z1`, `posterior_mean_z2`, ...: E_q[z_l] of each layer, `[B, *event_l]`,
-        the mean of the samples where no closed form exists or where q(z_l) depends on the sampled
-        latents of other layers; with `mean_variance_z1`, ...: the variance of that mean over the
-        samples, estimated without bias, which is 0 where the mean is exact and nan of one sample.
-    """
-    chunk = min(num_samples, SAMPLES_AT_ONCE)
-    num_chunks = -(-num_samples // chunk)
-
-    def one_chunk(index: Array) -> dict[str, Array]:
-        own = random.indexed(keys, index)
-        terms = cast(Terms, model.apply(variables, x, own, chunk, y))
-        used = (index * chunk + jnp.arange(chunk) < num_samples)[:, None]
-
-        def total(values: Array) -> Array:
-            return jnp.where(used, values, 0.0).sum(0)
-
-        def mean_and_variance(q: Distribution, z: Array) -> tuple[Array, Array]:
-            draws = (q.mean if q.exact_mean else z).reshape(-1, len(x), *q.event_shape)
-            if q.exact_mean and q.batch_shape == (len(x),):
-                return draws[0], jnp.zeros_like(draws[0])
-            return draws.mean(0), draws.var(0, ddof=1) / (chunk * num_chunks)
-
-        statistics = {
-            "log_sum_w": jax.nn.logsumexp(jnp.where(used, terms.log_w, -jnp.inf), axis=0),
-            "neg_elbo": total(-terms.log_w),
-            "distortion": total(-terms.log_px),
-            "kl_sampled": total((terms.log_qz - terms.log_pz).sum(0)),
-        }
-        for layer, (q, z) in enumerate(zip(terms.q, terms.z, strict=True), start=1):
-            mean, variance = mean_and_variance(q, z)
-            statistics[f"posterior_mean_z{layer}"] = mean
-            statistics[f"mean_variance_z{layer}"] = variance
-        if len(terms.z) > 1:
-            for layer, rate in enumerate(terms.rate, start=1):
-                statistics[f"rate_z{layer}"] = rate
-        if terms.kl is not None:
-            statistics["kl"] = terms.kl.sum(0)
-        return statistics
-
-    chunks = lax.map(one_chunk, jnp.arange(num_chunks))
-    sums = {name: chunks.pop(name).sum(0) for name in ("neg_elbo", "distortion", "kl_sampled")}
-    log_sum_w = jax.nn.logsumexp(chunks.pop("log_sum_w"), axis=0)
-    return {
-        "nll": math.log(num_samples) - log_sum_w,
-        **{name: value / num_samples for name, value in sums.items()},
-        **{name: values.mean(0) for name, values in chunks.items()},
-    }
 
 
 def make_bounds_evaluator(
@@ -112,15 +27,12 @@ def make_bounds_evaluator(
     Raises:
         VaeJaxError: as in `over_split`.
     """
-    bound = has_bound(experiment.model)
 
     def each_image(
         variables: VariableDict, x: Array, keys: Array, y: Array | None
     ) -> dict[str, Array]:
         values = per_image(experiment.model, variables, x, keys, num_samples, y)
-        parts = ("distortion", "posterior_mean", "mean_variance")
-        kept = values if bound else [name for name in values if name.startswith(parts)]
-        return {name: values[name] for name in kept}
+        return bounded(experiment.model, values)
 
     samples = min(num_samples, SAMPLES_AT_ONCE)
     return over_split(experiment, split, each_image, num_images, samples)

@@ -18,10 +18,11 @@ from flax.typing import VariableDict
 from jax import Array, lax
 
 from vae_jax import random
+from vae_jax.bounds import SAMPLES_AT_ONCE
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
-from vae_jax.evaluation.over_split import SAMPLES_AT_ONCE, Evaluator, PerImage, over_split
+from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
 from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Model, has_bound
 from vae_jax.vae import VAE

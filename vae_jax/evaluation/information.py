@@ -20,8 +20,9 @@ from vae_jax import random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
-from vae_jax.evaluation.over_split import DECODED_FLOATS, Evaluator, PerImage, over_split
+from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
 from vae_jax.experiment import Experiment
+from vae_jax.parallel import DECODED_FLOATS
 from vae_jax.vae import VAE
 
 SAMPLES = 10  # from each image's q(z|x); their noise is small beside the spread over images

@@ -14,13 +14,6 @@ from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
 
-# The samples drawn from one key: a constant, so that an image's noise depends on nothing else.
-SAMPLES_AT_ONCE = 64
-# The floats in one array of (images x samples) decoded images: 4 MiB on each device, cache-sized.
-DECODED_FLOATS = 2**20
-# The fraction of a device's memory that whatever is computed of one batch may take.
-MEMORY_FRACTION = 0.25
-
 PerImage = dict[str, np.ndarray]
 """Values of each image by name, `[S, N, ...]`."""
 Evaluator = Callable[[VariableDict], PerImage]
@@ -36,11 +29,8 @@ def over_split(
 ) -> Callable[..., Any]:
     """Map a function of images over a split.
 
-    The images are cut into batches: as large as `DECODED_FLOATS` allows, and smaller where the
-    compiler says that a batch would need more than `MEMORY_FRACTION` of a device's memory. The last
-    one is padded, and what is computed of the padding is thrown away. The keys of an image depend
-    on its position in the split alone, so its values depend on neither batches nor devices. Matrix
-    products are float32 on every platform.
+    The images are cut into batches, as in `parallel.InBatches`. The keys of an image depend on its
+    position in the split alone, so its values depend on neither batches nor devices.
 
     Args:
         experiment: its data, and the model whose variables are given.
@@ -67,53 +57,32 @@ def over_split(
             f"evaluated on {wanted}."
         )
     rows = np.arange(wanted) * total // wanted
-    devices = parallel.num_devices()
     labels = None if experiment.model.labels is None else data_split.labels
 
     def one_device(
-        variables: VariableDict, images: Array, indices: Array, y: Array | None, *more: object
+        variables: VariableDict,
+        more: tuple[object, ...],
+        images: Array,
+        indices: Array,
+        y: Array | None,
     ) -> object:
         image_keys = random.image_keys(split, indices)
         x = experiment.data.protocol.apply(images, random.purpose(image_keys, "protocol"))
         keys = random.purpose(image_keys, "evaluation")
 
-        def one_seed(variables: VariableDict, *more: object) -> object:
+        def one_seed(variables: VariableDict, more: tuple[object, ...]) -> object:
             return function(variables, x, keys, y, *more)
 
-        return jax.vmap(one_seed)(variables, *more)
+        return jax.vmap(one_seed)(variables, more)
 
-    on_devices = parallel.on_every_device(one_device)
+    def batch(positions: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        chosen = rows[positions].astype(np.int32)
+        return images[chosen], chosen, None if labels is None else labels[chosen]
 
-    def batch_from(first: int, size: int) -> tuple[Array, Array, Array | None]:
-        padded = np.resize(rows[first : first + size], size).astype(np.int32)
-        y = None if labels is None else parallel.split(labels[padded], 0)
-        return parallel.split(images[padded], 0), parallel.split(padded, 0), y
-
-    def fitting_size(variables: VariableDict, *more: object) -> int:
-        """The largest batch over all devices that is within the limits."""
-        most = DECODED_FLOATS // (math.prod(experiment.data.image_shape) * num_decoded)
-        share = min(max(1, most), -(-wanted // devices))
-        budget = int(MEMORY_FRACTION * parallel.device_memory())
-        while share > 1:
-            arguments = variables, *batch_from(0, devices * share), *more
-            needed = parallel.temporary_bytes(on_devices, *arguments)
-            if needed <= budget:
-                break
-            share = max(1, share * budget // needed)
-        return devices * -parallel.max_over_processes(-share)  # the least of any process
-
-    size = 0
+    decoded = math.prod(experiment.data.image_shape) * num_decoded
+    in_batches = parallel.InBatches(one_device, decoded, axis=1)
 
     def on_split(variables: VariableDict, *more: object) -> object:
-        nonlocal size
-        variables, more = parallel.replicate((variables, more))
-        batches = []
-        # Accelerators round the factors of a product to ten bits or eight unless told not to.
-        with jax.default_matmul_precision("float32"):
-            size = size or fitting_size(variables, *more)
-            for first in range(0, wanted, size):
-                result = on_devices(variables, *batch_from(first, size), *more)
-                batches.append(jax.tree.map(lambda x: parallel.gather(x, 1), result))
-        return jax.tree.map(lambda *parts: np.concatenate(parts, 1)[:, :wanted], *batches)
+        return in_batches((variables, more), batch, wanted)
 
     return on_split

@@ -95,7 +95,7 @@ def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise VaeJaxError(
             f"x is {x.dtype}, and a model takes floats in the form of its data's protocol: make "
-            "them by data.protocol.apply(x, keys), or give bytes to generate.posterior_means."
+            "them by data.protocol.apply(x, keys), or give bytes to run.encode."
         )
     if (pixels := _known(x)).size:
         low, high = float(pixels.min()), float(pixels.max())

@@ -74,6 +74,7 @@ class Bounds:
 Count = Annotated[int, Bounds(least=1)]
 Index = Annotated[int, Bounds(least=0)]
 Weight = Annotated[float, Bounds(least=0)]
+Seed = Annotated[int, Bounds(least=0, most=2**32 - 1), "a whole number from 0 to 2^32 - 1"]
 Positive = Annotated[float, Bounds(above=0)]
 Proportion = Annotated[float, Bounds(least=0, most=1)]
 Decay = Annotated[float, Bounds(least=0, below=1)]

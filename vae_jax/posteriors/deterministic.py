@@ -22,6 +22,11 @@ class Delta(Elementwise):
     a density of q are refused.
     """
 
+    @property
+    @override
+    def std(self) -> Float[Array, "..."]:
+        return jnp.zeros_like(self.loc)
+
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """The point: all draws are equal."""
         del key

@@ -31,14 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from numpy.typing import ArrayLike
 
-from vae_jax import given, parallel, random, storage
+from vae_jax import parallel, storage
 from vae_jax.checkpoint import Checkpoints, Which
-from vae_jax.data import SplitName
 from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import INCIDENTAL, Experiment, Origin, experiment_of, load_again
@@ -470,102 +466,3 @@ def jsonable(value: Any) -> Any:
         values = [float(v) if np.isfinite(v) else None for v in np.atleast_1d(value)]
         return values[0] if len(values) == 1 else values
     return value
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model with all that belongs to it.
-
-    Attributes:
-        folder: where it lives.
-        experiment: what was trained.
-        state: the training state, host arrays with a leading axis of seeds.
-        checkpoint: which one `state` is.
-    """
-
-    folder: RunFolder
-    experiment: Experiment
-    state: Any
-    checkpoint: Which
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The model's variables, `[S, ...]`: the parameters' running average where one was kept."""
-        return self.state.variables
-
-    @property
-    def seed_variables(self) -> dict[str, Any]:
-        """The first seed's variables, for `model.apply`."""
-        return jax.tree.map(lambda leaf: leaf[0], self.variables)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes of a conditional model.
-
-        Raises:
-            VaeJaxError: the model is not conditional.
-        """
-        names = self.experiment.data.class_names
-        if self.experiment.model.labels is None or names is None:
-            raise VaeJaxError(
-                f"The model of {self.folder.path} was trained without labels, so it has no classes "
-                "to choose from: leave the label out, or train with labels=LabelEmbedding(...)."
-            )
-        return names
-
-    def images(self, split: SplitName, rows: np.ndarray) -> Array:
-        """Images `[n, H, W, C]` of a split as the model sees them.
-
-        Raises:
-            VaeJaxError: the split has no such rows.
-        """
-        images = getattr(self.experiment.data, split).images
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
-            raise VaeJaxError(
-                f"The {split} split of {self.experiment.data.name} has {len(images)} images; rows "
-                f"{rows.min()} to {rows.max()} were asked for."
-            )
-        keys = random.purpose(random.image_keys(split, rows), "protocol")
-        return self.experiment.data.protocol.apply(images[rows], keys)
-
-    def observed(self, x: object) -> Array | np.ndarray:
-        """Images `[n, H, W, C]` that a user gives, as the model sees them.
-
-        Args:
-            x: bytes, which go through the data's protocol with noise of their own, or floats, which
-                are taken to be what it makes.
-
-        Raises:
-            VaeJaxError: they have another layout, shape, type or range than the model's.
-        """
-        data = self.experiment.data
-        found = given.laid_out(x, data.image_shape)
-        if found.dtype != np.uint8:
-            return given.images(found, data.image_shape, pixels_in_unit=True)
-        keys = random.purpose(random.image_keys("given", np.arange(len(found))), "protocol")
-        return data.protocol.apply(jnp.asarray(found), keys)
-
-    def classes(self, y: ArrayLike | None) -> Array | np.ndarray | None:
-        """Labels `[n]`, or `[1]` for all, that a user gives.
-
-        Raises:
-            VaeJaxError: they are no classes of the model, or it has none.
-        """
-        model = self.experiment.model
-        known = None if model.labels is None else model.labels.num_classes
-        return given.labels(y if y is None or isinstance(y, Array) else np.asarray(y), known)
-
-    def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
-        """The labels `[n]` of images of a split; None where the model takes none."""
-        if self.experiment.model.labels is None:
-            return None
-        return getattr(self.experiment.data, split).labels[rows]
-
-    def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps `[T]` at which a metric was logged, and its values `[T, S]`.
-
-        Where nothing was finite, a value is nan.
-        """
-        lines = [line for line in self.folder.read_metrics() if name in line]
-        values = np.array([line[name] for line in lines], dtype=float)
-        return np.array([line["step"] for line in lines]), values.reshape(len(lines), -1)

@@ -1,0 +1,90 @@
+"""The latents of images in numbers, and the way from some to others."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import VariableDict
+from jax import Array
+
+from vae_jax import random
+from vae_jax.distributions import Distribution
+from vae_jax.interfaces import Layers, Model, Space
+from vae_jax.vae import Terms
+
+Latents = np.ndarray | tuple[np.ndarray, ...]
+"""Latents `[n, *event]`; of a model with several layers a tuple of those of each, z_1 first."""
+
+# From which moments without a closed form are estimated: to a sixteenth of a standard deviation.
+DRAWS = 256
+
+
+@dataclass(frozen=True, repr=False)
+class Encoded:
+    """q(z|x) of n images.
+
+    In a model with several layers, mean and standard deviation of a layer are those given the
+    layers that are inferred before it at their means, and `sample` is a draw of all together.
+
+    Attributes:
+        mean: E_q[z] of each image; of flows, which have no closed form, the mean of 256 draws.
+        std: the standard deviation of each component of z.
+        sample: a draw from q(z|x).
+    """
+
+    mean: Latents
+    std: Latents
+    sample: Latents
+
+    def __repr__(self) -> str:
+        layers = self.mean if isinstance(self.mean, tuple) else (self.mean,)
+        shapes = ", ".join(f"z_{i} {list(z.shape)}" for i, z in enumerate(layers, start=1))
+        return f"Encoded(mean, std, sample: {shapes})"
+
+
+def moments(
+    model: Model, variables: VariableDict, x: Array, keys: Array, y: Array | None
+) -> tuple[Layers, Layers, Layers]:
+    """The mean, the standard deviation and a draw of each layer, `[B, *event]` each.
+
+    Args:
+        model: a model.
+        variables: its variables.
+        x: images `[B, H, W, C]` as the model sees them.
+        keys: typed keys `[B]`.
+        y: labels `[B]` of a conditional model.
+    """
+    key_draws, key_sample = random.purposes(keys, "moments", "sample")
+    found: list[tuple[Array, Array]] = []
+    qs = cast("tuple[Distribution, ...]", model.apply(variables, x, y, method="infer"))
+    for layer, q in enumerate(qs):
+        draws = q.sample(random.indexed(key_draws, layer), (DRAWS,))
+        mean = q.mean if q.exact_mean else draws.mean(0)
+        found.append((mean, draws.std(0, ddof=1) if (std := q.std) is None else std))
+    mean, std = zip(*found, strict=True)
+    terms = cast(Terms, model.apply(variables, x, key_sample, 1, y))
+    return mean, std, tuple(z[0] for z in terms.z)
+
+
+def centre(q: Distribution, space: Space) -> Array:
+    """The middle of q in the space that z lives in."""
+    match space:
+        case "sphere":
+            return q.mean / jnp.linalg.norm(q.mean, axis=-1, keepdims=True)
+        case "onehot":
+            return jax.nn.one_hot(q.mean.argmax(-1), q.mean.shape[-1])
+    return q.mean
+
+
+def between(a: np.ndarray, b: np.ndarray, steps: int, space: Space) -> np.ndarray:
+    """The shortest lines from latents `[n, *event]` to others, `[n, steps, *event]`."""
+    start, end = a[:, None], b[:, None]
+    weights = np.linspace(0, 1, steps, dtype=np.float32).reshape(-1, *[1] * (a.ndim - 1))
+    if space == "real":
+        return (1 - weights) * start + weights * end
+    angle = np.arccos(np.clip((start * end).sum(-1, keepdims=True), -0.999, 0.999))
+    near, far = np.sin((1 - weights) * angle), np.sin(weights * angle)
+    circle = (near * start + far * end) / np.sin(angle)
+    return circle / np.linalg.norm(circle, axis=-1, keepdims=True)
