@@ -371,7 +371,7 @@ def test_no_two_draws_of_a_run_share_bits(quick):
         keys_alone(jax.vmap(step))(jnp.array([0, 0, 1]), jnp.array([0, 1, 0]))
         vj.evaluate(run, num_samples=5, num_images=3, **asked)
         fitted = fitted_priors.fit(run, fitted_priors.SecondStageVAE(2, (4,)), num_steps=2)
-        generate.sample(fitted, 3)
+        generate.sample(fitted, 4)
     recorded.check({OF_IMAGES: programs(asked), OF_GAPS: 2})
     drawn = names(recorded)
     assert {"init", "step", "augment", "protocol", "posterior", "dream", "pixels"} <= drawn
@@ -398,7 +398,7 @@ def test_no_two_draws_of_an_evaluation_share_bits(quick, model, asked):
     run = untrained(EXPERIMENT.with_model(model))
     with recording() as recorded:
         vj.evaluate(run, num_samples=5, num_images=3, **asked)
-        generate.sample(run, 3)
+        generate.sample(run, 4)
     recorded.check({OF_IMAGES: programs(asked), OF_GAPS: 2})
     assert {"evaluation", "posterior", "samples"} <= names(recorded)
 
@@ -419,7 +419,7 @@ def test_no_two_draws_of_a_fit_share_bits(quick, model, prior):
     """Of a prior to two draws from each image's posterior; and of samples from it."""
     with recording() as recorded:
         fitted = fitted_priors.fit(untrained(EXPERIMENT.with_model(model)), prior, num_steps=2)
-        generate.sample(fitted, 3)
+        generate.sample(fitted, 4)
     recorded.check()
     assert {"fit", "init", "rows", "samples"} <= names(recorded)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import io
 import os
 import re
 import signal
@@ -25,7 +24,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from vae_jax.errors import Interrupted, VaeJaxError, legible
-from vae_jax.progress import say
+from vae_jax.progress import open_streams, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -362,18 +361,81 @@ def evaluate(
 
 
 @app.command
-def export(run: Folder, *, out: Path, checkpoint: Checkpoint = "latest") -> None:
-    """The parameters as arrays in an .npz file; no code of the run is executed.
+def encode(
+    run: Folder,
+    *,
+    images: Path,
+    out: Path,
+    labels: list[str] | None = None,
+    num_samples: int = 100,
+    seed: int = 0,
+    checkpoint: Checkpoint = "latest",
+    trust: bool = False,
+) -> None:
+    """Latents of pictures of your own, with their NLL and KL, as arrays in an .npz file.
 
     Args:
         run: the run folder.
-        out: the file, of arrays named as params/encoder/Dense_0/kernel, those of several seeds
-            `[S, ...]`.
+        images: a folder of JPEG, PNG and WebP pictures, one picture, or an .npy file, bytes or
+            floats from 0 to 1 [n, H, W, C].
+        out: an .npz file of z and std, the mean and the standard deviations of q(z|x) (of several
+            layers z_1, std_1, ...); nll, kl (kl_sampled where it is not exact) and distortion in
+            nats; and the names of the pictures.
+        labels: the classes of the pictures in a conditional model, by name or number, one for all
+            or one for each (None: the sub-folders that they are in).
+        num_samples: the number of samples K of the importance-weighted bound on the NLL.
+        seed: the seed of the samples.
         checkpoint: the latest checkpoint, or the best by validation.
+        trust: run the code in the run folder even where another account wrote it.
     """
-    from vae_jax.run import RunFolder
+    check_counts(num_samples=num_samples)
+    if out.suffix != ".npz":
+        raise VaeJaxError(f"--out is {out}: it must end in .npz.")
+    import numpy as np
 
-    print_paths([RunFolder(run).export(out, checkpoint)])
+    from vae_jax.data.pictures import read_pictures
+    from vae_jax.run.arrays import save_arrays
+    from vae_jax.train import load_run
+
+    loaded = load_run(run, checkpoint, trust=trust)
+    pictures = read_pictures(images, loaded.experiment.data.image_shape)
+    if loaded.experiment.model.labels is not None and labels is None:
+        if not pictures.folders:
+            raise VaeJaxError(f"{run} is the run of a conditional model: give --labels too.")
+        labels = pictures.folders
+    q = loaded.encode(pictures.images, labels, seed=seed)
+    bounds = loaded.bounds(pictures.images, labels, num_samples=num_samples, seed=seed)
+    names = {"names": np.array(pictures.names)} if pictures.names else {}
+    print_paths([save_arrays(out, q.named | bounds | names)])
+
+
+@app.command
+def export(
+    run: Folder,
+    *,
+    out: Path,
+    stablehlo: bool = False,
+    checkpoint: Checkpoint = "latest",
+    trust: bool = False,
+) -> None:
+    """The parameters as arrays in a file, without executing code of the run; or whole programs.
+
+    Args:
+        run: the run folder.
+        out: an .npz or .safetensors file of arrays named as params/encoder/Dense_0/kernel, those of
+            several seeds `[S, ...]`; with --stablehlo a new folder.
+        stablehlo: write encoder, decoder and sampler of the first seed, with its parameters, as
+            programs for CPUs, CUDA and TPUs, which `jax.export.deserialize` reads without vae_jax.
+        checkpoint: the latest checkpoint, or the best by validation.
+        trust: with --stablehlo, run the code in the run folder even where another account wrote it.
+    """
+    from vae_jax.run import RunFolder, save_programs
+    from vae_jax.train import load_run
+
+    if stablehlo:
+        print_paths(save_programs(load_run(run, checkpoint, trust=trust), out))
+    else:
+        print_paths([RunFolder(run).export(out, checkpoint)])
 
 
 @app.command
@@ -527,23 +589,6 @@ def use_compilation_cache(wanted: bool) -> None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
-def open_streams() -> None:
-    """Open what the caller closed, or files would take its place and what is printed go there.
-
-    What the locale cannot encode is spelled.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-        elif number and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -276,7 +276,8 @@ def fitted(run: Run, family: Family) -> Run:
     prior = prior_for(run, family)
     model = _with_fitted(run.experiment.model, prior)
     like = jax.eval_shape(lambda: initial_params(model, random.key(0)))
-    folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}"
+    replica = f"-{run.first}" * (run.first > 0)
+    folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}{replica}"
     with Checkpoints(folder) as checkpoints:
         step = int(run.state.step[0])
         params = checkpoints.read(step, like)

@@ -1,6 +1,8 @@
 """Progress of what runs for long: a bar on a terminal, plain lines on a pipe."""
 
 import contextlib
+import io
+import os
 import sys
 import time
 
@@ -19,6 +21,23 @@ def say(sentence: object) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is closed
             print(legible(sentence), file=sys.stderr, flush=True)
+
+
+def open_streams() -> None:
+    """Open what the caller closed, or files would take its place and what is printed go there.
+
+    What the locale cannot encode is spelled.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _on_terminal() -> bool:

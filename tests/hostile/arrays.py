@@ -131,6 +131,14 @@ YS = {
     "four for six images": ([0, 1, 2, 3], "4 labels were given for 6 inputs"),
     "left out": (None, "was given no labels"),
 }
+RUN_YS = YS | {
+    "in floats": ([0.0] * 6, "give classes by name or number"),
+    "in booleans": ([True] * 6, "give classes by name or number"),
+    "names": (["0"] * 6, ""),
+    "names of no class": (["shoe"] * 6, "no class 'shoe': choose one of 0, 1, 2"),
+    "a number": (3, ""),
+    "left out": (None, "give the classes too"),
+}
 ARRAY_YS = {name: (np.asarray(y), said) for name, (y, said) in YS.items() if y is not None}
 
 Act = Callable[[], object]
@@ -327,7 +335,7 @@ def _door_rows() -> dict[str, tuple[Act, str]]:
             "",
         ),
     }
-    for name, (y, said) in YS.items():
+    for name, (y, said) in RUN_YS.items():
         rows[f"posterior_means with labels {name}"] = (
             partial(encode, BINARY, "classes", y),
             said,

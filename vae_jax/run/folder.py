@@ -40,6 +40,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import INCIDENTAL, Experiment, Origin, experiment_of, load_again
 from vae_jax.identity import ABSENT, Json, NotImportableError, differences
 from vae_jax.progress import say
+from vae_jax.run.arrays import check_suffix, flattened, save_arrays
 
 # Settings that change numbers; those of XLA that only ask for speed do not.
 FLAGS = (
@@ -285,18 +286,17 @@ class RunFolder:
                 storage.write_json(path, _read_record(other))
 
     def export(self, out: Path, checkpoint: Which = "latest") -> Path:
-        """Writes the model's variables as arrays into an .npz file; no code here is run.
+        """Writes the model's variables as arrays into a file; no code here is run.
 
         Args:
-            out: the file; its arrays are named as `params/encoder/Dense_0/kernel`, those of several
-                seeds `[S, ...]`.
+            out: an .npz or a .safetensors file; its arrays are named as
+                `params/encoder/Dense_0/kernel`, those of several seeds `[S, ...]`.
             checkpoint: the latest, or the best by validation.
 
         Raises:
             VaeJaxError: there is no checkpoint, or the file cannot be written.
         """
-        if out.suffix != ".npz":
-            raise VaeJaxError(f"{out} must end in .npz.")
+        check_suffix(out)
         with Checkpoints(self.checkpoints) as checkpoints:
             restored = checkpoints.restore(None, checkpoint)
         if restored is None:
@@ -305,15 +305,10 @@ class RunFolder:
         for warning in warnings:
             say(warning)
         params = state["params"] if state["ema_params"] is None else state["ema_params"]
-        leaves, _ = jax.tree.flatten_with_path({"params": params} | (state["model_state"] or {}))
-        single = np.shape(state["step"]) == (1,)
-        arrays = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf[0] if single else leaf
-            for path, leaf in leaves
-        }
-        with storage.writing(out), storage.whole_file(out) as partial:
-            np.savez(partial, **arrays)
-        return out
+        arrays = flattened({"params": params} | (state["model_state"] or {}))
+        if np.shape(state["step"]) == (1,):
+            arrays = {name: array[0] for name, array in arrays.items()}
+        return save_arrays(out, arrays)
 
     def write_summary(self, content: Record) -> None:
         """Writes summary.json."""

@@ -38,6 +38,17 @@ class Encoded:
     std: Latents
     sample: Latents
 
+    @property
+    def named(self) -> dict[str, np.ndarray]:
+        """The arrays `z`, the mean, and `std`; of several layers `z_1`, `std_1` and so on."""
+        found: dict[str, np.ndarray] = {}
+        for name, layers in {"z": self.mean, "std": self.std}.items():
+            if isinstance(layers, tuple):
+                found |= {f"{name}_{layer}": z for layer, z in enumerate(layers, start=1)}
+            else:
+                found[name] = layers
+        return found
+
     def __repr__(self) -> str:
         layers = self.mean if isinstance(self.mean, tuple) else (self.mean,)
         shapes = ", ".join(f"z_{i} {list(z.shape)}" for i, z in enumerate(layers, start=1))
@@ -88,3 +99,14 @@ def between(a: np.ndarray, b: np.ndarray, steps: int, space: Space) -> np.ndarra
     near, far = np.sin((1 - weights) * angle), np.sin(weights * angle)
     circle = (near * start + far * end) / np.sin(angle)
     return circle / np.linalg.norm(circle, axis=-1, keepdims=True)
+
+
+def pictures(px: Distribution, seed: Array, rows: Array) -> Array:
+    """Pictures `[b, H, W, C]`: means, or draws where these are the pictures."""
+    if px.mean_is_picture:
+        values = px.mean
+    else:
+        key = random.indexed(random.purpose(random.key(seed), "pixels"), 0)
+        values = px.sample(random.indexed(key, rows))
+    # The mean of a Gaussian that is not squashed can lie outside the range of a picture.
+    return jnp.clip(values, 0.0, 1.0)

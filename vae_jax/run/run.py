@@ -1,40 +1,27 @@
 """A trained model, and what it is used for: arrays of NumPy in, arrays of NumPy out."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Any, cast
+from typing import cast
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 from jax import Array
 
-from vae_jax import given, parallel, random
+from vae_jax import random
 from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
-from vae_jax.checkpoint import Which
-from vae_jax.data import SplitName
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
-from vae_jax.experiment import Experiment
-from vae_jax.given import Count, Index, Seed, checked
+from vae_jax.given import Count, Seed, checked
 from vae_jax.interfaces import Layers, has_bound
-from vae_jax.run.folder import RunFolder
-from vae_jax.run.latents import Encoded, between, centre, moments
-
-Classes = Annotated[
-    Sequence[str | int] | np.ndarray | Array | str | int | None,
-    "classes by name or number, one for each image or one for all",
-]
-"""Classes of a conditional model."""
+from vae_jax.run.latents import Encoded, between, centre, moments, pictures
+from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Loaded):
     """A trained model with all that belongs to it.
 
     `encode`, `decode`, `reconstruct`, `sample`, `log_prob` and `interpolate` show the first seed
@@ -55,39 +42,6 @@ class Run:
         >>> pictures = run.decode(z)
     """
 
-    folder: RunFolder
-    experiment: Experiment
-    state: Any
-    checkpoint: Which
-    first: int = 0
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The model's variables, `[S, ...]`: the parameters' running average where one was kept."""
-        return self.state.variables
-
-    @property
-    def seed_variables(self) -> dict[str, Any]:
-        """The first seed's variables, for `model.apply`."""
-        return jax.tree.map(lambda leaf: leaf[0], self.variables)
-
-    @checked
-    def replica(self, index: Index) -> "Run":
-        """The run with one of its seeds alone, counted from 0.
-
-        Raises:
-            VaeJaxError: there are fewer.
-        """
-        if index >= (count := len(self.state.step)):
-            raise VaeJaxError(
-                f"index of replica is {index}, and {self.folder.path} was trained with "
-                f"{count} seed{'s' * (count > 1)}: give {' or '.join(map(str, range(count)[-2:]))}."
-            )
-        state = jax.tree.map(lambda leaf: leaf[index : index + 1], self.state)
-        return dataclasses.replace(self, state=state, first=self.first + index)
-
-    # Using the model
-
     @checked
     def encode(self, images: object, labels: Classes = None, *, seed: Seed = 0) -> Encoded:
         """q(z|x) of images: its means and standard deviations, and a draw of it.
@@ -105,7 +59,7 @@ class Run:
         def encoded(variables: VariableDict, x: Array, keys: Array, y: Array | None) -> object:
             return moments(model, variables, x, keys, y)
 
-        found = self._of_images("encode", encoded, images, labels, seed)
+        found = self.of_images("encode", encoded, images, labels, seed)
         assert isinstance(found, tuple)
         mean, std, sample = cast("tuple[list[np.ndarray], ...]", tuple(map(list, found)))
         if len(mean) > 1:
@@ -151,14 +105,14 @@ class Run:
             variables: VariableDict, seed: Array, rows: Array, y: Array | None, *zs: Array
         ) -> Array:
             px = model.apply(variables, zs, y, method=method)
-            return _pictures(cast(Distribution, px), seed, rows)
+            return pictures(cast(Distribution, px), seed, rows)
 
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
-            return _rows(rows), None if y is None else y[rows], *(each[rows] for each in flat)
+            return as_rows(rows), None if y is None else y[rows], *(each[rows] for each in flat)
 
-        found = self._mapped((method, len(flat)), decoded, (_seed(seed),), batch, len(flat[0]))
-        pictures = cast(np.ndarray, found)
-        return pictures.reshape(*batches[0], *pictures.shape[1:])
+        found = self.mapped((method, len(flat)), decoded, (as_seed(seed),), batch, len(flat[0]))
+        flat_pictures = cast(np.ndarray, found)
+        return flat_pictures.reshape(*batches[0], *flat_pictures.shape[1:])
 
     @checked
     def reconstruct(
@@ -201,7 +155,7 @@ class Run:
         Raises:
             VaeJaxError: there is no such class, or the model has no such temperatures.
         """
-        model, factors = self.experiment.model, self._temperatures(temperature)
+        model, factors = self.experiment.model, self.temperatures(temperature)
         if label is None and model.labels is not None:
             label = self.class_names
         y = None
@@ -220,12 +174,12 @@ class Run:
         ) -> Array:
             keys = random.indexed(random.purpose(random.key(seed), "samples"), rows)
             found = model.apply(variables, keys, y, *factors, method="sample")
-            return _pictures(cast("tuple[Layers, Distribution]", found)[1], seed, rows)
+            return pictures(cast("tuple[Layers, Distribution]", found)[1], seed, rows)
 
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
-            return _rows(rows), None if y is None else y[rows]
+            return as_rows(rows), None if y is None else y[rows]
 
-        found = self._mapped(("sample", len(factors)), drawn, (_seed(seed), factors), batch, num)
+        found = self.mapped(("sample", len(factors)), drawn, (as_seed(seed), factors), batch, num)
         return cast(np.ndarray, found)
 
     @checked
@@ -292,7 +246,7 @@ class Run:
 
         decoded = min(num_samples, SAMPLES_AT_ONCE)
         name = "evaluation", num_samples
-        found = self._of_images(name, values, images, labels, seed, decoded)
+        found = self.of_images(name, values, images, labels, seed, decoded)
         return cast("dict[str, np.ndarray]", found)
 
     @checked
@@ -340,6 +294,7 @@ class Run:
         y = self.classes(labels, len(lines[0]))
         return self.decode(lines, None if y is None else np.repeat(y, steps), seed=seed)
 
+    @checked
     def posterior_means(self, images: object, labels: Classes = None) -> tuple[np.ndarray, ...]:
         """The latents in the middle of q(z|x), in the space that z lives in, from which to decode.
 
@@ -365,232 +320,5 @@ class Run:
             each = zip(qs, model.posteriors, strict=True)
             return tuple(centre(q, layer.space) for q, layer in each)[: model.decoded_layers]
 
-        found = self._of_images("posterior means", centres, images, labels)
+        found = self.of_images("posterior means", centres, images, labels)
         return cast("tuple[np.ndarray, ...]", found)
-
-    # The data that it knows
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes of a conditional model.
-
-        Raises:
-            VaeJaxError: the model is not conditional.
-        """
-        names = self.experiment.data.class_names
-        if self.experiment.model.labels is None or names is None:
-            raise VaeJaxError(
-                f"The model of {self.folder.path} was trained without labels, so it has no classes "
-                "to choose from: leave the label out, or train with labels=LabelEmbedding(...)."
-            )
-        return names
-
-    def find_label(self, label: str | int) -> int:
-        """The number of a class by its name, or by the number itself.
-
-        Raises:
-            VaeJaxError: the model is not conditional, or has no such class; the sentence names
-                those that it has.
-        """
-        names = self.class_names
-        if label in names:
-            return names.index(str(label))
-        if str(label).isdecimal() and int(label) < len(names):
-            return int(label)
-        raise VaeJaxError(
-            f"{self.experiment.data.name} has no class '{label}': choose one of {', '.join(names)}."
-        )
-
-    def images(self, split: SplitName, rows: np.ndarray) -> Array:
-        """Images `[n, H, W, C]` of a split as the model sees them.
-
-        Raises:
-            VaeJaxError: the split has no such rows.
-        """
-        images = getattr(self.experiment.data, split).images
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
-            raise VaeJaxError(
-                f"The {split} split of {self.experiment.data.name} has {len(images)} images; rows "
-                f"{rows.min()} to {rows.max()} were asked for."
-            )
-        keys = random.purpose(random.image_keys(split, rows), "protocol")
-        return self.experiment.data.protocol.apply(images[rows], keys)
-
-    def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
-        """The labels `[n]` of images of a split; None where the model takes none."""
-        if self.experiment.model.labels is None:
-            return None
-        return getattr(self.experiment.data, split).labels[rows]
-
-    def observed(self, images: object) -> Array:
-        """Images `[n, H, W, C]` that a user gives, as the model sees them.
-
-        Args:
-            images: bytes, which go through the data's protocol with noise of their own, or floats,
-                which are taken to be what it makes.
-
-        Raises:
-            VaeJaxError: they have another layout, shape, type or range than the model's.
-        """
-        found = self._given(images)
-        return self._seen(jnp.asarray(found), jnp.arange(len(found)))
-
-    def classes(self, labels: Classes, count: int) -> np.ndarray | None:
-        """The numbers `[count]` of classes that a user gives.
-
-        Args:
-            labels: classes by name or number, `[B]` with B a divisor of `count`; one for all will
-                do.
-            count: the number of images or latents.
-
-        Raises:
-            VaeJaxError: they are no classes of the model, or it has none, or needs them.
-        """
-        embedding = self.experiment.model.labels
-        if labels is None and embedding is not None:
-            raise VaeJaxError(
-                f"The model of {self.folder.path} is conditional: give the classes too, labels=, "
-                "by name or number, one for each image or one for all."
-            )
-        if labels is not None and np.ndim(labels) == 0:
-            labels = [cast("str | int", labels)]
-        if isinstance(labels, tuple | list) and any(isinstance(each, str) for each in labels):
-            labels = [self.find_label(cast("str | int", each)) for each in labels]
-        if labels is not None and not isinstance(labels, Array):
-            labels = np.asarray(labels)
-        y = given.labels(labels, None if embedding is None else embedding.num_classes)
-        if y is None:
-            return None
-        if count % len(y):
-            raise VaeJaxError(
-                f"{len(y)} labels were given for {count} inputs: give one label for each, or one "
-                "for all."
-            )
-        return np.resize(np.asarray(y, np.int32), count)
-
-    def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps `[T]` at which a metric was logged, and its values `[T, S]`.
-
-        Where nothing was finite, a value is nan.
-        """
-        lines = [line for line in self.folder.read_metrics() if name in line]
-        values = np.array([line[name] for line in lines], dtype=float).reshape(len(lines), -1)
-        own = slice(self.first, self.first + len(self.state.step))
-        return np.array([line["step"] for line in lines]), values[:, own]
-
-    def layers_or_refuse(self, name: str, number: int | None) -> int:
-        """A number of layers from which pictures are decoded; None stands for all.
-
-        Raises:
-            VaeJaxError: there are fewer.
-        """
-        layers = self.experiment.model.decoded_layers
-        if number is not None and not 1 <= number <= layers:
-            way_out = f"take 1 to {layers}" if layers > 1 else "leave it out"
-            raise VaeJaxError(
-                f"{name} is {number}, and the number of layers from which pictures of "
-                f"{self.folder.path} are decoded is {layers}: {way_out}."
-            )
-        return layers if number is None else number
-
-    def _temperatures(self, temperature: float | Sequence[float] | None) -> tuple[np.ndarray, ...]:
-        """The further argument of the model's `sample`, if any."""
-        if temperature is None:
-            return ()
-        layers = self.experiment.model.decoded_layers
-        if not isinstance(self.experiment.model, DeepVAE):
-            raise VaeJaxError(
-                f"Temperatures are of a DeepVAE's layers, and {self.folder.path} is the run of "
-                "another model: leave the temperature out."
-            )
-        factors = [temperature] if isinstance(temperature, int | float) else list(temperature)
-        if len(factors) not in (1, layers) or min(factors) < 0:
-            raise VaeJaxError(
-                f"The temperatures are {factors}: give one number, or one for each of the "
-                f"{layers} layers, none below zero."
-            )
-        return (np.broadcast_to(np.asarray(factors, np.float32), (layers,)),)
-
-    # From arrays to programs, each compiled once for each size of batch
-
-    def _given(self, images: object) -> np.ndarray:
-        """Images that fit the model, bytes or float32."""
-        shape = self.experiment.data.image_shape
-        found = given.laid_out(images, shape)
-        if found.dtype != np.uint8:
-            found = given.images(found, shape, pixels_in_unit=True)
-        if not len(found):
-            raise VaeJaxError(f"x has the shape {found.shape}: give at least one image.")
-        return np.asarray(found, np.uint8 if found.dtype == np.uint8 else np.float32)
-
-    def _seen(self, images: Array, rows: Array) -> Array:
-        """Images at these positions of those that were given, as the model sees them."""
-        if images.dtype != jnp.uint8:
-            return images
-        keys = random.purpose(random.image_keys("given", rows), "protocol")
-        return self.experiment.data.protocol.apply(images, keys)
-
-    def _of_images(
-        self,
-        name: str | tuple[str, int],
-        function: Callable[[VariableDict, Array, Array, Array | None], object],
-        images: object,
-        labels: Classes,
-        seed: int = 0,
-        decoded: int = 1,
-    ) -> object:
-        """A function of variables, images `[b, H, W, C]`, keys and classes, over all images."""
-        x = self._given(images)
-        y = self.classes(labels, len(x))
-        purpose = name if isinstance(name, str) else name[0]
-
-        def of_images(
-            variables: VariableDict, seed: Array, images: Array, rows: Array, y: Array | None
-        ) -> object:
-            keys = random.purpose(random.image_keys("given", rows, seed), purpose)
-            return function(variables, self._seen(images, rows), keys, y)
-
-        def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
-            return x[rows], _rows(rows), None if y is None else y[rows]
-
-        return self._mapped(name, of_images, (_seed(seed),), batch, len(x), decoded)
-
-    def _mapped(
-        self,
-        name: Hashable,
-        function: Callable[..., object],
-        shared: tuple[object, ...],
-        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
-        count: int,
-        decoded: int = 1,
-    ) -> object:
-        """A function of the first seed's variables, of what is shared and of batches, for all."""
-        key = name, parallel.num_devices()
-        if key not in self._programs:
-            floats = math.prod(self.experiment.data.image_shape) * decoded
-            self._programs[key] = parallel.InBatches(function, floats)
-        shared = self.seed_variables, *shared
-        return self._programs[key](shared, batch, count, rounded=True)
-
-    @cached_property
-    def _programs(self) -> dict[Hashable, parallel.InBatches[object]]:
-        return {}
-
-
-def _seed(seed: int) -> np.ndarray:
-    return np.asarray(seed, np.uint32)
-
-
-def _rows(rows: np.ndarray) -> np.ndarray:
-    return rows.astype(np.int32)
-
-
-def _pictures(px: Distribution, seed: Array, rows: Array) -> Array:
-    """Pictures `[b, H, W, C]`: means, or draws where these are the pictures."""
-    if px.mean_is_picture:
-        values = px.mean
-    else:
-        key = random.indexed(random.purpose(random.key(seed), "pixels"), 0)
-        values = px.sample(random.indexed(key, rows))
-    # The mean of a Gaussian that is not squashed can lie outside the range of a picture.
-    return jnp.clip(values, 0.0, 1.0)

@@ -1,0 +1,314 @@
+"""A trained model with its variables and data, and the door for what users give to it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Self, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import VariableDict
+from jax import Array
+
+from vae_jax import given, parallel, random
+from vae_jax.checkpoint import Which
+from vae_jax.data import SplitName
+from vae_jax.deep import DeepVAE
+from vae_jax.errors import VaeJaxError
+from vae_jax.experiment import Experiment
+from vae_jax.given import Index, checked
+from vae_jax.interfaces import Variables
+from vae_jax.run.arrays import check_alike, flattened
+from vae_jax.run.folder import RunFolder
+
+Classes = Annotated[
+    Sequence[str | int] | np.ndarray | Array | str | int | None,
+    "classes by name or number, one for each image or one for all",
+]
+"""Classes of a conditional model."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model with all that belongs to it; see `Run`.
+
+    Attributes:
+        folder: where it lives.
+        experiment: what was trained.
+        state: the training state, host arrays with a leading axis of seeds.
+        checkpoint: which one `state` is.
+        first: the position of the first seed in `state` among those that were trained.
+    """
+
+    folder: RunFolder
+    experiment: Experiment
+    state: Any
+    checkpoint: Which
+    first: int = 0
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The model's variables, `[S, ...]`: the parameters' running average where one was kept."""
+        return self.state.variables
+
+    @property
+    def seed_variables(self) -> dict[str, Any]:
+        """The first seed's variables, for `model.apply`."""
+        return jax.tree.map(lambda leaf: leaf[0], self.variables)
+
+    @checked
+    def replica(self, index: Index) -> Self:
+        """The run with one of its seeds alone, counted from 0.
+
+        Raises:
+            VaeJaxError: there are fewer.
+        """
+        if index >= (count := len(self.state.step)):
+            raise VaeJaxError(
+                f"index of replica is {index}, and {self.folder.path} was trained with "
+                f"{count} seed{'s' * (count > 1)}: give {' or '.join(map(str, range(count)[-2:]))}."
+            )
+        state = jax.tree.map(lambda leaf: leaf[index : index + 1], self.state)
+        return dataclasses.replace(self, state=state, first=self.first + index)
+
+    def with_variables(self, variables: Variables) -> Self:
+        """The run with other variables in its model, such as `load_variables` reads.
+
+        Args:
+            variables: those of one seed, or of all with a leading axis `[S, ...]`.
+
+        Raises:
+            VaeJaxError: they are not those of this model.
+        """
+        arrays, own = flattened(variables), flattened(self.variables)
+        single = {name: array[0] for name, array in own.items()}
+        is_single = arrays.keys() & own.keys() and all(
+            arrays[name].ndim < own[name].ndim for name in arrays.keys() & own.keys()
+        )
+        check_alike(arrays, single if is_single else own)
+        run = self.replica(0) if is_single else self
+        every = jax.tree.map(lambda leaf: np.asarray(leaf)[None] if is_single else leaf, variables)
+        state = {name: tree for name, tree in every.items() if name != "params"}
+        changed = run.state.replace(params=every["params"], ema_params=None, model_state=state)
+        return dataclasses.replace(run, state=changed)
+
+    # The data that it knows
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of a conditional model.
+
+        Raises:
+            VaeJaxError: the model is not conditional.
+        """
+        names = self.experiment.data.class_names
+        if self.experiment.model.labels is None or names is None:
+            raise VaeJaxError(
+                f"The model of {self.folder.path} was trained without labels, so it has no classes "
+                "to choose from: leave the label out, or train with labels=LabelEmbedding(...)."
+            )
+        return names
+
+    def find_label(self, label: str | int) -> int:
+        """The number of a class by its name, or by the number itself.
+
+        Raises:
+            VaeJaxError: the model is not conditional, or has no such class; the sentence names
+                those that it has.
+        """
+        names = self.class_names
+        if label in names:
+            return names.index(str(label))
+        if str(label).isdecimal() and int(label) < len(names):
+            return int(label)
+        raise VaeJaxError(
+            f"{self.experiment.data.name} has no class '{label}': choose one of {', '.join(names)}."
+        )
+
+    def images(self, split: SplitName, rows: np.ndarray) -> Array:
+        """Images `[n, H, W, C]` of a split as the model sees them.
+
+        Raises:
+            VaeJaxError: the split has no such rows.
+        """
+        images = getattr(self.experiment.data, split).images
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
+            raise VaeJaxError(
+                f"The {split} split of {self.experiment.data.name} has {len(images)} images; rows "
+                f"{rows.min()} to {rows.max()} were asked for."
+            )
+        keys = random.purpose(random.image_keys(split, rows), "protocol")
+        return self.experiment.data.protocol.apply(images[rows], keys)
+
+    def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
+        """The labels `[n]` of images of a split; None where the model takes none."""
+        if self.experiment.model.labels is None:
+            return None
+        return getattr(self.experiment.data, split).labels[rows]
+
+    def observed(self, images: object) -> Array:
+        """Images `[n, H, W, C]` that a user gives, as the model sees them.
+
+        Args:
+            images: bytes, which go through the data's protocol with noise of their own, or floats,
+                which are taken to be what it makes.
+
+        Raises:
+            VaeJaxError: they have another layout, shape, type or range than the model's.
+        """
+        found = self._given(images)
+        return self._seen(jnp.asarray(found), jnp.arange(len(found)))
+
+    def classes(self, labels: Classes, count: int) -> np.ndarray | None:
+        """The numbers `[count]` of classes that a user gives.
+
+        Args:
+            labels: classes by name or number, `[B]` with B a divisor of `count`; one for all will
+                do.
+            count: the number of images or latents.
+
+        Raises:
+            VaeJaxError: they are no classes of the model, or it has none, or needs them.
+        """
+        embedding = self.experiment.model.labels
+        if labels is None and embedding is not None:
+            raise VaeJaxError(
+                f"The model of {self.folder.path} is conditional: give the classes too, labels=, "
+                "by name or number, one for each image or one for all."
+            )
+        if labels is not None and np.ndim(labels) == 0:
+            labels = [cast("str | int", labels)]
+        if isinstance(labels, tuple | list) and any(isinstance(each, str) for each in labels):
+            labels = [self.find_label(cast("str | int", each)) for each in labels]
+        if labels is not None and not isinstance(labels, Array):
+            labels = np.asarray(labels)
+        y = given.labels(labels, None if embedding is None else embedding.num_classes)
+        if y is None:
+            return None
+        if count % len(y):
+            raise VaeJaxError(
+                f"{len(y)} labels were given for {count} inputs: give one label for each, or one "
+                "for all."
+            )
+        return np.resize(np.asarray(y, np.int32), count)
+
+    def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The steps `[T]` at which a metric was logged, and its values `[T, S]`.
+
+        Where nothing was finite, a value is nan.
+        """
+        lines = [line for line in self.folder.read_metrics() if name in line]
+        values = np.array([line[name] for line in lines], dtype=float).reshape(len(lines), -1)
+        own = slice(self.first, self.first + len(self.state.step))
+        return np.array([line["step"] for line in lines]), values[:, own]
+
+    def layers_or_refuse(self, name: str, number: int | None) -> int:
+        """A number of layers from which pictures are decoded; None stands for all.
+
+        Raises:
+            VaeJaxError: there are fewer.
+        """
+        layers = self.experiment.model.decoded_layers
+        if number is not None and not 1 <= number <= layers:
+            way_out = f"take 1 to {layers}" if layers > 1 else "leave it out"
+            raise VaeJaxError(
+                f"{name} is {number}, and the number of layers from which pictures of "
+                f"{self.folder.path} are decoded is {layers}: {way_out}."
+            )
+        return layers if number is None else number
+
+    def temperatures(self, temperature: float | Sequence[float] | None) -> tuple[np.ndarray, ...]:
+        """The further argument of the model's `sample`, if any."""
+        if temperature is None:
+            return ()
+        layers = self.experiment.model.decoded_layers
+        if not isinstance(self.experiment.model, DeepVAE):
+            raise VaeJaxError(
+                f"Temperatures are of a DeepVAE's layers, and {self.folder.path} is the run of "
+                "another model: leave the temperature out."
+            )
+        factors = [temperature] if isinstance(temperature, int | float) else list(temperature)
+        if len(factors) not in (1, layers) or min(factors) < 0:
+            raise VaeJaxError(
+                f"The temperatures are {factors}: give one number, or one for each of the "
+                f"{layers} layers, none below zero."
+            )
+        return (np.broadcast_to(np.asarray(factors, np.float32), (layers,)),)
+
+    # From arrays to programs, each compiled once for each size of batch
+
+    def _given(self, images: object) -> np.ndarray:
+        """Images that fit the model, bytes or float32."""
+        shape = self.experiment.data.image_shape
+        found = given.laid_out(images, shape)
+        if found.dtype != np.uint8:
+            found = given.images(found, shape, pixels_in_unit=True)
+        if not len(found):
+            raise VaeJaxError(f"x has the shape {found.shape}: give at least one image.")
+        return np.asarray(found, np.uint8 if found.dtype == np.uint8 else np.float32)
+
+    def _seen(self, images: Array, rows: Array) -> Array:
+        """Images at these positions of those that were given, as the model sees them."""
+        if images.dtype != jnp.uint8:
+            return images
+        keys = random.purpose(random.image_keys("given", rows), "protocol")
+        return self.experiment.data.protocol.apply(images, keys)
+
+    def of_images(
+        self,
+        name: str | tuple[str, int],
+        function: Callable[[VariableDict, Array, Array, Array | None], object],
+        images: object,
+        labels: Classes,
+        seed: int = 0,
+        decoded: int = 1,
+    ) -> object:
+        """A function of variables, images `[b, H, W, C]`, keys and classes, over all images."""
+        x = self._given(images)
+        y = self.classes(labels, len(x))
+        purpose = name if isinstance(name, str) else name[0]
+
+        def of_images(
+            variables: VariableDict, seed: Array, images: Array, rows: Array, y: Array | None
+        ) -> object:
+            keys = random.purpose(random.image_keys("given", rows, seed), purpose)
+            return function(variables, self._seen(images, rows), keys, y)
+
+        def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
+            return x[rows], as_rows(rows), None if y is None else y[rows]
+
+        return self.mapped(name, of_images, (as_seed(seed),), batch, len(x), decoded)
+
+    def mapped(
+        self,
+        name: Hashable,
+        function: Callable[..., object],
+        shared: tuple[object, ...],
+        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
+        count: int,
+        decoded: int = 1,
+    ) -> object:
+        """A function of the first seed's variables, of what is shared and of batches, for all."""
+        key = name, parallel.num_devices()
+        if key not in self._programs:
+            floats = math.prod(self.experiment.data.image_shape) * decoded
+            self._programs[key] = parallel.InBatches(function, floats)
+        shared = self.seed_variables, *shared
+        return self._programs[key](shared, batch, count, rounded=True)
+
+    @cached_property
+    def _programs(self) -> dict[Hashable, parallel.InBatches[object]]:
+        return {}
+
+
+def as_seed(seed: int) -> np.ndarray:
+    """A seed as programs take it."""
+    return np.asarray(seed, np.uint32)
+
+
+def as_rows(rows: np.ndarray) -> np.ndarray:
+    """Positions as programs take them."""
+    return rows.astype(np.int32)
