@@ -437,11 +437,15 @@ def test_the_experiment_file_runs(tmp_path):
 
 
 def test_the_readmes_python_runs(tmp_path, data_dir):
-    """Its first block as it stands, but for fewer steps."""
+    """Its blocks as they stand, but for fewer steps: training, then the six lines of use."""
     python = [block.text for block in blocks("README.md") if block.language == "python"]
     assert python, "README.md has no Python block"
-    shorter, count = re.subn(r"num_steps=\d+", "num_steps=50", python[0])
+    training, use = python
+    shorter, count = re.subn(r"num_steps=\d+", "num_steps=50", training)
     assert count == 1
-    (tmp_path / "readme.py").write_text(shorter)
+    assert len(use.splitlines()) == 6
+    checks = "assert pictures.shape == images.shape and lines.shape == (4, 11, 28, 28, 1)\n"
+    checks += "assert log_px.shape == (8,) and q.std.min() > 0 and q.sample.shape == q.mean.shape\n"
+    (tmp_path / "readme.py").write_text(shorter + use + checks)
     as_a_user([sys.executable, "readme.py"], tmp_path, VAE_JAX_DATA_DIR=str(data_dir))
     assert list(tmp_path.glob("runs/*/summary.json"))

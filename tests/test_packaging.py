@@ -70,7 +70,12 @@ def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, mach
             assert version.operator == "=="
             pinned[re.sub(r"[-_.]+", "-", pin.name).lower()] = version.version
     extras = PROJECT["optional-dependencies"]
-    for line in [*PROJECT["dependencies"], *extras["prepare"], *extras["dev"]]:
+    for line in [
+        *PROJECT["dependencies"],
+        *extras["prepare"],
+        *extras["safetensors"],
+        *extras["dev"],
+    ]:
         needed = Requirement(line)
         name = re.sub(r"[-_.]+", "-", needed.name).lower()
         if name != "vae-jax" and (needed.marker is None or needed.marker.evaluate(platform)):
@@ -111,3 +116,20 @@ def test_the_wheel_alone_trains_an_experiment_by_name(tmp_path: Path):
     assert "NLL" in run("evaluate", "runs/quickstart", "--num-samples", "8", "--num-images", "16")
     run("sample", "runs/quickstart", "--out", "samples.png")
     assert (empty / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("StudentT", "did you mean StandardStudentT?"),
+        ("elbo", "did you mean ELBO"),
+        ("Evaluater", "did you mean evaluate or Evaluation?"),
+        ("VonMises", "did you mean VonMisesFisher?"),
+        ("load_runs", "did you mean load_run"),
+        ("xyzzy", "vae_jax has no 'xyzzy'."),
+    ],
+)
+def test_a_name_that_is_none_asks_which_was_meant(name: str, said: str):
+    with pytest.raises(AttributeError, match=re.escape(said)):
+        getattr(vae_jax, name)
+    assert not hasattr(vae_jax, name)

@@ -58,7 +58,6 @@ FLOORS = (
 )
 # What looks upward, for the names of types alone.
 UPWARD_TYPES = {
-    "cli": {"run"},
     "interfaces": {"conditional", "distributions", "vae"},
 }
 

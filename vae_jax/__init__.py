@@ -21,4 +21,22 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("vae_jax")
-    return importlib.import_module(f"{__name__}.train") if name == "train" else _public(name)
+    if name == "train":
+        return importlib.import_module(f"{__name__}.train")
+    try:
+        return _public(name)
+    except AttributeError as error:
+        if name.startswith("_"):
+            raise
+        raise AttributeError(f"vae_jax has no {name!r}{_meant(name)}") from error
+
+
+def _meant(name: str) -> str:
+    """The public names that someone who wrote this one may have meant, as a question."""
+    import difflib
+
+    known = {each.lower(): each for each in __all__}
+    close = difflib.get_close_matches(name.lower(), known, n=3)
+    close += [each for each in known if len(name) > 2 and name.lower() in each]
+    names = [known[each] for each in dict.fromkeys(close)][:3]
+    return f": did you mean {' or '.join(names)}?" if names else "."

@@ -27,10 +27,7 @@ from vae_jax.errors import Interrupted, VaeJaxError, legible
 from vae_jax.progress import open_streams, say
 
 if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    from vae_jax.run import Run
+    pass
 
 DESCRIPTION = (
     "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
@@ -236,6 +233,7 @@ def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
 def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
     from vae_jax import generate, plots
+    from vae_jax.standard_figures import pictures_of
     from vae_jax.train import load_run
 
     options, arguments = parse(
@@ -252,34 +250,6 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
         print_paths([plots.save_images(images, options.out, columns, options.file_quality)])
     else:
         print_paths([plots.save(figure, options.out, options.file_quality)])
-
-
-def pictures_of(
-    run: Run, command: str, arguments: dict[str, Any]
-) -> tuple[np.ndarray, Figure | None, int | None]:
-    """Pictures `[..., H, W, C]`, and a figure of them, or the columns of their grid (None: any)."""
-    from vae_jax import generate, plots
-
-    match command:
-        case "reconstruct":
-            originals, images = generate.reconstruct(run, **arguments)
-            return images, plots.reconstructions(originals, images), None
-        case "restyle":
-            originals, images, source, targets = generate.restyle(run, **arguments)
-            return images, plots.restyled(originals, images, source, targets), None
-        case "interpolate":
-            images = generate.interpolate(run, **arguments)
-            return images, plots.interpolations(images), None
-        case "traverse":
-            images, values, latents = generate.traverse(run, **arguments)
-            return images, plots.traversals(images, values, latents), None
-    if run.experiment.model.labels is None:
-        return generate.sample(run, **arguments), None, None
-    classes = len(arguments["labels"] or run.class_names)
-    columns = max(1, arguments["num"] // classes)  # a row for each class
-    arguments["num"] = columns * classes
-    images = generate.sample(run, **arguments)
-    return images, None, columns if classes > 1 else None
 
 
 @app.command
@@ -391,22 +361,12 @@ def encode(
     check_counts(num_samples=num_samples)
     if out.suffix != ".npz":
         raise VaeJaxError(f"--out is {out}: it must end in .npz.")
-    import numpy as np
-
-    from vae_jax.data.pictures import read_pictures
+    from vae_jax.generate import encode_pictures
     from vae_jax.run.arrays import save_arrays
     from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint, trust=trust)
-    pictures = read_pictures(images, loaded.experiment.data.image_shape)
-    if loaded.experiment.model.labels is not None and labels is None:
-        if not pictures.folders:
-            raise VaeJaxError(f"{run} is the run of a conditional model: give --labels too.")
-        labels = pictures.folders
-    q = loaded.encode(pictures.images, labels, seed=seed)
-    bounds = loaded.bounds(pictures.images, labels, num_samples=num_samples, seed=seed)
-    names = {"names": np.array(pictures.names)} if pictures.names else {}
-    print_paths([save_arrays(out, q.named | bounds | names)])
+    print_paths([save_arrays(out, encode_pictures(loaded, images, labels, num_samples, seed))])
 
 
 @app.command

@@ -6,6 +6,7 @@ keep their labels unless others are asked for. `vae-jax` makes a command of `sam
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from jax.scipy.special import ndtri
 
 from vae_jax.conditional import ClassGaussian
 from vae_jax.data import SplitName
+from vae_jax.data.pictures import read_pictures
 from vae_jax.errors import VaeJaxError
 from vae_jax.fitted_priors import Family, fitted
 from vae_jax.given import Count, Index, checked
@@ -201,6 +203,39 @@ def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
 def has_coordinates(run: Run) -> bool:
     """Whether the latents of the bottom layer are real, so that each can be moved alone."""
     return space_of(run) == "real"
+
+
+def encode_pictures(
+    run: Run, path: Path, labels: Sequence[str] | None, num_samples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """What is known of a user's pictures: latents, bounds, names.
+
+    Args:
+        run: the trained model.
+        path: a folder of pictures, one of them, or an .npy file.
+        labels: their classes in a conditional model; None takes their sub-folders.
+        num_samples: the number of samples K of the bounds.
+        seed: the seed of the samples.
+
+    Returns:
+        `z` and `std`, or `z_1`, `std_1`, ... of several layers; the values of `Run.bounds`; and
+        `names` where they are not from an array.
+
+    Raises:
+        VaeJaxError: there are no pictures, or they or their labels do not fit the model.
+    """
+    pictures = read_pictures(path, run.experiment.data.image_shape)
+    if labels is None and run.experiment.model.labels is not None:
+        if not pictures.folders:
+            raise VaeJaxError(
+                f"{run.folder.path} is the run of a conditional model, and an array names no "
+                "classes: give --labels, one for all or one for each image."
+            )
+        labels = pictures.folders
+    q = run.encode(pictures.images, labels, seed=seed)
+    bounds = run.bounds(pictures.images, labels, num_samples=num_samples, seed=seed)
+    names = {"names": np.array(pictures.names)} if pictures.names else {}
+    return q.named | bounds | names
 
 
 def space_of(run: Run) -> Space:

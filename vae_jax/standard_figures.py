@@ -1,7 +1,8 @@
-"""The standard figures of a run, plotted when its training ends."""
+"""The figures of a run: the standard ones, plotted when its training ends, and a command's."""
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -38,6 +39,32 @@ def samples(run: Run) -> Figure:
     names = run.class_names[:SHOWN_CLASSES]
     images = generate.sample(run, 10 * len(names), labels=range(len(names)))
     return plots.named_rows(images.reshape(-1, 10, *images.shape[1:]), names, title)
+
+
+def pictures_of(
+    run: Run, command: str, arguments: dict[str, Any]
+) -> tuple[np.ndarray, Figure | None, int | None]:
+    """Pictures `[..., H, W, C]`, and a figure of them, or the columns of their grid (None: any)."""
+    match command:
+        case "reconstruct":
+            originals, images = generate.reconstruct(run, **arguments)
+            return images, plots.reconstructions(originals, images), None
+        case "restyle":
+            originals, images, source, targets = generate.restyle(run, **arguments)
+            return images, plots.restyled(originals, images, source, targets), None
+        case "interpolate":
+            images = generate.interpolate(run, **arguments)
+            return images, plots.interpolations(images), None
+        case "traverse":
+            images, values, latents = generate.traverse(run, **arguments)
+            return images, plots.traversals(images, values, latents), None
+    if run.experiment.model.labels is None:
+        return generate.sample(run, **arguments), None, None
+    classes = len(arguments["labels"] or run.class_names)
+    columns = max(1, arguments["num"] // classes)  # a row for each class
+    arguments["num"] = columns * classes
+    images = generate.sample(run, **arguments)
+    return images, None, columns if classes > 1 else None
 
 
 def plot_standard_figures(run: Run) -> list[Path]:

@@ -1,8 +1,17 @@
 """Runs: the folder on the disk, and the trained model that comes back from it."""
 
 from vae_jax.run.arrays import load_variables
-from vae_jax.run.folder import Record, RunFolder, jsonable
+from vae_jax.run.folder import Record, RunFolder, jsonable, versions, what_processes_share
 from vae_jax.run.programs import save_programs
 from vae_jax.run.run import Run
 
-__all__ = ["Record", "Run", "RunFolder", "jsonable", "load_variables", "save_programs"]
+__all__ = [
+    "Record",
+    "Run",
+    "RunFolder",
+    "jsonable",
+    "load_variables",
+    "save_programs",
+    "versions",
+    "what_processes_share",
+]

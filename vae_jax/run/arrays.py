@@ -61,7 +61,7 @@ def load_variables(file: str | Path) -> dict[str, Variables]:
     tensors = _safetensors() if path.suffix == ".safetensors" else None
     try:
         if tensors is None:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
         else:
             arrays = cast("dict[str, np.ndarray]", tensors.load_file(path))
