@@ -155,6 +155,11 @@ def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, 
     return inside + outside / (1 + jnp.abs(outside))
 
 
+def on_unit(value: Num[Array, "..."], log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The log-density of values in [0, 1], -inf for others."""
+    return jnp.where((value < 0) | (value > 1), -jnp.inf, log_prob)
+
+
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
     """`[*batch, *event]` with the event in one axis, `[*batch, size of the event]`.
 

@@ -11,9 +11,8 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.cpu.softplus import softplus
-from vae_jax.distributions import Elementwise, Shape, register_kl, sum_event
+from vae_jax.distributions import Elementwise, Shape, on_unit, register_kl, sum_event
 from vae_jax.interfaces import Likelihood
-from vae_jax.likelihoods.base import on_unit
 
 
 @struct.dataclass

@@ -13,9 +13,8 @@ from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Elementwise, Shape
+from vae_jax.distributions import Elementwise, Shape, on_unit
 from vae_jax.interfaces import Likelihood
-from vae_jax.likelihoods.base import on_unit
 
 # A standard deviation of less than one of 256 levels.
 MAX_LOG_CONCENTRATION = 10.0

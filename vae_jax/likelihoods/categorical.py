@@ -10,9 +10,8 @@ from jaxtyping import Float, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Shape
+from vae_jax.distributions import Distribution, Shape, on_unit
 from vae_jax.interfaces import Likelihood
-from vae_jax.likelihoods.base import on_unit
 
 
 @struct.dataclass

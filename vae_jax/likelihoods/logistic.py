@@ -11,10 +11,10 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.cpu.softplus import softplus
-from vae_jax.distributions import Elementwise, Shape
+from vae_jax.distributions import Elementwise, Shape, on_unit
 from vae_jax.given import Positive
 from vae_jax.interfaces import Likelihood
-from vae_jax.likelihoods.base import MAX_LOG_SCALE, on_unit
+from vae_jax.likelihoods.base import MAX_LOG_SCALE
 
 
 def log_bin_mass(
