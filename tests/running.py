@@ -68,13 +68,13 @@ def on_devices(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupted_after(step: int, number: int = signal.SIGTERM) -> Iterator[None]:
-    """A signal reaches this process when the training metrics of this step are written."""
-    append = RunFolder.append_metrics
+    """A signal reaches this process when the training metrics of this step are first written."""
+    append, ahead = RunFolder.append_metrics, [number]
 
     def append_and_raise(self: RunFolder, line: dict[str, Any]) -> None:
         append(self, line)
-        if line["step"] == step and "loss" in line:
-            signal.raise_signal(number)
+        if line["step"] == step and "loss" in line and ahead:
+            signal.raise_signal(ahead.pop())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "append_metrics", append_and_raise)

@@ -54,6 +54,7 @@ FLOORS = (
     ("standard_figures", "metrics"),
     ("evaluation",),
     ("train", "report"),
+    ("grid",),
     ("cli",),
 )
 # What looks upward, for the names of types alone.
@@ -119,7 +120,7 @@ def test_the_step_is_read_on_one_screen() -> None:
 def test_the_loop_is_read_at_a_glance() -> None:
     (loop,) = (
         node
-        for node in ast.walk(function("train.py", "train"))
+        for node in ast.walk(function("train.py", "train_together"))
         if isinstance(node, ast.For) and "advance(" in ast.unparse(node.iter)
     )
     assert lines(loop) <= 25

@@ -53,16 +53,19 @@ def experiment(
     log_every: int = 5,
     checkpoint_every: int = 10,
     hidden: int = 8,
+    beta: float = 1.0,
+    max_nonfinite: int = 100,
 ) -> Experiment:
     """Bars, with Adam and a running average of the parameters."""
     return Experiment(
         data=data(),
         model=model(hidden),
-        objective=ELBO(),
+        objective=ELBO(beta=beta),
         optimizer=optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)),
         num_steps=num_steps,
         batch_size=batch_size,
         ema_decay=0.9,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
+        max_nonfinite=max_nonfinite,
     )

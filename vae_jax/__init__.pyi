@@ -22,6 +22,7 @@ from .evaluation.evaluate import Evaluation as Evaluation
 from .evaluation.evaluate import evaluate as evaluate
 from .experiment import Experiment as Experiment
 from .generate import sample as sample
+from .grid import train_grid as train_grid
 from .hierarchical import HierarchicalVAE as HierarchicalVAE
 from .hierarchical import LadderVAE as LadderVAE
 from .likelihoods.autoregressive import AutoregressivePixels as AutoregressivePixels

@@ -61,7 +61,7 @@ class TrainOptions:
     """What `train` takes beside the experiment's own arguments."""
 
     workdir: Path
-    """The run folder."""
+    """The run folder; that of the cells' run folders, where a flag has several values."""
     seed: int = 0
     """The seed of the first replica."""
     seeds: int = 1
@@ -119,7 +119,7 @@ class PictureOptions:
     """What a command that makes pictures takes beside the arguments of its function."""
 
     run: Folder
-    """The run folder."""
+    """The run folder, or that of a grid; the names of its cells are added to the names of files."""
     out: Path
     """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
     file_quality: int | None = None
@@ -191,10 +191,12 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
     file = find_file(name)
     _, module = read_module(file)
+    from vae_jax.grid import cells_of_flags, train_grid
+
     defaults = TrainOptions(workdir=Path("runs") / file.stem), ProcessOptions(), DataOptions()
-    options, processes, data, arguments = parse(
-        module.experiment, f"train {name}", flags, *defaults
-    )
+    made_by, command = module.experiment, f"train {name}"
+    parsed = [parse(made_by, command, each, *defaults) for each in cells_of_flags(made_by, flags)]
+    (options, processes, data, _), cells = parsed[0], [each[-1] for each in parsed]
     data.use()
     from vae_jax import parallel
     from vae_jax.standard_figures import plot_standard_figures
@@ -202,19 +204,21 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
     if options.deterministic:
         parallel.be_deterministic()
-    if not processes.distributed:
-        parallel.give_replicas_cores(options.seeds)
+    if not processes.distributed:  # cells that differ in other than floats hardly share a program
+        axis = {tuple(v for v in cell.values() if isinstance(v, float)) for cell in cells}
+        parallel.give_replicas_cores(options.seeds * len(axis))
+    how = {"seed": options.seed, "num_seeds": options.seeds, "streamed": options.streamed}
     with processes.together():
-        run = train_file(
-            file,
-            options.workdir,
-            arguments,
-            seed=options.seed,
-            num_seeds=options.seeds,
-            streamed=options.streamed,
-        )
-    if parallel.is_main_process() and not run.folder.figures.exists():
-        print_paths(plot_standard_figures(run))
+        if len(cells) > 1:
+            runs = list(train_grid(file, options.workdir, cells, **how).values())
+        else:
+            runs = [train_file(file, options.workdir, cells[0], **how)]
+    for run in runs if parallel.is_main_process() else ():
+        if not run.folder.figures.exists():
+            print_paths(plot_standard_figures(run))
+    if missing := len(cells) - len(runs):
+        where = f"{missing} of the {len(cells)} cells of {options.workdir}"
+        raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
 
 
 def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
@@ -232,8 +236,9 @@ def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
 def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
-    from vae_jax import generate, plots
-    from vae_jax.standard_figures import pictures_of
+    from vae_jax import generate
+    from vae_jax.grid import runs_of
+    from vae_jax.standard_figures import pictures_of, save_pictures
     from vae_jax.train import load_run
 
     options, arguments = parse(
@@ -241,15 +246,12 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     )
     counts = ("num", "pairs", "steps", "latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
-    run = load_run(options.run, options.checkpoint, trust=options.trust)
-    images, figure, columns = pictures_of(run, command, arguments)
-    if "{}" in options.out.name:
-        single = images.reshape(-1, *images.shape[-3:])
-        print_paths(plots.save_each(single, options.out, options.file_quality))
-    elif figure is None:
-        print_paths([plots.save_images(images, options.out, columns, options.file_quality)])
-    else:
-        print_paths([plots.save(figure, options.out, options.file_quality)])
+    for folder in runs_of(options.run):
+        run = load_run(folder, options.checkpoint, trust=options.trust)
+        images, figure, columns = pictures_of(run, command, dict(arguments))
+        of_cell = "" if folder == options.run else f"-{folder.name}"
+        out = options.out.with_name(options.out.stem + of_cell + options.out.suffix)
+        print_paths(save_pictures(images, figure, columns, out, options.file_quality))
 
 
 @app.command
@@ -277,7 +279,7 @@ def evaluate(
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
     Args:
-        run: the run folder.
+        run: the run folder, or that of a grid, whose cells are evaluated one after the other.
         num_samples: the number of samples K of the importance-weighted bound on the NLL.
         num_images: the number of images, evenly spaced over the split (None: all).
         split: the split of the data.
@@ -305,29 +307,31 @@ def evaluate(
     from vae_jax import report
     from vae_jax.evaluation.ais import AIS
     from vae_jax.evaluation.evaluate import evaluate as evaluate_run
+    from vae_jax.grid import runs_of
     from vae_jax.metrics import load_features
     from vae_jax.train import load_run
 
-    start = time.perf_counter()
     spaces = None if features is None else load_features(features)
-    loaded = load_run(run, checkpoint, trust=trust)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
-    evaluation = evaluate_run(
-        loaded,
-        split=split,
-        num_samples=num_samples,
-        num_images=num_images,
-        ais=ais,
-        information=information,
-        gaps=gaps,
-        quality_images=quality_images,
-        features=spaces,
-    )
-    seconds = time.perf_counter() - start
-    report.show(loaded, evaluation)
-    print_paths(sorted(loaded.folder.figures.glob("*.png")))
-    sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
-    report.record(loaded, evaluation, seconds)
+    for folder in runs_of(run):
+        start = time.perf_counter()
+        loaded = load_run(folder, checkpoint, trust=trust)
+        evaluation = evaluate_run(
+            loaded,
+            split=split,
+            num_samples=num_samples,
+            num_images=num_images,
+            ais=ais,
+            information=information,
+            gaps=gaps,
+            quality_images=quality_images,
+            features=spaces,
+        )
+        seconds = time.perf_counter() - start
+        report.show(loaded, evaluation)
+        print_paths(sorted(loaded.folder.figures.glob("*.png")))
+        sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
+        report.record(loaded, evaluation, seconds)
 
 
 @app.command
@@ -411,7 +415,7 @@ def table(
     """The last evaluations of several runs in one table, runs of equal flags as their seeds.
 
     Args:
-        runs: the run folders.
+        runs: the run folders, or those of grids, each cell of which is a run.
         rows: a flag whose values are the rows, together with --columns; otherwise each run is a
             row, with the flags in which they differ and all quantities.
         columns: a flag whose values are the columns.
@@ -422,10 +426,11 @@ def table(
     """
     from vae_jax import report
     from vae_jax.evaluation.table import crossed, of_runs, pooled, read
+    from vae_jax.grid import runs_of
 
     if (rows is None) != (columns is None):
         raise VaeJaxError("--rows and --columns belong together: give both, or neither.")
-    found = pooled(read(run, trust) for run in runs)
+    found = pooled(read(run, trust) for folder in runs for run in runs_of(folder))
     if rows is None or columns is None:
         made = of_runs(found)
     else:

@@ -293,27 +293,37 @@ class Layout:
         """The name of the axis of the devices that share a batch; None where none does."""
         return None if self.apart or jax.device_count() == 1 else AXIS
 
+    @property
+    def axes(self) -> list[tuple[str, int]]:
+        """The name and the size of that axis, if there is one."""
+        return [] if self.axis is None else [(self.axis, jax.device_count())]
+
     def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
         """Map a function of one replica over all replicas and devices.
 
         Args:
             function: a function of a replica's state, of images that all replicas share, of its
-                batches and of its seed, such as `step.scanned_steps`.
+                batches, of its seed and of its numbers, such as `step.scanned_steps`.
 
         Returns:
             The same function of `[D, S, ...]` (images `[D, ...]`), the state donated.
         """
 
-        def every_seed(state: object, images: object, batches: object, seed: Array) -> Result:
+        def every_seed(
+            state: object, images: object, batches: object, seed: Array, *numbers: Array
+        ) -> Result:
+            each = (state, batches, seed, *numbers)
+
+            def of_one(state: object, *own: object) -> Result:
+                return function(state, images, *own)
+
             if len(seed) > 1:
                 if jax.default_backend() != "cpu":
-                    return jax.vmap(function, (0, None, 0, 0))(state, images, batches, seed)
+                    return jax.vmap(of_one)(*each)
                 # A core is busy with one seed's products; small ones of many seeds take longer.
-                each = (state, batches, seed)
-                return lax.map(lambda one: function(one[0], images, *one[1:]), each)
+                return lax.map(lambda one: of_one(*one), each)
             # An axis of size one costs a few percent in products of small matrices.
-            state, batches, seed = jax.tree.map(lambda leaf: leaf[0], (state, batches, seed))
-            result = function(state, images, batches, seed)
+            result = of_one(*jax.tree.map(lambda leaf: leaf[0], each))
             return jax.tree.map(lambda leaf: leaf[None], result)
 
         return on_every_device(every_seed, (0,), self.axis)

@@ -112,3 +112,14 @@ def plot_standard_figures(run: Run) -> list[Path]:
         for name, figure in figures.items():
             plots.save(figure, made / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
+
+
+def save_pictures(
+    images: np.ndarray, figure: Figure | None, columns: int | None, out: Path, quality: int | None
+) -> list[Path]:
+    """Save what `pictures_of` made, in a file for each picture where there is a {} in its name."""
+    if "{}" in out.name:
+        return plots.save_each(images.reshape(-1, *images.shape[-3:]), out, quality)
+    if figure is None:
+        return [plots.save_images(images, out, columns, quality)]
+    return [plots.save(figure, out, quality)]

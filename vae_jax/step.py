@@ -7,6 +7,7 @@ The state carried between steps; everything else is a function of (seed, data, s
 # pyright: strict, reportUnknownMemberType=false, reportMissingTypeStubs=false
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -69,6 +70,10 @@ class Batch:
     rows: Integer[Array, "b"]
     images: UInt8[Array, "b H W C"] | None
     y: Int[Array, "b"] | None
+
+
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""A function of state, images, batch, seed and, where experiments share it, of their numbers."""
 
 
 def loss_at_terms(
@@ -227,40 +232,47 @@ def in_parts(function: Callable[..., Tree], parts: int) -> Callable[..., Tree]:
 
 
 def scanned_steps(
-    experiment: Experiment,
-    axis: str | None,
+    one_step: TrainStep,
     state: TrainState,
     images: UInt8[Array, "N H W C"] | None,
     batches: Batch,
     seed: Integer[Array, ""],
+    *numbers: Array,
 ) -> tuple[TrainState, dict[str, Num[Array, "steps"]]]:
     """One step for each batch, and the metrics of each step.
 
     Args:
-        experiment: the experiment to train.
-        axis: the name of the axis of the devices that share a batch; None where none do.
+        one_step: `train_step` of an experiment, or of several that differ in numbers alone.
         state: the state before the first step.
         images: the training split; None where the batches bring their images.
         batches: the batches of the steps, `[steps, b, ...]`.
         seed: the seed of the run.
+        numbers: the numbers of one of several experiments.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         own = batch.images if images is None else images[batch.rows]
         assert own is not None
-        return train_step(experiment, state, own, batch, seed, axis)
+        return one_step(state, own, replace(batch, images=None), seed, *numbers)
 
     return lax.scan(step, state, batches)
 
 
 def make_train_chunk(
-    experiment: Experiment, layout: parallel.Layout
+    experiment: Experiment, layout: parallel.Layout, one_step: TrainStep | None = None
 ) -> parallel.OnDevices[tuple[TrainState, Metrics]]:
     """Many steps in one call: scanned over steps, mapped over seeds, on every device.
 
+    Args:
+        experiment: the experiment to train.
+        layout: how its replicas are laid out on the devices.
+        one_step: a step that the experiment shares with others; None takes its own.
+
     Returns:
         A function of the state `[D, S, ...]` (donated), the training images `[D, N, H, W, C]` or
-        None, batches `[D, S, steps, b, ...]` and seeds `[D, S]`, for D devices with S seeds each.
-        It returns the new state and the metrics of each step, `[D, S, steps]`.
+        None, batches `[D, S, steps, b, ...]`, seeds `[D, S]` and the numbers of a shared step,
+        `[D, S, ...]` each, for D devices with S seeds each. It returns the new state and the
+        metrics of each step, `[D, S, steps]`.
     """
-    return layout.over_seeds(partial(scanned_steps, experiment, layout.axis))
+    one_step = one_step or partial(train_step, experiment, axis=layout.axis)
+    return layout.over_seeds(partial(scanned_steps, one_step))

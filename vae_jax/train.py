@@ -7,12 +7,13 @@ import inspect
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, ParamSpec
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -22,14 +23,17 @@ from vae_jax.checkpoint import Checkpoints, Which, fingerprint
 from vae_jax.compatibility import notes
 from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
-from vae_jax.evaluation.bounds import make_bounds_evaluator
+from vae_jax.evaluation.bounds import make_validation as make_validation
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
 from vae_jax.progress import Progress, say
 from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
-from vae_jax.step import Batch, TrainState, init_state, make_train_chunk
+from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
+Tree = TypeVar("Tree")
+SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
+"""A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
 # The most memory that one chunk of streamed images may take in a process, which makes one more
 # meanwhile.
 STREAMED_BYTES = 2**26
@@ -131,6 +135,7 @@ def advance(
     streamed: bool,
     meanwhile: Callable[[], None],
     unlogged: list[Metrics],
+    shared: SharedStep | None = None,
 ) -> Iterator[tuple[int, TrainState, Row | None]]:
     """Train from a state on the host, on all devices.
 
@@ -142,21 +147,24 @@ def advance(
         streamed: whether the batches bring their images.
         meanwhile: a function that is called while the devices are busy.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
+        shared: the step where the replicas are of several experiments.
 
     Yields:
         The step, the state on the devices and, where a line of metrics is due, the metrics since
         the last one; once for each chunk. The state is gone when the next item is asked for.
     """
-    train_chunk = make_train_chunk(experiment, layout)
+    one_step, numbers = shared or (None, ())
+    train_chunk = make_train_chunk(experiment, layout, one_step)
     images = None if streamed else parallel.replicate(experiment.data.train.images)
-    step, device_state, device_seeds = int(state.step[0]), layout.place(state), layout.place(seeds)
+    step, device_state = int(state.step[0]), layout.place(state)
+    each = layout.place((seeds, *numbers))
     pace = Pace(experiment.log_every)
     while step < experiment.num_steps:
         every = chunks_of_batches(experiment, layout, seeds, step, streamed, pace.steps)
         with contextlib.closing(prefetched(every)) as chunks:
             for batches in chunks:
                 begun = time.monotonic()
-                device_state, metrics = train_chunk(device_state, images, batches, device_seeds)
+                device_state, metrics = train_chunk(device_state, images, batches, *each)
                 seconds = time.monotonic() - begun
                 meanwhile()
                 begun = time.monotonic()
@@ -191,66 +199,10 @@ class Later:
             call()
 
 
-def give_up(experiment: Experiment, row: Row, step: int, checkpoints: Checkpoints) -> NoReturn:
-    """End a run of which too many steps in a row were skipped; its latest good state stays.
-
-    Raises:
-        VaeJaxError: always.
-    """
-    what, way_out = "The loss or its gradients were not finite", "clip the gradients"
-    if experiment.skip_above is not None:
-        norm = row["gradient_norm"].max()
-        what += f" or their norm ({norm:.3g}) was above skip_above={experiment.skip_above:g}"
-        way_out = "raise skip_above"
-    good = checkpoints.back_to_finite() if parallel.is_main_process() else None
-    kept = "no checkpoint is from before them"
-    if good is not None:
-        kept = f"the checkpoint of step {good}, before they began, stays in {checkpoints.folder}"
-    raise VaeJaxError(
-        f"{what} in the {experiment.max_nonfinite} steps before step {step}: lower the learning "
-        f"rate or {way_out}; {kept}."
-    )
-
-
-def check_learned(state: TrainState, step: int, folder: Path) -> None:
-    """Refuses to call a run finished that is what it was before training.
-
-    Raises:
-        VaeJaxError: every step of a seed was skipped.
-    """
-    if (state.skipped == step).any():
-        raise VaeJaxError(
-            f"Every one of the {step} steps of {folder} was skipped, because the loss or its "
-            "gradients were not finite, or above skip_above: nothing has been learned; lower the "
-            "learning rate, clip the gradients, or look for what is not finite in the first step."
-        )
-
-
 def is_good(state: TrainState) -> bool:
     """Whether a state on the host is that of a step that was taken, in every seed, and finite."""
     leaves = jax.tree.leaves(state.params)
     return not state.skipped_in_a_row.any() and all(np.isfinite(leaf).all() for leaf in leaves)
-
-
-def make_validation(experiment: Experiment) -> Callable[[TrainState], Row]:
-    """Compile the validation of a state on the host.
-
-    Returns:
-        A function from a state `[S, ...]` to mean bounds over the validation split, nats per image,
-        `[S]`: `valid_neg_elbo`, in which the KL weighs one whatever its weight in training, and
-        `valid_nll` with the objective's K. Where the model has no bound on the likelihood, it gives
-        `valid_distortion` alone; where there is no validation split, nothing.
-    """
-    if len(experiment.data.valid) == 0:
-        return lambda state: {}
-    evaluator = make_bounds_evaluator(experiment, "valid", experiment.objective.num_samples)
-
-    def validate(state: TrainState) -> Row:
-        result = evaluator(state.variables)
-        names = ("neg_elbo", "nll") if "nll" in result else ("distortion",)
-        return {f"valid_{name}": result[name].mean(1) for name in names}
-
-    return validate
 
 
 def summarize_steps(chunks: Sequence[Metrics]) -> Row:
@@ -291,27 +243,227 @@ def read_unlogged(run_folder: RunFolder, step: int) -> list[Metrics]:
     return []
 
 
-def log(run_folder: RunFolder, progress: Progress, step: int, row: Row) -> None:
-    """Write one line of metrics.jsonl, and update the display of progress."""
-    if parallel.is_main_process():
-        run_folder.append_metrics({"step": step, "time": time.time()} | row)
-        progress.update(step, float(row["loss"].mean()))
+@dataclass
+class Training:
+    """A run that is being trained, alone or beside others in one program.
 
+    Attributes:
+        experiment: what is trained.
+        folder: its run folder, where no other process trains.
+        checkpoints: what is saved there.
+        seeds: the seeds of the replicas, `[S]`.
+        state: the latest state on the host, `[S, ...]`.
+        validate: its validation, as of `make_validation`.
+        failure: why it ended before it was finished; None where it did not.
+    """
 
-def save(
-    run_folder: RunFolder,
-    checkpoints: Checkpoints,
-    step: int,
-    state: TrainState,
-    validation: Row,
-) -> None:
-    """Start writing a checkpoint, and log its validation."""
-    if parallel.is_main_process():
+    experiment: Experiment
+    folder: RunFolder
+    checkpoints: Checkpoints
+    seeds: np.ndarray
+    state: TrainState
+    validate: Callable[[TrainState], Row]
+    failure: VaeJaxError | None = None
+
+    @property
+    def step(self) -> int:
+        """The step of `state`."""
+        return int(self.state.step[0])
+
+    @property
+    def run(self) -> Run:
+        """The run, with the latest state."""
+        return Run(self.folder, self.experiment, self.state, "latest")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was taken and summarized."""
+        summarized = parallel.max_over_processes(self.folder.read_summary() is not None)
+        return bool(summarized) and self.step == self.experiment.num_steps
+
+    def begin(self) -> None:
+        """Say where training begins, and make room for what it will write."""
+        for note in notes(self.experiment.objective, self.state.opt_state):
+            say(note)
+        if not parallel.is_main_process():
+            return
+        if self.step > 0:
+            say(f"Going on from step {self.step} of {self.folder.path}.")
+            if sentence := self.folder.other_versions():
+                say(sentence)
+        self.checkpoints.clean_up(self.step)
+        self.folder.truncate_metrics(self.step)
+
+    def log(self, step: int, row: Row) -> None:
+        """Write one line of metrics.jsonl, until the run ends."""
+        if self.failure is None and parallel.is_main_process():
+            self.folder.append_metrics({"step": step, "time": time.time()} | row)
+
+    def save(self, step: int, state: TrainState, validation: Row) -> None:
+        """Start writing a checkpoint, and log its validation."""
         if validation:
-            run_folder.append_metrics({"step": step, "time": time.time()} | validation)
-        # The last one: the NLL, or the distortion where there is none.
-        score = float(list(validation.values())[-1].mean()) if validation else None
-        checkpoints.save(step, state, score, finite=is_good(state))
+            self.log(step, validation)
+        if parallel.is_main_process():
+            # The last one: the NLL, or the distortion where there is none.
+            score = float(list(validation.values())[-1].mean()) if validation else None
+            self.checkpoints.save(step, state, score, finite=is_good(state))
+
+    def give_up(self, step: int, row: Row) -> None:
+        """End a run of which too many steps in a row were skipped; its latest good state stays."""
+        experiment = self.experiment
+        what, way_out = "The loss or its gradients were not finite", "clip the gradients"
+        if experiment.skip_above is not None:
+            norm = row["gradient_norm"].max()
+            what += f" or their norm ({norm:.3g}) was above skip_above={experiment.skip_above:g}"
+            way_out = "raise skip_above"
+        good = self.checkpoints.back_to_finite() if parallel.is_main_process() else None
+        kept = "no checkpoint is from before them"
+        if good is not None:
+            where = self.checkpoints.folder
+            kept = f"the checkpoint of step {good}, before they began, stays in {where}"
+        self.failure = VaeJaxError(
+            f"{what} in the {experiment.max_nonfinite} steps before step {step}: lower the "
+            f"learning rate or {way_out}; {kept}."
+        )
+
+    def finish(self, images_per_second: float | None) -> None:
+        """Write the summary, unless the run is what it was before training."""
+        if (self.state.skipped == self.step).any():
+            self.failure = VaeJaxError(
+                f"Every one of the {self.step} steps of {self.folder.path} was skipped, because "
+                "the loss or its gradients were not finite, or above skip_above: nothing has been "
+                "learned; lower the learning rate, clip the gradients, or look for what is not "
+                "finite in the first step."
+            )
+            return
+        self.folder.write_summary(
+            {
+                "step": self.step,
+                "params_sha256": fingerprint(self.state.params),
+                "images_per_second": images_per_second,
+                "skipped_steps": jsonable(self.state.skipped),
+            }
+            | {name: jsonable(values) for name, values in self.validate(self.state).items()}
+        )
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: Experiment,
+    folder: RunFolder,
+    seeds: np.ndarray,
+    origin: Origin | None,
+    initial_state: Callable[[np.ndarray], TrainState],
+    validate: Callable[[TrainState], Row],
+) -> Generator[Training]:
+    """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
+    with (
+        folder.lock(),
+        Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
+    ):
+        folder.keep_data(experiment, origin)
+        restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
+        if restored is None:
+            state = jax.tree.map(np.asarray, initial_state(seeds))
+        else:
+            state, warnings = restored
+            for warning in warnings:
+                say(warning)
+        state = parallel.from_main_process(state)
+        yield Training(experiment, folder, checkpoints, seeds, state, validate)
+
+
+def together(trees: Sequence[Tree]) -> Tree:
+    """Host arrays `[S, ...]` of each of several runs as those of all, `[runs * S, ...]`."""
+
+    def joined(*leaves: np.ndarray) -> np.ndarray:
+        return np.concatenate(leaves)
+
+    return jax.tree.map(joined, *trees)
+
+
+def apart(tree: Tree, count: int) -> list[Tree]:
+    """Undo `together`."""
+
+    def part(leaf: np.ndarray, n: int) -> np.ndarray:
+        return np.split(leaf, count)[n]
+
+    return [jax.tree.map(partial(part, n=n), tree) for n in range(count)]
+
+
+def train_together(
+    runs: Sequence[Training], streamed: bool | None = None, shared: SharedStep | None = None
+) -> None:
+    """Train runs that are at the same step to their end, in one program.
+
+    What makes one of them end too early is its `failure`, and the others go on.
+
+    Args:
+        runs: runs of one experiment, or of several that share a step.
+        streamed: as in `train`.
+        shared: the step that they share.
+
+    Raises:
+        VaeJaxError: the devices do not divide the batch, or a checkpoint cannot be written.
+        Interrupted: SIGTERM or SIGINT came; the states were saved.
+    """
+    experiment, seeds = runs[0].experiment, np.concatenate([run.seeds for run in runs])
+    layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate)
+    streamed = is_streamed(experiment.data) if streamed is None else streamed
+    streamed = bool(parallel.max_over_processes(streamed))
+    state = together([run.state for run in runs])
+    later, step, stopped_by = Later(), runs[0].step, 0
+    waiting = [read_unlogged(run.folder, step) for run in runs]
+    unlogged: list[Metrics] = list(map(together, zip(*waiting, strict=False)))
+    with (
+        Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
+        stop_signals() as received,
+    ):
+        for step, device_state, row in advance(
+            experiment, layout, state, seeds, streamed, later.run, unlogged, shared
+        ):
+            if row is not None:
+                later(progress.update, step, float(row["loss"].mean()))
+                for run, own in zip(runs, apart(row, len(runs)), strict=True):
+                    later(run.log, step, own)
+                    if own["skipped_in_a_row"].max() >= run.experiment.max_nonfinite:
+                        later.run()
+                        run.give_up(step, own)
+            going = [run.failure is None for run in runs]
+            stopped_by = parallel.max_over_processes(max(received, default=0))
+            due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
+            if due or stopped_by:
+                states = apart(layout.collect(device_state), len(runs))
+                for run, run.state in compress(zip(runs, states, strict=True), going):
+                    validation = run.validate(run.state) if due else {}
+                    later(run.save, step, run.state, validation)
+            if stopped_by or not any(going):
+                break
+        later.run()
+        for run in runs:
+            run.checkpoints.wait()
+        if stopped_by and step < experiment.num_steps:
+            for chunks, run in zip(apart(unlogged, len(runs)), runs, strict=True):
+                keep_unlogged(run.folder, step, chunks)
+            raise Interrupted(stopped_by, step)
+        for run in runs:
+            if run.failure is None:
+                speed = progress.images_per_second
+                run.finish(None if speed is None else speed / len(runs))
+
+
+def seeds_from(seed: int, num_seeds: int) -> np.ndarray:
+    """The seeds `seed`, `seed + 1`, ... of replicas, `[S]`.
+
+    Raises:
+        VaeJaxError: there are no such seeds.
+    """
+    if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
+        raise VaeJaxError(
+            f"seed is {seed} and num_seeds {num_seeds}: take at least one seed, all from 0 to "
+            "2^32 - 1."
+        )
+    return np.arange(seed, seed + num_seeds, dtype=np.uint32)
 
 
 def train(
@@ -345,89 +497,24 @@ def train(
             long or in every step.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
-    if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
-        raise VaeJaxError(
-            f"seed is {seed} and num_seeds {num_seeds}: take at least one seed, all from 0 to "
-            "2^32 - 1."
-        )
+    seeds, run_folder = seeds_from(seed, num_seeds), RunFolder(Path(folder))
     parallel.check_devices()
     if parallel.num_processes() > 1:
         agree(what_processes_share(experiment, seed, num_seeds, origin))
-    layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate)
-    streamed = is_streamed(experiment.data) if streamed is None else streamed
-    streamed = bool(parallel.max_over_processes(streamed))
-    seeds = np.arange(seed, seed + num_seeds, dtype=np.uint32)
-    run_folder = RunFolder(Path(folder))
+    parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate)  # or a sentence
     run_folder.claim(experiment, seed, num_seeds, origin)
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
     initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
-    with (
-        run_folder.lock(),
-        Checkpoints(run_folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
-        Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
-        stop_signals() as received,
-    ):
-        run_folder.keep_data(experiment, origin)
-        restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
-        if restored is None:
-            state = jax.tree.map(np.asarray, initial_state(seeds))
-        else:
-            state, warnings = restored
-            for warning in warnings:
-                progress.say(warning)
-        state = parallel.from_main_process(state)
-        step = int(state.step[0])
-        summarized = parallel.max_over_processes(run_folder.read_summary() is not None)
-        if summarized and step == experiment.num_steps:
-            progress.say(f"{run_folder.path} is finished ({step} steps); there is nothing to do.")
-            return Run(run_folder, experiment, state, "latest")
-        for note in notes(experiment.objective, state.opt_state):
-            progress.say(note)
-        if step > 0:
-            progress.say(f"Going on from step {step} of {run_folder.path}.")
-            if parallel.is_main_process() and (sentence := run_folder.other_versions()):
-                progress.say(sentence)
-        if parallel.is_main_process():
-            checkpoints.clean_up(step)
-            run_folder.truncate_metrics(step)
-
-        validate = make_validation(experiment)
-        later, stopped_by = Later(), 0
-        unlogged = read_unlogged(run_folder, step)
-        for step, device_state, row in advance(
-            experiment, layout, state, seeds, streamed, later.run, unlogged
-        ):
-            if row is not None:
-                later(log, run_folder, progress, step, row)
-                if row["skipped_in_a_row"].max() >= experiment.max_nonfinite:
-                    later.run()
-                    give_up(experiment, row, step, checkpoints)
-            stopped_by = parallel.max_over_processes(max(received, default=0))
-            due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
-            if due or stopped_by:
-                state = layout.collect(device_state)
-                validation = validate(state) if due else {}
-                later(save, run_folder, checkpoints, step, state, validation)
-            if stopped_by:
-                later(keep_unlogged, run_folder, step, unlogged)
-                break
-        later.run()
-        checkpoints.wait()
-        if stopped_by and step < experiment.num_steps:
-            raise Interrupted(stopped_by, step)
-
-        check_learned(state, step, run_folder.path)
-        final = validate(state)
-        run_folder.write_summary(
-            {
-                "step": step,
-                "params_sha256": fingerprint(state.params),
-                "images_per_second": progress.images_per_second,
-                "skipped_steps": jsonable(state.skipped),
-            }
-            | {name: jsonable(values) for name, values in final.items()}
-        )
-        return Run(run_folder, experiment, state, "latest")
+    validate = make_validation(experiment)
+    with opened(experiment, run_folder, seeds, origin, initial_state, validate) as run:
+        if run.finished:
+            say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")
+            return run.run
+        run.begin()
+        train_together([run], streamed)
+        if run.failure is not None:
+            raise run.failure
+        return run.run
 
 
 def train_file(

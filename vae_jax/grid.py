@@ -1,0 +1,263 @@
+"""A grid of runs: those whose experiments differ in numbers alone are replicas of one program.
+
+    runs/rd/beta=0.1/    the run folder of a cell, as if it had been trained alone
+    runs/rd/beta=0.3/
+
+Values that are only numbers to the training step, as beta or a learning rate, are an axis of its
+program beside the seeds; those that change shapes or code make programs of their own, which are
+trained one after the other. Nobody says which is which: `identity.programs` compares the steps.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, product
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import parallel
+from vae_jax.errors import VaeJaxError
+from vae_jax.evaluation.bounds import make_validation
+from vae_jax.experiment import Experiment, Origin, read_module
+from vae_jax.identity.programs import programs
+from vae_jax.processes import agree
+from vae_jax.progress import say
+from vae_jax.run import Run, RunFolder, what_processes_share
+from vae_jax.step import Batch, TrainState, init_state, train_step
+from vae_jax.train import (
+    Row,
+    SharedStep,
+    Training,
+    opened,
+    seeds_from,
+    train_together,
+)
+
+# What the loop around the steps has to have in common.
+_OF_THE_LOOP = ("num_steps", "batch_size", "accumulate", "shuffle", "log_every", "checkpoint_every")
+
+
+def train_grid(
+    file: str | Path,
+    folder: str | Path,
+    cells: Sequence[Mapping[str, object]],
+    *,
+    seed: int = 0,
+    num_seeds: int = 1,
+    streamed: bool | None = None,
+) -> dict[str, Run]:
+    """Train the experiment of a file with several arguments, or go on with it.
+
+    Each cell is the run that would be made alone, in a run folder of its own. A cell that ends too
+    early, because its loss is not finite, stops no other.
+
+    Args:
+        file: a Python file that defines `experiment(*, ...) -> Experiment`.
+        folder: the folder of the cells' run folders.
+        cells: arguments of that function, for each cell.
+        seed: the seed of the first replica of each cell, as in `train`.
+        num_seeds: the number of replicas of each cell, as in `train`.
+        streamed: whether training images are read batch by batch, as in `train`.
+
+    Returns:
+        The finished runs, by the names of their folders; a cell that ended too early is left out,
+        with a sentence on standard error.
+
+    Raises:
+        VaeJaxError: the file defines no experiment, the arguments of a cell do not suit it, the
+            folder is that of a single run, or as in `train`.
+        Interrupted: SIGTERM or SIGINT came; the states were saved.
+
+    Example:
+        >>> train_grid("beta_vae.py", "runs/beta", [{"beta": beta} for beta in (0.1, 1.0, 10.0)])
+    """
+    seeds, path = seeds_from(seed, num_seeds), Path(folder)
+    parallel.check_devices()
+    if is_run(path):
+        raise VaeJaxError(f"{path} is a single run, not a grid: choose another --workdir.")
+    source, _ = read_module(Path(file))
+    names = names_of(cells)
+    origins = [Origin(str(file), source, dict(arguments)) for arguments in cells]
+    experiments = [origin.make() for origin in origins]
+    folders = [RunFolder(path / name) for name in names]
+    for run_folder, experiment, origin in zip(folders, experiments, origins, strict=True):
+        if parallel.num_processes() > 1:
+            agree(what_processes_share(experiment, seed, num_seeds, origin))
+        run_folder.claim(experiment, seed, num_seeds, origin)
+    parallel.max_over_processes(0)  # nobody writes there before it is claimed
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(opened(experiment, run_folder, seeds, origin, begin, validate))
+            for run_folder, experiment, origin, begin, validate in zip(
+                folders,
+                experiments,
+                origins,
+                _initial_states(experiments, seeds),
+                _validations(experiments),
+                strict=True,
+            )
+        ]
+        unfinished = [run for run in runs if not run.finished]
+        say(f"{len(runs) - len(unfinished)} of the {len(runs)} cells of {path} are finished.")
+        for alike, shared in sharing(unfinished):
+            for run in alike:
+                run.begin()
+            train_together(alike, streamed, shared)
+            for run in alike:
+                if run.failure is not None:
+                    say(f"{run.folder.path} has ended too early. {run.failure}")
+    return {name: run.run for name, run in zip(names, runs, strict=True) if run.failure is None}
+
+
+def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedStep | None]]:
+    """Put runs together that can share a program, each set with the step that it shares.
+
+    A run that is like no other keeps its own step, None.
+    """
+    groups: dict[object, list[Training]] = {}
+    for run in runs:
+        state = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(run.state)]
+        loop = [getattr(run.experiment, name) for name in _OF_THE_LOOP]
+        alike = run.step, *loop, run.experiment.data.fingerprint, *state
+        groups.setdefault((alike, jax.tree.structure(run.state)), []).append(run)
+    for alike in groups.values():
+        layout = _layout(alike)
+        steps = [partial(train_step, run.experiment, axis=layout.axis) for run in alike]
+        for program in programs(steps, *_arguments(alike[0], layout), axes=layout.axes):
+            together = [alike[index] for index in program.members]
+            if _layout(together) != layout:  # fewer runs lie on the devices in another way
+                yield from sharing(together)
+            else:
+                num_seeds = len(alike[0].seeds)
+                numbers = [np.repeat(values, num_seeds, axis=0) for values in program.numbers]
+                yield together, None if len(together) == 1 else (program.function, numbers)
+
+
+def _layout(runs: Sequence[Training]) -> parallel.Layout:
+    experiment, replicas = runs[0].experiment, sum(len(run.seeds) for run in runs)
+    return parallel.Layout.of(replicas, experiment.batch_size, experiment.accumulate)
+
+
+def _arguments(run: Training, layout: parallel.Layout) -> tuple[object, ...]:
+    """The shapes and types of the arguments of one replica's step on one device."""
+    experiment, split = run.experiment, run.experiment.data.train
+    size = (
+        experiment.batch_size if layout.axis is None else parallel.share_of(experiment.batch_size)
+    )
+    labels = None if experiment.model.labels is None else split.labels
+    y = None if labels is None else jnp.zeros(size, labels.dtype)
+    batch = Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)
+    images = jnp.zeros((size, *split.images.shape[1:]), split.images.dtype)
+    return jax.tree.map(lambda leaf: leaf[0], run.state), images, batch, run.seeds[0]
+
+
+def _initial_states(
+    experiments: Sequence[Experiment], seeds: np.ndarray
+) -> list[Callable[[np.ndarray], TrainState]]:
+    """The states before the first step as functions of the seeds, one for those that are equal."""
+    functions = [jax.vmap(partial(init_state, experiment)) for experiment in experiments]
+    found = [parallel.jit(function) for function in functions]
+    for program in programs(functions, seeds):
+        for index in program.members if not program.numbers else ():
+            found[index] = found[program.members[0]]
+    return found
+
+
+def _validations(experiments: Sequence[Experiment]) -> list[Callable[[TrainState], Row]]:
+    """The validations, one for all experiments of equal models, data and K."""
+    found: dict[str, Callable[[TrainState], Row]] = {}
+    keys: list[str] = []
+    for experiment in experiments:
+        about = experiment.description
+        keys.append(json.dumps([about["model"], about["data"], experiment.objective.num_samples]))
+        if keys[-1] not in found:
+            found[keys[-1]] = make_validation(experiment)
+    return [found[key] for key in keys]
+
+
+# Names of cells, and flags
+
+
+def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
+    """The folders of cells: the arguments in which they differ, `beta=0.1,learning_rate=0.001`.
+
+    Raises:
+        VaeJaxError: two cells have the same arguments.
+    """
+
+    def text(value: object) -> str:
+        parts = value if isinstance(value, tuple | list) else [value]
+        return "x".join(quote(str(part), safe="+") for part in parts)
+
+    every = dict.fromkeys(name for arguments in cells for name in arguments)
+    differing = [name for name in every if len({repr(cell.get(name)) for cell in cells}) > 1]
+    names = [",".join(f"{name}={text(cell.get(name))}" for name in differing) for cell in cells]
+    for name in names:
+        if names.count(name) > 1:
+            raise VaeJaxError(
+                f"Two cells of the grid are the same, {name or 'with equal arguments'}: give each "
+                "value once."
+            )
+    return names
+
+
+def cells_of_flags(function: Callable[..., object], flags: Sequence[str]) -> list[list[str]]:
+    """The flags of each cell, where a flag of a function has several values or stands repeatedly.
+
+    Args:
+        function: a function with type hints; a flag of a tuple takes all values that follow it, and
+            has several where it is repeated.
+        flags: what the user typed.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    typed: list[list[str]] = []
+    for token in flags:
+        if token.startswith("--"):
+            typed.append(token.split("=", 1))
+        elif token == "-h" or not typed:
+            typed.append([token])
+        else:
+            typed[-1].append(token)
+    choices: dict[str, list[list[str]]] = {}
+    for flag, *values in typed:
+        name = flag.removeprefix("--").replace("-", "_")
+        name = name if name in hints else name.removeprefix("no_")
+        if name not in hints:
+            choices[flag] = [[flag, *values]]  # of another's
+        elif len(values) < 2 or _takes_several(hints[name]):
+            choices.setdefault(name, []).append([flag, *values])
+        else:
+            choices.setdefault(name, []).extend([flag, value] for value in values)
+    return [list(chain.from_iterable(cell)) for cell in product(*choices.values())]
+
+
+def _takes_several(hint: object) -> bool:
+    """Whether a value of a type is written as several words."""
+    kind = get_origin(hint) or hint
+    if isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, str):
+        return True
+    return any(map(_takes_several, get_args(hint)))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a single run."""
+    run_folder = RunFolder(folder)
+    return run_folder.record.exists() or run_folder.record_copy.exists()
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders of a grid's cells, the smallest numbers first; of a run, itself alone."""
+
+    def by_numbers(cell: Path) -> list[str | float]:
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", cell.name)  # text, number, text, ...
+        return [float(part) if n % 2 else part for n, part in enumerate(parts)]
+
+    cells = [cell for cell in folder.glob("*=*") if is_run(cell)]
+    return [folder] if is_run(folder) or not cells else sorted(cells, key=by_numbers)
