@@ -8,7 +8,8 @@ tuples and lists         a list
 {"import": name}         a function or class that has a name in a module
 {"def": name, ...}       a function made by another, by the variables that it closes over
 
-Code that is not of an installed package has a checksum (`code.py`).
+Code that is not of an installed package has a checksum (`code.py`). Which functions compute the
+same but for numbers, `programs.py` finds by their jaxprs.
 """
 
 from vae_jax.identity.description import Json, describe
