@@ -1,7 +1,8 @@
 """The rate-distortion curve of a beta-VAE: Alemi et al. (2018), "Fixing a broken ELBO".
 
     vae-jax train experiments/rate_distortion.py --beta 0.1 0.3 1 3 10 --workdir runs/rd
-    vae-jax evaluate runs/rd && vae-jax table runs/rd
+    vae-jax evaluate runs/rd
+    vae-jax table runs/rd
     vae-jax figures experiments/rate_distortion.py
 
 Published: as beta grows, the rate R falls and the distortion D rises along a convex curve, on which

@@ -35,6 +35,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.experiment import read_module, shipped
+from vae_jax.grid import cells_of_flags
 from vae_jax.likelihoods.beta import BetaDistribution
 from vae_jax.train import init_state
 
@@ -152,7 +153,8 @@ def parse(command: str) -> None:
             pass  # the reader's own
         case ["vae-jax", "train", str(file), *flags]:
             options = cli.TrainOptions(workdir=Path("runs")), cli.DataOptions()
-            cli.parse(module_of(file).experiment, "train", flags, *options)
+            for cell in cells_of_flags(module_of(file).experiment, flags):
+                cli.parse(module_of(file).experiment, "train", cell, *options)
         case ["vae-jax", "figures", str(file), *flags]:
             cli.parse(module_of(file).figures, "figures", flags, cli.DataOptions())
         case ["vae-jax", "experiments"]:
