@@ -1,7 +1,10 @@
 """What leaves a run: latents of a user's pictures, parameters as arrays, programs as StableHLO."""
 
+import dataclasses
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import vae_jax as vj
 from vae_jax.cli import main
 from vae_jax.run import Run, load_variables, save_programs
 from vae_jax.run.arrays import flattened, save_arrays
-from vae_jax.train import train
+from vae_jax.train import load_run, train, train_file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -214,3 +217,93 @@ def test_programs_run_where_this_package_is_not(name: str, tmp_path: Path) -> No
 def test_a_folder_that_is_there_is_not_written_over(run: Run, tmp_path: Path) -> None:
     with pytest.raises(vj.VaeJaxError, match="is there already"):
         save_programs(run, tmp_path)
+
+
+def shared(run: Run, folder: Path) -> Path:
+    """The run as it arrives elsewhere: a tar of its folder, unpacked, without its data."""
+    with tarfile.open(folder / "run.tar", "w") as tar:
+        tar.add(run.folder.path, "bars")
+    with tarfile.open(folder / "run.tar") as tar:
+        tar.extractall(folder / "there", filter="data")
+    return folder / "there" / "bars"
+
+
+def test_a_finished_run_needs_no_data(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One from Python whose arrays are not in its folder; it cannot be evaluated, and says why."""
+    folder, x = shared(run, tmp_path), tiny.images(3, 0)
+    shutil.rmtree(folder / "data")
+    found = load_run(folder)
+    assert "is open without its data, bars (given as arrays)" in capsys.readouterr().err
+    np.testing.assert_array_equal(found.encode(x).mean, run.encode(x).mean)
+    np.testing.assert_array_equal(found.sample(4), run.sample(4))
+    np.testing.assert_array_equal(found.log_prob(x, num_samples=2), run.log_prob(x, num_samples=2))
+    assert found.experiment.data.class_names == run.experiment.data.class_names
+    with pytest.raises(vj.VaeJaxError, match="has 0 images"):
+        vj.evaluate(found, num_samples=2)
+    with pytest.raises(vj.VaeJaxError, match="has no images"):
+        vj.generate.reconstruct(found)
+
+
+FILE = """
+from pathlib import Path
+import numpy as np
+import optax
+import vae_jax as vj
+
+class Wide(vj.DiagonalGaussian):
+    pass
+
+def experiment(*, images: str = "bars.npy") -> vj.Experiment:
+    data = vj.Data.from_arrays("bars", np.load(images), protocol="dynamic")
+    model = vj.VAE(encoder=vj.MLP((4,)), posterior=Wide(2), prior=vj.StandardNormal(2),
+                   decoder=vj.MLP((4,)), likelihood=vj.Bernoulli())
+    return vj.Experiment(data=data, model=model, objective=vj.ELBO(), optimizer=optax.adam(1e-2),
+                         num_steps=2, batch_size=8, log_every=1, checkpoint_every=2)
+"""
+
+
+def test_a_run_of_a_file_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does it where the file makes parts of its own."""
+    bars = tmp_path / "bars.npy"
+    np.save(bars, tiny.images(20, 0))
+    (tmp_path / "mine.py").write_text(FILE)
+    run = train_file(tmp_path / "mine.py", tmp_path / "run", {"images": str(bars)})
+    with_data = load_run(tmp_path / "run").sample(3)
+    capsys.readouterr()
+    bars.unlink()
+    found = load_run(tmp_path / "run")
+    assert "No such file" in capsys.readouterr().err
+    np.testing.assert_array_equal(found.sample(3), with_data)
+    np.testing.assert_array_equal(with_data, run.sample(3))
+
+
+def test_objects_say_what_a_person_asks_and_never_arrays(run: Run) -> None:
+    """In a few lines, and in a notebook as a table; also where names have tags in them."""
+    evaluation = vj.evaluate(run, num_samples=3)
+    q = run.encode(tiny.images(3, 0))
+    said: list[tuple[Any, list[str]]] = [
+        (run, ["2 of 2 steps, 2 seeds", "VAE, ", "DiagonalGaussian 2", "Bernoulli", "neg_elbo"]),
+        (
+            run.experiment.data,
+            ["bars", "90 training, 21 validation, 21 test", "4 x 4 x 1", "dynamic"],
+        ),
+        (evaluation, ["NLL, K = 3", "nats", "21 images", "sd of 2 seeds", "active units"]),
+        (q, ["z_1 [3, 2]"]),
+    ]
+    for thing, words in said:
+        for text in (str(thing), repr(thing)):
+            assert all(word in text for word in words), text
+            assert "array" not in text
+            assert len(text.splitlines()) <= 10
+            assert len(text) < 1500
+    count = sum(leaf[0].size for leaf in jax.tree.leaves(run.variables["params"]))
+    assert f"{count:,} parameters" in str(run)
+    assert f"{evaluation.mean['nll'].mean():.2f}" in str(evaluation)
+    odd = dataclasses.replace(run.experiment.data, name="<b>bars\x1b[1m")
+    html = odd._repr_html_()
+    assert "&lt;b&gt;bars\\x1b" in html
+    assert html.startswith("<table>")
+    for thing in (run, evaluation):
+        assert thing._repr_html_().count("<tr>") == len(thing.shown)

@@ -1,5 +1,8 @@
-"""The exceptions that the command turns into a sentence and an exit code, and how it is shown."""
+"""What people are shown: objects in a few lines, and exceptions, which the command makes a
+sentence and an exit code.
+"""
 
+import html
 import signal
 
 
@@ -9,6 +12,27 @@ def legible(text: object) -> str:
     Escapes, control characters and undecodable bytes, as names of files may have them, are spelled.
     """
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
+
+
+class Shown:
+    """The base of what says what it is in a few lines, or in a table in notebooks: no arrays."""
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The lines: what each is, and its value."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.shown), default=0)
+        return "\n".join(f"{name:{width}}  {legible(text)}" for name, text in self.shown.items())
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th style='text-align: left'>{html.escape(name)}</th>"
+            f"<td style='text-align: left'>{html.escape(legible(text))}</td></tr>"
+            for name, text in self.shown.items()
+        )
+        return f"<table>{''.join(rows)}</table>"
 
 
 class VaeJaxError(Exception):

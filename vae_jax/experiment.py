@@ -124,7 +124,10 @@ class Experiment(Checked):
     @property
     def description(self) -> dict[str, Json]:
         """What the experiment is, described from its objects, in JSON."""
+        names = self.data.class_names
         data: dict[str, Json] = {
+            "name": self.data.name,
+            "class_names": None if names is None else list(names),
             "description": self.data.description,
             "fingerprint": self.data.fingerprint,
             "protocol": describe(self.data.protocol),

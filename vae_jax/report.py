@@ -15,24 +15,10 @@ from rich.text import Text
 from vae_jax import parallel
 from vae_jax.data import list_datasets
 from vae_jax.errors import legible
-from vae_jax.evaluation.evaluate import Evaluation
+from vae_jax.evaluation.evaluate import Evaluation, over_seeds
 from vae_jax.evaluation.table import Table as Numbers
 from vae_jax.metrics import Estimate, Quality
 from vae_jax.run import Run, jsonable
-
-
-def _over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
-    """The value of one seed ± its standard error over images, or mean ± sd over several seeds.
-
-    Bits per dimension, which come without a standard error, have a third decimal.
-    """
-    if len(values) > 1:
-        digits = 3 if standard_error is None else 2
-        mean, deviation = values.mean(), values.std(ddof=1)
-        return f"{mean:.{digits}f} ± {deviation:.{digits}f} (sd of {len(values)} seeds)"
-    if standard_error is None:
-        return f"{values[0]:.3f}"
-    return f"{values[0]:.2f} ± {standard_error[0]:.2f} (s.e.)"
 
 
 def _print(table: Table) -> None:
@@ -59,7 +45,7 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     rows = [
         (
             label,
-            _over_seeds(evaluation.mean[name], evaluation.standard_error[name]),
+            over_seeds(evaluation.mean[name], evaluation.standard_error[name]),
             "" if name == "ais_acceptance" else "nats",
         )
         for name, label in names.items()
@@ -72,7 +58,7 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     if "nll" not in evaluation.mean:
         rows.append(("NLL", "none: q(z|x) has no density, or p(x|z) is not normalized", ""))
     if evaluation.bits_per_dim is not None:
-        rows.append(("NLL", _over_seeds(evaluation.bits_per_dim), "bits/dim"))
+        rows.append(("NLL", over_seeds(evaluation.bits_per_dim), "bits/dim"))
     active = " + ".join(map(_units, evaluation.active_units))
     return [*rows, ("active units", active, "")]
 

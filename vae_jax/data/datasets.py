@@ -9,7 +9,7 @@ import numpy as np
 
 from vae_jax import given, random
 from vae_jax.data.pipeline import PROTOCOLS, Protocol, SplitName, Support
-from vae_jax.errors import VaeJaxError
+from vae_jax.errors import Shown, VaeJaxError
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Split(given.Checked):
         return len(self.images)
 
 
-@dataclass(frozen=True, eq=False)
-class Data(given.Checked):
+@dataclass(frozen=True, eq=False, repr=False)
+class Data(Shown, given.Checked):
     """A data set ready for training: three splits, possibly empty but the first, and a protocol.
 
     Attributes:
@@ -114,6 +114,31 @@ class Data(given.Checked):
             class_names=_name_classes(name, splits, class_names),
         )
 
+    @classmethod
+    def absent(
+        cls,
+        name: str,
+        protocol: str,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str] | None,
+        fingerprint: str,
+    ) -> "Data":
+        """Data of which all is known but the images: each split is empty.
+
+        Args:
+            name: their name.
+            protocol: the name of their protocol.
+            image_shape: (H, W, C).
+            class_names: what the labels stand for.
+            fingerprint: that of the images that are not here.
+        """
+        nothing = Split(np.empty((0, *image_shape), np.uint8), None)
+        names = None if class_names is None else tuple(class_names)
+        splits = nothing, nothing, nothing
+        made = cls(name, find_protocol(protocol), *splits, "not here", class_names=names)
+        vars(made)["fingerprint"] = fingerprint
+        return made
+
     def loaded_by(self, source: "partial[Data]") -> "Data":
         """These data, with the call that loads them again."""
         object.__setattr__(self, "source", source)
@@ -131,6 +156,19 @@ class Data(given.Checked):
         return height, width, channels
 
     @property
+    def shown(self) -> dict[str, str]:
+        """What it is, in a few lines."""
+        sizes = f"{len(self.train):,} training, {len(self.valid):,} validation, {len(self.test):,}"
+        height, width, channels = self.image_shape
+        return {
+            "data": self.name,
+            "images": f"{sizes} test ({self.split_rule})",
+            "shape": f"{height} x {width} x {channels}",
+            "protocol": f"{self.protocol.name}, {self.protocol.description}",
+            "classes": shortened(self.class_names or ("none",)),
+        }
+
+    @property
     def support(self) -> Support:
         """The values that x takes under the protocol."""
         return self.protocol.support
@@ -143,6 +181,12 @@ class Data(given.Checked):
             f"{len(self.test):,} test images ({self.split_rule}), protocol {self.protocol.name} "
             f"({self.protocol.description}; noise seed {random.DATA_SEED})"
         )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first ten of some names."""
+    more = f", ... ({len(names)})" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
 
 
 def find_protocol(name: str) -> Protocol:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vae_jax.data import SplitName
+from vae_jax.errors import Shown
 from vae_jax.evaluation.ais import AIS, make_ais_evaluator
 from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.evaluation.gaps import inference_gaps, make_gaps_evaluator
@@ -21,8 +22,8 @@ from vae_jax.run import Run
 ACTIVE_VARIANCE = 0.01
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """What is known about a run on one split.
 
     Attributes:
@@ -52,6 +53,44 @@ class Evaluation:
     active_units: list[np.ndarray]
     bits_per_dim: np.ndarray | None
     quality: Quality | None
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What it found, in a few lines; `report.show` prints all of it."""
+        names = {
+            "nll": f"NLL, K = {self.num_samples}",
+            "neg_elbo": "negative ELBO",
+            "kl" if "kl" in self.mean else "kl_sampled": "rate",
+            "distortion": "distortion",
+        }
+        found = {
+            label: f"{over_seeds(self.mean[name], self.standard_error[name])} nats"
+            for name, label in names.items()
+            if name in self.mean
+        }
+        if self.bits_per_dim is not None:
+            found["bits/dim"] = over_seeds(self.bits_per_dim)
+        units = (f"{each.mean():.0f}" for each in self.active_units)
+        return {
+            "evaluation": f"{self.num_images:,} images, {self.checkpoint}",
+            **found,
+            "active units": " + ".join(units),
+            "data": self.data,
+        }
+
+
+def over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
+    """The value of one seed ± its standard error over images, or mean ± sd over several seeds.
+
+    Bits per dimension, which come without a standard error, have a third decimal.
+    """
+    if len(values) > 1:
+        digits = 3 if standard_error is None else 2
+        mean, deviation = values.mean(), values.std(ddof=1)
+        return f"{mean:.{digits}f} ± {deviation:.{digits}f} (sd of {len(values)} seeds)"
+    if standard_error is None:
+        return f"{values[0]:.3f}"
+    return f"{values[0]:.2f} ± {standard_error[0]:.2f} (s.e.)"
 
 
 def standard_error_of_mean(values: np.ndarray) -> np.ndarray:

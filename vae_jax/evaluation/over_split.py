@@ -54,7 +54,7 @@ def over_split(
     if not 1 <= wanted <= total:
         raise VaeJaxError(
             f"The {split} split of {experiment.data.name} has {total} images: it cannot be "
-            f"evaluated on {wanted}."
+            f"evaluated on {wanted}; take {f'1 to {total}' if total else 'another split'}."
         )
     rows = np.arange(wanted) * total // wanted
     labels = None if experiment.model.labels is None else data_split.labels

@@ -35,9 +35,17 @@ import numpy as np
 
 from vae_jax import parallel, storage
 from vae_jax.checkpoint import Checkpoints, Which
+from vae_jax.data import Data
 from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
-from vae_jax.experiment import INCIDENTAL, Experiment, Origin, experiment_of, load_again
+from vae_jax.experiment import (
+    INCIDENTAL,
+    Experiment,
+    Origin,
+    experiment_of,
+    load_again,
+    load_module,
+)
 from vae_jax.identity import ABSENT, Json, NotImportableError, differences
 from vae_jax.progress import say
 from vae_jax.run.arrays import check_suffix, flattened, save_arrays
@@ -216,10 +224,21 @@ class RunFolder:
         """
         self.check_trust(trust)
         if record["source"] is not None:
-            arguments = record["experiment"]["arguments"]
-            return Origin(record["file"], record["source"], arguments).make()
+            origin = Origin(record["file"], record["source"], record["experiment"]["arguments"])
+            try:
+                return origin.make()
+            except (VaeJaxError, OSError) as error:
+                load_module(origin.file, origin.source)  # whose parts can then be imported
+                try:
+                    return self._without_data(record, error)
+                except (NotImportableError, KeyError, TypeError, ValueError, AttributeError):
+                    raise error from None
         try:
-            data = kept(self.data) or load_again(record["data"].get("source"))
+            data = kept(self.data)
+            try:
+                data = data or load_again(record["data"].get("source"))
+            except (NotImportableError, VaeJaxError, OSError) as error:
+                return self._without_data(record, error)
             return experiment_of(record, data)
         except NotImportableError as error:
             reason = f"{error} cannot be imported"
@@ -229,6 +248,21 @@ class RunFolder:
             f"{self.path} was trained from Python, and cannot be opened from its folder alone "
             f"({reason}): call load_run(folder, experiment=...) where that is at hand."
         )
+
+    def _without_data(self, record: Record, reason: Exception) -> Experiment:
+        """The experiment with its data absent, and a sentence that says so."""
+        about, shape = record["data"], record["model"]["image_shape"]
+        protocol = about["protocol"]["name"]
+        absent = Data.absent(
+            about["name"], protocol, tuple(shape), about["class_names"], about["fingerprint"]
+        )
+        experiment = experiment_of(record, absent)
+        why = "given as arrays" if isinstance(reason, NotImportableError) else str(reason)
+        say(
+            f"{self.path} is open without its data, {absent.name} ({why.rstrip('.')}): it encodes, "
+            "decodes and samples; what shows images of the data, or evaluates, has none."
+        )
+        return experiment
 
     def _create(self, content: Record) -> None:
         """Writes experiment.json into a new or empty folder, unless another process is first."""
@@ -388,7 +422,7 @@ def _compared(content: Record) -> dict[str, Json]:
     fields = {field.name for field in dataclasses.fields(Experiment)} - {*INCIDENTAL, "data"}
     names = [name for name in content if name in {*fields, "seed", "num_seeds", "flags"}]
     names.sort(key=lambda name: isinstance(content[name], dict | list))  # to name numbers first
-    data = {name: part for name, part in content["data"].items() if name != "source"}
+    data = {name: content["data"].get(name) for name in ("description", "fingerprint", "protocol")}
     return {name: content[name] for name in names} | {"data": data}
 
 

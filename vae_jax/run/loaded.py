@@ -16,8 +16,9 @@ from jax import Array
 from vae_jax import given, parallel, random
 from vae_jax.checkpoint import Which
 from vae_jax.data import SplitName
+from vae_jax.data.datasets import shortened
 from vae_jax.deep import DeepVAE
-from vae_jax.errors import VaeJaxError
+from vae_jax.errors import Shown, VaeJaxError
 from vae_jax.experiment import Experiment
 from vae_jax.given import Index, checked
 from vae_jax.interfaces import Variables
@@ -31,8 +32,8 @@ Classes = Annotated[
 """Classes of a conditional model."""
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(frozen=True, repr=False)
+class Loaded(Shown):
     """A trained model with all that belongs to it; see `Run`.
 
     Attributes:
@@ -48,6 +49,32 @@ class Loaded:
     state: Any
     checkpoint: Which
     first: int = 0
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What it is, in a few lines."""
+        experiment, model = self.experiment, self.experiment.model
+        latents = zip(model.posteriors, model.latent_shapes(self.seed_variables), strict=True)
+        layers = [f"{type(q).__name__} {'x'.join(map(str, shape))}" for q, shape in latents]
+        count = sum(leaf[0].size for leaf in jax.tree.leaves(self.variables["params"]))
+        seeds, steps = len(self.state.step), int(self.state.step[0])
+        summary = self.folder.read_summary() or {}
+        scores = [
+            f"{name.removeprefix('valid_')} {np.mean(value):.2f}"
+            for name, value in summary.items()
+            if name.startswith("valid_") and isinstance(value, float | list)
+        ]
+        return {
+            "run": f"{self.folder.path}, {self.checkpoint} checkpoint",
+            "trained": f"{steps:,} of {experiment.num_steps:,} steps"
+            + (f", {seeds} seeds" if seeds > 1 else ""),
+            "data": experiment.data.description,
+            "model": f"{type(model).__name__}, {count:,} parameters",
+            "latents": shortened(layers),
+            "prior": type(model.prior).__name__,
+            "likelihood": type(model.likelihood).__name__,
+            "objective": repr(experiment.objective),
+        } | ({"validation": f"{', '.join(scores)} nats"} if scores else {})
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -108,7 +135,9 @@ class Loaded:
         if self.experiment.model.labels is None or names is None:
             raise VaeJaxError(
                 f"The model of {self.folder.path} was trained without labels, so it has no classes "
-                "to choose from: leave the label out, or train with labels=LabelEmbedding(...)."
+                "to choose from: leave the label out, or train a conditional model (`vae-jax train "
+                "folder --styles`, `vae-jax train conditional`; in Python labels="
+                "LabelEmbedding(...))."
             )
         return names
 

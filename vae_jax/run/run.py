@@ -20,7 +20,7 @@ from vae_jax.run.latents import Encoded, between, centre, moments, pictures
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(Loaded):
     """A trained model with all that belongs to it.
 
