@@ -43,7 +43,7 @@ def product(a: float, x: Array) -> Array:
 
 
 def in_a_scan(a: float, x: Array) -> Array:
-    return lax.scan(lambda carry, each: (carry + a * each, carry), 0.0, x)[1]
+    return lax.scan(lambda carry, each: (carry + a * each, carry), jnp.zeros(()), x)[1]
 
 
 def in_a_loop(a: float, x: Array) -> Array:
