@@ -34,15 +34,7 @@ Classes = Annotated[
 
 @dataclass(frozen=True, repr=False)
 class Loaded(Shown):
-    """A trained model with all that belongs to it; see `Run`.
-
-    Attributes:
-        folder: where it lives.
-        experiment: what was trained.
-        state: the training state, host arrays with a leading axis of seeds.
-        checkpoint: which one `state` is.
-        first: the position of the first seed in `state` among those that were trained.
-    """
+    """A trained model with all that belongs to it: the attributes of `Run`, without its uses."""
 
     folder: RunFolder
     experiment: Experiment
