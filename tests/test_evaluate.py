@@ -34,8 +34,9 @@ from vae_jax import (
 )
 from vae_jax.bounds import per_image
 from vae_jax.distributions import Elementwise, Normal, Transformed
-from vae_jax.evaluation.bounds import make_bounds_evaluator
+from vae_jax.evaluation.bounds import make_bounds_and_latents_evaluator, make_bounds_evaluator
 from vae_jax.evaluation.evaluate import active_units, bits_per_dim
+from vae_jax.evaluation.moments import Moments, merged
 from vae_jax.interfaces import Likelihood
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
@@ -211,6 +212,12 @@ def test_a_posterior_mean_without_closed_form_is_that_of_the_samples():
     np.testing.assert_allclose(result["mean_variance_z2"], z.var(0, ddof=1) / 5, rtol=1e-4)
 
 
+def moments(values) -> Any:
+    """The moments of values `[N, ...]`, in float64, of one seed."""
+    mean = values.mean(0)
+    return Moments(jnp.full(1, len(values)), mean[None], ((values - mean) ** 2).sum(0)[None])
+
+
 @pytest.mark.parametrize("num_samples", [2, 5, 10, 50])
 @pytest.mark.parametrize("count", [100, 1000])
 def test_chance_is_not_counted_as_active_units(num_samples, count):
@@ -221,7 +228,7 @@ def test_chance_is_not_counted_as_active_units(num_samples, count):
         spread = np.repeat([1, 0.3], 10)
         z = centres + spread * generator.normal(size=(num_samples, count, 20))
         variances = z.var(0, ddof=1) / num_samples
-        assert list(active_units(z.mean(0)[None], variances[None])) == [10]
+        assert list(active_units(moments(z.mean(0)), moments(variances))) == [10]
 
 
 def test_sampling_variance_is_subtracted_from_that_of_the_means():
@@ -229,10 +236,12 @@ def test_sampling_variance_is_subtracted_from_that_of_the_means():
     generator = np.random.default_rng(0)
     centres = np.sqrt([[0.018] * 4 + [0.006] * 4]) * generator.choice([-1, 1], (4000, 1))
     z = centres + generator.normal(size=(50, 4000, 8))
-    assert list(active_units(z.mean(0)[None], z.var(0, ddof=1)[None] / 50)) == [4]
-    nothing = np.zeros((1, 4000, 8))
-    assert list(active_units(centres[None], nothing)) == [4]
-    assert np.isnan(active_units(z[:1], nothing * np.nan)).all()  # one sample tells nothing
+    assert list(active_units(moments(z.mean(0)), moments(z.var(0, ddof=1) / 50))) == [4]
+    nothing = np.zeros((4000, 8))
+    assert list(active_units(moments(centres), moments(nothing))) == [4]
+    assert np.isnan(
+        active_units(moments(z[0]), moments(nothing * np.nan))
+    ).all()  # one sample tells nothing
 
 
 # --- A split on all devices ---------------------------------------------------------------------
@@ -264,6 +273,14 @@ def noisy():
     return experiment, [state.variables for state in states]
 
 
+def noise_of(experiment, n):
+    """The test image at a position, as a batch of one, and its keys."""
+    image_keys = random.image_keys("test", jnp.array([n]))
+    image = experiment.data.test.images[n : n + 1]
+    x = experiment.data.protocol.apply(image, random.purpose(image_keys, "protocol"))
+    return x, random.purpose(image_keys, "evaluation")
+
+
 @pytest.mark.usefixtures("small_pieces")
 def test_a_split_is_its_images_one_by_one(noisy):
     """Seeds x images against `per_image` of each image alone, with the noise of its place."""
@@ -272,15 +289,69 @@ def test_a_split_is_its_images_one_by_one(noisy):
     assert result["nll"].shape == (2, N)
     alone = jax.jit(partial(per_image, BASE, num_samples=7))
     for n in range(N):
-        image_keys = random.image_keys("test", jnp.array([n]))
-        image = experiment.data.test.images[n : n + 1]
-        x = experiment.data.protocol.apply(image, random.purpose(image_keys, "protocol"))
+        x, own = noise_of(experiment, n)
         for s, variables in enumerate(seeds):
-            one = alone(variables, x, random.purpose(image_keys, "evaluation"))
+            one = alone(variables, x, own)
             for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
                 np.testing.assert_allclose(result[name][s, n], one[name][0], rtol=1e-4, atol=1e-4)
-            name = "posterior_mean_z1"
-            np.testing.assert_allclose(result[name][s, n], one[name][0], atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_of_posterior_means_only_moments_leave_the_devices(noisy, monkeypatch):
+    """13 images over 8 devices, one at a time: NumPy's float64 moments of the means one by one.
+
+    What is gathered is a number for each seed and image, and the values are those without moments.
+    """
+    experiment, seeds = noisy
+    gathered, gather = [], parallel.gather
+
+    def counting(sharded, axis):
+        gathered.append(sharded[0].size)
+        return gather(sharded, axis)
+
+    monkeypatch.setattr(parallel, "gather", counting)
+    evaluator = make_bounds_and_latents_evaluator(experiment, "test", 7)
+    values, ((means, variances),) = evaluator(stacked(*seeds))
+    assert set(gathered) == {2}  # of each device one image, of two seeds
+    plain = make_bounds_evaluator(experiment, "test", 7)(stacked(*seeds))
+    assert values.keys() == plain.keys()
+    for name, value in plain.items():
+        np.testing.assert_allclose(values[name], value, rtol=1e-6)
+    x = jnp.concatenate([noise_of(experiment, n)[0] for n in range(N)])
+    for s, variables in enumerate(seeds):
+        q: Any = BASE.apply(variables, x, method="encode")
+        exact = np.asarray(q.mean, np.float64)
+        np.testing.assert_allclose(means.mean[s], exact.mean(0), atol=1e-6)
+        np.testing.assert_allclose(means.squares[s] / N, exact.var(0), rtol=1e-5)
+    np.testing.assert_array_equal(variances.mean, np.zeros((2, D)))
+    np.testing.assert_array_equal(means.count, [N, N])
+
+
+@pytest.mark.parametrize(("centre", "spread"), [(0.0, 1.0), (1000.0, 1.0), (-3.0, 1e-3)])
+def test_moments_are_numpys_in_float64(centre, spread):
+    """100,000 values in 400 batches, the last one padded with what must not count.
+
+    Sums of squares less the square of the sum would lose all digits at a centre of 1000.
+    """
+    generator = np.random.default_rng(0)
+    values = (centre + spread * generator.normal(size=(99_900, 5))).astype(np.float32)
+    padded = np.resize(np.concatenate([values, np.full((100, 5), 1e6, np.float32)]), (400, 250, 5))
+    counted = (np.arange(100_000) < len(values)).reshape(400, 250)
+
+    @jax.jit
+    def run(padded, counted):
+        def add(so_far, batch):
+            return merged(so_far, Moments.of(*batch)), None
+
+        nothing = Moments(jnp.zeros(()), jnp.zeros(5), jnp.zeros(5))
+        return jax.lax.scan(add, nothing, (padded, counted))[0]
+
+    found = run(padded, counted)
+    assert found.count == len(values)
+    exact = values.astype(np.float64)
+    tolerance = 3e-5 * spread + 1e-6 * abs(centre)
+    np.testing.assert_allclose(found.mean, exact.mean(0), atol=tolerance)
+    np.testing.assert_allclose(found.squares / len(values), exact.var(0), rtol=2e-5)
 
 
 def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkeypatch):
@@ -298,6 +369,34 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
         np.testing.assert_allclose(some[name], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_however_many_batches_there_are_one_program_is_compiled(noisy, tmp_path, caplog):
+    """At most three images for each of eight devices at once, one in `evaluate` with K = 3."""
+    experiment, seeds = noisy
+    run = make_run(experiment, tmp_path, stacked(seeds[0]))
+
+    def compiled(function):
+        caplog.clear()
+        with jax.log_compiles():
+            function()
+        said = [record.getMessage() for record in caplog.records]
+        return sum(line.startswith("Finished XLA compilation of jit(_fun)") for line in said)
+
+    assert compiled(lambda: evaluate(run, num_samples=3)) == 1
+    assert compiled(lambda: run.sample(50)) == 1
+    assert compiled(lambda: run.sample(40, seed=1)) == 0
+    assert compiled(lambda: run.reconstruct(make_images(50))) == 2  # encoder and decoder
+    assert compiled(lambda: run.reconstruct(make_images(50))) == 0
+
+
+def test_batches_are_of_a_cpus_cache_or_of_an_accelerators_memory(monkeypatch):
+    """16 arrays of 2^28 bytes each in a quarter of 16 GiB."""
+    assert parallel.floats_at_once() == 2**20
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(parallel, "device_memory", lambda: 2**34)
+    assert parallel.floats_at_once() == 2**26
+
+
 def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
     """With a quarter of the memory that all images at once would take, by the compiler's account.
 
@@ -306,8 +405,8 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
     experiment, seeds = noisy
     taken = []
 
-    def temporary_bytes(function, variables, more, images, rows, y):
-        taken.append((images.shape[1], measured(function, variables, more, images, rows, y)))
+    def temporary_bytes(function, *arguments):
+        taken.append((arguments[3].shape[1], measured(function, *arguments)))
         return taken[-1][1]
 
     measured = parallel.temporary_bytes

@@ -325,6 +325,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(jax, "jit", keys_alone)
     monkeypatch.setattr(parallel, "on_every_device", on_every_device)
     monkeypatch.setattr(parallel, "temporary_bytes", lambda *_: 0)
+    # Of no image, as these programs count them.
+    monkeypatch.setattr("vae_jax.evaluation.evaluate.active_units", lambda *_: np.zeros(1))
     monkeypatch.setattr(bounds, "SAMPLES_AT_ONCE", 2)
     monkeypatch.setattr(gaps, "SAMPLES_AT_ONCE", 2)
     for name, value in {"SAMPLES": 2, "BLOCK": 2, "MAX_BLOCKS": 2}.items():

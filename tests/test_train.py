@@ -41,6 +41,7 @@ from vae_jax.interfaces import Metrics, Model, Objective
 from vae_jax.parallel import (
     AXIS,
     Layout,
+    OnDevices,
     batch_mean,
     on_every_device,
     replicate,
@@ -48,7 +49,7 @@ from vae_jax.parallel import (
     unreplicate,
 )
 from vae_jax.step import Batch, TrainState, init_state, loss_and_gradients, make_train_chunk
-from vae_jax.train import is_streamed
+from vae_jax.train import is_streamed, make_validation
 from vae_jax.vae import Terms
 
 TINY = tiny.experiment()
@@ -352,6 +353,53 @@ def test_metrics_have_every_step_once(straight: Path) -> None:
     validation = [row["step"] for row in rows(straight) if "valid_nll" in row]
     assert training == list(range(5, 41, 5))
     assert validation == [10, 20, 30, 40]
+
+
+def test_validation_at_its_own_steps_on_a_part_of_its_split(straight: Path, tmp_path: Path) -> None:
+    """Each fifth step, on 6 images; the parameters are those of a run that validates otherwise."""
+    often = dataclasses.replace(TINY, validate_every=5, validate_images=6, checkpoint_every=20)
+    run = train(often, tmp_path / "run")
+    validation = {
+        row["step"]: row["valid_nll"] for row in rows(run.folder.path) if "valid_nll" in row
+    }
+    assert list(validation) == list(range(5, 41, 5))
+    assert checkpoint_steps(run.folder.path) == [20, 40]
+    some = evaluate(run, split="valid", num_samples=1, num_images=6).mean["nll"]
+    assert validation[40] == pytest.approx(some, rel=1e-5)
+    assert summary(run.folder.path)["valid_nll"] == validation[40]
+    assert summary(run.folder.path)["params_sha256"] == summary(straight)["params_sha256"]
+    seldom = dataclasses.replace(often, validate_every=40, validate_images=None)
+    train(seldom, tmp_path / "run")  # the same run
+
+
+def test_validation_is_float32_and_brings_back_no_more_than_its_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of training in bfloat16; JAX says in the program how each product is rounded."""
+    experiment = dataclasses.replace(TINY, compute_dtype=jnp.bfloat16)
+    texts: list[str] = []
+    gathered: list[int] = []
+    compiled, gather = OnDevices.compiled, parallel.gather
+
+    def recorded(self: OnDevices[Any], *arguments: object) -> Any:
+        texts.append(self.mapped.lower(*arguments).as_text())
+        return compiled(self, *arguments)
+
+    def counted(sharded: Any, axis: int) -> np.ndarray:
+        gathered.append(sharded.nbytes)
+        return gather(sharded, axis)
+
+    monkeypatch.setattr(OnDevices, "compiled", recorded)
+    monkeypatch.setattr(parallel, "gather", counted)
+    with on_devices(2):
+        state = jax.vmap(partial(init_state, experiment))(jnp.arange(1, dtype=jnp.uint32))
+        result = make_validation(experiment)(state)
+    assert result.keys() == {"valid_neg_elbo", "valid_nll"}
+    assert sum(gathered) == 2 * 4 * 22  # of 21 images, on two devices
+    products = [line for line in texts[0].splitlines() if "dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+    assert "bf16" not in texts[0]
 
 
 def test_the_step_count_of_a_schedule_survives_resumption(tmp_path: Path) -> None:

@@ -63,8 +63,11 @@ class Experiment(Checked):
             the order of the data.
         log_every: the number of steps between two lines of metrics, and the most in one scan on the
             devices; a scan has fewer where it would take more than some seconds.
-        checkpoint_every: the number of steps between checkpoints, each with a validation; a
-            multiple of `log_every`.
+        checkpoint_every: the number of steps between checkpoints, a multiple of `log_every`.
+        validate_every: the number of steps between validations, a multiple of `log_every`; None
+            validates at each checkpoint. The best checkpoint is among those with a validation.
+        validate_images: the number of validation images that are taken, evenly spaced over their
+            split; None takes all.
         keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by
             validation.
         skip_above: the norm of the gradient, of a loss in nats per image, above which a step is
@@ -95,6 +98,8 @@ class Experiment(Checked):
     shuffle: bool = True
     log_every: Count = 100
     checkpoint_every: Count = 1000
+    validate_every: Count | None = None
+    validate_images: Count | None = None
     keep_checkpoints: Count = 2
     skip_above: Positive | None = None
     max_nonfinite: Count = 100
@@ -102,10 +107,16 @@ class Experiment(Checked):
     @override
     def __post_init__(self):
         super().__post_init__()
-        if self.checkpoint_every % self.log_every:
+        for name in ("checkpoint_every", "validate_every"):
+            if (every := getattr(self, name)) and every % self.log_every:
+                raise VaeJaxError(
+                    f"{name} of Experiment is {every}, no multiple of log_every, "
+                    f"{self.log_every}: give one."
+                )
+        if (self.validate_images or 0) > (count := len(self.data.valid)):
             raise VaeJaxError(
-                f"checkpoint_every of Experiment is {self.checkpoint_every}, no multiple of "
-                f"log_every, {self.log_every}: give one."
+                f"validate_images of Experiment is {self.validate_images}, and the validation "
+                f"split of {self.data.name} has {count} images: give no more, or leave it out."
             )
         if not self.model.image_shape:
             model = self.model.clone(image_shape=self.data.image_shape)
@@ -151,6 +162,8 @@ INCIDENTAL = (
     "remat",
     "log_every",
     "checkpoint_every",
+    "validate_every",
+    "validate_images",
     "keep_checkpoints",
     "max_nonfinite",
 )

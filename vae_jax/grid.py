@@ -41,7 +41,10 @@ from vae_jax.train import (
 )
 
 # What the loop around the steps has to have in common.
-_OF_THE_LOOP = ("num_steps", "batch_size", "accumulate", "shuffle", "log_every", "checkpoint_every")
+_OF_THE_LOOP = (
+    *("num_steps", "batch_size", "accumulate", "shuffle"),
+    *("log_every", "checkpoint_every", "validate_every"),
+)
 
 
 def train_grid(
@@ -171,12 +174,13 @@ def _initial_states(
 
 
 def _validations(experiments: Sequence[Experiment]) -> list[Callable[[TrainState], Row]]:
-    """The validations, one for all experiments of equal models, data and K."""
+    """The validations, one for all experiments of equal models, data, K and N."""
     found: dict[str, Callable[[TrainState], Row]] = {}
     keys: list[str] = []
     for experiment in experiments:
         about = experiment.description
-        keys.append(json.dumps([about["model"], about["data"], experiment.objective.num_samples]))
+        counts = experiment.objective.num_samples, experiment.validate_images
+        keys.append(json.dumps([about["model"], about["data"], counts]))
         if keys[-1] not in found:
             found[keys[-1]] = make_validation(experiment)
     return [found[key] for key in keys]

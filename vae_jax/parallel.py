@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,12 @@ from vae_jax.cpu import compiler
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
-# The floats in one array of (examples x samples) decoded images: 4 MiB on each device, cache-sized.
+# The floats in one array of (examples x samples) decoded images: 4 MiB on each CPU, cache-sized.
 DECODED_FLOATS = 2**20
 # The fraction of a device's memory that whatever is computed of one batch may take.
 MEMORY_FRACTION = 0.25
+# The arrays of their size that an accelerator is taken to hold at once, until the compiler says.
+ARRAYS_AT_ONCE = 16
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
@@ -137,6 +139,11 @@ def gather_batch(share: Array, axis: int = 0) -> Array:
 def batch_mean(share: Tree) -> Tree:
     """The mean over devices of the means over their equal shares, leaf by leaf."""
     return lax.pmean(share, AXIS) if _shared() else share
+
+
+def batch_sum(share: Tree) -> Tree:
+    """The sum over devices of the sums over their shares, leaf by leaf."""
+    return lax.psum(share, AXIS) if _shared() else share
 
 
 def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
@@ -379,10 +386,17 @@ def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
     return 0 if analysis is None else analysis.temp_size_in_bytes
 
 
+def floats_at_once() -> int:
+    """The floats in one array of decoded images: what a CPU's cache, or else the memory, holds."""
+    if jax.default_backend() == "cpu":
+        return DECODED_FLOATS
+    return int(MEMORY_FRACTION * device_memory()) // (4 * ARRAYS_AT_ONCE)
+
+
 class InBatches(Generic[Result]):
     """A function of many examples, batch by batch on every device.
 
-    Batches are as large as `DECODED_FLOATS` allows, and smaller where the compiler says that one
+    Batches are as large as `floats_at_once` allows, and smaller where the compiler says that one
     would need more than `MEMORY_FRACTION` of a device's memory. The last one is padded, and what is
     computed of the padding is thrown away. Matrix products are float32 on every platform.
 
@@ -391,12 +405,27 @@ class InBatches(Generic[Result]):
             arrays `[b, ...]`; it returns a tree of arrays with an axis `[b]`.
         floats: the floats in the largest array that the function makes of one example.
         axis: the position of the axis `[b]` in its results.
+        merge: of a function that gives a summary of the batch too, from two summaries to that of
+            both, where one of zeros is of nothing. It takes which examples count too, `[b]`, and
+            returns a pair; its summaries are the same on all devices.
     """
 
-    def __init__(self, function: Callable[..., Result], floats: int, axis: int = 0):
-        self.on_devices = on_every_device(function)
-        self.most = max(1, DECODED_FLOATS // floats)
-        self.axis = axis
+    def __init__(
+        self,
+        function: Callable[..., object],
+        floats: int,
+        axis: int = 0,
+        merge: Callable[[object, object], object] | None = None,
+    ):
+        def and_summary(so_far: object, *arguments: object) -> tuple[object, object]:
+            if merge is None:
+                return function(*arguments), None
+            each, own = cast("tuple[object, object]", function(*arguments))
+            return each, merge(so_far, own)
+
+        self.function, self.merge, self.axis = function, merge, axis
+        self.on_devices = on_every_device(and_summary, (0,))
+        self.most = max(1, floats_at_once() // floats)
         self.fitting: dict[int, int] = {}
 
     def __call__(
@@ -415,34 +444,53 @@ class InBatches(Generic[Result]):
             rounded: whether a few examples are padded to a power of two, so that calls with other
                 numbers of them need no other program.
         """
+        return self.with_summary(shared, batch, count, rounded)[0]
+
+    def with_summary(
+        self,
+        shared: tuple[object, ...],
+        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
+        count: int,
+        rounded: bool = False,
+    ) -> tuple[Result, object]:
+        """The results for all examples and the summary of all, host arrays; see `__call__`."""
         share = -(-count // jax.device_count())
         share = min(self.most, 1 << (share - 1).bit_length() if rounded else share)
         shared = replicate(shared)
 
         def placed(first: int, size: int) -> tuple[object, ...]:
             rows = np.resize(np.arange(first, min(first + size, count)), size)
-            return (*shared, *(None if part is None else split(part, 0) for part in batch(rows)))
+            parts = *batch(rows), *([] if self.merge is None else [np.arange(size) + first < count])
+            return (*shared, *(None if part is None else split(part, 0) for part in parts))
 
-        parts = []
+        parts, summary = [], self._of_nothing(placed(0, jax.device_count()))
         # Accelerators round the factors of a product to ten bits or eight unless told not to.
         with jax.default_matmul_precision("float32"):
             if share not in self.fitting:
-                self.fitting[share] = self._fitting(share, placed)
+                self.fitting[share] = self._fitting(share, lambda size: (summary, *placed(0, size)))
             size = jax.device_count() * self.fitting[share]
             for first in range(0, count, size):
-                result = self.on_devices(*placed(first, size))
+                result, summary = self.on_devices(summary, *placed(first, size))
                 parts.append(jax.tree.map(lambda x: gather(x, self.axis), result))
 
         def joined(*parts: np.ndarray) -> np.ndarray:
             return np.concatenate(parts, self.axis)[(slice(None),) * self.axis + (slice(count),)]
 
-        return jax.tree.map(joined, *parts)
+        return jax.tree.map(joined, *parts), unreplicate(summary)
 
-    def _fitting(self, share: int, placed: Callable[[int, int], tuple[object, ...]]) -> int:
+    def _of_nothing(self, arguments: tuple[object, ...]) -> object:
+        """A summary to begin with, on all devices; None where there is none."""
+        if self.merge is None:
+            return None
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
+        _, summary = cast("tuple[object, object]", jax.eval_shape(self.function, *one))
+        return replicate(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), summary))
+
+    def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
         """The largest share of a device that is within the memory, at most this one."""
         budget = int(MEMORY_FRACTION * device_memory())
         while share > 1:
-            needed = temporary_bytes(self.on_devices, *placed(0, jax.device_count() * share))
+            needed = temporary_bytes(self.on_devices, *first(jax.device_count() * share))
             if needed <= budget:
                 break
             share = max(1, share * budget // needed)

@@ -254,6 +254,7 @@ class Training:
         seeds: the seeds of the replicas, `[S]`.
         state: the latest state on the host, `[S, ...]`.
         validate: its validation, as of `make_validation`.
+        validation: what that found of `state`; empty where it was not asked.
         failure: why it ended before it was finished; None where it did not.
     """
 
@@ -263,6 +264,7 @@ class Training:
     seeds: np.ndarray
     state: TrainState
     validate: Callable[[TrainState], Row]
+    validation: Row = field(default_factory=dict[str, np.ndarray])
     failure: VaeJaxError | None = None
 
     @property
@@ -300,9 +302,7 @@ class Training:
             self.folder.append_metrics({"step": step, "time": time.time()} | row)
 
     def save(self, step: int, state: TrainState, validation: Row) -> None:
-        """Start writing a checkpoint, and log its validation."""
-        if validation:
-            self.log(step, validation)
+        """Start writing a checkpoint, with the score of its validation."""
         if parallel.is_main_process():
             # The last one: the NLL, or the distortion where there is none.
             score = float(list(validation.values())[-1].mean()) if validation else None
@@ -336,6 +336,7 @@ class Training:
                 "finite in the first step."
             )
             return
+        validation = self.validation or self.validate(self.state)
         self.folder.write_summary(
             {
                 "step": self.step,
@@ -343,7 +344,7 @@ class Training:
                 "images_per_second": images_per_second,
                 "skipped_steps": jsonable(self.state.skipped),
             }
-            | {name: jsonable(values) for name, values in self.validate(self.state).items()}
+            | {name: jsonable(values) for name, values in validation.items()}
         )
 
 
@@ -411,6 +412,7 @@ def train_together(
     layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate)
     streamed = is_streamed(experiment.data) if streamed is None else streamed
     streamed = bool(parallel.max_over_processes(streamed))
+    validate_every = experiment.validate_every or experiment.checkpoint_every
     state = together([run.state for run in runs])
     later, step, stopped_by = Later(), runs[0].step, 0
     waiting = [read_unlogged(run.folder, step) for run in runs]
@@ -431,12 +433,17 @@ def train_together(
                         run.give_up(step, own)
             going = [run.failure is None for run in runs]
             stopped_by = parallel.max_over_processes(max(received, default=0))
-            due = step % experiment.checkpoint_every == 0 or step == experiment.num_steps
-            if due or stopped_by:
+            is_last = step == experiment.num_steps
+            due = is_last or stopped_by or step % experiment.checkpoint_every == 0
+            validated = is_last or step % validate_every == 0
+            if due or validated:
                 states = apart(layout.collect(device_state), len(runs))
                 for run, run.state in compress(zip(runs, states, strict=True), going):
-                    validation = run.validate(run.state) if due else {}
-                    later(run.save, step, run.state, validation)
+                    run.validation = run.validate(run.state) if validated else {}
+                    if run.validation:
+                        later(run.log, step, run.validation)
+                    if due:
+                        later(run.save, step, run.state, run.validation)
             if stopped_by or not any(going):
                 break
         later.run()

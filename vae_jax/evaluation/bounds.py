@@ -1,6 +1,6 @@
-"""Likelihood bounds, rate and distortion of each image of a split."""
+"""Likelihood bounds, rate and distortion of each image of a split, and moments of its latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from flax.typing import VariableDict
@@ -8,13 +8,22 @@ from jax import Array
 
 from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
 from vae_jax.data import SplitName
-from vae_jax.evaluation.over_split import Evaluator, over_split
+from vae_jax.evaluation.moments import Moments
+from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
 from vae_jax.experiment import Experiment
+from vae_jax.interfaces import has_bound
 from vae_jax.step import TrainState
+
+Latents = list[tuple[Moments, Moments]]
+"""Of each layer, the moments of the posterior means and of their sampling variances."""
 
 
 def make_bounds_evaluator(
-    experiment: Experiment, split: SplitName, num_samples: int, num_images: int | None = None
+    experiment: Experiment,
+    split: SplitName,
+    num_samples: int,
+    num_images: int | None = None,
+    names: Collection[str] | None = None,
 ) -> Evaluator:
     """Compile `per_image` for a whole split, on all devices.
 
@@ -23,10 +32,11 @@ def make_bounds_evaluator(
         split: the split of the data.
         num_samples: the number of samples K.
         num_images: the number of images N, evenly spaced over the split; None takes all.
+        names: which of the values are wanted, for the others are not computed; None takes all.
 
     Returns:
-        An evaluator of the values of `per_image`, `[S, N, ...]`: all of them where the model has a
-        bound on the likelihood, else the distortion and the posterior means with their variances.
+        An evaluator of the values of `per_image` that are one number for each image, `[S, N]`: all
+        of them where the model has a bound on the likelihood, else the distortion.
 
     Raises:
         VaeJaxError: as in `over_split`.
@@ -36,10 +46,46 @@ def make_bounds_evaluator(
         variables: VariableDict, x: Array, keys: Array, y: Array | None
     ) -> dict[str, Array]:
         values = per_image(experiment.model, variables, x, keys, num_samples, y)
-        return bounded(experiment.model, values)
+        numbers = _numbers(bounded(experiment.model, values))
+        return {name: numbers[name] for name in numbers if names is None or name in names}
 
     samples = min(num_samples, SAMPLES_AT_ONCE)
     return over_split(experiment, split, each_image, num_images, samples)
+
+
+def make_bounds_and_latents_evaluator(
+    experiment: Experiment, split: SplitName, num_samples: int, num_images: int | None = None
+) -> Callable[[VariableDict], tuple[PerImage, Latents]]:
+    """Compile what `make_bounds_evaluator` does, with the moments of posterior means.
+
+    The means of all images are never in one place: their moments are made where they are.
+
+    Args:
+        experiment: as in `make_bounds_evaluator`.
+        split: as in `make_bounds_evaluator`.
+        num_samples: as in `make_bounds_evaluator`.
+        num_images: as in `make_bounds_evaluator`.
+
+    Returns:
+        A function of the variables of S seeds to the values `[S, N]`, and to the moments `[S, ...]`
+        of each layer.
+
+    Raises:
+        VaeJaxError: as in `over_split`.
+    """
+
+    def each_image(
+        variables: VariableDict, x: Array, keys: Array, y: Array | None
+    ) -> tuple[dict[str, Array], list[tuple[Array, Array]]]:
+        values = per_image(experiment.model, variables, x, keys, num_samples, y)
+        latents = [
+            (values[f"posterior_mean_z{layer}"], values[f"mean_variance_z{layer}"])
+            for layer, _ in enumerate(experiment.model.posteriors, start=1)
+        ]
+        return _numbers(bounded(experiment.model, values)), latents
+
+    samples = min(num_samples, SAMPLES_AT_ONCE)
+    return over_split(experiment, split, each_image, num_images, samples, with_moments=True)
 
 
 def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, np.ndarray]]:
@@ -49,15 +95,22 @@ def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, 
         A function from a state `[S, ...]` to mean bounds over the validation split, nats per image,
         `[S]`: `valid_neg_elbo`, in which the KL weighs one whatever its weight in training, and
         `valid_nll` with the objective's K. Where the model has no bound on the likelihood, it gives
-        `valid_distortion` alone; where there is no validation split, nothing.
+        `valid_distortion` alone; where there is no validation split, nothing. Of each image, no
+        more than these numbers leaves its device.
     """
     if len(experiment.data.valid) == 0:
         return lambda state: {}
-    evaluator = make_bounds_evaluator(experiment, "valid", experiment.objective.num_samples)
+    names = ("neg_elbo", "nll") if has_bound(experiment.model) else ("distortion",)
+    num_samples, num_images = experiment.objective.num_samples, experiment.validate_images
+    evaluator = make_bounds_evaluator(experiment, "valid", num_samples, num_images, names)
 
     def validate(state: TrainState) -> dict[str, np.ndarray]:
         result = evaluator(state.variables)
-        names = ("neg_elbo", "nll") if "nll" in result else ("distortion",)
         return {f"valid_{name}": result[name].mean(1) for name in names}
 
     return validate
+
+
+def _numbers(values: dict[str, Array]) -> dict[str, Array]:
+    latents = "posterior_mean", "mean_variance"
+    return {name: each for name, each in values.items() if not name.startswith(latents)}

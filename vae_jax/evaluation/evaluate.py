@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jax import Array
 
 from vae_jax.data import SplitName
 from vae_jax.errors import Shown
 from vae_jax.evaluation.ais import AIS, make_ais_evaluator
-from vae_jax.evaluation.bounds import make_bounds_evaluator
+from vae_jax.evaluation.bounds import make_bounds_and_latents_evaluator
 from vae_jax.evaluation.gaps import inference_gaps, make_gaps_evaluator
 from vae_jax.evaluation.information import make_information_evaluator
-from vae_jax.evaluation.over_split import Evaluator, PerImage
+from vae_jax.evaluation.moments import Moments
+from vae_jax.evaluation.over_split import Evaluator
 from vae_jax.experiment import Experiment
 from vae_jax.given import Count, checked
 from vae_jax.metrics.quality import Quality, measure_quality
@@ -147,7 +149,7 @@ def evaluate(
         features: spaces of features in which to score them, beside the package's own.
 
     Raises:
-        VaeJaxError: as in `make_bounds_evaluator`, and in those of what is asked for.
+        VaeJaxError: as in `over_split`, and in those of what is asked for.
 
     Example:
         >>> result = evaluate(run, num_samples=5000)
@@ -157,24 +159,19 @@ def evaluate(
     quality = (
         None if quality_images is None else measure_quality(run, split, quality_images, features)
     )
-    evaluators: list[Evaluator] = [
-        make_bounds_evaluator(experiment, split, num_samples, num_images)
-    ]
+    bounds = make_bounds_and_latents_evaluator(experiment, split, num_samples, num_images)
+    evaluators: list[Evaluator] = []
     if ais is not None:
         evaluators.append(make_ais_evaluator(experiment, split, ais, num_images))
     if information:
         evaluators.append(make_information_evaluator(experiment, split, num_images))
     if gaps:
         evaluators.append(make_gaps_evaluator(experiment, split, num_samples, num_images))
-    values: PerImage = {}
+    values, latents = bounds(run.variables)
     for evaluator in evaluators:
         values |= evaluator(run.variables)
     if gaps:
         values |= inference_gaps(values)
-    units = [
-        active_units(values.pop(f"posterior_mean_z{layer}"), values.pop(f"mean_variance_z{layer}"))
-        for layer, _ in enumerate(experiment.model.posteriors, start=1)
-    ]
     mean = {name: each.mean(1, dtype=np.float64) for name, each in values.items()}
     return Evaluation(
         data=f"{experiment.data.description}, {split} split{_given_labels(experiment)}",
@@ -184,13 +181,13 @@ def evaluate(
         ais=ais,
         mean=mean,
         standard_error={name: standard_error_of_mean(each) for name, each in values.items()},
-        active_units=units,
+        active_units=[active_units(means, variances) for means, variances in latents],
         bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
         quality=quality,
     )
 
 
-def active_units(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+def active_units(means: Moments, variances: Moments) -> np.ndarray:
     """The number of active units of a layer, `[S]`; nan where it cannot be told.
 
     Those whose posterior mean E_q[z_u|x] has a variance over the images above 0.01 (Burda et al.
@@ -198,16 +195,20 @@ def active_units(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     bias, and what is left has to be above 0.01 by three of its standard errors.
 
     Args:
-        means: posterior means, or estimates of them, `[S, N, *event]`.
-        variances: the sampling variances of these estimates, `[S, N, *event]`; zero where the means
-            are exact, nan where each is of one sample, from which no variance can be estimated.
+        means: moments over N images of posterior means, or of estimates of them, `[S, *event]`.
+        variances: moments of the sampling variances of these estimates, `[S, *event]`; zero where
+            the means are exact, nan where each is of one sample, from which no variance can be
+            estimated.
     """
-    means, variances = (
-        values.reshape(*values.shape[:2], -1).astype(np.float64) for values in (means, variances)
-    )
-    count = means.shape[1]
-    found = means.var(1) - (1 - 1 / count) * variances.mean(1)
+
+    def flat(values: Array) -> np.ndarray:
+        return np.asarray(values, np.float64).reshape(len(values), -1)
+
+    count = flat(means.count)
+    noise, noise_squares = flat(variances.mean), flat(variances.squares) / count
+    found = flat(means.squares) / count - (1 - 1 / count) * noise
     # Of (mean + noise)² - variance at the limit of being active, for normal noise and any K > 1.
-    error = np.sqrt((4 * variances**2 + 4 * ACTIVE_VARIANCE * variances).sum(1)) / count
+    variance_of_each = 4 * (noise_squares + noise**2) + 4 * ACTIVE_VARIANCE * noise
+    error = np.sqrt(variance_of_each / count)
     units = (found > ACTIVE_VARIANCE + 3 * error).sum(1)
     return np.where(np.isnan(found).any(1), np.nan, units)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from jax import Array
 from vae_jax import parallel, random
 from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
+from vae_jax.evaluation.moments import Moments, merged
 from vae_jax.experiment import Experiment
 
 PerImage = dict[str, np.ndarray]
@@ -26,6 +27,7 @@ def over_split(
     function: Callable[..., object],
     num_images: int | None = None,
     num_decoded: int = 1,
+    with_moments: bool = False,
 ) -> Callable[..., Any]:
     """Map a function of images over a split.
 
@@ -40,10 +42,13 @@ def over_split(
             further trees of that seed; it returns a tree of arrays `[B, ...]`.
         num_images: the number of images N, evenly spaced over the split; None takes all.
         num_decoded: the number of images that are decoded for each image at once.
+        with_moments: whether the function returns a pair of trees, and of the second no more is
+            wanted than its moments over the images, which stay on the devices until the end.
 
     Returns:
         A function of variables and further trees, host arrays `[S, ...]` of S seeds, to the tree of
-        host arrays `[S, N, ...]`. It is compiled at its first call.
+        host arrays `[S, N, ...]`; with moments, to that and the tree of `Moments` `[S, ...]`. It is
+        compiled at its first call.
 
     Raises:
         VaeJaxError: the split does not have this number of images, or none.
@@ -65,6 +70,7 @@ def over_split(
         images: Array,
         indices: Array,
         y: Array | None,
+        counted: Array | None = None,
     ) -> object:
         image_keys = random.image_keys(split, indices)
         x = experiment.data.protocol.apply(images, random.purpose(image_keys, "protocol"))
@@ -73,16 +79,23 @@ def over_split(
         def one_seed(variables: VariableDict, more: tuple[object, ...]) -> object:
             return function(variables, x, keys, y, *more)
 
-        return jax.vmap(one_seed)(variables, more)
+        found = jax.vmap(one_seed)(variables, more)
+        if counted is None:
+            return found
+        each, others = cast("tuple[object, object]", found)
+        of = jax.vmap(Moments.of, (0, None))
+        return each, jax.tree.map(lambda values: of(values, counted), others)
 
     def batch(positions: np.ndarray) -> tuple[np.ndarray | None, ...]:
         chosen = rows[positions].astype(np.int32)
         return images[chosen], chosen, None if labels is None else labels[chosen]
 
     decoded = math.prod(experiment.data.image_shape) * num_decoded
-    in_batches = parallel.InBatches(one_device, decoded, axis=1)
+    merge = merged if with_moments else None
+    in_batches = parallel.InBatches[object](one_device, decoded, axis=1, merge=merge)
+    of_all = in_batches.with_summary if with_moments else in_batches
 
     def on_split(variables: VariableDict, *more: object) -> object:
-        return in_batches((variables, more), batch, wanted)
+        return of_all((variables, more), batch, wanted)
 
     return on_split
