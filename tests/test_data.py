@@ -1,24 +1,28 @@
 """Data: protocols against their probabilities, data sets against their official files, errors."""
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import random
+from vae_jax import random, storage
 from vae_jax.data import (
     PROTOCOLS,
     SOURCES,
     Data,
     batch_indices,
+    cache,
+    datasets,
     list_datasets,
     load,
     prepare,
@@ -442,6 +446,84 @@ def test_the_disk_refuses_to_take_more(limit: int, tmp_path: Path) -> None:
     assert "choose another with --data-dir or VAE_JAX_DATA_DIR" in child.stderr.splitlines()[-1]
     left = {path.name for path in (tmp_path / "mnist_5k").iterdir()}
     assert left <= {"vae_jax.lock", "1.0.0"}  # the second is TFDS's own and complete
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the files and arrays that are hashed."""
+    sizes: list[int] = []
+    entry, fingerprint = storage._entry, datasets._fingerprint
+
+    def of_file(path: Path) -> Any:
+        sizes.append(path.stat().st_size)
+        return entry(path)
+
+    def of_arrays(splits: Any) -> str:
+        sizes.append(sum(split.images.nbytes for split in splits.values()))
+        return fingerprint(splits)
+
+    monkeypatch.setattr(storage, "_entry", of_file)
+    monkeypatch.setattr(datasets, "_fingerprint", of_arrays)
+    return sizes
+
+
+def test_bytes_are_hashed_once_until_they_are_touched(
+    hashed: list[int], data_dir: Path, tmp_path: Path
+) -> None:
+    """What one process has verified, no other hashes; a touched file, a flag and a cut do."""
+    cached = tmp_path / "mnist_5k" / "vae_jax"
+    shutil.copytree(data_dir / "mnist_5k" / "vae_jax", cached)
+    for note in cached.glob(".*"):
+        note.unlink()
+    whole = sum(file.stat().st_size for file in cached.glob("*.npy"))
+    images = 5000 * 28 * 28
+    first = load("mnist_5k", data_dir=tmp_path).fingerprint
+    assert sum(hashed) == whole + images
+    hashed.clear()
+    assert load("mnist_5k", data_dir=tmp_path).fingerprint == first
+    program = (
+        "import hashlib, sys; from vae_jax.data import load; "
+        "hashlib.file_digest = None; "  # nobody calls it
+        f"print(load('mnist_5k', data_dir={str(tmp_path)!r}).fingerprint)"
+    )
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert child.stdout.strip() == first, child.stderr
+    assert not hashed
+    prepare("mnist_5k", tmp_path, verify=True)
+    assert sum(hashed) == whole
+    hashed.clear()
+    os.utime(cached / "test_images.npy")
+    assert load("mnist_5k", data_dir=tmp_path).fingerprint == first
+    assert sum(hashed) == whole
+    manifest = json.loads((cached / "manifest.json").read_text())
+    manifest["files"]["test_labels.npy"]["sha256"] = "0" * 64
+    (cached / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(VaeJaxError, match=r"test_labels\.npy is not the file that was written"):
+        load("mnist_5k", data_dir=tmp_path)
+
+
+def test_every_byte_is_checked_on_request(data_dir: Path, tmp_path: Path) -> None:
+    """A disk that changes a byte leaves size and time as they were."""
+    cached = tmp_path / "mnist_5k" / "vae_jax"
+    shutil.copytree(data_dir / "mnist_5k" / "vae_jax", cached)
+    load("mnist_5k", data_dir=tmp_path)
+    file = cached / "train_images.npy"
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[100_000] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    load("mnist_5k", data_dir=tmp_path)
+    with pytest.raises(VaeJaxError, match=r"train_images\.npy is not the file that was written"):
+        prepare("mnist_5k", tmp_path, verify=True)
+
+
+def test_fingerprints_that_are_remembered_are_of_the_cut(tmp_path: Path) -> None:
+    assert cache.remembered(tmp_path, {"x": 1}, "one", lambda: "a") == "a"
+    assert cache.remembered(tmp_path, {"x": 1}, "one", lambda: "b") == "a"
+    assert cache.remembered(tmp_path, {"x": 1}, "two", lambda: "c") == "c"
+    assert cache.remembered(tmp_path, {"x": 2}, "one", lambda: "d") == "d"
+    (tmp_path / ".fingerprints.json").write_text("{")
+    assert cache.remembered(tmp_path, {"x": 1}, "one", lambda: "e") == "e"
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 from tyro.extras import SubcommandApp
 
 from vae_jax.errors import Interrupted, VaeJaxError, legible
 from vae_jax.progress import open_streams, say
-
-if TYPE_CHECKING:
-    pass
 
 DESCRIPTION = (
     "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
@@ -478,18 +475,22 @@ def data_list(options: Unprefixed = DataOptions()) -> None:
 
 @data_app.command(name="prepare")
 def data_prepare(
-    name: Annotated[str, tyro.conf.Positional], options: Unprefixed = DataOptions()
+    name: Annotated[str, tyro.conf.Positional],
+    options: Unprefixed = DataOptions(),
+    *,
+    verify: bool = False,
 ) -> None:
     """Prepare a data set with TFDS, once.
 
     Args:
         name: the name that `vae-jax data list` prints.
         options: where data sets are.
+        verify: check every byte of one that is prepared, also of files that seem untouched.
     """
     options.use()
     from vae_jax.data import prepare
 
-    prepare(name)
+    prepare(name, verify=verify)
 
 
 @experiments_app.command(name="list")

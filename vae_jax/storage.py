@@ -32,7 +32,10 @@ if sys.platform != "win32":
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
+STAMP = ".verified.json"
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
+# Of two letters at least, for Windows has drives; a Path has one of its slashes.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 # What a file system says that has no locks, or cannot flush a folder.
 _NOT_OFFERED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EACCES)
 
@@ -108,6 +111,7 @@ def publish(folder: Path, target: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Makes a folder and those that it is in, on the disk too."""
+    check_local(path)
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -145,8 +149,9 @@ def from_home(path: str | Path) -> Path:
     """An absolute path; one that begins with ~ is in this account's home.
 
     Raises:
-        VaeJaxError: the account has none.
+        VaeJaxError: the account has none, or the path is of another machine's files.
     """
+    check_local(path)
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
@@ -154,6 +159,19 @@ def from_home(path: str | Path) -> Path:
             f"{path} is in a home folder, and this account has none: set HOME, or name another "
             "folder."
         ) from None
+
+
+def check_local(path: str | Path) -> None:
+    """Refuses an address such as gs://bucket/runs, of which Python would make a folder `gs:`.
+
+    Raises:
+        VaeJaxError: it is one.
+    """
+    if found := _ADDRESS.match(str(path)):
+        raise VaeJaxError(
+            f"{path} is an address ({found[1]}:), and files are mapped, locked and renamed, which "
+            "needs a file system: name a folder, such as one where that storage is mounted."
+        )
 
 
 def free_name(path: Path) -> Path:
@@ -372,6 +390,55 @@ def damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
+def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False) -> str | None:
+    """What is wrong with the files of a manifest, where only what has been touched is hashed.
+
+    A stamp beside them tells for which manifest all were hashed, and the size and time of each
+    then. Of several processes that come at once, one hashes, and the others wait for its stamp.
+
+    Args:
+        folder: where the files are.
+        manifest: what `manifest_of` returned.
+        wholly: whether all are hashed whatever the stamp says.
+    """
+    if not wholly and _is_stamped(folder, manifest):
+        return None
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(VaeJaxError):  # nobody can write here, as on a full disk
+            stack.enter_context(lock(folder / f"{STAMP}.lock"))
+        if not wholly and _is_stamped(folder, manifest):
+            return None
+        stamp = _stamp_of(folder, manifest)  # of before they are read
+        found = damage(folder, manifest)
+        if found is None and stamp is not None:
+            with contextlib.suppress(VaeJaxError):
+                write_json(folder / STAMP, stamp)
+        return found
+
+
+def write_stamp(folder: Path, manifest: Mapping[str, Entry]) -> None:
+    """Notes that `manifest_of` has just hashed the files of a folder, for `damage_since`."""
+    with contextlib.suppress(VaeJaxError):  # then they are hashed once more
+        write_json(folder / STAMP, _stamp_of(folder, manifest))
+
+
+def _stamp_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A hash of the manifest, and size and time of its files; None where one is missing."""
+    try:
+        states = [(folder / name).stat() for name in manifest]
+    except OSError:
+        return None
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    files = {n: [s.st_size, s.st_mtime_ns] for n, s in zip(manifest, states, strict=True)}
+    return {"manifest": digest, "files": files}
+
+
+def _is_stamped(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    with contextlib.suppress(DamagedError):
+        return read_json(folder / STAMP) == _stamp_of(folder, manifest)
+    return False
+
+
 def strangers(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
     """Files in a folder that its manifest does not name, litter left out."""
     return _names(folder) - manifest.keys()
@@ -380,7 +447,7 @@ def strangers(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
 def _names(folder: Path) -> set[str]:
     files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix() for path in files if not is_litter(path)}
-    return names - {MANIFEST}
+    return names - {MANIFEST, STAMP, f"{STAMP}.lock"}
 
 
 def _entry(path: Path) -> Entry:

@@ -546,6 +546,7 @@ def train_file(
     Raises:
         VaeJaxError: the file defines no experiment, the arguments do not suit it, or as in `train`.
     """
+    storage.check_local(folder)  # before data are loaded
     source, _ = read_module(Path(file))
     origin = Origin(str(file), source, dict(arguments or {}))
     return train(

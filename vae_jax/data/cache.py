@@ -1,8 +1,10 @@
 """The prepared arrays on disk: written whole or not at all, checked when read, memory-mapped."""
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +37,20 @@ def publish(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
         OSError: the disk is full or the folder not writable.
     """
     manifest = {**about, "files": storage.manifest_of(arrays)}
+    storage.write_stamp(arrays, manifest["files"])
     (arrays / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
     storage.publish(arrays, target)
 
 
-def read(name: str, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(
+    name: str, source: Path, wholly: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Maps the arrays of a prepared data set into memory.
 
     Args:
         name: the data set, for the message.
         source: the folder that `publish` made.
+        wholly: whether every byte is checked, also of files that seem untouched.
 
     Returns:
         Read-only memory maps by array name, and the manifest: "files", and "class_names" and
@@ -62,7 +68,7 @@ def read(name: str, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
                 "class_names": list() | None,
                 "skipped": list() | None,
             }:
-                damage = storage.damage(source, manifest["files"])
+                damage = storage.damage_since(source, manifest["files"], wholly)
             case _:
                 damage = f"{storage.MANIFEST} lacks an entry"
     except storage.DamagedError as error:
@@ -74,3 +80,35 @@ def read(name: str, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         )
     arrays = {Path(f).stem: np.load(source / f, mmap_mode="r") for f in manifest["files"]}
     return arrays, manifest
+
+
+def remembered(
+    source: Path, files: Mapping[str, Any], what: str, compute: Callable[[], str]
+) -> str:
+    """What is computed of the arrays of a cache, by one process once.
+
+    Args:
+        source: the folder that `publish` made.
+        files: its manifest's "files", as they were read.
+        what: which part of the arrays, and how, in words that differ where the result may.
+        compute: computes it.
+    """
+    path = source / ".fingerprints.json"
+    key = hashlib.sha256(json.dumps([files, what], sort_keys=True).encode()).hexdigest()
+
+    def known() -> dict[str, Any]:
+        with contextlib.suppress(storage.DamagedError):
+            return storage.read_json(path)
+        return {}
+
+    if isinstance(found := known().get(key), str):
+        return found
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(VaeJaxError):  # nobody can write here, as on a full disk
+            stack.enter_context(storage.lock(path.with_name(f"{path.name}.lock")))
+        if isinstance(found := known().get(key), str):
+            return found
+        computed = compute()
+        with contextlib.suppress(VaeJaxError):
+            storage.write_json(path, known() | {key: computed})
+        return computed

@@ -182,7 +182,8 @@ def load(
         )
     sizes = _split_sizes(source, valid)
     prepare(name, data_dir, manual_dir)
-    arrays, manifest = cache.read(name, cache.folder(cache.root(data_dir), name))
+    folder = cache.folder(cache.root(data_dir), name)
+    arrays, manifest = cache.read(name, folder)
     split_rule = "the data set's own splits"
     if "valid" not in source.sizes:
         for kind in ("images", "labels"):
@@ -202,11 +203,16 @@ def load(
         class_names=manifest.get("class_names"),
         split_rule=split_rule,
     )
-    return data.loaded_by(partial(load, name, protocol, valid=valid, data_dir=data_dir))
+    again = partial(load, name, protocol, valid=valid, data_dir=data_dir)
+    return data.loaded_by(again, partial(cache.remembered, folder, manifest["files"]))
 
 
 def prepare(
-    name: str, data_dir: str | Path | None = None, manual_dir: str | Path | None = None
+    name: str,
+    data_dir: str | Path | None = None,
+    manual_dir: str | Path | None = None,
+    *,
+    verify: bool = False,
 ) -> None:
     """Prepares a data set with TFDS in a subprocess, unless it is in the cache already.
 
@@ -214,13 +220,18 @@ def prepare(
         name: a name in `SOURCES`.
         data_dir: as for `load`.
         manual_dir: as for `load`.
+        verify: whether every byte that is in the cache already is checked; `load` checks those of
+            files alone whose size or time has changed since they were.
 
     Raises:
-        VaeJaxError: the name is unknown, a file or TensorFlow is missing, or the disk refuses.
+        VaeJaxError: the name is unknown, a file or TensorFlow is missing, the disk refuses, or the
+            cache is damaged.
     """
     _find_source(name)
     root = cache.root(data_dir)
     if cache.folder(root, name).exists():
+        if verify:
+            cache.read(name, cache.folder(root, name), wholly=True)
         return
     manual_folder = _manual_folder(name, manual_dir)
     arguments = [name, str(root), *([] if manual_folder is None else [str(manual_folder)])]

@@ -1,7 +1,7 @@
 """A data set in memory: three splits of uint8 images, a protocol, and a fingerprint."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -52,6 +52,9 @@ class Data(Shown, given.Checked):
     split_rule: str
     class_names: tuple[str, ...] | None = None
     source: "partial[Data] | None" = field(default=None, init=False)
+    _remembered: Callable[[str, Callable[[], str]], str] | None = field(
+        default=None, init=False, repr=False
+    )
 
     @classmethod
     def from_arrays(
@@ -139,15 +142,30 @@ class Data(Shown, given.Checked):
         vars(made)["fingerprint"] = fingerprint
         return made
 
-    def loaded_by(self, source: "partial[Data]") -> "Data":
-        """These data, with the call that loads them again."""
+    def loaded_by(
+        self,
+        source: "partial[Data]",
+        remembered: Callable[[str, Callable[[], str]], str] | None = None,
+    ) -> "Data":
+        """These data, with the call that loads them again.
+
+        Args:
+            source: that call.
+            remembered: a function of the shapes of the splits and of what computes the fingerprint,
+                which need not be called where that is known.
+        """
+        object.__setattr__(self, "_remembered", remembered)
         object.__setattr__(self, "source", source)
         return self
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the images, labels and shapes of all splits."""
-        return _fingerprint({"train": self.train, "valid": self.valid, "test": self.test})
+        splits: dict[SplitName, Split]
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        if self._remembered is None:
+            return _fingerprint(splits)
+        return self._remembered(_shapes(splits), partial(_fingerprint, splits))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -255,6 +273,13 @@ def _name_classes(
         twice = next(each for each in names if names.count(each) > 1)
         raise VaeJaxError(f"Two classes of {name} are named {twice!r}: give each its own name.")
     return names
+
+
+def _shapes(splits: Mapping[SplitName, Split]) -> str:
+    def shape(array: np.ndarray | None) -> str:
+        return "none" if array is None else f"{array.dtype} {array.shape}"
+
+    return "; ".join(f"{n} {shape(s.images)} {shape(s.labels)}" for n, s in splits.items())
 
 
 def _fingerprint(splits: Mapping[SplitName, Split]) -> str:

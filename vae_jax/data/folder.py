@@ -202,7 +202,7 @@ def load_folder(
     again = partial(
         load_folder, root, size, channels=channels, protocol=protocol, data_dir=data_dir
     )
-    return data.loaded_by(again)
+    return data.loaded_by(again, partial(cache.remembered, target, manifest["files"]))
 
 
 def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Path) -> Path:

@@ -49,7 +49,7 @@ def kept(folder: Path) -> Data | None:
         return None
     try:
         about = storage.read_json(folder / storage.MANIFEST)
-        damage = storage.damage(folder, about["files"])
+        damage = storage.damage_since(folder, about["files"])
         names = [name for name in about["files"] if name.endswith(".npy")]
         if damage is None:
             arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r") for name in names}

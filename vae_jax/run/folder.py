@@ -83,6 +83,9 @@ class RunFolder:
 
     path: Path
 
+    def __post_init__(self):
+        storage.check_local(self.path)
+
     @property
     def record(self) -> Path:
         """experiment.json."""
