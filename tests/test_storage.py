@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -547,6 +548,33 @@ def test_a_manifest_of_other_types_is_damage(
 ) -> None:
     folder, manifest = described
     assert storage.damage(folder, manifest | {"a": entry}) is not None
+
+
+def test_of_readers_that_come_at_once_one_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each opens the lock by itself, as processes do; a damaged file has no stamp."""
+    (tmp_path / "x.npy").write_bytes(b"x" * 1000)
+    manifest, hashed, entry = storage.manifest_of(tmp_path), [], storage._entry
+
+    def slowly(path: Path) -> Any:
+        hashed.append(path.name)
+        time.sleep(0.2)
+        return entry(path)
+
+    def read(_: int) -> str | None:
+        return storage.damage_since(tmp_path, manifest)
+
+    monkeypatch.setattr(storage, "_entry", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(8))) == [None] * 8
+    assert hashed == ["x.npy"]
+    assert storage.manifest_of(tmp_path) == manifest  # notes are not among the files
+    (tmp_path / "x.npy").write_bytes(b"y" * 1000)
+    for _ in range(2):
+        assert read(0) == "x.npy is not the file that was written"
+    (tmp_path / "x.npy").unlink()
+    assert read(0) == "x.npy is missing"
 
 
 @pytest.mark.parametrize("kind", [str, Path])
