@@ -285,7 +285,7 @@ def test_evaluation(tmp_path):
     assert names <= set(evaluation.mean)
     assert all(evaluation.standard_error[name] > 0 for name in names)
     assert evaluation.mean["nll_ais"] == pytest.approx(evaluation.mean["nll"], abs=0.5)
-    rows = {name: (value, unit) for name, value, unit in rows_of(evaluation)}
+    rows = {name: (value, unit) for name, value, unit, _ in rows_of(evaluation)}
     value, unit = rows["NLL, annealed bound, T = 5, 2 chains"]
     assert value.startswith(f"{evaluation.mean['nll_ais'][0]:.2f} ± ")
     assert unit == "nats"

@@ -464,7 +464,7 @@ def test_a_flow_that_ignores_its_images_has_no_active_units(num_samples, units, 
         make_run(experiment, tmp_path, stacked({"params": params})), num_samples=num_samples
     )
     np.testing.assert_array_equal(evaluation.active_units, [[units]])
-    row = {name: value for name, value, _ in rows_of(evaluation)}["active units"]
+    row = {name: value for name, value, *_ in rows_of(evaluation)}["active units"]
     assert row.startswith(shown)
 
 
@@ -510,7 +510,7 @@ def test_no_likelihood_of_what_is_not_normalized(tmp_path):
     evaluation = evaluate(make_run(experiment, tmp_path, variables), num_samples=2)
     assert set(evaluation.mean) == {"distortion"}
     assert evaluation.bits_per_dim is None
-    (said,) = (value for name, value, _ in rows_of(evaluation) if name == "NLL")
+    (said,) = (value for name, value, *_ in rows_of(evaluation) if name == "NLL")
     assert "not normalized" in said
 
 

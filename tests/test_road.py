@@ -53,8 +53,8 @@ FLOORS = (
     ("generate",),
     ("standard_figures", "metrics"),
     ("evaluation",),
-    ("train", "report"),
-    ("grid",),
+    ("train",),
+    ("report", "grid"),
     ("cli",),
 )
 # What looks upward, for the names of types alone.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import inspect
 import os
 import re
@@ -185,17 +186,17 @@ def parse(
 def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     """Run `vae-jax train FILE ...`: the flags are those of the file's function `experiment`."""
     from vae_jax.experiment import find_file, read_module
+    from vae_jax.grid import cells_of_flags, train_grid
 
     file = find_file(name)
     _, module = read_module(file)
-    from vae_jax.grid import cells_of_flags, train_grid
-
     defaults = TrainOptions(workdir=Path("runs") / file.stem), ProcessOptions(), DataOptions()
     made_by, command = module.experiment, f"train {name}"
     parsed = [parse(made_by, command, each, *defaults) for each in cells_of_flags(made_by, flags)]
     (options, processes, data, _), cells = parsed[0], [each[-1] for each in parsed]
     data.use()
     from vae_jax import parallel
+    from vae_jax.report import report_on
     from vae_jax.standard_figures import plot_standard_figures
     from vae_jax.train import train_file
 
@@ -212,7 +213,8 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
             runs = [train_file(file, options.workdir, cells[0], **how)]
     for run in runs if parallel.is_main_process() else ():
         if not run.folder.figures.exists():
-            print_paths(plot_standard_figures(run))
+            drawn = plot_standard_figures(run)
+            print_paths([*drawn, report_on([run.folder.path], run.folder.figures / "report.html")])
     if missing := len(cells) - len(runs):
         where = f"{missing} of the {len(cells)} cells of {options.workdir}"
         raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
@@ -418,23 +420,36 @@ def table(
         columns: a flag whose values are the columns.
         quantity: what stands in the cells of --rows and --columns.
         out: also write it to a .md, .tex (booktabs) or .csv file.
-        trust: run the code in the run folders, which knows the published numbers, even where
-            another account wrote it.
+        trust: run the runs' code, which knows published numbers, even if another account wrote it.
     """
     from vae_jax import report
-    from vae_jax.evaluation.table import crossed, of_runs, pooled, read
+    from vae_jax.evaluation.table import of_folders
     from vae_jax.grid import runs_of
 
-    if (rows is None) != (columns is None):
-        raise VaeJaxError("--rows and --columns belong together: give both, or neither.")
-    found = pooled(read(run, trust) for folder in runs for run in runs_of(folder))
-    if rows is None or columns is None:
-        made = of_runs(found)
-    else:
-        made = crossed(found, rows.replace("-", "_"), columns.replace("-", "_"), quantity)
+    made = of_folders(runs_of(*runs), rows, columns, quantity, trust)
     report.show_numbers(made)
     if out is not None:
         print_paths([made.write(out)])
+
+
+@app.command
+def report(
+    runs: Annotated[list[Path], tyro.conf.Positional],
+    *,
+    out: Path = Path("report.html"),
+    trust: bool = False,
+) -> None:
+    """One page of what was run, its numbers, curves and pictures; several runs side by side.
+
+    Args:
+        runs: the run folders, or those of grids, each cell of which is a run.
+        out: an .html file, which needs no other and sends no request.
+        trust: run a run's code, to draw missing pictures, even where another account wrote it.
+    """
+    from vae_jax.grid import runs_of
+    from vae_jax.report import report_on
+
+    print_paths([report_on(runs_of(*runs), out, trust=trust)])
 
 
 @app.command(name="list")
@@ -496,13 +511,10 @@ def data_prepare(
 @experiments_app.command(name="list")
 def experiments_list() -> None:
     """List the experiments that come with the package, each of which `train` takes by name."""
-    import ast
+    from vae_jax.experiment import summaries
 
-    from vae_jax.experiment import shipped
-
-    for name, file in shipped().items():
-        doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        print(f"{name:20}{doc.splitlines()[0]}")
+    for name, summary in summaries().items():
+        print(f"{name:20}{summary}")
 
 
 @experiments_app.command(name="copy")
@@ -515,15 +527,9 @@ def experiments_copy(
         name: the name that `vae-jax experiments list` prints.
         folder: where the file is to be; a file that is there already is left as it is.
     """
-    from vae_jax.experiment import find_file
+    from vae_jax.experiment import copy_file
 
-    source = find_file(name)
-    copied = folder / source.name
-    if copied.exists():
-        raise VaeJaxError(f"{copied} is there already: copy into another folder, or rename it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    copied.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    print_paths([copied])
+    print_paths([copy_file(name, folder)])
 
 
 def check_counts(**counts: float) -> None:
@@ -572,9 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case ["experiments"]:
                 experiments_list()
             case ["--version"]:
-                from importlib.metadata import version
-
-                print(version("vae_jax"))
+                print(importlib.metadata.version("vae_jax"))
             case [command, *flags] if command in PICTURES:
                 pictures_with_flags(command, flags)
             case _:

@@ -1,5 +1,6 @@
 """The Experiment: everything that defines a run except its seed, and files that define one."""
 
+import ast
 import copy
 import dataclasses
 import functools
@@ -271,6 +272,15 @@ def shipped() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
+def summaries() -> dict[str, str]:
+    """The first lines of these files' docstrings, by name."""
+    docs = {
+        name: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        for name, file in shipped().items()
+    }
+    return {name: doc.partition("\n")[0] for name, doc in docs.items()}
+
+
 def find_file(name: str) -> Path:
     """The experiment file at this path, or else the one that comes with the package by this name.
 
@@ -286,6 +296,21 @@ def find_file(name: str) -> Path:
             f"path of a file, or one of {', '.join(files)}."
         )
     return files[name]
+
+
+def copy_file(name: str, folder: Path) -> Path:
+    """Copy an experiment's file into a folder.
+
+    Raises:
+        VaeJaxError: there is no such experiment, or a file of its name is there already.
+    """
+    source = find_file(name)
+    copied = folder / source.name
+    if copied.exists():
+        raise VaeJaxError(f"{copied} is there already: copy into another folder, or rename it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    copied.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return copied
 
 
 def read_module(file: Path) -> tuple[str, ModuleType]:

@@ -256,12 +256,16 @@ def is_run(folder: Path) -> bool:
     return run_folder.record.exists() or run_folder.record_copy.exists()
 
 
-def runs_of(folder: Path) -> list[Path]:
-    """The run folders of a grid's cells, the smallest numbers first; of a run, itself alone."""
+def runs_of(*folders: Path) -> list[Path]:
+    """The run folders of grids' cells, the smallest numbers first; of a run, itself alone."""
 
     def by_numbers(cell: Path) -> list[str | float]:
         parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", cell.name)  # text, number, text, ...
         return [float(part) if n % 2 else part for n, part in enumerate(parts)]
 
-    cells = [cell for cell in folder.glob("*=*") if is_run(cell)]
-    return [folder] if is_run(folder) or not cells else sorted(cells, key=by_numbers)
+    runs: list[Path] = []
+    for folder in folders:
+        cells = [cell for cell in folder.glob("*=*") if is_run(cell)]
+        single = is_run(folder) or not cells
+        runs += [folder] if single else sorted(cells, key=by_numbers)
+    return runs

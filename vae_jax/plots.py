@@ -6,6 +6,7 @@ others raise a `VaeJaxError`: logits and bytes must never be shown as pictures.
 """
 
 import contextlib
+import io
 import math
 import re
 import warnings
@@ -248,6 +249,14 @@ def save(figure: Figure, path: Path, quality: int | None = None) -> Path:
     options = options_for(path, quality)
     with _of_any_script():
         return _write(path, lambda to: figure.savefig(to, dpi=DPI, pil_kwargs=options))
+
+
+def png(figure: Figure) -> bytes:
+    """The file that `save` would write to a .png."""
+    made = io.BytesIO()
+    with _of_any_script():
+        figure.savefig(made, format="png", dpi=DPI)
+    return made.getvalue()
 
 
 def save_images(

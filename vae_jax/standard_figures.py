@@ -1,5 +1,6 @@
 """The figures of a run: the standard ones, plotted when its training ends, and a command's."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -67,50 +68,58 @@ def pictures_of(
     return images, None, columns if classes > 1 else None
 
 
+def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
+    """What the model allows to be plotted from validation images, never test ones, by file name."""
+    data = run.experiment.data
+    split = "valid" if len(data.valid) else "train"
+    name = plots.plain(f"{data.name}, {split} split")
+    quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
+    parts = {"train distortion": "distortion", "train rate": "kl_sampled"}
+    figures: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: plots.learning_curves(
+            bound_curves(run), ylabel=f"{quantity} [nats per image]"
+        ),
+        "rate_and_distortion": lambda: plots.learning_curves(
+            metric_curves(run, parts), ylabel="nats per image"
+        ),
+        "samples": lambda: samples(run),
+        "reconstructions": lambda: plots.reconstructions(
+            *generate.reconstruct(run, split), title=name
+        ),
+    }
+    if run.experiment.model.labels is not None:
+        source, targets = int(getattr(data, split).labels[0]), run.class_names[:SHOWN_CLASSES]
+        figures["restyled"] = lambda: plots.restyled(*generate.restyle(run, source, targets, split))
+    if generate.space_of(run) in ("real", "sphere") and len(generate.pairs_of(run, split, 1)):
+        figures["interpolations"] = lambda: plots.interpolations(generate.interpolate(run, split))
+    if generate.has_coordinates(run):
+        figures["traversals"] = lambda: plots.traversals(*generate.traverse(run, split))
+    rows = np.arange(min(5000, len(getattr(data, split))))
+    x, y = run.images(split, rows), run.labels(split, rows)
+    z = run.posterior_means(x, y)[0]
+    if generate.has_coordinates(run) and z.shape[1:] == (2,):
+        labels = getattr(data, split).labels
+        classes = None if labels is None else labels[rows]
+        label = None if y is None else 0
+        figures["latents"] = lambda: plots.latent_scatter(z, classes, data.class_names)
+        figures["manifold"] = lambda: plots.manifold(*generate.manifold(run, 20, label))
+    return figures
+
+
 def plot_standard_figures(run: Run) -> list[Path]:
-    """Plot what the model allows into the run's folder, from validation images, never test ones.
+    """Plot the standard figures into the run's folder.
 
     A new folder appears when all are plotted; in an old one each replaces its predecessor.
 
     Returns:
         The paths of the figures.
     """
-    data = run.experiment.data
-    split = "valid" if len(data.valid) else "train"
-    name = plots.plain(f"{data.name}, {split} split")
-    quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
-    figures = {
-        "learning_curves": plots.learning_curves(
-            bound_curves(run), ylabel=f"{quantity} [nats per image]"
-        ),
-        "rate_and_distortion": plots.learning_curves(
-            metric_curves(run, {"train distortion": "distortion", "train rate": "kl_sampled"}),
-            ylabel="nats per image",
-        ),
-        "samples": samples(run),
-        "reconstructions": plots.reconstructions(*generate.reconstruct(run, split), title=name),
-    }
-    if run.experiment.model.labels is not None:
-        source, targets = int(getattr(data, split).labels[0]), run.class_names[:SHOWN_CLASSES]
-        figures["restyled"] = plots.restyled(*generate.restyle(run, source, targets, split))
-    if generate.space_of(run) in ("real", "sphere") and len(generate.pairs_of(run, split, 1)):
-        figures["interpolations"] = plots.interpolations(generate.interpolate(run, split))
-    if generate.has_coordinates(run):
-        figures["traversals"] = plots.traversals(*generate.traverse(run, split))
-    rows = np.arange(min(5000, len(getattr(data, split))))
-    x, y = run.images(split, rows), run.labels(split, rows)
-    z = run.posterior_means(x, y)[0]
-    if generate.has_coordinates(run) and z.shape[1:] == (2,):
-        labels = getattr(data, split).labels
-        figures["latents"] = plots.latent_scatter(
-            z, None if labels is None else labels[rows], data.class_names
-        )
-        figures["manifold"] = plots.manifold(*generate.manifold(run, 20, None if y is None else 0))
+    figures = standard_figures(run)
     folder = run.folder.figures
     whole = nullcontext(folder) if folder.exists() else storage.whole_folder(folder)
     with storage.writing(folder), whole as made:
-        for name, figure in figures.items():
-            plots.save(figure, made / f"{name}.png")
+        for name, draw in figures.items():
+            plots.save(draw(), made / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
 
 

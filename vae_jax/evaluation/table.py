@@ -301,6 +301,26 @@ def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = 
     return Table(header, body, _caption(runs, f"{QUANTITIES[quantity]}{unit}", settings))
 
 
+def of_folders(
+    runs: Iterable[Path],
+    rows: str | None = None,
+    columns: str | None = None,
+    quantity: str = "nll",
+    trust: bool = False,
+) -> Table:
+    """The last evaluations in run folders: as in `crossed` by two flags, or as in `of_runs`.
+
+    Raises:
+        VaeJaxError: one of the flags is missing, or as in `read` and `crossed`.
+    """
+    if (rows is None) != (columns is None):
+        raise VaeJaxError("--rows and --columns belong together: give both, or neither.")
+    found = pooled(read(run, trust) for run in runs)
+    if rows is None or columns is None:
+        return of_runs(found)
+    return crossed(found, rows.replace("-", "_"), columns.replace("-", "_"), quantity)
+
+
 def runs_in(folder: Path) -> Table:
     """The run folders in a folder and below it, and how far each is.
 

@@ -389,6 +389,16 @@ class RunFolder:
         """The lines of metrics.jsonl that are whole: a step, and numbers by name."""
         return [line for line in storage.read_lines(self.metrics) if _is_of_metrics(line)]
 
+    def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The steps `[T]` at which a metric was logged, and its values `[T, S]` of all seeds.
+
+        Where nothing was finite, a value is nan.
+        """
+        lines = [line for line in self.read_metrics() if name in line]
+        values = np.array([line[name] for line in lines], dtype=float)
+        steps = np.array([line["step"] for line in lines], dtype=int)
+        return steps, values.reshape(len(lines), -1 if lines else 0)
+
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after the step that training goes on from."""
         kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]

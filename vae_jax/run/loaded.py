@@ -221,10 +221,8 @@ class Loaded(Shown):
 
         Where nothing was finite, a value is nan.
         """
-        lines = [line for line in self.folder.read_metrics() if name in line]
-        values = np.array([line[name] for line in lines], dtype=float).reshape(len(lines), -1)
-        own = slice(self.first, self.first + len(self.state.step))
-        return np.array([line["step"] for line in lines]), values[:, own]
+        steps, values = self.folder.metric(name)
+        return steps, values[:, self.first : self.first + len(self.state.step)]
 
     def layers_or_refuse(self, name: str, number: int | None) -> int:
         """A number of layers from which pictures are decoded; None stands for all.

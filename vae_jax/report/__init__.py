@@ -1,0 +1,25 @@
+"""What is known of runs, for people: tables on the terminal, and a page for the browser."""
+
+from vae_jax.report.page import report_on
+from vae_jax.report.tables import (
+    quality_table,
+    rates_of,
+    record,
+    recorded,
+    rows_of,
+    show,
+    show_datasets,
+    show_numbers,
+)
+
+__all__ = [
+    "quality_table",
+    "rates_of",
+    "record",
+    "recorded",
+    "report_on",
+    "rows_of",
+    "show",
+    "show_datasets",
+    "show_numbers",
+]

@@ -1,0 +1,367 @@
+"""A page about runs, in one file: no script, no request, figures as data URIs."""
+
+import base64
+import datetime
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from vae_jax import plots, storage
+from vae_jax.errors import VaeJaxError, legible
+from vae_jax.evaluation.evaluate import Evaluation
+from vae_jax.progress import say
+from vae_jax.report.facts import OF_MODEL, facts
+from vae_jax.report.tables import Row, quality_rows, rates_of, recorded, rows_of
+from vae_jax.run import RunFolder
+from vae_jax.standard_figures import standard_figures
+from vae_jax.train import load_run
+
+NOTHING = "none"
+TEMPLATE = Path(__file__).with_name("page.html")
+CURVES = {
+    "Loss": "Without weights on its parts, in training and on validation images.",
+    "Rate": "What the latents of a training image carry, from samples.",
+    "Distortion": "What a training image still costs once its latents are known.",
+}
+LOGGED = ("neg_elbo", "distortion", "kl_sampled", "valid_neg_elbo", "valid_distortion")
+CHART_WIDTH = 5.0  # inches, so that letters can be read on a phone
+NAME_IN_CHART = 14  # letters
+PICTURES = {
+    "samples": ("Samples", "What the model makes of latents from the prior."),
+    "reconstructions": ("Reconstructions", "Images of the data, and what comes back of each."),
+    "traversals": ("Traversals", "One latent at a time moved from -3 to 3, the most used first."),
+    "interpolations": ("Interpolations", "The way from one image to another through the latents."),
+    "restyled": ("Restyled", "Images of one class, encoded with it and decoded with others."),
+    "latents": ("Latents", "The posterior means of images."),
+    "manifold": ("Manifold", "What the model makes of latents over the whole plane."),
+}
+ALWAYS = ("samples", "reconstructions")
+"""The pictures that every model has: where one is missing, all that are get drawn."""
+REDRAWN = ("learning_curves", "rate_and_distortion")
+"""Figures that a page draws of all its runs together."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a page says of one run.
+
+    Attributes:
+        name: what it is called there.
+        folder: its folder.
+        facts: what was run, by what it is called.
+        evaluations: its evaluations, the oldest first.
+        curves: the metrics in `LOGGED`, steps `[T]` and values `[T, S]`.
+        figures: PNG files by name.
+        notes: sentences on what could not be read or drawn.
+    """
+
+    name: str
+    folder: RunFolder
+    facts: dict[str, str]
+    evaluations: list[Evaluation]
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    figures: dict[str, bytes]
+    notes: list[str]
+
+
+def report_on(runs: Sequence[Path], out: Path, *, trust: bool = False) -> Path:
+    """Write one page about runs, side by side.
+
+    The figures in a run's folder are taken as they are. Where one that every model has is missing,
+    the run is loaded, and what is missing is drawn, for the page alone.
+
+    Args:
+        runs: the run folders.
+        out: an .html file.
+        trust: whether to run the code in a run folder, to draw, even where another account wrote
+            it.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        VaeJaxError: one is no run folder, or the page cannot be written there.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise VaeJaxError(f"--out is {out}: it must end in .html.")
+    reported = [_read(path, name, trust) for path, name in zip(runs, _names(runs), strict=True)]
+    text = page(reported)
+    with storage.writing(out), storage.whole_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return out
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The ends of paths, as long as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in runs]
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len({*names}) == len({*parts}):
+            return names
+    return [str(Path(*each)) for each in parts]
+
+
+def _read(path: Path, name: str, trust: bool) -> Reported:
+    folder, notes = RunFolder(path), list[str]()
+    about = facts(folder)
+    evaluations: list[Evaluation] = []
+    try:
+        evaluations = recorded(folder)
+    except VaeJaxError as error:
+        notes.append(str(error))
+    figures = {file.stem: file.read_bytes() for file in sorted(folder.figures.glob("*.png"))}
+    figures = {stem: content for stem, content in figures.items() if _is_png(content)}
+    if not {*ALWAYS} <= figures.keys():
+        try:
+            figures |= _drawn(folder, figures, trust)
+        except VaeJaxError as error:
+            notes.append(f"Figures are missing. {error}")
+    curves = dict[str, tuple[np.ndarray, np.ndarray]]()
+    try:
+        curves = {name: folder.metric(name) for name in LOGGED}
+    except ValueError as error:
+        notes.append(f"{folder.metrics} is damaged ({error}): there are no curves.")
+    for note in notes:
+        say(note)
+    return Reported(name, folder, about, evaluations, curves, figures, notes)
+
+
+def _is_png(content: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
+def _drawn(folder: RunFolder, there: Iterable[str], trust: bool) -> dict[str, bytes]:
+    """The standard figures that are not there."""
+    made: dict[str, bytes] = {}
+    for name, draw in standard_figures(load_run(folder.path, trust=trust)).items():
+        if name not in (*there, *REDRAWN):
+            made[name] = plots.png(draw())
+    return made
+
+
+def page(runs: Sequence[Reported]) -> str:
+    """The page's HTML."""
+    sections = {
+        "What was run": _what_was_run(runs),
+        "Evaluation": _evaluation(runs),
+        "Curves": _curves(runs),
+        "Pictures": _pictures(runs),
+        "Other figures": _others(runs),
+        "Source": _sources(runs),
+    }
+    sections = {title: body for title, body in sections.items() if body}
+    anchors = {title: title.lower().replace(" ", "-") for title in sections}
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=_text(", ".join(run.name for run in runs)),
+        subtitle=f"Written by vae-jax on {now}. Images are of the first seed.",
+        links="\n".join(f'<a href="#{anchors[each]}">{each}</a>' for each in sections),
+        sections="\n".join(
+            f'<section id="{anchors[title]}">\n<h2>{title}</h2>\n{body}\n</section>'
+            for title, body in sections.items()
+        ),
+    )
+
+
+def _text(text: object) -> str:
+    """Text as a browser shows it, whatever is in it."""
+    lines = str(text).expandtabs(4).splitlines()
+    return html.escape("\n".join(map(legible, lines)))
+
+
+def _table(
+    runs: Sequence[str], rows: Iterable[tuple[str, str, Sequence[str]]], kind: str = ""
+) -> str:
+    """A table of a column for each run; a row's label, what it means, and its cells, all escaped.
+
+    Cells that are all the same are one, but in a table of a kind of its own, as one of numbers.
+    """
+    body: list[str] = []
+    for label, meaning, cells in rows:
+        small = f"<small>{meaning}</small>" if meaning else ""
+        if len({*cells}) == 1 and not kind:
+            across = f'<td colspan="{len(runs)}">{cells[0]}</td>'
+        else:
+            pairs = zip(runs, cells, strict=True)
+            across = "".join(f'<td data-run="{run}">{cell}</td>' for run, cell in pairs)
+        body.append(f'<tr><th scope="row">{label}{small}</th>{across}</tr>')
+    heads = "".join(f'<th scope="col">{run}</th>' for run in runs)
+    head = f"<thead><tr><td></td>{heads}</tr></thead>" if len(runs) > 1 else ""
+    table = f'<table class="{kind}">{head}<tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="wide">{table}</div>'
+
+
+def _what_was_run(runs: Sequence[Reported]) -> str:
+    names = dict.fromkeys(name for run in runs for name in run.facts)
+    rows: list[tuple[str, str, list[str]]] = []
+    for name in names:
+        cells = [_text(run.facts.get(name, NOTHING)) for run in runs]
+        if name == "command":
+            cells = [f"<code>{cell}</code>" for cell in cells]
+        rows.append((_text(name.removeprefix(OF_MODEL)), "", cells))
+    rows.sort(key=lambda row: len(runs) > 1 and len({*row[2]}) == 1)  # what differs first
+    notes = "".join(f"<p>{_text(note)}</p>" for run in runs for note in run.notes)
+    return notes + _table([_text(run.name) for run in runs], rows)
+
+
+def _evaluation(runs: Sequence[Reported]) -> str:
+    """A table for each setting, so that what stands side by side can be compared."""
+    groups: dict[tuple[str, str], dict[tuple[str, str], Evaluation]] = {}
+    for run in runs:
+        for each in run.evaluations:
+            setting = f"{each.num_images:,} images, K = {each.num_samples:,}"
+            setting += "" if each.ais is None else f", {each.ais}"
+            group = groups.setdefault((setting, each.data), {})
+            group.pop((run.name, each.checkpoint), None)  # the last one counts
+            group[run.name, each.checkpoint] = each
+    tables = [
+        f"<h3>{_text(setting)}</h3><p>{_text(data)}.</p>" + _numbers(group) + _rates(group)
+        for (setting, data), group in groups.items()
+    ]
+    missing = [
+        f"<p>{_text(run.name)} was not evaluated yet: "
+        f"<code>vae-jax evaluate {_text(run.folder.path)}</code></p>"
+        for run in runs
+        if not run.evaluations
+    ]
+    about = "<p>Means over images; ± is one standard error over images, or the standard deviation "
+    about += "over several seeds.</p>"
+    return (about if tables else "") + "".join(tables + missing)
+
+
+def _numbers(group: Mapping[tuple[str, str], Evaluation]) -> str:
+    """The table of evaluations that have one setting."""
+    columns: list[dict[str, Row]] = []
+    for each in group.values():
+        quality = [] if each.quality is None else quality_rows(each.quality)
+        columns.append({f"{row.label} {row.unit}": row for row in [*rows_of(each), *quality]})
+    known = {key: row for column in columns for key, row in column.items()}
+    rows: list[tuple[str, str, list[str]]] = [
+        ("checkpoint", "", [_text(checkpoint) for _, checkpoint in group])
+    ]
+    for key, row in known.items():
+        found = [column.get(key) for column in columns]
+        cells = [NOTHING if each is None else f"{each.value} {each.unit}" for each in found]
+        rows.append((_text(row.label), _text(row.meaning), [*map(_text, cells)]))
+    return _table([_text(name) for name, _ in group], rows, "numbers")
+
+
+def _rates(group: Mapping[tuple[str, str], Evaluation]) -> str:
+    """The rates of several layers as bars of one scale."""
+    layers = {name: found for name, each in group.items() if (found := rates_of(each))}
+    if not layers:
+        return ""
+    largest = max(max(np.nan_to_num(found).max(), 1e-9) for found in layers.values())
+    figures: list[str] = []
+    for (name, _), found in layers.items():
+        bars = "".join(
+            f'<dt>z<sub>{layer}</sub></dt><dd class="bar" '
+            f'style="width:{max(0.0, float(np.nan_to_num(rate))) / largest:.2%}"></dd>'
+            f'<dd class="nats">{rate:.2f} nats</dd>'
+            for layer, rate in enumerate(found, start=1)
+        )
+        figures.append(
+            f'<figure><figcaption>{_text(name)}</figcaption><dl class="rates">{bars}</dl></figure>'
+        )
+    about = "<p>The nats that each layer of latents carries; z<sub>1</sub> is next to the image, "
+    about += "and a layer near 0 is not used.</p>"
+    return f'<h3>Rate of each layer</h3>{about}<div class="grid">{"".join(figures)}</div>'
+
+
+def _curves(runs: Sequence[Reported]) -> str:
+    """The loss of all runs in one chart, their rates and their distortions in others."""
+    plain = all(
+        run.name.isascii() and len(run.name) <= NAME_IN_CHART and not plots.SPLIT.search(run.name)
+        for run in runs
+    )
+    names = [run.name if plain else f"run {number}" for number, run in enumerate(runs, start=1)]
+    explained = zip(names, runs, strict=True)
+    caption = "" if plain else "; ".join(f"{name} is {run.name}" for name, run in explained)
+    charts: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {title: {} for title in CURVES}
+    bounded = False
+    for name, run in zip(names, runs, strict=True):
+        of = plots.plain(name) if len(runs) > 1 else ""
+        logged = {metric: curve for metric, curve in run.curves.items() if len(curve[0])}
+        has_elbo = "valid_neg_elbo" in logged
+        bounded |= has_elbo
+        quantity = "neg_elbo" if has_elbo else "distortion"
+        for metric, title, label in (
+            (quantity, "Loss", f"train {of}".strip()),
+            (f"valid_{quantity}", "Loss", f"valid {of}".strip()),
+            ("kl_sampled", "Rate", of or "rate"),
+            ("distortion", "Distortion", of or "distortion"),
+        ):
+            if metric in logged:
+                charts[title][label] = logged[metric]
+    figures: list[str] = []
+    for title, curves in charts.items():
+        if curves:
+            quantity = "negative ELBO" if title == "Loss" and bounded else "distortion"
+            quantity = "rate" if title == "Rate" else quantity
+            figure = plots.learning_curves(curves, ylabel=f"{quantity} [nats per image]")
+            figure.set_size_inches(CHART_WIDTH, 3.2 + 0.11 * len(curves))
+            figures.append(
+                f"<div><h3>{title}</h3><p>{CURVES[title]}</p>"
+                + _figure(plots.png(figure), caption, f"{title} over training steps")
+                + "</div>"
+            )
+    return f'<div class="grid charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _pictures(runs: Sequence[Reported]) -> str:
+    """A block for each kind of picture: of one run all in a grid, of several the runs."""
+    blocks: list[str] = []
+    for kind, (title, meaning) in PICTURES.items():
+        shown = [
+            _figure(run.figures[kind], run.name if len(runs) > 1 else "", f"{title} of {run.name}")
+            for run in runs
+            if kind in run.figures
+        ]
+        if shown:
+            grid = shown[0] if len(runs) == 1 else f'<div class="grid">{"".join(shown)}</div>'
+            blocks.append(f"<div><h3>{title}</h3><p>{meaning}</p>{grid}</div>")
+    if not blocks:
+        return ""
+    return f'<div class="grid">{"".join(blocks)}</div>' if len(runs) == 1 else "".join(blocks)
+
+
+def _others(runs: Sequence[Reported]) -> str:
+    """The figures in the folders that are not standard ones."""
+    shown = [
+        _figure(content, f"{run.name}: {name}.png", f"{name}.png of {run.name}")
+        for run in runs
+        for name, content in run.figures.items()
+        if name not in (*PICTURES, *REDRAWN)
+    ]
+    return f'<div class="grid">{"".join(shown)}</div>' if shown else ""
+
+
+def _figure(content: bytes, caption: str, alt: str) -> str:
+    uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    above = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+    return f'<figure>{above}<img src="{uri}" alt="{_text(alt)}"></figure>'
+
+
+def _sources(runs: Sequence[Reported]) -> str:
+    """The files that made the experiments, folded."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        source = run.folder.read_record()["source"]
+        if source is not None:
+            found.setdefault(source, []).append(run.name)
+    return "".join(
+        f"<details><summary>The experiment of {_text(', '.join(names))}</summary>"
+        f"<pre>{_text(source)}</pre></details>"
+        for source, names in found.items()
+    )
