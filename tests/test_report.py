@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 from running import TINY, on_devices
 
-from vae_jax import VaeJaxError, plots
+from vae_jax import Data, VaeJaxError, plots
 from vae_jax.cli import main
 from vae_jax.evaluation.evaluate import evaluate
 from vae_jax.report import record, recorded, report_on
 from vae_jax.report.facts import facts, in_words
 from vae_jax.run import RunFolder
-from vae_jax.train import train_file
+from vae_jax.standard_figures import standard_figures
+from vae_jax.train import load_run, train_file
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
@@ -213,6 +214,15 @@ def test_a_record_of_little_is_enough(tmp_path: Path) -> None:
     found = facts(RunFolder(tmp_path))
     assert found["command"].startswith("from Python")
     assert found["training"] == "step 0 of ?"
+
+
+def test_without_its_data_a_run_shows_what_needs_none(runs: list[Path]) -> None:
+    with on_devices(1):
+        run = load_run(runs[0])
+        data = Data.absent("bars", "dynamic", run.experiment.data.image_shape, None, "0")
+        experiment = dataclasses.replace(run.experiment, data=data)
+        figures = standard_figures(dataclasses.replace(run, experiment=experiment))
+    assert {*figures} == {"learning_curves", "rate_and_distortion", "samples"}
 
 
 @pytest.mark.slow

@@ -83,10 +83,12 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
             metric_curves(run, parts), ylabel="nats per image"
         ),
         "samples": lambda: samples(run),
-        "reconstructions": lambda: plots.reconstructions(
-            *generate.reconstruct(run, split), title=name
-        ),
     }
+    if not len(getattr(data, split)):  # the run is open without its data
+        return figures
+    figures["reconstructions"] = lambda: plots.reconstructions(
+        *generate.reconstruct(run, split), title=name
+    )
     if run.experiment.model.labels is not None:
         source, targets = int(getattr(data, split).labels[0]), run.class_names[:SHOWN_CLASSES]
         figures["restyled"] = lambda: plots.restyled(*generate.restyle(run, source, targets, split))

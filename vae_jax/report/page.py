@@ -4,7 +4,7 @@ import base64
 import datetime
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -119,7 +119,8 @@ def _read(path: Path, name: str, trust: bool) -> Reported:
     figures = {stem: content for stem, content in figures.items() if _is_png(content)}
     if not {*ALWAYS} <= figures.keys():
         try:
-            figures |= _drawn(folder, figures, trust)
+            for kind, content in _drawn(folder, {*figures}, trust):
+                figures[kind] = content
         except VaeJaxError as error:
             notes.append(f"Figures are missing. {error}")
     curves = dict[str, tuple[np.ndarray, np.ndarray]]()
@@ -141,13 +142,11 @@ def _is_png(content: bytes) -> bool:
     return True
 
 
-def _drawn(folder: RunFolder, there: Iterable[str], trust: bool) -> dict[str, bytes]:
+def _drawn(folder: RunFolder, there: Set[str], trust: bool) -> Iterator[tuple[str, bytes]]:
     """The standard figures that are not there."""
-    made: dict[str, bytes] = {}
     for name, draw in standard_figures(load_run(folder.path, trust=trust)).items():
-        if name not in (*there, *REDRAWN):
-            made[name] = plots.png(draw())
-    return made
+        if name not in there | {*REDRAWN}:
+            yield name, plots.png(draw())
 
 
 def page(runs: Sequence[Reported]) -> str:
