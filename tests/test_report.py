@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -117,6 +118,7 @@ def test_a_page_of_one_run(runs: list[Path], tmp_path: Path) -> None:
     assert {f"{NAMES[2]}.png", f"{NAMES[3]}.png"} <= {
         caption.rpartition(": ")[2] for caption in page.said["figcaption"]
     }
+    assert not any("run 1" in caption for caption in page.said["figcaption"])
     labels = page.said["th"]
     for label in ("command", "model", "objective", "data", "hardware", "time", "negative ELBO"):
         assert label in labels
@@ -138,6 +140,8 @@ def test_several_runs_stand_side_by_side(runs: list[Path], tmp_path: Path) -> No
     columns = [cell["data-run"] for cell in page.all("td") if "data-run" in cell]
     assert {*columns} == {*NAMES[:1], "<script>alert(1)<_script>"}
     assert any("was not evaluated yet" in said for said in page.said["p"])
+    assert shlex.join(["vae-jax", "evaluate", str(runs[1])]) in page.said["code"]
+    assert any(said.startswith("run 1 is a<b") for said in page.said["figcaption"])
     steps = [said for said in page.said["td"] if said.startswith("finished, ")]
     assert steps == ["finished, 20 steps", "finished, 30 steps"]
 

@@ -4,6 +4,7 @@ import base64
 import datetime
 import html
 import io
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,7 @@ def _evaluation(runs: Sequence[Reported]) -> str:
     ]
     missing = [
         f"<p>{_text(run.name)} was not evaluated yet: "
-        f"<code>vae-jax evaluate {_text(run.folder.path)}</code></p>"
+        f"<code>{_text(shlex.join(['vae-jax', 'evaluate', str(run.folder.path)]))}</code></p>"
         for run in runs
         if not run.evaluations
     ]
@@ -280,7 +281,7 @@ def _rates(group: Mapping[tuple[str, str], Evaluation]) -> str:
 
 def _curves(runs: Sequence[Reported]) -> str:
     """The loss of all runs in one chart, their rates and their distortions in others."""
-    plain = all(
+    plain = len(runs) == 1 or all(
         run.name.isascii() and len(run.name) <= NAME_IN_CHART and not plots.SPLIT.search(run.name)
         for run in runs
     )
