@@ -120,7 +120,7 @@ def test_total_probability_of_a_pixel_is_one(cls):
 @every
 def test_what_is_no_pixel_has_no_density(cls):
     """Outside [0, 1], unless pixels are any reals; a byte that was not scaled is one such value."""
-    outside = np.float32([-1, -0.1, 1.1, 255]).reshape(-1, 1, 1, 1, 1)
+    outside = np.array([-1, -0.1, 1.1, 255], np.float32).reshape(-1, 1, 1, 1, 1)
     found = np.asarray(log_prob(fresh(cls, PIXEL), outside))
     assert np.isfinite(found).all() if "real" in cls.supports else (found == -np.inf).all()
 
