@@ -26,7 +26,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "lvae": {"prior_features": False, "net": Gated, "residuals": 2},
 }
 # Layers, choices, image shape, blocks on the way up and down at each level, the image's first.
-CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+CASES: dict[str, tuple[str, tuple[int, int, int], tuple[int, ...], tuple[int, ...]]] = {
     "3 layers": ("vdvae", (4, 4, 1), (1, 1, 1), (1, 1, 1)),
     "5 layers, odd, a level passed over": ("vdvae", (9, 5, 1), (1, 2, 0, 1), (2, 2, 0, 1)),
     "3 layers, none at the image's level": ("vdvae", (5, 4, 1), (0, 1, 1), (0, 2, 1)),
