@@ -275,6 +275,7 @@ def test_a_model_that_is_not_gaussian_against_quadrature(make, dim):
 # --- A split on all devices ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     """21 images over 8 devices and as many simulated ones, in the table and its caption's terms."""
     experiment = tiny.experiment()

@@ -152,6 +152,7 @@ def test_training_is_augmented_and_validation_is_not(whole: Run, tmp_path: Path)
     assert values[0] == values[1]
 
 
+@pytest.mark.slow
 def test_augmented_training_is_the_same_after_a_break(whole: Run, tmp_path: Path) -> None:
     """To the bit, after SIGTERM."""
     with on_devices(1):

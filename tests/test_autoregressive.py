@@ -288,6 +288,7 @@ def run(tmp_path_factory) -> Any:
         return train(experiment, tmp_path_factory.mktemp("autoregressive") / "run")
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_evaluated(run):
     """Below 0.95 bits a pixel, and better than at the start."""
     losses = [line["loss"] for line in run.folder.read_metrics() if "loss" in line]
@@ -297,6 +298,7 @@ def test_it_trains_and_is_evaluated(run):
     assert 0 < result.bits_per_dim[0] < 0.95
 
 
+@pytest.mark.slow
 def test_pictures_are_draws(run):
     """Zeros and ones, of a seed's own; a mean would be between them."""
     first, again, other = (generate.sample(run, 8, seed) for seed in (0, 0, 1))

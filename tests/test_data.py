@@ -396,7 +396,7 @@ def test_altered_official_files(name: str, tmp_path: Path) -> None:
         prepare(name, tmp_path / "data", tmp_path)
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -431,7 +431,7 @@ def test_a_data_dir_that_cannot_be_written(tmp_path: Path) -> None:
         prepare("mnist_5k", tmp_path / "file" / "data")
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [200_000, 3_000_000], ids=["TFDS", "cache"])
 def test_the_disk_refuses_to_take_more(limit: int, tmp_path: Path) -> None:
     # Files over the limit fail in write(2), as on a full disk: of mnist_5k's, the compressed

@@ -166,6 +166,7 @@ def test_what_does_not_fit_is_refused(run):
         fitted_priors.prior_for(run, "autoregressive")
 
 
+@pytest.mark.slow
 def test_the_command_fits_once(tmp_path: Path, monkeypatch, capsys):
     """The second call reads what the first one kept, and draws the same picture.
 

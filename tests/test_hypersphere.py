@@ -183,6 +183,7 @@ def test_samples(dim):
         assert within_standard_errors(z[:, b, :, None] * z[:, b, None, :], second)
 
 
+@pytest.mark.others_slow
 @every_sampled_dim
 def test_kl_is_the_mean_of_sampled_log_ratios(dim):
     kappas, _, _, z, log_q, *_ = draws(dim)

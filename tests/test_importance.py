@@ -488,6 +488,7 @@ def ratios():
     return {(m, k): toy.signal_to_noise(m, k, 2048 // (m * k)) for m, k in pairs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "by_k"), [("generative", 0.5), ("inference", -0.5), ("inference, DReG", 0.5)]
 )

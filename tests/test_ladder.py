@@ -221,6 +221,7 @@ def test_gradients_are_the_same_on_1_and_8_devices():
     assert_close(eight, one, 1e-5)
 
 
+@pytest.mark.slow
 def test_it_trains_evaluates_and_draws(tmp_path: Path):
     """The ELBO falls in 40 steps; evaluation has an exact rate and two layers; pictures exist."""
     experiment = dataclasses.replace(tiny.experiment(), model=LADDER, objective=ELBO(2))

@@ -156,8 +156,8 @@ def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, 
 
 
 def on_unit(value: Num[Array, "..."], log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The log-density of values in [0, 1], -inf for others."""
-    return jnp.where((value < 0) | (value > 1), -jnp.inf, log_prob)
+    """The log-density of values in [0, 1], -inf for others, nan among them."""
+    return jnp.where((value >= 0) & (value <= 1), log_prob, -jnp.inf)
 
 
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
