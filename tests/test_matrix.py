@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -236,6 +237,29 @@ def name(part: Any) -> str:
 @pytest.mark.parametrize(("combination", "devices"), list(each_part()), ids=name)
 def test_every_part_trains(combination, devices):
     train_a_little(combination, devices)
+
+
+@pytest.mark.parametrize("combination", [triple for triple, _ in each_part()], ids=name)
+def test_variables_of_numpy_are_constants_of_a_compiled_program(combination: Combination) -> None:
+    """As those of a run are, of which somebody compiles a function."""
+    model, _, _ = build(combination)
+    x, key = jnp.zeros((2, *tiny.IMAGE_SHAPE)), jax.random.key(0)
+    y = None if model.labels is None else jnp.zeros(2, jnp.int32)
+
+    def init(x: Any, keys: Any) -> Any:
+        return model.init(key, x, keys, y=y)
+
+    keys = jax.random.split(key, 2)
+    shapes = jax.eval_shape(init, x, keys)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+
+    def used(x: Any, keys: Any, y: Any) -> Any:
+        terms: Any = model.apply(variables, x, keys, y=y)
+        zs, px = model.apply(variables, keys, y, method="sample")
+        return terms.z, terms.log_px, zs, px.mean
+
+    *_, mean = jax.eval_shape(used, x, keys, y)
+    assert mean.shape == x.shape
 
 
 @pytest.mark.slow

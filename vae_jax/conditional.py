@@ -116,7 +116,8 @@ class ClassGaussian(Prior):
     @override
     def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Normal:
         y = given(y, self)
-        return Normal(self.loc[y], jnp.exp(self.log_scale[y]), event_ndims=self.loc.ndim - 1)
+        loc, log_scale = jnp.asarray(self.loc)[y], jnp.asarray(self.log_scale)[y]
+        return Normal(loc, jnp.exp(log_scale), event_ndims=self.loc.ndim - 1)
 
     def carry(
         self,
@@ -132,5 +133,6 @@ class ClassGaussian(Prior):
             source: the class a.
             target: the class b.
         """
-        ratio = jnp.exp(self.log_scale[target] - self.log_scale[source])
-        return self.loc[target] + ratio * (z - self.loc[source])
+        loc, log_scale = jnp.asarray(self.loc), jnp.asarray(self.log_scale)
+        ratio = jnp.exp(log_scale[target] - log_scale[source])
+        return loc[target] + ratio * (z - loc[source])

@@ -43,7 +43,7 @@ class Mixture(Distribution):
         """Draws a component, then a value from it; not reparameterized in the weights."""
         key_component, key_value = random.purposes(key, "component", "value")
         chosen = jax.random.categorical(key_component, self.log_weights, shape=sample_shape)
-        component = jax.tree.map(lambda leaf: leaf[chosen], self.components)
+        component = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], self.components)
         return component.sample(key_value)
 
     def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:

@@ -111,7 +111,7 @@ def _quantize(encoded: Float[Array, "N h w d"], levels: Sequence[Vectors]) -> Qu
     residual, indices = encoded, []
     for level in levels:
         indices.append(level.assign(residual))
-        residual -= level.vectors[indices[-1]]
+        residual -= jnp.asarray(level.vectors)[indices[-1]]
     indices = jnp.stack(indices, -1)
     codebook = VectorCodebook(jnp.stack([level.vectors for level in levels]))
     encoded, z = jnp.tile(encoded, len(levels)), codebook.embed(indices)
@@ -153,7 +153,7 @@ class VectorQuantized(Posterior):
     @property
     def codebook(self) -> VectorCodebook:
         """The codebook of this step."""
-        return VectorCodebook(self.level.vectors[None])
+        return VectorCodebook(jnp.asarray(self.level.vectors)[None])
 
     @override
     def __call__(self, features: Float[Array, "N ..."]) -> Quantized:
