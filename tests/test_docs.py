@@ -29,11 +29,12 @@ from vae_jax import (
     Experiment,
     Terms,
     VaeJaxError,
-    cli,
     evaluate,
     generate,
     train,
 )
+from vae_jax.cli import commands
+from vae_jax.cli import flags as options_of
 from vae_jax.experiment import read_module, shipped
 from vae_jax.grid import cells_of_flags
 from vae_jax.likelihoods.beta import BetaDistribution
@@ -152,23 +153,25 @@ def parse(command: str) -> None:
         ):
             pass  # the reader's own
         case ["vae-jax", "train", str(file), *flags]:
-            options = cli.TrainOptions(workdir=Path("runs")), cli.DataOptions()
+            options = options_of.TrainOptions(workdir=Path("runs")), options_of.DataOptions()
             for cell in cells_of_flags(module_of(file).experiment, flags):
-                cli.parse(module_of(file).experiment, "train", cell, *options)
+                options_of.parse(module_of(file).experiment, "train", cell, *options)
         case ["vae-jax", "figures", str(file), *flags]:
-            cli.parse(module_of(file).figures, "figures", flags, cli.DataOptions())
+            options_of.parse(module_of(file).figures, "figures", flags, options_of.DataOptions())
         case ["vae-jax", "experiments"]:
             pass
         case ["vae-jax", "data" | "experiments" as group, str(name), *flags]:
-            cli.parse(getattr(cli, f"{group}_{name}"), f"{group} {name}", flags)
-        case ["vae-jax", str(name), *flags] if name in cli.PICTURES:
-            cli.parse(getattr(generate, name), name, flags, cli.PictureOptions, given=["run"])
+            options_of.parse(getattr(commands, f"{group}_{name}"), f"{group} {name}", flags)
+        case ["vae-jax", str(name), *flags] if name in commands.PICTURES:
+            options_of.parse(
+                getattr(generate, name), name, flags, options_of.PictureOptions, given=["run"]
+            )
         case ["vae-jax", str(name), *flags]:
-            cli.parse(getattr(cli, {"list": "list_runs"}.get(name, name)), name, flags)
+            options_of.parse(getattr(commands, {"list": "list_runs"}.get(name, name)), name, flags)
         case ["python", str(file), *flags]:
             main = script(Path(file).stem).main
             if inspect.signature(main).parameters:
-                cli.parse(main, file, flags)
+                options_of.parse(main, file, flags)
 
 
 @cache

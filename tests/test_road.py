@@ -48,7 +48,8 @@ FLOORS = (
     ("deep", "priors"),
     ("compatibility",),
     ("experiment",),
-    ("step", "run"),
+    ("step",),
+    ("run",),
     ("fitted_priors",),
     ("generate",),
     ("standard_figures", "metrics"),
@@ -202,7 +203,7 @@ def test_only_the_command_line_imports_within_functions() -> None:
     """Which would hide a circle; there it lets `--help` answer at once."""
     for path, tree in TREES.items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.Lambda) and path != Path("cli.py"):
+            if isinstance(node, ast.FunctionDef | ast.Lambda) and path.parts[0] != "cli":
                 within = [one for one in ast.walk(node) if isinstance(one, ast.ImportFrom)]
                 assert not [one for one in within if "vae_jax" in str(one.module)], path
 

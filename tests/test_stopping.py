@@ -16,7 +16,7 @@ from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted
 from vae_jax.processes import stop_signals
 from vae_jax.run import Run, RunFolder
-from vae_jax.train import Pace, keep_unlogged, largest_divisor, read_unlogged
+from vae_jax.train import Pace, largest_divisor
 
 SHORT: dict[str, Any] = {"num_steps": 40, "log_every": 20, "checkpoint_every": 20}
 
@@ -103,16 +103,16 @@ def test_a_run_stopped_between_two_lines_goes_on_to_the_same_bytes(
 
 def test_metrics_that_are_lost_cost_no_more_than_themselves(tmp_path: Path) -> None:
     run_folder = RunFolder(tmp_path)
-    assert read_unlogged(run_folder, 12) == []
+    assert run_folder.read_unlogged(12) == []
     chunks: list[Any] = [{"loss": np.ones((2, 8))}, {"loss": np.zeros((2, 4))}]
-    keep_unlogged(run_folder, 12, chunks)
-    (kept,) = read_unlogged(run_folder, 12)
+    run_folder.keep_unlogged(12, chunks)
+    (kept,) = run_folder.read_unlogged(12)
     np.testing.assert_array_equal(kept["loss"], np.repeat([[1, 0]], [8, 4], 1).repeat(2, 0))
-    assert read_unlogged(run_folder, 11) == []  # the run goes on from an older checkpoint
+    assert run_folder.read_unlogged(11) == []  # the run goes on from an older checkpoint
     whole = run_folder.unlogged.read_bytes()
     for content in (b"", b"PK\3\4 cut", b"\x93NUMPY", b"{}", whole[:-30], whole[:100]):
         run_folder.unlogged.write_bytes(content)
-        assert read_unlogged(run_folder, 12) == [], content
+        assert run_folder.read_unlogged(12) == [], content
 
 
 @pytest.mark.slow

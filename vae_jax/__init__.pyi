@@ -120,8 +120,8 @@ from .priors.simple import StandardStudentT as StandardStudentT
 from .priors.simple import UniformCategorical as UniformCategorical
 from .priors.simple import UniformConcrete as UniformConcrete
 from .run import Run as Run
+from .run import load_run as load_run
 from .run import load_variables as load_variables
-from .train import load_run as load_run
 from .train import train as train
 from .train import train_file as train_file
 from .vae import VAE as VAE

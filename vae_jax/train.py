@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 
 from vae_jax import parallel, storage
-from vae_jax.checkpoint import Checkpoints, Which, fingerprint
+from vae_jax.checkpoint import Checkpoints, fingerprint
 from vae_jax.compatibility import notes
 from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
@@ -29,6 +28,7 @@ from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
 from vae_jax.progress import Progress, say
 from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
+from vae_jax.run import load_run as load_run
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 Tree = TypeVar("Tree")
@@ -41,7 +41,6 @@ STREAMED_BYTES = 2**26
 # has, before it is known how long they take.
 SECONDS_TO_HEAR = 5.0
 FIRST_STEPS = 100
-UP_TO = "up to step"  # beside the metrics that wait for their line
 Row = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
 P = ParamSpec("P")
@@ -222,27 +221,6 @@ def summarize_steps(chunks: Sequence[Metrics]) -> Row:
     return row
 
 
-def keep_unlogged(run_folder: RunFolder, step: int, chunks: Sequence[Metrics]) -> None:
-    """Keep metrics of chunks of steps that wait for their line, for the process that goes on."""
-    if chunks and parallel.is_main_process():
-        arrays = {name: np.concatenate([each[name] for each in chunks], 1) for name in chunks[0]}
-        with storage.writing(run_folder.unlogged), storage.whole_file(run_folder.unlogged) as part:
-            np.savez(part, allow_pickle=False, **{UP_TO: np.asarray(step)}, **arrays)
-
-
-def read_unlogged(run_folder: RunFolder, step: int) -> list[Metrics]:
-    """The metrics that wait for their line at this step; none where the run ended at a line."""
-    if parallel.is_main_process():
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-            run_folder.unlogged.open("rb") as file,  # which NumPy leaves open where it is damaged
-            np.load(file) as arrays,
-        ):
-            if arrays[UP_TO] == step:
-                return [{name: arrays[name] for name in arrays.files if name != UP_TO}]
-    return []
-
-
 @dataclass
 class Training:
     """A run that is being trained, alone or beside others in one program.
@@ -415,7 +393,7 @@ def train_together(
     validate_every = experiment.validate_every or experiment.checkpoint_every
     state = together([run.state for run in runs])
     later, step, stopped_by = Later(), runs[0].step, 0
-    waiting = [read_unlogged(run.folder, step) for run in runs]
+    waiting = [run.folder.read_unlogged(step) for run in runs]
     unlogged: list[Metrics] = list(map(together, zip(*waiting, strict=False)))
     with (
         Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
@@ -451,7 +429,7 @@ def train_together(
             run.checkpoints.wait()
         if stopped_by and step < experiment.num_steps:
             for chunks, run in zip(apart(unlogged, len(runs)), runs, strict=True):
-                keep_unlogged(run.folder, step, chunks)
+                run.folder.keep_unlogged(step, chunks)
             raise Interrupted(stopped_by, step)
         for run in runs:
             if run.failure is None:
@@ -552,45 +530,6 @@ def train_file(
     return train(
         origin.make(), folder, seed=seed, num_seeds=num_seeds, origin=origin, streamed=streamed
     )
-
-
-def load_run(
-    folder: str | Path,
-    checkpoint: Which = "latest",
-    experiment: Experiment | None = None,
-    *,
-    trust: bool = False,
-) -> Run:
-    """Load a run from its folder.
-
-    Args:
-        folder: the run folder.
-        checkpoint: the latest checkpoint, or the best by validation.
-        experiment: the experiment; needed where it was made in Python of parts that cannot be
-            imported, as those of a script.
-        trust: whether to run the code in the folder, which makes the experiment, even where another
-            account wrote it.
-
-    Raises:
-        VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
-            data or model are others now.
-    """
-    parallel.check_devices()
-    run_folder = RunFolder(Path(folder))
-    record = run_folder.read_record()
-    if experiment is None:
-        experiment = run_folder.stored_experiment(record, trust)
-    run_folder.check_model(record, experiment)
-    seeds = np.arange(record["num_seeds"], dtype=np.uint32)
-    like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
-    with Checkpoints(run_folder.checkpoints) as checkpoints:
-        restored = checkpoints.restore(like, checkpoint)
-    if restored is None:
-        raise VaeJaxError(f"{run_folder.path} has no {checkpoint} checkpoint yet.")
-    state, warnings = restored
-    for warning in warnings:
-        say(warning)
-    return Run(run_folder, experiment, state, checkpoint)
 
 
 class _Callable(ModuleType):

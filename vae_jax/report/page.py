@@ -19,9 +19,8 @@ from vae_jax.evaluation.evaluate import Evaluation
 from vae_jax.progress import say
 from vae_jax.report.facts import OF_MODEL, facts
 from vae_jax.report.tables import Row, quality_rows, rates_of, recorded, rows_of
-from vae_jax.run import RunFolder
+from vae_jax.run import RunFolder, load_run
 from vae_jax.standard_figures import standard_figures
-from vae_jax.train import load_run
 
 NOTHING = "none"
 TEMPLATE = Path(__file__).with_name("page.html")

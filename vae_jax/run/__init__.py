@@ -3,13 +3,14 @@
 from vae_jax.run.arrays import load_variables
 from vae_jax.run.folder import Record, RunFolder, jsonable, versions, what_processes_share
 from vae_jax.run.programs import save_programs
-from vae_jax.run.run import Run
+from vae_jax.run.run import Run, load_run
 
 __all__ = [
     "Record",
     "Run",
     "RunFolder",
     "jsonable",
+    "load_run",
     "load_variables",
     "save_programs",
     "versions",

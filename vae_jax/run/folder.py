@@ -25,7 +25,8 @@ import platform
 import re
 import stat
 import subprocess
-from collections.abc import Generator
+import zipfile
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,11 @@ from vae_jax.experiment import (
     load_module,
 )
 from vae_jax.identity import ABSENT, Json, NotImportableError, differences
+from vae_jax.interfaces import Metrics
 from vae_jax.progress import say
 from vae_jax.run.arrays import check_suffix, flattened, save_arrays
 
+UP_TO = "up to step"  # beside the metrics that wait for their line
 # Settings that change numbers; those of XLA that only ask for speed do not.
 FLAGS = (
     "jax_enable_x64",
@@ -398,6 +401,32 @@ class RunFolder:
         values = np.array([line[name] for line in lines], dtype=float)
         steps = np.array([line["step"] for line in lines], dtype=int)
         return steps, values.reshape(len(lines), -1 if lines else 0)
+
+    def keep_unlogged(self, step: int, chunks: Sequence[Metrics]) -> None:
+        """Keeps metrics `[S, steps]` of chunks of steps that wait for their line.
+
+        Args:
+            step: the last of these steps.
+            chunks: what the process that goes on adds the metrics of its own steps to.
+        """
+        if chunks and parallel.is_main_process():
+            arrays = {
+                name: np.concatenate([each[name] for each in chunks], 1) for name in chunks[0]
+            }
+            with storage.writing(self.unlogged), storage.whole_file(self.unlogged) as part:
+                np.savez(part, allow_pickle=False, **{UP_TO: np.asarray(step)}, **arrays)
+
+    def read_unlogged(self, step: int) -> list[Metrics]:
+        """The metrics that wait for their line at a step; none where the run ended at a line."""
+        if parallel.is_main_process():
+            with (
+                contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+                self.unlogged.open("rb") as file,  # which NumPy leaves open where it is damaged
+                np.load(file) as arrays,
+            ):
+                if arrays[UP_TO] == step:
+                    return [{name: arrays[name] for name in arrays.files if name != UP_TO}]
+        return []
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after the step that training goes on from."""

@@ -3,21 +3,29 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import cast
 
+import jax
 import numpy as np
 from flax.typing import VariableDict
 from jax import Array
 
-from vae_jax import random
+from vae_jax import parallel, random
 from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
+from vae_jax.checkpoint import Checkpoints, Which
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
+from vae_jax.experiment import Experiment
 from vae_jax.given import Count, Seed, checked
 from vae_jax.interfaces import Layers, has_bound
+from vae_jax.progress import say
+from vae_jax.run.folder import RunFolder
 from vae_jax.run.latents import Encoded, between, centre, moments, pictures
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
+from vae_jax.step import init_state
 
 
 @dataclass(frozen=True, repr=False)
@@ -322,3 +330,42 @@ class Run(Loaded):
 
         found = self.of_images("posterior means", centres, images, labels)
         return cast("tuple[np.ndarray, ...]", found)
+
+
+def load_run(
+    folder: str | Path,
+    checkpoint: Which = "latest",
+    experiment: Experiment | None = None,
+    *,
+    trust: bool = False,
+) -> Run:
+    """Load a run from its folder.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the latest checkpoint, or the best by validation.
+        experiment: the experiment; needed where it was made in Python of parts that cannot be
+            imported, as those of a script.
+        trust: whether to run the code in the folder, which makes the experiment, even where another
+            account wrote it.
+
+    Raises:
+        VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
+            data or model are others now.
+    """
+    parallel.check_devices()
+    run_folder = RunFolder(Path(folder))
+    record = run_folder.read_record()
+    if experiment is None:
+        experiment = run_folder.stored_experiment(record, trust)
+    run_folder.check_model(record, experiment)
+    seeds = np.arange(record["num_seeds"], dtype=np.uint32)
+    like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
+    with Checkpoints(run_folder.checkpoints) as checkpoints:
+        restored = checkpoints.restore(like, checkpoint)
+    if restored is None:
+        raise VaeJaxError(f"{run_folder.path} has no {checkpoint} checkpoint yet.")
+    state, warnings = restored
+    for warning in warnings:
+        say(warning)
+    return Run(run_folder, experiment, state, checkpoint)

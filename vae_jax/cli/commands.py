@@ -1,36 +1,28 @@
-"""The command `vae-jax`.
-
-The flags of a command are the arguments of a function: for `train FILE` and `figures FILE` one in
-the file, for the commands that make pictures one in `vae_jax.generate`, for all others one here.
-What needs JAX is imported where it is used, so that `vae-jax --help` answers at once.
-"""
+"""The commands: each a function, whose arguments are its flags and whose docstring its help."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import importlib.metadata
-import inspect
 import os
-import re
-import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import tyro
 from tyro.extras import SubcommandApp
 
-from vae_jax.errors import Interrupted, VaeJaxError, legible
-from vae_jax.progress import open_streams, say
-
-DESCRIPTION = (
-    "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
-    "takes --no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
+from vae_jax.cli.flags import (
+    Checkpoint,
+    DataOptions,
+    Folder,
+    PictureOptions,
+    ProcessOptions,
+    TrainOptions,
+    check_counts,
+    parse,
 )
+from vae_jax.errors import VaeJaxError, legible
 
 PICTURES = {
     "sample": "Means of p(x|z) with z from the prior, in one picture or a file for each.",
@@ -46,141 +38,13 @@ data_app = SubcommandApp()
 experiments_app = SubcommandApp()
 
 File = Annotated[str, tyro.conf.Positional]
-Folder = Annotated[Path, tyro.conf.Positional]
-Checkpoint = Literal["latest", "best"]
 Split = Literal["train", "valid", "test"]
 Quantity = Literal[
     "nll", "neg_elbo", "kl", "kl_sampled", "distortion", "bits_per_dim", "active_units"
 ]
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What `train` takes beside the experiment's own arguments."""
-
-    workdir: Path
-    """The run folder; that of the cells' run folders, where a flag has several values."""
-    seed: int = 0
-    """The seed of the first replica."""
-    seeds: int = 1
-    """The number of replicas, trained in one program with consecutive seeds."""
-    streamed: bool | None = None
-    """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
-    deterministic: bool = False
-    """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
-
-
-@dataclass(frozen=True)
-class ProcessOptions:
-    """How several processes train together."""
-
-    distributed: bool = False
-    """Train together with other processes, which are given the same command."""
-    start_timeout: float = 45
-    """Seconds in which all processes have to come."""
-    heartbeat_timeout: int = 100
-    """Seconds without a sign of life after which a process is taken for dead."""
-    shutdown_timeout: int = 300
-    """Seconds in which processes that have all finished have to take leave of each other."""
-
-    def together(self) -> contextlib.AbstractContextManager[None]:
-        """The company of the other processes, where there are any."""
-        if not self.distributed:
-            return contextlib.nullcontext()
-        from vae_jax.processes import together
-        from vae_jax.run import versions
-
-        timeouts = dataclasses.asdict(self)
-        del timeouts["distributed"]
-        check_counts(**timeouts)
-        return together(versions(), **timeouts)
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Where data sets are."""
-
-    data_dir: Path | None = None
-    """Prepared data sets (None: $VAE_JAX_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets)."""
-    manual_dir: Path | None = None
-    """Files that you downloaded yourself (None: $VAE_JAX_MANUAL_DIR)."""
-
-    def use(self) -> None:
-        """Set the environment variables that the loaders of data read."""
-        for name, folder in dataclasses.asdict(self).items():
-            if folder is not None:
-                os.environ[f"VAE_JAX_{name.upper()}"] = str(folder)
-
-
-@dataclass(frozen=True)
-class PictureOptions:
-    """What a command that makes pictures takes beside the arguments of its function."""
-
-    run: Folder
-    """The run folder, or that of a grid; the names of its cells are added to the names of files."""
-    out: Path
-    """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
-    file_quality: int | None = None
-    """The quality, 1 to 100, of a .jpg (None: 95) or a .webp (None: lossless)."""
-    checkpoint: Checkpoint = "latest"
-    """The latest checkpoint, or the best by validation."""
-    trust: bool = False
-    """Run the code in the run folder even where another account wrote it."""
-
-    def __post_init__(self):
-        from vae_jax import plots
-
-        plots.options_for(self.out, self.file_quality)
-
-
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
 app.command(data_app, name="data", help="The data sets: list, prepare.")
 app.command(experiments_app, name="experiments", help="The package's experiments: list, copy.")
-
-
-def parse(
-    function: Callable[..., object],
-    command: str,
-    flags: Sequence[str],
-    *options: object,
-    given: Sequence[str] = (),
-) -> list[Any]:
-    """Parse the flags of a command: its options, and the arguments of a function.
-
-    Args:
-        function: a function with type hints.
-        command: the command as the user types it, for its help.
-        flags: what the user typed after it.
-        options: dataclasses, or instances of them with the defaults.
-        given: parameters of the function that are not flags.
-
-    Returns:
-        The options as the flags set them, then the function's arguments as a dictionary.
-    """
-
-    def arguments(**values: object) -> dict[str, object]:
-        return values
-
-    doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
-    own = [parameter for name, parameter in signature.parameters.items() if name not in given]
-    arguments.__doc__ = re.sub(r"\n {8}", " ", doc)  # tyro keeps the breaks of an argument's lines
-    arguments.__annotations__ = get_type_hints(function, include_extras=True)
-    vars(arguments)["__signature__"] = signature.replace(parameters=own)
-    fields: list[tuple[str, Any, Any]] = []
-    for option in options:
-        kind = option if isinstance(option, type) else type(option)
-        default = dataclasses.MISSING if kind is option else option
-        unprefixed = Annotated[kind, tyro.conf.arg(name="")]
-        fields.append((kind.__name__, unprefixed, dataclasses.field(default=default)))
-    collect = tyro.conf.arg(name="", constructor=arguments)
-    fields.append(("arguments", Annotated[dict, collect], dataclasses.field()))
-    parsed = tyro.cli(
-        dataclasses.make_dataclass("Command", fields, kw_only=True),
-        prog=legible(f"vae-jax {command}"),
-        description=doc.split("\n")[0],
-        args=list(flags),
-    )
-    return [getattr(parsed, name) for name, _, _ in fields]
 
 
 def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
@@ -237,8 +101,8 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
     from vae_jax import generate
     from vae_jax.grid import runs_of
+    from vae_jax.run import load_run
     from vae_jax.standard_figures import pictures_of, save_pictures
-    from vae_jax.train import load_run
 
     options, arguments = parse(
         getattr(generate, command), command, flags, PictureOptions, given=["run"]
@@ -308,7 +172,7 @@ def evaluate(
     from vae_jax.evaluation.evaluate import evaluate as evaluate_run
     from vae_jax.grid import runs_of
     from vae_jax.metrics import load_features
-    from vae_jax.train import load_run
+    from vae_jax.run import load_run
 
     spaces = None if features is None else load_features(features)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
@@ -365,8 +229,8 @@ def encode(
     if out.suffix != ".npz":
         raise VaeJaxError(f"--out is {out}: it must end in .npz.")
     from vae_jax.generate import encode_pictures
+    from vae_jax.run import load_run
     from vae_jax.run.arrays import save_arrays
-    from vae_jax.train import load_run
 
     loaded = load_run(run, checkpoint, trust=trust)
     print_paths([save_arrays(out, encode_pictures(loaded, images, labels, num_samples, seed))])
@@ -392,8 +256,7 @@ def export(
         checkpoint: the latest checkpoint, or the best by validation.
         trust: with --stablehlo, run the code in the run folder even where another account wrote it.
     """
-    from vae_jax.run import RunFolder, save_programs
-    from vae_jax.train import load_run
+    from vae_jax.run import RunFolder, load_run, save_programs
 
     if stablehlo:
         print_paths(save_programs(load_run(run, checkpoint, trust=trust), out))
@@ -532,17 +395,6 @@ def experiments_copy(
     print_paths([copy_file(name, folder)])
 
 
-def check_counts(**counts: float) -> None:
-    """Check that counts are at least 1.
-
-    Raises:
-        VaeJaxError: one of them is below 1.
-    """
-    for name, count in counts.items():
-        if count < 1:
-            raise VaeJaxError(f"--{name.replace('_', '-')} is {count}: it must be at least 1.")
-
-
 def print_paths(paths: Sequence[Path]) -> None:
     """Print one path on each line, legible to a person, to a pipe as it is."""
     for path in paths:
@@ -551,54 +403,3 @@ def print_paths(paths: Sequence[Path]) -> None:
         else:
             sys.stdout.flush()
             sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-
-
-def use_compilation_cache(wanted: bool) -> None:
-    """Let JAX, before it is imported, keep compiled programs; its own variables prevail."""
-    if not wanted:
-        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    with contextlib.suppress(RuntimeError):  # this account has no home: then nothing is kept
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; it ends with 2 after bad input, 128 + the signal's number after a signal."""
-    open_streams()
-    given = sys.argv[1:] if arguments is None else arguments
-    arguments = [argument for argument in given if argument != "--no-compilation-cache"]
-    use_compilation_cache(arguments == list(given))
-    try:
-        match arguments:
-            case ["train", file, *flags] if not file.startswith("-"):
-                train_file_with_flags(file, flags)
-            case ["figures", file, *flags] if not file.startswith("-"):
-                figures_of_file_with_flags(file, flags)
-            case ["experiments"]:
-                experiments_list()
-            case ["--version"]:
-                print(importlib.metadata.version("vae_jax"))
-            case [command, *flags] if command in PICTURES:
-                pictures_with_flags(command, flags)
-            case _:
-                app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
-    except VaeJaxError as error:
-        say(f"vae-jax: {error}")
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        say(f"vae-jax: A file cannot be read or written ({reason}).")
-        sys.exit(2)
-    except Interrupted as error:
-        say(error)
-        sys.exit(128 + error.signal_number)
-    except KeyboardInterrupt:  # while training did not run
-        sys.exit(128 + signal.SIGINT)
-
-
-if __name__ == "__main__":
-    main()

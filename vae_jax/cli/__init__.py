@@ -1,0 +1,73 @@
+"""The command `vae-jax`.
+
+The flags of a command are the arguments of a function: for `train FILE` and `figures FILE` one in
+the file, for the commands that make pictures one in `vae_jax.generate`, for all others one in
+`vae_jax.cli.commands`. What needs JAX is imported where it is used, so that `vae-jax --help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vae_jax.cli import commands
+from vae_jax.errors import Interrupted, VaeJaxError
+from vae_jax.progress import open_streams, say
+
+DESCRIPTION = (
+    "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
+    "takes --no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
+)
+
+
+def use_compilation_cache(wanted: bool) -> None:
+    """Let JAX, before it is imported, keep compiled programs; its own variables prevail."""
+    if not wanted:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    with contextlib.suppress(RuntimeError):  # this account has no home: then nothing is kept
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; it ends with 2 after bad input, 128 + the signal's number after a signal."""
+    open_streams()
+    given = sys.argv[1:] if arguments is None else arguments
+    arguments = [argument for argument in given if argument != "--no-compilation-cache"]
+    use_compilation_cache(arguments == list(given))
+    try:
+        match arguments:
+            case ["train", file, *flags] if not file.startswith("-"):
+                commands.train_file_with_flags(file, flags)
+            case ["figures", file, *flags] if not file.startswith("-"):
+                commands.figures_of_file_with_flags(file, flags)
+            case ["experiments"]:
+                commands.experiments_list()
+            case ["--version"]:
+                print(importlib.metadata.version("vae_jax"))
+            case [command, *flags] if command in commands.PICTURES:
+                commands.pictures_with_flags(command, flags)
+            case _:
+                commands.app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
+    except VaeJaxError as error:
+        say(f"vae-jax: {error}")
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        say(f"vae-jax: A file cannot be read or written ({reason}).")
+        sys.exit(2)
+    except Interrupted as error:
+        say(error)
+        sys.exit(128 + error.signal_number)
+    except KeyboardInterrupt:  # while training did not run
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,6 @@
+"""`python -m vae_jax.cli`, for where the command itself is not on the path."""
+
+from vae_jax.cli import main
+
+if __name__ == "__main__":
+    main()

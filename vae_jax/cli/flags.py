@@ -1,0 +1,155 @@
+"""What a command takes beside the arguments of its function, and how its flags are parsed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from vae_jax.errors import VaeJaxError, legible
+
+Folder = Annotated[Path, tyro.conf.Positional]
+Checkpoint = Literal["latest", "best"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` takes beside the experiment's own arguments."""
+
+    workdir: Path
+    """The run folder; that of the cells' run folders, where a flag has several values."""
+    seed: int = 0
+    """The seed of the first replica."""
+    seeds: int = 1
+    """The number of replicas, trained in one program with consecutive seeds."""
+    streamed: bool | None = None
+    """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
+    deterministic: bool = False
+    """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """How several processes train together."""
+
+    distributed: bool = False
+    """Train together with other processes, which are given the same command."""
+    start_timeout: float = 45
+    """Seconds in which all processes have to come."""
+    heartbeat_timeout: int = 100
+    """Seconds without a sign of life after which a process is taken for dead."""
+    shutdown_timeout: int = 300
+    """Seconds in which processes that have all finished have to take leave of each other."""
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """The company of the other processes, where there are any."""
+        if not self.distributed:
+            return contextlib.nullcontext()
+        from vae_jax.processes import together
+        from vae_jax.run import versions
+
+        timeouts = dataclasses.asdict(self)
+        del timeouts["distributed"]
+        check_counts(**timeouts)
+        return together(versions(), **timeouts)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where data sets are."""
+
+    data_dir: Path | None = None
+    """Prepared data sets (None: $VAE_JAX_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    manual_dir: Path | None = None
+    """Files that you downloaded yourself (None: $VAE_JAX_MANUAL_DIR)."""
+
+    def use(self) -> None:
+        """Set the environment variables that the loaders of data read."""
+        for name, folder in dataclasses.asdict(self).items():
+            if folder is not None:
+                os.environ[f"VAE_JAX_{name.upper()}"] = str(folder)
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What a command that makes pictures takes beside the arguments of its function."""
+
+    run: Folder
+    """The run folder, or that of a grid; the names of its cells are added to the names of files."""
+    out: Path
+    """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
+    file_quality: int | None = None
+    """The quality, 1 to 100, of a .jpg (None: 95) or a .webp (None: lossless)."""
+    checkpoint: Checkpoint = "latest"
+    """The latest checkpoint, or the best by validation."""
+    trust: bool = False
+    """Run the code in the run folder even where another account wrote it."""
+
+    def __post_init__(self):
+        from vae_jax import plots
+
+        plots.options_for(self.out, self.file_quality)
+
+
+def parse(
+    function: Callable[..., object],
+    command: str,
+    flags: Sequence[str],
+    *options: object,
+    given: Sequence[str] = (),
+) -> list[Any]:
+    """Parse the flags of a command: its options, and the arguments of a function.
+
+    Args:
+        function: a function with type hints.
+        command: the command as the user types it, for its help.
+        flags: what the user typed after it.
+        options: dataclasses, or instances of them with the defaults.
+        given: parameters of the function that are not flags.
+
+    Returns:
+        The options as the flags set them, then the function's arguments as a dictionary.
+    """
+
+    def arguments(**values: object) -> dict[str, object]:
+        return values
+
+    doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
+    own = [parameter for name, parameter in signature.parameters.items() if name not in given]
+    arguments.__doc__ = re.sub(r"\n {8}", " ", doc)  # tyro keeps the breaks of an argument's lines
+    arguments.__annotations__ = get_type_hints(function, include_extras=True)
+    vars(arguments)["__signature__"] = signature.replace(parameters=own)
+    fields: list[tuple[str, Any, Any]] = []
+    for option in options:
+        kind = option if isinstance(option, type) else type(option)
+        default = dataclasses.MISSING if kind is option else option
+        unprefixed = Annotated[kind, tyro.conf.arg(name="")]
+        fields.append((kind.__name__, unprefixed, dataclasses.field(default=default)))
+    collect = tyro.conf.arg(name="", constructor=arguments)
+    fields.append(("arguments", Annotated[dict, collect], dataclasses.field()))
+    parsed = tyro.cli(
+        dataclasses.make_dataclass("Command", fields, kw_only=True),
+        prog=legible(f"vae-jax {command}"),
+        description=doc.split("\n")[0],
+        args=list(flags),
+    )
+    return [getattr(parsed, name) for name, _, _ in fields]
+
+
+def check_counts(**counts: float) -> None:
+    """Check that counts are at least 1.
+
+    Raises:
+        VaeJaxError: one of them is below 1.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise VaeJaxError(f"--{name.replace('_', '-')} is {count}: it must be at least 1.")
