@@ -35,7 +35,7 @@ import jax
 import numpy as np
 
 from vae_jax import parallel, storage
-from vae_jax.checkpoint import Checkpoints, Which
+from vae_jax.checkpoint import Checkpoints, State, Which
 from vae_jax.data import Data
 from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
@@ -325,6 +325,21 @@ class RunFolder:
                     path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
                 storage.write_json(path, _read_record(other))
 
+    def restore(self, like: State | None, checkpoint: Which) -> State:
+        """The state of a checkpoint; see `Checkpoints.restore`.
+
+        Raises:
+            VaeJaxError: there is none, each is damaged, or it is of another model.
+        """
+        with Checkpoints(self.checkpoints) as checkpoints:
+            restored = checkpoints.restore(like, checkpoint)
+        if restored is None:
+            raise VaeJaxError(f"{self.path} has no {checkpoint} checkpoint yet.")
+        state, warnings = restored
+        for warning in warnings:
+            say(warning)
+        return state
+
     def export(self, out: Path, checkpoint: Which = "latest") -> Path:
         """Writes the model's variables as arrays into a file; no code here is run.
 
@@ -337,13 +352,7 @@ class RunFolder:
             VaeJaxError: there is no checkpoint, or the file cannot be written.
         """
         check_suffix(out)
-        with Checkpoints(self.checkpoints) as checkpoints:
-            restored = checkpoints.restore(None, checkpoint)
-        if restored is None:
-            raise VaeJaxError(f"{self.path} has no {checkpoint} checkpoint.")
-        state, warnings = restored
-        for warning in warnings:
-            say(warning)
+        state = self.restore(None, checkpoint)
         params = state["params"] if state["ema_params"] is None else state["ema_params"]
         arrays = flattened({"params": params} | (state["model_state"] or {}))
         if np.shape(state["step"]) == (1,):

@@ -14,14 +14,13 @@ from jax import Array
 
 from vae_jax import parallel, random
 from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
-from vae_jax.checkpoint import Checkpoints, Which
+from vae_jax.checkpoint import Which
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
 from vae_jax.given import Count, Seed, checked
 from vae_jax.interfaces import Layers, has_bound
-from vae_jax.progress import say
 from vae_jax.run.folder import RunFolder
 from vae_jax.run.latents import Encoded, between, centre, moments, pictures
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
@@ -361,11 +360,4 @@ def load_run(
     run_folder.check_model(record, experiment)
     seeds = np.arange(record["num_seeds"], dtype=np.uint32)
     like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
-    with Checkpoints(run_folder.checkpoints) as checkpoints:
-        restored = checkpoints.restore(like, checkpoint)
-    if restored is None:
-        raise VaeJaxError(f"{run_folder.path} has no {checkpoint} checkpoint yet.")
-    state, warnings = restored
-    for warning in warnings:
-        say(warning)
-    return Run(run_folder, experiment, state, checkpoint)
+    return Run(run_folder, experiment, run_folder.restore(like, checkpoint), checkpoint)
