@@ -143,7 +143,7 @@ cosine = optax.cosine_decay_schedule
 
 ANOTHER: dict[str, tuple[Callable[[], Experiment], str]] = {
     "objective": (lambda: changed(objective=IWAE(5)), "objective is vae_jax.ELBO there, vae_jax.I"),
-    "beta": (lambda: changed(objective=ELBO(beta=0.5)), "objective.beta is 1.0 there, 0.5 here"),
+    "beta": (lambda: changed(objective=ELBO(beta=0.5)), "objective.beta is 1 there, 0.5 here"),
     "warm-up": (
         lambda: changed(objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, 9))),
         "objective.beta",

@@ -33,7 +33,12 @@ def differences(there: Json, here: Json) -> Iterator[Difference]:
     for name in {**ours, **theirs}:
         one, other = theirs.get(name, ABSENT), ours.get(name, ABSENT)
         if one != other:
-            yield Difference(name, one, other)
+            yield Difference(name, _plain(one), _plain(other))
+
+
+def _plain(value: Json) -> Json:
+    """A whole number without a decimal point, which Optax's schedules add when they are called."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _flat(tree: Json, prefix: str = "") -> dict[str, Json]:
