@@ -34,7 +34,7 @@ test-newest: .venv-newest/installed
 
 figures: .venv/installed
 	for name in aevb iwae linear_vae vampprior flows hyperspherical vqvae vaegan \
-			small_data conditional founding_example; do \
+			small_data conditional founding_example rate_distortion; do \
 		$(BIN)/vae-jax figures experiments/$$name.py || exit 1; \
 	done
 	$(BIN)/python scripts/signal_to_noise.py

@@ -1,14 +1,23 @@
 """The rate-distortion curve of a beta-VAE: Alemi et al. (2018), "Fixing a broken ELBO".
 
     vae-jax train experiments/rate_distortion.py --beta 0.1 0.3 1 3 10 --workdir runs/rd
-    vae-jax evaluate runs/rd
+    vae-jax evaluate runs/rd --num-samples 100
     vae-jax table runs/rd
     vae-jax figures experiments/rate_distortion.py
 
-Published: as beta grows, the rate R falls and the distortion D rises along a convex curve, on which
-dD/dR = -beta where the model is flexible enough; at beta = 1 R + D, the negative ELBO, is least.
+Published: as beta grows the rate R falls and the distortion D rises along a convex curve. That
+minimizes D + beta R where its slope is -beta, so R + D, the negative ELBO, is least at beta = 1.
 
-Ours: not yet run.
+Ours: 500 test images of mnist_5k after 300 epochs, nats per image, by the first three commands.
+
+    beta     0.1      0.3      1        3        10
+    R       54.16    39.64    19.80     8.55     2.38
+    D       72.43    74.76    90.42   117.86   164.55
+    R + D  126.56   114.37   110.20   126.42   166.93
+
+The order is the published one. After 50 epochs it is not: R + D is least at beta = 0.3 (131.57 and,
+at beta = 1, 136.18), for what is trained with more weight on R has not come to use its latents yet.
+2026-11-29, two CPU cores, 3 minutes for the five cells in one program, seed 0.
 """
 
 from pathlib import Path
@@ -16,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 from vae_jax import (
     ELBO,
@@ -38,7 +48,7 @@ def experiment(
     learning_rate: float = 1e-3,
     latent_dim: int = 20,
     hidden: int = 200,
-    epochs: int = 50,
+    epochs: int = 300,
     data: Literal["mnist_5k", "mnist"] = "mnist_5k",
 ) -> Experiment:
     """A beta-VAE of MLPs on dynamically binarized digits.
@@ -74,10 +84,10 @@ def figures(
     *,
     workdir: Path = Path("runs/rate_distortion"),
     betas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0),
-    epochs: int = 50,
+    epochs: int = 300,
     num_seeds: int = 1,
 ) -> list[Path]:
-    """Distortion against rate of the test images, with a point for each beta, and R + D.
+    """Distortion against rate of the test images, a point for each beta, and the least R + D.
 
     Args:
         workdir: the folder of the figure and of the cells' run folders.
@@ -91,9 +101,15 @@ def figures(
     rates, distortions = (
         np.array([mean[name].mean() for mean in means]) for name in ("kl", "distortion")
     )
-    panels = {
-        "against the rate R [nats]": {"distortion D": (rates, distortions)},
-        "against beta": {"R + D": (betas, rates + distortions), "R": (betas, rates)},
-    }
-    figure = plots.scaling(panels, xlabel="", ylabel="nats per image", yscale="linear")
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="rate R [nats per image]", ylabel="distortion D [nats]")
+    axes.plot(rates, distortions, marker="o")
+    for beta, rate, distortion in zip(betas, rates, distortions, strict=True):
+        text = rf"$\beta$ = {beta:g}"
+        axes.annotate(text, (rate, distortion), (6, 4), textcoords="offset points")
+    least = (rates + distortions).min()
+    axes.axline((0, least), slope=-1, ls=":", color="grey", label=f"R + D = {least:.1f}")
+    axes.margins(0.18)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
     return [plots.save(figure, workdir / "rate_distortion.png")]
