@@ -230,7 +230,7 @@ def test_bounds_and_annealing_against_quadrature() -> None:
     exact, total, own, below, above = everything(x, keys(5, 2))
     np.testing.assert_allclose(total, 0, atol=1e-3)  # the grid holds all of p(z)
     assert (exact < 0).all()
-    assert float(special.logsumexp(exact)) < 0  # of two different images
+    assert np.exp(exact).sum() < 1  # of two different images
     np.testing.assert_allclose(-own["nll"], exact, atol=0.05)
     assert (own["neg_elbo"] > -exact - 0.01).all()
     np.testing.assert_allclose(below, exact, atol=0.03)
