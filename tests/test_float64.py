@@ -366,6 +366,18 @@ def test_a_draw_from_a_covariance_close_to_singular_has_its_own_density():
     np.testing.assert_allclose(log_q, expected, rtol=1e-5)
 
 
+def test_where_a_density_is_below_the_floats_it_is_zero_and_of_no_number_it_is_none():
+    generator = np.random.default_rng(2)
+    factor = np.tril(300 * generator.normal(size=(200, 200)), -1) + 1e-3 * np.eye(200)
+    value = generator.normal(size=(2, 200))
+    q = MultivariateNormal(jnp.zeros(200), jnp.asarray(factor, jnp.float32))
+    with np.errstate(over="ignore"):
+        exact = -(np.linalg.solve(factor, value.T) ** 2).sum(0) / 2
+    assert (exact < np.finfo(np.float32).min).all()
+    found = jax.jit(q.log_prob)(jnp.asarray(value, jnp.float32).at[1, 3].set(jnp.nan))
+    np.testing.assert_array_equal(found, [-np.inf, np.nan])
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e3])
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
 def test_the_nearest_vector_is_nearest_in_float64(spread, offset):
