@@ -13,7 +13,6 @@ import tiny
 from gradients import assert_close, gradients_of, one_batch, params_of
 from perturbation import normals
 from running import on_devices
-from scipy import special
 from test_hierarchical import keys
 
 from vae_jax import (
