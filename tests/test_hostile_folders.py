@@ -183,7 +183,8 @@ ANOTHER: dict[str, tuple[Callable[[], Experiment], str]] = {
     "dtype": (lambda: changed(compute_dtype=jnp.bfloat16), "compute_dtype is float32 there, bflo"),
     "order": (lambda: changed(shuffle=False), "shuffle is True there, False here"),
     "batch": (lambda: changed(batch_size=8), "batch_size is 16 there, 8 here"),
-    "steps": (lambda: changed(num_steps=30), "num_steps is 20 there, 30 here"),
+    "fewer steps": (lambda: changed(num_steps=10), "num_steps is 20 there, 10 here"),
+    "patience": (lambda: changed(patience=3), "patience is None there, 3 here"),
     "pixel": (
         lambda: changed(data=data(train=RUN.data.train.images ^ np.uint8(1))),
         "data.fingerprint is",
@@ -323,7 +324,8 @@ def test_a_file_names_the_argument_first(tmp_path: Path) -> None:
     RunFolder(tmp_path).claim(origin.make(), 0, 1, origin)
     other = dataclasses.replace(origin, arguments=SHORT | {"num_steps": 30})
     with pytest.raises(
-        VaeJaxError, match=r"\(experiment\.arguments\.num_steps is 20 there, 30 here\)"
+        VaeJaxError,
+        match=r"\(experiment\.arguments\.num_steps is 20 there, 30 here, on which its steps",
     ):
         RunFolder(tmp_path).claim(other.make(), 0, 1, other)
 

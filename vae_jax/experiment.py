@@ -69,6 +69,9 @@ class Experiment(Checked):
             validates at each checkpoint. The best checkpoint is among those with a validation.
         validate_images: the number of validation images that are taken, evenly spaced over their
             split; None takes all.
+        patience: the number of validations in a row, none of them better than the best one, after
+            which training ends, with the best state among the checkpoints; None trains to the last
+            step. Replicas end together, by the mean of their validations.
         keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by
             validation.
         skip_above: the norm of the gradient, of a loss in nats per image, above which a step is
@@ -101,6 +104,7 @@ class Experiment(Checked):
     checkpoint_every: Count = 1000
     validate_every: Count | None = None
     validate_images: Count | None = None
+    patience: Count | None = None
     keep_checkpoints: Count = 2
     skip_above: Positive | None = None
     max_nonfinite: Count = 100
@@ -118,6 +122,11 @@ class Experiment(Checked):
             raise VaeJaxError(
                 f"validate_images of Experiment is {self.validate_images}, and the validation "
                 f"split of {self.data.name} has {count} images: give no more, or leave it out."
+            )
+        if self.patience is not None and count == 0:
+            raise VaeJaxError(
+                f"patience of Experiment counts validations, and {self.data.name} has no "
+                "validation split: leave it out, or load the data with one."
             )
         if not self.model.image_shape:
             model = self.model.clone(image_shape=self.data.image_shape)

@@ -19,7 +19,6 @@ from typing import get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import parallel
@@ -30,7 +29,7 @@ from vae_jax.identity.programs import programs
 from vae_jax.processes import agree
 from vae_jax.progress import say
 from vae_jax.run import Run, RunFolder, what_processes_share
-from vae_jax.step import Batch, TrainState, init_state, train_step
+from vae_jax.step import TrainState, empty_batch, init_state, train_step
 from vae_jax.train import (
     Row,
     SharedStep,
@@ -128,7 +127,7 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
     for run in runs:
         state = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(run.state)]
         loop = [getattr(run.experiment, name) for name in _OF_THE_LOOP]
-        alike = run.step, *loop, run.experiment.data.fingerprint, *state
+        alike = run.step, run.goes_on, *loop, run.experiment.data.fingerprint, *state
         groups.setdefault((alike, jax.tree.structure(run.state)), []).append(run)
     for alike in groups.values():
         layout = _layout(alike)
@@ -150,15 +149,10 @@ def _layout(runs: Sequence[Training]) -> parallel.Layout:
 
 def _arguments(run: Training, layout: parallel.Layout) -> tuple[object, ...]:
     """The shapes and types of the arguments of one replica's step on one device."""
-    experiment, split = run.experiment, run.experiment.data.train
-    size = (
-        experiment.batch_size if layout.axis is None else parallel.share_of(experiment.batch_size)
-    )
-    labels = None if experiment.model.labels is None else split.labels
-    y = None if labels is None else jnp.zeros(size, labels.dtype)
-    batch = Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)
-    images = jnp.zeros((size, *split.images.shape[1:]), split.images.dtype)
-    return jax.tree.map(lambda leaf: leaf[0], run.state), images, batch, run.seeds[0]
+    size = run.experiment.batch_size
+    size = size if layout.axis is None else parallel.share_of(size)
+    state = jax.tree.map(lambda leaf: leaf[0], run.state)
+    return state, *empty_batch(run.experiment, size), run.seeds[0]
 
 
 def _initial_states(

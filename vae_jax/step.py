@@ -72,6 +72,15 @@ class Batch:
     y: Int[Array, "b"] | None
 
 
+def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W C"], Batch]:
+    """Images and a batch of this size, of which the shapes and types matter alone."""
+    split = experiment.data.train
+    labels = None if experiment.model.labels is None else split.labels
+    y = None if labels is None else jnp.zeros(size, labels.dtype)
+    images = jnp.zeros((size, *split.images.shape[1:]), split.images.dtype)
+    return images, Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)
+
+
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """A function of state, images, batch, seed and, where experiments share it, of their numbers."""
 

@@ -29,6 +29,7 @@ from vae_jax.processes import agree, stop_signals
 from vae_jax.progress import Progress, say
 from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
 from vae_jax.run import load_run as load_run
+from vae_jax.run.patience import Patience, score_of
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 Tree = TypeVar("Tree")
@@ -233,6 +234,7 @@ class Training:
         state: the latest state on the host, `[S, ...]`.
         validate: its validation, as of `make_validation`.
         validation: what that found of `state`; empty where it was not asked.
+        patience: how long it goes on without a better validation.
         failure: why it ended before it was finished; None where it did not.
     """
 
@@ -242,6 +244,7 @@ class Training:
     seeds: np.ndarray
     state: TrainState
     validate: Callable[[TrainState], Row]
+    patience: Patience
     validation: Row = field(default_factory=dict[str, np.ndarray])
     failure: VaeJaxError | None = None
 
@@ -256,10 +259,17 @@ class Training:
         return Run(self.folder, self.experiment, self.state, "latest")
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended before its last step, from impatience or a failure."""
+        return self.failure is None and not self.patience.is_over
+
+    @property
     def finished(self) -> bool:
         """Whether the last step was taken and summarized."""
-        summarized = parallel.max_over_processes(self.folder.read_summary() is not None)
-        return bool(summarized) and self.step == self.experiment.num_steps
+        summary = self.folder.read_summary() or {"step": None}
+        summarized = parallel.max_over_processes(summary["step"] == self.step)
+        is_last = self.step == self.experiment.num_steps or self.patience.is_over
+        return bool(summarized) and is_last
 
     def begin(self) -> None:
         """Say where training begins, and make room for what it will write."""
@@ -275,15 +285,27 @@ class Training:
         self.folder.truncate_metrics(self.step)
 
     def log(self, step: int, row: Row) -> None:
-        """Write one line of metrics.jsonl, until the run ends."""
-        if self.failure is None and parallel.is_main_process():
+        """Write one line of metrics.jsonl."""
+        if parallel.is_main_process():
             self.folder.append_metrics({"step": step, "time": time.time()} | row)
 
-    def save(self, step: int, state: TrainState, validation: Row) -> None:
+    def keep(
+        self, step: int, state: TrainState, validated: bool, due: bool, later: "Later"
+    ) -> None:
+        """Hold a state, validate it, and save it where that is due or the run ends with it."""
+        self.state, before = state, self.patience.step
+        self.validation = self.validate(state) if validated else {}
+        score = score_of(self.validation)
+        if score is not None:
+            later(self.log, step, self.validation)
+            if self.patience.most is not None:
+                self.patience.see(step, score)
+        if due or self.patience.is_over or self.patience.step > before:
+            later(self.save, step, state, score)
+
+    def save(self, step: int, state: TrainState, score: float | None) -> None:
         """Start writing a checkpoint, with the score of its validation."""
         if parallel.is_main_process():
-            # The last one: the NLL, or the distortion where there is none.
-            score = float(list(validation.values())[-1].mean()) if validation else None
             self.checkpoints.save(step, state, score, finite=is_good(state))
 
     def give_up(self, step: int, row: Row) -> None:
@@ -323,6 +345,7 @@ class Training:
                 "skipped_steps": jsonable(self.state.skipped),
             }
             | {name: jsonable(values) for name, values in validation.items()}
+            | self.patience.summary
         )
 
 
@@ -349,7 +372,13 @@ def opened(
             for warning in warnings:
                 say(warning)
         state = parallel.from_main_process(state)
-        yield Training(experiment, folder, checkpoints, seeds, state, validate)
+        patience = Patience(experiment.patience)
+        if experiment.patience is not None:
+            patience.see_again(folder.read_metrics(), int(state.step[0]))
+            numbers = np.float32(patience.best), np.int32(patience.step), np.int32(patience.waited)
+            best, step, waited = parallel.from_main_process(numbers)
+            patience = Patience(experiment.patience, float(best), int(step), int(waited))
+        yield Training(experiment, folder, checkpoints, seeds, state, validate, patience)
 
 
 def together(trees: Sequence[Tree]) -> Tree:
@@ -394,41 +423,40 @@ def train_together(
     state = together([run.state for run in runs])
     later, step, stopped_by = Later(), runs[0].step, 0
     waiting = [run.folder.read_unlogged(step) for run in runs]
+    going = [run.goes_on for run in runs]
+    begun = any(going)  # else nothing but their summaries is missing
     unlogged: list[Metrics] = list(map(together, zip(*waiting, strict=False)))
     with (
         Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
         stop_signals() as received,
     ):
-        for step, device_state, row in advance(
-            experiment, layout, state, seeds, streamed, later.run, unlogged, shared
-        ):
+        how = seeds, streamed, later.run, unlogged, shared
+        for step, device_state, row in advance(experiment, layout, state, *how) if begun else ():
             if row is not None:
                 later(progress.update, step, float(row["loss"].mean()))
-                for run, own in zip(runs, apart(row, len(runs)), strict=True):
+                for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
                     later(run.log, step, own)
                     if own["skipped_in_a_row"].max() >= run.experiment.max_nonfinite:
                         later.run()
                         run.give_up(step, own)
-            going = [run.failure is None for run in runs]
+            going = [run.goes_on for run in runs]
             stopped_by = parallel.max_over_processes(max(received, default=0))
             is_last = step == experiment.num_steps
             due = is_last or stopped_by or step % experiment.checkpoint_every == 0
             validated = is_last or step % validate_every == 0
             if due or validated:
                 states = apart(layout.collect(device_state), len(runs))
-                for run, run.state in compress(zip(runs, states, strict=True), going):
-                    run.validation = run.validate(run.state) if validated else {}
-                    if run.validation:
-                        later(run.log, step, run.validation)
-                    if due:
-                        later(run.save, step, run.state, run.validation)
+                for run, own in compress(zip(runs, states, strict=True), going):
+                    run.keep(step, own, validated, bool(due), later)
+                going = [run.goes_on for run in runs]
             if stopped_by or not any(going):
                 break
         later.run()
         for run in runs:
             run.checkpoints.wait()
-        if stopped_by and step < experiment.num_steps:
-            for chunks, run in zip(apart(unlogged, len(runs)), runs, strict=True):
+        if stopped_by and any(going) and step < experiment.num_steps:
+            waiting = zip(runs, apart(unlogged, len(runs)), strict=True)
+            for run, chunks in compress(waiting, going):
                 run.folder.keep_unlogged(step, chunks)
             raise Interrupted(stopped_by, step)
         for run in runs:

@@ -551,6 +551,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             "checkpoint_every": (*COUNT, Said(7, "is 7, no multiple of log_every, 5")),
             "validate_every": (*COUNT, Said(7, "is 7, no multiple of log_every, 5")),
             "validate_images": (*COUNT, Said(10**6, "give no more, or leave it out")),
+            "patience": COUNT,
             "keep_checkpoints": COUNT,
             "skip_above": OPTIONAL_SCALE,
             "max_nonfinite": COUNT,

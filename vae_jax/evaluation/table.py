@@ -333,7 +333,7 @@ def runs_in(folder: Path) -> Table:
         about = run.read_record()
         steps, metrics = about.get("num_steps"), run.read_metrics()
         step = max((line["step"] for line in metrics), default=0)
-        done = "finished" if run.read_summary() is not None else f"step {step:,} of {steps:,}"
+        done = "finished" if run.is_finished(about) else f"step {step:,} of {steps:,}"
         try:
             nll = read(run.path).numbers.get("nll", "")
         except VaeJaxError:

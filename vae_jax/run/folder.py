@@ -16,7 +16,6 @@ from Python or from a file.
 """
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -40,7 +39,6 @@ from vae_jax.data import Data
 from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import (
-    INCIDENTAL,
     Experiment,
     Origin,
     experiment_of,
@@ -51,6 +49,7 @@ from vae_jax.identity import ABSENT, Json, NotImportableError, differences
 from vae_jax.interfaces import Metrics
 from vae_jax.progress import say
 from vae_jax.run.arrays import check_suffix, flattened, save_arrays
+from vae_jax.run.same import LENGTH, Record, compared, compute_the_same, is_longer
 
 UP_TO = "up to step"  # beside the metrics that wait for their line
 # Settings that change numbers; those of XLA that only ask for speed do not.
@@ -65,8 +64,6 @@ FLAGS = (
 OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|autotune|approx|denormal")
 PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 PACKAGES += ("tensorflow-datasets", "numpy")
-Record = dict[str, Any]
-"""The object in a JSON file."""
 
 
 def git_commit() -> str | None:
@@ -157,18 +154,42 @@ class RunFolder:
                 f"{self.path} was begun by a version of vae_jax that did not note what its model "
                 "is: choose another --workdir."
             )
-        found = list(differences(_compared(record), _compared(content)))
+        until = content["patience"]
+        found = list(differences(compared(record, until), compared(content, until)))
         if _python(record) != platform.python_version_tuple()[:2]:  # which compiles code otherwise
             found = [each for each in found if not each.of_code]
-        if found:
+        rest = {each.name.partition(".")[0] for each in found if each.name not in LENGTH}
+        longer = is_longer(record, content) and rest <= {"optimizer", "objective"}
+        if longer and self._steps_are_those_of(experiment, record, rest):
+            self._prolong(record | content | _file(origin))
+        elif found:
             one, other = ({"experiment": each["experiment"]} for each in (record, content))
             files = record["experiment"] and content["experiment"]  # whose arguments say it best
-            arguments = differences(one, other) if files else ()
+            arguments = [*differences(one, other)] if files else []
+            if is_longer(record, content) and not longer:  # which alone would be no difference
+                found = [each for each in found if each.name not in LENGTH]
+                arguments = [each for each in arguments if not each.name.endswith(LENGTH)]
             clear = [each for each in found if ABSENT not in each]
+            why = ", on which its steps depend" if longer and len(arguments) < 2 else ""
             raise VaeJaxError(
                 f"{self.path} is the run of another experiment "
-                f"({[*arguments, *clear, *found][0]}): choose another --workdir."
+                f"({[*arguments, *clear, *found][0]}{why}): choose another --workdir."
             )
+
+    def _steps_are_those_of(self, experiment: Experiment, record: Record, rest: set[str]) -> bool:
+        """Whether a record's run takes the steps of an experiment, whatever describes these."""
+        try:
+            return not rest or compute_the_same(
+                self.stored_experiment(record, trust=False, data=experiment.data), experiment
+            )
+        except VaeJaxError:
+            return False
+
+    def _prolong(self, content: Record) -> None:
+        """Writes what a run is that goes on for longer than it was to."""
+        with storage.lock(self.lock_file, self._refusal):
+            storage.write_json(self.record, content)
+            storage.write_json(self.record_copy, content)
 
     def other_versions(self) -> str | None:
         """A sentence where the run began with other versions than it would go on with."""
@@ -222,8 +243,15 @@ class RunFolder:
                 "or take the parameters without any code by `vae-jax export`."
             )
 
-    def stored_experiment(self, record: Record, trust: bool) -> Experiment:
+    def stored_experiment(
+        self, record: Record, trust: bool, data: Data | None = None
+    ) -> Experiment:
         """The experiment that a record names, made by running its code.
+
+        Args:
+            record: the record.
+            trust: whether the user consents to this.
+            data: the data of a run from Python, where they are at hand.
 
         Raises:
             VaeJaxError: it needs the user's consent, or a part of it cannot be imported.
@@ -240,7 +268,7 @@ class RunFolder:
                 except (NotImportableError, KeyError, TypeError, ValueError, AttributeError):
                     raise error from None
         try:
-            data = kept(self.data)
+            data = data or kept(self.data)
             try:
                 data = data or load_again(record["data"].get("source"))
             except (NotImportableError, VaeJaxError, OSError) as error:
@@ -372,6 +400,12 @@ class RunFolder:
                     return summary
         return None
 
+    def is_finished(self, record: Record) -> bool:
+        """Whether summary.json is that of the last step, or of an end from impatience."""
+        summary, patience = self.read_summary() or {}, record.get("patience")
+        impatient = patience is not None and summary.get("patience") == patience
+        return summary.get("step") == record.get("num_steps") or impatient
+
     def read_record(self) -> Record:
         """The content of experiment.json or, where that is lost or damaged, of its copy.
 
@@ -468,15 +502,6 @@ def what_processes_share(
     return first | simple | content | last
 
 
-def _compared(content: Record) -> dict[str, Json]:
-    """What in an experiment.json two runs that are the same have in common."""
-    fields = {field.name for field in dataclasses.fields(Experiment)} - {*INCIDENTAL, "data"}
-    names = [name for name in content if name in {*fields, "seed", "num_seeds", "flags"}]
-    names.sort(key=lambda name: isinstance(content[name], dict | list))  # to name numbers first
-    data = {name: content["data"].get(name) for name in ("description", "fingerprint", "protocol")}
-    return {name: content[name] for name in names} | {"data": data}
-
-
 def _flags() -> dict[str, Json]:
     """The settings of JAX and XLA that change numbers."""
     values: dict[str, Json] = {name: str(getattr(jax.config, name, None)) for name in FLAGS}
@@ -499,11 +524,18 @@ def _python(record: Record) -> tuple[str, ...]:
     return ()
 
 
-def _circumstances(origin: Origin | None) -> Record:
-    """What experiment.json says of a run beside its identity."""
+def _file(origin: Origin | None) -> Record:
+    """The file that a run can be made from again."""
     return {
         "file": None if origin is None else origin.file,
         "source": None if origin is None else origin.source,
+    }
+
+
+def _circumstances(origin: Origin | None) -> Record:
+    """What experiment.json says of a run beside its identity."""
+    return {
+        **_file(origin),
         "git_commit": git_commit(),
         "devices": parallel.describe_devices(),
         "versions": versions(),

@@ -1,0 +1,61 @@
+"""How long validations may fail to improve, and what the lines of metrics.jsonl say of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+def score_of(validation: Mapping[str, Any]) -> float | None:
+    """The number by which states are compared: the NLL, or the distortion where there is none.
+
+    Args:
+        validation: numbers of a validation by name, one or one for each seed; others are ignored.
+
+    Returns:
+        The mean over seeds, nan where one is not finite; None where nothing was validated. It is
+        rounded to float32, in which processes tell it to each other.
+    """
+    values = [value for name, value in validation.items() if name.startswith("valid_")]
+    return float(np.float32(np.mean(np.asarray(values[-1], float)))) if values else None
+
+
+@dataclass
+class Patience:
+    """The best validation so far, and how many have come since.
+
+    Attributes:
+        most: the number of validations that it lasts; None for ever.
+        best: the best score.
+        step: its step.
+        waited: the number of validations since.
+    """
+
+    most: int | None
+    best: float = float("inf")
+    step: int = 0
+    waited: int = 0
+
+    def see(self, step: int, score: float) -> None:
+        """Take a score into account; one that is not finite is no better than any."""
+        if np.isfinite(score) and score < self.best:
+            self.best, self.step, self.waited = score, step, 0
+        else:
+            self.waited += 1
+
+    def see_again(self, lines: Iterable[Mapping[str, Any]], until: int) -> None:
+        """Take the validations of a run's lines into account, up to a step."""
+        for line in lines:
+            if line["step"] <= until and (score := score_of(line)) is not None:
+                self.see(line["step"], score)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to end."""
+        return self.most is not None and self.waited >= self.most
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """What summary.json says of it; nothing where it lasts for ever."""
+        return {} if self.most is None else {"patience": self.most, "best_step": int(self.step)}
