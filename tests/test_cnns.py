@@ -1,4 +1,4 @@
-"""VGG, ResNet and Xception: the papers' sizes, every image size, models that start and train.
+"""VGG, ResNet, Xception, VQGAN: the papers' sizes, every image size, models that start and train.
 
 Sizes and counts are of abstract values: nothing of 256x256 pixels is computed here.
 """
@@ -17,7 +17,14 @@ from scipy import ndimage, signal
 
 import vae_jax as vj
 from vae_jax.cpu import threefry
-from vae_jax.networks.layers import conv, group_norm, halvings, max_pool, upsample
+from vae_jax.networks.layers import (
+    SelfAttention,
+    conv,
+    group_norm,
+    halvings,
+    max_pool,
+    upsample,
+)
 
 STAGES = ((8, 8), (8, 16), (16,))
 XCEPTION = {"stem": (4, 8), "entry": (8, 16), "middle": 1, "exit": (16, 24, 32)}
@@ -26,15 +33,17 @@ ENCODERS: dict[str, Any] = {
     "resnet": partial(vj.ResNetEncoder, (1, 2, 1), width=8),
     "bottlenecks": partial(vj.ResNetEncoder, (1, 2), width=8, bottleneck=True, large_stem=True),
     "xception": partial(vj.XceptionEncoder, **XCEPTION),
+    "vqgan": partial(vj.VQGANEncoder, (8, 16, 32), blocks=1),
 }
 DECODERS: dict[str, Any] = {
     "vgg": vj.VGGDecoder(STAGES),
     "resnet": vj.ResNetDecoder((1, 2, 1), width=8),
     "bottlenecks": vj.ResNetDecoder((1, 2), width=8, bottleneck=True, large_stem=True),
     "xception": vj.XceptionDecoder(**XCEPTION),
+    "vqgan": vj.VQGANDecoder((8, 16, 32), blocks=1),
 }
-HALVINGS = {"vgg": 3, "resnet": 2, "bottlenecks": 3, "xception": 4}
-FEATURES = {"vgg": 16, "resnet": 32, "bottlenecks": 64, "xception": 32}
+HALVINGS = {"vgg": 3, "resnet": 2, "bottlenecks": 3, "xception": 4, "vqgan": 2}
+FEATURES = {"vgg": 16, "resnet": 32, "bottlenecks": 64, "xception": 32, "vqgan": 32}
 networks = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "xception")) for n in ENCODERS]
 )
@@ -110,6 +119,26 @@ def test_resnets_have_the_papers_convolutions(encoder, published, normalized):
     assert count(params, (4,)) == published - 2 * normalized
 
 
+def test_vqgan_has_the_parameters_of_latent_diffusions_autoencoder():
+    """34,163,592 and 49,490,179 in Stable Diffusion's AutoencoderKL (f = 8, four channels).
+
+    Less the biases of its blocks' convolutions and its last convolutions, the affine maps of the
+    posterior and of the likelihood here; its decoder's first is a 3x3 convolution.
+    """
+    widths = (128, 256, 512, 512)
+    shape, params = shapes_of(vj.VQGANEncoder(widths), (1, 64, 64, 3))
+    assert shape == (1, 8, 8, 512)
+    blocks = 2 * 2 * (128 + 256 + 512 + 512) + 2 * 2 * 512  # two convolutions of each have biases,
+    shortcuts = 256 + 512
+    assert count(params) + blocks + shortcuts + 9 * 512 * 8 + 8 == 34_163_592
+    shape, params = shapes_of(vj.VQGANDecoder(widths), (1, 8, 8, 4), (64, 64, 3))
+    assert shape == (1, 64, 64, 128)
+    blocks = 2 * 3 * (128 + 256 + 512 + 512) + 2 * 2 * 512
+    shortcuts = 128 + 256
+    first, last = 8 * 4 * 512, 9 * 128 * 3 + 3
+    assert count(params) + blocks + shortcuts + first + last == 49_490_179
+
+
 # --- Shapes ---------------------------------------------------------------------------------------
 
 
@@ -156,10 +185,11 @@ def test_outputs_and_latents_of_every_form(name):
     map_shape, _ = shapes_of(ENCODERS[name](), (2, *image))
     _, height, width, features = map_shape
     positions = height * width
-    tokens, _ = shapes_of(ENCODERS[name](output="tokens"), (2, *image))
-    assert tokens == (2, positions, features)
-    vector, _ = shapes_of(ENCODERS[name](output="vector"), (2, *image))
-    assert vector == (2, positions * features if name == "vgg" else features)
+    if name != "vqgan":  # which makes maps alone
+        tokens, _ = shapes_of(ENCODERS[name](output="tokens"), (2, *image))
+        assert tokens == (2, positions, features)
+        vector, _ = shapes_of(ENCODERS[name](output="vector"), (2, *image))
+        assert vector == (2, positions * features if name == "vgg" else features)
     outputs = DECODERS[name]
     for event in [(5,), (3, 2), (positions, 2), (height, width, 2), (1, 1, 4)]:
         shape, params = shapes_of(outputs, (2, *event), image)
@@ -244,6 +274,30 @@ def test_group_norm_is_of_one_example_and_its_groups(features, group):
     mean, std = grouped.mean((1, 3), keepdims=True), grouped.std((1, 3), keepdims=True)
     expected = ((grouped - mean) / std).reshape(x.shape)
     np.testing.assert_allclose(normalized, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_self_attention_is_numpys():
+    """x + W softmax(q k' / sqrt d) v over all positions, of the normalized x; in float64."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 2, 3, 4))
+    with jax.enable_x64(True):
+        module = SelfAttention(num_heads=2)
+        made: Any = module.init(jax.random.key(0), x)
+        variables = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape), made)
+        found = np.asarray(module.apply(variables, x))
+    params = variables["params"]
+    norm = params["GroupNorm_0"]
+    flat = x.reshape(2, 6, 4)
+    mean, variance = flat.mean((1, 2), keepdims=True), flat.var((1, 2), keepdims=True)
+    h = (flat - mean) / np.sqrt(variance + 1e-6) * norm["scale"] + norm["bias"]
+    q, k, v = np.split(h @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, -1)
+    attended = np.zeros_like(flat)
+    for head in (slice(2), slice(2, 4)):
+        scores = q[..., head] @ k[..., head].swapaxes(1, 2) / np.sqrt(2)
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        attended[..., head] = weights @ v[..., head]
+    expected = flat + attended @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(found, expected.reshape(x.shape), rtol=1e-6)
 
 
 # --- Models ---------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 
 from vae_jax import (
     Bernoulli,
+    Charbonnier,
     DiscretizedLogistic,
     Gaussian,
     HeteroscedasticGaussian,
@@ -298,3 +300,29 @@ def test_heteroscedastic_scales_stay_within_their_limits(level):
     p = conditional(HeteroscedasticGaussian, IMAGE, jnp.full((N, F), level), positive)
     expected = 1e-3 if level < 0 else 1e-3 + np.exp(10)
     np.testing.assert_allclose(p.scale, np.full((N, *IMAGE), expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "epsilon"), [(1.0, 1e-3), (0.05, 0.2), (1e-3, 1.0)])
+def test_charbonniers_density_is_scipys_hyperbolic(scale, epsilon):
+    """In float64, to 1e-9 nats, where it is a parabola, where it is a line, and between."""
+    reach = 20 * scale + np.sqrt(40 * scale * epsilon)
+    x = np.linspace(-reach, reach, 41).reshape(-1, 1, 1, 1, 1)
+    with jax.enable_x64(True):
+        made = conditional(partial(Charbonnier, scale=scale, epsilon=epsilon), PIXEL)
+        p = made.replace(loc=np.float64(made.loc))
+        found = np.asarray(p.log_prob(p.loc + x))
+    hyperbolic: Any = stats.genhyperbolic(1, epsilon / scale, 0, scale=epsilon)
+    expected = np.broadcast_to(hyperbolic.logpdf(x[:, :, 0, 0, 0]), found.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("scale", "epsilon"), [(0.05, 0.2), (1e-3, 1.0)])
+def test_charbonniers_draws_have_the_hyperbolic_deviation(scale, epsilon):
+    """e² K_2(a) / (a K_1(a)) at a = e / s (Barndorff-Nielsen 1977)."""
+    count, a = 40000, epsilon / scale
+    p = conditional(partial(Charbonnier, scale=scale, epsilon=epsilon), PIXEL)
+    drawn = np.asarray(sample(p, jax.random.key(3), count), np.float64).reshape(count, N)
+    deviation = epsilon * np.sqrt(special.kve(2, a) / (a * special.k1e(a)))
+    np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.03)
+    mean = np.asarray(mean_of(p)).reshape(N)
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * deviation / np.sqrt(count))

@@ -36,6 +36,8 @@ from vae_jax import (
     VGGEncoder,
     ViTDecoder,
     ViTEncoder,
+    VQGANDecoder,
+    VQGANEncoder,
     XceptionDecoder,
     XceptionEncoder,
     parallel,
@@ -68,6 +70,10 @@ ENCODERS: dict[str, dict[str, tuple[Any, Any]]] = {
         "vector": (ResNetEncoder((1, 1, 1, 1), width=8, output="vector"), 6),
         "matrix": (ResNetEncoder((1, 1, 1, 1), width=8, output="tokens"), (16, 2)),
         "tensor": (ResNetEncoder((1, 1, 1, 1), width=8), (4, 4, 2)),
+    },
+    "vqgan": {
+        "vector": (VQGANEncoder((8, 8, 8, 16), blocks=1), 6),
+        "tensor": (VQGANEncoder((8, 8, 8, 16), blocks=1), (4, 4, 2)),
     },
     "vgg": {
         "vector": (VGGEncoder(STAGES, output="vector", dense=(16,)), 6),
@@ -105,6 +111,7 @@ DECODERS: dict[str, Any] = {
     "mlp": MLP((16,)),
     "conv": ConvDecoder((8, 8, 8), dense=16),
     "resnet": ResNetDecoder((1, 1, 1, 1), width=8),
+    "vqgan": VQGANDecoder((8, 8, 8, 16), blocks=1),
     "vgg": VGGDecoder(STAGES),
     "xception": XceptionDecoder(*XCEPTION),
     "gpt": GPTDecoder(8, **SMALL),
@@ -159,8 +166,8 @@ def experiment(encoder: str, decoder: str, kind: str) -> Experiment:
 def test_every_pair_trains(encoder, decoder, kind):
     """A few steps on eight images make the loss smaller and move every parameter, or a refusal."""
     if kind not in ENCODERS[encoder]:
-        # Of features that are one vector there is no set and no map.
-        with pytest.raises(VaeJaxError, match=r"Latents of shape .* take one number"):
+        # Of features that are one vector there is no set and no map; of a map there is no set.
+        with pytest.raises(VaeJaxError, match=r"Latents of shape .* take .*one number"):
             refused(ENCODERS[encoder]["vector"][0], LATENTS[kind], DECODERS[decoder])
         return
     if decoder == "axial" and ENCODERS[encoder][kind][1] not in FIT_AXIAL:

@@ -29,6 +29,7 @@ from .likelihoods.autoregressive import AutoregressivePixels as AutoregressivePi
 from .likelihoods.bernoulli import Bernoulli as Bernoulli
 from .likelihoods.beta import Beta as Beta
 from .likelihoods.categorical import CategoricalPixels as CategoricalPixels
+from .likelihoods.charbonnier import Charbonnier as Charbonnier
 from .likelihoods.continuous_bernoulli import ContinuousBernoulli as ContinuousBernoulli
 from .likelihoods.gaussian import Gaussian as Gaussian
 from .likelihoods.gaussian import HeteroscedasticGaussian as HeteroscedasticGaussian
@@ -57,6 +58,8 @@ from .networks import VGGDecoder as VGGDecoder
 from .networks import VGGEncoder as VGGEncoder
 from .networks import ViTDecoder as ViTDecoder
 from .networks import ViTEncoder as ViTEncoder
+from .networks import VQGANDecoder as VQGANDecoder
+from .networks import VQGANEncoder as VQGANEncoder
 from .networks import XceptionDecoder as XceptionDecoder
 from .networks import XceptionEncoder as XceptionEncoder
 from .networks.critics import ImageCritic as ImageCritic

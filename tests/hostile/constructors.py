@@ -241,6 +241,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     vj.Gaussian: ({}, SCALED | {"scale": OPTIONAL_SCALE, "bias_init": INITIALIZER}),
     vj.OptimalGaussian: ({}, SCALED | {"min_scale": POSITIVE}),
     vj.HeteroscedasticGaussian: ({}, SCALED | {"min_scale": POSITIVE}),
+    vj.Charbonnier: ({}, SCALED | {"scale": POSITIVE, "epsilon": POSITIVE}),
     vj.Laplace: ({}, SCALED | {"scale": OPTIONAL_SCALE}),
     vj.DiscretizedLogistic: ({}, {"kernel_init": INITIALIZER, "initial_scale": POSITIVE}),
     vj.MixtureOfLogistics: (
@@ -281,6 +282,10 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     ),
     vj.ResNetEncoder: ({"blocks": (1, 1)}, {"blocks": SOME_WIDTHS, **RESNET, "output": OUTPUT}),
     vj.ResNetDecoder: ({"blocks": (1, 1)}, {"blocks": SOME_WIDTHS, **RESNET}),
+    **{
+        cls: ({"widths": (3, 3)}, {"widths": SOME_WIDTHS, "blocks": COUNT})
+        for cls in (vj.VQGANEncoder, vj.VQGANDecoder)
+    },
     vj.VGGEncoder: (
         {"stages": ((3,),)},
         {"stages": STAGES, "output": OUTPUT, "dense": WIDTHS, "normalize": SWITCH},

@@ -7,6 +7,7 @@ from vae_jax.likelihoods.autoregressive import AutoregressivePixels
 from vae_jax.likelihoods.bernoulli import Bernoulli
 from vae_jax.likelihoods.beta import Beta
 from vae_jax.likelihoods.categorical import CategoricalPixels
+from vae_jax.likelihoods.charbonnier import Charbonnier
 from vae_jax.likelihoods.continuous_bernoulli import ContinuousBernoulli
 from vae_jax.likelihoods.gaussian import Gaussian, HeteroscedasticGaussian, OptimalGaussian
 from vae_jax.likelihoods.laplace import Laplace
@@ -18,6 +19,7 @@ __all__ = [
     "Bernoulli",
     "Beta",
     "CategoricalPixels",
+    "Charbonnier",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Gaussian",

@@ -19,6 +19,7 @@ from vae_jax.networks.patch_transformer import GPTDecoder, GPTEncoder, ViTDecode
 from vae_jax.networks.resnet import ResNetDecoder, ResNetEncoder
 from vae_jax.networks.spectral import SpectralNorm
 from vae_jax.networks.vgg import VGGDecoder, VGGEncoder
+from vae_jax.networks.vqgan import VQGANDecoder, VQGANEncoder
 from vae_jax.networks.xception import XceptionDecoder, XceptionEncoder
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "SpectralNorm",
     "VGGDecoder",
     "VGGEncoder",
+    "VQGANDecoder",
+    "VQGANEncoder",
     "VerticalDecoder",
     "VerticalEncoder",
     "ViTDecoder",

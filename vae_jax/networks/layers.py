@@ -202,6 +202,28 @@ def upsample(x: Array, size: Shape) -> Array:
     return doubled[:, : size[0], : size[1]]
 
 
+# --- Attention ----------------------------------------------------------------------------------
+
+
+class SelfAttention(nn.Module):
+    """x + the attention of all positions of a map to each other (Esser et al. 2021).
+
+    Attributes:
+        num_heads: the number of heads, a divisor of the features.
+    """
+
+    num_heads: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, h, w, F]` to the same shape."""
+        number, height, width, features = x.shape
+        qkv = nn.Dense(3 * features, name="qkv")(group_norm(x))
+        heads = qkv.reshape(number, height * width, 3, self.num_heads, -1)
+        attended = jax.nn.dot_product_attention(*jnp.unstack(heads, axis=2))
+        return x + nn.Dense(features, name="out")(attended.reshape(x.shape))
+
+
 # --- Between maps and vectors -------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Pre-activation residual networks (He et al. 2016, "Identity mappings"), and their mirror."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 from jax import Array
@@ -34,28 +36,33 @@ class PreActivationBlock(nn.Module):
         bottleneck: whether R narrows to a quarter of them in between.
         stride: 2 to halve the map, else 1.
         size: the (H, W) to which a decoder first upsamples the map; None to leave its size.
+        activation: the elementwise function after each normalization.
     """
 
     features: int
-    bottleneck: bool
+    bottleneck: bool = False
     stride: int = 1
     size: Shape | None = None
+    activation: Callable[[Array], Array] = jax.nn.relu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, F]` to `[N, H', W', features]`."""
-        h = _activated(x)
+        h = self._activated(x)
         if self.size is not None:
             x, h = upsample(x, self.size), upsample(h, self.size)
         if self.stride > 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, name="shortcut")(h)
         if self.bottleneck:
             narrow = self.features // 4
-            h = _activated(Conv(narrow, 1)(h))
-            h = _activated(Conv(narrow, 3, self.stride)(h))
+            h = self._activated(Conv(narrow, 1)(h))
+            h = self._activated(Conv(narrow, 3, self.stride)(h))
             return x + Conv(self.features, 1)(h)
-        h = _activated(Conv(self.features, 3, self.stride)(h))
+        h = self._activated(Conv(self.features, 3, self.stride)(h))
         return x + Conv(self.features, 3)(h)
+
+    def _activated(self, x: Array) -> Array:
+        return self.activation(group_norm(x))
 
 
 class ResNetEncoder(Part):
