@@ -126,14 +126,14 @@ def figures(*, workdir: Path = Path("runs/aevb"), num_images_seen: int = 1_000_0
             for (name, latent_dim), run in runs.items()
             if name == data and (data, latent_dim) != ("mnist", 2)  # not in the paper's figure
         }
-        paths.append(plots.save(plots.curve_panels(panels), workdir / f"figure2_{data}.png"))
+        paths.append(plots.save(plots.curve_panels(panels), workdir / f"figure2_{data}"))
         manifold = plots.manifold(*generate.manifold(runs[data, 2], 20))
-        paths.append(plots.save(manifold, workdir / f"figure4_{data}.png"))
+        paths.append(plots.save(manifold, workdir / f"figure4_{data}"))
     samples = {
         f"$N_z$ = {latent_dim}": generate.sample(runs["mnist", latent_dim], 100)
         for latent_dim in (2, 5, 10, 20)
     }
-    paths.append(plots.save(plots.sample_panels(samples), workdir / "figure5.png"))
+    paths.append(plots.save(plots.sample_panels(samples), workdir / "figure5"))
     return paths
 
 

@@ -102,6 +102,6 @@ def figures(
     run = train_file(__file__, workdir / data, {"data": data, "epochs": epochs})
     figure = plots.restyled(*generate.restyle(run, 3, split="valid"))
     return [
-        plots.save(samples(run), workdir / f"{data}_samples.png"),
-        plots.save(figure, workdir / f"{data}_restyled.png"),
+        plots.save(samples(run), workdir / f"{data}_samples"),
+        plots.save(figure, workdir / f"{data}_restyled"),
     ]

@@ -111,21 +111,21 @@ def figures(*, workdir: Path = Path("runs/flows"), epochs: int = 5) -> list[Path
         epochs: the number of passes over the training images.
     """
     models = {
-        "gaussian": {},
-        "sylvester": {"posterior": "sylvester"},
-        "realnvp": {"prior": "realnvp"},
-        "maf": {"prior": "maf"},
+        "gaussian": ("Gaussian q and p", {}),
+        "sylvester": ("Sylvester q", {"posterior": "sylvester"}),
+        "realnvp": ("RealNVP p", {"prior": "realnvp"}),
+        "maf": ("autoregressive p", {"prior": "maf"}),
     }
     runs = {
-        name: train_file(__file__, workdir / name, {"epochs": epochs, **arguments})
-        for name, arguments in models.items()
+        title: train_file(__file__, workdir / name, {"epochs": epochs, **arguments})
+        for name, (title, arguments) in models.items()
     }
     bounds = {f"valid, {name}": run.metric("valid_neg_elbo") for name, run in runs.items()}
     samples = {name: generate.sample(run, 100) for name, run in runs.items()}
     return [
         plots.save(
             plots.learning_curves(bounds, ylabel="negative ELBO [nats per image]"),
-            workdir / "bounds.png",
+            workdir / "bounds",
         ),
-        plots.save(plots.sample_panels(samples), workdir / "samples.png"),
+        plots.save(plots.sample_panels(samples), workdir / "samples"),
     ]

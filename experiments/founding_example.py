@@ -96,6 +96,6 @@ def figures(*, workdir: Path = Path("runs/founding_example"), num_steps: int = 2
     pairs = plots.reconstructions(*generate.reconstruct(run, "test", 20))
     samples = plots.sample_panels({"samples": generate.sample(run, 36)})
     return [
-        plots.save(pairs, workdir / "figures" / "founding_reconstructions.png"),
-        plots.save(samples, workdir / "figures" / "founding_samples.png"),
+        plots.save(pairs, workdir / "figures" / "founding_reconstructions"),
+        plots.save(samples, workdir / "figures" / "founding_samples"),
     ]

@@ -89,9 +89,10 @@ def figures(*, workdir: Path = Path("runs/hyperspherical"), epochs: int = 5) -> 
         name: train_file(__file__, workdir / name, {"latents": name, "epochs": epochs})
         for name in ("sphere", "gaussian")
     }
-    samples = {name: generate.sample(run, 100) for name, run in runs.items()}
-    paths = [plots.save(plots.sample_panels(samples), workdir / "samples.png")]
+    titles = {"sphere": "z on a sphere", "gaussian": "Gaussian z"}
+    samples = {titles[name]: generate.sample(run, 100) for name, run in runs.items()}
+    paths = [plots.save(plots.sample_panels(samples), workdir / "samples")]
     for name, run in runs.items():
         figure = plots.interpolations(generate.interpolate(run, "valid", 6, 11))
-        paths.append(plots.save(figure, workdir / f"interpolations_{name}.png"))
+        paths.append(plots.save(figure, workdir / f"interpolations_{name}"))
     return paths

@@ -166,7 +166,7 @@ def figures(
     return [
         plots.save(
             plots.learning_curves(bounds, ylabel=r"$-\mathcal{L}_k$ [nats per image]"),
-            workdir / "bounds.png",
+            workdir / "bounds",
         ),
-        plots.save(plots.sample_panels(samples), workdir / "samples.png"),
+        plots.save(plots.sample_panels(samples), workdir / "samples"),
     ]

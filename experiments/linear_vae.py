@@ -190,10 +190,10 @@ def figures(
     return [
         plots.save(
             plots.learning_curves(training, ylabel="ELBO [nats per image]"),
-            workdir / "training.png",
+            workdir / "training",
         ),
         plots.save(
             plots.scaling(at_the_end, xlabel="$q$, dimensions of z", yscale="linear"),
-            workdir / "at_the_end.png",
+            workdir / "at_the_end",
         ),
     ]

@@ -25,7 +25,6 @@ from typing import Literal
 
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
 from vae_jax import (
     ELBO,
@@ -101,8 +100,10 @@ def figures(
     rates, distortions = (
         np.array([mean[name].mean() for mean in means]) for name in ("kl", "distortion")
     )
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="rate R [nats per image]", ylabel="distortion D [nats]")
+    figure = plots.Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="rate R [nats per image]", ylabel="distortion D [nats per image]"
+    )
     axes.plot(rates, distortions, marker="o")
     for beta, rate, distortion in zip(betas, rates, distortions, strict=True):
         text = rf"$\beta$ = {beta:g}"
@@ -112,4 +113,4 @@ def figures(
     axes.margins(0.18)
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
-    return [plots.save(figure, workdir / "rate_distortion.png")]
+    return [plots.save(figure, workdir / "rate_distortion")]

@@ -135,7 +135,9 @@ def figures(
             "num_steps": num_steps,
         }
         run = train_file(__file__, workdir / name, arguments, num_seeds=seeds)
-        bounds[f"valid, {name}"] = run.metric("valid_neg_elbo")
+        bounds[f"valid, {'recipe' if recipe else 'plain'}, {num_train} images"] = run.metric(
+            "valid_neg_elbo"
+        )
         for checkpoint in CHECKPOINTS[recipe]:
             found = evaluate(load_run(workdir / name, checkpoint), num_samples=num_samples)
             nll = found.mean["nll"]
@@ -147,4 +149,4 @@ def figures(
         f"{table}\n\nAll test images of {data}, K = {num_samples}; mean ± sd of {seeds} seeds.\n"
     )
     figure = plots.learning_curves(bounds, ylabel="negative ELBO [nats per image]")
-    return [plots.save(figure, workdir / "bounds.png"), written]
+    return [plots.save(figure, workdir / "bounds"), written]

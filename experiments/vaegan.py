@@ -137,6 +137,6 @@ def figures(
     originals = {"data": reconstructions["VAE"][0]}
     means = originals | {title: pair[1] for title, pair in reconstructions.items()}
     return [
-        plots.save(plots.sample_panels(samples), workdir / f"{objective}_samples.png"),
-        plots.save(plots.sample_panels(means), workdir / f"{objective}_reconstructions.png"),
+        plots.save(plots.sample_panels(samples), workdir / f"{objective}_samples"),
+        plots.save(plots.sample_panels(means), workdir / f"{objective}_reconstructions"),
     ]

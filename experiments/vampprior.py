@@ -109,20 +109,23 @@ def figures(
         epochs: the number of passes over the training images.
         seeds: the number of replicas of each run.
     """
+    titles = {"standard": "standard normal prior", "vamp": "VampPrior"}
     runs = {
-        prior: train_file(
+        title: train_file(
             __file__, workdir / prior, {"prior": prior, "epochs": epochs}, num_seeds=seeds
         )
-        for prior in ("standard", "vamp")
+        for prior, title in titles.items()
     }
-    bounds = {f"valid, {prior}": run.metric("valid_neg_elbo") for prior, run in runs.items()}
-    pseudo_inputs = np.clip(runs["vamp"].seed_variables["params"]["prior"]["pseudo_inputs"], 0, 1)
-    samples = {prior: generate.sample(run, 100) for prior, run in runs.items()}
-    panels = samples | {"pseudo-inputs": pseudo_inputs[:100]}
+    bounds = {f"valid, {title}": run.metric("valid_neg_elbo") for title, run in runs.items()}
+    pseudo_inputs = runs["VampPrior"].seed_variables["params"]["prior"]["pseudo_inputs"][:100]
+    ghosts = np.clip(pseudo_inputs, 0, None)  # faint: the brightest pixel of each becomes white
+    ghosts = ghosts / ghosts.max((1, 2, 3), keepdims=True, initial=1e-6)
+    samples = {title: generate.sample(run, 100) for title, run in runs.items()}
+    panels = samples | {"pseudo-inputs, brightened": ghosts}
     return [
         plots.save(
             plots.learning_curves(bounds, ylabel="negative ELBO [nats per image]"),
-            workdir / "bounds.png",
+            workdir / "bounds",
         ),
-        plots.save(plots.sample_panels(panels), workdir / "samples.png"),
+        plots.save(plots.sample_panels(panels), workdir / "samples"),
     ]

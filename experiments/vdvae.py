@@ -221,13 +221,11 @@ def figures(
     by_depth = {"negative ELBO [nats]": {"test": (list(found), bounds)}}
     by_layer = {"rate [nats]": rates}
     return [
-        plots.save(
-            plots.scaling(by_depth, xlabel="layers", yscale="linear"), workdir / "depth.png"
-        ),
+        plots.save(plots.scaling(by_depth, xlabel="layers", yscale="linear"), workdir / "depth"),
         plots.save(
             plots.scaling(by_layer, xlabel="layer, from the top", yscale="linear"),
-            workdir / "rates.png",
+            workdir / "rates",
         ),
-        plots.save(plots.sample_panels({"data": x, **said}), workdir / "resolutions.png"),
-        plots.save(plots.sample_panels(samples), workdir / "temperatures.png"),
+        plots.save(plots.sample_panels({"data": x, **said}), workdir / "resolutions"),
+        plots.save(plots.sample_panels(samples), workdir / "temperatures"),
     ]

@@ -114,12 +114,20 @@ def figures(
     paths = []
     for quantizer, run in runs.items():
         pairs = plots.reconstructions(*generate.reconstruct(run, "valid", 20))
-        paths.append(plots.save(pairs, workdir / f"{data}_reconstructions_{quantizer}.png"))
-    titles = {quantizer: quantizer.replace("_", " ") for quantizer in runs}
+        paths.append(plots.save(pairs, workdir / f"{data}_reconstructions_{quantizer}"))
+    titles = {
+        "vector": "a codebook",
+        "residual": "two residual levels",
+        "finite_scalar": "finite scalars",
+        "lookup_free": "lookup-free",
+    }
     samples = {titles[name]: generate.sample(run, 64) for name, run in runs.items()}
-    paths.append(plots.save(plots.sample_panels(samples), workdir / f"{data}_samples.png"))
-    for name, ylabel in (("valid_neg_elbo", "nats per image"), ("perplexity", "perplexity")):
+    paths.append(plots.save(plots.sample_panels(samples), workdir / f"{data}_samples"))
+    for name, ylabel in (
+        ("valid_neg_elbo", "negative ELBO [nats per image]"),
+        ("perplexity", "perplexity of the codes"),
+    ):
         found = {titles[q]: run.metric(name) for q, run in runs.items()}
         chart = plots.learning_curves(found, ylabel=ylabel)
-        paths.append(plots.save(chart, workdir / f"{data}_{name}.png"))
+        paths.append(plots.save(chart, workdir / f"{data}_{name}"))
     return paths

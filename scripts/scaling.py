@@ -79,6 +79,7 @@ def draw(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out:
         through = seconds[-1] * np.array(counts) / counts[-1]
         axis.loglog(counts, through, ":", color="#999999", label="in proportion")
         axis.set_xlabel(name)
+    axes[0].set_ylabel("seconds, or GiB")
     axes[0].legend(frameon=False)
     figure.savefig(out, dpi=150)
 

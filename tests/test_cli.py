@@ -25,7 +25,7 @@ from vae_jax.cli import main
 from vae_jax.train import load_run, train_file
 
 QUICKSTART = ROOT / "experiments" / "quickstart.py"
-FLAGS = ["--epochs", 3, "--hidden", 32, "--latent-dim", 2, "--seed", 7]
+FLAGS = ["--epochs", 3, "--hidden", 32, "--latent-dim", 2, "--seed", 7, "--tensorboard"]
 TRAIN = (
     "-c",
     "import sys; from vae_jax.cli import main; main(); "
@@ -69,6 +69,15 @@ def vae_jax(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 def test_training_ends_well_without_tensorflow(trained: tuple[Path, Any]) -> None:
     assert trained[1].returncode == 0, trained[1].stderr
+
+
+def test_tensorboard_has_the_metrics_and_the_figures(trained: tuple[Path, Any]) -> None:
+    (file,) = trained[0].glob("tensorboard/events.*")
+    content = file.read_bytes()
+    assert all(f"figures/{name}".encode() in content for name in FIGURES)
+    lines = map(json.loads, (trained[0] / "metrics.jsonl").read_text().splitlines())
+    names = {name for line in lines for name in line} - {"step", "time"}
+    assert not [name for name in names if name.encode() not in content]
 
 
 def test_progress_on_a_pipe_is_plain_lines(trained: tuple[Path, Any]) -> None:

@@ -157,15 +157,15 @@ def parse(command: str) -> None:
             for cell in cells_of_flags(module_of(file).experiment, flags):
                 options_of.parse(module_of(file).experiment, "train", cell, *options)
         case ["vae-jax", "figures", str(file), *flags]:
-            options_of.parse(module_of(file).figures, "figures", flags, options_of.DataOptions())
+            options = options_of.DataOptions(), options_of.FigureOptions()
+            options_of.parse(module_of(file).figures, "figures", flags, *options)
         case ["vae-jax", "experiments"]:
             pass
         case ["vae-jax", "data" | "experiments" as group, str(name), *flags]:
             options_of.parse(getattr(commands, f"{group}_{name}"), f"{group} {name}", flags)
         case ["vae-jax", str(name), *flags] if name in commands.PICTURES:
-            options_of.parse(
-                getattr(generate, name), name, flags, options_of.PictureOptions, given=["run"]
-            )
+            options = options_of.PictureOptions, options_of.StyleOptions()
+            options_of.parse(getattr(generate, name), name, flags, *options, given=["run"])
         case ["vae-jax", str(name), *flags]:
             options_of.parse(getattr(commands, {"list": "list_runs"}.get(name, name)), name, flags)
         case ["python", str(file), *flags]:
@@ -442,15 +442,17 @@ def test_the_experiment_file_runs(tmp_path):
 
 
 def test_the_readmes_python_runs(tmp_path, data_dir):
-    """Its blocks as they stand, but for fewer steps: training, then the six lines of use."""
+    """Its blocks as they stand, but for fewer steps: training, the six lines of use, the table."""
     python = [block.text for block in blocks("README.md") if block.language == "python"]
     assert python, "README.md has no Python block"
-    training, use = python
+    training, use, table = python
     shorter, count = re.subn(r"num_steps=\d+", "num_steps=50", training)
     assert count == 1
     assert len(use.splitlines()) == 6
     checks = "assert pictures.shape == images.shape and lines.shape == (4, 11, 28, 28, 1)\n"
     checks += "assert log_px.shape == (8,) and q.std.min() > 0 and q.sample.shape == q.mean.shape\n"
-    (tmp_path / "readme.py").write_text(shorter + use + checks)
+    assert len(table.splitlines()) == 4
+    table += "assert metrics.step.iloc[-1] == 50 and (metrics.neg_elbo.dropna() > 0).all()\n"
+    (tmp_path / "readme.py").write_text(shorter + use + checks + table)
     as_a_user([sys.executable, "readme.py"], tmp_path, VAE_JAX_DATA_DIR=str(data_dir))
     assert list(tmp_path.glob("runs/*/summary.json"))

@@ -30,6 +30,7 @@ from vae_jax import (
     optimizers,
 )
 from vae_jax.identity import NotImportableError, describe, differences, made_from
+from vae_jax.identity.names import is_installed
 
 adam = optax.adam
 PARAMS = {"encoder": jnp.arange(3.0), "decoder": jnp.ones(2)}
@@ -256,6 +257,14 @@ def test_what_code_does_may_not(old: str, new: str) -> None:
     )
     (difference,) = differences(one, other)
     assert str(difference) == "the code of encoder is not what it was"
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages", "mine"])
+def test_packages_have_no_checksum_wherever_they_are_installed(folder: str) -> None:
+    """Of the system's Python below an environment, or of the user's account."""
+    module = ModuleType("elsewhere")
+    module.__file__ = f"/opt/python3/{folder}/elsewhere.py"
+    assert is_installed(module) == (folder != "mine")
 
 
 def test_functions_that_name_each_other_have_an_end() -> None:

@@ -1,9 +1,11 @@
 """Figures are checked by what is on them: bytes in the pictures, vertices of lines and bands."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -150,12 +152,15 @@ def test_manifold_puts_the_lowest_latents_at_the_bottom_left():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
 
 
-def test_manifold_has_few_ticks_placed_symmetrically():
-    values = np.linspace(-2, 2, 20)
-    figure = plots.manifold(np.zeros((20, 20, 28, 28, 1)), values)
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 20, 21])
+def test_few_ticks_are_symmetric_with_a_centre_where_there_is_one(count: int):
+    values = np.linspace(-2, 2, count)
+    figure = plots.manifold(np.zeros((count, count, 2, 2, 1)), values)
     ticks = figure.axes[0].get_xticks()
-    assert 2 < len(ticks) <= 5
-    np.testing.assert_allclose(ticks + ticks[::-1], 20 * 28 - 1)
+    assert min(count, 2) <= len(ticks) <= 5
+    np.testing.assert_allclose(ticks + ticks[::-1], count * 2 - 1)
+    assert (0.5 in ticks, count * 2 - 1.5 in ticks) == (True, True)
+    assert len(ticks) % 2 == count % 2
 
 
 def test_reconstruction_labels_stand_beside_their_rows():
@@ -258,6 +263,27 @@ def test_curves_of_one_point_and_without_finite_values_are_drawn():
     rendered(gaps)
 
 
+def test_a_short_run_is_shown_whole():
+    steps = np.arange(100, 1100, 100)
+    values = 100 + 440 * np.exp(-steps / 20)
+    values[0] = 540
+    assert plots.learning_curves({"train": (steps, values)}).axes[0].get_ylim()[1] > 540
+    falling = np.linspace(200, 100, 1000)  # nothing is squashed
+    whole = plots.learning_curves({"train": (np.arange(1000), falling)})
+    assert whole.axes[0].get_ylim()[1] > 200
+
+
+def test_a_rate_is_read_beside_a_distortion_a_thousand_times_as_large():
+    steps = np.arange(50)
+    rate = 1 + 0.2 * np.sin(steps)
+    panels = {"distortion": {"train": (steps, 2000 - steps)}, "rate": {"train": (steps, rate)}}
+    figure = plots.learning_panels(panels)
+    assert [axes.get_title() for axes in figure.axes] == ["distortion", "rate"]
+    low, high = figure.axes[1].get_ylim()
+    assert high - low < 2 * np.ptp(rate)
+    rendered(figure)
+
+
 def test_no_curve_is_refused():
     for draw in (lambda: plots.learning_curves({}), lambda: plots.curve_panels({"MNIST": {}})):
         with pytest.raises(VaeJaxError, match="no curves"):
@@ -277,6 +303,21 @@ def test_curve_panels_share_one_legend_and_a_logarithmic_axis():
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(curves)
     rendered(figure)
+
+
+def test_the_charts_of_scaling_have_one_height():
+    """However many lines their legends have, and however many points their curves."""
+    x = np.arange(1, 49)
+    panels = {"one": {"a": (x, x)}, "two": {"a": (x, x), "b": (x, x), "c": (x, x)}}
+    figure = plots.scaling(panels, xlabel="layer")
+    rendered(figure)
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert boxes[0].height == pytest.approx(boxes[1].height)
+    for axes in figure.axes:
+        legend: Any = axes.get_legend()
+        assert legend.get_title().get_fontweight() == "normal"
+        shown = [text.get_window_extent() for text in axes.get_xticklabels() if text.get_text()]
+        assert all(a.x1 <= b.x0 for a, b in pairwise(shown))
 
 
 def test_scaling_draws_every_point_of_a_power_law_as_a_line():
@@ -347,6 +388,53 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
 def test_other_suffixes_are_refused_by_naming_the_supported_ones(tmp_path: Path):
     with pytest.raises(VaeJaxError, match=r"\.png, \.jpg, \.jpeg, \.webp"):
         plots.save_images(images(1, 2, 2, 1), tmp_path / "new" / "grid.gif")
-    with pytest.raises(VaeJaxError, match=r"must end in \.png"):
-        plots.save(Figure(), tmp_path / "new" / "grid.pdf")
+    with pytest.raises(VaeJaxError, match=r"must end in \.png.*\.pdf, \.svg"):
+        plots.save(Figure(), tmp_path / "new" / "grid.eps")
+    with pytest.raises(VaeJaxError, match="PDF keeps everything"):
+        plots.save(Figure(), tmp_path / "new" / "grid.pdf", quality=90)
+    with pytest.raises(VaeJaxError, match="give 1 to 2400"):
+        plots.save(Figure(), tmp_path / "new" / "grid.png", dpi=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def a_chart() -> plots.Figure:
+    return plots.learning_curves({"train": ([0, 1, 2], [3.0, 2.0, 1.0])}, ylabel="bound $L_5$")
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg"])
+def test_text_stays_text(tmp_path: Path, suffix: str):
+    """In SVG it is legible; a PDF embeds TrueType (Type 42), not outlines (Type 3)."""
+    path = plots.save(a_chart(), str(tmp_path / f"curves.{suffix}"))
+    content = path.read_bytes()
+    if suffix == "svg":
+        assert b">training step</" in content.replace(b" </", b"</")
+    else:
+        assert b"/Type0" in content
+        assert b"/Type3" not in content
+    again = plots.save(a_chart(), tmp_path / f"again.{suffix}")
+    assert again.read_bytes() == content
+
+
+def test_a_style_sheet_prevails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sheet = tmp_path / "paper.mplstyle"
+    sheet.write_text(
+        "axes.prop_cycle: cycler('color', ['ff0000'])\nfigure.figsize: 3, 2\nfont.size: 7\n"
+    )
+    with mpl.rc_context():
+        plots.use_style(str(sheet), dpi=300, suffix="svg")
+        figure = a_chart()
+        assert figure.axes[0].lines[0].get_color() == "#ff0000"
+        assert figure.get_supxlabel() == "training step"
+        assert figure.texts[0].get_fontsize() == 7
+        assert plots.save(figure, tmp_path / "curves").name == "curves.svg"
+        assert opened(plots.save(figure, tmp_path / "curves.png")).size == (900, 600)
+        assert opened(plots.save(figure, tmp_path / "curves.png", dpi=100)).size == (300, 200)
+    assert plots.save(a_chart(), tmp_path / "curves").name == "curves.png"
+    with pytest.raises(VaeJaxError, match=r"nothing.mplstyle is no style sheet.*ggplot"):
+        plots.use_style("nothing.mplstyle")
+
+
+def test_a_figure_shows_itself_in_a_notebook():
+    for figure in (a_chart(), plots.image_grid(images(4, 28, 28, 1))):
+        shown_by_jupyter: Any = figure
+        assert shown_by_jupyter._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"

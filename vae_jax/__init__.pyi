@@ -125,6 +125,7 @@ from .priors.simple import UniformConcrete as UniformConcrete
 from .run import Run as Run
 from .run import load_run as load_run
 from .run import load_variables as load_variables
+from .run import trackers as trackers
 from .train import train as train
 from .train import train_file as train_file
 from .vae import VAE as VAE

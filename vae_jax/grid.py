@@ -29,6 +29,7 @@ from vae_jax.identity.programs import programs
 from vae_jax.processes import agree
 from vae_jax.progress import say
 from vae_jax.run import Run, RunFolder, what_processes_share
+from vae_jax.run.trackers import Callback
 from vae_jax.step import TrainState, empty_batch, init_state, train_step
 from vae_jax.train import (
     Row,
@@ -54,6 +55,7 @@ def train_grid(
     seed: int = 0,
     num_seeds: int = 1,
     streamed: bool | None = None,
+    callbacks: Callable[[Path], Callback] | None = None,
 ) -> dict[str, Run]:
     """Train the experiment of a file with several arguments, or go on with it.
 
@@ -67,6 +69,7 @@ def train_grid(
         seed: the seed of the first replica of each cell, as in `train`.
         num_seeds: the number of replicas of each cell, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
+        callbacks: the callback of the run in a folder, as in `train`.
 
     Returns:
         The finished runs, by the names of their folders; a cell that ended too early is left out,
@@ -94,15 +97,19 @@ def train_grid(
             agree(what_processes_share(experiment, seed, num_seeds, origin))
         run_folder.claim(experiment, seed, num_seeds, origin)
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
+    called = [callbacks and callbacks(run_folder.path) for run_folder in folders]
     with contextlib.ExitStack() as stack:
         runs = [
-            stack.enter_context(opened(experiment, run_folder, seeds, origin, begin, validate))
-            for run_folder, experiment, origin, begin, validate in zip(
+            stack.enter_context(
+                opened(experiment, run_folder, seeds, origin, begin, validate, callback)
+            )
+            for run_folder, experiment, origin, begin, validate, callback in zip(
                 folders,
                 experiments,
                 origins,
                 _initial_states(experiments, seeds),
                 _validations(experiments),
+                called,
                 strict=True,
             )
         ]

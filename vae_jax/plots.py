@@ -1,7 +1,10 @@
 """Arrays to figures: learning curves, image grids, latent spaces.
 
-Functions are pure and take NumPy arrays; each figure has an Agg canvas of its own, so there is no
-global state to close. Images are floats in [0,1], the channel last, `C` being 1 (grey) or 3 (RGB);
+Functions take NumPy arrays; each figure has an Agg canvas of its own, so there is no global state
+to close, and shows itself as the value of a notebook's cell. What a style sheet of Matplotlib's
+says of lines, fonts and sizes prevails: `with matplotlib.style.context("paper.mplstyle")`.
+
+Images are floats in [0,1], the channel last, `C` being 1 (grey) or 3 (RGB);
 others raise a `VaeJaxError`: logits and bytes must never be shown as pictures.
 """
 
@@ -12,12 +15,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as AnyFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -29,15 +34,22 @@ from vae_jax.errors import VaeJaxError, legible
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 Names = Iterable[tuple[float, str]]
+T = TypeVar("T")
+Setting = Literal["axes.prop_cycle", "figure.figsize", "grid.color", "savefig.dpi"]
 
 DPI = 150
+MAX_DPI = 2400
 MAX_WIDTH = 1260  # dots of pictures side by side: text stays legible at the width of a README
 MAX_ZOOM = 4  # dots a pixel, a whole number unless the picture has to shrink
 GAP = 2  # white pixels between pictures
+FEW = 20  # points of a curve, each marked, none left out
+SQUASHED = 4  # how many times their own height curves may be pressed by their first steps
 TOLERANCE = 1e-3  # rounding that a value in [0,1] may have suffered
 # subsampling 0 keeps the colour of every pixel: of small pictures JPEG's usual half shows.
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 OPTIONS = {".png": {}, ".jpg": JPEG_OPTIONS, ".jpeg": JPEG_OPTIONS, ".webp": {"lossless": True}}
+# Of figures alone; without dates, so that the same figure is the same file.
+VECTOR = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 # Distinct under colour blindness: Okabe and Ito (2008), with the wine and a grey of Tol (2021).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
 PALETTE += ["#56B4E9", "#F0E442", "#882255", "#999999", "#000000"]
@@ -51,6 +63,13 @@ SPLIT_STYLE: dict[str, dict[str, Any]] = {
 }
 
 
+class Figure(AnyFigure):
+    """A figure that shows itself as the value of a notebook's cell."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def learning_curves(
     curves: Curves, *, ylabel: str = "nats per image", title: str | None = None
 ) -> Figure:
@@ -58,15 +77,20 @@ def learning_curves(
 
     A name that contains the word train, valid, test or optimum gets a style of its own (thin,
     thick, dashed, dotted), and names that differ in that word only share a colour. A seed that is
-    not finite
-    leaves a gap. So that the first steps do not squash the rest, the y-limits ignore the first
-    fifth of the x-axis (a tenth of a logarithmic one). Raises VaeJaxError if there is no curve.
+    not finite leaves a gap. Where the first fifth of the x-axis (a tenth of a logarithmic one)
+    would squash the rest of many points, the y-limits ignore it. Raises VaeJaxError if there is no
+    curve.
     """
-    figure = _curve_figure({title or "": curves}, (6.4, 3.2), "linear", "training step", ylabel)
-    axis = figure.axes[0].xaxis
-    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(EngFormatter(sep=""))
-    return figure
+    return _over_steps({title or "": curves}, (6.4, 3.2), ylabel)
+
+
+def learning_panels(panels: Mapping[str, Curves], *, ylabel: str = "nats per image") -> Figure:
+    """Draws title -> name -> curves as of `learning_curves`, each panel with limits of its own.
+
+    So that a rate can be read that is a thousandth of the distortion. Raises VaeJaxError if there
+    is no curve.
+    """
+    return _over_steps(panels, (3.6, 2.8), ylabel)
 
 
 def curve_panels(
@@ -91,21 +115,32 @@ def scaling(
     """Draws title -> name -> (x `[T]`, y `[T]`) over a logarithmic x-axis, three panels a row.
 
     A power law is a line where the y-axis is logarithmic too. Every point is marked and
-    has its x below, and every panel has a legend of its own.
+    has its x below, as long as these can be read, and every panel has a legend of its own.
     """
-    figure, charts = _charts(len(panels), (4.2, 3.0))
+    figure, charts = _charts(len(panels), (4.2, 3.6))
+    lines = max(map(len, panels.values()))
+    columns = 1 + (lines > 4)
     for axes, (title, curves) in zip(charts, panels.items(), strict=True):
         for (name, look), points in zip(_looks(curves).items(), curves.values(), strict=True):
             axes.plot(*points, label=name, marker="o", ms=3, **look)
         axes.set(xscale="log", yscale=yscale)
-        places = sorted({float(place) for x, _ in curves.values() for place in np.asarray(x)})
-        axes.set_xticks(places, labels=[f"{place:g}" for place in places])
-        axes.xaxis.minorticks_off()
+        positions = sorted({float(each) for x, _ in curves.values() for each in np.asarray(x)})
+        if len(positions) <= 12:
+            axes.set_xticks(positions, labels=[f"{each:g}" for each in positions])
+            axes.xaxis.minorticks_off()
+        # Above the chart, each of one height, so that the charts are too.
+        missing = lines - len(curves)
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
-        legend = axes.legend(title=title, frameon=False, ncols=1 + (len(curves) > 4), **above)
-        legend.get_title().set_fontweight("bold")
-    figure.supxlabel(xlabel, fontsize=10)
-    figure.supylabel(ylabel, fontsize=10)
+        axes.legend(
+            [*axes.lines, *[Line2D([], [], ls="")] * missing],
+            [*curves, *[" "] * missing],
+            title=title,
+            frameon=False,
+            ncols=columns,
+            **above,
+        )
+    figure.supxlabel(xlabel, fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
     return figure
 
 
@@ -129,13 +164,13 @@ def latent_scatter(
             f"{len(class_names)} class_names: name each."
         )
     figure, (axes,) = _charts(1, (5.6, 4.8))
-    size = np.clip(2e4 / len(z), 4, 24)
+    size, palette = np.clip(2e4 / len(z), 4, 24), _palette()
     style: dict[str, Any] = {"s": size, "alpha": 0.7, "linewidths": 0, "zorder": 2}
     for label in np.unique(classes):
         axes.scatter(
             *z[classes == label].T,
-            color=PALETTE[label % len(PALETTE)],
-            marker=MARKERS[label // len(PALETTE) % len(MARKERS)],
+            color=palette[label % len(palette)],
+            marker=MARKERS[label // len(palette) % len(MARKERS)],
             label=plain(class_names[int(label)]) if class_names else str(label),
             **style,
         )
@@ -180,8 +215,8 @@ def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
     """
     tiles = _pixels(images, "[n,n,H,W,C]")
     _agree("rows and columns", tiles.shape[:2], (len(values), len(values)))
-    x = _few(values, 4 + len(values) % 2)  # symmetric
-    y = [(len(values) - 1 - place, name) for place, name in x]
+    x = _few(values, 5)
+    y = [(len(values) - 1 - position, name) for position, name in x]
     return _show(tiles[::-1], gap=0, x=x, y=y, xlabel="$z_1$", ylabel="$z_2$")
 
 
@@ -244,14 +279,43 @@ def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
     return _show(grids[None], gap=images.shape[3] // 2, x=enumerate(panels))
 
 
-def save(figure: Figure, path: Path, quality: int | None = None) -> Path:
-    """Writes a figure at 150 dots per inch, as `save_images` does."""
-    options = options_for(path, quality)
-    with _of_any_script():
-        return _write(path, lambda to: figure.savefig(to, dpi=DPI, pil_kwargs=options))
+def save(
+    figure: AnyFigure,
+    path: str | Path,
+    quality: int | None = None,
+    dpi: float | None = None,
+) -> Path:
+    """Writes a figure as the suffix says, to .pdf or .svg with its text as text.
+
+    Args:
+        figure: the figure.
+        path: its file; one without a suffix gets that of Matplotlib's `savefig.format`, .png.
+        quality: as in `save_images`.
+        dpi: dots per inch (None: 150, or those of a style sheet).
+
+    Raises:
+        VaeJaxError: as in `save_images`.
+    """
+    path = Path(path)
+    path = path if path.suffix else path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}")
+    options = options_for(path, quality, of_figure=True)
+    dots = _house("savefig.dpi", DPI) if dpi is None else dpi
+    if not (isinstance(dots, str) or 1 <= dots <= MAX_DPI):
+        raise VaeJaxError(f"The dots per inch of {path} are {dots:g}: give 1 to {MAX_DPI}.")
+
+    def write(to: Path) -> None:
+        if path.suffix.lower() in VECTOR:
+            figure.savefig(to, dpi=dots, metadata=options)
+        else:
+            figure.savefig(to, dpi=dots, pil_kwargs=options)
+
+    # What is text stays text, which a paper's editor finds and sets in its own font.
+    as_text = mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "vae"})
+    with _of_any_script(), as_text:
+        return _write(path, write)
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: AnyFigure) -> bytes:
     """The file that `save` would write to a .png."""
     made = io.BytesIO()
     with _of_any_script():
@@ -259,8 +323,32 @@ def png(figure: Figure) -> bytes:
     return made.getvalue()
 
 
+def use_style(style: str | Path | None, dpi: float | None = None, suffix: str = "png") -> None:
+    """Give figures a style sheet, dots per inch and the suffix of what names none, from now on.
+
+    Args:
+        style: an .mplstyle file, or the name of one of Matplotlib's.
+        dpi: dots per inch.
+        suffix: png, jpg, webp, pdf or svg.
+
+    Raises:
+        VaeJaxError: there is no such style sheet.
+    """
+    try:
+        styles.use([] if style is None else str(style))
+    except OSError as error:
+        raise VaeJaxError(
+            f"{style} is no style sheet: give an .mplstyle file, or one of Matplotlib's, "
+            f"{', '.join(each for each in styles.available if each[0] != '_')}."
+        ) from error
+    if dpi is not None:
+        mpl.rcParams["savefig.dpi"] = dpi
+    if suffix != "png":
+        mpl.rcParams["savefig.format"] = suffix
+
+
 def save_images(
-    images: np.ndarray, path: Path, columns: int | None = None, quality: int | None = None
+    images: np.ndarray, path: str | Path, columns: int | None = None, quality: int | None = None
 ) -> Path:
     """Writes images `[N,H,W,C]` as one grid of bytes round(255 x), without axes or separators.
 
@@ -269,6 +357,7 @@ def save_images(
     failure leaves no file behind. Raises VaeJaxError unless the path can be written and ends in one
     of these, the quality is one for it, and the images are pictures in [0,1].
     """
+    path = Path(path)
     options = options_for(path, quality)
     pixels = _pixels(images, "[N,H,W,C]")
     grid = Image.fromarray(_mosaic(_tiles(pixels, columns), gap=0))
@@ -276,27 +365,30 @@ def save_images(
     return _write(path, lambda to: picture.save(to, **options))
 
 
-def save_each(images: np.ndarray, path: Path, quality: int | None = None) -> list[Path]:
+def save_each(images: np.ndarray, path: str | Path, quality: int | None = None) -> list[Path]:
     """Writes images `[N,H,W,C]` to a file each: {} in the path's name becomes 0, 1, ... N - 1.
 
     With leading zeros, so that names sort. Raises VaeJaxError as `save_images` does.
     """
-    digits = len(str(len(images) - 1))
+    path, digits = Path(path), len(str(len(images) - 1))
     paths = [path.with_name(path.name.replace("{}", f"{n:0{digits}}")) for n in range(len(images))]
     return [save_images(images[n : n + 1], each, 1, quality) for n, each in enumerate(paths)]
 
 
-def options_for(path: Path, quality: int | None) -> dict[str, Any]:
-    """What PIL is told, to write a picture to that path. Raises VaeJaxError as `save_images`."""
-    suffix = path.suffix.lower()
-    if suffix not in OPTIONS:
-        raise VaeJaxError(f"Cannot write {path}: its name must end in {', '.join(OPTIONS)}.")
+def options_for(path: Path, quality: int | None, of_figure: bool = False) -> dict[str, Any]:
+    """What PIL is told to write a picture to that path, or Matplotlib to write a figure.
+
+    Raises VaeJaxError as `save_images`.
+    """
+    suffix, known = path.suffix.lower(), OPTIONS | VECTOR if of_figure else OPTIONS
+    if suffix not in known:
+        raise VaeJaxError(f"Cannot write {path}: its name must end in {', '.join(known)}.")
     if quality is None:
-        return OPTIONS[suffix]
-    if suffix == ".png":
+        return known[suffix]
+    if suffix in {".png", *VECTOR}:
         raise VaeJaxError(
-            f"Cannot write {path} with a quality: PNG keeps every byte; choose .jpg or .webp, or "
-            "leave the quality out."
+            f"Cannot write {path} with a quality: {suffix[1:].upper()} keeps everything; choose "
+            ".jpg or .webp, or leave the quality out."
         )
     if not 1 <= quality <= 100:
         raise VaeJaxError(f"The quality of {path} is {quality}: give 1 to 100.")
@@ -308,6 +400,19 @@ def options_for(path: Path, quality: int | None) -> dict[str, Any]:
 def plain(name: str) -> str:
     """A name of the user's, for a figure to show as it is: no formula, and in every legend."""
     return legible(f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
+def _house(setting: Setting, own: T) -> T:
+    """A setting of the house, or that of a style sheet which is not Matplotlib's default."""
+    said = mpl.rcParams[setting]
+    return own if said == mpl.rcParamsDefault[setting] else said
+
+
+def _palette() -> list[str]:
+    """The colours of lines, one after the other."""
+    default = mpl.rcParamsDefault["axes.prop_cycle"]
+    cycle = _house("axes.prop_cycle", default)
+    return PALETTE if cycle is default else cycle.by_key().get("color", PALETTE)
 
 
 @contextlib.contextmanager
@@ -359,10 +464,13 @@ def _mosaic(tiles: np.ndarray, gap: int = GAP) -> np.ndarray:
 
 
 def _few(values: np.ndarray, most: int) -> list[tuple[int, str]]:
-    """Places and labels of at most `most` values, first and last included."""
-    places = np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)
-    rounded = values.round(2) + 0.0  # turns -0.0 into 0.0
-    return [(place, f"{rounded[place]:g}".replace("-", "\N{MINUS SIGN}")) for place in places]
+    """Positions and labels of at most `most` values, symmetric: the ends, and a centre if any."""
+    count = min(len(values), most)
+    count -= (len(values) - count) % 2
+    first = np.linspace(0, len(values) - 1, count)[: (count + 1) // 2].round().astype(int)
+    positions = sorted({*first, *(len(values) - 1 - first)})
+    rounded = np.asarray(values).round(2) + 0.0  # turns -0.0 into 0.0
+    return [(int(n), f"{rounded[n]:g}".replace("-", "\N{MINUS SIGN}")) for n in positions]
 
 
 def _show(tiles: np.ndarray, gap: int = GAP, x: Names = (), y: Names = (), **texts: Any) -> Figure:
@@ -373,11 +481,11 @@ def _show(tiles: np.ndarray, gap: int = GAP, x: Names = (), y: Names = (), **tex
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), **texts)
-    axes.title.set_fontsize(10)
+    axes.title.set_fontsize("medium")
     axes.imshow(mosaic, interpolation="auto")
     axes.spines[:].set_visible(False)
     axes.xaxis.set_ticks_position("bottom" if "xlabel" in texts else "top")
-    axes.tick_params(length=0, labelsize=9)
+    axes.tick_params(length=0, labelsize="small")
     for axis, size, names in (axes.xaxis, tiles.shape[3], x), (axes.yaxis, tiles.shape[2], y):
         places = {place * (size + gap) + (size - 1) / 2: name for place, name in names}
         axis.set_ticks(list(places), labels=list(places.values()))
@@ -396,14 +504,24 @@ def _charts(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """Makes `count` charts of `size` inches, three a row, but no figure too narrow for a legend."""
     rows, columns = math.ceil(count / 3), min(count, 3)
     figsize = (max(4.5, size[0] * columns), size[1] * rows + 0.5)
+    if count == 1:
+        figsize = _house("figure.figsize", figsize)
     figure = Figure(figsize=figsize, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     for place in range(count):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e8e8e8")
-        axes.tick_params(which="both", labelsize=8, color="#999999")
+        axes.grid(color=_house("grid.color", "#e8e8e8"))
+        axes.tick_params(which="both", labelsize="small", color="#999999")
     return figure, figure.axes
+
+
+def _over_steps(panels: Mapping[str, Curves], size: tuple[float, float], ylabel: str) -> Figure:
+    figure = _curve_figure(panels, size, "linear", "training step", ylabel)
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure
 
 
 def _curve_figure(
@@ -415,11 +533,11 @@ def _curve_figure(
     looks = _looks(name for curves in panels.values() for name in curves)
     figure, charts = _charts(len(panels), size)
     for axes, (title, curves) in zip(charts, panels.items(), strict=True):
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize="medium")
         axes.set_xscale(xscale)
         _draw_curves(axes, curves, looks)
-    figure.supxlabel(xlabel, fontsize=10)
-    figure.supylabel(ylabel, fontsize=10)
+    figure.supxlabel(xlabel, fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
     handles: list[Any] = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     if any(axes.collections for axes in charts):
         handles.append(Patch(color="#333333", alpha=0.18, label="±1 sd over seeds"))
@@ -430,11 +548,12 @@ def _curve_figure(
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Line style by name: a colour for each run and a style for each split."""
+    palette = _palette()
     runs: dict[str, str] = {}
     looks: dict[str, dict[str, Any]] = {}
     for name in names:
         split = SPLIT.search(name)
-        colour = runs.setdefault(SPLIT.sub("", name), PALETTE[len(runs) % len(PALETTE)])
+        colour = runs.setdefault(SPLIT.sub("", name), palette[len(runs) % len(palette)])
         looks[name] = {"color": colour, **SPLIT_STYLE[split[1].lower() if split else "valid"]}
     return looks
 
@@ -449,7 +568,7 @@ def _draw_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]
         y = np.where(np.isfinite(y), y, np.nan).reshape(len(x), -1)
         mean, sd = y.mean(1), y.std(1, ddof=1) if y.shape[1] > 1 else np.zeros(len(x))
         # Few points are evaluations: a marker says where they are, and makes a lone one visible.
-        axes.plot(x, mean, label=name, marker="o" if len(x) <= 20 else "", ms=3, **looks[name])
+        axes.plot(x, mean, label=name, marker="o" if len(x) <= FEW else "", ms=3, **looks[name])
         if y.shape[1] > 1:
             # A band over a lone point has no area: its edge is what shows.
             band = {"color": looks[name]["color"], "alpha": 0.18, "lw": 6 if len(x) == 1 else 0}
@@ -460,5 +579,8 @@ def _draw_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]
     x, low, high = edges[:, np.isfinite(edges).all(0)]
     if x.size:
         settled = x >= x.min() + np.ptp(x) * (0.1 if log else 0.2)
-        settled |= settled.sum() < 3  # of very few points, all count
-        axes.dataLim.intervaly = (low[settled].min(), high[settled].max())
+        limits = low[settled].min(), high[settled].max()
+        is_short = max(len(each[0]) for each in drawn) <= FEW
+        if is_short or high.max() - low.min() <= SQUASHED * (limits[1] - limits[0]):
+            limits = low.min(), high.max()
+        axes.dataLim.intervaly = limits

@@ -74,13 +74,13 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
     split = "valid" if len(data.valid) else "train"
     name = plots.plain(f"{data.name}, {split} split")
     quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
-    parts = {"train distortion": "distortion", "train rate": "kl_sampled"}
+    parts = {"distortion": "distortion", "rate": "kl_sampled"}
     figures: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: plots.learning_curves(
             bound_curves(run), ylabel=f"{quantity} [nats per image]"
         ),
-        "rate_and_distortion": lambda: plots.learning_curves(
-            metric_curves(run, parts), ylabel="nats per image"
+        "rate_and_distortion": lambda: plots.learning_panels(
+            {part: metric_curves(run, {"train": name}) for part, name in parts.items()}
         ),
         "samples": lambda: samples(run),
     }
@@ -131,6 +131,8 @@ def save_pictures(
     """Save what `pictures_of` made, in a file for each picture where there is a {} in its name."""
     if "{}" in out.name:
         return plots.save_each(images.reshape(-1, *images.shape[-3:]), out, quality)
+    if figure is None and out.suffix.lower() in plots.VECTOR:
+        figure = plots.image_grid(images, columns)
     if figure is None:
         return [plots.save_images(images, out, columns, quality)]
     return [plots.save(figure, out, quality)]

@@ -30,6 +30,7 @@ from vae_jax.progress import Progress, say
 from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
 from vae_jax.run import load_run as load_run
 from vae_jax.run.patience import Patience, score_of
+from vae_jax.run.trackers import Callback, by_name
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 Tree = TypeVar("Tree")
@@ -44,6 +45,8 @@ SECONDS_TO_HEAR = 5.0
 FIRST_STEPS = 100
 Row = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
+Line = tuple[int, frozenset[str]]
+"""A line of metrics.jsonl: its step, and its names."""
 P = ParamSpec("P")
 
 
@@ -233,6 +236,9 @@ class Training:
         seeds: the seeds of the replicas, `[S]`.
         state: the latest state on the host, `[S, ...]`.
         validate: its validation, as of `make_validation`.
+        callback: what is called at each line of metrics.
+        forgotten: the lines after the checkpoint that training goes on from, which are written
+            again, but which the callback had.
         validation: what that found of `state`; empty where it was not asked.
         patience: how long it goes on without a better validation.
         failure: why it ended before it was finished; None where it did not.
@@ -245,6 +251,8 @@ class Training:
     state: TrainState
     validate: Callable[[TrainState], Row]
     patience: Patience
+    callback: Callback | None = None
+    forgotten: set[Line] = field(default_factory=set[Line])
     validation: Row = field(default_factory=dict[str, np.ndarray])
     failure: VaeJaxError | None = None
 
@@ -282,12 +290,16 @@ class Training:
             if sentence := self.folder.other_versions():
                 say(sentence)
         self.checkpoints.clean_up(self.step)
-        self.folder.truncate_metrics(self.step)
+        forgotten = self.folder.truncate_metrics(self.step)
+        self.forgotten = {(line["step"], frozenset(line)) for line in forgotten}
 
     def log(self, step: int, row: Row) -> None:
-        """Write one line of metrics.jsonl."""
+        """Write one line of metrics.jsonl, and call back."""
         if parallel.is_main_process():
-            self.folder.append_metrics({"step": step, "time": time.time()} | row)
+            line = {"step": step, "time": time.time()} | row
+            self.folder.append_metrics(line)
+            if self.callback is not None and (step, frozenset(line)) not in self.forgotten:
+                self.callback(step, by_name(row, self.seeds))
 
     def keep(
         self, step: int, state: TrainState, validated: bool, due: bool, later: "Later"
@@ -357,6 +369,7 @@ def opened(
     origin: Origin | None,
     initial_state: Callable[[np.ndarray], TrainState],
     validate: Callable[[TrainState], Row],
+    callback: Callback | None,
 ) -> Generator[Training]:
     """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
     with (
@@ -378,7 +391,7 @@ def opened(
             numbers = np.float32(patience.best), np.int32(patience.step), np.int32(patience.waited)
             best, step, waited = parallel.from_main_process(numbers)
             patience = Patience(experiment.patience, float(best), int(step), int(waited))
-        yield Training(experiment, folder, checkpoints, seeds, state, validate, patience)
+        yield Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
 
 
 def together(trees: Sequence[Tree]) -> Tree:
@@ -487,6 +500,7 @@ def train(
     num_seeds: int = 1,
     origin: Origin | None = None,
     streamed: bool | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train, or go on training, in a run folder.
 
@@ -500,6 +514,9 @@ def train(
         streamed: whether training images are read from the disk batch by batch rather than put into
             the memory of the devices once; None asks `is_streamed`. Both give the same run, in one
             process to the bit, in several to rounding.
+        callback: a function of the step and new metrics, floats by name, each the mean over seeds
+            (of several also `loss/seed_0`, ...), called as metrics.jsonl gets a line, in the main
+            process. It is not called again with what it had before training was resumed.
 
     Returns:
         The finished run.
@@ -519,7 +536,7 @@ def train(
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
     initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
     validate = make_validation(experiment)
-    with opened(experiment, run_folder, seeds, origin, initial_state, validate) as run:
+    with opened(experiment, run_folder, seeds, origin, initial_state, validate, callback) as run:
         if run.finished:
             say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")
             return run.run
@@ -538,6 +555,7 @@ def train_file(
     seed: int = 0,
     num_seeds: int = 1,
     streamed: bool | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train the experiment of a file.
 
@@ -548,6 +566,7 @@ def train_file(
         seed: the seed of the first replica, as in `train`.
         num_seeds: the number of replicas, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
+        callback: what is called at each line of metrics, as in `train`.
 
     Raises:
         VaeJaxError: the file defines no experiment, the arguments do not suit it, or as in `train`.
@@ -556,7 +575,13 @@ def train_file(
     source, _ = read_module(Path(file))
     origin = Origin(str(file), source, dict(arguments or {}))
     return train(
-        origin.make(), folder, seed=seed, num_seeds=num_seeds, origin=origin, streamed=streamed
+        origin.make(),
+        folder,
+        seed=seed,
+        num_seeds=num_seeds,
+        origin=origin,
+        streamed=streamed,
+        callback=callback,
     )
 
 

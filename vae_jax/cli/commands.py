@@ -15,9 +15,11 @@ from tyro.extras import SubcommandApp
 from vae_jax.cli.flags import (
     Checkpoint,
     DataOptions,
+    FigureOptions,
     Folder,
     PictureOptions,
     ProcessOptions,
+    StyleOptions,
     TrainOptions,
     check_counts,
     parse,
@@ -61,6 +63,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     data.use()
     from vae_jax import parallel
     from vae_jax.report import report_on
+    from vae_jax.run.trackers import MLflow, TensorBoard, Trackers, WandB
     from vae_jax.standard_figures import plot_standard_figures
     from vae_jax.train import train_file
 
@@ -70,15 +73,22 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         axis = {tuple(v for v in cell.values() if isinstance(v, float)) for cell in cells}
         parallel.give_replicas_cores(options.seeds * len(axis))
     how = {"seed": options.seed, "num_seeds": options.seeds, "streamed": options.streamed}
-    with processes.together():
-        if len(cells) > 1:
-            runs = list(train_grid(file, options.workdir, cells, **how).values())
-        else:
-            runs = [train_file(file, options.workdir, cells[0], **how)]
-    for run in runs if parallel.is_main_process() else ():
-        if not run.folder.figures.exists():
-            drawn = plot_standard_figures(run)
-            print_paths([*drawn, report_on([run.folder.path], run.folder.figures / "report.html")])
+    wanted = {TensorBoard: options.tensorboard, WandB: options.wandb, MLflow: options.mlflow}
+    with Trackers([kind for kind in wanted if wanted[kind]]) as trackers:
+        with processes.together():
+            if len(cells) > 1:
+                trained = train_grid(file, options.workdir, cells, callbacks=trackers.of, **how)
+                runs = list(trained.values())
+            else:
+                callback = trackers.of(options.workdir)
+                runs = [train_file(file, options.workdir, cells[0], callback=callback, **how)]
+        for run in runs if parallel.is_main_process() else ():
+            if not run.folder.figures.exists():
+                drawn = plot_standard_figures(run)
+                page = report_on([run.folder.path], run.folder.figures / "report.html")
+                print_paths([*drawn, page])
+                figures = {f"figures/{path.stem}": path for path in drawn}
+                trackers.of(run.folder.path)(int(run.state.step[0]), figures)
     if missing := len(cells) - len(runs):
         where = f"{missing} of the {len(cells)} cells of {options.workdir}"
         raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
@@ -92,8 +102,10 @@ def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     _, module = read_module(file)
     if not hasattr(module, "figures"):
         raise VaeJaxError(f"{file} has no function `figures(*, ...) -> list[Path]` to draw with.")
-    data, arguments = parse(module.figures, f"figures {name}", flags, DataOptions())
+    options = DataOptions(), FigureOptions()
+    data, look, arguments = parse(module.figures, f"figures {name}", flags, *options)
     data.use()
+    look.use()
     print_paths(module.figures(**arguments))
 
 
@@ -104,9 +116,10 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     from vae_jax.run import load_run
     from vae_jax.standard_figures import pictures_of, save_pictures
 
-    options, arguments = parse(
-        getattr(generate, command), command, flags, PictureOptions, given=["run"]
+    options, look, arguments = parse(
+        getattr(generate, command), command, flags, PictureOptions, StyleOptions(), given=["run"]
     )
+    look.use()
     counts = ("num", "pairs", "steps", "latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
     for folder in runs_of(options.run):

@@ -34,6 +34,12 @@ class TrainOptions:
     """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
     deterministic: bool = False
     """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
+    tensorboard: bool = False
+    """Also write metrics and figures as event files, for `tensorboard --logdir`."""
+    wandb: bool = False
+    """Also log metrics and figures to Weights & Biases (WANDB_PROJECT, WANDB_MODE=offline, ...)."""
+    mlflow: bool = False
+    """Also log metrics and figures to MLflow (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME)."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,43 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class StyleOptions:
+    """How figures look."""
+
+    style: str | None = None
+    """A style sheet for Matplotlib: an .mplstyle file, or the name of one of its own."""
+    dpi: float | None = None
+    """Dots per inch of a figure (None: 150, or the style sheet's)."""
+
+    def use(self) -> None:
+        """Have Matplotlib draw so."""
+        from vae_jax import plots
+
+        plots.use_style(self.style, self.dpi)
+
+
+@dataclass(frozen=True)
+class FigureOptions(StyleOptions):
+    """How the figures of a paper look, and in what files they are."""
+
+    format: Literal["png", "jpg", "webp", "pdf", "svg"] = "png"
+    """The format of the files; in pdf and svg text stays text."""
+
+    def use(self) -> None:
+        """Have Matplotlib draw so."""
+        from vae_jax import plots
+
+        plots.use_style(self.style, self.dpi, self.format)
+
+
+@dataclass(frozen=True)
 class PictureOptions:
     """What a command that makes pictures takes beside the arguments of its function."""
 
     run: Folder
     """The run folder, or that of a grid; the names of its cells are added to the names of files."""
     out: Path
-    """A .png, .jpg or .webp file; {} in its name numbers files of one picture each."""
+    """A .png, .jpg, .webp, .pdf or .svg file; {} in its name numbers files of one picture each."""
     file_quality: int | None = None
     """The quality, 1 to 100, of a .jpg (None: 95) or a .webp (None: lossless)."""
     checkpoint: Checkpoint = "latest"
@@ -96,7 +132,7 @@ class PictureOptions:
     def __post_init__(self):
         from vae_jax import plots
 
-        plots.options_for(self.out, self.file_quality)
+        plots.options_for(self.out, self.file_quality, of_figure="{}" not in self.out.name)
 
 
 def parse(

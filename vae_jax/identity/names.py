@@ -9,6 +9,8 @@ import vae_jax
 
 _INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
 _INSTALLED |= {Path(path) for path in vae_jax.__path__}
+# Those of the user's account, of the system's Python below an environment, of Debian and Colab.
+_OF_PACKAGES = {"site-packages", "dist-packages"}
 _PUBLIC = ("vae_jax", "jax.nn", "jax.numpy", "optax", "flax.linen")
 
 
@@ -40,7 +42,10 @@ def is_installed(thing: object) -> bool:
     if module is None or module.__name__ == "__main__":
         return False
     file = getattr(module, "__file__", None)
-    return file is None or not _INSTALLED.isdisjoint(Path(file).absolute().parents)
+    if file is None:
+        return True
+    path = Path(file).absolute()
+    return not (_INSTALLED.isdisjoint(path.parents) and _OF_PACKAGES.isdisjoint(path.parts))
 
 
 def _module_of(thing: object) -> ModuleType | None:

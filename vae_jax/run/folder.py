@@ -471,11 +471,13 @@ class RunFolder:
                     return [{name: arrays[name] for name in arrays.files if name != UP_TO}]
         return []
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forgets what was logged after the step that training goes on from."""
-        kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
+    def truncate_metrics(self, step: int) -> list[Record]:
+        """Forgets, and returns, what was logged after the step that training goes on from."""
+        lines = self.read_metrics()
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         with storage.writing(self.metrics), storage.whole_file(self.metrics) as partial:
             partial.write_text("".join(kept))
+        return [line for line in lines if line["step"] > step]
 
     def append_evaluation(self, entry: Record) -> None:
         """Adds an entry to evaluation.json; those of several processes are all kept."""
