@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +70,8 @@ class TensorBoard:
 
     @cached_property
     def _writer(self):
-        return self._library.SummaryWriter(str(self._folder))
+        name = f".{time.time_ns()}"  # or a run that goes on at once would replace the first file
+        return self._library.SummaryWriter(str(self._folder), filename_suffix=name)
 
     def __call__(self, step: int, values: Values) -> None:
         """Write scalars and images."""
