@@ -30,6 +30,8 @@ POSTERIORS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "PlanarFlow": (lambda: vj.PlanarFlow(D, num_flows=1), "real", "dpan"),
     "HouseholderFlow": (lambda: vj.HouseholderFlow(D, num_flows=1), "real", "dpan"),
     "SylvesterFlow": (lambda: vj.SylvesterFlow(D, num_flows=1, num_ortho=2), "real", "dpan"),
+    "HouseholderSylvesterFlow": (lambda: vj.HouseholderSylvesterFlow(D, 1, 1), "real", "dpan"),
+    "TriangularSylvesterFlow": (lambda: vj.TriangularSylvesterFlow(D, 2), "real", "dpan"),
     "InverseAutoregressiveFlow": (lambda: vj.InverseAutoregressiveFlow(D, 1, (4,)), "real", "dpn"),
     "Deterministic": (lambda: vj.Deterministic(D), "real", "a"),
     "VonMisesFisher": (lambda: vj.VonMisesFisher(D), "sphere", "dpan"),

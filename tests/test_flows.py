@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 from scipy import linalg, optimize, stats
 
+import vae_jax as vj
 from vae_jax import MaskedAutoregressiveFlow, RealNVP
 from vae_jax.distributions import Normal, Transformed
 from vae_jax.flows import (
@@ -63,6 +64,7 @@ FLOWS: dict[str, Any] = {
     "planar_at_its_limit": Planar(-50 * normal(1, D), normal(1, D), normal(2)),
     "householder": Householder(normal(0, 2, D)),
     "sylvester": sylvester(2, normal(2, 2, 2)),
+    "sylvester_without_q": Sylvester(None, normal(1, D, D, scale=2), normal(2, 2, D), normal(3, D)),
     "sylvester_at_its_limit": sylvester(D, jnp.outer(jnp.array([1, -1]), 1e4 * normal(2, D))),
     "iaf": InverseAutoregressive(
         MADE_NETWORK, parameters(MADE_NETWORK, X, CONTEXT, scale=0.5), CONTEXT
@@ -211,6 +213,51 @@ def test_sylvester_is_the_papers_map():
     x = np.asarray(normal(9, N, D))
     expected = [z + q @ r @ np.tanh(r_tilde @ q.T @ z + b) for z in x]
     np.testing.assert_allclose(flow.forward_and_log_det(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def dense_sylvester(
+    flow: Sylvester, q: np.ndarray, z: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """z + Q R tanh(R̃ Qᵀz + b) of an example and its Jacobian, in NumPy, float64."""
+    r, r_tilde, b = (np.asarray(each[n], np.float64) for each in (*flow.triangles(), flow.b))
+    a = r_tilde @ q.T @ z + b
+    jacobian = np.eye(len(z)) + q @ r @ np.diag(np.cosh(a) ** -2.0) @ r_tilde @ q.T
+    return z + q @ r @ np.tanh(a), jacobian
+
+
+@pytest.mark.parametrize("d", [1, 5])
+def test_the_sylvester_flows_of_full_width_have_dense_determinants(d: int) -> None:
+    """Q the identity and the reversal in turn, or the product of reflections, written out."""
+    features = normal(0, 6, 4)
+    for posterior in (vj.TriangularSylvesterFlow(d, 3), vj.HouseholderSylvesterFlow(d, 4, 3)):
+        shapes = jax.eval_shape(posterior.init, jax.random.key(0), features)
+        variables = spread(shapes, 1, 0.8)
+        q: Any = posterior.apply(variables, features)
+        z0, log_q0 = q.base.sample_and_log_prob(jax.random.key(1))
+        z, log_det = q._forward(z0)
+        flows = [flow for flow in q.flows if isinstance(flow, Sylvester)]
+        assert len(flows) == 3
+        head: Any = variables["params"].get("v")
+        for n in range(len(features)):
+            expected, total = np.asarray(z0[n], np.float64), 0.0
+            for t, flow in enumerate(flows):
+                if flow.q is None:
+                    matrix = np.eye(d)[:: -1 if t % 2 else 1]
+                else:
+                    kernel, bias = (
+                        np.asarray(head[each], np.float64) for each in ("kernel", "bias")
+                    )
+                    vectors = np.einsum("f,fthd->thd", np.asarray(features[n]), kernel) + bias
+                    matrix = np.eye(d)
+                    for v in vectors[t]:
+                        matrix = (np.eye(d) - 2 * np.outer(v, v) / (v @ v)) @ matrix
+                expected, jacobian = dense_sylvester(flow, matrix, expected, n)
+                sign, log_abs = np.linalg.slogdet(jacobian)
+                assert sign > 0
+                total += log_abs
+            np.testing.assert_allclose(z[n], expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(log_det[n], total, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(q.log_prob(z), log_q0 - log_det, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (8, 3), (32, 32)])

@@ -76,7 +76,7 @@ def gaussian(params, network: str, head: str, h):
     return dense(params[head]["loc"], hidden), np.exp(dense(params[head]["log_scale"], hidden))
 
 
-def log_normal(z, loc=0.0, scale=1.0):
+def log_normal(z, loc: Any = 0.0, scale: Any = 1.0):
     return stats.norm.logpdf(z, loc, scale).sum(-1)
 
 

@@ -24,7 +24,7 @@ from vae_jax import (
 )
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted, VaeJaxError
-from vae_jax.optimizers import PARAMETER_GROUPS, by_group
+from vae_jax.optimizers import PARAMETER_GROUPS, by_group, lagging_inference
 
 HIERARCHY = HierarchicalVAE(
     encoders=[MLP((3,)), MLP((3,))],
@@ -74,6 +74,32 @@ def test_every_layer_of_a_hierarchical_model_is_in_its_group():
         "conditionals_0": rates["conditional"],
         "likelihood": rates["likelihood"],
     }
+
+
+def test_the_inference_network_takes_extra_steps():
+    """Two of q(z|x), one of the rest, for seven steps; then both in each, as Adam in NumPy moves.
+
+    A side that stays keeps its moments: its n-th step is Adam's n-th at its own gradients.
+    """
+    params = {name: jnp.zeros(2) for name in ("encoders_0", "posterior", "decoder", "prior")}
+    optimizer = lagging_inference(optax.adam(0.1), encoder_steps=2, steps=7)
+    state, generator = optimizer.init(params), np.random.default_rng(0)
+    moments = {name: [np.zeros(2), np.zeros(2), 0] for name in params}
+    moving = ["q", "q", "p", "q", "q", "p", "q", "qp", "qp", "qp"]
+    update = jax.jit(optimizer.update)
+    for sides in moving:
+        gradients = {name: generator.normal(size=2) for name in params}
+        updates: Any = None
+        updates, state = update(jax.tree.map(jnp.float32, gradients), state, params)
+        for name, gradient in gradients.items():
+            expected = np.zeros(2)
+            if ("q" if name in ("encoders_0", "posterior") else "p") in sides:
+                mean, square, count = moments[name]
+                mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+                moments[name] = [mean, square, count + 1]
+                corrected = mean / (1 - 0.9 ** (count + 1)), square / (1 - 0.999 ** (count + 1))
+                expected = -0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+            np.testing.assert_allclose(updates[name], expected, rtol=1e-4, atol=1e-7)
 
 
 def test_a_group_that_does_not_exist_is_refused():

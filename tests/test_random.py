@@ -258,6 +258,7 @@ LABELS = vj.LabelEmbedding(8, 2)
 HIERARCHIES = {
     "hierarchical": hierarchy(vj.HierarchicalVAE),
     "ladder": hierarchy(vj.LadderVAE),
+    "skip": hierarchy(vj.SkipVAE),
     "conditional": hierarchy(vj.HierarchicalVAE, labels=LABELS),
 }
 

@@ -25,6 +25,7 @@ from .generate import sample as sample
 from .grid import train_grid as train_grid
 from .hierarchical import HierarchicalVAE as HierarchicalVAE
 from .hierarchical import LadderVAE as LadderVAE
+from .hierarchical import SkipVAE as SkipVAE
 from .likelihoods.autoregressive import AutoregressivePixels as AutoregressivePixels
 from .likelihoods.bernoulli import Bernoulli as Bernoulli
 from .likelihoods.beta import Beta as Beta
@@ -104,9 +105,11 @@ from .posteriors.codes import ResidualVectorQuantized as ResidualVectorQuantized
 from .posteriors.codes import VectorQuantized as VectorQuantized
 from .posteriors.deterministic import Deterministic as Deterministic
 from .posteriors.flows import HouseholderFlow as HouseholderFlow
+from .posteriors.flows import HouseholderSylvesterFlow as HouseholderSylvesterFlow
 from .posteriors.flows import InverseAutoregressiveFlow as InverseAutoregressiveFlow
 from .posteriors.flows import PlanarFlow as PlanarFlow
 from .posteriors.flows import SylvesterFlow as SylvesterFlow
+from .posteriors.flows import TriangularSylvesterFlow as TriangularSylvesterFlow
 from .posteriors.gaussian import DiagonalGaussian as DiagonalGaussian
 from .posteriors.gaussian import FullCovarianceGaussian as FullCovarianceGaussian
 from .posteriors.hypersphere import VonMisesFisher as VonMisesFisher

@@ -1,5 +1,6 @@
 """Models with several stochastic layers; they return the same Terms as `VAE`."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,11 +11,11 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Normal, exact_kl, sample_each
+from vae_jax.distributions import Distribution, Normal, Shape, exact_kl, sample_each
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Model, Posterior
-from vae_jax.vae import Terms, apply_flat
+from vae_jax.vae import Terms, apply_flat, with_batch
 
 NETWORKS = "a tuple of Linen modules, such as (MLP((64,)), MLP((64,)))"
 POSTERIORS = "a tuple of posteriors, such as (DiagonalGaussian(8), DiagonalGaussian(4))"
@@ -28,7 +29,7 @@ class Hierarchy(Model, kw_only=True):
     Attributes:
         encoders: L networks; see the subclass.
         posteriors: L posteriors, on the features of the encoders.
-        prior: p(z_L); one that is made of q(z|x), such as the VampPrior, is refused.
+        prior: p(z_L); one that is made of q(z|x), such as the VampPrior, for a `SkipVAE` alone.
         decoders: L networks, the first to x, the others to z_1, ..., z_{L-1}.
         conditionals: the L - 1 densities p(z_1|z_2), ..., on the features of decoders[1:].
         likelihood: p(x|z_1), on the features of decoders[0].
@@ -142,7 +143,7 @@ class Hierarchy(Model, kw_only=True):
             raise VaeJaxError(
                 f"{type(self.prior).__name__} is made of the model's q(z|x), which is not the "
                 f"posterior of the top layer in a {type(self).__name__}: take another prior, such "
-                "as StandardNormal."
+                "as StandardNormal, or a SkipVAE."
             )
         return self.prior(self, y)
 
@@ -234,10 +235,7 @@ class LadderVAE(Hierarchy, kw_only=True):
             qs.insert(0, q)
             ps.insert(0, p)
             zs.insert(0, z)
-        kls = [exact_kl(q, p) for q, p in zip(qs, ps, strict=True)]
-        means = [kl.reshape(-1, len(x)).mean(0) for kl in kls if kl is not None]
-        kl = jnp.stack(means) if len(means) == len(kls) else None
-        return self._terms(x, y, keys, zs, qs, ps, kl)
+        return self._terms(x, y, keys, zs, qs, ps, exact_kls(qs, ps, len(x)))
 
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         """q(z_1|x, z_2, ...), batch `[B]`, with the layers above at their means."""
@@ -263,6 +261,104 @@ class LadderVAE(Hierarchy, kw_only=True):
             h = encoder(h)
             found.insert(0, posterior(h))
         return found
+
+
+class SkipVAE(Hierarchy, kw_only=True):
+    """p(x|z_1, ..., z_L): every layer reaches the image, past those below it.
+
+    Inference is top-down, q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2). With L = 2 this is
+    the HVAE of Tomczak & Welling (2018). Images and latents stand side by side in one vector:
+    encoders[L-1] is a network on images, the others on [x, z_{l+1}], and decoders[0] on [z_1, ...,
+    z_L]. The prior of z_L may be made of q(z_L|x), as a VampPrior is.
+
+    `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
+    samples; it is None where one has no closed form.
+
+    References:
+        Tomczak & Welling (2018), "VAE with a VampPrior", section 4.
+    """
+
+    @property
+    @override
+    def decoded_layers(self) -> int:
+        return len(self.encoders)
+
+    @override
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        keys: Key[Array, "B"],
+        num_samples: int = 1,
+        y: Int[Array, "_"] | None = None,
+    ) -> Terms:
+        qs = [self.encode(x, y)]
+        zs = [sample_layer(qs[0], keys, 0, num_samples)]
+        for position in range(1, len(self.encoders)):
+            qs.insert(0, self._infer(len(self.encoders) - 1 - position, x, zs[0], y))
+            zs.insert(0, sample_layer(qs[0], keys, position, num_samples))
+        ps = self._priors(tuple(zs), y)
+        return self._terms(x, y, keys, zs, qs, ps, exact_kls(qs, ps, len(x)))
+
+    @override
+    def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
+        """q(z_L|x), batch `[B]`: that of the layer which is inferred first."""
+        return self.posteriors[-1](self.encoders[-1](self._for_encoder(x, y)))
+
+    @override
+    def infer(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
+    ) -> tuple[Distribution, ...]:
+        qs = [self.encode(x, y)]
+        for layer in reversed(range(len(self.encoders) - 1)):
+            qs.insert(0, self._infer(layer, x, qs[0].mean, y))
+        return tuple(qs)
+
+    @override
+    def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:
+        batch, z = self._side_by_side(zs, self.posteriors)
+        features = self.decoders[0](self._for_decoder(z, y), self.image_shape)
+        return with_batch(self.likelihood(features, self.image_shape), batch)
+
+    def _infer(
+        self,
+        layer: int,
+        x: Float[Array, "B H W C"],
+        z: Float[Array, "..."],
+        y: Int[Array, "_"] | None,
+    ) -> Distribution:
+        """q(z_{layer+1} | x, z_{layer+2}), with layers counted from one."""
+        batch, z = self._side_by_side((z,), self.posteriors[layer + 1 :])
+        image = self._for_encoder(x, y).reshape(len(x), -1)
+        image = jnp.broadcast_to(image, (*batch, image.shape[-1])).reshape(len(z), -1)
+        features = self.encoders[layer](jnp.concatenate([image, z], -1))
+        return with_batch(self.posteriors[layer](features), batch)
+
+    def _side_by_side(
+        self, zs: Layers, posteriors: Sequence[Posterior]
+    ) -> tuple[Shape, Float[Array, "N d"]]:
+        """The batch of latents, and the latents of all layers in one vector, the bottom first."""
+        batch = zs[0].shape[: zs[0].ndim - posteriors[0].event_ndims]
+        seen = [q.seen(z).reshape(math.prod(batch), -1) for q, z in zip(posteriors, zs)]  # noqa: B905
+        return batch, jnp.concatenate(seen, -1)
+
+    @override
+    def _top(self, y: Int[Array, "B"] | None) -> Distribution:
+        return self.prior(self, y)
+
+
+def exact_kls(
+    qs: Sequence[Distribution], ps: Sequence[Distribution], size: int
+) -> Float[Array, "L B"] | None:
+    """The exact KL of each layer, averaged over samples; None where one has no closed form.
+
+    Args:
+        qs: q(z_l|x, ...) of each layer, batch `[B]` or `[K, B]`.
+        ps: p(z_l|...) of each layer.
+        size: the number of examples B.
+    """
+    kls = [exact_kl(q, p) for q, p in zip(qs, ps, strict=True)]
+    means = [kl.reshape(-1, size).mean(0) for kl in kls if kl is not None]
+    return jnp.stack(means) if len(means) == len(kls) else None
 
 
 def sample_layer(

@@ -1,5 +1,6 @@
 """An optimizer for each group of parameters: encoder, posterior, prior, decoder, ..., critic."""
 
+from collections.abc import Hashable
 from typing import Annotated, NamedTuple, cast
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 from jax.tree_util import KeyPath, keystr
+from jax.typing import ArrayLike
 
 from vae_jax.errors import VaeJaxError
-from vae_jax.given import Index, checked
+from vae_jax.given import Count, Index, checked
 
 PARAMETER_GROUPS = (
     "encoder",
@@ -26,6 +28,13 @@ PARAMETER_GROUPS = (
 def group_of(name: str) -> str:
     """The group of parameters that belong to a part; a hierarchy numbers its own, `encoders_0`."""
     return name.rstrip("_0123456789").removesuffix("s")
+
+
+def group_at(path: KeyPath) -> str:
+    """The group of the parameter at a path in the tree of all."""
+    first, *rest = keystr(path, simple=True, separator="/").split("/")
+    # The vectors of classes go with the network that is given them.
+    return group_of(rest[0] if first == "labels" else first)
 
 
 Optimizer = Annotated[
@@ -57,10 +66,7 @@ def by_group(default: Optimizer, **groups: Optimizer) -> optax.GradientTransform
 
     def labels(params: optax.Params) -> optax.Params:
         def label(path: KeyPath, _: Array) -> str:
-            first, *rest = keystr(path, simple=True, separator="/").split("/")
-            # The vectors of classes go with the network that is given them.
-            name = group_of(rest[0] if first == "labels" else first)
-            return name if name in groups else "default"
+            return name if (name := group_at(path)) in groups else "default"
 
         return jax.tree_util.tree_map_with_path(label, params)
 
@@ -118,3 +124,48 @@ def switched(steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientT
         return moved, SwitchedState(state.updates + 1, *states)
 
     return optax.GradientTransformation(init, update)
+
+
+@checked
+def lagging_inference(
+    optimizer: Optimizer, encoder_steps: Count, steps: Count
+) -> optax.GradientTransformation:
+    """Extra steps of the inference network, against a posterior that lags behind and collapses.
+
+    During the first `steps` updates q(z|x) alone moves in `encoder_steps` of them, each on a batch
+    of its own, then the rest of the model alone in one, and so on; afterwards both move in each.
+    In the paper the number of steps of q(z|x) is found by its loss, at most 100, and the phase ends
+    when the mutual information of x and z no longer grows.
+
+    Args:
+        optimizer: the optimizer of either side, each with a state of its own.
+        encoder_steps: the number of steps of encoder and posterior for each step of the others.
+        steps: the number of updates in this phase, those of both sides counted.
+
+    References:
+        He et al. (2019), "Lagging inference networks and posterior collapse in variational
+        autoencoders", algorithm 1.
+
+    Example:
+        >>> lagging_inference(optax.adam(1e-3), encoder_steps=10, steps=5000)
+    """
+
+    def moves_inference(step: ArrayLike, **_: object) -> Array:
+        t = jnp.asarray(step)
+        return (t >= steps) | (t % (encoder_steps + 1) < encoder_steps)
+
+    def moves_the_rest(step: ArrayLike, **_: object) -> Array:
+        t = jnp.asarray(step)
+        return (t >= steps) | (t % (encoder_steps + 1) == encoder_steps)
+
+    def sides(params: optax.Params) -> optax.Params:
+        def side(path: KeyPath, _: Array) -> str:
+            return "inference" if group_at(path) in ("encoder", "posterior") else "rest"
+
+        return jax.tree_util.tree_map_with_path(side, params)
+
+    each: dict[Hashable, optax.GradientTransformation] = {
+        "inference": optax.conditionally_mask(optimizer, moves_inference),
+        "rest": optax.conditionally_mask(optimizer, moves_the_rest),
+    }
+    return optax.multi_transform(each, sides)

@@ -145,6 +145,11 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             "num_flows": COUNT,
         },
     ),
+    vj.HouseholderSylvesterFlow: (
+        {"dim": 2},
+        {"dim": DIM, "num_reflections": COUNT, "num_flows": COUNT},
+    ),
+    vj.TriangularSylvesterFlow: ({"dim": 2}, {"dim": DIM, "num_flows": COUNT}),
     vj.InverseAutoregressiveFlow: (
         {"dim": 2},
         {"dim": DIM, "num_flows": COUNT, "features": WIDTHS},
@@ -418,6 +423,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     ),
     vj.HierarchicalVAE: (layers(3, 2), HIERARCHY),
     vj.LadderVAE: (layers(3, 2), HIERARCHY),
+    vj.SkipVAE: (layers(3, 2), HIERARCHY),
     vj.DeepVAE: (
         {
             "encoder": vj.BottomUp((1, 1), 2),
@@ -582,6 +588,10 @@ FUNCTIONS: dict[Callable[..., object], tuple[dict[str, Any], Field]] = {
     optimizers.switched: (
         {"steps": 1, "first": optax.adam(1e-3), "then": optax.adam(1e-3)},
         {"steps": INDEX, "first": OPTIMIZER, "then": OPTIMIZER},
+    ),
+    optimizers.lagging_inference: (
+        {"optimizer": optax.adam(1e-3), "encoder_steps": 2, "steps": 6},
+        {"optimizer": OPTIMIZER, "encoder_steps": COUNT, "steps": COUNT},
     ),
 }
 

@@ -35,6 +35,13 @@ class Householder(Flow):
         """The reflections in reverse order; each is its own inverse."""
         return self._reflect(y, reversed(range(self.v.shape[-2])))
 
+    def matrix(self) -> Float[Array, "*batch d d"]:
+        """The orthogonal matrix that is the product of the reflections."""
+        images, _ = Householder(self.v[..., None, :, :]).forward_and_log_det(
+            jnp.eye(self.v.shape[-1], dtype=self.v.dtype)
+        )
+        return images.mT
+
     def _reflect(
         self, x: Float[Array, "... d"], order: Iterable[int]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
@@ -74,13 +81,13 @@ class Sylvester(Flow):
     that r_ii r̃_ii > -1, which makes f invertible.
 
     Attributes:
-        q: the matrix Q, whose columns are orthonormal.
+        q: the matrix Q, whose columns are orthonormal; None for the identity, M = d.
         r: R and R̃ in one matrix: R above the diagonal, R̃ transposed below it.
         diagonals: the diagonals of R and R̃ before their tanh.
         b: the offset b.
     """
 
-    q: Float[Array, "*batch d M"]
+    q: Float[Array, "*batch d M"] | None
     r: Float[Array, "*batch M M"]
     diagonals: Float[Array, "*batch 2 M"]
     b: Float[Array, "*batch M"]
@@ -96,14 +103,14 @@ class Sylvester(Flow):
         self, x: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """ln |det| = sum_i ln(1 + tanh'(a_i) r_ii r̃_ii) with a = R̃ Qᵀz + b."""
-        return self._shift(x, einsum("...dm,...d->...m", self.q, x), 1)
+        return self._shift(x, self._components(x), 1)
 
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz: scalar equations, the last component first."""
         r, r_tilde = self.triangles()
-        goal = einsum("...dm,...d->...m", self.q, y)
+        goal = self._components(y)
 
         def solve_component(v: Array, i: Array) -> tuple[Array, None]:
             # Components before i are still zero, so only those after i enter R̃ v and R tanh(.).
@@ -124,12 +131,21 @@ class Sylvester(Flow):
         v, _ = lax.scan(solve_component, jnp.zeros_like(goal), order, reverse=True)
         return self._shift(y, v, -1)
 
+    def _components(self, z: Float[Array, "... d"]) -> Float[Array, "... M"]:
+        """Qᵀz."""
+        if self.q is None:
+            return jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, self.b.shape))
+        return einsum("...dm,...d->...m", self.q, z)
+
     def _shift(
         self, x: Float[Array, "... d"], v: Float[Array, "... M"], sign: int
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
         """x ± Q R tanh(R̃ v + b), and ± the forward map's ln |det| where Qᵀz = v."""
         r, r_tilde = self.triangles()
         h, slope = tanh_and_slope(einsum("...mn,...n->...m", r_tilde, v) + self.b)
-        shift = einsum("...dm,...mn,...n->...d", self.q, r, h)
+        if self.q is None:
+            shift = einsum("...mn,...n->...m", r, h)
+        else:
+            shift = einsum("...dm,...mn,...n->...d", self.q, r, h)
         diagonal = jnp.diagonal(r, axis1=-2, axis2=-1) * jnp.diagonal(r_tilde, axis1=-2, axis2=-1)
         return x + sign * shift, sign * jnp.log1p(slope * diagonal).sum(-1)

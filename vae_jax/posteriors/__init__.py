@@ -10,9 +10,11 @@ from vae_jax.posteriors.codes import (
 from vae_jax.posteriors.deterministic import Deterministic
 from vae_jax.posteriors.flows import (
     HouseholderFlow,
+    HouseholderSylvesterFlow,
     InverseAutoregressiveFlow,
     PlanarFlow,
     SylvesterFlow,
+    TriangularSylvesterFlow,
 )
 from vae_jax.posteriors.gaussian import DiagonalGaussian, FullCovarianceGaussian
 from vae_jax.posteriors.hypersphere import VonMisesFisher
@@ -25,11 +27,13 @@ __all__ = [
     "FullCovarianceGaussian",
     "GumbelSoftmax",
     "HouseholderFlow",
+    "HouseholderSylvesterFlow",
     "InverseAutoregressiveFlow",
     "LookupFree",
     "PlanarFlow",
     "ResidualVectorQuantized",
     "SylvesterFlow",
+    "TriangularSylvesterFlow",
     "VectorQuantized",
     "VonMisesFisher",
 ]

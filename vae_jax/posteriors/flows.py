@@ -3,6 +3,8 @@
 Each starts near that Gaussian; Householder's near a rotation of it.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 from jax import Array
 from jaxtyping import Float
@@ -114,12 +116,75 @@ class SylvesterFlow(Posterior):
         h = features.reshape(features.shape[0], -1)
         base = DiagonalGaussian(d, name="base")(h)
         q = nn.DenseGeneral((t, d, m), kernel_init=GLOROT, bias_init=NORMAL, name="q")(h)
-        r = nn.DenseGeneral((t, m, m), kernel_init=NEAR_ZERO, name="r")(h)
-        diagonals = nn.DenseGeneral((t, 2, m), kernel_init=NEAR_ZERO, name="diagonals")(h)
-        b = nn.DenseGeneral((t, m), kernel_init=GLOROT, name="b")(h)
         q = orthogonalize(q)
-        flows = tuple(Sylvester(q[:, i], r[:, i], diagonals[:, i], b[:, i]) for i in range(t))
-        return Transformed(base, flows)
+        flows = _sylvester(h, [q[:, i] for i in range(t)], m)
+        return Transformed(base, tuple(flows))
+
+
+class HouseholderSylvesterFlow(Posterior):
+    """Sylvester flows between reflections, Q their product (van den Berg et al. 2018, section 3.2).
+
+    The flows are as wide as the space, M = d, and all parameters come from the features.
+
+    Attributes:
+        dim: the number of latent dimensions d.
+        num_reflections: the number of Householder reflections H of each flow.
+        num_flows: the number of flows T.
+    """
+
+    dim: Dim
+    num_reflections: Count = 8
+    num_flows: Count = 4
+
+    traits = frozenset({"density", "path", "amortized", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
+        """q(z|x), batch `[N]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        base = DiagonalGaussian(self.dim, name="base")(h)
+        shape = (self.num_flows, self.num_reflections, self.dim)
+        v = nn.DenseGeneral(shape, kernel_init=GLOROT, bias_init=NORMAL, name="v")(h)
+        q = [Householder(v[:, t]).matrix() for t in range(self.num_flows)]
+        return Transformed(base, tuple(_sylvester(h, q, self.dim)))
+
+
+class TriangularSylvesterFlow(Posterior):
+    """Sylvester flows whose Q is a permutation (van den Berg et al. 2018, section 3.3).
+
+    The components keep their order in one flow and reverse it in the next, M = d, and all
+    parameters come from the features.
+
+    Attributes:
+        dim: the number of latent dimensions d.
+        num_flows: the number of flows T.
+    """
+
+    dim: Dim
+    num_flows: Count = 4
+
+    traits = frozenset({"density", "path", "amortized", "noise"})
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
+        """q(z|x), batch `[N]` and event `[d]`."""
+        h = features.reshape(features.shape[0], -1)
+        base = DiagonalGaussian(self.dim, name="base")(h)
+        flows: list[Flow] = []
+        for t, flow in enumerate(_sylvester(h, [None] * self.num_flows, self.dim)):
+            flows += [Reverse(), flow, Reverse()] if t % 2 else [flow]
+        return Transformed(base, tuple(flows))
+
+
+def _sylvester(
+    h: Float[Array, "N F"], qs: Sequence[Float[Array, "N d M"] | None], width: int
+) -> list[Sylvester]:
+    """Sylvester flows of width M with these Q, their other parameters from the features."""
+    t, m = len(qs), width
+    r = nn.DenseGeneral((t, m, m), kernel_init=NEAR_ZERO, name="r")(h)
+    diagonals = nn.DenseGeneral((t, 2, m), kernel_init=NEAR_ZERO, name="diagonals")(h)
+    b = nn.DenseGeneral((t, m), kernel_init=GLOROT, name="b")(h)
+    return [Sylvester(q, r[:, i], diagonals[:, i], b[:, i]) for i, q in enumerate(qs)]
 
 
 class InverseAutoregressiveFlow(Posterior):
