@@ -267,7 +267,7 @@ def test_each_group_has_the_gradient_of_its_own_loss(name: str) -> None:
         eps = (terms.z[0][0] - terms.q[0].loc) / terms.q[0].scale
         game = losses(Game(model, params, eps, drawn), weight)
         separate = [jax.grad(loss)(own) for own, loss in game]
-        return gradient, {name: value for group in separate for name, value in group.items()}
+        return gradient, {part: each for group in separate for part, each in group.items()}
 
     for weight in (0.3, 1e-6):
         actual, expected = both(jnp.asarray(weight))

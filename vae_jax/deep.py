@@ -1,6 +1,7 @@
 """Deep hierarchies with a deterministic state that runs down through all resolutions."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
@@ -18,7 +19,7 @@ from vae_jax.interfaces import Layers, Model, Posterior, Prior, Variables
 from vae_jax.likelihoods import MixtureOfLogistics
 from vae_jax.networks.top_down import BottomUp, Choose, Layer, TopDown
 from vae_jax.posteriors import DiagonalGaussian
-from vae_jax.vae import Terms, with_batch
+from vae_jax.vae import Terms, weigh_paths, with_batch, with_parameters_held
 
 Own = TypeVar("Own")
 Temperature = float | Sequence[float] | Float[Array, "L"]
@@ -186,6 +187,25 @@ class DeepVAE(Model, kw_only=True):
         )
 
     @override
+    def held(self, terms: Terms) -> Terms:
+        zs, path = weigh_paths(terms.z)
+        px, log_pz = self._generate(zs, terms.y)
+        px = self.likelihood.observe(px, terms.x, remember=False)
+        log_qz = with_parameters_held(DeepVAE._log_posteriors, self, terms.x, zs, terms.y)
+        return dataclasses.replace(
+            terms, z=zs, path=path, log_px=px.log_prob(terms.x), log_pz=log_pz, log_qz=log_qz
+        )
+
+    def _log_posteriors(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None
+    ) -> Float[Array, "L K B"]:
+        """ln q(z_l | x, z_{l+1}, ...) of every layer."""
+        activations = [jnp.tile(a, (len(zs[0]), 1, 1, 1)) for a in self._activations(x, y)]
+        _, levels = self._at(zs, activations, y)
+        log_qz = [_inferred(level.q).log_prob(level.z) for level in levels]
+        return jnp.concatenate(log_qz)[::-1].reshape(-1, *zs[0].shape[:2])
+
+    @override
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
         """q(z_1 | x, z_2, ..., z_L), batch `[B]`, with the layers above at their means."""
         return self.infer(x, y)[0]
@@ -204,14 +224,14 @@ class DeepVAE(Model, kw_only=True):
     @override
     def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
         _, log_pz = self._generate(zs, y)
-        return log_pz
+        return log_pz.sum(0)
 
     @override
     def log_densities(
         self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
     ) -> tuple[Float[Array, "... B"], Float[Array, "... B"]]:
         px, log_pz = self._generate(zs, y)
-        return px.log_prob(x), log_pz
+        return px.log_prob(x), log_pz.sum(0)
 
     @override
     def sample(
@@ -307,21 +327,29 @@ class DeepVAE(Model, kw_only=True):
         return [layer for level in found for layer in _unstacked(level)][::-1]
 
     def _generate(self, zs: Layers, y: Array | None) -> tuple[Distribution, Array]:
-        """p(x|z), and ln p(z_1, ..., z_L) in nats, for latents `[..., h, w, c]` of all layers."""
+        """p(x|z), and ln p(z_l | z_{l+1}, ...) of every layer, for latents `[..., h, w, c]`."""
+        h, levels = self._at(zs, None, y)
+        log_pz = jnp.concatenate([level.p.log_prob(level.z) for level in levels])[::-1]
         batch = zs[-1].shape[:-3]
-        flat = [z.reshape(-1, *z.shape[-3:]) for z in zs]
+        return self._likelihood(h, batch), log_pz.reshape(-1, *batch)
+
+    def _at(
+        self, zs: Layers, activations: Sequence[Array] | None, y: Array | None
+    ) -> tuple[Array, list[Layer]]:
+        """The last h and the levels, the top one first, at given latents `[..., h, w, c]`."""
+        flat = [z.reshape(-1, *z.shape[-3:]) for z in zs][::-1]
 
         def given(p: Distribution, q: Distribution | None, z: Array) -> Array:
             return z
 
-        h, found = self._down(len(flat[0]), None, given, flat[::-1], y)
-        # At the given z: in bfloat16 the decoder has rounded its own.
-        stacked, first = [], 0
-        for level in found:
-            count = level.z.shape[0]
-            stacked.append(level.p.log_prob(jnp.stack(flat[::-1][first : first + count])))
-            first += count
-        return self._likelihood(h, batch), jnp.concatenate(stacked).sum(0).reshape(batch)
+        h, found = self._down(len(flat[0]), activations, given, flat, y)
+        # In bfloat16 the decoder has rounded the latents, and the densities are of those given.
+        ends = itertools.accumulate(len(level.z) for level in found)
+        levels = [
+            dataclasses.replace(level, z=jnp.stack(flat[end - len(level.z) : end]))
+            for level, end in zip(found, ends, strict=True)
+        ]
+        return h, levels
 
 
 def _inferred(q: Distribution | None) -> Distribution:

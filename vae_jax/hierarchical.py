@@ -1,5 +1,6 @@
 """Models with several stochastic layers; they return the same Terms as `VAE`."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,7 +16,7 @@ from vae_jax.distributions import Distribution, Normal, Shape, exact_kl, sample_
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Model, Posterior
-from vae_jax.vae import Terms, apply_flat, with_batch
+from vae_jax.vae import Terms, apply_flat, weigh_paths, with_batch, with_parameters_held
 
 NETWORKS = "a tuple of Linen modules, such as (MLP((64,)), MLP((64,)))"
 POSTERIORS = "a tuple of posteriors, such as (DiagonalGaussian(8), DiagonalGaussian(4))"
@@ -89,8 +90,27 @@ class Hierarchy(Model, kw_only=True):
 
     @override
     def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
-        log_pz = [p.log_prob(z) for p, z in zip(self._priors(zs, y), zs, strict=True)]
-        return jnp.stack(log_pz).sum(0)
+        return _log_probs(self._priors(zs, y), zs).sum(0)
+
+    @override
+    def held(self, terms: Terms) -> Terms:
+        zs, path = weigh_paths(terms.z)
+        px = self.likelihood.observe(self.decode(zs, terms.y), terms.x, remember=False)
+        qs = with_parameters_held(type(self)._inferred, self, terms.x, zs, terms.y)
+        return dataclasses.replace(
+            terms,
+            z=zs,
+            path=path,
+            log_px=px.log_prob(terms.x),
+            log_pz=_log_probs(self._priors(zs, terms.y), zs),
+            log_qz=_log_probs(qs, zs),
+        )
+
+    def _inferred(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None
+    ) -> Sequence[Distribution]:
+        """q(z_l | x, ...) of every layer, each given the latents that are inferred before it."""
+        raise NotImplementedError
 
     def _terms(
         self,
@@ -110,8 +130,8 @@ class Hierarchy(Model, kw_only=True):
             z=tuple(zs),
             path=None,
             log_px=px.log_prob(x),
-            log_pz=jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)]),
-            log_qz=jnp.stack([q.log_prob(z) for q, z in zip(qs, zs, strict=True)]),
+            log_pz=_log_probs(ps, zs),
+            log_qz=_log_probs(qs, zs),
             kl=kl,
             q=tuple(qs),
             p=tuple(ps),
@@ -192,6 +212,13 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
             qs.append(self._infer(layer, qs[-1].mean, y))
         return tuple(qs)
 
+    @override
+    def _inferred(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None
+    ) -> Sequence[Distribution]:
+        above = [self._infer(layer, z, y) for layer, z in enumerate(zs[:-1], start=1)]
+        return [self.encode(x, y), *above]
+
     def _infer(self, layer: int, z: Float[Array, "..."], y: Int[Array, "B"] | None) -> Distribution:
         """q(z_{layer+1} | z_layer), with layers counted from one."""
 
@@ -251,6 +278,15 @@ class LadderVAE(Hierarchy, kw_only=True):
             p = self._generate(len(below) - position, qs[0].mean, y)
             qs.insert(0, merge(evidence, p))
         return tuple(qs)
+
+    @override
+    def _inferred(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None
+    ) -> Sequence[Distribution]:
+        q, *below = self._bottom_up(x, y)
+        ps = [self._generate(layer, z, y) for layer, z in enumerate(zs[1:])]
+        merged = [merge(evidence, p) for evidence, p in zip(below[::-1], ps, strict=True)]
+        return [*merged, q]
 
     def _bottom_up(
         self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None
@@ -314,6 +350,13 @@ class SkipVAE(Hierarchy, kw_only=True):
         return tuple(qs)
 
     @override
+    def _inferred(
+        self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None
+    ) -> Sequence[Distribution]:
+        below = [self._infer(layer, x, z, y) for layer, z in enumerate(zs[1:])]
+        return [*below, self.encode(x, y)]
+
+    @override
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:
         batch, z = self._side_by_side(zs, self.posteriors)
         features = self.decoders[0](self._for_decoder(z, y), self.image_shape)
@@ -359,6 +402,13 @@ def exact_kls(
     kls = [exact_kl(q, p) for q, p in zip(qs, ps, strict=True)]
     means = [kl.reshape(-1, size).mean(0) for kl in kls if kl is not None]
     return jnp.stack(means) if len(means) == len(kls) else None
+
+
+def _log_probs(
+    ps: Sequence[Distribution], zs: Sequence[Float[Array, "..."]]
+) -> Float[Array, "L ..."]:
+    """The log-density of each layer's latents."""
+    return jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)])
 
 
 def sample_layer(

@@ -13,15 +13,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    cast,
-)
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -543,6 +535,10 @@ class Model(Part, kw_only=True):
     ) -> tuple[Float[Array, "... B"], Float[Array, "... B"]]:
         """ln p(x|z) and ln p(z) in nats for latents `[..., B, *event]` of every layer."""
         return self.decode(zs, y).log_prob(x), self.log_prior(zs, y)
+
+    def held(self, terms: "Terms") -> "Terms":
+        """These Terms with the parameters of q fixed in ln q(z|x), and z weighed by `path`."""
+        raise NotImplementedError
 
     def log_joint(
         self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None

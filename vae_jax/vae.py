@@ -1,8 +1,9 @@
 """The variational autoencoder and its Terms."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,9 @@ from vae_jax.given import Network, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Metrics, Model, Posterior, Shape
 
 D = TypeVar("D", bound=Distribution)
+M = TypeVar("M", bound=nn.Module)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @struct.dataclass
@@ -33,7 +37,8 @@ class Terms:
         keys: typed keys, from which `random.purpose` makes further noise.
         z: the latents of each layer, `[K, B, *event]`.
         path: zeros; adding `(c * path).sum()` to a loss multiplies the gradient that passes through
-            z[k, b] by 1 + c[k, b] (`weigh_path`). None with several layers.
+            z[k, b] by 1 + c[k, b] (`weigh_path`). With several layers it is None but in the Terms
+            of `Model.held`.
         log_px: ln p(x|z).
         log_pz: ln p(z) of each layer.
         log_qz: ln q(z|x) of each layer.
@@ -71,13 +76,6 @@ class Terms:
     def rate(self) -> Float[Array, "L B"]:
         """KL(q(z|x) || p(z)), exact where there is a closed form, else the sampled estimate."""
         return self.kl_sampled if self.kl is None else self.kl
-
-    def held_log_qz(self) -> Float[Array, "K B"]:
-        """ln q(z|x) of a single layer with the parameters of q held fixed.
-
-        Its gradient passes through z alone.
-        """
-        return lax.stop_gradient(self.q[0]).log_prob(self.z[0])
 
     def rate_and_distortion(self) -> Metrics:
         """`distortion`, and the rates summed over layers: `kl` if exact, and `kl_sampled`.
@@ -133,6 +131,20 @@ def _weigh_path_backward(_: None, cotangents: ZAndWeights) -> ZAndWeights:
 
 
 weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
+
+
+def with_parameters_held(
+    method: Callable[Concatenate[M, P], T], model: M, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """What a method of a model returns, its parameters taken as constants."""
+    return nn.map_variables(method, "params", trans_in_fn=lax.stop_gradient)(model, *args, **kwargs)
+
+
+def weigh_paths(zs: Layers) -> tuple[Layers, Float[Array, "K B"]]:
+    """`weigh_path` of every layer with one weight for each sample: the layers, and the path."""
+    weights = jnp.zeros(zs[0].shape[:2], zs[0].dtype)
+    weighed, paths = zip(*(weigh_path(z, weights) for z in zs), strict=True)
+    return weighed, jnp.stack(paths).sum(0)
 
 
 def apply_flat(
@@ -233,6 +245,11 @@ class VAE(Model, kw_only=True):
         if self.labels is not None:
             x = self.labels.for_encoder(x, y)
         return self.posterior(self.encoder(x))
+
+    @override
+    def held(self, terms: Terms) -> Terms:
+        log_qz = lax.stop_gradient(terms.q[0]).log_prob(terms.z[0])
+        return dataclasses.replace(terms, log_qz=log_qz[None])
 
     @override
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Distribution:

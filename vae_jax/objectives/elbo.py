@@ -26,7 +26,7 @@ class ELBO(Objective):
             `optax.linear_schedule(0.0, 1.0, steps)`.
         sticking_the_landing: whether the rate is the sampled estimate with the parameters of q held
             fixed in ln q, so that at the exact posterior the gradient of q vanishes for each sample
-            (Roeder et al. 2017).
+            (Roeder et al. 2017; for several layers Bauer & Mnih 2021).
 
     References:
         Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 3; Higgins et al.
@@ -41,19 +41,20 @@ class ELBO(Objective):
     @override
     def requires(self) -> Requirements:
         if self.sticking_the_landing:
-            return Requirements(posterior=frozenset({"density", "path"}), one_layer=True)
+            return Requirements(posterior=frozenset({"density", "path"}))
         return Requirements(posterior=frozenset({"density"}))
 
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -ELBO in nats per image; the metric `neg_elbo` has beta = 1."""
-        del model
-        distortion = -terms.log_px.mean(0)
         if self.sticking_the_landing:
-            rate = (terms.held_log_qz() - terms.log_pz[0]).mean(0)
+            assert model is not None
+            terms = model.held(terms)
+            rate = terms.kl_sampled.sum(0)
         else:
             rate = terms.rate.sum(0)
+        distortion = -terms.log_px.mean(0)
         beta = self.beta(step) if callable(self.beta) else self.beta
         beta = jnp.asarray(beta, distortion.dtype)
         metrics = {"neg_elbo": (distortion + rate).mean(), "beta": beta}

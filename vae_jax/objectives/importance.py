@@ -9,6 +9,11 @@ parameters of q can be held fixed in ln q if the gradient through z_k has the we
 
 instead of v_k, which is w~_k² where v_k is the normalized weight w~_k. The estimator has the same
 expectation, and for K = 1 it is that of Roeder et al. (2017). The generative parameters keep v_k.
+
+With several layers z_k is all of them together, as one draw from q(z_1, ..., z_L|x): ln q keeps the
+gradient along the layers that a density is conditioned on, which Bauer & Mnih (2021, section 4)
+call indirect score functions, and each draw's gradient is weighed once, where it leaves the
+densities, not again at the layers on its way.
 """
 
 import math
@@ -18,7 +23,7 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float
 
-from vae_jax.interfaces import Metrics, Requirements
+from vae_jax.interfaces import Metrics, Model, Requirements
 from vae_jax.vae import Terms
 
 OfWeights = Callable[[Array], Array]
@@ -43,17 +48,17 @@ def in_groups(function: OfWeights, m: int) -> OfWeights:
 def requirements(doubly_reparameterized: bool) -> Requirements:
     """A density of q, which is differentiable along z where the gradient through z is weighed."""
     if doubly_reparameterized:
-        return Requirements(posterior=frozenset({"density", "path"}), one_layer=True)
+        return Requirements(posterior=frozenset({"density", "path"}))
     return Requirements(posterior=frozenset({"density"}))
 
 
 def importance_loss(
-    terms: Terms, bound: OfWeights, path_factor: OfWeights | None
+    terms: Terms, bound: OfWeights, path_factor: OfWeights | None, model: Model | None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss -bound in nats per image; the metric `neg_elbo` is -L_1, the mean of -ln w.
 
     Args:
-        terms: the Terms, of one layer where there is a path factor.
+        terms: the Terms.
         bound: the bound of each example, `[B]` or `[M, B]`.
         path_factor: the weight of the gradient through z_k in units of v_k, as many numbers as ln w
             has; None leaves the plain gradient.
@@ -61,7 +66,9 @@ def importance_loss(
     metrics = {"neg_elbo": -terms.log_w.mean()} | terms.rate_and_distortion()
     if path_factor is None:
         return -bound(terms.log_w).mean(), metrics
-    log_w = terms.log_px + terms.log_pz[0] - terms.held_log_qz()
+    assert model is not None
+    terms = model.held(terms)
+    log_w = terms.log_w
     factor: Array = lax.stop_gradient(path_factor(log_w)).reshape(log_w.shape)
     assert terms.path is not None
     weigh = ((factor - 1) * terms.path).sum()  # zero; see `weigh_path`

@@ -42,6 +42,6 @@ class IWAE(Objective):
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -L_K in nats per image."""
-        del step, model
+        del step
         factor = normalized_weights if self.doubly_reparameterized else None
-        return importance_loss(terms, importance_bound, factor)
+        return importance_loss(terms, importance_bound, factor, model)

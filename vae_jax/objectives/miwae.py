@@ -49,9 +49,9 @@ class MIWAE(Objective):
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -1/M sum_m L_K in nats per image."""
-        del step, model
+        del step
         factor = in_groups(normalized_weights, self.m) if self.doubly_reparameterized else None
-        return importance_loss(terms, in_groups(importance_bound, self.m), factor)
+        return importance_loss(terms, in_groups(importance_bound, self.m), factor, model)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PIWAE(Objective):
         self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """A loss with the value -L_MK in nats per image, and with MIWAE's gradient for q."""
-        loss, metrics = MIWAE(self.m, self.k, self.doubly_reparameterized)(terms, step)
+        loss, metrics = MIWAE(self.m, self.k, self.doubly_reparameterized)(terms, step, model)
         z, log_qz = lax.stop_gradient((terms.z[0], terms.log_qz[0]))
         px = model.likelihood.observe(model.decode((z,), terms.y), terms.x, remember=False)
         log_w = px.log_prob(terms.x) + terms.p[0].log_prob(z) - log_qz
@@ -120,7 +120,7 @@ class CIWAE(Objective):
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -(beta L_1 + (1 - beta) L_K) in nats per image."""
-        del step, model
+        del step
 
         def bound(log_w: Array) -> Array:
             return self.beta * log_w.mean(0) + (1 - self.beta) * importance_bound(log_w)
@@ -132,4 +132,4 @@ class CIWAE(Objective):
             path = elbo + (1 - self.beta) * w**2
             return path / jnp.where(weight > 0, weight, 1.0)  # nothing passes where it is 0
 
-        return importance_loss(terms, bound, factor if self.doubly_reparameterized else None)
+        return importance_loss(terms, bound, factor if self.doubly_reparameterized else None, model)

@@ -62,7 +62,7 @@ class RenyiBound(Objective):
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -L_alpha in nats per image."""
-        del step, model
+        del step
 
         def bound(log_w: Array) -> Array:
             return renyi_bound(log_w, self.alpha)
@@ -70,4 +70,4 @@ class RenyiBound(Objective):
         def factor(log_w: Array) -> Array:
             return self.alpha + (1 - self.alpha) * normalized_weights((1 - self.alpha) * log_w)
 
-        return importance_loss(terms, bound, factor if self.doubly_reparameterized else None)
+        return importance_loss(terms, bound, factor if self.doubly_reparameterized else None, model)
