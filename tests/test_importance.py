@@ -171,7 +171,7 @@ def test_no_nan_at_log_weights_ten_thousand_nats_apart():
     class Told(VAE):
         """Decodes to them."""
 
-        def decode(self, zs, y=None):
+        def decode(self, zs: Any, y: Any = None) -> Any:
             return Pixels()
 
     model = Told(
