@@ -18,6 +18,7 @@ from test_deep_training import deep
 from test_hierarchical import keys
 from test_hierarchical import make as bottom_up
 from test_ladder import make as ladder
+from test_skip import make as skip
 
 from vae_jax import (
     CIWAE,
@@ -32,12 +33,14 @@ from vae_jax import (
     LabelEmbedding,
     RenyiBound,
     StandardNormal,
+    VampPrior,
 )
 
 B, K = 2, 4
 MODELS: dict[str, Callable[[], Any]] = {
     "bottom-up": lambda: bottom_up(2, (4,), Bernoulli()).clone(labels=LabelEmbedding(2, 2)),
     "ladder": lambda: ladder((3, 2), (4,), Bernoulli()),
+    "skip": lambda: skip(VampPrior(2)),
     "deep": deep,
 }
 Y = jnp.asarray([0, 1])
