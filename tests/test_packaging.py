@@ -74,6 +74,7 @@ def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, mach
         *PROJECT["dependencies"],
         *extras["prepare"],
         *extras["safetensors"],
+        *extras["slurm"],
         *extras["tensorboard"],
         *extras["dev"],
     ]:

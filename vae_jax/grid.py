@@ -55,6 +55,7 @@ def train_grid(
     seed: int = 0,
     num_seeds: int = 1,
     streamed: bool | None = None,
+    only: Collection[str] = (),
     callbacks: Callable[[Path], Callback] | None = None,
 ) -> dict[str, Run]:
     """Train the experiment of a file with several arguments, or go on with it.
@@ -69,6 +70,7 @@ def train_grid(
         seed: the seed of the first replica of each cell, as in `train`.
         num_seeds: the number of replicas of each cell, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
+        only: the names of the cells' folders that are trained; none trains all.
         callbacks: the callback of the run in a folder, as in `train`.
 
     Returns:
@@ -88,8 +90,9 @@ def train_grid(
     if is_run(path):
         raise VaeJaxError(f"{path} is a single run, not a grid: choose another --workdir.")
     source, _ = read_module(Path(file))
-    names = names_of(cells)
-    origins = [Origin(str(file), source, dict(arguments)) for arguments in cells]
+    cells_by_name = chosen(cells, only)
+    names = list(cells_by_name)
+    origins = [Origin(str(file), source, dict(each)) for each in cells_by_name.values()]
     experiments = [origin.make() for origin in origins]
     folders = [RunFolder(path / name) for name in names]
     for run_folder, experiment, origin in zip(folders, experiments, origins, strict=True):
@@ -125,6 +128,54 @@ def train_grid(
     return {name: run.run for name, run in zip(names, runs, strict=True) if run.failure is None}
 
 
+def unfinished_programs(
+    file: str | Path,
+    folder: str | Path,
+    cells: Sequence[Mapping[str, object]],
+    seed: int = 0,
+    num_seeds: int = 1,
+) -> list[list[str]]:
+    """The names of the cells that can share a program, of those that are not finished.
+
+    Args:
+        file: as in `train_grid`.
+        folder: as in `train_grid`.
+        cells: as in `train_grid`.
+        seed: as in `train_grid`.
+        num_seeds: as in `train_grid`.
+
+    Raises:
+        VaeJaxError: as in `train_grid`.
+    """
+    source, _ = read_module(Path(file))
+    experiments: dict[str, Experiment] = {}
+    for name, arguments in chosen(cells, ()).items():
+        origin, run_folder = (
+            Origin(str(file), source, dict(arguments)),
+            RunFolder(Path(folder) / name),
+        )
+        experiment = origin.make()
+        if run_folder.record.exists():
+            run_folder.claim(experiment, seed, num_seeds, origin)  # or a sentence
+            if run_folder.is_finished(run_folder.read_record()):
+                continue
+        experiments[name] = experiment
+    groups: dict[object, list[str]] = {}
+    one_seed = jax.ShapeDtypeStruct((), np.uint32)
+    for name, experiment in experiments.items():
+        state = jax.eval_shape(partial(init_state, experiment), one_seed)
+        groups.setdefault(_kind(experiment, state), []).append(name)
+    found: list[list[str]] = []
+    for alike in groups.values():
+        first = experiments[alike[0]]
+        steps = [partial(train_step, experiments[name], axis=None) for name in alike]
+        state = jax.eval_shape(partial(init_state, first), one_seed)
+        batch = empty_batch(first, first.batch_size)
+        for program in programs(steps, state, *batch, one_seed):
+            found.append([alike[index] for index in program.members])
+    return found
+
+
 def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedStep | None]]:
     """Put runs together that can share a program, each set with the step that it shares.
 
@@ -132,10 +183,8 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
     """
     groups: dict[object, list[Training]] = {}
     for run in runs:
-        state = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(run.state)]
-        loop = [getattr(run.experiment, name) for name in _OF_THE_LOOP]
-        alike = run.step, run.goes_on, *loop, run.experiment.data.fingerprint, *state
-        groups.setdefault((alike, jax.tree.structure(run.state)), []).append(run)
+        alike = run.step, run.goes_on, _kind(run.experiment, run.state)
+        groups.setdefault(alike, []).append(run)
     for alike in groups.values():
         layout = _layout(alike)
         steps = [partial(train_step, run.experiment, axis=layout.axis) for run in alike]
@@ -147,6 +196,13 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
                 num_seeds = len(alike[0].seeds)
                 numbers = [np.repeat(values, num_seeds, axis=0) for values in program.numbers]
                 yield together, None if len(together) == 1 else (program.function, numbers)
+
+
+def _kind(experiment: Experiment, state: TrainState) -> tuple[object, ...]:
+    """What experiments that can share a program have in common, but for what a step computes."""
+    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+    loop = [getattr(experiment, name) for name in _OF_THE_LOOP]
+    return *loop, experiment.data.fingerprint, *shapes, jax.tree.structure(state)
 
 
 def _layout(runs: Sequence[Training]) -> parallel.Layout:
@@ -188,6 +244,21 @@ def _validations(experiments: Sequence[Experiment]) -> list[Callable[[TrainState
 
 
 # Names of cells, and flags
+
+
+def chosen(
+    cells: Sequence[Mapping[str, object]], only: Collection[str]
+) -> dict[str, Mapping[str, object]]:
+    """Cells by the names of their folders, those of some names or all.
+
+    Raises:
+        VaeJaxError: there is no cell of such a name, or as in `names_of`.
+    """
+    found = dict(zip(names_of(cells), cells, strict=True))
+    for name in only:
+        if name not in found:
+            raise VaeJaxError(f"The grid has no cell {name}: choose among {', '.join(found)}.")
+    return {name: cell for name, cell in found.items() if name in only or not only}
 
 
 def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:

@@ -52,6 +52,11 @@ def check_devices() -> None:
         ) from error
 
 
+def leave_to_others() -> None:
+    """Let this process, before it has used any, have no device but the CPU."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def is_main_process() -> bool:
     """Whether this process writes the run folder."""
     return jax.process_index() == 0

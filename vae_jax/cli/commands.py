@@ -25,6 +25,7 @@ from vae_jax.cli.flags import (
     parse,
 )
 from vae_jax.errors import VaeJaxError, legible
+from vae_jax.progress import say
 
 PICTURES = {
     "sample": "Means of p(x|z) with z from the prior, in one picture or a file for each.",
@@ -61,6 +62,8 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     parsed = [parse(made_by, command, each, *defaults) for each in cells_of_flags(made_by, flags)]
     (options, processes, data, _), cells = parsed[0], [each[-1] for each in parsed]
     data.use()
+    if options.launch is not None:
+        return launch_with_flags(name, flags, options, cells)
     from vae_jax import parallel
     from vae_jax.report import report_on
     from vae_jax.run.trackers import MLflow, TensorBoard, Trackers, WandB
@@ -77,7 +80,8 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     with Trackers([kind for kind in wanted if wanted[kind]]) as trackers:
         with processes.together():
             if len(cells) > 1:
-                trained = train_grid(file, options.workdir, cells, callbacks=trackers.of, **how)
+                how |= {"callbacks": trackers.of, "only": options.cells}
+                trained = train_grid(file, options.workdir, cells, **how)
                 runs = list(trained.values())
             else:
                 callback = trackers.of(options.workdir)
@@ -89,9 +93,44 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
                 print_paths([*drawn, page])
                 figures = {f"figures/{path.stem}": path for path in drawn}
                 trackers.of(run.folder.path)(int(run.state.step[0]), figures)
-    if missing := len(cells) - len(runs):
+    if missing := (len(options.cells) or len(cells)) - len(runs):
         where = f"{missing} of the {len(cells)} cells of {options.workdir}"
         raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
+
+
+def launch_with_flags(
+    name: str, flags: Sequence[str], options: TrainOptions, cells: Sequence[dict[str, object]]
+) -> None:
+    """Run `vae-jax train FILE ... --launch ...`: a process for each program of the grid."""
+    if len(cells) < 2:
+        raise VaeJaxError(
+            "--launch starts the programs of a grid, and this is a single run: give a flag several "
+            "values, or leave --launch out."
+        )
+    if options.jobs is not None:
+        check_counts(jobs=options.jobs)
+    from vae_jax import parallel
+    from vae_jax.cli import launch
+    from vae_jax.experiment import find_file
+    from vae_jax.grid import unfinished_programs
+
+    parallel.leave_to_others()  # the programs
+    workdir, seeds = options.workdir, (options.seed, options.seeds)
+    programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
+    say(f"{len(programs)} programs have to be run for the {len(cells)} cells of {workdir}.")
+    if not programs:
+        return
+    commands = launch.commands(name, flags, programs)
+    logs = workdir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    if options.launch == "local":
+        files = [logs / f"{program[0]}.log" for program in programs]
+        launch.launch_here(commands, files, options.jobs)
+    else:
+        submitted = launch.submit(
+            launch.slurm_executor(logs), commands, options.jobs, options.slurm
+        )
+        say(f"Submitted: {', '.join(job.job_id for job in submitted)}; `vae-jax list {workdir}`.")
 
 
 def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:

@@ -34,6 +34,14 @@ class TrainOptions:
     """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
     deterministic: bool = False
     """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
+    cells: tuple[str, ...] = ()
+    """Of a grid, the cells to train, by the names of their folders; others are left as they are."""
+    launch: Literal["local", "slurm"] | None = None
+    """Train the programs of a grid in processes of their own: here, or as jobs of Slurm."""
+    jobs: int | None = None
+    """The programs that run at once (None: as many as GPUs, or one; under Slurm as it allows)."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of submitit's SlurmExecutor, such as time=240 (minutes) gpus_per_node=1."""
     tensorboard: bool = False
     """Also write metrics and figures as event files, for `tensorboard --logdir`."""
     wandb: bool = False

@@ -1,9 +1,18 @@
 """The processes of a run: how they find each other, compare what they run, and end together."""
 
 from vae_jax.processes.agreement import DisagreementError, agree
-from vae_jax.processes.launch import Launch, launch
+from vae_jax.processes.launch import Launch, launch, visible_gpus
 from vae_jax.processes.meeting import meet
 from vae_jax.processes.signals import stop_signals
 from vae_jax.processes.together import together
 
-__all__ = ["DisagreementError", "Launch", "agree", "launch", "meet", "stop_signals", "together"]
+__all__ = [
+    "DisagreementError",
+    "Launch",
+    "agree",
+    "launch",
+    "meet",
+    "stop_signals",
+    "together",
+    "visible_gpus",
+]

@@ -1,0 +1,200 @@
+"""The programs of a grid as processes of their own: here, or as a job array under Slurm.
+
+Each is the same command for some cells alone, so it resumes what is unfinished and leaves what is
+finished. What starts it is an executor of Python's or submitit's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from vae_jax.errors import VaeJaxError
+from vae_jax.progress import say
+
+if TYPE_CHECKING:
+    import submitit
+
+POLL = 0.2  # seconds
+
+
+class Program:
+    """A command that saves its state when it is told to stop, and goes on when it is given again.
+
+    Attributes:
+        process: what runs it, once it is called.
+    """
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def __call__(
+        self, command: Sequence[str], log: Path | None = None, gpu: str | None = None
+    ) -> None:
+        """Run the command.
+
+        Args:
+            command: its words.
+            log: a file for what it says; None for where this process says it.
+            gpu: the only GPU that it sees; None for all that this process sees.
+
+        Raises:
+            VaeJaxError: it did not end well.
+        """
+        own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        with contextlib.ExitStack() as stack:
+            out = None if log is None else stack.enter_context(log.open("ab"))
+            self.process = subprocess.Popen(
+                command, env=os.environ | own, stdout=out, stderr=None if out is None else out
+            )
+            self.wait()
+        if self.process.returncode:
+            raise VaeJaxError(
+                f"A program of the grid ended with {self.process.returncode}"
+                f"{'' if log is None else f'; {log} says why'}: give the same command again."
+            )
+
+    def wait(self) -> None:
+        """Wait for its end, also beside another that waits, as a signal's handler does."""
+        while self.process is not None and self.process.poll() is None:
+            time.sleep(POLL)
+
+    def stop(self) -> None:
+        """Tell it to save its state and to end."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def checkpoint(self, *arguments: object) -> submitit.helpers.DelayedSubmission:
+        """What submitit puts back into the queue where the time is over or others come first."""
+        from submitit.helpers import DelayedSubmission
+
+        self.stop()
+        self.wait()
+        return DelayedSubmission(Program(), *arguments)
+
+
+def commands(name: str, flags: Sequence[str], programs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The command for each program, with the names of its cells.
+
+    Args:
+        name: the experiment's file, or its name.
+        flags: what the user typed.
+        programs: the names of the cells of each program.
+    """
+    train = [sys.executable, "-m", "vae_jax.cli", "train", name, *flags, "--launch", "None"]
+    return [[*train, "--cells", *cells] for cells in programs]
+
+
+def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: int | None) -> None:
+    """Run commands, as many at once as there are GPUs, or one without them.
+
+    Args:
+        programs: the commands.
+        logs: a file for what each says.
+        jobs: the number of those that run at once; None for the default.
+
+    Raises:
+        VaeJaxError: one of them did not end well; the others went on to their end.
+        SystemExit: a signal told this process to stop, and so each of them.
+    """
+    from vae_jax.processes import stop_signals, visible_gpus
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = visible_gpus(os.environ)
+    gpus = [names[n] if len(names) == count and names[n] else str(n) for n in range(count)]
+    jobs = jobs or max(1, count)
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for n in range(jobs):
+        free.put(gpus[n % count] if gpus else None)
+    running = [Program() for _ in programs]
+
+    def run(program: Program, command: Sequence[str], log: Path) -> None:
+        gpu = free.get()
+        try:
+            program(command, log, gpu)
+        finally:
+            free.put(gpu)
+
+    with stop_signals() as received, ThreadPoolExecutor(jobs) as pool:
+        each = zip(running, programs, logs, strict=True)
+        futures = [pool.submit(run, program, command, log) for program, command, log in each]
+        while wait(futures, POLL).not_done and not received:
+            pass
+        for future in futures if received else ():
+            future.cancel()
+        for program in running if received else ():
+            program.stop()
+    if received:
+        say("Stopped; what was begun is saved, and the same command goes on.")
+        sys.exit(128 + received[0])
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in errors:
+        say(error)
+    if errors:
+        raise VaeJaxError(
+            f"{len(errors)} of the {len(programs)} programs ended too early, for the reasons "
+            "above; others are finished."
+        )
+
+
+def slurm_executor(folder: Path) -> submitit.SlurmExecutor:
+    """submitit's executor for Slurm.
+
+    Args:
+        folder: where it keeps what it submits, and the logs.
+
+    Raises:
+        VaeJaxError: submitit is not installed, or there is no Slurm.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise VaeJaxError("--launch slurm needs submitit: pip install 'vae_jax[slurm]'.") from error
+    try:
+        return submitit.SlurmExecutor(folder, max_num_timeout=1000)
+    except RuntimeError as error:
+        raise VaeJaxError(
+            f"--launch slurm finds no Slurm here ({error}): give the command where sbatch is, or "
+            "--launch local."
+        ) from error
+
+
+def submit(
+    executor: submitit.Executor,
+    programs: Sequence[Sequence[str]],
+    jobs: int | None,
+    settings: Sequence[str],
+) -> list[submitit.Job[None]]:
+    """Submit commands as an array of jobs, which go back into the queue before their time is over.
+
+    Args:
+        executor: submitit's executor.
+        programs: the commands.
+        jobs: the number of those that run at once; None for all.
+        settings: parameters of the executor, `name=value` each.
+
+    Raises:
+        VaeJaxError: there is no such parameter.
+    """
+    parameters: dict[str, str | int] = {} if jobs is None else {"array_parallelism": jobs}
+    for setting in settings:
+        name, is_one, value = setting.partition("=")
+        if not is_one:
+            raise VaeJaxError(f"--slurm has {setting!r}: give settings as name=value.")
+        parameters[name] = int(value) if value.isdecimal() else value
+    try:
+        executor.update_parameters(**parameters)
+    except (ValueError, TypeError, NameError) as error:
+        what = str(error).partition("\n")[0].rstrip(".")
+        raise VaeJaxError(
+            f"--slurm {' '.join(settings)} does not suit submitit ({what}): give parameters of its "
+            "SlurmExecutor, such as time=240 (minutes) gpus_per_node=1."
+        ) from error
+    return executor.map_array(Program(), list(programs))
