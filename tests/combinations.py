@@ -87,6 +87,11 @@ def patch_critic() -> Any:
     return vj.PatchCritic((4,))
 
 
+def halves(images: Any) -> Any:
+    """Maps of features: the images and their complements."""
+    return [images, 1 - images]
+
+
 # Objective: how to make it, what it needs of q, what q must not be, the spaces, and its critic;
 # "F" is a prior that factorizes, "L" that a learned prior would never learn.
 OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
@@ -112,6 +117,7 @@ OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "AdversarialAutoencoder": (vj.AdversarialAutoencoder(), "L", "c", ANY, latent_critic),
     "VAEGAN": (vj.VAEGAN(0.1), "d", "", ANY, image_critic),
     "PatchGAN": (vj.PatchGAN(vj.ELBO()), "d", "", ANY, patch_critic),
+    "Perceptual": (vj.Perceptual(vj.ELBO(), 1.0, halves), "d", "", ANY, None),
     "Pretrain": (vj.Pretrain(2, vj.ELBO()), "d", "", {"real"}, None),
     "RAE": (vj.RAE(0.1, 0.1, 0.1), "L", "nc", {"real"}, None),
     "WakeSleep": (vj.WakeSleep(), "d", "", ANY, None),

@@ -32,8 +32,10 @@ from vae_jax import (
     UniformCodes,
     VectorQuantized,
     parallel,
+    random,
 )
 from vae_jax.distributions import VectorCodebook
+from vae_jax.evaluation.codebook import codebook_use
 from vae_jax.networks.transformer import Transformer
 from vae_jax.objectives.vq import perplexity
 from vae_jax.priors.codes import AutoregressiveCategorical
@@ -484,6 +486,26 @@ def test_training_lowers_the_bound_and_uses_the_codes(trained):
     assert neg_elbo.shape == (2, STEPS)
     assert (neg_elbo[:, -20:].mean(1) < neg_elbo[:, :5].mean(1) - 2).all()
     assert (used[:, -20:].mean(1) > 2).all()
+
+
+def test_the_use_of_codes_is_counted_over_all_images(trained):
+    """Of each seed and level by sets and by SciPy's entropy; half the images, half the counts."""
+    _, (state, _), _ = trained
+    to_train = experiment(ResidualVectorQuantized(8, 4, 2))
+    rows = np.arange(21)
+    with on_devices(1):
+        found = codebook_use(state.variables, to_train, "test", None)
+    keys = random.purpose(random.image_keys("test", rows), "protocol")
+    x = to_train.data.protocol.apply(to_train.data.test.images, keys)
+    for seed in range(2):
+        variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.variables)
+        q: Any = jax.jit(partial(to_train.model.apply, method="encode"))(variables, x)
+        levels = [list(level) for level in np.asarray(q.indices).reshape(-1, 2).T]
+        shares = [len(set(level)) / 8 for level in levels]
+        entropies = [stats.entropy([level.count(c) for c in set(level)]) for level in levels]
+        assert found["codebook_use"][seed] == pytest.approx(np.mean(shares))
+        assert found["codebook_perplexity"][seed] == pytest.approx(np.mean(np.exp(entropies)))
+    assert codebook_use(state.variables, tiny.experiment(), "test", None) == {}
 
 
 def test_skipped_steps_leave_the_codebook(trained):

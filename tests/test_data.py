@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from vae_jax import random, storage
 from vae_jax.data import (
@@ -349,6 +351,34 @@ def test_cifar10_jpeg_has_its_classes_in_turns(tmp_path: Path) -> None:
             assert (error < 25).mean() > 0.99
 
 
+def test_emoji_styles_are_split_by_subject(tmp_path: Path, manual_dir: Path) -> None:
+    """Every picture of the archive once, a subject's three in one split, one after the other."""
+    path = manual_dir / "emoji_styles" / "emoji_styles.tar.xz"
+    if not path.exists():
+        pytest.skip("the file of emoji_styles is not in VAE_JAX_MANUAL_DIR")
+    data = load("emoji_styles", data_dir=tmp_path)
+    assert data.class_names == ("openmoji", "twemoji", "fluent")
+    splits = (data.train, data.valid, data.test)
+    assert [len(split) for split in splits] == [3 * 1274, 3 * 160, 3 * 160]
+    for split in splits:
+        assert split.labels is not None
+        np.testing.assert_array_equal(split.labels, np.arange(len(split)) % 3)
+    expected: dict[str, list[bytes]] = {}
+    with tarfile.open(path) as archive:
+        for style in data.class_names:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                if folder.rpartition("/")[2] == style and (file := archive.extractfile(member)):
+                    with Image.open(file) as image:
+                        expected.setdefault(name, []).append(image.convert("RGB").tobytes())
+    trios = [
+        tuple(each.tobytes() for each in split.images[row : row + 3])
+        for split in splits
+        for row in range(0, len(split), 3)
+    ]
+    assert sorted(trios) == sorted(map(tuple, expected.values()))
+
+
 # Errors: one sentence each
 
 
@@ -404,13 +434,14 @@ def test_altered_official_files(name: str, tmp_path: Path) -> None:
         ("caltech101_silhouettes", "caltech101_silhouettes_28_split1.mat"),
         ("cifar10_4k", "cifar10_train_first4000.npz"),
         ("cifar10_jpeg", "train.tar.xz"),
+        ("emoji_styles", "emoji_styles.tar.xz"),
     ],
 )
 def test_altered_manual_files(name: str, file: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "test.tar.xz").touch()  # which cifar10_jpeg needs too
     (tmp_path / name / file).write_bytes(b"cut short")
-    with pytest.raises(VaeJaxError, match=rf"{tmp_path}/{name}/{file} is not the .* file"):
+    with pytest.raises(VaeJaxError, match=rf"{tmp_path}/{name}/{file} is not the .*(file|styles)"):
         prepare(name, tmp_path / "data", tmp_path)
 
 

@@ -528,6 +528,11 @@ def test_quality_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     errors = metrics.psnr(np.rint(255 * means).astype(np.uint8), test)
     assert found.reconstruction["psnr"].value == pytest.approx(errors.mean(), abs=0.01)
     assert 0 < found.reconstruction["ssim"].value < 1
+    learned = metrics.standardized(
+        metrics.learned_features(run.folder, data.train, num_steps=20), training
+    )
+    drawn = learned(np.rint(255 * means).astype(np.uint8))
+    assert found.reconstruction["rfrechet"] == metrics.frechet_distance(drawn, learned(test))
 
     report.record(run, evaluation, 1.0)
     report.show(run, evaluation)

@@ -88,6 +88,8 @@ from .objectives.mmd import RBF as RBF
 from .objectives.mmd import WAE as WAE
 from .objectives.mmd import InfoVAE as InfoVAE
 from .objectives.patch_gan import PatchGAN as PatchGAN
+from .objectives.perceptual import LearnedPerceptual as LearnedPerceptual
+from .objectives.perceptual import Perceptual as Perceptual
 from .objectives.pretrain import Pretrain as Pretrain
 from .objectives.regularized import RAE as RAE
 from .objectives.renyi import RenyiBound as RenyiBound

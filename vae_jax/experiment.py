@@ -25,6 +25,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.given import Checked, Count, Decay, Positive
 from vae_jax.identity import Json, NotImportableError, describe, made_from
 from vae_jax.interfaces import Model, Objective
+from vae_jax.objectives.perceptual import learning_from
 from vae_jax.optimizers import Optimizer
 
 
@@ -136,6 +137,8 @@ class Experiment(Checked):
                 f"The model is for images of shape {self.model.image_shape}, {self.data.name} has "
                 f"{self.data.image_shape}: leave image_shape out, and the data's is taken."
             )
+        objective = learning_from(self.objective, self.data.train)
+        object.__setattr__(self, "objective", objective)
         check_augmentations(self.augment, self.data)
         check(self.model, self.objective, self.data)
         check_batch(self.objective, self.batch_size)

@@ -497,6 +497,11 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     vj.RBF: ({}, {"variance": POSITIVE}),
     vj.AdversarialAutoencoder: ({}, {"weight": WEIGHT}),
     vj.VAEGAN: ({"gamma": 1.0}, {"gamma": WEIGHT}),
+    vj.LearnedPerceptual: ({}, {"num_steps": COUNT}),
+    vj.Perceptual: (
+        {"objective": vj.ELBO()},
+        {"objective": OBJECTIVE, "weight": WEIGHT, "features": ("lpips", 1.0, None)},
+    ),
     vj.PatchGAN: (
         {"objective": vj.ELBO()},
         {

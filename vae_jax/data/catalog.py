@@ -116,6 +116,14 @@ SOURCES: dict[str, Source] = {
             "your own hand (CIFAR-10's images as train/CLASS/NNNN.jpg and test/CLASS/NNNN.jpg)",
             default_valid=5_000,
         ),
+        Source(
+            "emoji_styles",
+            {"train": 3_822, "valid": 480, "test": 480},
+            (64, 64, 3),
+            "grey",
+            ("emoji_styles.tar.xz",),
+            "your own hand (the emoji of OpenMoji, Twemoji and Fluent as STYLE/CODE_POINTS.png)",
+        ),
     )
 }
 

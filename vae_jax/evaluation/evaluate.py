@@ -11,6 +11,7 @@ from vae_jax.data import SplitName
 from vae_jax.errors import Shown
 from vae_jax.evaluation.ais import AIS, make_ais_evaluator
 from vae_jax.evaluation.bounds import make_bounds_and_latents_evaluator
+from vae_jax.evaluation.codebook import codebook_use
 from vae_jax.evaluation.gaps import inference_gaps, make_gaps_evaluator
 from vae_jax.evaluation.information import make_information_evaluator
 from vae_jax.evaluation.moments import Moments
@@ -41,6 +42,8 @@ class Evaluation(Shown):
             likelihood, and of the bounds' quantities the distortion alone.
         standard_error: the standard errors of these means over images, `[S]`.
         active_units: the number of active units of each layer, `[S]`; see `active_units`.
+        codebook: `codebook_use` and `codebook_perplexity`, `[S]` each, where z is a map of codes;
+            otherwise nothing. See `codebook.codebook_use`.
         bits_per_dim: nll / (ln 2 x dimensions), `[S]`; None for a density of continuous data.
         quality: scores of samples and reconstructions; None where none were asked for.
     """
@@ -53,6 +56,7 @@ class Evaluation(Shown):
     mean: dict[str, np.ndarray]
     standard_error: dict[str, np.ndarray]
     active_units: list[np.ndarray]
+    codebook: dict[str, np.ndarray]
     bits_per_dim: np.ndarray | None
     quality: Quality | None
 
@@ -182,6 +186,7 @@ def evaluate(
         mean=mean,
         standard_error={name: standard_error_of_mean(each) for name, each in values.items()},
         active_units=[active_units(means, variances) for means, variances in latents],
+        codebook=codebook_use(run.variables, experiment, split, num_images),
         bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
         quality=quality,
     )

@@ -48,7 +48,9 @@ class Quality:
     Attributes:
         num_images: the size of each set: samples, images of the split, training images.
         scores: one for each space and quantity.
-        reconstruction: means over images of the split, by name: `psnr` in decibels, `ssim`.
+        reconstruction: means over images of the split, `psnr` in decibels and `ssim`; and
+            `rfrechet`, the Fréchet distance of the reconstructions from these images in learned
+            features.
     """
 
     num_images: int
@@ -111,6 +113,8 @@ def measure_quality(
         "ssim": ssim(reconstructions, originals),
     }
     means = {name: Estimate.mean(values) for name, values in errors.items()}
+    space = spaces["learned"]
+    means["rfrechet"] = frechet_distance(space(reconstructions), space(originals))
     return Quality(num_images, scores, means)
 
 

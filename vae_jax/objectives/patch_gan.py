@@ -14,6 +14,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.given import Index, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Variables
 from vae_jax.networks.critics import critic_of, frozen
+from vae_jax.objectives.perceptual import Perceptual
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
@@ -21,16 +22,20 @@ from vae_jax.vae import Terms
 DELTA, MAX_ADAPTIVE_WEIGHT = 1e-6, 1e4
 
 
-def adaptive_weight(terms: Terms, model: Model) -> Float[Array, ""]:
+def adaptive_weight(
+    terms: Terms, model: Model, objective: Objective | None = None
+) -> Float[Array, ""]:
     """lambda = |grad_L rec| / (|grad_L gan| + delta) (Esser et al. 2021, equation 7).
 
-    rec is -ln p(x|z) and gan is -D(x~), with x~ the mean of p(x|z), for the first sample of z. L is
-    the last layer of the decoder, the affine map of the likelihood: of its parameters, those on
-    which x~ depends. The gradients are those of the whole batch, on every device.
+    rec is -ln p(x|z), with the distance of a `Perceptual` objective, and gan is -D(x~), with x~ the
+    mean of p(x|z), for the first sample of z. L is the last layer of the decoder, the affine map of
+    the likelihood: of its parameters, those on which x~ depends. The gradients are those of the
+    whole batch, on every device.
 
     Args:
         terms: the Terms of this device's examples.
         model: the model, bound to its parameters.
+        objective: the objective without a critic.
     """
     z = terms.z[0][0]
     unbound, variables = model.unbind()
@@ -42,7 +47,10 @@ def adaptive_weight(terms: Terms, model: Model) -> Float[Array, ""]:
             mutable=list(variables.keys() - {"params"}),
         )
         px = bound.likelihood.observe(bound.decode((z,), terms.y), terms.x, remember=False)
-        return -px.log_prob(terms.x).mean(), -critic_of(bound)(px.mean).mean()
+        rec = -px.log_prob(terms.x).mean()
+        if isinstance(objective, Perceptual):
+            rec += objective.distance(terms.x, px.mean)
+        return rec, -critic_of(bound)(px.mean).mean()
 
     def gradient(of: int) -> Variables:
         return batch_mean(jax.grad(lambda layer: losses(layer)[of])(params["likelihood"]))
@@ -61,8 +69,9 @@ class PatchGAN(Objective):
     """An objective whose reconstructions also have to deceive a critic of patches.
 
     The autoencoders of latent diffusion (Rombach et al. 2022) are `PatchGAN(ELBO(beta=1e-6))`, and
-    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without the perceptual loss, whose
-    weights come from another data set. The hinge losses are
+    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without their perceptual loss, whose
+    weights come from another data set; `PatchGAN(Perceptual(VQVAE()))` has one in features learned
+    on the same data. The hinge losses are
 
         encoder, decoder   the loss of the objective + weight lambda E[-D(x~)]
         critic             E[max(0, 1 - D(x))] + E[max(0, 1 + D(x~))]
@@ -118,7 +127,8 @@ class PatchGAN(Objective):
         logit_real, logit_fake = (critic_of(model)(x) for x in (terms.x, lax.stop_gradient(fake)))
         critic_loss = (jax.nn.relu(1 - logit_real) + jax.nn.relu(1 + logit_fake)).mean()
         generator_loss = -frozen(critic_of(model))(fake).mean()
-        weight = lax.stop_gradient(self.weight * adaptive_weight(terms, model))
+        adapted = adaptive_weight(terms, model, self.objective)
+        weight = lax.stop_gradient(self.weight * adapted)
         game = weight * generator_loss + critic_loss
         return loss + jnp.where(step < self.start, 0.0, game), metrics | {
             "generator_loss": generator_loss,

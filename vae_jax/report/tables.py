@@ -45,10 +45,13 @@ MEANINGS = {
     "none": "Nothing bounds the likelihood of this model: compare the distortion.",
     "bits_per_dim": "The NLL over the number of values in an image, in bits.",
     "active_units": "Latents whose posterior mean varies over images, by a variance above 0.01.",
+    "codebook_use": "The share of all codes that occur in some image.",
+    "codebook_perplexity": "The number of codes that would be used as evenly, were all used alike.",
     "frechet": "The distance of normal distributions fitted to the features; smaller is better.",
     "kernel": "A distance of the features' distributions without bias; smaller is better.",
     "precision": "The share of samples that lie among the real images.",
     "recall": "The share of real images that lie among the samples.",
+    "rfrechet": "The Fréchet distance of reconstructions from their originals; smaller is better.",
     "psnr": "How close reconstructions are, pixel by pixel; larger is better.",
     "ssim": "How alike reconstructions look in light, contrast and structure; 1 is the same.",
 }
@@ -59,6 +62,7 @@ QUALITIES = {
     "kernel": "kernel distance",
     "precision": "precision",
     "recall": "recall",
+    "rfrechet": "Fréchet distance, learned",
     "psnr": "PSNR [dB]",
     "ssim": "SSIM",
 }
@@ -115,6 +119,12 @@ def rows_of(evaluation: Evaluation) -> list[Row]:
         add("bits_per_dim", "NLL", over_seeds(evaluation.bits_per_dim), "bits/dim")
     active = " + ".join(map(_units, evaluation.active_units))
     add("active_units", "active units", active, "")
+    for name, label in {
+        "use": "codes in use, a share",
+        "perplexity": "perplexity of codes",
+    }.items():
+        if (values := evaluation.codebook.get(f"codebook_{name}")) is not None:
+            add(f"codebook_{name}", label, over_seeds(values), "")
     return rows
 
 
@@ -210,6 +220,7 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
             "mean": {name: jsonable(v) for name, v in evaluation.mean.items()},
             "standard_error": {name: jsonable(v) for name, v in evaluation.standard_error.items()},
             "active_units": [jsonable(units) for units in evaluation.active_units],
+            "codebook": {name: jsonable(v) for name, v in evaluation.codebook.items()},
             "bits_per_dim": None
             if evaluation.bits_per_dim is None
             else jsonable(evaluation.bits_per_dim),
@@ -253,6 +264,7 @@ def _evaluation_of(entry: Record) -> Evaluation:
         mean=arrays(entry["mean"]),
         standard_error=arrays(entry["standard_error"]),
         active_units=[np.atleast_1d(np.array(each, float)) for each in entry["active_units"]],
+        codebook=arrays(entry.get("codebook", {})),
         bits_per_dim=None if bits is None else np.atleast_1d(np.array(bits, float)),
         quality=None if quality is None else _quality_of(quality),
     )

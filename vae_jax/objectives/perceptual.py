@@ -1,0 +1,160 @@
+"""A perceptual distance beside an objective, in features learned on the same data."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import VariableDict
+from jax import Array
+from jaxtyping import Float, Int
+from typing_extensions import override
+
+from vae_jax.data import Split
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Checked, Count, Weight
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements
+from vae_jax.networks.features import NUM_STEPS, FeatureNetwork, maps
+from vae_jax.vae import Terms
+
+# Another network than that of the learned features of evaluation, which has seed 0: no model is
+# measured by what it was trained to please.
+SEED = 1
+# The least squared length of a position's features, as in the authors' code of LPIPS.
+LEAST_SQUARE = 1e-10
+
+
+def perceptual_distance(
+    features: Sequence[Float[Array, "N ..."]], others: Sequence[Float[Array, "N ..."]]
+) -> Float[Array, "N"]:
+    """sum_l mean_hw |a_l(h, w) / |a_l(h, w)| - b_l(h, w) / |b_l(h, w)||² (Zhang et al. 2018).
+
+    Equation 1 of the paper with weights of one, which it calls the cosine distance.
+
+    Args:
+        features: maps of one set of images, layer by layer.
+        others: those of the images that they are compared with.
+    """
+
+    def unit(x: Array) -> Array:
+        return x / jnp.sqrt((x**2).sum(-1, keepdims=True) + LEAST_SQUARE)
+
+    each = [
+        ((unit(a) - unit(b)) ** 2).sum(-1).mean((1, 2))
+        for a, b in zip(features, others, strict=True)
+    ]
+    return jnp.stack(each).sum(0)
+
+
+@dataclass(frozen=True)
+class LearnedPerceptual(Checked):
+    """The maps of a network trained on the data set's own training images: no outside weights.
+
+    A classifier of their labels, or an autoencoder where they have none (`FeatureNetwork`), trained
+    when training begins or goes on, from a seed of its own. An `Experiment` gives it its data.
+
+    Attributes:
+        num_steps: the number of steps that it is trained for.
+    """
+
+    num_steps: Count = NUM_STEPS
+
+    def of(self, train: Split) -> "LearnedPerceptual":
+        """A copy that learns from these images."""
+        copied = copy.copy(self)
+        vars(copied).pop("params", None)
+        vars(copied)["train"] = train
+        return copied
+
+    @cached_property
+    def params(self) -> VariableDict:
+        """The trained variables."""
+        train = vars(self).get("train")
+        if train is None:
+            raise VaeJaxError(
+                "LearnedPerceptual has no images to learn from: give the objective to an "
+                "Experiment, or take LearnedPerceptual().of(data.train)."
+            )
+        with jax.ensure_compile_time_eval():  # once, whatever is being compiled
+            params = FeatureNetwork.of(train).trained(train, self.num_steps, SEED)
+            return jax.tree.map(np.asarray, params)
+
+    def __call__(self, images: Float[Array, "N H W C"]) -> list[Float[Array, "N ..."]]:
+        """Three maps of images in [0, 1]."""
+        return maps(self.params, 255 * images)
+
+
+@dataclass(frozen=True)
+class Perceptual(Objective):
+    """An objective with a perceptual distance between images and the means of p(x|z).
+
+    The loss of the objective + weight d(x, E[x|z]), d as `perceptual_distance` has it. With
+    `Laplace(scale=1.0)`, VQGAN's and latent diffusion's weight of one beside a mean absolute error
+    is a weight of H W C here, where -ln p(x|z) is a sum over pixels.
+
+    Attributes:
+        objective: the objective without the distance.
+        weight: the weight of the distance.
+        features: a function of images `[N, H, W, C]` in [0, 1] to maps `[N, h, w, F]`, one for each
+            layer.
+
+    References:
+        Zhang et al. (2018), "The unreasonable effectiveness of deep features as a perceptual
+        metric"; Esser et al. (2021) and Rombach et al. (2022), for its use.
+    """
+
+    objective: Annotated[Objective, "an objective, such as ELBO()"]
+    weight: Weight = 1.0
+    features: Annotated[
+        LearnedPerceptual | Callable[[Array], Sequence[Array]],
+        "a function of images to maps of features, such as LearnedPerceptual()",
+    ] = LearnedPerceptual()
+
+    @property
+    def num_samples(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The number of samples of the objective."""
+        return self.objective.num_samples
+
+    @property
+    @override
+    def requires(self) -> Requirements:
+        return dataclasses.replace(self.objective.requires, mean_is_picture=True)
+
+    def distance(self, x: Float[Array, "B H W C"], drawn: Float[Array, "..."]) -> Float[Array, ""]:
+        """The weighted mean distance of images from pictures drawn for them."""
+        pictures = drawn.reshape(-1, *x.shape)
+        seen = self.features(x)
+
+        def each(pictures: Array) -> Array:
+            return perceptual_distance(seen, self.features(pictures))
+
+        return self.weight * jnp.stack([each(one) for one in pictures]).mean()
+
+    def __call__(
+        self, terms: Terms, step: Int[Array, ""], model: Model
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss in nats per image; `perceptual` is the weighted distance in it."""
+        loss, metrics = self.objective(terms, step, model)
+        if model.is_initializing():  # the features have no parameters of the model
+            return loss, metrics
+        distance = self.distance(terms.x, terms.reconstruction)
+        return loss + distance, metrics | {"perceptual": distance}
+
+
+def learning_from(objective: Objective, train: Split) -> Objective:
+    """The objective, whose `LearnedPerceptual` learns from these images; others are unchanged."""
+    if not dataclasses.is_dataclass(objective):
+        return objective
+    changes: dict[str, object] = {}
+    for field in dataclasses.fields(objective):
+        part = getattr(objective, field.name)
+        if isinstance(part, LearnedPerceptual):
+            changes[field.name] = part.of(train)
+        elif isinstance(part, Objective) and (other := learning_from(part, train)) is not part:
+            changes[field.name] = other
+    return dataclasses.replace(objective, **changes) if changes else objective
