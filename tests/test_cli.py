@@ -22,6 +22,7 @@ from running import ROOT, TINY, finish, last_step, on_devices, rows, start
 
 from vae_jax import plots, standard_figures
 from vae_jax.cli import main
+from vae_jax.cli.flags import as_flags
 from vae_jax.train import load_run, train_file
 
 QUICKSTART = ROOT / "experiments" / "quickstart.py"
@@ -81,7 +82,7 @@ def test_tensorboard_has_the_metrics_and_the_figures(trained: tuple[Path, Any]) 
 
 
 def test_progress_on_a_pipe_is_plain_lines(trained: tuple[Path, Any]) -> None:
-    lines = trained[1].stderr.splitlines()
+    lines = [line for line in trained[1].stderr.splitlines() if line.startswith("step ")]
     assert "\x1b" not in trained[1].stderr
     assert "\r" not in trained[1].stderr
     assert re.fullmatch(r"step 100/120, loss \d+\.\d\d nats", lines[0])
@@ -397,3 +398,57 @@ def test_compiled_programs_are_kept_unless_told_otherwise(
     code += "; print(jax.config.jax_compilation_cache_dir)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(wanted), str(tmp_path / "vae_jax")]
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("seed of sample is -1: give 0 or more.", "--seed is -1: give 0 or more."),
+        ("top is 2, and there is 1: leave it out.", "--top is 2, and there is 1: leave it out."),
+        ("seed is -1 and num_seeds 1: take", "--seed is -1 and --seeds 1: take"),
+        (
+            "r is another run (experiment.arguments.latent_dim is 4 there, 20 here).",
+            "r is another run (--latent-dim is 4 there, 20 here).",
+        ),
+        (
+            "A share is 3 images, which accumulate=2 does not divide.",
+            "A share is 3 images, which --accumulate 2 does not divide.",
+        ),
+        ("Read it, then give --trust (in Python trust=True), or", "Read it, then give --trust, or"),
+        (
+            "train one (`vae-jax train x`; in Python labels=LabelEmbedding(...)).",
+            "train one (`vae-jax train x`).",
+        ),
+        (
+            "features of MLP is (0,): give one.",
+            "features of MLP is (0,): give one. You gave --hidden 0.",
+        ),
+        ("give the model Categorical(top=3).", "give the model Categorical(top=3)."),
+    ],
+)
+def test_sentences_are_in_the_words_of_who_typed_the_command(said: str, heard: str) -> None:
+    names = ["seed", "num_seeds", "top", "latent_dim", "accumulate", "labels", "hidden"]
+    assert as_flags(said, names, ["--hidden", "0"]) == heard
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["sample", "RUN", "--out", "a.png", "--seed", "-1"], "--seed is -1"),
+        (["sample", "RUN", "--out", "a.png", "--labels", "3"], "train folder --styles"),
+        (["reconstruct", "RUN", "--out", "a.png", "--top", "2"], "--top is 2"),
+        (["traverse", "RUN", "--out", "a.png", "--layer", "3"], "--layer is 3"),
+        (["evaluate", "RUN", "--ais-temperatures", "0"], "--ais-temperatures is 0"),
+        (["train", str(QUICKSTART), "--seed", "-1"], "--seed is -1 and --seeds 1"),
+        (["train", str(QUICKSTART), "--hidden", "0"], "You gave --hidden 0"),
+        (["train", str(QUICKSTART), "--workdir", "RUN"], "--latent-dim is 2 there, 20 here"),
+    ],
+)
+def test_what_a_command_refuses_is_named_by_its_flag(
+    run: Path, command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with on_devices(1), pytest.raises(SystemExit):
+        main([str(run) if word == "RUN" else word for word in command])
+    error = capsys.readouterr().err
+    assert said in error
+    assert "LabelEmbedding" not in error

@@ -11,6 +11,7 @@ import pytest
 from vae_jax import VaeJaxError
 from vae_jax.cli import main
 from vae_jax.evaluation.table import Number, crossed, of_runs, pooled, read, runs_in
+from vae_jax.report import compared
 
 SOURCE = """
 def experiment(*, k=1, objective="iwae"):
@@ -155,3 +156,27 @@ def test_code_that_fails_publishes_nothing(tmp_path: Path):
     for name, source in {"a": "raise ValueError", "b": "def experiment(): ...", "c": None}.items():
         path = write_run(tmp_path / name, 1.0, source=source, k=1, objective="iwae")
         assert read(path).published == ""
+
+
+def test_compare_shows_what_differs_and_the_numbers(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+):
+    one, other = compared(runs[:2]), compared([runs[0], runs[0].parent / runs[1].name])
+    assert one == other
+    flags = [row for row in one.rows if str(row[0]).startswith("--")]
+    arguments = [json.loads((run / "experiment.json").read_text()) for run in runs[:2]]
+    expected = {
+        f"--{name}": [str(each["experiment"]["arguments"][name]) for each in arguments]
+        for name in ("k", "objective")
+    }
+    assert {str(row[0]): row[1:] for row in flags} == {
+        name: values for name, values in expected.items() if values[0] != values[1]
+    }
+    nll = [row for row in one.rows if "importance-weighted" in str(row[0])]
+    assert all("s.e." in str(cell) or "sd" in str(cell) for row in nll for cell in row[1:] if cell)
+    assert nll
+    main(["compare", *map(str, runs)])
+    shown = capsys.readouterr().out
+    assert all(run.name in shown for run in runs)
+    with pytest.raises(VaeJaxError, match="at least two"):
+        compared(runs[:1] * 2)

@@ -338,8 +338,8 @@ def use_style(style: str | Path | None, dpi: float | None = None, suffix: str = 
         styles.use([] if style is None else str(style))
     except OSError as error:
         raise VaeJaxError(
-            f"{style} is no style sheet: give an .mplstyle file, or one of Matplotlib's, "
-            f"{', '.join(each for each in styles.available if each[0] != '_')}."
+            f"{style} is no style sheet: give an .mplstyle file, or the name of one of "
+            "Matplotlib's, such as ggplot."
         ) from error
     if dpi is not None:
         mpl.rcParams["savefig.dpi"] = dpi

@@ -1,13 +1,27 @@
-"""Progress of what runs for long: a bar on a terminal, plain lines on a pipe."""
+"""Progress of what runs for long: a bar on a terminal and in a notebook, plain lines on a pipe.
+
+Nothing is silent for longer than `SECONDS_BETWEEN_LINES`.
+"""
 
 import contextlib
+import html
 import io
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -48,6 +62,96 @@ def _on_terminal() -> bool:
         return False
 
 
+class _Shown(Protocol):
+    """What IPython shows, and can show anew."""
+
+    def update(self, shown: object) -> None: ...
+
+
+class _Html:
+    """A line and a bar, as a notebook shows them."""
+
+    def __init__(self, done: int, total: int, text: str):
+        self._done, self._total, self._text = done, total, text
+
+    def __repr__(self) -> str:
+        return f"step {self._done}/{self._total}, {self._text}"
+
+    def _repr_html_(self) -> str:
+        bar = f"<progress value='{self._done}' max='{self._total}'></progress>"
+        return f"{bar} step {self._done:,} of {self._total:,}, {html.escape(self._text)}"
+
+
+def _notebook() -> Callable[[object], _Shown] | None:
+    """What shows an object in the cell of a notebook, where this runs in one."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if ipython is None or getattr(shell, "kernel", None) is None:
+        return None
+    return lambda shown: ipython.display.display(shown, display_id=True)
+
+
+class Waiting:
+    """Says what is being done, and for how long, until it is done.
+
+    On a terminal at once, elsewhere after every ten seconds in which nothing else was said.
+
+    Args:
+        what: what is being done, or a function that says so.
+        quiet: whether a display of its own shows it on a terminal.
+    """
+
+    _shown = False  # one at a time: what is done within something else is a part of it
+
+    def __init__(self, what: str | Callable[[], str], quiet: bool = False):
+        self._what = what
+        self._spins = not quiet and _on_terminal()
+        self._said = self._begun = time.perf_counter()
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._say_again, daemon=True)
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._is_first = False
+
+    def __enter__(self) -> "Waiting":
+        self._is_first, Waiting._shown = not Waiting._shown, True
+        if self._is_first and self._spins:
+            self._bar.add_task(legible(self._sentence), total=None)
+            self._bar.start()
+        elif self._is_first and not _on_terminal():
+            self._watch.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._is_first:
+            Waiting._shown = False
+            self._done.set()
+            if self._spins:
+                self._bar.stop()
+        if self._watch.is_alive():
+            self._watch.join()
+
+    @property
+    def _sentence(self) -> str:
+        return self._what if isinstance(self._what, str) else self._what()
+
+    def heard(self) -> None:
+        """Something else was said."""
+        self._said = self._begun = time.perf_counter()
+
+    def _say_again(self) -> None:
+        while not self._done.wait(SECONDS_BETWEEN_LINES / 10):
+            now = time.perf_counter()
+            if now - self._said >= SECONDS_BETWEEN_LINES:
+                self._said = now
+                say(f"{self._sentence}, {now - self._begun:.0f} s")
+
+
 class Progress:
     """A display of steps, images/s, time left and the current loss, on standard error.
 
@@ -65,13 +169,18 @@ class Progress:
         self.images_per_step = images_per_step
         self.images_per_second: float | None = None
         self._first: tuple[int, float] | None = None
+        self._step = 0
         self._last_line = -SECONDS_BETWEEN_LINES
         self._plain = not _on_terminal()
+        self._cell = _notebook()
+        self._shown: _Shown | None = None
+        self._waiting = Waiting(self._since, quiet=True)
         self._bar = Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=self._plain,
@@ -80,10 +189,18 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._bar.start()
+        self._waiting.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._waiting.__exit__(*exception)
         self._bar.stop()
+
+    def _since(self) -> str:
+        """What is being done while no step ends."""
+        if self._first is None:
+            return "Compiling"
+        return f"After step {self._step}/{self.num_steps}"
 
     def say(self, sentence: str) -> None:
         """Print a sentence on its own line."""
@@ -94,8 +211,9 @@ class Progress:
 
     def update(self, step: int, loss: float) -> None:
         """Show that the chunk up to `step` is finished; `loss` is its mean in nats."""
-        now = time.perf_counter()
+        now, self._step = time.perf_counter(), step
         status = f"loss {loss:.2f} nats"
+        self._waiting.heard()
         if self._first is None:
             self._first = step, now
         else:
@@ -104,12 +222,17 @@ class Progress:
             status = f"{self.images_per_second:,.0f} images/s, {status}"
         self._bar.update(self._task, completed=step, status=status)
         due = now - self._last_line >= SECONDS_BETWEEN_LINES or step == self.num_steps
-        if self._plain and due:
+        if self._plain and (due or self._cell is not None):
             self._last_line = now
             if self.images_per_second:
                 left = (self.num_steps - step) * self.images_per_step / self.images_per_second
                 status += f", {left:.0f} s left"
-            self.say(f"step {step}/{self.num_steps}, {status}")
+            if self._cell is None:
+                self.say(f"step {step}/{self.num_steps}, {status}")
+            elif self._shown is None:
+                self._shown = self._cell(_Html(step, self.num_steps, status))
+            else:
+                self._shown.update(_Html(step, self.num_steps, status))
 
 
 class Counter:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from vae_jax import generate, plots, storage
 from vae_jax.interfaces import has_bound
+from vae_jax.progress import Waiting
 from vae_jax.run import Run
 
 SHOWN_CLASSES = 20
@@ -119,7 +120,7 @@ def plot_standard_figures(run: Run) -> list[Path]:
     figures = standard_figures(run)
     folder = run.folder.figures
     whole = nullcontext(folder) if folder.exists() else storage.whole_folder(folder)
-    with storage.writing(folder), whole as made:
+    with storage.writing(folder), whole as made, Waiting(f"Drawing figures of {run.folder.path}"):
         for name, draw in figures.items():
             plots.save(draw(), made / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]

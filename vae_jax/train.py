@@ -26,7 +26,7 @@ from vae_jax.evaluation.bounds import make_validation as make_validation
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
-from vae_jax.progress import Progress, say
+from vae_jax.progress import Progress, Waiting, say
 from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
 from vae_jax.run import load_run as load_run
 from vae_jax.run.patience import Patience, score_of
@@ -379,7 +379,8 @@ def opened(
         folder.keep_data(experiment, origin)
         restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
         if restored is None:
-            state = jax.tree.map(np.asarray, initial_state(seeds))
+            with Waiting("Compiling the initial parameters"):
+                state = jax.tree.map(np.asarray, initial_state(seeds))
         else:
             state, warnings = restored
             for warning in warnings:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import inspect
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vae_jax.cli import commands
+from vae_jax.cli.flags import said_in_flags
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import open_streams, say
 
@@ -54,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(importlib.metadata.version("vae_jax"))
             case [command, *flags] if command in commands.PICTURES:
                 commands.pictures_with_flags(command, flags)
+            case [command, *_] if inspect.isfunction(getattr(commands, command, None)):
+                with said_in_flags(inspect.signature(getattr(commands, command)).parameters):
+                    commands.app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
             case _:
                 commands.app.cli(prog="vae-jax", args=arguments, description=DESCRIPTION)
     except VaeJaxError as error:

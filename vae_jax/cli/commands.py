@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,9 +24,10 @@ from vae_jax.cli.flags import (
     TrainOptions,
     check_counts,
     parse,
+    said_in_flags,
 )
 from vae_jax.errors import VaeJaxError, legible
-from vae_jax.progress import say
+from vae_jax.progress import Waiting, say
 
 PICTURES = {
     "sample": "Means of p(x|z) with z from the prior, in one picture or a file for each.",
@@ -77,7 +79,10 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         parallel.give_replicas_cores(options.seeds * len(axis))
     how = {"seed": options.seed, "num_seeds": options.seeds, "streamed": options.streamed}
     wanted = {TensorBoard: options.tensorboard, WandB: options.wandb, MLflow: options.mlflow}
-    with Trackers([kind for kind in wanted if wanted[kind]]) as trackers:
+    with (
+        said_in_flags([*signature(made_by).parameters, "seed", "num_seeds"], flags),
+        Trackers([kind for kind in wanted if wanted[kind]]) as trackers,
+    ):
         with processes.together():
             if len(cells) > 1:
                 how |= {"callbacks": trackers.of, "only": options.cells}
@@ -155,15 +160,17 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     from vae_jax.run import load_run
     from vae_jax.standard_figures import pictures_of, save_pictures
 
+    function = getattr(generate, command)
     options, look, arguments = parse(
-        getattr(generate, command), command, flags, PictureOptions, StyleOptions(), given=["run"]
+        function, command, flags, PictureOptions, StyleOptions(), given=["run"]
     )
     look.use()
     counts = ("num", "pairs", "steps", "latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
     for folder in runs_of(options.run):
-        run = load_run(folder, options.checkpoint, trust=options.trust)
-        images, figure, columns = pictures_of(run, command, dict(arguments))
+        with Waiting(f"Drawing from {folder}"), said_in_flags(signature(function).parameters):
+            run = load_run(folder, options.checkpoint, trust=options.trust)
+            images, figure, columns = pictures_of(run, command, dict(arguments))
         of_cell = "" if folder == options.run else f"-{folder.name}"
         out = options.out.with_name(options.out.stem + of_cell + options.out.suffix)
         print_paths(save_pictures(images, figure, columns, out, options.file_quality))
@@ -213,7 +220,9 @@ def evaluate(
             [n, F].
         trust: run the code in the run folder even where another account wrote it.
     """
-    check_counts(num_samples=num_samples)
+    check_counts(num_samples=num_samples, ais_chains=ais_chains)
+    if ais_temperatures is not None:
+        check_counts(ais_temperatures=ais_temperatures)
     if features is not None and quality_images is None:
         raise VaeJaxError(
             "--features is a space in which pictures are compared: say how many with "
@@ -284,8 +293,10 @@ def encode(
     from vae_jax.run import load_run
     from vae_jax.run.arrays import save_arrays
 
-    loaded = load_run(run, checkpoint, trust=trust)
-    print_paths([save_arrays(out, encode_pictures(loaded, images, labels, num_samples, seed))])
+    with Waiting(f"Encoding {images}"):
+        loaded = load_run(run, checkpoint, trust=trust)
+        latents = encode_pictures(loaded, images, labels, num_samples, seed)
+    print_paths([save_arrays(out, latents)])
 
 
 @app.command
@@ -311,7 +322,9 @@ def export(
     from vae_jax.run import RunFolder, load_run, save_programs
 
     if stablehlo:
-        print_paths(save_programs(load_run(run, checkpoint, trust=trust), out))
+        with Waiting(f"Exporting {run}"):
+            programs = save_programs(load_run(run, checkpoint, trust=trust), out)
+        print_paths(programs)
     else:
         print_paths([RunFolder(run).export(out, checkpoint)])
 
@@ -364,7 +377,22 @@ def report(
     from vae_jax.grid import runs_of
     from vae_jax.report import report_on
 
-    print_paths([report_on(runs_of(*runs), out, trust=trust)])
+    with Waiting("Reporting"):
+        page = report_on(runs_of(*runs), out, trust=trust)
+    print_paths([page])
+
+
+@app.command
+def compare(runs: Annotated[list[Path], tyro.conf.Positional]) -> None:
+    """What differs between runs, and their numbers, side by side.
+
+    Args:
+        runs: the run folders, or those of grids, each cell of which is a run.
+    """
+    from vae_jax import report
+    from vae_jax.grid import runs_of
+
+    report.show_numbers(report.compared(runs_of(*runs)))
 
 
 @app.command(name="list")

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -18,6 +18,8 @@ from vae_jax.errors import VaeJaxError, legible
 
 Folder = Annotated[Path, tyro.conf.Positional]
 Checkpoint = Literal["latest", "best"]
+FLAGS_OF = {"num_seeds": "seeds"}
+"""Flags that have other names than the parameters."""
 
 
 @dataclass(frozen=True)
@@ -197,3 +199,32 @@ def check_counts(**counts: float) -> None:
     for name, count in counts.items():
         if count < 1:
             raise VaeJaxError(f"--{name.replace('_', '-')} is {count}: it must be at least 1.")
+
+
+def as_flags(sentence: str, names: Iterable[str], typed: Sequence[str] = ()) -> str:
+    """A sentence in the words of who typed a command: `--num-samples 0`, not `num_samples=0`.
+
+    Args:
+        sentence: what the package says to those who call it from Python.
+        names: the parameters that are flags of the command.
+        typed: what the user typed, for sentences on a number in a constructor.
+    """
+    sentence = re.sub(r" \(in Python [^()]*\)|; in Python [^()]*\([^()]*\)", "", sentence)
+    for name in sorted(names, key=len, reverse=True):
+        flag = f"--{FLAGS_OF.get(name, name).replace('_', '-')}"
+        sentence = re.sub(rf"^{name}( of [a-z_]+)? is ", f"{flag} is ", sentence)
+        sentence = re.sub(rf"\bexperiment\.arguments\.{name}\b", flag, sentence)
+        sentence = re.sub(rf"(?<![\w(]){name}=(?=[\w.-])", f"{flag} ", sentence)
+        sentence = re.sub(rf"\band {name} (?=\d)", f"and {flag} ", sentence)
+    if typed and re.match(r"\w+ of [A-Z]\w+ is ", sentence):
+        sentence += f" You gave {legible(' '.join(typed))}."
+    return sentence
+
+
+@contextlib.contextmanager
+def said_in_flags(names: Iterable[str], typed: Sequence[str] = ()) -> Iterator[None]:
+    """Errors within say `as_flags` what they say."""
+    try:
+        yield
+    except VaeJaxError as error:
+        raise VaeJaxError(as_flags(str(error), names, typed)) from error

@@ -20,6 +20,7 @@ from vae_jax.experiment import Experiment
 from vae_jax.given import Count, checked
 from vae_jax.metrics.quality import Quality, measure_quality
 from vae_jax.metrics.spaces import Features
+from vae_jax.progress import Waiting
 from vae_jax.run import Run
 
 ACTIVE_VARIANCE = 0.01
@@ -160,9 +161,10 @@ def evaluate(
         >>> result.mean["nll"], result.standard_error["nll"]  # of each seed
     """
     experiment = run.experiment
-    quality = (
-        None if quality_images is None else measure_quality(run, split, quality_images, features)
-    )
+    quality = None
+    if quality_images is not None:
+        with Waiting(f"Comparing pictures of {run.folder.path}"):
+            quality = measure_quality(run, split, quality_images, features)
     bounds = make_bounds_and_latents_evaluator(experiment, split, num_samples, num_images)
     evaluators: list[Evaluator] = []
     if ais is not None:
@@ -171,9 +173,10 @@ def evaluate(
         evaluators.append(make_information_evaluator(experiment, split, num_images))
     if gaps:
         evaluators.append(make_gaps_evaluator(experiment, split, num_samples, num_images))
-    values, latents = bounds(run.variables)
-    for evaluator in evaluators:
-        values |= evaluator(run.variables)
+    with Waiting(f"Evaluating {run.folder.path}"):
+        values, latents = bounds(run.variables)
+        for evaluator in evaluators:
+            values |= evaluator(run.variables)
     if gaps:
         values |= inference_gaps(values)
     mean = {name: each.mean(1, dtype=np.float64) for name, each in values.items()}

@@ -1,5 +1,6 @@
 """What is known of runs, for people: tables on the terminal, and a page for the browser."""
 
+from vae_jax.report.comparison import compared
 from vae_jax.report.page import report_on
 from vae_jax.report.tables import (
     quality_table,
@@ -13,6 +14,7 @@ from vae_jax.report.tables import (
 )
 
 __all__ = [
+    "compared",
     "quality_table",
     "rates_of",
     "record",

@@ -3,7 +3,8 @@
 import datetime
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 from vae_jax.run import Record, RunFolder
@@ -41,6 +42,16 @@ def facts(folder: RunFolder) -> dict[str, str]:
     }
     found["commit"] = str(record.get("git_commit") or "")
     return {name: text for name, text in found.items() if text not in ("", "()", "None")}
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """The ends of paths, as long as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in runs]
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len({*names}) == len({*parts}):
+            return names
+    return [str(Path(*each)) for each in parts]
 
 
 def command_of(record: Record, folder: RunFolder) -> str:

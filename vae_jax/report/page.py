@@ -17,7 +17,7 @@ from vae_jax import plots, storage
 from vae_jax.errors import VaeJaxError, legible
 from vae_jax.evaluation.evaluate import Evaluation
 from vae_jax.progress import say
-from vae_jax.report.facts import OF_MODEL, facts
+from vae_jax.report.facts import OF_MODEL, facts, short_names
 from vae_jax.report.tables import Row, quality_rows, rates_of, recorded, rows_of
 from vae_jax.run import RunFolder, load_run
 from vae_jax.standard_figures import standard_figures
@@ -90,21 +90,13 @@ def report_on(runs: Sequence[Path], out: Path, *, trust: bool = False) -> Path:
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise VaeJaxError(f"--out is {out}: it must end in .html.")
-    reported = [_read(path, name, trust) for path, name in zip(runs, _names(runs), strict=True)]
+    reported = [
+        _read(path, name, trust) for path, name in zip(runs, short_names(runs), strict=True)
+    ]
     text = page(reported)
     with storage.writing(out), storage.whole_file(out) as partial:
         partial.write_text(text, encoding="utf-8")
     return out
-
-
-def _names(runs: Sequence[Path]) -> list[str]:
-    """The ends of paths, as long as it takes to tell them apart."""
-    parts = [path.resolve().parts for path in runs]
-    for length in range(1, max(map(len, parts))):
-        names = ["/".join(each[-length:]) for each in parts]
-        if len({*names}) == len({*parts}):
-            return names
-    return [str(Path(*each)) for each in parts]
 
 
 def _read(path: Path, name: str, trust: bool) -> Reported:
