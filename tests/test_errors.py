@@ -267,7 +267,7 @@ def test_a_run_whose_data_changed(trained: Path, refused: Any, tmp_path: Path) -
         (["evaluate", "--num-samples", 0], "--num-samples is 0: it must be at least 1"),
         (["sample", "--out", "x.gif"], "must end in .png"),
         (["sample", "--out", "x.png", "--num", 0], "--num is 0: it must be at least 1"),
-        (["reconstruct", "--out", "x.pdf"], "must end in .png"),
+        (["reconstruct", "--out", "x.eps"], "must end in .png"),
         (["evaluate", "--features", "x.py:f"], "say how many with --quality-images too"),
         (["evaluate", "--quality-images", 22], "at least 40 and at most 21"),
         (["traverse", "--out", "x.png", "--row", 21], "has 21 images"),
