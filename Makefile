@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(shell which python3.11 python3))
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-newest figures bench lint
+.PHONY: demo test test-all test-newest figures docs bench lint
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,10 @@ figures: .venv/installed
 		$(BIN)/vae-jax figures experiments/$$name.py || exit 1; \
 	done
 	$(BIN)/python scripts/signal_to_noise.py
+
+docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The programs that `make bench` compares with, in an environment of their own.
 .venv-peers/installed:

@@ -31,8 +31,9 @@ class Hierarchy(Model, kw_only=True):
         encoders: L networks; see the subclass.
         posteriors: L posteriors, on the features of the encoders.
         prior: p(z_L); one that is made of q(z|x), such as the VampPrior, for a `SkipVAE` alone.
-        decoders: L networks, the first to x, the others to z_1, ..., z_{L-1}.
-        conditionals: the L - 1 densities p(z_1|z_2), ..., on the features of decoders[1:].
+        decoders: L networks: decoders[0] maps z_1 to the features of the likelihood p(x|z_1), and
+            decoders[i] maps z_{i+1} to those of conditionals[i - 1], which is p(z_i|z_{i+1}).
+        conditionals: the L - 1 densities p(z_1|z_2), p(z_2|z_3), and so on.
         likelihood: p(x|z_1), on the features of decoders[0].
         critic: the module that the objective plays against, if it needs one.
         labels: the embedding of classes y, on which all densities then depend, as in `VAE`.
@@ -231,7 +232,7 @@ class HierarchicalVAE(Hierarchy, kw_only=True):
 class LadderVAE(Hierarchy, kw_only=True):
     """Inference top-down: q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2).
 
-    On the deterministic way up, h_1 = encoders[0](x), h_2 = encoders[1](h_1), ..., and each layer
+    On the deterministic way up, `h_1 = encoders[0](x)`, `h_2 = encoders[1](h_1)`, ..., each layer
     gets a Gaussian, posteriors[l], on its features. On the way down this is merged with
     p(z_l|z_{l+1}); at the top it stands alone. Posteriors and conditionals below the top must have
     independent Gaussian components.

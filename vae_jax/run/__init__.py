@@ -1,5 +1,6 @@
 """Runs: the folder on the disk, and the trained model that comes back from it."""
 
+from vae_jax.run import trackers
 from vae_jax.run.arrays import load_variables
 from vae_jax.run.folder import Record, RunFolder, jsonable, versions, what_processes_share
 from vae_jax.run.programs import save_programs
@@ -13,6 +14,7 @@ __all__ = [
     "load_run",
     "load_variables",
     "save_programs",
+    "trackers",
     "versions",
     "what_processes_share",
 ]

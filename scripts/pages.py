@@ -1,20 +1,23 @@
 """The documentation site: what `mkdocs build` adds to the pages in docs/.
 
-    make docs        # site/index.html; `make docs-serve` shows it at http://localhost:8000
+    make docs        # the folder site/; `.venv/bin/mkdocs serve` shows it at http://localhost:8000
 
-The README is its first page, each room of public names a page of the reference, and each experiment
-a page of the papers, all made of what is there, so that none is forgotten. Formulas become MathML.
+The README is its first page, each notebook one of its own, each room of public names a page of the
+reference, and each experiment a page of the papers: all made of what is there, so that none is
+forgotten. Formulas become MathML, which browsers show without a script.
 """
+
+from __future__ import annotations
 
 import ast
 import html
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import griffe
-from latex2mathml.converter import convert
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:  # of the extra `docs`; the names of the pages are tested without it
+    from mkdocs.config.defaults import MkDocsConfig  # pyright: ignore[reportMissingImports]
+    from mkdocs.structure.files import Files  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -50,6 +53,8 @@ def public_names() -> dict[str, list[str]]:
             room = dotted.partition(".")[0]
             (page,) = (page for page, (_, rooms) in PAGES.items() if room in rooms)
             found[page].append(f"vae_jax.{dotted}")
+    for page, (_, rooms) in PAGES.items():
+        found[page].sort(key=lambda name: rooms.index(name.split(".")[1]))
     found["training"].append("vae_jax.optimizers")
     return found
 
@@ -72,15 +77,29 @@ def papers() -> dict[str, str]:
     for file in sorted((ROOT / "experiments").glob("*.py")):
         summary, _, rest = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")
         title = " ".join(summary.split()).rstrip(".")
-        rest = re.sub(r"\n\nOurs: ", "\n\n**Ours**: ", re.sub(r"(^|\n\n)Published: ", r"\1**Published**: ", rest))
-        options = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-        options += "      show_docstring_description: true\n"
+        rest = re.sub(r"^(Published|Ours): ", r"**\1**: ", rest, flags=re.MULTILINE)
         functions = "\n".join(
             f"::: experiments.{file.stem}.{name}\n"
             for name in ("experiment", "figures")
             if f"\ndef {name}(" in file.read_text()
         )
         found[f"papers/{file.stem}.md"] = f"# {title}\n\n{rest}\n\n{functions}"
+    return found
+
+
+def notebooks() -> dict[str, str]:
+    """The Markdown of a page for each notebook, by its address."""
+    found: dict[str, str] = {}
+    for file in sorted((ROOT / "notebooks").glob("*.py")):
+        lines: list[str] = []
+        _, *cells = re.split(r"^# %%", file.read_text(), flags=re.MULTILINE)
+        for cell in cells:
+            kind, _, text = cell.partition("\n")
+            if "markdown" in kind:
+                lines += [re.sub(r"^# ?", "", text, flags=re.MULTILINE).strip(), ""]
+            else:
+                lines += ["```python", text.strip(), "```", ""]
+        found[f"notebooks/{file.stem}.md"] = "\n".join(lines)
     return found
 
 
@@ -95,14 +114,19 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The navigation."""
     guides = [{title: pages} for title, pages in GUIDES.items()]
     reference_pages = [{title: f"reference/{page}.md"} for page, (title, _) in PAGES.items()]
-    titled = [{Path(page).stem.replace("_", " "): page} for page in papers()]
-    config.nav = [*guides, {"Papers": titled}, {"Reference": reference_pages}]
+    named = [
+        {title: [{Path(page).stem.replace("_", " "): page} for page in made]}
+        for title, made in (("Notebooks", notebooks()), ("Papers", papers()))
+    ]
+    config.nav = [*guides, *named, {"Reference": reference_pages}]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The pages that are made."""
-    made = {"index.md": first_page(), **papers()}
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
+
+    made = {"index.md": first_page(), **notebooks(), **papers()}
     made |= {f"reference/{page}.md": reference(page) for page in PAGES}
     for address, content in made.items():
         files.append(File.generated(config, address, content=content))
@@ -110,7 +134,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Formulas as MathML, which browsers show without a script."""
+    """Formulas as MathML."""
+    from latex2mathml.converter import convert  # pyright: ignore[reportMissingImports]
 
     def as_mathml(match: re.Match[str]) -> str:
         kind = "block" if match[1] == "div" else "inline"
@@ -119,42 +144,3 @@ def on_page_content(content: str, **_: object) -> str:
 
     pattern = r'<(span|div) class="arithmatex">(.*?)</\1>'
     return re.sub(pattern, as_mathml, content, flags=re.DOTALL)
-
-
-class FieldsAreArguments(griffe.Extension):
-    """Shows the fields of a Linen module, with their defaults, as its constructor's arguments."""
-
-    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: object) -> None:
-        """Give each class of fields a constructor."""
-        for module in [pkg, *_modules(pkg)]:
-            for cls in module.classes.values():
-                if not cls.is_alias and "__init__" not in cls.members:
-                    _add_constructor(cls)
-
-
-def _modules(module: griffe.Module) -> list[griffe.Module]:
-    below = [each for each in module.modules.values() if not each.is_alias]
-    return [*below, *(other for each in below for other in _modules(each))]
-
-
-def _add_constructor(cls: griffe.Class) -> None:
-    fields: dict[str, griffe.Attribute] = {}
-    for base in [*reversed(cls.mro()), cls]:
-        for name, member in base.attributes.items():
-            if member.annotation is not None and not name.startswith("_"):
-                fields[name] = member
-    if not fields:
-        return
-    parameters = griffe.Parameters(
-        griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword),
-        *(
-            griffe.Parameter(
-                name,
-                annotation=field.annotation,
-                kind=griffe.ParameterKind.positional_or_keyword,
-                default=field.value,
-            )
-            for name, field in fields.items()
-        ),
-    )
-    cls.set_member("__init__", griffe.Function("__init__", parameters=parameters, parent=cls))

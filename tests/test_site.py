@@ -1,0 +1,73 @@
+"""The documentation site: nothing public is missing from it, and it is built without a warning."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from running import ROOT, script
+
+import vae_jax
+
+PUBLIC = sorted({*dir(vae_jax)} - {"__version__"})
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return script("pages")
+
+
+def test_every_public_name_is_on_one_page_of_the_reference(pages) -> None:
+    shown = [name for names in pages.public_names().values() for name in names]
+    assert len({*shown}) == len(shown)
+    assert {name.rpartition(".")[2] for name in shown} >= {*PUBLIC}
+    for page, names in pages.public_names().items():
+        text = pages.reference(page)
+        assert all(f"::: {name}\n" in text for name in names)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_argument_of_a_public_class_is_explained(name: str) -> None:
+    """In its docstring or that of a class that it is made from."""
+    cls = getattr(vae_jax, name)
+    if not inspect.isclass(cls) or issubclass(cls, Exception):
+        return
+    text = "\n".join(base.__doc__ or "" for base in cls.__mro__)
+    fields = [each for each in inspect.signature(cls).parameters if each not in ("parent", "name")]
+    missing = [each for each in fields if f"{each}:" not in text and f"{each}," not in text]
+    assert not missing
+
+
+def test_every_experiment_and_notebook_has_a_page(pages) -> None:
+    papers = {f"papers/{file.stem}.md" for file in (ROOT / "experiments").glob("*.py")}
+    assert pages.papers().keys() == papers
+    assert all(text.startswith("# ") for text in pages.papers().values())
+    notebooks = {f"notebooks/{file.stem}.md" for file in (ROOT / "notebooks").glob("*.py")}
+    assert pages.notebooks().keys() == notebooks
+    assert all(text.startswith("# ") for text in pages.notebooks().values())
+
+
+def test_the_first_page_has_links_of_the_site(pages) -> None:
+    """And none of files that are not on it."""
+    links = re.findall(r'(?:\]\(|src=")([^)"]*)', pages.first_page())
+    files = [link.partition("#")[0] for link in links if "://" not in link]
+    assert len(files) > 5
+    assert all((ROOT / "docs" / file).exists() for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra docs: make docs")
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    built = (tmp_path / "reference" / "models" / "index.html").read_text()
+    assert "decoders" in built
+    assert "<math" in (tmp_path / "math" / "index.html").read_text()
+    assert "VampPrior" in (tmp_path / "search" / "search_index.json").read_text()
