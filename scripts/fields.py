@@ -50,7 +50,7 @@ def _add_constructor(cls: griffe.Class) -> None:
     cls.set_member("__init__", griffe.Function("__init__", parameters=parameters, parent=cls))
 
 
-def _without_bounds(annotation: griffe.Expr | str) -> griffe.Expr | str:
+def _without_bounds(annotation: griffe.Expr) -> griffe.Expr:
     """The type in an `Annotated`, without what a constructor's check asks of it."""
     if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
         inner = annotation.slice
