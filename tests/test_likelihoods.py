@@ -14,20 +14,28 @@ from scipy import special, stats
 
 from vae_jax import (
     Bernoulli,
+    CategoricalPixels,
     Charbonnier,
     DiscretizedLogistic,
     Gaussian,
     HeteroscedasticGaussian,
     Laplace,
+    MixtureOfLogistics,
     VaeJaxError,
 )
 from vae_jax.compatibility import LIKELIHOODS
 from vae_jax.data import PROTOCOLS
+from vae_jax.likelihoods.base import Levels
 
 N, F = 4, 3  # examples, features
 PIXEL, PAIR, IMAGE = (1, 1, 1), (1, 2, 1), (4, 3, 2)
 
-ALL: list[Any] = LIKELIHOODS
+# With 32 levels in place of 256.
+FIVE_BITS = [
+    type(f"{cls.__name__}OfFiveBits", (cls,), {"levels": 32, "__annotations__": {"levels": Levels}})
+    for cls in (CategoricalPixels, DiscretizedLogistic, MixtureOfLogistics)
+]
+ALL: list[Any] = [*LIKELIHOODS, *FIVE_BITS]
 every = pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 every_mass = pytest.mark.parametrize(
     "cls", [c for c in ALL if c.measure == "mass"], ids=lambda cls: cls.__name__
@@ -51,7 +59,7 @@ class Grid(NamedTuple):
 def grid_of(cls) -> Grid:
     """From what the likelihood declares; reals are cut off where 30 standard deviations end."""
     if cls.measure == "mass":
-        levels = 256 if "uint8" in cls.supports else 2
+        levels = {"binary": 2, "uint5": 32, "uint8": 256}[next(iter(cls.supports))]
         return Grid(np.arange(levels) / (levels - 1), 1.0, 0.5 / (levels - 1))
     low, high = (-60.0, 61.0) if "real" in cls.supports else (0.0, 1.0)
     edges = np.linspace(low, high, 40001)
@@ -97,7 +105,7 @@ def test_declarations(cls):
     assert cls.measure in ("mass", "density", "pseudo")
     assert any(protocol.support in cls.supports for protocol in PROTOCOLS.values())
     if cls.measure == "mass":
-        assert cls.supports <= {"binary", "uint8"}
+        assert cls.supports <= {"binary", "uint5", "uint8"}
 
 
 @every
@@ -200,7 +208,8 @@ def test_finite_at_extreme_features(cls):
         return p.log_prob(x).sum(), p.mean
 
     evaluate = jax.jit(jax.value_and_grad(total_and_mean, (0, 1), has_aux=True))
-    for level in (0.0, 1.0) if cls.supports == {"binary"} else (0.0, 128 / 255, 1.0):
+    middle = {"binary": 0.0, "uint5": 16 / 31}.get(next(iter(cls.supports)), 128 / 255)
+    for level in (0.0, middle, 1.0):
         (total, mean), gradients = evaluate(variables, features, jnp.full(IMAGE, level))
         for leaf in jax.tree.leaves((total, mean, gradients)):
             assert np.isfinite(leaf).all()

@@ -29,6 +29,7 @@ from vae_jax.interfaces import (
     Trait,
     Variables,
 )
+from vae_jax.likelihoods.base import OfLevels
 from vae_jax.optimizers import has_groups
 
 _SPACE_NAMES: dict[Space, str] = {
@@ -85,12 +86,18 @@ def check_data(likelihood: Likelihood, data: Data) -> None:
     fitting = [p for p in PROTOCOLS.values() if p.support in likelihood.supports]
     if likelihood.measure != "mass":  # a density is of values that fill the interval
         fitting.sort(key=lambda protocol: protocol.support != "unit")
+    others = [part.__name__ for part in LIKELIHOODS if data.support in part.supports]
+    if data.support == "uint5":
+        of_levels = [part.__name__ for part in LIKELIHOODS if issubclass(part, OfLevels)]
+        others = [f"{name}(levels=32)" for name in of_levels] + others
     ways = [
         f"take the protocol {' or '.join(protocol.name for protocol in fitting)}",
-        "of likelihoods, " + _fitting(LIKELIHOODS, lambda part: data.support in part.supports),
+        f"of likelihoods, these do: {', '.join(others)}",
     ]
     if "binary" in likelihood.supports and data.image_shape[-1] > 1:
         ways.reverse()  # nobody binarizes colours
+    if data.support == "uint5" and isinstance(likelihood, OfLevels):
+        ways.reverse()  # who took five bits has only to say so twice
     raise VaeJaxError(
         f"{type(likelihood).__name__} gives no probability to {data.support} images (protocol "
         f"{data.protocol.name} of {data.name}): {ways[0]}; or {ways[1]}."

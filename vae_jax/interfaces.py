@@ -58,8 +58,8 @@ Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
 - `"codebook"`: it is a `Quantized` with penalties.
 """
 
-Support = Literal["binary", "uint8", "unit", "real"]
-"""The values that pixels take: {0, 1}; {0, 1/255, ..., 1}; (0, 1); any real number."""
+Support = Literal["binary", "uint8", "uint5", "unit", "real"]
+"""The values of pixels: {0, 1}; {0, 1/255, ..., 1}; {0, 1/31, ..., 1}; (0, 1); any real number."""
 
 Measure = Literal["mass", "density", "pseudo"]
 """What a likelihood's `log_prob` is; `"pseudo"` where it is not normalized."""
@@ -304,7 +304,7 @@ class Likelihood(Part):
                     return Normal(loc, jnp.full_like(loc, 0.5**0.5), event_ndims=3)
     """
 
-    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "unit", "real"})
+    supports: ClassVar[frozenset[Support]] = frozenset({"uint8", "uint5", "unit", "real"})
     measure: ClassVar[Measure] = "density"
     whole_batch: ClassVar[bool] = False
 

@@ -37,6 +37,7 @@ PROPORTION = (-0.1, 1.1, NAN, "0.5")
 DECAY = (-0.1, 1.0, 1.5, NAN, "0.9")
 NUMBER = (NAN, -INF, "1", None)
 SWITCH = (1, 0, "yes", None)
+GREY_LEVELS = (0, 31, 255, 32.0, "32", True, None)
 WIDTHS = (8, (8, 0), (8, 2.5), "88", None, (True,))
 SOME_WIDTHS = (*WIDTHS, ())
 SHAPE = (0, -1, (), (2, 0), (2, 1.5), "2", 2.0, None)
@@ -242,16 +243,24 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     vj.Bernoulli: ({}, {"kernel_init": INITIALIZER, "bias_init": INITIALIZER}),
     vj.Beta: ({}, {"kernel_init": INITIALIZER}),
     vj.ContinuousBernoulli: ({}, {"kernel_init": INITIALIZER}),
-    vj.CategoricalPixels: ({}, {"kernel_init": INITIALIZER}),
+    vj.CategoricalPixels: ({}, {"kernel_init": INITIALIZER, "levels": GREY_LEVELS}),
     vj.Gaussian: ({}, SCALED | {"scale": OPTIONAL_SCALE, "bias_init": INITIALIZER}),
     vj.OptimalGaussian: ({}, SCALED | {"min_scale": POSITIVE}),
     vj.HeteroscedasticGaussian: ({}, SCALED | {"min_scale": POSITIVE}),
     vj.Charbonnier: ({}, SCALED | {"scale": POSITIVE, "epsilon": POSITIVE}),
     vj.Laplace: ({}, SCALED | {"scale": OPTIONAL_SCALE}),
-    vj.DiscretizedLogistic: ({}, {"kernel_init": INITIALIZER, "initial_scale": POSITIVE}),
+    vj.DiscretizedLogistic: (
+        {},
+        {"kernel_init": INITIALIZER, "initial_scale": POSITIVE, "levels": GREY_LEVELS},
+    ),
     vj.MixtureOfLogistics: (
         {},
-        {"num_components": COUNT, "kernel_init": INITIALIZER, "initial_scale": POSITIVE},
+        {
+            "num_components": COUNT,
+            "kernel_init": INITIALIZER,
+            "initial_scale": POSITIVE,
+            "levels": GREY_LEVELS,
+        },
     ),
     vj.AutoregressivePixels: (
         {"pixel": vj.Bernoulli(), "width": 8, "num_heads": 2},

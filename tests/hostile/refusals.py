@@ -104,6 +104,14 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
         partial(combined, "dequantize", likelihood=vj.DiscretizedLogistic()),
         "take the protocol grey; or of likelihoods",
     ),
+    "DiscretizedLogistic of five bits": (
+        partial(combined, "five_bits", likelihood=vj.DiscretizedLogistic()),
+        "of likelihoods, these do: CategoricalPixels(levels=32), DiscretizedLogistic(levels=32), ",
+    ),
+    "MixtureOfLogistics of 32 levels and images of 256": (
+        partial(combined, "grey", likelihood=vj.MixtureOfLogistics(levels=32)),
+        "take the protocol five_bits; or of likelihoods, these do: Categ",
+    ),
     # Objective and posterior
     **{
         f"{type(objective).__name__} of codes": (

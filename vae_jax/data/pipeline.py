@@ -65,6 +65,10 @@ def _grey(images: Array, keys: Array) -> Array:
     return images.astype(jnp.float32) / 255
 
 
+def _five_bits(images: Array, keys: Array) -> Array:
+    return (images // 8).astype(jnp.float32) / 31
+
+
 def _dequantize(images: Array, keys: Array) -> Array:
     # u is an odd multiple of 2^-16, so v + u is exact in float32 and x never rounds to 0 or 1.
     bits = random.draw(partial(jax.random.bits, dtype=jnp.uint16), keys, (), images.shape)
@@ -104,6 +108,13 @@ PROTOCOLS: dict[str, Protocol] = {
             resampled=False,
             description="x = v/255, the 256 grey levels",
             apply=_grey,
+        ),
+        Protocol(
+            name="five_bits",
+            support="uint5",
+            resampled=False,
+            description="x = floor(v/8)/31, the 32 grey levels of five bits",
+            apply=_five_bits,
         ),
         Protocol(
             name="dequantize",

@@ -117,7 +117,8 @@ def _is_of(value: object, kind: object) -> bool:
     if origin in (Union, types.UnionType):
         return any(fits(value, each) for each in arguments)
     if origin is Literal:
-        return isinstance(value, str) and value in arguments
+        alike = [each for each in arguments if isinstance(value, type(each))]
+        return value in alike and not isinstance(value, bool)
     if kind is int or kind is float:
         if kind is float and isinstance(value, np.ndarray | Array):  # a program may be given it
             return value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)

@@ -72,7 +72,7 @@ class ContinuousBernoulli(Likelihood):
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
-    supports = frozenset({"uint8", "unit"})
+    supports = frozenset({"uint8", "uint5", "unit"})
 
     @nn.compact
     @override

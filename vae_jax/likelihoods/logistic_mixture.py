@@ -1,6 +1,7 @@
 """Mixtures of discretized logistics whose channels depend on each other (PixelCNN++)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.given import Count, Positive
-from vae_jax.interfaces import Likelihood
+from vae_jax.likelihoods.base import OfLevels
 from vae_jax.likelihoods.logistic import bin_scale, log_bin_mass, nearest_level
 
 
@@ -63,12 +64,14 @@ class MixtureOfLogisticsDistribution(Distribution):
         loc: the locations of the logistics, in units of [0, 1].
         scale: the scales of the logistics, in units of [0, 1].
         coefficients: the coefficients of the shifts, zero on and above the diagonal.
+        levels: the number of levels.
     """
 
     log_weights: Float[Array, "*batch H W M"]
     loc: Float[Array, "*batch H W M C"]
     scale: Float[Array, "*batch H W M C"]
     coefficients: Float[Array, "*batch H W M C C"]
+    levels: int = struct.field(pytree_node=False, default=256)
     exact_mean = False
 
     event_ndims = 3
@@ -103,17 +106,18 @@ class MixtureOfLogisticsDistribution(Distribution):
         coefficients = chosen(self.coefficients, -3)
         shape = self.batch_shape + self.event_shape
         noise = random.draw(jax.random.logistic, key_value, sample_shape, shape)
-        return settled(loc + scale * noise, coefficients, nearest_level)
+        nearest = partial(nearest_level, levels=self.levels)
+        return settled(loc + scale * noise, coefficients, nearest)
 
     def log_prob(self, value: Float[Array, "*draws H W C"]) -> Float[Array, "..."]:
         """The sum over pixels of ln sum_m w_m prod_c P(x_c | x_<c, m)."""
         value = value[..., None, :]
         loc = shifted(self.loc, self.coefficients, value)
-        log_channels = log_bin_mass(value, loc, self.scale).sum(-1)
+        log_channels = log_bin_mass(value, loc, self.scale, self.levels).sum(-1)
         return jax.nn.logsumexp(self.log_weights + log_channels, axis=-1).sum((-2, -1))
 
 
-class MixtureOfLogistics(Likelihood):
+class MixtureOfLogistics(OfLevels):
     """A mixture of discretized logistics for each pixel (PixelCNN++, Salimans et al. 2017).
 
     As in the paper, green is shifted by red, and blue by both, with coefficients in [-1, 1] from
@@ -123,14 +127,12 @@ class MixtureOfLogistics(Likelihood):
         num_components: the number of components M.
         kernel_init: the initializer of the affine maps.
         initial_scale: the scale at log-scale output 0, in units of [0, 1].
+        levels: the number of levels, 256 or 32.
     """
 
     num_components: Count = 10
     kernel_init: Initializer = nn.initializers.glorot_uniform()
     initial_scale: Positive = 0.1
-
-    supports = frozenset({"uint8"})
-    measure = "mass"
 
     @nn.compact
     @override
@@ -156,4 +158,5 @@ class MixtureOfLogistics(Likelihood):
             loc=loc,
             scale=bin_scale(affine("log_scale", channels), self.initial_scale),
             coefficients=coefficients,
+            levels=self.levels,
         )
