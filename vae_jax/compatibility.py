@@ -85,6 +85,7 @@ def check_data(likelihood: Likelihood, data: Data) -> None:
         return
     fitting = [p for p in PROTOCOLS.values() if p.support in likelihood.supports]
     if likelihood.measure != "mass":  # a density is of values that fill the interval
+        fitting = [protocol for protocol in fitting if protocol.support != "uint5"]
         fitting.sort(key=lambda protocol: protocol.support != "unit")
     others = [part.__name__ for part in LIKELIHOODS if data.support in part.supports]
     if data.support == "uint5":
