@@ -16,6 +16,8 @@ from vae_jax.optimizers import group_of
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 NETWORKS = ("encoder", "decoder")
+Saveable = Callable[..., bool]
+"""What says of an operation whether its result is kept."""
 
 
 def as_floats(tree: Tree, dtype: DTypeLike) -> Tree:
@@ -46,14 +48,14 @@ def networks_as_floats(params: Collection, dtype: DTypeLike) -> Collection:
 
 
 def with_policy(
-    apply: Callable[..., Result], dtype: DTypeLike, remat: bool
+    apply: Callable[..., Result], dtype: DTypeLike, remat: bool | Saveable
 ) -> Callable[..., Result]:
     """Make a model's `apply` compute its encoders and decoders as asked for.
 
     Args:
         apply: a function of the model's variables and further arguments.
         dtype: the type of float that encoders and decoders compute in.
-        remat: whether their blocks are computed again in the backward pass.
+        remat: whether their blocks are computed again in the backward pass, or what of them is not.
     """
 
     def with_interceptors(variables: VariableDict, *arguments: object) -> Result:
@@ -63,7 +65,7 @@ def with_policy(
                 variables = {**variables, "params": params}
                 stack.enter_context(networks_in(dtype))
             if remat:
-                stack.enter_context(rematerialized())
+                stack.enter_context(rematerialized(remat if callable(remat) else None))
             return apply(variables, *arguments)
 
     return with_interceptors
@@ -87,12 +89,17 @@ def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[None]:
     return nn.intercept_methods(interceptor)
 
 
-def rematerialized() -> contextlib.AbstractContextManager[None]:
+def rematerialized(
+    policy: Saveable | None = None,
+) -> contextlib.AbstractContextManager[None]:
     """Keep the inputs of each block of encoders and decoders alone for the backward pass.
 
     A block is a module that a network calls itself, such as a residual block. Gradients are the
     same; memory falls from the outputs of all layers to the inputs of all blocks and the layers of
     one, for one more computation of each block.
+
+    Args:
+        policy: what of a block is kept too, one of `jax.checkpoint_policies`; None keeps nothing.
 
     References:
         Chen et al. (2016), "Training deep nets with sublinear memory cost".
@@ -121,7 +128,7 @@ def rematerialized() -> contextlib.AbstractContextManager[None]:
 
         within.append(module)
         try:
-            return nn.remat(again)(module, *traced)
+            return nn.remat(again, policy=policy)(module, *traced)
         finally:
             within.pop()
 

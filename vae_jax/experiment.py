@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +58,8 @@ class Experiment(Checked):
         compute_dtype: the type of float in which training computes encoders and decoders, such as
             `jnp.bfloat16`; parameters, densities and evaluation are float32 all the same.
         remat: whether each block of encoders and decoders is computed again in the backward pass,
-            for deep networks whose layers' outputs do not fit the memory. Gradients are the same.
+            for deep networks whose layers' outputs do not fit the memory; or a policy of
+            `jax.checkpoint_policies`, which says what of a block is kept. Gradients are the same.
         ema_decay: the decay of a running average of the parameters, which evaluation then uses;
             None keeps none.
         shuffle: whether the training images are visited in a new order in each epoch, or always in
@@ -98,7 +99,7 @@ class Experiment(Checked):
     compute_dtype: Annotated[
         DTypeLike, _computes, "a type of float to compute in, such as jnp.bfloat16"
     ] = jnp.float32
-    remat: bool = False
+    remat: bool | Callable[..., bool] = False
     ema_decay: Decay | None = None
     shuffle: bool = True
     log_every: Count = 100
