@@ -43,7 +43,7 @@ POSTERIORS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "LookupFree": (lambda: vj.LookupFree(2), "codes", "c"),
 }
 # Prior: how to make it for z of a space, its spaces, what it asks of the posterior, and whether it
-# f factorizes or l is learned.
+# f factorizes, l is learned or b has a bound in training.
 PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
     "StandardNormal": (lambda: vj.StandardNormal(D), {"real"}, "", "f"),
     "StandardLaplace": (lambda: vj.StandardLaplace(D), {"real"}, "", "f"),
@@ -58,6 +58,8 @@ PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
         "",
         "l",
     ),
+    "Diffusion": (lambda: vj.Diffusion(D, vj.AdaptiveMLP(4, 1)), {"real"}, "", "lb"),
+    "FlowMatching": (lambda: vj.FlowMatching(D, vj.AdaptiveMLP(4, 1)), {"real"}, "", "lb"),
     "HypersphericalUniform": (lambda: vj.HypersphericalUniform(D), {"sphere"}, "", ""),
     "UniformCategorical": (lambda: vj.UniformCategorical(N, C), {"onehot"}, "", ""),
     "UniformConcrete": (lambda: vj.UniformConcrete(N, C, 0.7), {"simplex"}, "", ""),
@@ -93,7 +95,8 @@ def halves(images: Any) -> Any:
 
 
 # Objective: how to make it, what it needs of q, what q must not be, the spaces, and its critic;
-# "F" is a prior that factorizes, "L" that a learned prior would never learn.
+# "F" is a prior that factorizes, "L" that a learned prior would never learn, "E" that ln p(z) has
+# to be exact.
 OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "ELBO": (vj.ELBO(2, beta=0.5), "d", "", ANY, None),
     "ELBO, sticking the landing": (vj.ELBO(sticking_the_landing=True), "dp", "", ANY, None),
@@ -103,12 +106,12 @@ OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "BalancedELBO": (vj.BalancedELBO(lambda step: step / 10), "d", "", ANY, None),
     "Capacity": (vj.Capacity(2.0, 1.0), "d", "", ANY, None),
     "GECO": (vj.GECO(1.0), "d", "", ANY, vj.Multiplier),
-    "IWAE": (vj.IWAE(3), "d", "", ANY, None),
-    "IWAE, DReG": (vj.IWAE(3, doubly_reparameterized=True), "dp", "", ANY, None),
-    "MIWAE": (vj.MIWAE(2, 2, doubly_reparameterized=True), "dp", "", ANY, None),
-    "PIWAE": (vj.PIWAE(2, 2), "d", "", ANY, None),
-    "CIWAE": (vj.CIWAE(3, 0.5), "d", "", ANY, None),
-    "RenyiBound": (vj.RenyiBound(3, 0.5), "d", "", ANY, None),
+    "IWAE": (vj.IWAE(3), "dE", "", ANY, None),
+    "IWAE, DReG": (vj.IWAE(3, doubly_reparameterized=True), "dpE", "", ANY, None),
+    "MIWAE": (vj.MIWAE(2, 2, doubly_reparameterized=True), "dpE", "", ANY, None),
+    "PIWAE": (vj.PIWAE(2, 2), "dE", "", ANY, None),
+    "CIWAE": (vj.CIWAE(3, 0.5), "dE", "", ANY, None),
+    "RenyiBound": (vj.RenyiBound(3, 0.5), "dE", "", ANY, None),
     "BetaTC": (vj.BetaTC(2.0, 90), "dfaF", "", ANY, None),
     "FactorVAE": (vj.FactorVAE(2.0), "dpF", "", {"real"}, latent_critic),
     "DIPVAE": (vj.DIPVAE(1.0, 1.0), "df", "", {"real"}, None),
@@ -143,6 +146,7 @@ def objective_fits(posterior: str, prior: str, objective: str) -> bool:
         and not set(excludes) & set(q_is)
         and ("F" not in needs or "f" in p_is)
         and ("L" not in needs or "l" not in p_is)
+        and ("E" not in needs or "b" not in p_is)
     )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from combinations import POSTERIORS, Triple, build, one_for_each_part, triples
+from combinations import POSTERIORS, PRIORS, Triple, build, one_for_each_part, triples
 from recording import PACKAGE, Recording, checksum, keys_alone, purposes, recording
 from running import on_devices
 
@@ -213,8 +213,9 @@ def test_no_two_draws_of_a_loss_share_bits(combinations):
     drawn: dict[Any, set[Any]] = {n: set() for n in range(len(combinations))}
     for number, _, purpose, *_ in recorded.paths():
         drawn[number].add(purpose)
-    for (posterior, _, objective), found in zip(combinations, drawn.values(), strict=True):
+    for (posterior, prior, objective), found in zip(combinations, drawn.values(), strict=True):
         own = {"posterior"} if "n" in POSTERIORS[posterior][2] else set()
+        own |= {"bound of the prior"} if "b" in PRIORS[prior][3] else set()
         assert found == own | DRAWS.get(objective, set())
     if any(drawn.values()):
         recorded.check()

@@ -39,12 +39,14 @@ from .likelihoods.laplace import Laplace as Laplace
 from .likelihoods.logistic import DiscretizedLogistic as DiscretizedLogistic
 from .likelihoods.logistic_mixture import MixtureOfLogistics as MixtureOfLogistics
 from .networks import MLP as MLP
+from .networks import AdaptiveMLP as AdaptiveMLP
 from .networks import AxialAttention as AxialAttention
 from .networks import AxialConvolution as AxialConvolution
 from .networks import AxialDecoder as AxialDecoder
 from .networks import AxialEncoder as AxialEncoder
 from .networks import ConvDecoder as ConvDecoder
 from .networks import ConvEncoder as ConvEncoder
+from .networks import DiT as DiT
 from .networks import GatedMLP as GatedMLP
 from .networks import GPTDecoder as GPTDecoder
 from .networks import GPTEncoder as GPTEncoder
@@ -53,6 +55,7 @@ from .networks import HorizontalEncoder as HorizontalEncoder
 from .networks import ResNetDecoder as ResNetDecoder
 from .networks import ResNetEncoder as ResNetEncoder
 from .networks import SpectralNorm as SpectralNorm
+from .networks import UNet as UNet
 from .networks import VerticalDecoder as VerticalDecoder
 from .networks import VerticalEncoder as VerticalEncoder
 from .networks import VGGDecoder as VGGDecoder
@@ -117,6 +120,8 @@ from .posteriors.gaussian import FullCovarianceGaussian as FullCovarianceGaussia
 from .posteriors.hypersphere import VonMisesFisher as VonMisesFisher
 from .priors.codes import AutoregressiveCodes as AutoregressiveCodes
 from .priors.codes import UniformCodes as UniformCodes
+from .priors.diffusion import Diffusion as Diffusion
+from .priors.flow_matching import FlowMatching as FlowMatching
 from .priors.flows import MaskedAutoregressiveFlow as MaskedAutoregressiveFlow
 from .priors.flows import RealNVP as RealNVP
 from .priors.mixtures import GaussianMixture as GaussianMixture

@@ -226,6 +226,13 @@ def check_objective(objective: Objective, model: Model) -> None:
             f"initialized: take a fixed one ({_FIXED_PRIORS[top.space]}); `vae-jax sample --prior` "
             "fits another afterwards."
         )
+    if requires.exact_prior and not model.prior.exact:
+        raise VaeJaxError(
+            f"{name} takes the logarithm of a mean of densities, and of "
+            f"{type(model.prior).__name__} training knows a bound with noise: take the objective "
+            "ELBO(), or fit the prior afterwards, by `vae-jax fit-prior`; of priors, "
+            f"{_fitting(PRIORS, lambda p: p.exact and fits_prior(top, p))}."
+        )
     critic = type(model.critic).__name__
     if requires.critic and critic not in requires.critic:
         raise VaeJaxError(

@@ -12,7 +12,14 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Normal, Shape, exact_kl, sample_each
+from vae_jax.distributions import (
+    Distribution,
+    Normal,
+    Shape,
+    exact_kl,
+    log_prob_or_bound,
+    sample_each,
+)
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Model, Posterior
@@ -103,7 +110,7 @@ class Hierarchy(Model, kw_only=True):
             z=zs,
             path=path,
             log_px=px.log_prob(terms.x),
-            log_pz=_log_probs(self._priors(zs, terms.y), zs),
+            log_pz=_log_priors(self._priors(zs, terms.y), zs, terms.keys),
             log_qz=_log_probs(qs, zs),
         )
 
@@ -131,7 +138,7 @@ class Hierarchy(Model, kw_only=True):
             z=tuple(zs),
             path=None,
             log_px=px.log_prob(x),
-            log_pz=_log_probs(ps, zs),
+            log_pz=_log_priors(ps, zs, keys),
             log_qz=_log_probs(qs, zs),
             kl=kl,
             q=tuple(qs),
@@ -410,6 +417,13 @@ def _log_probs(
 ) -> Float[Array, "L ..."]:
     """The log-density of each layer's latents."""
     return jnp.stack([p.log_prob(z) for p, z in zip(ps, zs, strict=True)])
+
+
+def _log_priors(
+    ps: Sequence[Distribution], zs: Sequence[Float[Array, "K B ..."]], keys: Key[Array, "B"]
+) -> Float[Array, "L K B"]:
+    """The same of priors, or an estimate of the bound on it where training knows no more."""
+    return jnp.stack([log_prob_or_bound(p, z, keys) for p, z in zip(ps, zs, strict=True)])
 
 
 def sample_layer(

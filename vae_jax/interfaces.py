@@ -100,6 +100,8 @@ class Requirements:
         factorized_prior: whether p(z) must have independent components.
         fixed_prior: whether p(z) must have no parameters, because the objective does not train
             them.
+        exact_prior: whether ln p(z) has to be known exactly, because a bound on it with noise, in
+            the logarithm of a mean, bounds nothing.
         critic: the names of the critic classes of which the model must have one; empty where none
             is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
@@ -115,6 +117,7 @@ class Requirements:
     spaces: frozenset[Space] = SPACES
     factorized_prior: bool = False
     fixed_prior: bool = False
+    exact_prior: bool = False
     critic: tuple[str, ...] = ()
     mean_is_picture: bool = False
     one_layer: bool = False
@@ -250,6 +253,7 @@ class Prior(Part):
         spaces: the spaces in which z may live.
         needs: the traits that the posterior must have.
         factors: whether the components are independent.
+        exact: whether training knows ln p(z), and not a bound on it that is estimated with noise.
         whole_batch: whether it looks at the batch as a whole.
 
     Example:
@@ -268,6 +272,7 @@ class Prior(Part):
     spaces: ClassVar[frozenset[Space]] = frozenset({"real"})
     needs: ClassVar[frozenset[Trait]] = frozenset()
     factors: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
 
     @property

@@ -14,7 +14,14 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Shared, exact_kl, sample_each
+from vae_jax.distributions import (
+    Bounded,
+    Distribution,
+    Shared,
+    exact_kl,
+    log_prob_or_bound,
+    sample_each,
+)
 from vae_jax.given import Network, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Metrics, Model, Posterior, Shape
 
@@ -40,7 +47,7 @@ class Terms:
             z[k, b] by 1 + c[k, b] (`weigh_path`). With several layers it is None but in the Terms
             of `Model.held`.
         log_px: ln p(x|z).
-        log_pz: ln p(z) of each layer.
+        log_pz: ln p(z) of each layer; of a prior that is `Bounded`, an estimate of its bound.
         log_qz: ln q(z|x) of each layer.
         kl: the exact KL(q(z|x) || p(z)) of each layer; None where there is no closed form. Where a
             layer depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
@@ -76,6 +83,14 @@ class Terms:
     def rate(self) -> Float[Array, "L B"]:
         """KL(q(z|x) || p(z)), exact where there is a closed form, else the sampled estimate."""
         return self.kl_sampled if self.kl is None else self.kl
+
+    def with_exact_prior(self) -> "Terms":
+        """The same with ln p(z) where `log_pz` has an estimate of its bound."""
+        log_pz = [
+            p.log_prob(z) if isinstance(p, Bounded) else known
+            for p, z, known in zip(self.p, self.z, self.log_pz, strict=True)
+        ]
+        return dataclasses.replace(self, log_pz=jnp.stack(log_pz))
 
     def rate_and_distortion(self) -> Metrics:
         """`distortion`, and the rates summed over layers: `kl` if exact, and `kl_sampled`.
@@ -222,7 +237,7 @@ class VAE(Model, kw_only=True):
         p = self.prior(self, y)
         z, log_qz = q.sample_and_log_prob(random.purpose(keys, "posterior"), (num_samples,))
         z, path = weigh_path(z, jnp.zeros(z.shape[:2], z.dtype))
-        log_pz = p.log_prob(z)
+        log_pz = log_prob_or_bound(p, z, keys)
         px = self.likelihood.observe(self.decode((z,), y), x)
         kl = exact_kl(q, p)
         return Terms(

@@ -77,6 +77,14 @@ UNEQUAL = (*COUNT, Said(7, "do not divide its width of 7: give a multiple."))
 PATCHES = {"patch_size": COUNT, "width": UNEQUAL}
 HEADS = {"num_layers": COUNT, "num_heads": (*COUNT, Said(3, "The 3 heads of "))}
 
+TRANSPORTED: Field = {
+    "shape": SHAPE,
+    "network": ("mlp", vj.MLP, jnp.tanh, optax.adam(1e-3)),
+    "num_classes": (0, -3, 2.5, "2", True, NAN),
+    "drop_labels": PROPORTION,
+    "guidance": (*WEIGHT, Said(1.0, "no classes to be guided to: give num_classes")),
+    "sampler": ("euler", None, 1),
+}
 MODEL: Field = {
     "prior": PRIOR,
     "likelihood": LIKELIHOOD,
@@ -237,6 +245,11 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
         {"dim": 2},
         {"dim": DIM, "num_flows": COUNT, "features": WIDTHS},
     ),
+    vj.Diffusion: ({"shape": 2}, TRANSPORTED | {"num_steps": COUNT}),
+    vj.FlowMatching: (
+        {"shape": 2},
+        TRANSPORTED | {"sampler": ("euler", None, 1, Said("ancestral", "take 'ode'"))},
+    ),
     vj.ClassGaussian: ({"num_classes": 3, "shape": 2}, {"num_classes": COUNT, "shape": SHAPE}),
     vj.LabelEmbedding: ({"num_classes": 3, "width": 2}, {"num_classes": COUNT, "width": COUNT}),
     # Likelihoods
@@ -312,6 +325,16 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     vj.XceptionDecoder: (XCEPTION, IN_XCEPTION),
     **{cls: ({}, PATCHES | HEADS | {"output": OUTPUT}) for cls in (vj.ViTEncoder, vj.GPTEncoder)},
     **{cls: ({}, PATCHES | HEADS | {"features": COUNT}) for cls in (vj.ViTDecoder, vj.GPTDecoder)},
+    vj.AdaptiveMLP: ({}, {"width": COUNT, "num_layers": COUNT}),
+    vj.DiT: ({}, PATCHES | HEADS),
+    vj.UNet: (
+        {},
+        {
+            "widths": (*SOME_WIDTHS, Said((8, 7), "do not divide its width of 7")),
+            "blocks": COUNT,
+            "num_heads": (*COUNT, Said(3, "The 3 heads of ")),
+        },
+    ),
     vj.AxialAttention: ({}, {"num_layers": COUNT, "num_heads": COUNT}),
     vj.AxialConvolution: (
         {},

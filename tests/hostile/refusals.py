@@ -221,6 +221,10 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
         ),
         "take a likelihood of independent pixels, such as Gaussian",
     ),
+    "IWAE of a prior of which training knows a bound": (
+        partial(combined, prior=vj.Diffusion(2), objective=vj.IWAE(3)),
+        "IWAE takes the logarithm of a mean of densities, and of Diffusion training knows a bound",
+    ),
     # Prior and posterior
     "unit vectors with the default prior": (
         partial(combined, posterior=vj.VonMisesFisher(3)),

@@ -9,12 +9,14 @@ A density that only one likelihood uses is in the file of that likelihood.
 """
 
 from vae_jax.distributions.base import (
+    Bounded,
     Distribution,
     Elementwise,
     Shape,
     Shared,
     exact_kl,
     limited,
+    log_prob_or_bound,
     on_unit,
     one_event_axis,
     register_kl,
@@ -41,6 +43,7 @@ from vae_jax.distributions.transformed import Transformed
 
 __all__ = [
     "LOG_SCALE_RANGE",
+    "Bounded",
     "Codebook",
     "Coded",
     "Concrete",
@@ -62,6 +65,7 @@ __all__ = [
     "VonMisesFisherDistribution",
     "exact_kl",
     "limited",
+    "log_prob_or_bound",
     "nearest",
     "on_unit",
     "one_event_axis",

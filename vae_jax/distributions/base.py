@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
+from vae_jax import random
 from vae_jax.interfaces import Pytree, Shape, Variables
 
 
@@ -109,6 +110,40 @@ class Distribution(Pytree, abc.ABC):
         """
         value = self.sample(key, sample_shape)
         return value, self.log_prob(value)
+
+
+class Bounded(Distribution):
+    """A density of which training knows a lower bound, estimated with noise.
+
+    Its `log_prob` is exact, and too slow to train with; or there is none.
+    """
+
+    @abc.abstractmethod
+    def elbo(
+        self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """An estimate of a lower bound on the log-density in nats, without bias.
+
+        Args:
+            value: `[*batch, *event]`.
+            keys: typed keys, one for each value.
+        """
+
+    def fit_objective(
+        self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """What is maximized where this is fitted to given values: by default the bound."""
+        return self.elbo(value, keys)
+
+
+def log_prob_or_bound(
+    p: Distribution, value: Float[Array, "K B *event"], keys: Key[Array, "B"]
+) -> Float[Array, "K B"]:
+    """ln p in nats or, of what is `Bounded`, an estimate of the bound on it, by own noise."""
+    if not isinstance(p, Bounded):
+        return p.log_prob(value)
+    own = random.purpose(keys, "bound of the prior")
+    return p.elbo(value, random.indexed(own, jnp.arange(len(value))[:, None]))
 
 
 def sample_each(

@@ -8,6 +8,7 @@ them.
 from vae_jax.flows.autoregressive import MADE, InverseAutoregressive, MaskedAutoregressive
 from vae_jax.flows.base import NEAR_ZERO, Flow, Reverse, detach, direction
 from vae_jax.flows.coupling import AffineCoupling, CouplingNetwork
+from vae_jax.flows.ode import solve, solve_with_log_det
 from vae_jax.flows.planar import Planar
 from vae_jax.flows.sylvester import Householder, Sylvester, orthogonalize
 
@@ -26,4 +27,6 @@ __all__ = [
     "detach",
     "direction",
     "orthogonalize",
+    "solve",
+    "solve_with_log_det",
 ]

@@ -46,10 +46,10 @@ def in_groups(function: OfWeights, m: int) -> OfWeights:
 
 
 def requirements(doubly_reparameterized: bool) -> Requirements:
-    """A density of q, which is differentiable along z where the gradient through z is weighed."""
+    """Densities; that of q differentiable along z where the gradient through z is weighed."""
     if doubly_reparameterized:
-        return Requirements(posterior=frozenset({"density", "path"}))
-    return Requirements(posterior=frozenset({"density"}))
+        return Requirements(posterior=frozenset({"density", "path"}), exact_prior=True)
+    return Requirements(posterior=frozenset({"density"}), exact_prior=True)
 
 
 def importance_loss(

@@ -1,6 +1,6 @@
 """Importance-weighted bounds that differ for p and q (Rainforth et al. 2018)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -79,7 +79,7 @@ class PIWAE(Objective):
     @property
     @override
     def requires(self) -> Requirements:
-        return Requirements(requirements(self.doubly_reparameterized).posterior, one_layer=True)
+        return replace(requirements(self.doubly_reparameterized), one_layer=True)
 
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model

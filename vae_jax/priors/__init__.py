@@ -1,6 +1,8 @@
 """p(z), the density from which latents are drawn; see `vae_jax.interfaces.Prior`."""
 
 from vae_jax.priors.codes import AutoregressiveCodes, UniformCodes
+from vae_jax.priors.diffusion import Diffusion
+from vae_jax.priors.flow_matching import FlowMatching
 from vae_jax.priors.flows import MaskedAutoregressiveFlow, RealNVP
 from vae_jax.priors.mixtures import GaussianMixture, VampPrior
 from vae_jax.priors.simple import (
@@ -14,6 +16,8 @@ from vae_jax.priors.simple import (
 
 __all__ = [
     "AutoregressiveCodes",
+    "Diffusion",
+    "FlowMatching",
     "GaussianMixture",
     "HypersphericalUniform",
     "MaskedAutoregressiveFlow",

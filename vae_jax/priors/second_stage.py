@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Shape
+from vae_jax.distributions import Bounded, Distribution, Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Dim, Widths
 from vae_jax.interfaces import Layers, Model, Prior, Variables
@@ -22,7 +22,7 @@ from vae_jax.vae import VAE, Terms
 
 
 @struct.dataclass
-class SecondStage(Distribution):
+class SecondStage(Bounded):
     """p(z) = E_p(u)[p(z|u)] of a VAE over latents `[d]`: it can be sampled, not evaluated.
 
     Attributes:
@@ -64,11 +64,13 @@ class SecondStage(Distribution):
             "mixture or a flow to evaluate likelihoods."
         )
 
-    def elbo(self, z: Float[Array, "N d"], keys: Key[Array, "N"]) -> Float[Array, "N"]:
+    def elbo(
+        self, value: Float[Array, "*batch d"], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """The bound on ln p(z) in nats, with one sample of u for each z."""
-        x = z.reshape(-1, *self.vae.image_shape)
-        terms = cast(Terms, self.vae.apply(self.variables, x, keys))
-        return terms.log_px[0] - terms.rate[0]
+        x = value.reshape(-1, *self.vae.image_shape)
+        terms = cast(Terms, self.vae.apply(self.variables, x, keys.reshape(-1)))
+        return (terms.log_px[0] - terms.rate[0]).reshape(keys.shape)
 
 
 class SecondStageVAE(Prior):
@@ -81,6 +83,8 @@ class SecondStageVAE(Prior):
 
     dim: Dim
     hidden: Widths = (512, 512)
+
+    exact = False
 
     def setup(self):
         """A VAE to which latents are images of d x 1 pixels."""

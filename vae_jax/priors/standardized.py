@@ -7,7 +7,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
-from vae_jax.distributions import Distribution, Shape
+from vae_jax.distributions import Bounded, Distribution, Shape
 from vae_jax.interfaces import Model, Prior
 
 
@@ -24,6 +24,7 @@ class Rescaled(Distribution):
     base: Distribution
     loc: Float[Array, "*event"]
     scale: Float[Array, "*event"]
+    event_ndims: int = struct.field(pytree_node=False, default=1, kw_only=True)
 
     exact_mean = False
 
@@ -54,6 +55,25 @@ class Rescaled(Distribution):
         return log_density - jnp.log(self.scale).sum()
 
 
+@struct.dataclass
+class BoundedRescaled(Rescaled, Bounded):
+    """`Rescaled`, of a base with a bound."""
+
+    def elbo(
+        self, value: Float[Array, "*batch_and_event"], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """The base's bound at (value - loc) / scale, less sum ln scale."""
+        assert isinstance(self.base, Bounded)
+        return self.base.elbo((value - self.loc) / self.scale, keys) - jnp.log(self.scale).sum()
+
+    @override
+    def fit_objective(
+        self, value: Float[Array, "*batch_and_event"], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        assert isinstance(self.base, Bounded)
+        return self.base.fit_objective((value - self.loc) / self.scale, keys)
+
+
 class Standardized(Prior):
     """A prior over (z - m) / s, with the mean m and the standard deviation s of given latents.
 
@@ -65,10 +85,22 @@ class Standardized(Prior):
 
     prior: Prior
 
+    @property
+    @override
+    def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether that prior is."""
+        return self.prior.exact
+
+    @property
+    @override
+    def label_classes(self) -> int | None:
+        return self.prior.label_classes
+
     @nn.compact
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Rescaled:
         base = self.prior(model, y)
         loc = self.param("loc", nn.initializers.zeros, base.event_shape)
         scale = self.param("scale", nn.initializers.ones, base.event_shape)
-        return Rescaled(base, *lax.stop_gradient((loc, scale)))
+        made = BoundedRescaled if isinstance(base, Bounded) else Rescaled
+        return made(base, *lax.stop_gradient((loc, scale)), event_ndims=loc.ndim)

@@ -1,0 +1,99 @@
+"""Continuous flows: dz/dt = f(z, t), and what they do to a density, by diffrax.
+
+References:
+    Chen et al. (2018), "Neural ordinary differential equations", section 4.
+    Grathwohl et al. (2019), "FFJORD", for Hutchinson's estimator of the divergence with noise that
+    is fixed along a path.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from vae_jax import random
+
+State = TypeVar("State")
+Velocity = Callable[[Array, Array], Array]
+"""f, a function of one z `[*event]` and of the time `[]`."""
+
+EXACT_UP_TO = 64
+"""The number of dimensions up to which the divergence is the trace of the Jacobian matrix; above,
+where that takes as many derivatives, it is estimated from one."""
+MOST_STEPS = 4096
+
+
+def solve(
+    velocity: Callable[[State, Array], State],
+    start: State,
+    times: tuple[float, float],
+    tolerance: float,
+) -> State:
+    """The state at the second time of the path that has the given one at the first.
+
+    Args:
+        velocity: the derivative of the state, a function of it and of the time `[]`.
+        start: arrays.
+        times: the first and the second time, in any order.
+        tolerance: the relative and absolute error of one step, which sets the steps (Tsitouras'
+            method of order five).
+
+    Returns:
+        The state; nan where it takes more than 4,096 steps.
+    """
+    import diffrax  # a second, which runs without such a flow are spared
+
+    first, last = times
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda time, state, _: velocity(state, jnp.asarray(time))),
+        diffrax.Tsit5(),
+        first,
+        last,
+        (last - first) / 16,
+        start,
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        max_steps=MOST_STEPS,
+        throw=False,  # which would take a call from the device to the host
+    )
+    done = solution.result == diffrax.RESULTS.successful
+    assert solution.ys is not None
+
+    def at_end(path: Array) -> Array:
+        return jnp.where(done, path[0], jnp.nan)
+
+    return jax.tree.map(at_end, solution.ys)
+
+
+def solve_with_log_det(
+    velocity: Velocity, z: Float[Array, "*event"], times: tuple[float, float], tolerance: float
+) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
+    """The end of the path from z, and ln |det| of its derivative by z: the integral of div f.
+
+    The divergence is exact up to `EXACT_UP_TO` dimensions. Above, it is Hutchinson's estimate
+    e^T (df/dz) e, with one vector e of random signs that is the same for all z and all times: its
+    expectation over e is exact.
+
+    Args:
+        velocity: f.
+        z: one z.
+        times: as in `solve`.
+        tolerance: as in `solve`.
+    """
+    exact = z.size <= EXACT_UP_TO
+    signs = jax.random.rademacher(random.purpose(random.key(0), "divergence"), z.shape, z.dtype)
+
+    def both(state: tuple[Array, Array], time: Array) -> tuple[Array, Array]:
+        def at_time(z: Array) -> Array:
+            return velocity(z, time)
+
+        if exact:
+            size = z.size
+            jacobian = jax.jacfwd(at_time)(state[0]).reshape(size, size)
+            return at_time(state[0]), jnp.trace(jacobian)
+        moved, along = jax.jvp(at_time, (state[0],), (signs,))
+        return moved, (signs * along).sum()
+
+    return solve(both, (z, jnp.zeros((), z.dtype)), times, tolerance)

@@ -1,0 +1,75 @@
+"""Layers that a condition modulates, and a network of vectors made of them.
+
+A condition is a vector `[N, E]` for each example, such as the embedding of a time and a class.
+Networks of diffusion and of flows take latents `[N, *event]` with it and return as many numbers.
+They begin at zero, and each block as the identity: "adaLN-Zero" (Peebles & Xie 2023, section 3.2).
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.given import Count
+from vae_jax.interfaces import Part
+
+ZEROS = nn.initializers.zeros
+FASTEST = 100.0  # radians in the unit of time: what a network can tell apart, and no faster
+
+
+def embedded(time: Array, width: int) -> Array:
+    """Times `[N]` in [0, 1] as cosines and sines of geometric frequencies, `[N, width]`."""
+    half = -(-width // 2)
+    angles = time[:, None] * jnp.exp(jnp.linspace(0.0, math.log(FASTEST), half))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)[:, :width]
+
+
+def modulations(condition: Array, count: int, features: int, ndim: int) -> list[Array]:
+    """Vectors `[N, 1, ..., features]`, affine in the condition, zero at first.
+
+    To be called in a compact method.
+
+    Args:
+        condition: `[N, E]`.
+        count: their number.
+        features: the features of each.
+        ndim: the number of axes of what they modulate.
+    """
+    dense = nn.Dense(count * features, kernel_init=ZEROS, name="modulations")
+    found = dense(jax.nn.silu(condition))
+    return jnp.split(found.reshape(len(found), *[1] * (ndim - 2), -1), count, -1)
+
+
+class AdaptiveMLP(Part):
+    """Residual layers over vectors, modulated by the condition (Li et al. 2024, appendix A).
+
+    Attributes:
+        width: the width of the residual stream.
+        num_layers: the number of its blocks.
+    """
+
+    width: Count = 256
+    num_layers: Count = 3
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array) -> Array:
+        """Latents `[N, *event]`, flattened, and conditions `[N, E]`, to `[N, *event]`."""
+        flat = z.reshape(len(z), -1)
+        h = nn.Dense(self.width)(flat)
+        for layer in range(self.num_layers):
+            h = _Block(name=f"block{layer}")(h, condition)
+        h = jax.nn.silu(nn.LayerNorm()(h))
+        return nn.Dense(flat.shape[-1], kernel_init=ZEROS)(h).reshape(z.shape)
+
+
+class _Block(nn.Module):
+    """h + gate * R(h), R two layers over the normalized and modulated stream."""
+
+    @nn.compact
+    def __call__(self, h: Array, condition: Array) -> Array:
+        width = h.shape[-1]
+        shift, scale, gate = modulations(condition, 3, width, h.ndim)
+        inner = nn.LayerNorm(use_bias=False, use_scale=False)(h) * (1 + scale) + shift
+        return h + gate * nn.Dense(width)(jax.nn.silu(nn.Dense(width)(inner)))

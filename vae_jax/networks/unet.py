@@ -1,0 +1,91 @@
+"""The U-Net of diffusion models: residual blocks that a condition modulates, skips across."""
+
+from typing import Annotated
+
+import flax.linen as nn
+import jax
+from jax import Array
+from jax import numpy as jnp
+from typing_extensions import override
+
+from vae_jax.given import Count, SomeWidths
+from vae_jax.interfaces import Part
+from vae_jax.networks.conditioned import ZEROS, modulations
+from vae_jax.networks.layers import Conv, average_pool, group_norm, halvings, upsample
+from vae_jax.networks.transformer import check_heads
+
+
+class UNet(Part):
+    """Stages of residual blocks down to a coarse map, with attention there, and up again.
+
+    Each stage but the first halves the map. A block on the way up is given the features of its
+    counterpart on the way down.
+
+    Attributes:
+        widths: the number of features of each stage, the finest first.
+        blocks: the number of blocks of each stage, on either way.
+        num_heads: the number of attention heads on the coarsest map, a divisor of its features.
+
+    References:
+        Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B; Dhariwal & Nichol
+        (2021), "Diffusion models beat GANs on image synthesis", section 3, for the modulation of
+        group norms.
+    """
+
+    widths: Annotated[SomeWidths, "a tuple of whole numbers, the finest first, as (64, 128)"] = (
+        64,
+        128,
+    )
+    blocks: Count = 2
+    num_heads: Count = 4
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        check_heads(self, self.widths[-1], self.num_heads)
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array) -> Array:
+        """Latents `[N, h, w, c]` and conditions `[N, E]`, to `[N, h, w, c]`."""
+        coarsest, *finer = halvings(z.shape[1:], len(self.widths) - 1)
+        del coarsest
+        h = Conv(self.widths[0], use_bias=True)(z)
+        skips = [h]
+        for stage, width in enumerate(self.widths):
+            h = average_pool(h) if stage else h
+            for _ in range(self.blocks):
+                h = _Block(width)(h, condition)
+                skips.append(h)
+        h = _Block(self.widths[-1])(_attended(h, self.num_heads), condition)
+        for stage, width in reversed(list(enumerate(self.widths))):
+            for _ in range(self.blocks):
+                h = _Block(width)(jnp.concatenate([h, skips.pop()], -1), condition)
+            h = upsample(h, finer.pop(0)) if stage else h
+        h = jax.nn.silu(group_norm(jnp.concatenate([h, skips.pop()], -1)))
+        return Conv(z.shape[-1], use_bias=True, kernel_init=ZEROS)(h)
+
+
+class _Block(nn.Module):
+    """h + R(h): R is two 3x3 convolutions, the second's input modulated and its output zero."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, h: Array, condition: Array) -> Array:
+        inner = Conv(self.features, use_bias=True)(jax.nn.silu(group_norm(h)))
+        shift, scale = modulations(condition, 2, self.features, h.ndim)
+        inner = jax.nn.silu(group_norm(inner) * (1 + scale) + shift)
+        inner = Conv(self.features, use_bias=True, kernel_init=ZEROS)(inner)
+        if h.shape[-1] != self.features:
+            h = Conv(self.features, 1, name="shortcut")(h)
+        return h + inner
+
+
+def _attended(h: Array, num_heads: int) -> Array:
+    """h plus attention among its positions; to be called in a compact method."""
+    flat = group_norm(h).reshape(len(h), -1, h.shape[-1])
+    qkv = nn.Dense(3 * h.shape[-1])(flat).reshape(*flat.shape[:2], 3, num_heads, -1)
+    query, key, value = (qkv[:, :, each] for each in range(3))
+    attended = jax.nn.dot_product_attention(query, key, value).reshape(flat.shape)
+    return h + nn.Dense(h.shape[-1], kernel_init=ZEROS)(attended).reshape(h.shape)

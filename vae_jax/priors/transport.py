@@ -1,0 +1,298 @@
+"""Priors that carry noise to latents along the paths of a learned velocity.
+
+Data and noise are joined by z_s = alpha_s z + sigma_s e, with e from N(0, I). A network knows the
+mean velocity v(z_s, s) of these paths, and dz/ds = v carries N(0, I) at the end of noise to a
+density at the end of data: its probability-flow ODE (Song et al. 2021, "Score-based generative
+modeling", section 4.3). This density is exact, but takes a solver; training maximizes a bound or
+fits the velocity.
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Float, Int, Key
+from typing_extensions import override
+
+from vae_jax import random
+from vae_jax.conditional import given
+from vae_jax.distributions import Bounded, Shape, sum_event
+from vae_jax.errors import VaeJaxError
+from vae_jax.flows import solve, solve_with_log_det
+from vae_jax.given import Count, LatentShape, Network, Proportion, Weight
+from vae_jax.interfaces import Model, Prior, Variables, latent_shape
+from vae_jax.networks.conditioned import AdaptiveMLP, embedded
+from vae_jax.networks.dit import DiT
+from vae_jax.networks.unet import UNet
+
+Sampler = Literal["ode", "ancestral"]
+
+DENSITY_TOLERANCE = 1e-5
+SAMPLE_TOLERANCE = 1e-3  # of the error of a step, in units of the noise
+CONDITION = 128
+
+
+OfNoise = Callable[["Transported", Array, Array, Array, Array | None], Array]
+"""A function of a density, values, noise, numbers in [0, 1] and classes, one of each a value."""
+
+
+@struct.dataclass
+class Transported(Bounded):
+    """The density of noise carried to data by the probability-flow ODE.
+
+    Draws by the ODE have this density. `elbo` bounds the density of its prior's ancestral sampler,
+    which is the same where the network knows the true velocity.
+
+    Attributes:
+        variables: the variables of the prior.
+        y: classes `[B]` of the densities of a batch; None for one density.
+        prior: the prior, which has the network.
+    """
+
+    variables: Variables
+    y: Int[Array, "B"] | None
+    prior: "TransportPrior" = struct.field(pytree_node=False)
+    event_ndims: int = struct.field(pytree_node=False, default=1, kw_only=True)
+
+    exact_mean = False
+
+    @property
+    @override
+    def shape(self) -> Shape:
+        batch = () if self.y is None else self.y.shape
+        return (*batch, *latent_shape(self.prior.shape))
+
+    @property
+    def mean(self) -> Float[Array, "*batch_and_event"]:
+        """What the middle of the noise is carried to; not the mean."""
+        return self._carried(jnp.zeros(self.shape))
+
+    def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """ln N(z_1; 0, I) plus the integral of the divergence along the path from z to z_1.
+
+        The divergence is exact up to 64 dimensions and Hutchinson's estimate above, with one fixed
+        vector of signs (`vae_jax.flows.ode`).
+        """
+        flat, y = self.flat(value)
+        ends = self.prior.ends
+        alpha, _ = self.prior.alpha_sigma(ends[0])
+
+        def one(z: Array, y: Array | None) -> Array:
+            velocity = self._of_one(y)
+            noise, log_det = solve_with_log_det(velocity, alpha * z, ends, DENSITY_TOLERANCE)
+            log_normal = -0.5 * (noise**2 + math.log(2 * math.pi)).sum()
+            return log_normal + log_det + z.size * jnp.log(alpha)
+
+        with jax.default_matmul_precision("float32"):
+            found = jax.vmap(one)(flat, y)
+        return found.reshape(value.shape[: value.ndim - self.event_ndims])
+
+    def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
+        """Noise, carried to data by the prior's sampler; reparameterized by the ODE."""
+        key_start, key_steps = random.purposes(key, "start", "steps")
+        noise = random.draw(jax.random.normal, key_start, sample_shape, self.shape)
+        if self.prior.sampler == "ode":
+            return self._carried(noise)
+        return self.prior.ancestral(self, noise, key_steps, sample_shape)
+
+    def elbo(self, value: Float[Array, "..."], keys: Key[Array, "*batch"]) -> Float[Array, "..."]:
+        """The prior's bound at one time and one draw of noise for each value.
+
+        Where labels are dropped, it is that of a density which is told y with the other
+        probability: E ln p(z|y or nothing), below the logarithm of that mixture.
+        """
+        return self._over_flat(self.prior.bound, value, keys)
+
+    @override
+    def fit_objective(
+        self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        return self._over_flat(self.prior.to_fit, value, keys)
+
+    def velocity(
+        self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "N"] | None
+    ) -> Float[Array, "N *event"]:
+        """The network's velocity, of the class y."""
+        v = self.prior.apply(self.variables, z, s, y, method="predict")
+        return cast(Array, v)
+
+    def guided(
+        self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "N"] | None
+    ) -> Float[Array, "N *event"]:
+        """`velocity`, moved away from that of no class by the prior's guidance."""
+        v, weight, none = self.velocity(z, s, y), self.prior.guidance, self.prior.num_classes
+        if weight > 0 and y is not None and none is not None:
+            v += weight * (v - self.velocity(z, s, jnp.full_like(y, none)))
+        return v
+
+    def _of_one(self, y: Int[Array, ""] | None) -> Callable[[Array, Array], Array]:
+        """The derivative of one z `[*event]` by s `[]`."""
+
+        def velocity(z: Array, s: Array) -> Array:
+            v = self.guided(z[None], s[None], None if y is None else y[None])[0]
+            return self.prior.speed(s) * v
+
+        return velocity
+
+    def _carried(self, noise: Float[Array, "*draws_and_event"]) -> Float[Array, "..."]:
+        flat, y = self.flat(noise)
+        start, end = self.prior.ends
+        alpha, _ = self.prior.alpha_sigma(start)
+
+        def one(noise: Array, y: Array | None) -> Array:
+            return solve(self._of_one(y), noise, (end, start), SAMPLE_TOLERANCE) / alpha
+
+        return jax.vmap(one)(flat, y).reshape(noise.shape)
+
+    def flat(self, value: Array) -> tuple[Array, Array | None]:
+        """Values `[N, *event]` and their classes `[N]`."""
+        flat = value.reshape(-1, *self.event_shape)
+        if self.y is None:
+            return flat, None
+        return flat, jnp.tile(self.y, len(flat) // len(self.y))
+
+    def _over_flat(
+        self, function: OfNoise, value: Array, keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """A function of values, noise, uniform numbers and classes, over a batch of any shape."""
+        flat, y = self.flat(value)
+        key_time, key_noise, key_drop = random.purposes(keys.reshape(-1), "time", "noise", "drop")
+        uniform = random.draw(jax.random.uniform, key_time, (), flat.shape[:1])
+        noise = random.draw(jax.random.normal, key_noise, (), flat.shape)
+        none = self.prior.num_classes
+        if y is not None and none is not None and self.prior.drop_labels > 0:
+            told = random.draw(jax.random.uniform, key_drop, (), y.shape) >= self.prior.drop_labels
+            y = jnp.where(told, y, none)
+        return function(self, flat, noise, uniform, y).reshape(keys.shape)
+
+
+class TransportPrior(Prior):
+    """A prior whose density is that of noise carried along a learned velocity.
+
+    Attributes:
+        shape: the shape of z: d, (n, d) or (h, w, c).
+        network: a network from latents `[N, *event]` and conditions `[N, 128]` to `[N, *event]`;
+            None takes `AdaptiveMLP()` for vectors, `DiT()` for sets and `UNet()` for maps.
+        num_classes: the number of classes y of p(z|y) in a conditional model; None is p(z).
+        drop_labels: the probability with which y is not told in training, so that the network knows
+            p(z) too.
+        guidance: the weight w of classifier-free guidance in draws, v(z, y) + w (v(z, y) - v(z));
+            with 0 they are those of p(z|y).
+        sampler: "ode", the probability-flow ODE; or "ancestral", step by step with new noise, where
+            the prior has such a sampler.
+    """
+
+    shape: LatentShape
+    network: Network | None = None
+    num_classes: Count | None = None
+    drop_labels: Proportion = 0.1
+    guidance: Weight = 0.0
+    sampler: Sampler = "ode"
+
+    exact = False
+    samplers: ClassVar[tuple[Sampler, ...]] = ("ode",)
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        name = type(self).__name__
+        if self.guidance > 0 and self.num_classes is None:
+            raise VaeJaxError(
+                f"{name} has guidance {self.guidance:g} and no classes to be guided to: give "
+                "num_classes, that of a conditional model, or leave the guidance at 0."
+            )
+        if self.guidance > 0 and self.drop_labels == 0:
+            raise VaeJaxError(
+                f"{name} is guided away from p(z), which it learns where labels are dropped, and "
+                "drop_labels is 0: give drop_labels=0.1 in training, or leave the guidance at 0."
+            )
+        if self.sampler not in self.samplers:
+            raise VaeJaxError(f"{name} has no sampler {self.sampler!r}: take 'ode'.")
+
+    def setup(self):
+        """The network, and the embeddings of time and class."""
+        event = latent_shape(self.shape)
+        default = {1: AdaptiveMLP, 2: DiT, 3: UNet}[len(event)]
+        self.trunk = default() if self.network is None else self.network
+        self.of_time = nn.Dense(CONDITION), nn.Dense(CONDITION)
+        if self.num_classes is not None:
+            self.of_class = nn.Embed(self.num_classes + 1, CONDITION)
+
+    @property
+    @override
+    def label_classes(self) -> int | None:
+        return self.num_classes
+
+    @override
+    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Transported:
+        y = None if self.num_classes is None else given(y, self)
+        event = latent_shape(self.shape)
+        if self.is_initializing():
+            self.predict(jnp.zeros((1, *event)), jnp.zeros(1), y)
+            self.start()
+        return Transported(self.variables, y, self.clone(parent=None), event_ndims=len(event))
+
+    def predict(
+        self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "_"] | None
+    ) -> Float[Array, "N *event"]:
+        """The mean velocity of the paths through z at s, of the class y."""
+        first, second = self.of_time
+        time = (s - self.ends[0]) / (self.ends[1] - self.ends[0])
+        condition = second(jax.nn.silu(first(embedded(time, CONDITION))))
+        if y is not None:
+            condition += self.of_class(y)
+        return self.trunk(z, condition)
+
+    def start(self) -> None:
+        """Makes further parameters while the prior is initialized."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """s at the end of data and at that of noise."""
+        raise NotImplementedError
+
+    def alpha_sigma(self, s: Array | float) -> tuple[Array, Array]:
+        """alpha_s and sigma_s."""
+        raise NotImplementedError
+
+    def speed(self, s: Array) -> Array:
+        """The factor of the network's velocity in dz/ds."""
+        raise NotImplementedError
+
+    def bound(
+        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+    ) -> Float[Array, "N"]:
+        """An estimate of the bound on ln p(z) from noise `[N, *event]` and numbers in [0, 1]."""
+        raise NotImplementedError
+
+    def to_fit(
+        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+    ) -> Float[Array, "N"]:
+        """What is maximized where the prior is fitted to given latents."""
+        return self.bound(p, z, noise, uniform, y)
+
+    def ancestral(
+        self, p: Transported, noise: Array, key: Key[Array, "..."], sample_shape: Shape
+    ) -> Float[Array, "..."]:
+        """Draws by a sampler with noise of its own in each step."""
+        raise NotImplementedError
+
+
+def log_normal_ends(prior: TransportPrior, z: Float[Array, "N *event"]) -> Float[Array, "N"]:
+    """E ln p(z|z_s) at the end of data, less KL(q(z_s|z) || N(0, I)) at that of noise.
+
+    Args:
+        prior: the prior, which knows both ends.
+        z: latents.
+    """
+    (alpha, sigma), (alpha_1, sigma_1) = (prior.alpha_sigma(s) for s in prior.ends)
+    log_scale = jnp.log(sigma / alpha)
+    reconstruction = -(log_scale + 0.5 * math.log(2 * math.pi) + 0.5)
+    kl = 0.5 * (sigma_1**2 + (alpha_1 * z) ** 2 - 1) - jnp.log(sigma_1)
+    return sum_event(reconstruction - kl, z.ndim - 1)
