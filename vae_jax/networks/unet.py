@@ -11,7 +11,14 @@ from typing_extensions import override
 from vae_jax.given import Count, SomeWidths
 from vae_jax.interfaces import Part
 from vae_jax.networks.conditioned import ZEROS, modulations
-from vae_jax.networks.layers import Conv, average_pool, group_norm, halvings, upsample
+from vae_jax.networks.layers import (
+    Conv,
+    SelfAttention,
+    average_pool,
+    group_norm,
+    halvings,
+    upsample,
+)
 from vae_jax.networks.transformer import check_heads
 
 
@@ -48,8 +55,7 @@ class UNet(Part):
     @nn.compact
     def __call__(self, z: Array, condition: Array) -> Array:
         """Latents `[N, h, w, c]` and conditions `[N, E]`, to `[N, h, w, c]`."""
-        coarsest, *finer = halvings(z.shape[1:], len(self.widths) - 1)
-        del coarsest
+        _, *finer = halvings(z.shape[1:], len(self.widths) - 1)
         h = Conv(self.widths[0], use_bias=True)(z)
         skips = [h]
         for stage, width in enumerate(self.widths):
@@ -57,7 +63,7 @@ class UNet(Part):
             for _ in range(self.blocks):
                 h = _Block(width)(h, condition)
                 skips.append(h)
-        h = _Block(self.widths[-1])(_attended(h, self.num_heads), condition)
+        h = _Block(self.widths[-1])(SelfAttention(self.num_heads)(h), condition)
         for stage, width in reversed(list(enumerate(self.widths))):
             for _ in range(self.blocks):
                 h = _Block(width)(jnp.concatenate([h, skips.pop()], -1), condition)
@@ -80,12 +86,3 @@ class _Block(nn.Module):
         if h.shape[-1] != self.features:
             h = Conv(self.features, 1, name="shortcut")(h)
         return h + inner
-
-
-def _attended(h: Array, num_heads: int) -> Array:
-    """h plus attention among its positions; to be called in a compact method."""
-    flat = group_norm(h).reshape(len(h), -1, h.shape[-1])
-    qkv = nn.Dense(3 * h.shape[-1])(flat).reshape(*flat.shape[:2], 3, num_heads, -1)
-    query, key, value = (qkv[:, :, each] for each in range(3))
-    attended = jax.nn.dot_product_attention(query, key, value).reshape(flat.shape)
-    return h + nn.Dense(h.shape[-1], kernel_init=ZEROS)(attended).reshape(h.shape)
