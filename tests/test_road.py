@@ -55,7 +55,7 @@ FLOORS = (
     ("standard_figures", "metrics"),
     ("evaluation",),
     ("train",),
-    ("report", "grid"),
+    ("report", "grid", "second_stage"),
     ("cli",),
 )
 # What looks upward, for the names of types alone.

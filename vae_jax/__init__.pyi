@@ -6,6 +6,7 @@ from . import metrics as metrics
 from . import plots as plots
 from .conditional import ClassGaussian as ClassGaussian
 from .conditional import LabelEmbedding as LabelEmbedding
+from .conditional import Labels as Labels
 from .data import Data as Data
 from .data import Split as Split
 from .data import load as load

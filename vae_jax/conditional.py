@@ -18,7 +18,33 @@ from vae_jax.given import Count, LatentShape
 from vae_jax.interfaces import Model, Part, Prior, latent_shape
 
 
-class LabelEmbedding(Part):
+class Labels(Part):
+    """The classes y of a model whose prior alone is given them: p(z|y) over latents of q(z|x).
+
+    So a second stage has classes where the first has none.
+
+    Attributes:
+        num_classes: the number of classes; labels are 0 to `num_classes` - 1.
+    """
+
+    num_classes: Count
+
+    def for_encoder(
+        self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N ..."]:
+        """The inputs of an encoder, images or latents, as they are."""
+        del y
+        return x
+
+    def for_decoder(
+        self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N ..."]:
+        """The inputs of a decoder, latents, as they are."""
+        del y
+        return z
+
+
+class LabelEmbedding(Labels):
     """A learned vector for each class, appended to the inputs of encoder and decoder.
 
     It is appended along the last axis: as channels to images and maps, as components to vectors and
@@ -35,7 +61,6 @@ class LabelEmbedding(Part):
         conditional generative models".
     """
 
-    num_classes: Count
     width: Count
 
     def setup(self):
@@ -45,12 +70,14 @@ class LabelEmbedding(Part):
             for _ in range(2)
         )
 
+    @override
     def for_encoder(
         self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
     ) -> Float[Array, "N *axes C+{self.width}"]:
         """The inputs of an encoder, images or latents, with the vectors of their labels."""
         return self._append(x, y, self.encoder)
 
+    @override
     def for_decoder(
         self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
     ) -> Float[Array, "N *axes d+{self.width}"]:

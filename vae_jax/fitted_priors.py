@@ -29,20 +29,22 @@ from vae_jax import parallel, random
 from vae_jax.checkpoint import Checkpoints
 from vae_jax.compatibility import check_prior
 from vae_jax.deep import DeepVAE
-from vae_jax.distributions import Distribution
+from vae_jax.distributions import Bounded, Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, checked
 from vae_jax.interfaces import Model, Prior, Variables
 from vae_jax.priors.codes import AutoregressiveCodes
+from vae_jax.priors.diffusion import Diffusion
+from vae_jax.priors.flow_matching import FlowMatching
 from vae_jax.priors.flows import RealNVP
 from vae_jax.priors.mixtures import GaussianMixture
-from vae_jax.priors.second_stage import SecondStage, SecondStageVAE
+from vae_jax.priors.second_stage import SecondStageVAE
 from vae_jax.priors.standardized import Standardized
 from vae_jax.run import Run
 from vae_jax.vae import Terms
 
 Tree = TypeVar("Tree")
-Family = Literal["mixture", "flow", "vae", "autoregressive"]
+Family = Literal["mixture", "flow", "vae", "autoregressive", "diffusion", "flow_matching"]
 
 LATENTS = 50_000  # the least number drawn from the aggregated posterior
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
@@ -80,6 +82,32 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
     return np.concatenate(found)
 
 
+def check_replaced(run: Run, prior: Prior) -> None:
+    """Checks that a prior can take over from that of a run's model.
+
+    Raises:
+        VaeJaxError: it gives the latents no density, or the run's own is p(z|y), or of layers.
+    """
+    model = run.experiment.model
+    if model.prior.label_classes is not None and prior.label_classes is None:
+        raise VaeJaxError(
+            f"{type(model.prior).__name__} has a density for each class, which a density fitted to "
+            "the latents of all would replace: sample from the model's own prior."
+        )
+    if isinstance(model, DeepVAE):
+        raise VaeJaxError(
+            "The priors of a DeepVAE's layers are parts of its decoder, none of which is replaced: "
+            "sample from the model's own, at another temperature perhaps."
+        )
+    check_prior(model.posteriors[-1], prior)
+
+
+def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the standard deviation of latents `[M, *event]`, one where they do not vary."""
+    loc, scale = z.mean(0, dtype=np.float64), z.std(0, dtype=np.float64)
+    return loc.astype(z.dtype), np.where(scale > 0, scale, 1).astype(z.dtype)
+
+
 @checked
 def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) -> Run:
     """Fit a prior to the aggregated posterior of a run's first seed, with Adam.
@@ -103,25 +131,14 @@ def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) 
     Example:
         >>> images = generate.sample(fit(run, GaussianMixture(10, 20)), 64)
     """
+    check_replaced(run, prior)
     model = run.experiment.model
-    if model.prior.label_classes is not None:
-        raise VaeJaxError(
-            f"{type(model.prior).__name__} has a density for each class, which a density fitted to "
-            "the latents of all would replace: sample from the model's own prior."
-        )
-    if isinstance(model, DeepVAE):
-        raise VaeJaxError(
-            "The priors of a DeepVAE's layers are parts of its decoder, none of which is replaced: "
-            "sample from the model's own, at another temperature perhaps."
-        )
-    check_prior(model.posteriors[-1], prior)
     standardize = model.posteriors[-1].space == "real"
     model = model.clone(prior=prior)
     z, root = latents_of(run, seed), random.purpose(random.key(seed), "fit")
     loc, scale = np.zeros(z.shape[1:], z.dtype), np.ones(z.shape[1:], z.dtype)
     if standardize:
-        loc, scale = z.mean(0, dtype=np.float64), z.std(0, dtype=np.float64)
-        loc, scale = (each.astype(z.dtype) for each in (loc, np.where(scale > 0, scale, 1)))
+        loc, scale = moments(z)
     u = (z - loc) / scale
     variables = run.seed_variables
     frozen = {name: group for name, group in variables["params"].items() if name != "prior"}
@@ -137,7 +154,7 @@ def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) 
                 f"The latents have the shape {z.shape[1:]}, and {type(prior).__name__} is a prior "
                 f"of latents of the shape {p.event_shape}: give both the same."
             )
-        return p.elbo(u, keys) if isinstance(p, SecondStage) else p.log_prob(u)
+        return p.elbo(u, keys) if isinstance(p, Bounded) else p.log_prob(u)
 
     def step(
         carry: tuple[optax.Params, optax.OptState], step: Array
@@ -235,13 +252,26 @@ def _with_prior(run: Run, model: Model, params: optax.Params | Variables) -> Run
     return dataclasses.replace(run, experiment=run.experiment.with_model(model), state=state)
 
 
-def prior_for(run: Run, family: Family) -> Prior:
+def prior_for(
+    run: Run, family: Family, classes: int | None = None, network: nn.Module | None = None
+) -> Prior:
     """A prior of a family, of the shape of a run's latents.
 
+    Args:
+        run: the trained model.
+        family: the family.
+        classes: the number of classes of a diffusion or of flow matching.
+        network: the network of one of these; None takes its own.
+
     Raises:
-        VaeJaxError: no prior of the family fits the latents.
+        VaeJaxError: no prior of the family fits the latents, or it has no classes or network.
     """
     model = run.experiment.model
+    if family not in ("diffusion", "flow_matching") and (classes or network) is not None:
+        raise VaeJaxError(
+            f"Of the family {family!r} no prior has classes or a network to choose: leave them "
+            "out, or take diffusion or flow_matching."
+        )
     space = model.posteriors[-1].space
     x = jnp.zeros((1, *model.image_shape))
     y = None if model.labels is None else jnp.zeros(1, jnp.int32)
@@ -259,9 +289,14 @@ def prior_for(run: Run, family: Family) -> Prior:
             return SecondStageVAE(shape[0])
         case "autoregressive", _ if space == "codes":
             return AutoregressiveCodes(shape[:-1])
+        case "diffusion", _ if space == "real":
+            return Diffusion(shape, network, classes)
+        case "flow_matching", _ if space == "real":
+            return FlowMatching(shape, network, classes)
     raise VaeJaxError(
-        f"No prior of the family {family!r} fits latents of the shape {shape}: take mixture, flow "
-        "or vae for real vectors, mixture for other real latents, autoregressive for codes."
+        f"No prior of the family {family!r} fits latents of the shape {shape}: take mixture, flow, "
+        "vae, diffusion or flow_matching for real vectors, all but flow and vae for other real "
+        "latents, autoregressive for codes."
     )
 
 

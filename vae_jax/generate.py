@@ -30,6 +30,7 @@ def sample(
     labels: Sequence[str | int] | None = None,
     prior: Family | None = None,
     temperature: Sequence[float] | None = None,
+    guidance: float | None = None,
 ) -> np.ndarray:
     """Draw z from the prior and show means of p(x|z).
 
@@ -43,16 +44,18 @@ def sample(
             kept in the run folder, and drawn from; None draws from the model's own prior.
         temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for each
             layer, the bottom layer first; None leaves them.
+        guidance: the weight of classifier-free guidance of a prior that `vae-jax fit-prior
+            --classes` has fitted; 0 draws from p(z|y), None with the prior's own.
 
     Returns:
         Pictures `[num, H, W, C]`.
 
     Raises:
         VaeJaxError: there is no such class, no prior of the family fits the latents, or the model
-            has no such temperatures.
+            has no such temperatures or guidance.
     """
     own = run if prior is None else fitted(run, prior)
-    return own.sample(num, label=labels, temperature=temperature, seed=seed)
+    return own.sample(num, label=labels, temperature=temperature, guidance=guidance, seed=seed)
 
 
 def reconstruct_rows(

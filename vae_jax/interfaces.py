@@ -28,11 +28,11 @@ from vae_jax import given, random
 from vae_jax.errors import VaeJaxError
 
 if TYPE_CHECKING:
-    from vae_jax.conditional import LabelEmbedding
+    from vae_jax.conditional import Labels
     from vae_jax.distributions import Distribution
     from vae_jax.vae import Terms
 else:
-    LabelEmbedding = nn.Module  # while the program runs, `Model` knows it by its name alone
+    Labels = nn.Module  # while the program runs, `Model` knows it by its name alone
 
 Own = TypeVar("Own", bound="Part")
 Shape = tuple[int, ...]
@@ -380,7 +380,7 @@ class Likelihood(Part):
 
 def _is_embedding(labels: object) -> bool:
     names = [each.__name__ for each in type(labels).__mro__]
-    return labels is None or "LabelEmbedding" in names
+    return labels is None or "Labels" in names
 
 
 @functools.cache
@@ -400,7 +400,7 @@ class Model(Part, kw_only=True):
         prior: p(z_L).
         likelihood: p(x|z), on the features of a decoder.
         critic: the module that the objective plays against, if it needs one.
-        labels: the embedding of y in a conditional model.
+        labels: the classes y of a conditional model, and their embedding.
         image_shape: (H, W, C); where it is left out, an `Experiment` takes that of its data.
 
     Raises:
@@ -413,7 +413,7 @@ class Model(Part, kw_only=True):
     critic: Annotated[nn.Module | None, "a critic, such as LatentCritic(MLP((64,))), or None"] = (
         None
     )
-    labels: Annotated[LabelEmbedding | None, _is_embedding, "a LabelEmbedding, or None"] = None
+    labels: Annotated[Labels | None, _is_embedding, "a LabelEmbedding, or None"] = None
     image_shape: Annotated[
         tuple[()] | tuple[given.Count, given.Count, given.Count], "(H, W, C), such as (28, 28, 1)"
     ] = ()

@@ -170,6 +170,16 @@ def loss_and_gradients(
     return result if axis is None else lax.pmean(result, axis)
 
 
+def averaged(ema: Variables, params: Variables, decay: float) -> Variables:
+    """The running average after one more step; what is equal stays so, and does not drift."""
+    moved = optax.incremental_update(params, ema, 1 - decay)
+
+    def unless_equal(old: Array, new: Array, moved: Array) -> Array:
+        return jnp.where(old == new, old, moved)
+
+    return cast(Variables, jax.tree.map(unless_equal, ema, params, moved))
+
+
 def train_step(
     experiment: Experiment,
     state: TrainState,
@@ -192,7 +202,7 @@ def train_step(
         params = cast(Variables, optax.apply_updates(state.params, updates))
         ema = state.ema_params
         if ema is not None and experiment.ema_decay is not None:
-            ema = cast(Variables, optax.incremental_update(params, ema, 1 - experiment.ema_decay))
+            ema = averaged(ema, params, experiment.ema_decay)
         return params, model_state, ema, opt_state
 
     old = (state.params, state.model_state, state.ema_params, state.opt_state)

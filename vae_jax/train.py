@@ -370,6 +370,7 @@ def opened(
     initial_state: Callable[[np.ndarray], TrainState],
     validate: Callable[[TrainState], Row],
     callback: Callback | None,
+    start: Callable[[TrainState], TrainState] | None = None,
 ) -> Generator[Training]:
     """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
     with (
@@ -381,6 +382,7 @@ def opened(
         if restored is None:
             with Waiting("Compiling the initial parameters"):
                 state = jax.tree.map(np.asarray, initial_state(seeds))
+            state = state if start is None else start(state)
         else:
             state, warnings = restored
             for warning in warnings:
@@ -502,6 +504,7 @@ def train(
     origin: Origin | None = None,
     streamed: bool | None = None,
     callback: Callback | None = None,
+    start: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
     """Train, or go on training, in a run folder.
 
@@ -518,6 +521,9 @@ def train(
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
             (of several also `loss/seed_0`, ...), called as metrics.jsonl gets a line, in the main
             process. It is not called again with what it had before training was resumed.
+        start: a function of the initial state `[S, ...]` on the host to that with which training
+            begins. What it takes from elsewhere the experiment has to name, as
+            `second_stage.FitPrior` does, for that is what the run is.
 
     Returns:
         The finished run.
@@ -537,7 +543,8 @@ def train(
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
     initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
     validate = make_validation(experiment)
-    with opened(experiment, run_folder, seeds, origin, initial_state, validate, callback) as run:
+    how = initial_state, validate, callback, start
+    with opened(experiment, run_folder, seeds, origin, *how) as run:
         if run.finished:
             say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")
             return run.run

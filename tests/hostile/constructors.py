@@ -251,6 +251,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
         TRANSPORTED | {"sampler": ("euler", None, 1, Said("ancestral", "take 'ode'"))},
     ),
     vj.ClassGaussian: ({"num_classes": 3, "shape": 2}, {"num_classes": COUNT, "shape": SHAPE}),
+    vj.Labels: ({"num_classes": 3}, {"num_classes": COUNT}),
     vj.LabelEmbedding: ({"num_classes": 3, "width": 2}, {"num_classes": COUNT, "width": COUNT}),
     # Likelihoods
     vj.Bernoulli: ({}, {"kernel_init": INITIALIZER, "bias_init": INITIALIZER}),

@@ -44,6 +44,7 @@ experiments_app = SubcommandApp()
 
 File = Annotated[str, tyro.conf.Positional]
 Split = Literal["train", "valid", "test"]
+Family = Literal["mixture", "flow", "vae", "autoregressive", "diffusion", "flow_matching"]
 Quantity = Literal[
     "nll", "neg_elbo", "kl", "kl_sampled", "distortion", "bits_per_dim", "active_units"
 ]
@@ -180,6 +181,65 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
 def train(file: File) -> None:
     """Train an experiment (a file, or a name), or go on with it; `train FILE --help`: its flags."""
     train_file_with_flags(file, [])
+
+
+@app.command(name="fit-prior")
+def fit_prior(
+    run: Folder,
+    *,
+    prior: Family,
+    workdir: Path | None = None,
+    network: Literal["mlp", "unet", "dit"] | None = None,
+    classes: bool = False,
+    num_steps: int = 20_000,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    checkpoint: Checkpoint = "latest",
+    data: Unprefixed = DataOptions(),
+    trust: bool = False,
+) -> None:
+    """Fit a prior to the latents of a run, or go on fitting it: a run folder of its own.
+
+    Args:
+        run: the run folder of the first stage, of which the first seed is taken.
+        prior: the family of the prior.
+        workdir: the run folder of the second stage (None: that of the first and the family).
+        network: the network of diffusion or flow matching (None: mlp for vectors, unet for maps).
+        classes: condition diffusion or flow matching on the classes of the data, with or without
+            which the first stage may have been trained.
+        num_steps: the number of optimizer steps.
+        batch_size: the number of images in a batch.
+        learning_rate: the largest learning rate of Adam.
+        seed: the seed.
+        checkpoint: the latest checkpoint of the first stage, or the best by validation.
+        data: where data sets are.
+        trust: run the code in the run folder even where another account wrote it.
+    """
+    data.use()
+    from vae_jax import networks
+    from vae_jax.fitted_priors import prior_for
+    from vae_jax.run import load_run
+    from vae_jax.second_stage import fit_prior as fit
+
+    made = {"mlp": networks.AdaptiveMLP, "unet": networks.UNet, "dit": networks.DiT}
+    loaded = load_run(run, checkpoint, trust=trust)
+    names = loaded.experiment.data.class_names
+    if classes and names is None:
+        raise VaeJaxError(
+            f"{loaded.experiment.data.name} has no classes: leave --classes out, or take data with "
+            "labels."
+        )
+    of_shape = prior_for(
+        loaded,
+        prior,
+        len(names or ()) if classes else None,
+        None if network is None else made[network](),
+    )
+    folder = run.with_name(f"{run.name}-{prior}") if workdir is None else workdir
+    how = {"num_steps": num_steps, "batch_size": batch_size, "seed": seed}
+    fitted = fit(loaded, of_shape, folder, learning_rate=learning_rate, **how)
+    print_paths([fitted.folder.path])
 
 
 @app.command

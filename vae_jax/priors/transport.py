@@ -212,6 +212,11 @@ class TransportPrior(Prior):
                 f"{name} is guided away from p(z), which it learns where labels are dropped, and "
                 "drop_labels is 0: give drop_labels=0.1 in training, or leave the guidance at 0."
             )
+        if isinstance(self.network, UNet) and len(latent_shape(self.shape)) != 3:
+            raise VaeJaxError(
+                f"UNet is a network of maps (h, w, c), and the shape of {name} is {self.shape}: "
+                "take AdaptiveMLP() or DiT(), or leave the network out."
+            )
         if self.sampler not in self.samplers:
             raise VaeJaxError(f"{name} has no sampler {self.sampler!r}: take 'ode'.")
 
@@ -247,7 +252,14 @@ class TransportPrior(Prior):
         condition = second(jax.nn.silu(first(embedded(time, CONDITION))))
         if y is not None:
             condition += self.of_class(y)
-        return self.trunk(z, condition)
+        v = self.trunk(z, condition)
+        if v.shape != z.shape:
+            raise VaeJaxError(
+                f"The network of {type(self).__name__} makes {list(v.shape[1:])} of latents "
+                f"{list(z.shape[1:])}: take one that keeps their shape, such as AdaptiveMLP(), or "
+                "UNet() of maps."
+            )
+        return v
 
     def start(self) -> None:
         """Makes further parameters while the prior is initialized."""

@@ -21,7 +21,9 @@ from vae_jax.deep import DeepVAE
 from vae_jax.errors import Shown, VaeJaxError
 from vae_jax.experiment import Experiment
 from vae_jax.given import Index, checked
-from vae_jax.interfaces import Variables
+from vae_jax.interfaces import Model, Variables
+from vae_jax.priors.standardized import Standardized
+from vae_jax.priors.transport import TransportPrior
 from vae_jax.run.arrays import check_alike, flattened
 from vae_jax.run.folder import RunFolder
 
@@ -256,6 +258,24 @@ class Loaded(Shown):
                 f"{layers} layers, none below zero."
             )
         return (np.broadcast_to(np.asarray(factors, np.float32), (layers,)),)
+
+    def guided(self, guidance: float | None) -> Model:
+        """The model, its draws from p(z|y) guided away from p(z) where that is asked for."""
+        model = self.experiment.model
+        if guidance is None:
+            return model
+        outer = model.prior
+        prior = outer.prior if isinstance(outer, Standardized) else outer
+        if not isinstance(prior, TransportPrior) or prior.num_classes is None:
+            raise VaeJaxError(
+                "Guidance is towards the classes of a diffusion or flow matching, and the prior of "
+                f"{self.folder.path} is {type(prior).__name__} without such classes: leave the "
+                "guidance out, or fit one by `vae-jax fit-prior RUN --prior diffusion --classes`."
+            )
+        prior = prior.clone(guidance=float(guidance))
+        if isinstance(outer, Standardized):
+            return model.clone(prior=outer.clone(prior=prior))
+        return model.clone(prior=prior)
 
     # From arrays to programs, each compiled once for each size of batch
 

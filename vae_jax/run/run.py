@@ -20,7 +20,7 @@ from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
-from vae_jax.given import Count, Seed, checked
+from vae_jax.given import Count, Seed, Weight, checked
 from vae_jax.interfaces import Layers, has_bound
 from vae_jax.run.folder import RunFolder
 from vae_jax.run.inpainting import has_independent_pixels, inpainted
@@ -149,6 +149,7 @@ class Run(Loaded):
         *,
         label: str | int | Sequence[str | int] | None = None,
         temperature: float | Sequence[float] | None = None,
+        guidance: Weight | None = None,
         seed: Seed = 0,
     ) -> np.ndarray:
         """Pictures `[num, H, W, C]` of latents from the prior.
@@ -159,12 +160,14 @@ class Run(Loaded):
                 other with equal shares of the pictures; None takes all classes.
             temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for
                 each layer, the bottom layer first; None leaves them.
+            guidance: the weight of classifier-free guidance of a diffusion or of flow matching with
+                classes; None leaves the prior's own, which is 0 unless it was given another.
             seed: the seed of the draws.
 
         Raises:
-            VaeJaxError: there is no such class, or the model has no such temperatures.
+            VaeJaxError: there is no such class, or the model has no such temperatures or guidance.
         """
-        model, factors = self.experiment.model, self.temperatures(temperature)
+        model, factors = self.guided(guidance), self.temperatures(temperature)
         if label is None and model.labels is not None:
             label = self.class_names
         y = None
@@ -188,7 +191,8 @@ class Run(Loaded):
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
             return as_rows(rows), None if y is None else y[rows]
 
-        found = self.mapped(("sample", len(factors)), drawn, (as_seed(seed), factors), batch, num)
+        name = "sample", len(factors), guidance
+        found = self.mapped(name, drawn, (as_seed(seed), factors), batch, num)
         return cast(np.ndarray, found)
 
     @checked
