@@ -512,8 +512,7 @@ def train(
         experiment: what to train.
         folder: the run folder; an unfinished run of the same experiment in it is resumed.
         seed: the seed of the first replica.
-        num_seeds: the number of replicas, with seeds `seed`, `seed + 1`, ..., trained in one
-            program.
+        num_seeds: the number of replicas, with seeds `seed`, `seed + 1`, ..., in one program.
         origin: the experiment's file and arguments, so that the folder alone can bring it back.
         streamed: whether training images are read from the disk batch by batch rather than put into
             the memory of the devices once; None asks `is_streamed`. Both give the same run, in one
@@ -521,9 +520,8 @@ def train(
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
             (of several also `loss/seed_0`, ...), called as metrics.jsonl gets a line, in the main
             process. It is not called again with what it had before training was resumed.
-        start: a function of the initial state `[S, ...]` on the host to that with which training
-            begins. What it takes from elsewhere the experiment has to name, as
-            `second_stage.FitPrior` does, for that is what the run is.
+        start: a function from the initial state to that with which training begins; the experiment
+            has to name what it takes from elsewhere, as `second_stage.FitPrior` does.
 
     Returns:
         The finished run.
@@ -543,8 +541,8 @@ def train(
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
     initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
     validate = make_validation(experiment)
-    how = initial_state, validate, callback, start
-    with opened(experiment, run_folder, seeds, origin, *how) as run:
+    how = origin, initial_state, validate, callback, start
+    with opened(experiment, run_folder, seeds, *how) as run:
         if run.finished:
             say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")
             return run.run
