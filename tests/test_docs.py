@@ -167,11 +167,15 @@ def parse(command: str) -> None:
             options = options_of.PictureOptions, options_of.StyleOptions()
             options_of.parse(getattr(generate, name), name, flags, *options, given=["run"])
         case ["vae-jax", str(name), *flags]:
-            options_of.parse(getattr(commands, {"list": "list_runs"}.get(name, name)), name, flags)
+            options_of.parse(function_of(name), name, flags)
         case ["python", str(file), *flags]:
             main = script(Path(file).stem).main
             if inspect.signature(main).parameters:
                 options_of.parse(main, file, flags)
+
+
+def function_of(command: str) -> Any:
+    return getattr(commands, {"list": "list_runs"}.get(command, command).replace("-", "_"))
 
 
 @cache
