@@ -53,7 +53,7 @@ def test_a_file_is_meant_before_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "iwae").write_text("")
     assert find_file("iwae") == Path("iwae")
     assert find_file("missing.py") == Path("missing.py")  # reading it says that it is missing
-    with pytest.raises(VaeJaxError, match=r"no experiment of this name.*iwae, linear_vae"):
+    with pytest.raises(VaeJaxError, match=r"no experiment of this name.*iwae, latent_diffusion"):
         find_file("iwea")
 
 

@@ -114,6 +114,24 @@ def test_what_does_not_fit_is_refused_with_a_sentence(first: Run, second: Run, t
 
 
 @pytest.mark.slow
+def test_a_codebook_is_held_to_the_bit(tmp_path: Path):
+    """The running averages of its codes too, which any other training moves."""
+    codes = {"encoder": vj.ConvEncoder((4,), dense=None), "posterior": vj.VectorQuantized(3, 2)}
+    model = tiny.model().clone(**codes, prior=vj.UniformCodes((2, 2)))
+    experiment = dataclasses.replace(
+        tiny.experiment(num_steps=10), model=model, objective=vj.VQVAE()
+    )
+    first = vj.train(experiment, tmp_path / "first")
+    prior = vj.AutoregressiveCodes((2, 2), width=4, num_layers=1, num_heads=1)
+    second = fit_prior(first, prior, tmp_path / "second", **HOW)
+    assert len(first.seed_variables) > 1
+    for name, tree in first.seed_variables.items():
+        if name != "params":
+            jax.tree.map(np.testing.assert_array_equal, tree, second.seed_variables[name])
+    assert second.sample(2).shape == (2, 4, 4, 1)
+
+
+@pytest.mark.slow
 def test_a_family_is_fitted_and_evaluated_by_the_command(first: Run, tmp_path: Path, capsys):
     """`fit-prior`, then `sample` and `evaluate` of its folder; the exact density has its place."""
     from vae_jax.cli import main

@@ -44,7 +44,8 @@ from vae_jax.run import Run
 from vae_jax.vae import Terms
 
 Tree = TypeVar("Tree")
-Family = Literal["mixture", "flow", "vae", "autoregressive", "diffusion", "flow_matching"]
+Quick = Literal["mixture", "flow", "vae", "autoregressive"]
+Family = Quick | Literal["diffusion", "flow_matching"]
 
 LATENTS = 50_000  # the least number drawn from the aggregated posterior
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
@@ -300,7 +301,7 @@ def prior_for(
     )
 
 
-def fitted(run: Run, family: Family) -> Run:
+def fitted(run: Run, family: Quick) -> Run:
     """Fit a prior of a family once: it is kept in the run folder, and the next call reads it.
 
     A damaged one is fitted again.

@@ -16,7 +16,7 @@ from vae_jax.conditional import ClassGaussian
 from vae_jax.data import SplitName
 from vae_jax.data.pictures import read_pictures
 from vae_jax.errors import VaeJaxError
-from vae_jax.fitted_priors import Family, fitted
+from vae_jax.fitted_priors import Quick, fitted
 from vae_jax.given import Count, Index, checked
 from vae_jax.interfaces import Space
 from vae_jax.run import Run
@@ -28,7 +28,7 @@ def sample(
     num: Count = 64,
     seed: int = 0,
     labels: Sequence[str | int] | None = None,
-    prior: Family | None = None,
+    prior: Quick | None = None,
     temperature: Sequence[float] | None = None,
     guidance: float | None = None,
 ) -> np.ndarray:

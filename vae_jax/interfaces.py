@@ -558,6 +558,7 @@ class Objective(given.Checked, abc.ABC):
 
     Attributes:
         num_samples: the number of samples K from q(z|x) for each example.
+        holds_state: whether what the model counts over batches, as a codebook, is held fixed.
 
     Example:
         The ELBO with the sampled estimate of the KL::
@@ -571,6 +572,8 @@ class Objective(given.Checked, abc.ABC):
     """
 
     num_samples: int = 1
+
+    holds_state: ClassVar[bool] = False
 
     @property
     def requires(self) -> Requirements:

@@ -126,12 +126,13 @@ def loss_of(
     y: Int[Array, "b"] | None,
 ) -> tuple[Float[Array, ""], tuple[Metrics, Variables]]:
     """The loss (nats per image) of images in the form of the protocol, metrics, model state."""
-    apply = nn.apply(loss_at_terms, experiment.model, mutable=list(state.model_state))
+    mutable = [] if experiment.objective.holds_state else list(state.model_state)
+    apply = nn.apply(loss_at_terms, experiment.model, mutable=mutable)
     if experiment.compute_dtype != jnp.float32 or experiment.remat:
         apply = compute.with_policy(apply, experiment.compute_dtype, experiment.remat)
     variables = {"params": params, **state.model_state}
-    (loss, metrics), model_state = apply(variables, experiment.objective, x, keys, y, state.step)
-    return loss, (metrics, model_state)
+    (loss, metrics), changed = apply(variables, experiment.objective, x, keys, y, state.step)
+    return loss, (metrics, {**state.model_state, **changed})
 
 
 def loss_and_gradients(

@@ -25,6 +25,8 @@ class FitPrior(Objective):
 
     fitted_to: str = ""
 
+    holds_state = True
+
     @property
     @override
     def requires(self) -> Requirements:
