@@ -70,8 +70,7 @@ _EVENT_NDIMS: dict[Space, int] = {"real": 1, "sphere": 1, "onehot": 2, "simplex"
 
 def latent_shape(shape: int | Sequence[int]) -> Shape:
     """The event shape of z; a vector may be given by its length d, which makes `(d,)`."""
-    event = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    return tuple(int(size) for size in event)
+    return tuple(int(size) for size in (shape if isinstance(shape, Sequence) else (shape,)))
 
 
 class Pytree:
@@ -100,8 +99,7 @@ class Requirements:
         factorized_prior: whether p(z) must have independent components.
         fixed_prior: whether p(z) must have no parameters, because the objective does not train
             them.
-        exact_prior: whether ln p(z) has to be known exactly, because a bound on it with noise, in
-            the logarithm of a mean, bounds nothing.
+        exact_prior: whether ln p(z) has to be known exactly, as inside the logarithm of a mean.
         critic: the names of the critic classes of which the model must have one; empty where none
             is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
@@ -336,7 +334,6 @@ class Likelihood(Part):
             remember: whether the statistics kept of images are updated. They are updated once in
                 a step: a second density of the same images takes False.
         """
-        del x, remember
         return px
 
     def per_pixel(
@@ -572,7 +569,6 @@ class Objective(given.Checked, abc.ABC):
     """
 
     num_samples: int = 1
-
     holds_state: ClassVar[bool] = False
 
     @property

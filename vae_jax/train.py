@@ -36,8 +36,7 @@ from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_ch
 Tree = TypeVar("Tree")
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
-# The most memory that one chunk of streamed images may take in a process, which makes one more
-# meanwhile.
+# The most bytes of a chunk of streamed images in a process, which makes one more meanwhile.
 STREAMED_BYTES = 2**26
 # Signals are heard between chunks of steps: how long one may take, and how many steps the first
 # has, before it is known how long they take.
