@@ -268,7 +268,8 @@ def prior_for(
         VaeJaxError: no prior of the family fits the latents, or it has no classes or network.
     """
     model = run.experiment.model
-    if family not in ("diffusion", "flow_matching") and (classes or network) is not None:
+    asked = classes is not None or network is not None
+    if asked and family not in ("diffusion", "flow_matching"):
         raise VaeJaxError(
             f"Of the family {family!r} no prior has classes or a network to choose: leave them "
             "out, or take diffusion or flow_matching."

@@ -111,7 +111,7 @@ def _check_folder(folder: RunFolder, run: Run, fitted_to: str) -> None:
     Raises:
         VaeJaxError: it is that of another run.
     """
-    if not folder.record.exists():
+    if not folder.record.exists() and not folder.record_copy.exists():
         return
     match folder.read_record():
         case {"objective": {"fitted_to": str(found)}} if found != fitted_to:
