@@ -35,6 +35,7 @@ from vae_jax import (
 )
 from vae_jax.cli import commands
 from vae_jax.cli import flags as options_of
+from vae_jax.cli.paper import PaperOptions
 from vae_jax.experiment import read_module, shipped
 from vae_jax.grid import cells_of_flags
 from vae_jax.likelihoods.beta import BetaDistribution
@@ -159,6 +160,9 @@ def parse(command: str) -> None:
         case ["vae-jax", "figures", str(file), *flags]:
             options = options_of.DataOptions(), options_of.FigureOptions()
             options_of.parse(module_of(file).figures, "figures", flags, *options)
+        case ["vae-jax", "table", str(file), *flags] if commands.is_of_a_paper(file):
+            options = PaperOptions(workdir=Path("runs")), options_of.DataOptions()
+            options_of.parse(module_of(file).experiment, "table", flags, *options)
         case ["vae-jax", "experiments"]:
             pass
         case ["vae-jax", "data" | "experiments" as group, str(name), *flags]:

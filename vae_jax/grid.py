@@ -56,6 +56,7 @@ def train_grid(
     num_seeds: int = 1,
     streamed: bool | None = None,
     only: Collection[str] = (),
+    until: Callable[[int], bool] | None = None,
     callbacks: Callable[[Path], Callback] | None = None,
 ) -> dict[str, Run]:
     """Train the experiment of a file with several arguments, or go on with it.
@@ -71,6 +72,7 @@ def train_grid(
         num_seeds: the number of replicas of each cell, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
         only: the names of the cells' folders that are trained; none trains all.
+        until: whether a program stops for now at a step, as at a signal.
         callbacks: the callback of the run in a folder, as in `train`.
 
     Returns:
@@ -121,7 +123,7 @@ def train_grid(
         for alike, shared in sharing(unfinished):
             for run in alike:
                 run.begin()
-            train_together(alike, streamed, shared)
+            train_together(alike, streamed, shared, until)
             for run in alike:
                 if run.failure is not None:
                     say(f"{run.folder.path} has ended too early. {run.failure}")

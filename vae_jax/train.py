@@ -4,6 +4,7 @@
 
 import contextlib
 import inspect
+import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -415,7 +416,10 @@ def apart(tree: Tree, count: int) -> list[Tree]:
 
 
 def train_together(
-    runs: Sequence[Training], streamed: bool | None = None, shared: SharedStep | None = None
+    runs: Sequence[Training],
+    streamed: bool | None = None,
+    shared: SharedStep | None = None,
+    until: Callable[[int], bool] | None = None,
 ) -> None:
     """Train runs that are at the same step to their end, in one program.
 
@@ -425,10 +429,11 @@ def train_together(
         runs: runs of one experiment, or of several that share a step.
         streamed: as in `train`.
         shared: the step that they share.
+        until: whether to stop for now at a step, as at SIGALRM.
 
     Raises:
         VaeJaxError: the devices do not divide the batch, or a checkpoint cannot be written.
-        Interrupted: SIGTERM or SIGINT came; the states were saved.
+        Interrupted: SIGTERM or SIGINT came, or `until` said so; the states were saved.
     """
     experiment, seeds = runs[0].experiment, np.concatenate([run.seeds for run in runs])
     layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate)
@@ -455,6 +460,7 @@ def train_together(
                         later.run()
                         run.give_up(step, own)
             going = [run.goes_on for run in runs]
+            received += [signal.SIGALRM] if until is not None and until(step) else []
             stopped_by = parallel.max_over_processes(max(received, default=0))
             is_last = step == experiment.num_steps
             due = is_last or stopped_by or step % experiment.checkpoint_every == 0

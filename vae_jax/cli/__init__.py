@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 commands.train_file_with_flags(file, flags)
             case ["figures", file, *flags] if not file.startswith("-"):
                 commands.figures_of_file_with_flags(file, flags)
+            case ["table", file, *flags] if commands.is_of_a_paper(file):
+                commands.table_of_file_with_flags(file, flags)
             case ["experiments"]:
                 commands.experiments_list()
             case ["--version"]:

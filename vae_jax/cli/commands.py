@@ -154,6 +154,22 @@ def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     print_paths(module.figures(**arguments))
 
 
+def is_of_a_paper(name: str) -> bool:
+    """Whether `vae-jax table` is given an experiment, a file or a name, rather than run folders."""
+    if name.startswith("-"):
+        return False
+    from vae_jax.experiment import shipped
+
+    return name.endswith(".py") or (name in shipped() and not Path(name).exists())
+
+
+def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
+    """Run `vae-jax table FILE ...`."""
+    from vae_jax.cli import paper
+
+    paper.table_of_file_with_flags(name, flags)
+
+
 def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
     from vae_jax import generate
@@ -397,9 +413,13 @@ def table(
     columns: str | None = None,
     quantity: Quantity = "nll",
     out: Path | None = None,
+    results: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """The last evaluations of several runs in one table, runs of equal flags as their seeds.
+    """The last evaluations of runs in one table, runs of equal flags as their seeds; or a paper's.
+
+    Given an experiment (a file, or a name), train and evaluate what its table lacks: `table FILE
+    --help`.
 
     Args:
         runs: the run folders, or those of grids, each cell of which is a run.
@@ -408,9 +428,11 @@ def table(
         columns: a flag whose values are the columns.
         quantity: what stands in the cells of --rows and --columns.
         out: also write it to a .md, .tex (booktabs) or .csv file.
+        results: also put a row for each run, with its commands, into a document of results.
         trust: run the runs' code, which knows published numbers, even if another account wrote it.
     """
     from vae_jax import report
+    from vae_jax.evaluation.results import write_runs
     from vae_jax.evaluation.table import of_folders
     from vae_jax.grid import runs_of
 
@@ -418,6 +440,8 @@ def table(
     report.show_numbers(made)
     if out is not None:
         print_paths([made.write(out)])
+    if results is not None:
+        print_paths(write_runs(results, runs_of(*runs), trust))
 
 
 @app.command

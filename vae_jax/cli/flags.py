@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -151,6 +151,7 @@ def parse(
     flags: Sequence[str],
     *options: object,
     given: Sequence[str] = (),
+    instead: Mapping[str, object] | None = None,
 ) -> list[Any]:
     """Parse the flags of a command: its options, and the arguments of a function.
 
@@ -160,6 +161,7 @@ def parse(
         flags: what the user typed after it.
         options: dataclasses, or instances of them with the defaults.
         given: parameters of the function that are not flags.
+        instead: other defaults of its parameters.
 
     Returns:
         The options as the flags set them, then the function's arguments as a dictionary.
@@ -169,7 +171,11 @@ def parse(
         return values
 
     doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
-    own = [parameter for name, parameter in signature.parameters.items() if name not in given]
+    own = [
+        parameter.replace(default=(instead or {}).get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+        if name not in given
+    ]
     arguments.__doc__ = re.sub(r"\n {8}", " ", doc)  # tyro keeps the breaks of an argument's lines
     arguments.__annotations__ = get_type_hints(function, include_extras=True)
     vars(arguments)["__signature__"] = signature.replace(parameters=own)

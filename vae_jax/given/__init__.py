@@ -8,7 +8,6 @@ from vae_jax.given.arrays import (
     laid_out,
     latents,
     layers,
-    mask,
     pictures,
 )
 from vae_jax.given.fields import (
@@ -67,7 +66,6 @@ __all__ = [
     "laid_out",
     "latents",
     "layers",
-    "mask",
     "pictures",
     "shown",
 ]

@@ -1,0 +1,235 @@
+"""A paper's table by one command: its cells are trained and evaluated where they are missing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli.flags import DataOptions, check_counts, parse
+from vae_jax.errors import Interrupted, VaeJaxError
+from vae_jax.progress import say
+
+
+@dataclass(frozen=True)
+class PaperOptions:
+    """What `table FILE` takes beside the experiment's own arguments, which hold for all cells."""
+
+    workdir: Path
+    """The folder of the cells' run folders."""
+    quick: bool = False
+    """The small form of the table, for the order of its rows."""
+    budget: str | None = None
+    """How far to train for now: 40epochs of each cell, or 1.5h in all (None: to the last step)."""
+    train: bool = True
+    """Train and evaluate what is missing (--no-train: say what is there, and what is missing)."""
+    seed: int = 0
+    """The seed of the first replica of each cell."""
+    seeds: int = 1
+    """The number of replicas of each cell."""
+    num_samples: int | None = None
+    """The number of samples K of the bound on the NLL (None: 5000, or 100 with --quick)."""
+    num_images: int | None = None
+    """The number of test images, evenly spaced over their split (None: all)."""
+    out: Path | None = None
+    """Also write the table to a .md, .tex (booktabs) or .csv file."""
+    results: Path | None = None
+    """Also put the rows, with their commands and hardware, into a document of results."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far training goes for now.
+
+    Attributes:
+        epochs: of each run.
+        until: a time of `time.monotonic`, for all runs.
+    """
+
+    epochs: float = float("inf")
+    until: float = float("inf")
+
+    @classmethod
+    def of(cls, text: str | None) -> Budget:
+        """The budget in words such as 40epochs or 1.5h.
+
+        Raises:
+            VaeJaxError: they are others.
+        """
+        if text is None:
+            return cls()
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(epochs?|h|hours?)", text)
+        if match is None:
+            raise VaeJaxError(f"--budget is {text}: give epochs or hours, as 40epochs or 1.5h.")
+        number = float(match[1])
+        if match[2].startswith("h"):
+            return cls(until=time.monotonic() + 3600 * number)
+        return cls(epochs=number)
+
+    def is_spent(self, epochs: float) -> bool:
+        """Whether a run that has gone so far goes no further."""
+        return epochs >= self.epochs or time.monotonic() >= self.until
+
+
+def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
+    """Run `vae-jax table FILE ...`: the flags are those of the file's function `experiment`.
+
+    Raises:
+        VaeJaxError: the file has no function `table`, a flag makes no sense, or as in `train_grid`.
+    """
+    from vae_jax.experiment import find_file, read_module
+
+    file = find_file(name)
+    _, module = read_module(file)
+    if not hasattr(module, "table"):
+        raise VaeJaxError(
+            f"{file} has no function `table(*, quick=False)` that returns the arguments of each "
+            "cell: give run folders, or a file of a paper's table."
+        )
+    defaults = PaperOptions(workdir=Path("runs") / file.stem), DataOptions()
+
+    def parsed(cell: Mapping[str, object]) -> list[Any]:
+        made_by, command = module.experiment, f"table {name}"
+        return parse(made_by, command, flags, *defaults, instead=cell)
+
+    options, data, _ = parsed({})
+    counts = {"seeds": options.seeds, "num_samples": options.num_samples or 1}
+    check_counts(**counts)
+    budget = Budget.of(options.budget)
+    data.use()
+    every = [parsed(cell)[-1] for cell in module.table(quick=options.quick)]
+    cells = list({repr(cell): cell for cell in every}.values())  # which a flag may have made equal
+    write_table(str(file), module.__doc__ or "", cells, options, budget)
+
+
+def write_table(
+    file: str,
+    about: str,
+    cells: Sequence[Mapping[str, object]],
+    options: PaperOptions,
+    budget: Budget,
+) -> None:
+    """Train and evaluate what is missing of a table, and show it.
+
+    Args:
+        file: the experiment file.
+        about: its docstring.
+        cells: the arguments of each cell.
+        options: what the user wants.
+        budget: how far training goes.
+
+    Raises:
+        VaeJaxError: nothing was evaluated yet, or as in `train_grid`.
+    """
+    from vae_jax import report
+    from vae_jax.evaluation.results import row_of, write_rows
+    from vae_jax.evaluation.table import of_folders
+    from vae_jax.grid import names_of
+    from vae_jax.run import RunFolder
+
+    folders = [options.workdir / name for name in names_of(cells)]
+    if options.train:
+        train_cells(file, cells, options, budget)
+        for folder in folders:
+            evaluate_cell(folder, options.num_samples or (100 if options.quick else 5000), options)
+    there = [folder for folder in folders if RunFolder(folder).evaluation.exists()]
+    for folder in folders:
+        if sentence := missing(folder):
+            say(sentence)
+    if not there:
+        raise VaeJaxError(
+            f"No cell of {file} in {options.workdir} is evaluated: leave --no-train out."
+        )
+    made = of_folders(there)
+    report.show_numbers(made)
+    if options.out is not None:
+        print(made.write(options.out))
+    if options.results is not None:
+        title = about.partition("\n")[0].rstrip(".")
+        print(write_rows(options.results, file, title, [row_of(folder) for folder in there]))
+
+
+def train_cells(
+    file: str, cells: Sequence[Mapping[str, object]], options: PaperOptions, budget: Budget
+) -> None:
+    """Train the programs of a table one after the other, each as far as the budget goes."""
+    from vae_jax.grid import chosen, train_grid, unfinished_programs
+
+    where, (seed, num_seeds) = options.workdir, (options.seed, options.seeds)
+    by_name = chosen(cells, ())
+    for names in unfinished_programs(file, where, cells, seed, num_seeds):
+        epochs = epochs_per_step(file, by_name[names[0]])
+        steps = [last_step(where / name) for name in names]
+        if budget.is_spent(epochs * min(steps)):
+            continue
+
+        def is_spent(step: int, epochs: float = epochs) -> bool:
+            return budget.is_spent(epochs * step)
+
+        try:
+            train_grid(
+                file,
+                where,
+                cells,
+                seed=seed,
+                num_seeds=num_seeds,
+                only=names,
+                until=is_spent,
+            )
+        except Interrupted as error:
+            if error.signal_number != signal.SIGALRM:
+                raise
+            say(f"The budget is spent for {', '.join(names)}. The same command goes on.")
+
+
+def epochs_per_step(file: str, arguments: Mapping[str, object]) -> float:
+    """The passes over the training images in a step of an experiment."""
+    from vae_jax.experiment import Origin, read_module
+
+    experiment = Origin(file, read_module(Path(file))[0], dict(arguments)).make()
+    return experiment.batch_size / len(experiment.data.train)
+
+
+def last_step(folder: Path) -> int:
+    """The last step that a run has logged; 0 where there is none."""
+    from vae_jax.run import RunFolder
+
+    return max((line["step"] for line in RunFolder(folder).read_metrics()), default=0)
+
+
+def evaluate_cell(folder: Path, num_samples: int, options: PaperOptions) -> None:
+    """Evaluate a run, unless its last evaluation is of this state with this K and N."""
+    from vae_jax import report
+    from vae_jax.evaluation.evaluate import evaluate
+    from vae_jax.run import RunFolder, load_run
+
+    if not (RunFolder(folder).checkpoints).exists():
+        return
+    run = load_run(folder)
+    run = load_run(folder, "best") if run.experiment.patience is not None else run
+    count = options.num_images or len(run.experiment.data.test)
+    step = f"step {int(run.state.step[0])}"
+    for last in report.recorded(run.folder)[-1:]:
+        of_this = last.checkpoint.endswith(step), last.num_samples == num_samples
+        if all(of_this) and last.num_images == count:
+            return
+    start = time.perf_counter()
+    found = evaluate(run, num_samples=num_samples, num_images=options.num_images)
+    report.record(run, found, time.perf_counter() - start)
+
+
+def missing(folder: Path) -> str | None:
+    """What a cell of a table lacks, in a sentence."""
+    from vae_jax.run import RunFolder
+
+    run = RunFolder(folder)
+    if not run.record.exists():
+        return f"{folder} is missing: it has not begun."
+    record = run.read_record()
+    if not run.is_finished(record):
+        return f"{folder} is not finished: step {last_step(folder):,} of {record['num_steps']:,}."
+    return None if run.evaluation.exists() else f"{folder} is not evaluated."

@@ -1,0 +1,147 @@
+"""Rows of a document of results: what a run folder recorded, beside what was published."""
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vae_jax import storage
+from vae_jax.errors import VaeJaxError
+from vae_jax.evaluation.table import published
+from vae_jax.run import Record, RunFolder
+
+HEADER = (
+    "| run | published | ours: NLL ± s.e., or ± sd over seeds (K, test images) | -ELBO | "
+    "active units | training | evaluation |\n|---|---|---|---|---|---|---|"
+)
+END = "<!-- end of table -->"
+
+
+def per_seed(values: float | list[float], digits: int = 2) -> str:
+    """The value of one seed, or mean ± sd over the seeds."""
+    if not isinstance(values, list):
+        return f"{values:.{digits}f}"
+    mean, sd = np.mean(values), np.std(values, ddof=1)
+    return f"{mean:.{digits}f} ± {sd:.{digits}f} (sd of {len(values)} seeds)"
+
+
+def row_of(path: Path, trust: bool = False) -> str:
+    """A line of the table, for the last evaluation of a run of an experiment file.
+
+    Args:
+        path: the run folder.
+        trust: whether to run its experiment file, as in `evaluation.table.read`.
+
+    Raises:
+        VaeJaxError: it was not evaluated, was trained from Python, or its records are damaged.
+    """
+    folder = RunFolder(path)
+    record = folder.read_record()
+    if record["file"] is None:
+        raise VaeJaxError(
+            f"{path} was trained from Python, and no command trains it again: put its experiment "
+            "into a file."
+        )
+    if not folder.evaluation.exists():
+        raise VaeJaxError(f"{path} was not evaluated yet: vae-jax evaluate {path}.")
+    evaluation = storage.read_json(folder.evaluation, list)[-1]
+    try:
+        cells = [
+            _command(record),
+            published(folder, trust) or "no number",
+            _nll(evaluation),
+            per_seed(evaluation["mean"]["neg_elbo"]),
+            " + ".join(per_seed(units, 0) for units in evaluation["active_units"]),
+            _training(folder, record, evaluation),
+            f"`{evaluation['command']}`, {evaluation['checkpoint']}, "
+            f"{evaluation['seconds']:.0f} s, {evaluation['date'][:10]}",
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        raise VaeJaxError(
+            f"{folder.evaluation} is damaged ({error!r}): evaluate the run again."
+        ) from error
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def _command(record: Record) -> str:
+    """The command that trains the run, with all its flags."""
+    words = ["vae-jax train", record["file"]]
+    for name, value in record["experiment"]["arguments"].items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            several = value if isinstance(value, list) else [value]
+            words += [f"--{flag}", *map(str, several)]
+    return f"`{' '.join(words)} --seed {record['seed']} --seeds {record['num_seeds']}`"
+
+
+def _nll(evaluation: Record) -> str:
+    nll, error = evaluation["mean"]["nll"], evaluation["standard_error"]["nll"]
+    shown = per_seed(nll) if isinstance(nll, list) else f"{nll:.2f} ± {error:.2f}"
+    return f"{shown} nats (K = {evaluation['num_samples']:,}, {evaluation['num_images']:,})"
+
+
+def _training(folder: RunFolder, record: Record, evaluation: Record) -> str:
+    """How far the run is, its time where it was finished in one go, its date and hardware."""
+    hardware = f"{record['devices']['devices']} x {evaluation['devices']['kind']}"
+    when = f"{record['started'][:10]}, {hardware}"
+    summary = folder.read_summary() or {}
+    if not folder.is_finished(record):
+        return f"not finished, {record['num_steps']:,} steps in all, {when}"
+    speed = summary.get("images_per_second")
+    if speed is None:
+        return f"time not recorded, {when}"
+    images = summary["step"] * record["batch_size"] * record["num_seeds"]
+    return f"{images / speed:,.0f} s at {speed:,.0f} images/s, {when}"
+
+
+def write_rows(document: Path, file: str, title: str, rows: Sequence[str]) -> Path:
+    """Put rows into the table of an experiment file in a document of results.
+
+    Rows of the same training command are replaced; others, and the text around tables, stay. A
+    document without that table gets a section with it at its end.
+
+    Args:
+        document: a Markdown file.
+        file: the experiment file, which names the table.
+        title: the heading of a new section.
+        rows: lines of the table.
+
+    Raises:
+        VaeJaxError: it cannot be read or written.
+    """
+    text = document.read_text(encoding="utf-8") if document.exists() else "# Results\n"
+    begin = f"<!-- vae-jax table {file} -->"
+    if begin not in text:
+        text += f"\n## {title}\n\n{begin}\n{HEADER}\n{END}\n"
+    before, rest = text.split(begin, 1)
+    table, after = rest.split(END, 1)
+    trained = {_run(row) for row in rows}
+    kept = [row for row in table.strip().splitlines()[2:] if _run(row) not in trained]
+    lines = "\n".join([begin, HEADER, *kept, *rows, END])
+    with storage.writing(document), storage.whole_file(document) as partial:
+        partial.write_text(before + lines + after, encoding="utf-8")
+    return document
+
+
+def write_runs(document: Path, runs: Sequence[Path], trust: bool = False) -> list[Path]:
+    """Put a row for each run folder into the table of its experiment file, as `write_rows` does."""
+    by_file: dict[str, list[str]] = {}
+    for path in runs:
+        by_file.setdefault(str(RunFolder(path).read_record()["file"]), []).append(
+            row_of(path, trust)
+        )
+    for file, rows in by_file.items():
+        source = Path(file).read_text(encoding="utf-8") if Path(file).exists() else ""
+        title = (ast.get_docstring(ast.parse(source)) or file).partition("\n")[0].rstrip(".")
+        write_rows(document, file, title, rows)
+    return [document]
+
+
+def _run(row: str) -> str:
+    """The first cell of a row."""
+    return re.split(r"(?<!\\)\|", row)[1].strip()
