@@ -204,6 +204,7 @@ def test_published_numbers_are_the_papers() -> None:
 
 
 QUICK = {  # the cells of the quick form, from the smallest number to the largest
+    "vampprior": ("nll", ["prior=vamp", "prior=standard"]),
     "rate_distortion": ("distortion", ["beta=0.3", "beta=1.0", "beta=3.0"]),
 }
 
