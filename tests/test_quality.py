@@ -211,6 +211,18 @@ def test_quantiles_are_scipys() -> None:
 # --- Reconstructions ----------------------------------------------------------------------------
 
 
+def test_the_nearest_is_that_of_all_pairs() -> None:
+    """Squared errors pair by pair; an image is its own nearest, of two equal ones the first."""
+    generator = np.random.default_rng(0)
+    images, others = (generator.integers(0, 256, (n, 8, 9, 3)).astype(np.uint8) for n in (5, 12))
+    others[7] = others[3] = images[2]
+    errors = (images[:, None].astype(float) - others) ** 2
+    np.testing.assert_array_equal(metrics.nearest(images, others), errors.sum((2, 3, 4)).argmin(1))
+    assert metrics.nearest(images, others)[2] == 3
+    with pytest.raises(VaeJaxError, match=r"no nearest ones among candidates .* the same shape"):
+        metrics.nearest(images, others[:, :7])
+
+
 @pytest.mark.parametrize("shape", [(14, 12, 1), (8, 9, 3), (13, 8, 3)])
 def test_ssim_is_that_of_a_loop_over_windows(shape: tuple[int, int, int]) -> None:
     x, y = np.random.default_rng(0).integers(0, 256, (2, 2, *shape)).astype(np.uint8)

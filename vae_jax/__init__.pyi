@@ -39,6 +39,7 @@ from .likelihoods.gaussian import OptimalGaussian as OptimalGaussian
 from .likelihoods.laplace import Laplace as Laplace
 from .likelihoods.logistic import DiscretizedLogistic as DiscretizedLogistic
 from .likelihoods.logistic_mixture import MixtureOfLogistics as MixtureOfLogistics
+from .likelihoods.seen import SeenPixels as SeenPixels
 from .networks import MLP as MLP
 from .networks import AdaptiveMLP as AdaptiveMLP
 from .networks import AxialAttention as AxialAttention

@@ -64,9 +64,11 @@ Part = TypeVar("Part")
 
 POSTERIORS: list[type[Posterior]] = [getattr(posteriors, name) for name in posteriors.__all__]
 PRIORS: list[type[Prior]] = [getattr(priors, name) for name in priors.__all__]
-# Without the one that takes its declarations from the likelihood of its pixels.
+# Without those that take their declarations from another likelihood.
 LIKELIHOODS: list[type[Likelihood]] = [
-    getattr(likelihoods, name) for name in likelihoods.__all__ if name != "AutoregressivePixels"
+    getattr(likelihoods, name)
+    for name in likelihoods.__all__
+    if name not in ("AutoregressivePixels", "SeenPixels")
 ]
 
 
@@ -345,10 +347,16 @@ def check_pictures(model: Model, objective: Objective) -> None:
     """Checks that the mean of p(x|z) is a picture where an objective shows it to a critic.
 
     Raises:
-        VaeJaxError: pictures are draws, through which no gradient passes.
+        VaeJaxError: pictures are draws, through which no gradient passes, or images have missing
+            pixels.
     """
     if not objective.requires.mean_is_picture:
         return
+    if isinstance(model.likelihood, likelihoods.SeenPixels):
+        raise VaeJaxError(
+            f"{type(objective).__name__} compares whole images, and those of SeenPixels have "
+            "missing pixels: take an objective of ln p(x|z) alone, such as ELBO() or IWAE(5)."
+        )
     _, keys = _abstract(model)
     (_, px), _ = jax.eval_shape(
         lambda keys: model.init_with_output(keys[0], keys, method="sample"), keys

@@ -44,6 +44,7 @@ MAX_ZOOM = 4  # dots a pixel, a whole number unless the picture has to shrink
 GAP = 2  # white pixels between pictures
 FEW = 20  # points of a curve, each marked, none left out
 SQUASHED = 4  # how many times their own height curves may be pressed by their first steps
+MISSING_GREY = 0.5  # that missing pixels are shown in
 TOLERANCE = 1e-3  # rounding that a value in [0,1] may have suffered
 # subsampling 0 keeps the colour of every pixel: of small pictures JPEG's usual half shows.
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
@@ -437,6 +438,9 @@ def _agree(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None
 
 def _pixels(images: np.ndarray, axes: str) -> np.ndarray:
     """Checks floats in [0,1] whose shape is `axes` and returns RGB bytes `[...,H,W,3]`."""
+    if np.ndim(images) and np.shape(images)[-1] in (2, 4):  # the last says which pixels are seen
+        seen = images[..., -1:]
+        images = seen * images[..., :-1] + (1 - seen) * MISSING_GREY
     images = given.pictures(images, "An array of images", axes)
     wrong = images[~((images >= -TOLERANCE) & (images <= 1 + TOLERANCE))]  # NaN too
     if wrong.size:

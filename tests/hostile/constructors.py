@@ -284,6 +284,10 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             **HEADS,
         },
     ),
+    vj.SeenPixels: (
+        {"likelihood": vj.Bernoulli()},
+        {"likelihood": (*LIKELIHOOD, Said(vj.OptimalGaussian(), "looks at all pixels of a batch"))},
+    ),
     # Networks
     vj.MLP: ({"features": (3,)}, {"features": WIDTHS, **KERNELS}),
     vj.GatedMLP: ({"features": (3,)}, {"features": WIDTHS, "kernel_init": INITIALIZER}),

@@ -142,6 +142,50 @@ class Data(Shown, given.Checked):
         vars(made)["fingerprint"] = fingerprint
         return made
 
+    def with_missing(self, missing: Mapping[SplitName, np.ndarray]) -> "Data":
+        """These data with missing pixels, for models with the likelihood `SeenPixels`.
+
+        Images get a last channel, 255 where a pixel is seen and 0 where it is missing; there the
+        others are 0 too, so that nothing is left of what stood there.
+
+        Args:
+            missing: booleans `[H, W]`, one for all images, or `[N, H, W]`, True where pixels are
+                missing, for any of "train", "valid" and "test"; the others are complete.
+
+        Raises:
+            VaeJaxError: there is no such split, or a mask does not fit its images.
+
+        Example:
+            Half of the pixels of each image, at random::
+
+                generator = np.random.default_rng(0)
+                data.with_missing({"train": generator.random((len(data.train), 28, 28)) < 0.5})
+        """
+        if unknown := set(missing) - {"train", "valid", "test"}:
+            raise VaeJaxError(
+                f"There is a mask of {self.name} for {min(unknown)!r}: give masks for train, valid "
+                "and test."
+            )
+
+        def incomplete(split: SplitName) -> np.ndarray:
+            images = getattr(self, split).images
+            none = np.zeros(images.shape[1:3], bool)
+            mask = given.mask(missing.get(split, none), len(images), images.shape[1:3])
+            seen = np.uint8(255) * ~mask[..., None]
+            return np.concatenate([images & seen, seen], -1)
+
+        splits: dict[SplitName, Split]
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        shares = [f"{np.mean(mask):.0%} of {split}" for split, mask in missing.items()]
+        return Data.from_arrays(
+            self.name,
+            *(incomplete(split) for split in splits),
+            protocol=self.protocol.name,
+            labels={s: part.labels for s, part in splits.items() if part.labels is not None},
+            class_names=self.class_names,
+            split_rule=f"{self.split_rule}; pixels missing: {', '.join(shares) or 'none'}",
+        )
+
     def loaded_by(
         self,
         source: "partial[Data]",

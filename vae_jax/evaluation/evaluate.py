@@ -18,6 +18,7 @@ from vae_jax.evaluation.moments import Moments
 from vae_jax.evaluation.over_split import Evaluator
 from vae_jax.experiment import Experiment
 from vae_jax.given import Count, checked
+from vae_jax.likelihoods import SeenPixels
 from vae_jax.metrics.quality import Quality, measure_quality
 from vae_jax.metrics.spaces import Features
 from vae_jax.progress import Waiting
@@ -113,8 +114,10 @@ def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
 
     For dequantized data, where x = (v + u)/256, the bound that the density gives on the mass of the
     256 levels adds 8 bits (Theis et al. 2016, section 3.1). None for densities of data that are not
-    dequantized, which carry no bits.
+    dequantized, which carry no bits, and where pixels are missing, which have no dimensions.
     """
+    if isinstance(experiment.model.likelihood, SeenPixels):
+        return None
     dimensions = math.prod(experiment.data.image_shape)
     bits = nll / (dimensions * math.log(2))
     if experiment.model.likelihood.measure == "mass":

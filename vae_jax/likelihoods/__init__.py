@@ -13,6 +13,7 @@ from vae_jax.likelihoods.gaussian import Gaussian, HeteroscedasticGaussian, Opti
 from vae_jax.likelihoods.laplace import Laplace
 from vae_jax.likelihoods.logistic import DiscretizedLogistic
 from vae_jax.likelihoods.logistic_mixture import MixtureOfLogistics
+from vae_jax.likelihoods.seen import SeenPixels
 
 __all__ = [
     "AutoregressivePixels",
@@ -27,4 +28,5 @@ __all__ = [
     "Laplace",
     "MixtureOfLogistics",
     "OptimalGaussian",
+    "SeenPixels",
 ]

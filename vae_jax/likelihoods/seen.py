@@ -1,0 +1,121 @@
+"""The likelihood of the pixels that are seen, where others are missing."""
+
+from typing import Annotated
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jaxtyping import Float, Key, Num
+from typing_extensions import override
+
+from vae_jax.distributions import Distribution, Elementwise, Shape, sum_event
+from vae_jax.errors import VaeJaxError
+from vae_jax.interfaces import Likelihood, Measure, Support
+
+ANY_PIXEL = 0.5  # stands for a missing one, whose density does not count
+
+
+@struct.dataclass
+class SeenPixelsDistribution(Distribution):
+    """p(x_s|z) of images whose last channel says which pixels are seen: 1, or 0 where missing.
+
+    Attributes:
+        base: the distribution of complete images, without that channel.
+    """
+
+    base: Elementwise
+
+    event_ndims = 3
+
+    @property
+    @override
+    def shape(self) -> Shape:
+        return (*self.base.shape[:-1], self.base.shape[-1] + 1)
+
+    @property
+    def exact_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether that of the base is exact."""
+        return self.base.exact_mean
+
+    @property
+    def mean(self) -> Float[Array, "*batch H W c"]:
+        """The mean of complete images, all of whose pixels are seen."""
+        return _complete(self.base.mean)
+
+    def sample(
+        self, key: Key[Array, "..."], sample_shape: Shape = ()
+    ) -> Float[Array, "*draws H W c"]:
+        """Complete images, all of whose pixels are seen."""
+        return _complete(self.base.sample(key, sample_shape))
+
+    def log_prob(self, value: Num[Array, "*draws H W c"]) -> Float[Array, "..."]:
+        """sum ln p(x_i|z) over the components of the seen pixels, whatever the others hold."""
+        seen = value[..., -1:] > 0.5
+        x = jnp.where(seen, value[..., :-1], ANY_PIXEL)
+        return sum_event(jnp.where(seen, self.base.component_log_prob(x), 0.0), 3)
+
+
+def _complete(x: Float[Array, "*draws H W C"]) -> Float[Array, "*draws H W c"]:
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
+
+
+class SeenPixels(Likelihood):
+    """p(x_s|z), for data with missing pixels: where pixels are missing, they are integrated out.
+
+    `Data.with_missing` makes such data: their last channel says which pixels are seen, and the
+    encoder is given it. With `IWAE(k)` for an objective this is MIWAE, whose bound on ln p(x_s) is
+    valid where pixels are missing at random. Pictures of the model are complete; their last channel
+    is one.
+
+    Attributes:
+        likelihood: p(x|z) of complete images, all components independent; support and measure are
+            its own.
+
+    References:
+        Mattei & Frellsen (2019), "MIWAE: deep generative modelling and imputation of incomplete
+        data sets", equation 4.
+    """
+
+    likelihood: Annotated[Likelihood, "a likelihood of independent pixels, such as Bernoulli()"]
+
+    @nn.nowrap
+    @override
+    def check(self) -> None:
+        super().check()
+        if self.likelihood.whole_batch:
+            raise VaeJaxError(
+                f"{type(self.likelihood).__name__} looks at all pixels of a batch, and with "
+                "SeenPixels some are missing: take another likelihood, such as Gaussian."
+            )
+
+    @property
+    def supports(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> frozenset[Support]:
+        """The values of a seen pixel."""
+        return self.likelihood.supports
+
+    @property
+    def measure(self) -> Measure:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The measure of a seen pixel."""
+        return self.likelihood.measure
+
+    @override
+    def __call__(
+        self, features: Float[Array, "N ..."], image_shape: Shape
+    ) -> SeenPixelsDistribution:
+        height, width, channels = image_shape
+        if channels < 2:
+            raise VaeJaxError(
+                "SeenPixels is for images whose last channel says which pixels are seen, and "
+                f"these are {height}x{width}x{channels}: make them by data.with_missing(...)."
+            )
+        base = self.likelihood(features, (height, width, channels - 1))
+        if not isinstance(base, Elementwise):
+            raise VaeJaxError(
+                f"Components of {type(self.likelihood).__name__} have no density each, so that "
+                "those of seen pixels could be summed: take another likelihood, such as "
+                "DiscretizedLogistic."
+            )
+        return SeenPixelsDistribution(base)
