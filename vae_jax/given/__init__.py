@@ -8,6 +8,7 @@ from vae_jax.given.arrays import (
     laid_out,
     latents,
     layers,
+    mask,
     pictures,
 )
 from vae_jax.given.fields import (
@@ -66,6 +67,7 @@ __all__ = [
     "laid_out",
     "latents",
     "layers",
+    "mask",
     "pictures",
     "shown",
 ]

@@ -109,6 +109,36 @@ def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
     return x
 
 
+def mask(value: object, count: int, size: Shape) -> np.ndarray:
+    """Which pixels are missing, booleans `[N, H, W]`, on the host.
+
+    Args:
+        value: what was given for a mask, `[H, W]` or `[N, H, W]`.
+        count: the number of images N.
+        size: (H, W).
+
+    Raises:
+        VaeJaxError: it has another type or shape.
+    """
+    height, width = size
+    way = f"[{height}, {width}], one for all images, or [{count}, {height}, {width}]"
+    if not isinstance(value, np.ndarray | Array):
+        raise VaeJaxError(f"mask is {shown(value)}: give booleans {way}, True where pixels miss.")
+    if value.dtype != bool:
+        raise VaeJaxError(
+            f"mask is {value.dtype}: give booleans {way}, True where pixels are missing, such as "
+            "mask > 0."
+        )
+    if value.ndim in (3, 4) and value.shape[-3:-1] == (height, width) and value.shape[-1] <= 4:
+        raise VaeJaxError(
+            f"mask has the shape {value.shape}, and pixels are missing with all their channels: "
+            f"give {way}, such as mask.any(-1)."
+        )
+    if value.shape not in ((height, width), (count, height, width)):
+        raise VaeJaxError(f"mask has the shape {value.shape}: give {way}.")
+    return np.broadcast_to(np.asarray(value), (count, height, width))
+
+
 TOLERANCE = 1e-3
 """How far rounding may take a pixel out of [0, 1], or the length of a unit vector from 1."""
 

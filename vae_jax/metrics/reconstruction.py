@@ -71,6 +71,28 @@ def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return (luminance * structure).mean((1, 2, 3))
 
 
+def nearest(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Which candidate is nearest to each image in squared error, `[N]`; of equal ones the first.
+
+    Args:
+        images: uint8 `[N, H, W, C]`.
+        candidates: uint8 `[M, H, W, C]`.
+
+    Raises:
+        VaeJaxError: the two arrays differ in the shape of an image, or are not images.
+    """
+    images, candidates = check_images(images), check_images(candidates)
+    if images.shape[1:] != candidates.shape[1:]:
+        raise VaeJaxError(
+            f"Images {images.shape[1:]} have no nearest ones among candidates "
+            f"{candidates.shape[1:]}: give both the same shape."
+        )
+    flat = candidates.reshape(len(candidates), -1).astype(np.float64)
+    squares = (flat**2).sum(1)  # whole numbers below 2^53, so that nothing is rounded
+    x = images.reshape(len(images), -1).astype(np.float64)
+    return (squares - 2 * (x @ flat.T)).argmin(1)
+
+
 def _pair(images: np.ndarray, originals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, originals = check_images(images), check_images(originals)
     if images.shape != originals.shape:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 from jax import Array
 
-from vae_jax import parallel, random
+from vae_jax import given, parallel, random
 from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
 from vae_jax.checkpoint import Which
 from vae_jax.deep import DeepVAE
@@ -22,6 +23,7 @@ from vae_jax.experiment import Experiment
 from vae_jax.given import Count, Seed, Weight, checked
 from vae_jax.interfaces import Layers, has_bound
 from vae_jax.run.folder import RunFolder
+from vae_jax.run.inpainting import has_independent_pixels, inpainted
 from vae_jax.run.latents import Encoded, between, centre, moments, pictures
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
 from vae_jax.step import init_state
@@ -304,6 +306,74 @@ class Run(Loaded):
         lines = tuple(between(one, other, steps, space) for one, other in zip(*ends, strict=True))
         y = self.classes(labels, len(lines[0]))
         return self.decode(lines, None if y is None else np.repeat(y, steps), seed=seed)
+
+    @checked
+    def inpaint(
+        self,
+        images: object,
+        mask: object,
+        labels: Classes = None,
+        *,
+        num: Count = 1,
+        steps: Count = 200,
+        seed: Seed = 0,
+    ) -> np.ndarray:
+        """Pictures `[n, num, H, W, C]` of images with their missing pixels filled in.
+
+        Each is of a z from p(z | x_seen), by a Markov chain of its own: missing pixels are those of
+        the picture of z, seen ones stay as they are. Chains through a VAE are exact as they grow
+        long; those through models of several layers, or without a density of q(z|x), are not
+        (`vae_jax.run.inpainting.inpainted`).
+
+        Args:
+            images: bytes or floats `[n, H, W, C]`, whose missing pixels may have any values.
+            mask: booleans `[H, W]`, one for all images, or `[n, H, W]`; True where pixels are
+                missing.
+            labels: the classes of the images in a conditional model.
+            num: the number of draws for each image.
+            steps: the number of steps of each chain.
+            seed: the seed of the chains.
+
+        Raises:
+            VaeJaxError: images, mask or labels do not fit the model, or its pixels depend on each
+                other given z.
+        """
+        model = self.experiment.model
+        shape = self.experiment.data.image_shape
+        found = np.asarray(given.laid_out(images, shape))
+        missing = given.mask(mask, len(found), shape[:2])
+        x = self._given(np.where(missing[..., None], np.zeros((), found.dtype), found))
+        y = self.classes(labels, len(x))
+        if not has_independent_pixels(model, self.seed_variables):
+            raise VaeJaxError(
+                f"Pixels of {self.folder.path} depend on each other given z, so that those beside "
+                "seen ones cannot be drawn alone: take a likelihood of independent pixels, such as "
+                "DiscretizedLogistic, to inpaint."
+            )
+
+        def filled(
+            variables: VariableDict,
+            seed: Array,
+            x: Array,
+            missing: Array,
+            image: Array,
+            draw: Array,
+            y: Array | None,
+        ) -> Array:
+            keys = random.purpose(random.image_keys("given", image, seed), "inpaint")
+            keys = random.indexed(keys, draw)
+            x = self._seen(x, image)
+            zs, _ = inpainted(model, variables, x, missing, keys, steps, y)
+            px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
+            return jnp.where(missing[..., None], pictures(px, seed, image), x)
+
+        def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
+            image, draw = as_rows(rows // num), as_rows(rows % num)
+            return x[image], missing[image], image, draw, None if y is None else y[image]
+
+        name = "inpaint", steps
+        flat = cast(np.ndarray, self.mapped(name, filled, (as_seed(seed),), batch, len(x) * num))
+        return flat.reshape(len(x), num, *flat.shape[1:])
 
     @checked
     def posterior_means(self, images: object, labels: Classes = None) -> tuple[np.ndarray, ...]:

@@ -1,0 +1,96 @@
+"""Missing pixels drawn given the seen ones, by a Markov chain through the latents."""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax.typing import VariableDict
+from jax import Array, lax
+
+from vae_jax import random
+from vae_jax.distributions import Distribution
+from vae_jax.interfaces import Layers, Model
+from vae_jax.vae import Terms
+
+# The first steps, as a share, in which proposals are always taken: from a draw of the prior the
+# chain reaches likely pixels sooner so (Mattei & Frellsen 2018, section 3.3).
+WARM_UP = 0.25
+
+
+def has_exact_chain(model: Model) -> bool:
+    """Whether ln q(z|x) can be evaluated at a given z, so that proposals can be refused."""
+    return len(model.posteriors) == 1 and "density" in model.posteriors[0].traits
+
+
+def has_independent_pixels(model: Model, variables: VariableDict) -> bool:
+    """Whether pixels are independent given z, so that some can be drawn beside others."""
+    y = None if model.labels is None else jnp.zeros(1, jnp.int32)
+
+    def sample(variables: VariableDict) -> object:
+        return model.apply(variables, random.key(0)[None], y, method="sample")
+
+    _, px = cast(tuple[Layers, Distribution], jax.eval_shape(sample, variables))
+    return px.mean_is_picture
+
+
+def inpainted(
+    model: Model,
+    variables: VariableDict,
+    x: Array,
+    missing: Array,
+    keys: Array,
+    steps: int,
+    y: Array | None = None,
+) -> tuple[Layers, Array]:
+    """A draw of z and of the missing pixels from p(z, x_missing | x_seen), by Gibbs steps.
+
+    In each, z' from q(z|x), x with the pixels of the step before, takes the place of z with the
+    probability min(1, w(z') / w(z)), w(z) = p(x|z) p(z) / q(z|x), and then the missing pixels are
+    drawn from p(x|z): Metropolis within Gibbs, whose stationary distribution is the exact one. A
+    model of several layers, or without a density of q, always takes z': pseudo-Gibbs (Rezende et
+    al. 2014, appendix F), whose stationary distribution is near it where q is near p(z|x).
+
+    Args:
+        model: a model whose pixels are independent given z.
+        variables: its variables.
+        x: images `[N, H, W, C]` in the form of the protocol; missing pixels may be any numbers.
+        missing: booleans `[N, H, W]`.
+        keys: typed keys `[N]`.
+        steps: the number of steps.
+        y: labels `[N]` of a conditional model.
+
+    Returns:
+        The latents of every layer `[N, *event]`, and images with the missing pixels drawn.
+
+    References:
+        Mattei & Frellsen (2018), "Leveraging the exact likelihood of deep latent variable models",
+        algorithm 2.
+    """
+    exact = has_exact_chain(model)
+    hidden = missing[..., None]
+
+    def pixels(zs: Layers, keys: Array) -> Array:
+        px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
+        return px.sample(random.purpose(keys, "pixels"))
+
+    def step(index: Array, state: tuple[Array, Layers]) -> tuple[Array, Layers]:
+        x, zs = state
+        own = random.indexed(random.purpose(keys, "inpainting"), index)
+        terms = cast(Terms, model.apply(variables, x, own, 1, y))
+        proposed = tuple(z[0] for z in terms.z)
+        if exact:
+            log_joint = cast(Array, model.apply(variables, x, zs, y, method="log_joint"))
+            log_ratio = terms.log_w[0] - (log_joint - terms.q[0].log_prob(zs[0]))
+            u = random.draw(jax.random.uniform, random.purpose(own, "accept"), (), x.shape[:1])
+            accepted = (jnp.log(u) < log_ratio) | (index < WARM_UP * steps)
+            z = accepted.reshape(-1, *(1,) * (zs[0].ndim - 1))
+            proposed = (jnp.where(z, proposed[0], zs[0]),)
+        return jnp.where(hidden, pixels(proposed, own), x), proposed
+
+    zs, px = cast(
+        tuple[Layers, Distribution],
+        model.apply(variables, random.purpose(keys, "start"), y, method="sample"),
+    )
+    start = jnp.where(hidden, px.sample(random.purpose(keys, "start pixels")), x)
+    x, zs = lax.fori_loop(0, steps, step, (start, zs))
+    return zs, x
