@@ -15,8 +15,6 @@ third command: not yet run.
 Within a pixel, green depends on red, and blue on both (Salimans et al. 2017).
 """
 
-from typing import Literal
-
 import optax
 
 from vae_jax import (
@@ -34,7 +32,7 @@ from vae_jax import (
 
 def experiment(
     *,
-    data: Literal["cifar10_4k", "cifar10"] = "cifar10_4k",
+    data: str = "cifar10_4k",
     latent_dim: int = 128,
     num_components: int = 5,
     learning_rate: float = 2e-3,
@@ -43,7 +41,7 @@ def experiment(
     """Strided convolutions, a diagonal Gaussian, a mixture of discretized logistics.
 
     Args:
-        data: the data set.
+        data: the data set, by name or path.
         latent_dim: the dimensions of z.
         num_components: the logistics in the mixture of each pixel.
         learning_rate: Adam's, which decays to zero along a cosine.

@@ -87,7 +87,7 @@ def experiment(
         "iaf",
     ] = "gaussian",
     prior: Literal["standard", "realnvp", "maf"] = "standard",
-    data: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
+    data: str = "mnist",
     epochs: int = 20,
 ) -> Experiment:
     """Gated fully connected networks, with a flow on one side or on both.
@@ -95,7 +95,7 @@ def experiment(
     Args:
         posterior: q(z|x).
         prior: p(z).
-        data: the data set, binarized at every presentation.
+        data: the data set, by name or path, binarized at every presentation.
         epochs: the number of passes over the training images; the KL is warmed up over the first
             tenth.
     """

@@ -48,6 +48,7 @@ def experiment(
     learning_rate: float = 2e-3,
     encoder_learning_rate: float = 5e-4,
     num_steps: int = 2500,
+    data: str = "cifar10_4k",
 ) -> Experiment:
     """GPT to Gaussian to VGG, with discretized logistic pixels.
 
@@ -58,8 +59,9 @@ def experiment(
         learning_rate: Adam's for everything but the encoder; it decays to zero along a cosine.
         encoder_learning_rate: the same for the encoder.
         num_steps: the number of optimizer steps, of 32 images each.
+        data: the data set, by name or path.
     """
-    data = load("cifar10_4k", protocol="grey")
+    loaded = load(data, protocol="grey")
 
     def adam(rate: float) -> optax.GradientTransformation:
         return optax.chain(
@@ -68,7 +70,7 @@ def experiment(
         )
 
     return Experiment(
-        data=data,
+        data=loaded,
         model=VAE(
             encoder=GPTEncoder(patch_size=4, width=width, num_layers=num_layers, num_heads=4),
             posterior=DiagonalGaussian(latent_dim),

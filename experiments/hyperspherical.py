@@ -45,7 +45,7 @@ def experiment(
     *,
     latents: Literal["sphere", "gaussian"] = "sphere",
     latent_dim: int = 10,
-    data: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
+    data: str = "mnist",
     epochs: int = 10,
 ) -> Experiment:
     """One model.
@@ -53,7 +53,7 @@ def experiment(
     Args:
         latents: unit vectors, or the Gaussian baseline.
         latent_dim: d of the sphere in R^d; the Gaussian has d - 1 dimensions.
-        data: the data set, binarized at every presentation.
+        data: the data set, by name or path, binarized at every presentation.
         epochs: the number of passes over the training images.
     """
     loaded = load(data)

@@ -46,7 +46,7 @@ def experiment(
     alpha: float = 0.5,
     doubly_reparameterized: bool = False,
     epochs: int = 100,
-    data: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
+    data: str = "mnist",
 ) -> Experiment:
     """The one-layer model of Burda et al. (2015) with M * K samples for each image.
 
@@ -58,7 +58,7 @@ def experiment(
         alpha: the order of `renyi`.
         doubly_reparameterized: use DReG gradients, and for `elbo` sticking the landing.
         epochs: the number of passes over the training images.
-        data: the data set, binarized at every presentation.
+        data: the data set, by name or path, binarized at every presentation.
     """
     loaded = load(data)
     samples, dreg, batch_size = m * k, doubly_reparameterized, 100

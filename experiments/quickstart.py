@@ -22,21 +22,27 @@ from vae_jax import (
 
 
 def experiment(
-    *, latent_dim: int = 20, hidden: int = 400, epochs: int = 150, learning_rate: float = 1e-3
+    *,
+    latent_dim: int = 20,
+    hidden: int = 400,
+    epochs: int = 150,
+    learning_rate: float = 1e-3,
+    data: str = "mnist_5k",
 ) -> Experiment:
     """The smallest useful VAE: MLPs, diagonal Gaussian, Bernoulli, dynamic binarization.
 
     Args:
         latent_dim: the dimensions of z.
         hidden: the units of either hidden layer.
-        epochs: the number of passes over the 4,000 training images.
+        epochs: the number of passes over the training images, of which there are 4,000.
         learning_rate: Adam's, which decays to zero along a cosine.
+        data: the data set, by name or path.
     """
-    data = load("mnist_5k")
+    loaded = load(data)
     batch_size = 100
-    num_steps = epochs * len(data.train) // batch_size
+    num_steps = epochs * len(loaded.train) // batch_size
     return Experiment(
-        data=data,
+        data=loaded,
         model=VAE(
             encoder=MLP((hidden,)),
             posterior=DiagonalGaussian(latent_dim),

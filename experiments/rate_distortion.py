@@ -22,7 +22,6 @@ at beta = 1, 136.18), for what is trained with more weight on R has not come to 
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import optax
@@ -49,7 +48,7 @@ def experiment(
     latent_dim: int = 20,
     hidden: int = 200,
     epochs: int = 300,
-    data: Literal["mnist_5k", "mnist"] = "mnist_5k",
+    data: str = "mnist_5k",
 ) -> Experiment:
     """A beta-VAE of MLPs on dynamically binarized digits.
 
@@ -59,7 +58,7 @@ def experiment(
         latent_dim: the dimensions of z.
         hidden: the units of either hidden layer of encoder and decoder.
         epochs: the number of passes over the training images.
-        data: the data set.
+        data: the data set, by name or path.
     """
     loaded = load(data)
     batch_size = 100

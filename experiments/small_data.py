@@ -22,7 +22,6 @@ training images. The amounts were chosen on validation images.
 
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import optax
 
@@ -55,7 +54,7 @@ def experiment(
     *,
     num_train: int = 200,
     recipe: bool = True,
-    data: Literal["fashion_mnist", "mnist_5k"] = "fashion_mnist",
+    data: str = "fashion_mnist",
     degrees: float = 3.0,
     stretch: float = 0.08,
     shift: float = 0.7,
@@ -69,7 +68,8 @@ def experiment(
         num_train: the number of training images, the first of the data set's; half as many
             validation images.
         recipe: augment the images, average the parameters, and leave some of the rate free.
-        data: fashion_mnist, or mnist_5k, whose ink is always black: its brightness stays.
+        data: the data set, by name or path. The recipe changes the brightness of fashion_mnist
+            alone: the ink of mnist_5k is always black.
         degrees: the recipe's largest rotation of an image.
         stretch: its largest relative change of height and of width.
         shift: its largest shift, in pixels.
@@ -79,12 +79,12 @@ def experiment(
     """
     whole = load(data)
     few = Data.from_arrays(
-        f"{data}_{num_train}",
+        f"{whole.name}_{num_train}",
         whole.train.images[:num_train],
         whole.valid.images[: num_train // 2],
         whole.test.images,
         protocol=whole.protocol.name,
-        split_rule=f"the first of the training and of the validation images of {data}",
+        split_rule=f"the first of the training and of the validation images of {whole.name}",
     )
     affine = RandomAffine(degrees, stretch, shift)
     jitter = [BrightnessJitter(brightness)] if data == "fashion_mnist" else []
@@ -111,7 +111,7 @@ def experiment(
 def figures(
     *,
     workdir: Path = Path("runs/small_data"),
-    data: Literal["fashion_mnist", "mnist_5k"] = "fashion_mnist",
+    data: str = "fashion_mnist",
     num_steps: int = 20_000,
     seeds: int = 3,
     num_samples: int = 500,
@@ -120,7 +120,7 @@ def figures(
 
     Args:
         workdir: the folder of the figure, the table and the runs.
-        data: the data set.
+        data: the data set, by name or path.
         num_steps: the number of optimizer steps of each run.
         seeds: the number of replicas of each run.
         num_samples: K of the importance-weighted bound.

@@ -45,7 +45,6 @@ from vae_jax import (
 from vae_jax.interfaces import Likelihood, Objective
 from vae_jax.optimizers import by_group
 
-DataName = Literal["cifar10_jpeg", "cifar10", "cifar10_4k", "fashion_mnist", "mnist_5k"]
 Latents = Literal["kl", "vq", "fsq", "lfq"]
 Distortion = Literal["charbonnier", "l1", "l2", "density"]
 LATENTS: tuple[Latents, ...] = ("kl", "vq", "fsq", "lfq")
@@ -61,7 +60,7 @@ DISTORTIONS: dict[Distortion, Likelihood] = {
 
 def experiment(
     *,
-    data: DataName = "cifar10_jpeg",
+    data: str = "cifar10_jpeg",
     latents: Latents = "kl",
     factor: Literal[2, 4, 8] = 4,
     channels: int = 8,
@@ -81,7 +80,7 @@ def experiment(
     """An autoencoder to a map of latents, with residual blocks, and attention on that map.
 
     Args:
-        data: the data set, in grey levels.
+        data: the data set, by name or path, in grey levels.
         latents: vectors with a light KL to N(0, I); or codes: of a learned codebook, of rounded
             components, or of signs.
         factor: the number of pixels along a side of each position of the map.
@@ -144,7 +143,7 @@ def experiment(
 def figures(
     *,
     workdir: Path = Path("runs/tokenizer"),
-    data: DataName = "cifar10_jpeg",
+    data: str = "cifar10_jpeg",
     factor: Literal[2, 4, 8] = 4,
     game: float = 0.0,
     quick: bool = False,
@@ -153,13 +152,13 @@ def figures(
 
     Args:
         workdir: the folder of the figure and of a run for each kind.
-        data: the data set.
+        data: the data set, by name or path.
         factor: the number of pixels along a side of each position of the map.
         game: the weight of the game against a critic of patches.
         quick: the short form of each run.
     """
     shared = {"data": data, "factor": factor, "game": game, "quick": quick}
-    name = f"{data}-f{factor}{'-quick' if quick else ''}"
+    name = f"{Path(data).stem}-f{factor}{'-quick' if quick else ''}"
     panels = {}
     for latents in LATENTS:
         folder = workdir / f"{name}-{latents}"

@@ -96,9 +96,7 @@ def experiment(
     epochs: int = 2000,
     layers: Literal[1, 2] = 1,
     patience: int | None = None,
-    data: Literal[
-        "mnist", "fashion_mnist", "mnist_5k", "binarized_mnist", "caltech101_silhouettes"
-    ] = "mnist",
+    data: str = "mnist",
 ) -> Experiment:
     """A model of one layer of latents, or of two.
 
@@ -108,7 +106,7 @@ def experiment(
         epochs: the number of passes over the training images.
         layers: the number of layers of latents.
         patience: the number of epochs without a better validation after which training ends.
-        data: the data set; grey digits are binarized at every presentation.
+        data: the data set, by name or path; grey digits are binarized at every presentation.
     """
     loaded = load(data)
     steps_per_epoch = len(loaded.train) // BATCH_SIZE

@@ -53,9 +53,6 @@ from vae_jax.interfaces import Likelihood, Objective
 
 Recipe = Literal["vdvae", "efficient_vdvae", "lvae"]
 Size = Literal["tiny", "small", "paper"]
-DataName = Literal[
-    "binarized_mnist", "mnist", "mnist_5k", "fashion_mnist", "cifar10", "cifar10_jpeg"
-]
 
 # (recipe, layers, data) -> the paper's number; 0 layers are the recipe's own.
 PUBLISHED = {
@@ -109,7 +106,7 @@ def experiment(
     *,
     recipe: Recipe = "vdvae",
     size: Size = "tiny",
-    data: DataName = "mnist",
+    data: str = "mnist",
     layers: int = 0,
     minutes: int = 60,
     num_steps: int = 0,
@@ -119,13 +116,13 @@ def experiment(
     Args:
         recipe: the paper.
         size: the paper's, for an accelerator and an hour, or for two cores and an hour.
-        data: the data set; MNIST's protocol is dynamic binarization.
+        data: the data set, by name or path; MNIST's protocol is dynamic binarization.
         layers: the number of layers; 0 takes the recipe's.
         minutes: the time for which `tiny` is trained on two cores.
         num_steps: the number of steps; 0 takes the recipe's.
     """
-    colour = data.startswith("cifar10")
-    likelihood = MixtureOfLogistics() if colour else Bernoulli()
+    images = load(data)
+    likelihood = MixtureOfLogistics() if images.image_shape[-1] == 3 else Bernoulli()
     if size == "paper":
         model, batch_size = of_paper(recipe, layers, likelihood), 32
         steps = num_steps or (1_000_000 if recipe == "vdvae" else 200_000)
@@ -137,7 +134,6 @@ def experiment(
     peak = peak if size == "paper" else 3e-3
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, warm_up, steps, peak / 10)
     # The papers' losses are per dimension, and so are their limits of the gradient's norm.
-    images = load(data)
     dimensions = math.prod(images.image_shape)
     adamw = optax.adamw(rate, 0.9, 0.9, weight_decay=0.01)
     optimizer = optax.chain(optax.clip_by_global_norm(200.0 * dimensions), adamw)
@@ -173,7 +169,7 @@ def figures(
     workdir: Path = Path("runs/vdvae"),
     recipe: Recipe = "vdvae",
     size: Size = "tiny",
-    data: DataName = "mnist",
+    data: str = "mnist",
     depths: tuple[int, ...] = (3, 6, 12),
     minutes: int = 60,
     num_steps: int = 0,
@@ -184,7 +180,7 @@ def figures(
         workdir: the folder of the figures and of a run for each depth.
         recipe: the paper.
         size: the size.
-        data: the data set.
+        data: the data set, by name or path.
         depths: the numbers of layers.
         minutes: the time for each run, as in `experiment`.
         num_steps: the number of steps of each run, as in `experiment`.
@@ -198,7 +194,9 @@ def figures(
     }
     runs = {
         depth: train_file(
-            __file__, workdir / f"{recipe}-{size}-{data}-{depth}", fixed | {"layers": depth}
+            __file__,
+            workdir / f"{recipe}-{size}-{Path(data).stem}-{depth}",
+            fixed | {"layers": depth},
         )
         for depth in depths
     }

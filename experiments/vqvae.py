@@ -56,7 +56,7 @@ QUANTIZERS: dict[Quantizer, Posterior] = {
 
 def experiment(
     *,
-    data: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
+    data: str = "mnist",
     quantizer: Quantizer = "vector",
     num_steps: int = 2000,
     batch_size: int = 64,
@@ -65,7 +65,7 @@ def experiment(
     """Codes on a grid of a quarter of the image's height and width.
 
     Args:
-        data: the data set, in grey levels.
+        data: the data set, by name or path, in grey levels.
         quantizer: the kind of codes, 64 in all; residual ones have 16 at each of two levels.
         num_steps: the number of optimizer steps.
         batch_size: the images in a step.
@@ -97,24 +97,24 @@ def experiment(
 def figures(
     *,
     workdir: Path = Path("runs/vqvae"),
-    data: Literal["mnist", "fashion_mnist", "mnist_5k"] = "mnist",
+    data: str = "mnist",
     num_steps: int = 2000,
 ) -> list[Path]:
     """Reconstructions, samples and codes in use for every quantizer, training what is missing.
 
     Args:
         workdir: the folder of the figures and of a run for each quantizer.
-        data: the data set.
+        data: the data set, by name or path.
         num_steps: the number of optimizer steps of each run.
     """
-    runs = {}
+    runs, short = {}, Path(data).stem
     for quantizer in QUANTIZERS:
         arguments = {"data": data, "quantizer": quantizer, "num_steps": num_steps}
-        runs[quantizer] = train_file(__file__, workdir / f"{data}-{quantizer}", arguments)
+        runs[quantizer] = train_file(__file__, workdir / f"{short}-{quantizer}", arguments)
     paths = []
     for quantizer, run in runs.items():
         pairs = plots.reconstructions(*generate.reconstruct(run, "valid", 20))
-        paths.append(plots.save(pairs, workdir / f"{data}_reconstructions_{quantizer}"))
+        paths.append(plots.save(pairs, workdir / f"{short}_reconstructions_{quantizer}"))
     titles = {
         "vector": "a codebook",
         "residual": "two residual levels",
@@ -122,12 +122,12 @@ def figures(
         "lookup_free": "lookup-free",
     }
     samples = {titles[name]: generate.sample(run, 64) for name, run in runs.items()}
-    paths.append(plots.save(plots.sample_panels(samples), workdir / f"{data}_samples"))
+    paths.append(plots.save(plots.sample_panels(samples), workdir / f"{short}_samples"))
     for name, ylabel in (
         ("valid_neg_elbo", "negative ELBO [nats per image]"),
         ("perplexity", "perplexity of the codes"),
     ):
         found = {titles[q]: run.metric(name) for q, run in runs.items()}
         chart = plots.learning_curves(found, ylabel=ylabel)
-        paths.append(plots.save(chart, workdir / f"{data}_{name}"))
+        paths.append(plots.save(chart, workdir / f"{short}_{name}"))
     return paths

@@ -348,7 +348,9 @@ def tiny_data(protocol: str) -> Data:
     return Data.from_arrays("bars", train, test=test, protocol=protocol)
 
 
-@pytest.mark.parametrize("heading", ["A likelihood", "A prior", "A network"])
+@pytest.mark.parametrize(
+    "heading", ["A likelihood", "A prior", "A network: a residual", "A network of NNX"]
+)
 def test_the_models_fit_together(heading):
     """Each section's model maps images `[3, 28, 28, 1]` to Terms; traced, not run."""
     x, keys = jnp.zeros((3, 28, 28, 1)), jax.random.split(jax.random.key(0), 3)
@@ -365,7 +367,7 @@ def test_the_models_fit_together(heading):
 
 def test_the_new_parts_train_together(tmp_path):
     """The loss falls, every parameter moves, and evaluation finds the quantities it should."""
-    network = partial(namespace("A network")["ResidualMLP"], width=16, num_blocks=1)
+    network = partial(namespace("A network: a residual MLP")["ResidualMLP"], width=16, num_blocks=1)
     model = namespace("A likelihood")["model"].clone(
         encoder=network(), decoder=network(), prior=namespace("A prior")["Logistic"](8)
     )
@@ -392,6 +394,31 @@ def test_the_new_parts_train_together(tmp_path):
     assert set(result.mean) == {"nll", "neg_elbo", "distortion", "kl_sampled"}
     assert all(np.isfinite(values).all() for values in result.mean.values())
     assert result.bits_per_dim is not None
+
+
+def test_networks_of_nnx_train_and_are_those_of_the_module(tmp_path):
+    """swish(W x + b) by NumPy from the run's parameters, which have moved."""
+    model = namespace("A network of NNX")["model"]
+    experiment = Experiment(
+        data=tiny_data("dequantize"),
+        model=model.clone(likelihood=Beta()),
+        objective=ELBO(),
+        optimizer=optax.adam(3e-3),
+        num_steps=2,
+        batch_size=16,
+        log_every=2,
+    )
+    with on_devices(1):
+        run = train(experiment, tmp_path / "run")
+        before = jax.jit(lambda: init_state(experiment, 0).params)()
+    params = run.seed_variables["params"]
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, params)
+    assert all(jax.tree.leaves(moved)), moved
+    x = np.random.default_rng(0).uniform(size=(3, 28, 28, 1)).astype(np.float32)
+    features = model.encoder.apply({"params": params["encoder"]}, x)
+    dense = {name: np.float64(each) for name, each in params["encoder"]["dense"].items()}
+    h = x.reshape(3, -1) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(features, h / (1 + np.exp(-h)), rtol=1e-4, atol=1e-5)
 
 
 def test_vr_max_is_above_the_iwae():

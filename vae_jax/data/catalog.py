@@ -9,6 +9,7 @@ from pathlib import Path
 from vae_jax import storage
 from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
+from vae_jax.data.files import is_path, load_path
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
 
@@ -167,7 +168,7 @@ def load(
     """Loads a data set as memory maps, after preparing it where that was never done.
 
     Args:
-        name: a name in `SOURCES`.
+        name: a name in `SOURCES`, or the path of images of your own, as in `load_path`.
         protocol: a name in `PROTOCOLS`; None is the data set's own.
         valid: how many images to cut from the end of the official training split for validation;
             None is the data set's own number.
@@ -180,6 +181,10 @@ def load(
         VaeJaxError: an argument is out of range, the data set cannot be prepared, or its cache is
             corrupted.
     """
+    if is_path(name):
+        if valid is not None:
+            raise VaeJaxError(f"valid={valid} does not apply to {name}: leave it out.")
+        return load_path(name, protocol, data_dir=data_dir)
     source = _find_source(name)
     protocol = protocol or source.protocol
     find_protocol(protocol)
@@ -248,7 +253,10 @@ def prepare(
 
 def _find_source(name: str) -> Source:
     if name not in SOURCES:
-        raise VaeJaxError(f"There is no data set {name!r}: choose one of {', '.join(SOURCES)}.")
+        raise VaeJaxError(
+            f"There is no data set {name!r}: choose one of {', '.join(SOURCES)}, or the path of an "
+            ".npy or .npz file or of a folder of pictures."
+        )
     return SOURCES[name]
 
 

@@ -1,0 +1,153 @@
+"""A data set of the user's own, by its path: arrays in a file, or a folder of pictures."""
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vae_jax import storage
+from vae_jax.data.datasets import Data
+from vae_jax.data.folder import load_folder
+from vae_jax.data.pipeline import SplitName
+from vae_jax.errors import VaeJaxError
+
+SHAPE = re.compile(r"@(\d+)x(\d+)x([13])$")
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+IMAGES, LABELS = ("images", "x", "imgs", "arr_0"), ("labels", "y")
+"""The names of arrays in an .npz file that is not split; `imgs` is that of dSprites."""
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set is named by a path."""
+    bare = SHAPE.sub("", name)
+    return bare.endswith((".npy", ".npz")) or os.sep in bare or Path(bare).is_dir()
+
+
+def load_path(
+    path: str, protocol: str | None = None, *, data_dir: str | Path | None = None
+) -> Data:
+    """Loads images of the user's own.
+
+    Args:
+        path: an .npy file of images `[N, H, W, C]` or `[N, H, W]`, bytes or floats from 0 to 1,
+            which become bytes; an .npz file of such arrays, named `images` (and `labels`), or
+            `train_images`, `test_images`, ... or `x_train`, `x_test`, ...; or a folder of pictures,
+            which `FOLDER@32x32x3` reads in this shape instead of 64x64x3. What is not split is:
+            80, 10 and 10 %, in an order that is always the same.
+        protocol: a name in `PROTOCOLS`; None is "dynamic" for grey images and "grey" for RGB.
+        data_dir: where decoded pictures of a folder are kept, as for `load`.
+
+    Raises:
+        VaeJaxError: there is nothing of this kind there.
+    """
+    shape = SHAPE.search(path)
+    bare = storage.from_home(SHAPE.sub("", path))
+    if bare.suffix in (".npy", ".npz"):
+        return _of_arrays(bare, protocol).loaded_by(partial(load_path, str(bare), protocol))
+    height, width, channels = map(int, shape.groups()) if shape else (64, 64, 3)
+    return load_folder(
+        bare,
+        (height, width),
+        channels=1 if channels == 1 else 3,
+        protocol=protocol or ("dynamic" if channels == 1 else "grey"),
+        data_dir=data_dir,
+    )
+
+
+def _of_arrays(path: Path, protocol: str | None) -> Data:
+    arrays = _read(path)
+    images = _by_split(arrays, "{}", "{}_images", "x_{}")
+    labels = _by_split(arrays, "{}_labels", "y_{}")
+    rule = "the file's own splits"
+    if "train" not in images:
+        rule = "80, 10 and 10 % of the file, shuffled"
+        whole = next((arrays[name] for name in IMAGES if name in arrays), None)
+        if whole is None:
+            raise VaeJaxError(
+                f"{path} has the arrays {', '.join(arrays) or 'none'}: name one images, or several "
+                "train_images, valid_images and test_images."
+            )
+        images = _shuffled(_bytes(path, whole))
+        classes = [arrays[name] for name in LABELS if name in arrays]
+        labels = _shuffled(classes[0]) if classes else {}
+    elif "valid" not in images:
+        rule = "the file's own splits; validation is the last tenth of training"
+        for arrays in (images, labels):
+            if "train" in arrays:
+                cut = len(arrays["train"]) - max(1, len(arrays["train"]) // 10)
+                arrays["train"], arrays["valid"] = np.split(arrays["train"], [cut])
+    as_bytes = {split: _bytes(path, array) for split, array in images.items()}
+    names = None
+    if any(array.dtype.kind not in "iu" for array in labels.values()):  # they are words
+        names = np.unique(np.concatenate([*labels.values()]))
+        for split, array in labels.items():
+            labels[split] = np.searchsorted(names, array)
+    return Data.from_arrays(
+        path.stem,
+        as_bytes["train"],
+        as_bytes.get("valid"),
+        as_bytes.get("test"),
+        protocol=protocol or ("dynamic" if as_bytes["train"].shape[-1] == 1 else "grey"),
+        labels=labels,
+        class_names=None if names is None else list(map(str, names)),
+        split_rule=rule,
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a file by name; the one of an .npy file is its images."""
+    try:
+        content = np.load(path, allow_pickle=False)
+        return {"images": content} if isinstance(content, np.ndarray) else {**content}
+    except FileNotFoundError as error:
+        raise VaeJaxError(f"The images {path} do not exist: name a file that does.") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise VaeJaxError(f"{path} holds no arrays ({error}): write it by numpy.save.") from error
+
+
+def _by_split(arrays: Mapping[str, np.ndarray], *names: str) -> dict[SplitName, np.ndarray]:
+    return {
+        split: arrays[name.format(split)]
+        for split in SPLITS
+        for name in names
+        if name.format(split) in arrays
+    }
+
+
+def _shuffled(whole: np.ndarray) -> dict[SplitName, np.ndarray]:
+    """80, 10 and 10 % of an array, in an order that depends on its length alone."""
+    order = np.random.default_rng(0).permutation(len(whole))
+    tenth = max(1, len(whole) // 10)
+    train, valid, test = np.split(whole[order], [-2 * tenth, -tenth])
+    return {"train": train, "valid": valid, "test": test}
+
+
+def _bytes(path: Path, images: np.ndarray) -> np.ndarray:
+    """Images as bytes `[N, H, W, C]`; floats v in [0, 1] are round(255 v).
+
+    Raises:
+        VaeJaxError: they have another shape or range.
+    """
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        way = "give [N, H, W, 1] or [N, H, W, 3]"
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            way = "its channels come first: save x.transpose(0, 2, 3, 1)"
+        raise VaeJaxError(f"The images of {path} have the shape {images.shape}: {way}.")
+    if images.dtype == bool:
+        return images.astype(np.uint8) * np.uint8(255)
+    if not images.size:
+        raise VaeJaxError(f"{path} has no images: save bytes, or floats from 0 to 1.")
+    most = 1 if images.dtype.kind == "f" else 255
+    low, high = images.min(), images.max()
+    if not 0 <= low <= high <= most:  # nan too
+        raise VaeJaxError(
+            f"The images of {path} are {images.dtype} from {low:g} to {high:g}: save bytes, or "
+            "floats from 0 to 1."
+        )
+    scaled = images if most == 255 else np.rint(255 * images)
+    return scaled.astype(np.uint8)
