@@ -29,15 +29,17 @@ import optax
 
 import vae_jax as vj
 
-data = vj.Data.from_arrays(
-    "discs", images[:1800], images[1800:1900], images[1900:], protocol="grey"
+data = vj.Data.from_arrays("discs", *np.split(images, [1800, 1900]), protocol="grey")
+model = vj.VAE(
+    encoder=vj.MLP((256,)),
+    posterior=vj.DiagonalGaussian(4),
+    prior=vj.StandardNormal(4),
+    decoder=vj.MLP((256,)),
+    likelihood=vj.DiscretizedLogistic(),
 )
-likelihood = vj.DiscretizedLogistic()
-prior = vj.StandardNormal(4)
-encoder, decoder = vj.ConvEncoder((16, 32)), vj.ConvDecoder((32, 16))
-model = vj.VAE(encoder, vj.DiagonalGaussian(4), prior, decoder, likelihood)
+optimizer = optax.adam(2e-3)
 experiment = vj.Experiment(
-    data, model, vj.ELBO(), optax.adam(2e-3), batch_size=50, num_steps=300
+    data=data, model=model, objective=vj.ELBO(), optimizer=optimizer, batch_size=50, num_steps=300
 )
 run = vj.train(experiment, "runs/own_images")
 
