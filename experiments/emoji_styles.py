@@ -48,6 +48,7 @@ def experiment(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     quick: bool = False,
+    data: str = "emoji_styles",
 ) -> Experiment:
     """A conditional VAE of strided convolutions, given the style: z is left to say the subject.
 
@@ -61,10 +62,11 @@ def experiment(
         batch_size: the images in a step.
         learning_rate: Adam's, which decays to zero along a cosine.
         quick: 600 steps of half the features, for a look.
+        data: the data set, by name or path, its classes the styles.
     """
     if quick:
         width, num_steps = width // 2, 600
-    loaded = load("emoji_styles", "grey")
+    loaded = load(data, "grey")
     widths = [width, 2 * width, 4 * width, 4 * width]
     return Experiment(
         data=loaded,
@@ -74,7 +76,7 @@ def experiment(
             prior=StandardNormal(latent_dim),
             decoder=ConvDecoder([*widths[::-1], width], dense=256),
             likelihood=Laplace(scale=scale),
-            labels=LabelEmbedding(3, 8),
+            labels=LabelEmbedding(len(loaded.class_names or ()), 8),
         ),
         objective=ELBO(beta=beta),
         augment=(HorizontalFlip(), RandomShift(3)),

@@ -39,7 +39,7 @@ model = vj.VAE(
 )
 optimizer = optax.adam(2e-3)
 experiment = vj.Experiment(
-    data=data, model=model, objective=vj.ELBO(), optimizer=optimizer, batch_size=50, num_steps=300
+    data=data, model=model, objective=vj.ELBO(), optimizer=optimizer, batch_size=50, num_steps=1000
 )
 run = vj.train(experiment, "runs/own_images")
 

@@ -298,7 +298,8 @@ def save(
         VaeJaxError: as in `save_images`.
     """
     path = Path(path)
-    path = path if path.suffix else path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}")
+    if not path.suffix.strip(".0123456789"):  # none, or the end of a number
+        path = path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}")
     options = options_for(path, quality, of_figure=True)
     dots = _house("savefig.dpi", DPI) if dpi is None else dpi
     if not (isinstance(dots, str) or 1 <= dots <= MAX_DPI):
