@@ -190,10 +190,25 @@ def test_commands_are_the_same_for_some_cells_alone() -> None:
     assert command[4:] == typed
 
 
-def test_a_single_run_has_nothing_to_launch(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", str(TINY), "--launch", "local"])
-    assert "starts the programs of a grid, and this is a single run" in capfd.readouterr().err
+UNFIT = [
+    (["--launch", "local"], "starts the programs of a grid, and this is a single run"),
+    (["--cells", "beta=1.0"], "--cells chooses among the programs of a grid, and this is a single"),
+    (["--beta", "1", "2", "--jobs", "2"], "add --launch local"),
+    (["--beta", "1", "2", "--launch", "local", "--jobs", "0"], "--jobs is 0: it must be at least"),
+    (["--beta", "1", "2", "--slurm", "time=3"], "add --launch slurm"),
+    (["--beta", "1", "2", "--launch", "local", "--distributed"], "leave out --distributed"),
+]
+
+
+@pytest.mark.parametrize(("flags", "sentence"), UNFIT)
+def test_flags_that_do_not_fit_are_a_sentence(
+    flags: list[str], sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(TINY), "--workdir", str(tmp_path / "run"), *flags])
+    assert ended.value.code == 2
+    assert sentence in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -96,7 +96,12 @@ def experiment(*, num_steps: int = 10, rate: str = "constant", beta: str = "cons
         def __call__(self, step):
             return 1e-2
 
-    rates = {"constant": 1e-2, "bounded": bounded, "class": Rate(),
+    constants = [optax.constant_schedule(rate) for rate in (1e-2, 3e-3, 1e-3)]
+    stages = [10, 15][: num_steps // 10]
+    early = [min(9, num_steps - 1)] if num_steps > 10 else []
+    rates = {"stages": optax.join_schedules(constants[: len(stages) + 1], stages),
+             "too early": optax.join_schedules(constants[: len(early) + 1], early),
+             "constant": 1e-2, "bounded": bounded, "class": Rate(),
              "cosine": optax.cosine_decay_schedule(1e-2, num_steps)}
     betas = {"constant": 1.0, "warm_up": warm_up,
              "bounded": optax.linear_schedule(0.0, 1.0, min(5, num_steps))}
@@ -109,11 +114,14 @@ SCHEDULES = [
     ({"rate": "bounded"}, ""),  # its description has the number of steps, its values do not
     ({"beta": "bounded"}, ""),
     ({"rate": "class"}, ""),
+    ({"rate": "stages"}, ""),  # the later ones begin where the shorter run ends
+    ({"rate": "too early"}, "on which its steps depend"),  # its last step is another
     ({"rate": "cosine"}, "num_steps is 10 there, 20 here, on which its steps depend"),
     ({"beta": "warm_up"}, "num_steps is 10 there, 20 here, on which its steps depend"),
 ]
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(("arguments", "sentence"), SCHEDULES, ids=lambda each: str(each))
 def test_a_run_goes_on_where_its_schedules_allow(
     arguments: dict[str, str], sentence: str, tmp_path: Path

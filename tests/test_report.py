@@ -76,6 +76,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     shutil.copytree(first, second)
     content = json.loads((second / "experiment.json").read_text())
     (second / "experiment.json").write_text(json.dumps(content | {"num_steps": 30, "seed": 5}))
+    finished = json.loads((second / "summary.json").read_text()) | {"step": 30}
+    (second / "summary.json").write_text(json.dumps(finished))
     for samples in (2, 3):
         record(run, dataclasses.replace(evaluation, num_samples=samples), 1.0)
     return folders

@@ -15,9 +15,9 @@ import vae_jax as vj
 from vae_jax import fitted_priors
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted
+from vae_jax.progress import Pace
 from vae_jax.run import Run
 from vae_jax.second_stage import FitPrior, fit_prior
-from vae_jax.train import Pace
 
 NETWORK = vj.AdaptiveMLP(8, 1)
 FLOW = vj.FlowMatching(2, NETWORK, num_classes=8)
@@ -84,7 +84,7 @@ def test_a_finished_one_is_left_as_it_is_and_a_stopped_one_goes_on_to_the_same_b
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae_jax.train.FIRST_STEPS", 10)
+        patch.setattr("vae_jax.progress.FIRST_STEPS", 10)
         patch.setattr(Pace, "changes", changes)
         with pytest.raises(Interrupted):
             fit_prior(first, FLOW, tmp_path / "run", **HOW)

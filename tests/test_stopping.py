@@ -15,8 +15,8 @@ from vae_jax import train
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted
 from vae_jax.processes import stop_signals
+from vae_jax.progress import Pace, largest_divisor
 from vae_jax.run import Run, RunFolder
-from vae_jax.train import Pace, largest_divisor
 
 SHORT: dict[str, Any] = {"num_steps": 40, "log_every": 20, "checkpoint_every": 20}
 
@@ -74,7 +74,7 @@ def in_chunks_of(steps: int, *, told_at: int | None = None) -> Iterator[None]:
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vae_jax.train.FIRST_STEPS", steps)
+        patch.setattr("vae_jax.progress.FIRST_STEPS", steps)
         patch.setattr(Pace, "changes", changes)
         yield
 

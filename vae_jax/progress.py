@@ -1,6 +1,7 @@
 """Progress of what runs for long: a bar on a terminal and in a notebook, plain lines on a pipe.
 
-Nothing is silent for longer than `SECONDS_BETWEEN_LINES`.
+Nothing is silent for longer than `SECONDS_BETWEEN_LINES`, nor deaf for longer than
+`SECONDS_TO_HEAR`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
@@ -28,6 +30,10 @@ from rich.text import Text
 from vae_jax.errors import legible
 
 SECONDS_BETWEEN_LINES = 10.0
+# Signals are heard between chunks of steps: how long one may take, and how many steps the first
+# has, before it is known how long they take.
+SECONDS_TO_HEAR = 5.0
+FIRST_STEPS = 100
 
 
 def say(sentence: object) -> None:
@@ -272,3 +278,42 @@ class Counter:
         if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             say(f"{self.sentence}: {100 * done // total} %")
+
+
+def largest_divisor(number: int, most: float) -> int:
+    """The largest divisor of a number that is not above a limit, or 1."""
+    return max((n for n in range(1, int(min(number, most)) + 1) if number % n == 0), default=1)
+
+
+@dataclass
+class Pace:
+    """How many steps a chunk has: few enough to hear of a signal in time, and no fewer.
+
+    Attributes:
+        longest: the most steps of a chunk, which its number of steps divides.
+        steps: the number of steps of a chunk.
+    """
+
+    longest: int
+    steps: int = field(init=False)
+    _is_compiled: bool = field(init=False, default=False)
+
+    def __post_init__(self):
+        self.steps = largest_divisor(self.longest, FIRST_STEPS)
+
+    def changes(self, steps: int, seconds: float, step: int) -> bool:
+        """Whether chunks have another number of steps from now on.
+
+        Args:
+            steps: the number of steps of the last chunk.
+            seconds: what it took.
+            step: the number of steps so far.
+        """
+        first, self._is_compiled = not self._is_compiled, True
+        if first or steps != self.steps:
+            return False
+        fitting = largest_divisor(self.longest, SECONDS_TO_HEAR * steps / max(seconds, 1e-3))
+        if step % fitting or self.steps <= 2 * fitting <= 4 * self.steps:  # not worth a compilation
+            return False
+        self.steps, self._is_compiled = fitting, False
+        return True

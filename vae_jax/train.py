@@ -27,7 +27,7 @@ from vae_jax.evaluation.bounds import make_validation as make_validation
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
-from vae_jax.progress import Progress, Waiting, say
+from vae_jax.progress import Pace, Progress, Waiting, largest_divisor, say
 from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
 from vae_jax.run import load_run as load_run
 from vae_jax.run.patience import Patience, score_of
@@ -39,10 +39,6 @@ SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
 # The most bytes of a chunk of streamed images in a process, which makes one more meanwhile.
 STREAMED_BYTES = 2**26
-# Signals are heard between chunks of steps: how long one may take, and how many steps the first
-# has, before it is known how long they take.
-SECONDS_TO_HEAR = 5.0
-FIRST_STEPS = 100
 Row = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
 Line = tuple[int, frozenset[str]]
@@ -53,45 +49,6 @@ P = ParamSpec("P")
 def is_streamed(data: Data) -> bool:
     """Whether training images are better left on the disk than put into the memory of devices."""
     return data.train.images.nbytes > parallel.device_memory() // 4
-
-
-def largest_divisor(number: int, most: float) -> int:
-    """The largest divisor of a number that is not above a limit, or 1."""
-    return max((n for n in range(1, int(min(number, most)) + 1) if number % n == 0), default=1)
-
-
-@dataclass
-class Pace:
-    """How many steps a chunk has: few enough to hear of a signal in time, and no fewer.
-
-    Attributes:
-        longest: the most steps of a chunk, which its number of steps divides.
-        steps: the number of steps of a chunk.
-    """
-
-    longest: int
-    steps: int = field(init=False)
-    _is_compiled: bool = field(init=False, default=False)
-
-    def __post_init__(self):
-        self.steps = largest_divisor(self.longest, FIRST_STEPS)
-
-    def changes(self, steps: int, seconds: float, step: int) -> bool:
-        """Whether chunks have another number of steps from now on.
-
-        Args:
-            steps: the number of steps of the last chunk.
-            seconds: what it took.
-            step: the number of steps so far.
-        """
-        first, self._is_compiled = not self._is_compiled, True
-        if first or steps != self.steps:
-            return False
-        fitting = largest_divisor(self.longest, SECONDS_TO_HEAR * steps / max(seconds, 1e-3))
-        if step % fitting or self.steps <= 2 * fitting <= 4 * self.steps:  # not worth a compilation
-            return False
-        self.steps, self._is_compiled = fitting, False
-        return True
 
 
 def chunks_of_batches(
@@ -460,7 +417,8 @@ def train_together(
                         later.run()
                         run.give_up(step, own)
             going = [run.goes_on for run in runs]
-            received += [signal.SIGALRM] if until is not None and until(step) else []
+            if until is not None and not received and until(step):
+                received.append(signal.SIGALRM)
             stopped_by = parallel.max_over_processes(max(received, default=0))
             is_last = step == experiment.num_steps
             due = is_last or stopped_by or step % experiment.checkpoint_every == 0

@@ -65,6 +65,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     parsed = [parse(made_by, command, each, *defaults) for each in cells_of_flags(made_by, flags)]
     (options, processes, data, _), cells = parsed[0], [each[-1] for each in parsed]
     data.use()
+    options.check(len(cells), processes.distributed)
     if options.launch is not None:
         return launch_with_flags(name, flags, options, cells)
     from vae_jax import parallel
@@ -93,10 +94,9 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
                 callback = trackers.of(options.workdir)
                 runs = [train_file(file, options.workdir, cells[0], callback=callback, **how)]
         for run in runs if parallel.is_main_process() else ():
-            if not run.folder.figures.exists():
+            if run.folder.is_newer_than(page := run.folder.figures / "report.html"):
                 drawn = plot_standard_figures(run)
-                page = report_on([run.folder.path], run.folder.figures / "report.html")
-                print_paths([*drawn, page])
+                print_paths([*drawn, report_on([run.folder.path], page)])
                 figures = {f"figures/{path.stem}": path for path in drawn}
                 trackers.of(run.folder.path)(int(run.state.step[0]), figures)
     if missing := (len(options.cells) or len(cells)) - len(runs):
@@ -108,13 +108,6 @@ def launch_with_flags(
     name: str, flags: Sequence[str], options: TrainOptions, cells: Sequence[dict[str, object]]
 ) -> None:
     """Run `vae-jax train FILE ... --launch ...`: a process for each program of the grid."""
-    if len(cells) < 2:
-        raise VaeJaxError(
-            "--launch starts the programs of a grid, and this is a single run: give a flag several "
-            "values, or leave --launch out."
-        )
-    if options.jobs is not None:
-        check_counts(jobs=options.jobs)
     from vae_jax import parallel
     from vae_jax.cli import launch
     from vae_jax.experiment import find_file

@@ -51,6 +51,37 @@ class TrainOptions:
     mlflow: bool = False
     """Also log metrics and figures to MLflow (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME)."""
 
+    def check(self, cells: int, distributed: bool) -> None:
+        """Check that what is said of a grid is said of one, and of a launch where there is one.
+
+        Args:
+            cells: the number of cells.
+            distributed: whether several processes train together.
+
+        Raises:
+            VaeJaxError: it is not.
+        """
+        if cells < 2 and (self.launch or self.cells):
+            what = "--launch starts" if self.launch else "--cells chooses among"
+            raise VaeJaxError(
+                f"{what} the programs of a grid, and this is a single run: give a flag several "
+                "values, or leave it out."
+            )
+        if self.launch and distributed:
+            raise VaeJaxError(
+                "--launch starts processes that each train alone: leave out --distributed, or "
+                "--launch."
+            )
+        if self.slurm and self.launch != "slurm":
+            raise VaeJaxError("--slurm is for jobs of Slurm: add --launch slurm, or leave it out.")
+        if self.jobs is not None:
+            if self.launch is None:
+                raise VaeJaxError(
+                    "--jobs is the number of processes that --launch starts at once: add --launch "
+                    "local, or leave it out."
+                )
+            check_counts(jobs=self.jobs)
+
 
 @dataclass(frozen=True)
 class ProcessOptions:

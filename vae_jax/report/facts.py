@@ -163,7 +163,11 @@ def _progress(record: Record, folder: RunFolder) -> dict[str, str]:
     step = max((line["step"] for line in lines), default=0)
     steps = record.get("num_steps")
     aim = f"{steps:,}" if isinstance(steps, int) else "?"
-    found = {"training": f"finished, {aim} steps" if summary else f"step {step:,} of {aim}"}
+    done = f"step {step:,} of {aim}"
+    if folder.is_finished(record):
+        early = summary is not None and summary["step"] != steps
+        done = f"finished at {done}, by its validations" if early else f"finished, {aim} steps"
+    found = {"training": done}
     if isinstance(started := record.get("started"), str):
         found["started"] = started
     times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]

@@ -402,9 +402,15 @@ class RunFolder:
 
     def is_finished(self, record: Record) -> bool:
         """Whether summary.json is that of the last step, or of an end from impatience."""
-        summary, patience = self.read_summary() or {}, record.get("patience")
+        summary, patience = self.read_summary(), record.get("patience")
+        if summary is None:
+            return False
         impatient = patience is not None and summary.get("patience") == patience
-        return summary.get("step") == record.get("num_steps") or impatient
+        return impatient or record.get("num_steps", summary["step"]) == summary["step"]
+
+    def is_newer_than(self, page: Path) -> bool:
+        """Whether the run was finished after a page about it was written, if one was."""
+        return not page.exists() or page.stat().st_mtime < self.summary.stat().st_mtime
 
     def read_record(self) -> Record:
         """The content of experiment.json or, where that is lost or damaged, of its copy.

@@ -1,19 +1,26 @@
 """When two runs are one: what their records have in common, and what their steps compute."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
 
+from vae_jax import parallel
 from vae_jax.experiment import INCIDENTAL, Experiment
 from vae_jax.identity import Json
 from vae_jax.identity.programs import programs
-from vae_jax.step import empty_batch, init_state, train_step
+from vae_jax.interfaces import Variables
+from vae_jax.step import empty_batch, init_state, loss_and_gradients
 
 Record = dict[str, Any]
 """The object in a JSON file."""
+STEPS_AT_ONCE = 2**16
 LENGTH = ("num_steps", "patience")
 """What says when training ends, and nothing else."""
 
@@ -57,17 +64,66 @@ def is_longer(there: Record, here: Record) -> bool:
 
 
 def compute_the_same(one: Experiment, other: Experiment) -> bool:
-    """Whether experiments begin with the same state and take the same steps, as JAX traces them.
+    """Whether experiments begin with the same state and compute the same in the steps of the first.
 
     A schedule that is made from the number of steps is no difference where its values are none.
+
+    Args:
+        one: an experiment.
+        other: one that differs at most in its objective, its optimizer and its length.
     """
-    experiments = one, other
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    states = [jax.eval_shape(partial(init_state, each), seed) for each in experiments]
-    if jax.tree.structure(states[0]) != jax.tree.structure(states[1]):
+    state = jax.eval_shape(partial(init_state, one), seed)
+    if jax.tree.structure(state) != jax.tree.structure(
+        jax.eval_shape(partial(init_state, other), seed)
+    ):
         return False
-    begin = programs([partial(init_state, each) for each in experiments], seed)
     batch = empty_batch(one, one.batch_size)
-    steps = [partial(train_step, each, axis=None) for each in experiments]
-    go_on = programs(steps, states[0], *batch, seed)
-    return all(len(found) == 1 and not found[0].numbers for found in (begin, go_on))
+    both = one, other
+    return (
+        _are_traced_alike([partial(init_state, each) for each in both], seed)
+        and _are_traced_alike(
+            [partial(loss_and_gradients, each, axis=None) for each in both], state, *batch, seed
+        )
+        and _update_alike([each.optimizer for each in both], state.params, one.num_steps)
+    )
+
+
+def _are_traced_alike(functions: Sequence[Callable[..., object]], *arguments: object) -> bool:
+    """Whether functions are one program without numbers in which they differ."""
+    found = programs(functions, *arguments)
+    return len(found) == 1 and not found[0].numbers
+
+
+def _update_alike(
+    optimizers: Sequence[optax.GradientTransformation], params: Variables, num_steps: int
+) -> bool:
+    """Whether optimizers make the same updates of the same numbers at each of so many steps.
+
+    One number of each array stands for all, and the step for whatever an optimizer counts.
+    """
+    generator = np.random.default_rng(0)
+
+    def drawn(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return generator.normal(size=(1,) * leaf.ndim).astype(leaf.dtype)
+
+    def begun(leaf: Array) -> Array:
+        return leaf if counts(leaf) else jnp.abs(jnp.asarray(generator.normal(), leaf.dtype)) + leaf
+
+    def counts(leaf: Array) -> bool:
+        return leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
+
+    small, gradients = (jax.tree.map(drawn, params) for _ in range(2))
+    state = jax.tree.map(begun, optimizers[0].init(small))
+
+    def after(optimizer: optax.GradientTransformation, step: Array) -> object:
+        own = jax.tree.map(lambda x: step.astype(x.dtype) if counts(x) else x, state)
+        return optimizer.update(gradients, own, small)
+
+    compiled = [parallel.jit(jax.vmap(partial(after, each))) for each in optimizers]
+    for start in range(0, num_steps, STEPS_AT_ONCE):
+        steps = np.arange(start, min(start + STEPS_AT_ONCE, num_steps), dtype=np.int32)
+        one, other = (jax.tree.leaves(function(steps)) for function in compiled)
+        if any(not np.array_equal(*pair, equal_nan=True) for pair in zip(one, other, strict=True)):
+            return False
+    return True
