@@ -28,6 +28,7 @@ from vae_jax import (
     FiniteScalarQuantized,
     Gaussian,
     Laplace,
+    LearnedPerceptual,
     LookupFree,
     PatchCritic,
     PatchGAN,
@@ -113,7 +114,8 @@ def experiment(
     posterior, prior = parts[latents]
     objective: Objective = ELBO(beta=beta) if latents == "kl" else VQVAE()
     if perceptual:
-        objective = Perceptual(objective, perceptual)
+        features = LearnedPerceptual(200 if quick else 1000)
+        objective = Perceptual(objective, perceptual, features)
     if game:
         objective = PatchGAN(objective, game, start)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps), b1=0.5)

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from gradients import assert_close, gradients_of, loss_and_metrics, params_of
 from jax import Array
+from running import interrupted_after, on_devices
 from test_critics import KEYS, PATCH, STEP, X
 
 from vae_jax import (
@@ -25,7 +26,9 @@ from vae_jax import (
     load_run,
     train,
 )
+from vae_jax.checkpoint import fingerprint
 from vae_jax.data import Split
+from vae_jax.errors import Interrupted
 from vae_jax.networks.features import FeatureNetwork
 from vae_jax.objectives.patch_gan import DELTA
 from vae_jax.objectives.perceptual import learning_from, perceptual_distance
@@ -120,10 +123,10 @@ def test_the_adaptive_weight_follows_the_distance_too() -> None:
     assert float(weight) == pytest.approx(0.5 * float(expected), rel=1e-4)
 
 
-def learned(num_steps: int = 3, **changes: Any) -> Any:
+def learned(num_steps: int = 10) -> Any:
     """The tiny experiment with a distance in features that are learned from its bars."""
-    objective = Perceptual(ELBO(), 10.0, LearnedPerceptual(num_steps))
-    return dataclasses.replace(tiny.experiment(num_steps=10, **changes), objective=objective)
+    objective = Perceptual(ELBO(), 10.0, LearnedPerceptual(3))
+    return dataclasses.replace(tiny.experiment(num_steps=num_steps), objective=objective)
 
 
 def test_learned_features_are_those_of_a_network_trained_on_the_data() -> None:
@@ -146,14 +149,19 @@ def test_learned_features_are_those_of_a_network_trained_on_the_data() -> None:
 def test_training_learns_them_and_opening_the_run_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained in two parts, the bytes of one; the folder alone opens it."""
-    whole = train(learned(), tmp_path / "whole")
-    assert np.isfinite(whole.metric("perceptual")[1]).all()
-    monkeypatch.setattr(FeatureNetwork, "trained", None)
-    opened = load_run(tmp_path / "whole")
-    assert isinstance(opened.experiment.objective, Perceptual)
-    assert opened.experiment.objective.features == LearnedPerceptual(3)
-    assert opened.sample(2).shape == (2, 4, 4, 1)
+    """Stopped on its way, when they are learned again, it is the run never stopped, to the byte."""
+    with on_devices(1):
+        whole = train(learned(num_steps=20), tmp_path / "whole")
+        assert np.isfinite(whole.metric("perceptual")[1]).all()
+        with pytest.raises(Interrupted, match="after step 10,"), interrupted_after(5):
+            train(learned(num_steps=20), tmp_path / "run")
+        resumed = train(learned(num_steps=20), tmp_path / "run")
+        assert fingerprint(resumed.state) == fingerprint(whole.state)
+        monkeypatch.setattr(FeatureNetwork, "trained", None)
+        opened = load_run(tmp_path / "whole")
+        assert isinstance(opened.experiment.objective, Perceptual)
+        assert opened.experiment.objective.features == LearnedPerceptual(3)
+        assert opened.sample(2).shape == (2, 4, 4, 1)
 
 
 def test_nested_objectives_learn_from_the_data() -> None:
