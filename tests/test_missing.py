@@ -174,5 +174,18 @@ def test_models_that_do_not_fit_are_refused() -> None:
         check_pictures(model(), vj.Perceptual(vj.ELBO()))
 
 
+@pytest.mark.parametrize("name", ["RandomAffine", "BrightnessJitter", "ColourJitter", None])
+def test_augmentations_that_mix_pixels_are_refused(name: str | None) -> None:
+    data = tiny.data("grey").with_missing({"train": masks(90)})
+    own: Any = {"data": data, "model": model()}
+    if name is None:
+        moving = (vj.HorizontalFlip(), vj.RandomShift(1))
+        assert dataclasses.replace(tiny.experiment(), augment=moving, **own).augment == moving
+        return
+    augment: Any = getattr(vj, name)(*((5.0, 0.1, 1.0) if name == "RandomAffine" else (0.5,)))
+    with pytest.raises(VaeJaxError, match=rf"{name} mixes or scales values, .* HorizontalFlip"):
+        dataclasses.replace(tiny.experiment(), augment=(augment,), **own)
+
+
 def grey() -> vj.VAE:
     return tiny.model().clone(likelihood=vj.Laplace(0.1))

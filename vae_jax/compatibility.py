@@ -4,7 +4,7 @@ Parts declare what they are and objectives what they require (`vae_jax.interface
 names the public parts that would fit.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from jax import Array
 
 from vae_jax import likelihoods, posteriors, priors, random
 from vae_jax.data import PROTOCOLS, Data
+from vae_jax.data.augment import Augmentation, BrightnessJitter, ColourJitter, RandomAffine
 from vae_jax.distributions import Distribution, Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import shown
@@ -367,6 +368,22 @@ def check_pictures(model: Model, objective: Objective) -> None:
             f"{type(model.likelihood).__name__} are draws: take a likelihood of independent "
             "pixels, such as Gaussian, or an objective without a critic of images."
         )
+
+
+def check_moved(model: Model, augmentations: Sequence[Augmentation]) -> None:
+    """Checks that augmentations leave the channel that says which pixels are seen what it is.
+
+    Raises:
+        VaeJaxError: one of the package's mixes or scales values.
+    """
+    for each in augmentations:
+        mixes = isinstance(each, RandomAffine | BrightnessJitter | ColourJitter)
+        if mixes and isinstance(model.likelihood, likelihoods.SeenPixels):
+            raise VaeJaxError(
+                f"{type(each).__name__} mixes or scales values, among them those of the channel "
+                "that says which pixels are seen: take HorizontalFlip() or RandomShift(...), which "
+                "move whole pixels."
+            )
 
 
 def check_batch(objective: Objective, batch_size: int) -> None:

@@ -18,7 +18,7 @@ from jax import dtypes
 from jax.typing import DTypeLike
 from typing_extensions import override
 
-from vae_jax.compatibility import check, check_accumulation, check_batch
+from vae_jax.compatibility import check, check_accumulation, check_batch, check_moved
 from vae_jax.data import Data
 from vae_jax.data.augment import Augmentation, check_augmentations
 from vae_jax.errors import VaeJaxError
@@ -141,6 +141,7 @@ class Experiment(Checked):
         objective = learning_from(self.objective, self.data.train)
         object.__setattr__(self, "objective", objective)
         check_augmentations(self.augment, self.data)
+        check_moved(self.model, self.augment)
         check(self.model, self.objective, self.data)
         check_batch(self.objective, self.batch_size)
         if self.accumulate > 1:
