@@ -18,7 +18,6 @@
 from pathlib import Path
 
 import vae_jax as vj
-from vae_jax.evaluation.table import of_folders
 from vae_jax.experiment import find_file
 
 cells = [
@@ -34,28 +33,25 @@ runs = vj.train_grid(find_file("miwae"), "runs/papers_table", cells)
 # %%
 list(runs)
 
-# %%
-from vae_jax import report
-
-for run in runs.values():
-    result = vj.evaluate(run, num_samples=64)
-    report.record(run, result, seconds=0.0)
-table = of_folders(
-    [run.folder.path for run in runs.values()], rows="objective", columns="k", quantity="nll"
-)
-print(table.markdown())
-
-# %%
-print(table.latex())
-
 # %% [markdown]
-# On the command line the same is
-#
-#     vae-jax train miwae --objective elbo iwae --m 1 --k 1 8 \
-#         --data mnist_5k --epochs 5 --workdir runs/t
-#     vae-jax evaluate runs/t --num-samples 64
-#     vae-jax table runs/t --rows objective --columns k --out table.tex
+# What follows are commands, here called from Python: `vae-jax evaluate runs/papers_table
+# --num-samples 64`, and so on. 5 epochs are few: the published order shows later.
 
 # %%
-bounds = {f"{name}": run.metric("valid_neg_elbo") for name, run in runs.items()}
+from vae_jax.cli import main
+
+main(["evaluate", "runs/papers_table", "--num-samples", "64"])
+
+# %%
+by = ["--rows", "objective", "--columns", "k"]
+main(["table", "runs/papers_table", *by, "--out", "runs/table.tex"])
+
+# %%
+print(Path("runs/table.tex").read_text())
+
+# %%
+main(["compare", "runs/papers_table"])
+
+# %%
+bounds = {name: run.metric("valid_neg_elbo") for name, run in runs.items()}
 vj.plots.save(vj.plots.learning_curves(bounds), Path("runs/papers_table/bounds.pdf"))

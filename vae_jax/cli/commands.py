@@ -555,7 +555,7 @@ def experiments_copy(
 def print_paths(paths: Sequence[Path]) -> None:
     """Print one path on each line, legible to a person, to a pipe as it is."""
     for path in paths:
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):  # as in a notebook
             print(legible(path))
         else:
             sys.stdout.flush()
