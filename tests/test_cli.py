@@ -162,6 +162,7 @@ def test_experiment_json_says_how_to_do_it_again(trained: tuple[Path, Any], data
         "hidden": 32,
         "epochs": 3,
         "learning_rate": 1e-3,
+        "data": "mnist_5k",
     }
     assert record["seed"] == 7
     assert len(record["data"]["fingerprint"]) == 64

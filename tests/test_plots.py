@@ -390,7 +390,7 @@ def test_other_suffixes_are_refused_by_naming_the_supported_ones(tmp_path: Path)
         plots.save_images(images(1, 2, 2, 1), tmp_path / "new" / "grid.gif")
     with pytest.raises(VaeJaxError, match=r"must end in \.png.*\.pdf, \.svg"):
         plots.save(Figure(), tmp_path / "new" / "grid.eps")
-    with pytest.raises(VaeJaxError, match="PDF keeps everything"):
+    with pytest.raises(VaeJaxError, match="PDF keeps every byte"):
         plots.save(Figure(), tmp_path / "new" / "grid.pdf", quality=90)
     with pytest.raises(VaeJaxError, match="give 1 to 2400"):
         plots.save(Figure(), tmp_path / "new" / "grid.png", dpi=0)

@@ -121,6 +121,10 @@ def test_mlflow(whole: tuple[Path, Called], tmp_path: Path, monkeypatch: pytest.
     for step in (1, 2):
         with Trackers([MLflow]) as trackers:
             trackers.of(folder)(step, with_figure(folder))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://there")
+    with pytest.raises(VaeJaxError, match="set MLFLOW_TRACKING_URI to a server's address"):
+        MLflow(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("bars").experiment_id])
     history = client.get_metric_history(run.info.run_id, "loss")

@@ -389,7 +389,7 @@ def options_for(path: Path, quality: int | None, of_figure: bool = False) -> dic
         return known[suffix]
     if suffix in {".png", *VECTOR}:
         raise VaeJaxError(
-            f"Cannot write {path} with a quality: {suffix[1:].upper()} keeps everything; choose "
+            f"Cannot write {path} with a quality: {suffix[1:].upper()} keeps every byte; choose "
             ".jpg or .webp, or leave the quality out."
         )
     if not 1 <= quality <= 100:

@@ -126,7 +126,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where.
+    """A run of MLflow; MLFLOW_TRACKING_URI, a server, and MLFLOW_EXPERIMENT_NAME say where.
 
     Training that goes on finds the run that it began by a tag, `vae_jax`.
 
@@ -136,7 +136,15 @@ class MLflow:
 
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
-        self._client = _library("mlflow", "mlflow").MlflowClient()
+        library = _library("mlflow", "mlflow")
+        try:
+            self._client = library.MlflowClient()
+            self._client.search_experiments(max_results=1)
+        except Exception as error:
+            raise VaeJaxError(
+                "MLflow has no place for runs: set MLFLOW_TRACKING_URI to a server's address "
+                f"({str(error).strip()})."
+            ) from error
 
     @cached_property
     def _run(self) -> str:
