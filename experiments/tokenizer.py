@@ -9,7 +9,7 @@ Published: no number to compare with. Rombach et al. (table 8) reconstruct 256x2
 OpenImages, with a perceptual distance whose weights come from ImageNet: at f = 4 with three
 channels PSNR 27.5 dB, at f = 8 with four channels 24.2 dB.
 
-Ours: not yet run at full length.
+Ours: not yet run.
 """
 
 from pathlib import Path
