@@ -141,6 +141,23 @@ def test_a_run_goes_on_where_its_schedules_allow(
         assert summary(folder) == summary(tmp_path / "straight")
 
 
+@pytest.mark.slow
+def test_a_grid_goes_on_with_more_steps(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(FILE)
+    for steps in (10, 20):
+        cells: list[dict[str, object]] = [
+            {"num_steps": steps, "beta": beta} for beta in ("constant", "bounded")
+        ]
+        train_grid(file, tmp_path / "grid", cells)
+    for cell in cells:
+        train_file(file, tmp_path / str(cell["beta"]), cell)
+        own = summary(tmp_path / "grid" / f"beta={cell['beta']}")
+        assert own["step"] == 20
+        expected = summary(tmp_path / str(cell["beta"]))["valid_nll"]
+        assert own["valid_nll"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_changes_besides_the_number_of_steps_is_another_experiment(tmp_path: Path) -> None:
     RunFolder(tmp_path).claim(experiment(20), 0, 1, None)
     for change in ({"ema_decay": 0.5}, {"optimizer": optax.adam(1e-3)}, {"batch_size": 8}):

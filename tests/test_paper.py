@@ -12,8 +12,8 @@ from running import ROOT, on_devices, summary
 from vae_jax import VaeJaxError, train_file
 from vae_jax.cli import main
 from vae_jax.cli.paper import Budget
-from vae_jax.evaluation.results import END, HEADER, write_rows
 from vae_jax.experiment import read_module
+from vae_jax.report.results import END, HEADER, write_rows
 from vae_jax.run import RunFolder
 
 FILE = '''
@@ -82,6 +82,16 @@ def test_rows_replace_those_of_the_same_run_and_nothing_else(tmp_path: Path) -> 
             *(HEADER, row("b 1", "3"), END, ""),
         ]
     )
+
+
+def test_a_table_without_an_end_is_left_as_it_is(tmp_path: Path) -> None:
+    document = tmp_path / "results.md"
+    write_rows(document, "a.py", "One paper", [row("a 1", "1")])
+    text = document.read_text().replace(END, "Text by hand.")
+    document.write_text(text)
+    with pytest.raises(VaeJaxError, match=r"table of a\.py in .* has no end: put a line <!-- end"):
+        write_rows(document, "a.py", "One paper", [row("a 2", "2")])
+    assert document.read_text() == text
 
 
 def test_the_results_have_a_table_for_each_file_named() -> None:

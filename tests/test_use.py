@@ -163,6 +163,14 @@ MODELS = {
         prior=vj.StandardNormal(2),
         likelihood=vj.Bernoulli(),
     ),
+    "skip": vj.SkipVAE(
+        encoders=(vj.MLP((6,)), vj.MLP((5,))),
+        posteriors=(vj.DiagonalGaussian(3), vj.DiagonalGaussian(2)),
+        decoders=(vj.MLP((6,)), vj.MLP((5,))),
+        conditionals=(vj.DiagonalGaussian(3),),
+        prior=vj.VampPrior(4),
+        likelihood=vj.Bernoulli(),
+    ),
     "deep": vj.DeepVAE(
         encoder=vj.BottomUp(blocks=(1, 1), width=4),
         decoder=vj.TopDown(blocks=(1, 1), width=4, latents=2),
@@ -180,7 +188,7 @@ MODELS = {
 }
 
 
-SLOW = ("deep", "sphere", "pixels", "hierarchical")
+SLOW = ("deep", "sphere", "pixels", "hierarchical", "skip")
 
 
 @pytest.fixture(
@@ -207,7 +215,7 @@ def test_every_family_encodes_decodes_and_draws(family: tuple[str, Run]) -> None
     pictures = run.decode(found.sample, y)
     bounds = run.bounds(x, y, num_samples=2)
     layered = isinstance(found.mean, tuple)
-    assert layered == (name in ("ladder", "hierarchical", "deep"))
+    assert layered == (name in ("ladder", "hierarchical", "skip", "deep"))
     tuples: Any = [each if layered else (each,) for each in (found.mean, found.std, found.sample)]
     for mean, std, z, (own_mean, own_std) in zip(*tuples, own(variables, x), strict=True):
         assert mean.shape == std.shape == z.shape == own_mean.shape

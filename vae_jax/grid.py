@@ -149,13 +149,10 @@ def unfinished_programs(
     Raises:
         VaeJaxError: as in `train_grid`.
     """
-    source, _ = read_module(Path(file))
+    source, path = read_module(Path(file))[0], Path(folder)
     experiments: dict[str, Experiment] = {}
     for name, arguments in chosen(cells, ()).items():
-        origin, run_folder = (
-            Origin(str(file), source, dict(arguments)),
-            RunFolder(Path(folder) / name),
-        )
+        origin, run_folder = Origin(str(file), source, dict(arguments)), RunFolder(path / name)
         experiment = origin.make()
         if run_folder.record.exists():
             run_folder.claim(experiment, seed, num_seeds, origin)  # or a sentence

@@ -425,9 +425,9 @@ def table(
         trust: run the runs' code, which knows published numbers, even if another account wrote it.
     """
     from vae_jax import report
-    from vae_jax.evaluation.results import write_runs
     from vae_jax.evaluation.table import of_folders
     from vae_jax.grid import runs_of
+    from vae_jax.report.results import write_runs
 
     made = of_folders(runs_of(*runs), rows, columns, quantity, trust)
     report.show_numbers(made)

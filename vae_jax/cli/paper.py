@@ -126,9 +126,9 @@ def write_table(
         VaeJaxError: nothing was evaluated yet, or as in `train_grid`.
     """
     from vae_jax import report
-    from vae_jax.evaluation.results import row_of, write_rows
     from vae_jax.evaluation.table import of_folders
     from vae_jax.grid import names_of
+    from vae_jax.report.results import row_of, write_rows
     from vae_jax.run import RunFolder
 
     folders = [options.workdir / name for name in names_of(cells)]

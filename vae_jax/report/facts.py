@@ -59,19 +59,25 @@ def command_of(record: Record, folder: RunFolder) -> str:
     about = record["experiment"]
     if record["file"] is None or about is None:
         return "from Python: train(experiment, folder)"
+    words = training_words(record)
+    if record.get("seed"):
+        words += ["--seed", str(record["seed"])]
+    if record["num_seeds"] > 1:
+        words += ["--seeds", str(record["num_seeds"])]
+    return shlex.join([*words, "--workdir", str(folder.path)])
+
+
+def training_words(record: Record) -> list[str]:
+    """The words of the command that trains such a run of a file, up to the experiment's flags."""
     words = ["vae-jax", "train", record["file"]]
-    for name, value in about["arguments"].items():
+    for name, value in record["experiment"]["arguments"].items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             several = value if isinstance(value, list) else [value]
             words += [f"--{flag}", *map(str, several)]
-    if record.get("seed"):
-        words += ["--seed", str(record["seed"])]
-    if record["num_seeds"] > 1:
-        words += ["--seeds", str(record["num_seeds"])]
-    return shlex.join([*words, "--workdir", str(folder.path)])
+    return words
 
 
 def in_words(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from vae_jax import storage
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.table import published
+from vae_jax.report.facts import training_words
 from vae_jax.run import Record, RunFolder
 
 HEADER = (
@@ -67,16 +69,9 @@ def row_of(path: Path, trust: bool = False) -> str:
 
 
 def _command(record: Record) -> str:
-    """The command that trains the run, with all its flags."""
-    words = ["vae-jax train", record["file"]]
-    for name, value in record["experiment"]["arguments"].items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            several = value if isinstance(value, list) else [value]
-            words += [f"--{flag}", *map(str, several)]
-    return f"`{' '.join(words)} --seed {record['seed']} --seeds {record['num_seeds']}`"
+    """The command that trains the run, with all its flags but the folder."""
+    seeds = ["--seed", str(record["seed"]), "--seeds", str(record["num_seeds"])]
+    return f"`{shlex.join([*training_words(record), *seeds])}`"
 
 
 def _nll(evaluation: Record) -> str:
@@ -118,8 +113,12 @@ def write_rows(document: Path, file: str, title: str, rows: Sequence[str]) -> Pa
     begin = f"<!-- vae-jax table {file} -->"
     if begin not in text:
         text += f"\n## {title}\n\n{begin}\n{HEADER}\n{END}\n"
-    before, rest = text.split(begin, 1)
-    table, after = rest.split(END, 1)
+    before, _, rest = text.partition(begin)
+    table, end, after = rest.partition(END)
+    if not end:
+        raise VaeJaxError(
+            f"The table of {file} in {document} has no end: put a line {END} below its last row."
+        )
     trained = {_run(row) for row in rows}
     kept = [row for row in table.strip().splitlines()[2:] if _run(row) not in trained]
     lines = "\n".join([begin, HEADER, *kept, *rows, END])
