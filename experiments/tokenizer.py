@@ -97,10 +97,10 @@ def experiment(
         num_steps: the number of optimizer steps.
         batch_size: the images in a step.
         learning_rate: Adam's, which decays to zero along a cosine.
-        quick: 300 steps of 16 images, a quarter of the features, one block: for a look.
+        quick: 200 steps of 16 images, a quarter of the features, one block: for a look.
     """
     if quick:
-        width, blocks, num_steps, batch_size, start = width // 4, 1, 300, 16, 150
+        width, blocks, num_steps, batch_size, start = width // 4, 1, 200, 16, 100
     loaded = load(data, "grey")
     height, columns, _ = loaded.image_shape
     grid = -(-height // factor), -(-columns // factor)
@@ -138,7 +138,7 @@ def experiment(
         batch_size=batch_size,
         ema_decay=0.99 if quick else 0.999,
         log_every=50 if quick else 100,
-        checkpoint_every=150 if quick else 1000,
+        checkpoint_every=100 if quick else 1000,
     )
 
 
