@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib as mpl
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -453,3 +454,14 @@ def test_what_a_command_refuses_is_named_by_its_flag(
     error = capsys.readouterr().err
     assert said in error
     assert "LabelEmbedding" not in error
+
+
+def test_pictures_are_vectors_in_a_style(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A grid of samples without axes too becomes a figure there."""
+    with mpl.rc_context():
+        vae_jax(capsys, "sample", run, "--num", 4, "--out", tmp_path / "a.pdf", "--style", "ggplot")
+        vae_jax(capsys, "reconstruct", run, "--num", 2, "--out", tmp_path / "b.svg", "--dpi", 300)
+    assert (tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
+    assert "data</text>" in (tmp_path / "b.svg").read_text().replace("\n", "")

@@ -479,7 +479,7 @@ def _few(values: np.ndarray, most: int) -> list[tuple[int, str]]:
 
 
 def _show(tiles: np.ndarray, gap: int = GAP, x: Names = (), y: Names = (), **texts: Any) -> Figure:
-    """Fills a figure with tiles; `x` and `y` name columns and rows by their place from 0."""
+    """Fills a figure with tiles; `x` and `y` name columns and rows by their positions from 0."""
     mosaic = _mosaic(tiles, gap)
     zoom = min(MAX_WIDTH / mosaic.shape[1], MAX_ZOOM)
     height, width = np.array(mosaic.shape[:2]) * (math.floor(zoom) if zoom >= 1 else zoom) / DPI
@@ -492,8 +492,8 @@ def _show(tiles: np.ndarray, gap: int = GAP, x: Names = (), y: Names = (), **tex
     axes.xaxis.set_ticks_position("bottom" if "xlabel" in texts else "top")
     axes.tick_params(length=0, labelsize="small")
     for axis, size, names in (axes.xaxis, tiles.shape[3], x), (axes.yaxis, tiles.shape[2], y):
-        places = {place * (size + gap) + (size - 1) / 2: name for place, name in names}
-        axis.set_ticks(list(places), labels=list(places.values()))
+        positions = {n * (size + gap) + (size - 1) / 2: name for n, name in names}
+        axis.set_ticks(list(positions), labels=list(positions.values()))
     # The labels hang outside: grow the figure around the axes, by whole dots.
     with _of_any_script():
         box = figure.get_tightbbox()
@@ -513,8 +513,8 @@ def _charts(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
         figsize = _house("figure.figsize", figsize)
     figure = Figure(figsize=figsize, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    for place in range(count):
-        axes = figure.add_subplot(rows, columns, place + 1)
+    for index in range(count):
+        axes = figure.add_subplot(rows, columns, index + 1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=_house("grid.color", "#e8e8e8"))
         axes.tick_params(which="both", labelsize="small", color="#999999")
