@@ -496,7 +496,8 @@ def test_the_use_of_codes_is_counted_over_all_images(trained):
     with on_devices(1):
         found = codebook_use(state.variables, to_train, "test", None)
     keys = random.purpose(random.image_keys("test", rows), "protocol")
-    x = to_train.data.protocol.apply(to_train.data.test.images, keys)
+    images = jnp.asarray(to_train.data.test.images)
+    x = to_train.data.protocol.apply(images, keys)
     for seed in range(2):
         variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.variables)
         q: Any = jax.jit(partial(to_train.model.apply, method="encode"))(variables, x)

@@ -363,6 +363,7 @@ def test_emoji_styles_are_split_by_subject(tmp_path: Path, manual_dir: Path) -> 
     for split in splits:
         assert split.labels is not None
         np.testing.assert_array_equal(split.labels, np.arange(len(split)) % 3)
+    assert data.class_names is not None
     expected: dict[str, list[bytes]] = {}
     with tarfile.open(path) as archive:
         for style in data.class_names:

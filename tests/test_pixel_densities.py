@@ -94,7 +94,7 @@ def mixture(channels: int, components: int = 3, seed: int = 0) -> Any:
         "scale": 10 ** generator.uniform(-2.5, -1, (components, channels)),
         "coefficients": coefficients,
     }
-    as_pixel = {name: jnp.asarray(a, jnp.float32)[None, None] for name, a in arrays.items()}
+    as_pixel: Any = {name: jnp.asarray(a, jnp.float32)[None, None] for name, a in arrays.items()}
     return MixtureOfLogisticsDistribution(**as_pixel)
 
 
