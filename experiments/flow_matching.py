@@ -6,7 +6,15 @@
 
 Published: none on these data; Lipman et al. (2023) have flow matching of pixels.
 
-Ours: not yet run.
+Ours, by the first command: L_4 on the negative ln p(x) of 200 validation images, with ln p(z) by
+the ODE, exact in 16 dimensions (`vae-jax evaluate RUN --split valid --num-samples 4 --num-images
+200`).
+
+    N(0, I), the first stage          2001.8 nats
+    flow matching, p(x|y)             1980.4
+
+2026-11-29, two CPU cores shared with other work, 330 s, seed 0. The class alone is worth 2.3 nats
+at most. The whole form, the second command: not yet run.
 
 The first stage knows no classes; its latents are vectors. The second stage is p(z|y), whose network
 is not told y one time in ten, so that draws can be guided towards it (Ho & Salimans 2022).

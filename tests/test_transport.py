@@ -115,12 +115,11 @@ def test_before_training_the_density_is_the_standard_normals(name):
     z = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
     normal = stats.norm.logpdf(z).sum(-1)
     np.testing.assert_allclose(jax.jit(lambda p, z: p.log_prob(z))(p, z), normal, atol=0.01)
-    estimates = np.asarray(bound(p, z, 8192))
-    error = estimates.std() / np.sqrt(estimates.size)
-    gap = (normal - estimates.mean(0)).mean()
-    assert gap > -4 * error
-    if name == "Diffusion":
-        assert gap < 4 * error + 1e-3
+    estimates = np.asarray(bound(p, z, 1024))
+    if name == "Diffusion":  # whatever the time and the noise
+        np.testing.assert_allclose(estimates, np.broadcast_to(normal, estimates.shape), atol=1e-3)
+    else:
+        assert (normal - estimates.mean(0)).mean() > 1
 
 
 def test_the_error_is_least_at_the_true_velocity():
@@ -190,7 +189,7 @@ def test_a_schedule_increases_from_0_to_1():
 
 
 def test_the_schedule_moves_to_a_lower_variance():
-    """Forty steps down its gradient leave the mean of the bound and take a tenth of its spread."""
+    """Steps down its gradient leave the mean of the bound and take a tenth of its spread."""
     p = made(ExactDiffusion(2, NETWORK))
     z = jnp.asarray(draws(4000))
     keys = random.indexed(random.key(0), jnp.arange(len(z)))
@@ -213,7 +212,7 @@ def test_the_schedule_moves_to_a_lower_variance():
 
     schedule = p.variables["params"]["schedule"]
     (mean, before), start = spread(schedule), schedule
-    for seed in range(40):
+    for seed in range(100):
         schedule = step(schedule, seed)
     after_mean, after = spread(schedule)
     assert jax.tree.structure(start) == jax.tree.structure(schedule)

@@ -12,7 +12,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import Shape, sum_event
 from vae_jax.given import Count
-from vae_jax.priors.transport import Sampler, Transported, TransportPrior, log_normal_ends
+from vae_jax.priors.transport import Sampler, Transported, TransportPrior, standard_normal_bound
 
 GAMMA = (-10.0, 10.0)
 """-ln(alpha² / sigma²) at the end of data, where sigma is 0.7 percent, and at that of noise."""
@@ -57,12 +57,13 @@ class Diffusion(TransportPrior):
 
         ln p(z) >= E ln p(z|z_0) - KL(q(z_1|z) || N(0, I)) - 1/2 E_t,e[gamma'(t) |e - e(z_t)|²],
 
-    where p(z|z_0) = N(z_0 / alpha, sigma² / alpha²) at t = 0. The first two have closed forms; the
-    third is estimated at one t and one e, without bias. It does not depend on the schedule between
-    its ends, so the schedule is moved to lower the variance of the estimate (appendix I.2).
+    where p(z|z_0) = N(z_0 / alpha, sigma² / alpha²) at t = 0. The network's output v estimates
+    alpha e - sigma z, and e(z_t) = sigma z_t + alpha v. It starts at zero, with which p(z) is
+    N(0, I) and the bound tight and in closed form; what v changes in the third term is estimated at
+    one t and one e, without bias. It does not depend on the schedule between its ends, so the
+    schedule is moved to lower the variance of the estimate (appendix I.2).
 
-    The network's output v estimates alpha e - sigma z, and e(z_t) = sigma z_t + alpha v. It starts
-    at zero, with which p(z) is N(0, I) and the bound tight. Latents are best at a scale near one,
+    Latents are best at a scale near one,
     as `fit-prior` makes them; q(z|x) has to be much wider than the 0.7 percent of noise at t = 0.
 
     In the ELBO its bound stands for ln p(z), so the whole is a joint bound on ln p(x) of the model
@@ -123,14 +124,15 @@ class Diffusion(TransportPrior):
                 each.reshape(-1, *[1] * (z.ndim - 1)) for each in self.alpha_sigma(gamma)
             )
             v = p.velocity(alpha * z + sigma * noise, gamma, y)
-            wrong = alpha * (alpha * noise - sigma * z - v)  # e - e(z_t)
-            return (last - first) * slope / 2 * sum_event(wrong**2, z.ndim - 1)
+            true = alpha * noise - sigma * z
+            change = alpha**2 * v * (v - 2 * true)  # of |e - e(z_t)|², where v = 0 is N(0, I)'s
+            return (last - first) * slope / 2 * sum_event(change, z.ndim - 1)
 
         held = lax.stop_gradient
         loss = term(p, z, held(share_t), held(slope))
         # Its mean does not depend on the schedule: the gradient of its square is the variance's.
         square = term(held(p), held(z), share_t, slope) ** 2 / (2 * noise[0].size)
-        return log_normal_ends(self, z) - loss - (square - held(square))
+        return standard_normal_bound(self, z) - loss - (square - held(square))
 
     @override
     def ancestral(
