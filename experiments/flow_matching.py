@@ -7,8 +7,9 @@
 Published: none on these data; Lipman et al. (2023) have flow matching of pixels.
 
 Ours, by the first command: L_4 on the negative ln p(x) of 200 validation images, with ln p(z) by
-the ODE, exact in 16 dimensions (`vae-jax evaluate RUN --split valid --num-samples 4 --num-images
-200`).
+the ODE, exact in 16 dimensions. Both stages by
+
+    vae-jax evaluate RUN --split valid --num-samples 4 --num-images 200
 
     N(0, I), the first stage          2001.8 nats
     flow matching, p(x|y)             1980.4
