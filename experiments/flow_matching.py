@@ -35,11 +35,11 @@ from vae_jax import (
     Experiment,
     FlowMatching,
     StandardNormal,
+    fit_prior,
     load,
     plots,
     train_file,
 )
-from vae_jax.second_stage import fit_prior
 
 GUIDANCE = (0.0, 1.0, 3.0)
 PICTURES = 8  # of each class

@@ -29,12 +29,12 @@ from vae_jax import (
     Experiment,
     StandardNormal,
     UNet,
+    fit_prior,
     generate,
     load,
     plots,
     train_file,
 )
-from vae_jax.second_stage import fit_prior
 
 CHANNELS = 4
 

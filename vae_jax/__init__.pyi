@@ -138,6 +138,7 @@ from .run import Run as Run
 from .run import load_run as load_run
 from .run import load_variables as load_variables
 from .run import trackers as trackers
+from .second_stage import fit_prior as fit_prior
 from .train import train as train
 from .train import train_file as train_file
 from .vae import VAE as VAE
