@@ -28,7 +28,7 @@ PAGES = {
     "likelihoods": ("Likelihoods", ("likelihoods",)),
     "objectives": ("Objectives", ("objectives",)),
     "data": ("Data", ("data",)),
-    "training": ("Training", ("experiment", "train", "grid", "errors")),
+    "training": ("Training", ("experiment", "train", "grid", "second_stage", "errors")),
     "runs": ("Trained models", ("run", "generate", "fitted_priors")),
     "evaluation": ("Evaluation", ("evaluation", "metrics")),
     "figures": ("Figures", ("plots",)),
