@@ -126,7 +126,7 @@ def experiment(
 def table(*, quick: bool = False) -> list[dict[str, object]]:
     """A cell for each posterior; with few digits in the quick form, and two of them."""
     if quick:
-        few = {"data": "mnist_5k", "epochs": 60}
+        few = {"data": "mnist_5k", "epochs": 30}
         return [{**few, "posterior": name} for name in ("gaussian", "sylvester")]
     return [{"posterior": name, "prior": "standard"} for name in POSTERIORS]
 
