@@ -147,7 +147,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_training_is_augmented_and_validation_is_not(whole: Run, tmp_path: Path) -> None:
     with on_devices(1):
         plain = train(tiny.experiment(num_steps=20), tmp_path / "plain")
-        values = [make_validation(run.experiment)(whole.state) for run in (plain, whole)]
+        values = [make_validation(run.experiment)(whole.state.variables) for run in (plain, whole)]
     assert losses(plain) != losses(whole)
     assert values[0] == values[1]
 

@@ -1,24 +1,35 @@
 """Checkpoints: what is kept, what comes back, and what happens to damaged ones."""
 
 import contextlib
+import json
 import math
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import tiny
-from running import checkpoint_steps, interrupted_after, on_devices, summary
+from running import (
+    checkpoint_steps,
+    finish,
+    interrupted_after,
+    on_devices,
+    script,
+    start,
+    summary,
+)
 
-from vae_jax import VaeJaxError, load_run, train
+from vae_jax import VaeJaxError, load_run, parallel, train
 from vae_jax.checkpoint import Checkpoints, fingerprint
 from vae_jax.errors import Interrupted
 from vae_jax.run import Run
+from vae_jax.step import TrainState
 
 
 def state_at(step: int) -> dict[str, Any]:
@@ -405,3 +416,116 @@ def test_what_still_writes_after_a_failure_leaves_nothing(
             checkpoints.wait()
     threads[0].join()
     assert list(folder.iterdir()) == []
+
+
+# What moves, and what it takes
+
+
+@contextlib.contextmanager
+def moved() -> Iterator[tuple[list[int], list[int]]]:
+    """The bytes of states copied to the host, and of floats put on devices, each in its list."""
+    down, up, to_host, put = [], [], parallel.to_host, parallel.put
+
+    def copied(tree: Any) -> Any:
+        if isinstance(tree, TrainState):
+            down.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        return to_host(tree)
+
+    def placed(leaf: Any) -> Any:
+        if np.asarray(leaf).dtype == np.float32:
+            up.append(np.asarray(leaf).nbytes)
+        return put(leaf)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "to_host", copied)
+        patch.setattr(parallel, "put", placed)
+        yield down, up
+
+
+def test_a_checkpoint_moves_each_byte_of_a_state_once(tmp_path: Path) -> None:
+    """From one of eight devices; a validation moves none, and going on puts a state on each."""
+    experiment = tiny.experiment(num_steps=20)
+    with on_devices(8):
+        with moved() as (down, up), pytest.raises(Interrupted), interrupted_after(5):
+            train(experiment, tmp_path / "run")
+        assert checkpoint_steps(tmp_path / "run") == [10]
+        with moved() as (down_again, up_again):
+            state = train(experiment, tmp_path / "run").state
+    leaves = jax.tree.leaves(state)
+    assert down == down_again == [sum(leaf.nbytes for leaf in leaves)]
+    floats = 8 * sum(leaf.nbytes for leaf in leaves if leaf.dtype == np.float32)
+    assert sum(up) == sum(up_again) == floats
+
+
+def test_a_process_that_does_not_write_copies_no_state_but_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "is_main_process", lambda: False)
+    with moved() as (down, _):
+        train(tiny.experiment(num_steps=20), tmp_path / "run")
+    assert len(down) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_save_returns_before_anything_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoints(folder) as checkpoints:
+        save, saved = checkpoints._orbax.save, Event()
+
+        def when_allowed(*args: Any, **kwargs: Any) -> None:
+            assert saved.wait(60)
+            save(*args, **kwargs)
+
+        monkeypatch.setattr(checkpoints._orbax, "save", when_allowed)
+        checkpoints.save(10, state_at(10), None)
+        assert not folder.exists()
+        saved.set()
+        checkpoints.wait()
+    assert steps(folder) == [10]
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import jax
+import numpy as np
+from vae_jax.checkpoint import Checkpoints
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+generator = np.random.default_rng(0)
+state = [generator.standard_normal((1, 2**10, 1, 2**10), np.float32) for _ in range(24)]
+like = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in state]
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    checkpoints.save(1, {"first": state[0]}, None)  # whose threads have their memory
+    checkpoints.wait()
+    before = peak()
+    checkpoints.save(2, state, None)
+    checkpoints.wait()
+    saved = peak()
+    del state
+    checkpoints.restore(like)
+print((saved - before) / 24 / 2**22, (peak() - before) / 24 / 2**22)
+"""
+
+
+def test_a_checkpoint_is_written_and_read_within_half_a_state_more(folder: Path) -> None:
+    """The peak of a process that holds a state of 96 MiB, then reads it in its place."""
+    done = finish(start(("-c", MEMORY), folder))
+    assert done.returncode == 0, done
+    saving, restoring = map(float, done.stdout.split())
+    assert saving < 0.5
+    assert restoring < 0.5
+
+
+@pytest.mark.slow
+def test_a_run_of_many_parameters_needs_one_more_state_for_its_checkpoints() -> None:
+    """The kernel's peak, of a run and of one that goes on (`scripts/checkpoint_memory.py`)."""
+    done = finish(start((script("checkpoint_memory").__file__,), "--millions", 25))
+    assert done.returncode == 0, done
+    for line in done.stdout.splitlines():
+        found = json.loads(line.partition(":")[2].replace("'", '"'))
+        assert found["parameters"] > 10e6
+        assert found["checkpoint_states"] < 1.5

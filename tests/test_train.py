@@ -393,7 +393,7 @@ def test_validation_is_float32_and_brings_back_no_more_than_its_numbers(
     monkeypatch.setattr(parallel, "gather", counted)
     with on_devices(2):
         state = jax.vmap(partial(init_state, experiment))(jnp.arange(1, dtype=jnp.uint32))
-        result = make_validation(experiment)(state)
+        result = make_validation(experiment)(state.variables)
     assert result.keys() == {"valid_neg_elbo", "valid_nll"}
     assert sum(gathered) == 2 * 4 * 22  # of 21 images, on two devices
     products = [line for line in texts[0].splitlines() if "dot_general" in line]

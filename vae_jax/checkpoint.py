@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from orbax.checkpoint import type_handlers
 
 from vae_jax import storage
 from vae_jax.errors import VaeJaxError
@@ -24,6 +26,7 @@ from vae_jax.errors import VaeJaxError
 State = TypeVar("State")
 Which = Literal["latest", "best"]
 _ATTEMPTS = 10  # to read beside a process that replaces checkpoints meanwhile
+_AT_ONCE = 2**26  # bytes of arrays that are written or read together
 
 
 def fingerprint(tree: Any) -> str:
@@ -33,7 +36,7 @@ def fingerprint(tree: Any) -> str:
     digest = hashlib.sha256()
     for name, leaf in sorted(named.items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(leaf.tobytes())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)  # no copy
     return digest.hexdigest()
 
 
@@ -45,6 +48,43 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), repr(error))[:200]
+
+
+class _HostArrays(type_handlers.NumpyHandler):
+    """Arrays on the host, written and read one at a time where they are large.
+
+    Orbax copies all before it writes any, TensorStore those with an axis of size one once more, and
+    what is read is held twice.
+    """
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def _background_serialize(
+        self,
+        values: Sequence[np.ndarray],
+        infos: Sequence[type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> None:
+        if sum(value.nbytes for value in values) <= _AT_ONCE:
+            return await super()._background_serialize(values, infos, args)
+        every = args or [ocp.SaveArgs()] * len(values)
+        for value, info, own in zip(values, infos, every, strict=True):
+            await super()._background_serialize([value], [info], [own])
+
+    async def deserialize(
+        self,
+        infos: Sequence[type_handlers.ParamInfo],
+        args: Sequence[ocp.RestoreArgs] | None = None,
+    ) -> Sequence[np.ndarray]:
+        files = Path(infos[0].parent_dir).rglob("*")
+        if sum(file.stat().st_size for file in files) <= _AT_ONCE:
+            return await super().deserialize(infos, args)
+        found: list[np.ndarray] = []
+        every = args or [ocp.RestoreArgs()] * len(infos)
+        for info, own in zip(infos, every, strict=True):
+            found += await super().deserialize([info], [own])
+        return found
 
 
 class Checkpoints:
@@ -68,10 +108,15 @@ class Checkpoints:
             active_processes={process},
             barrier_sync_key_prefix=f"process{process}",
         )
-        self._orbax = ocp.Checkpointer(
-            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        # Of compressed floats little is saved, and the compressed ones are held beside them.
+        handler = ocp.PyTreeCheckpointHandler(
+            use_compression=False,
             multiprocessing_options=alone,
+            type_handler_registry=type_handlers.create_type_handler_registry(
+                (np.ndarray, _HostArrays())
+            ),
         )
+        self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -130,7 +175,7 @@ class Checkpoints:
             self._set_aside(step)
         with storage.whole_folder(target) as partial:
             try:
-                self._orbax.save(partial, args=ocp.args.StandardSave(state), force=True)
+                self._orbax.save(partial, args=ocp.args.PyTreeSave(state), force=True)
             except Exception:
                 for _ in range(20):  # a second, in which Orbax's other threads write on
                     storage.delete_partial(partial)
@@ -278,7 +323,7 @@ class Checkpoints:
                 )
         abstract = like and jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         try:
-            state: Any = self._orbax.restore(folder, args=ocp.args.StandardRestore(abstract))
+            state: Any = self._orbax.restore(folder, args=ocp.args.PyTreeRestore(abstract))
         except Exception as error:  # of many kinds
             if not folder.exists():
                 return None

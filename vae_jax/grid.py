@@ -24,21 +24,16 @@ import numpy as np
 from vae_jax import parallel
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.bounds import make_validation
+from vae_jax.evaluation.over_split import OfSeeds
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.identity.programs import programs
 from vae_jax.processes import agree
 from vae_jax.progress import say
 from vae_jax.run import Run, RunFolder, what_processes_share
 from vae_jax.run.trackers import Callback
+from vae_jax.run.training import Row, Training, opened
 from vae_jax.step import TrainState, empty_batch, init_state, train_step
-from vae_jax.train import (
-    Row,
-    SharedStep,
-    Training,
-    opened,
-    seeds_from,
-    train_together,
-)
+from vae_jax.train import SharedStep, seeds_from, train_together
 
 # What the loop around the steps has to have in common.
 _OF_THE_LOOP = (
@@ -229,9 +224,11 @@ def _initial_states(
     return found
 
 
-def _validations(experiments: Sequence[Experiment]) -> list[Callable[[TrainState], Row]]:
+def _validations(
+    experiments: Sequence[Experiment],
+) -> list[Callable[[OfSeeds], Row]]:
     """The validations, one for all experiments of equal models, data, K and N."""
-    found: dict[str, Callable[[TrainState], Row]] = {}
+    found: dict[str, Callable[[OfSeeds], Row]] = {}
     keys: list[str] = []
     for experiment in experiments:
         about = experiment.description

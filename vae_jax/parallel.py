@@ -80,8 +80,17 @@ def max_over_processes(value: int) -> int:
 
 
 def from_main_process(tree: Tree) -> Tree:
-    """The main process's value of a tree of host arrays; each waits here for the others."""
-    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+    """The main process's tree of host arrays; each waits here for the others.
+
+    Args:
+        tree: in the other processes its shapes and types.
+    """
+
+    def of_one(leaf: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray:
+        own = leaf if is_main_process() else np.zeros(leaf.shape, leaf.dtype)
+        return np.asarray(multihost_utils.broadcast_one_to_all(own))  # of one array at a time
+
+    return jax.tree.map(of_one, tree)
 
 
 def in_words() -> str:
@@ -222,10 +231,27 @@ def put(leaf: ArrayLike) -> Array:
     return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A tree of arrays `[devices, ...]` that stays on the devices where it is.
+
+    Attributes:
+        tree: what `replicate` need not copy.
+    """
+
+    tree: object
+
+
 def replicate(tree: Tree) -> Tree:
-    """Copy every array to each device, `[...]` to `[devices, ...]`."""
+    """Copy every array to each device, `[...]` to `[devices, ...]`, unless it is `Placed`."""
     devices = jax.local_device_count()
-    return jax.tree.map(lambda x: put(np.broadcast_to(x, (devices, *np.shape(x)))), tree)
+
+    def of_one(leaf: ArrayLike | Placed) -> object:
+        if isinstance(leaf, Placed):
+            return leaf.tree
+        return put(np.broadcast_to(leaf, (devices, *np.shape(leaf))))
+
+    return jax.tree.map(of_one, tree, is_leaf=lambda leaf: isinstance(leaf, Placed))
 
 
 def shares(batch: np.ndarray, axis: int) -> np.ndarray:
@@ -243,9 +269,19 @@ def split(batch: np.ndarray, axis: int) -> Array:
     return put(shares(batch, axis))
 
 
+def to_host(arrays: Tree) -> Tree:
+    """Host arrays of a tree of device arrays, copied once and so safe from donation."""
+    if jax.default_backend() == "cpu":  # where `asarray` shows the device's own memory
+        return jax.tree.map(np.array, arrays)
+    for leaf in jax.tree.leaves(arrays):
+        leaf.copy_to_host_async()
+    return jax.tree.map(np.asarray, arrays)
+
+
 def unreplicate(tree: Tree) -> Tree:
     """The first device's values as host arrays, copied and so safe from donation."""
-    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+    first = to_host(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+    return jax.tree.map(lambda x: x[0], first)
 
 
 def gather(sharded: Array, axis: int) -> np.ndarray:
@@ -298,7 +334,7 @@ class Layout:
         """Undo `place`: host arrays, copied and so safe from donation."""
         if not self.apart:
             return unreplicate(tree)
-        return jax.tree.map(lambda x: np.array(x).reshape(-1, *x.shape[2:]), tree)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
 
     @property
     def axis(self) -> str | None:

@@ -7,9 +7,9 @@ import inspect
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import compress
 from pathlib import Path
 from types import ModuleType
@@ -17,21 +17,20 @@ from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from flax.typing import VariableDict
 
 from vae_jax import parallel, storage
-from vae_jax.checkpoint import Checkpoints, fingerprint
-from vae_jax.compatibility import notes
 from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.evaluation.bounds import make_validation as make_validation
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
-from vae_jax.progress import Pace, Progress, Waiting, largest_divisor, say
-from vae_jax.run import Run, RunFolder, jsonable, what_processes_share
+from vae_jax.progress import Pace, Progress, largest_divisor, say
+from vae_jax.run import Run, RunFolder, what_processes_share
 from vae_jax.run import load_run as load_run
-from vae_jax.run.patience import Patience, score_of
-from vae_jax.run.trackers import Callback, by_name
+from vae_jax.run.trackers import Callback
+from vae_jax.run.training import Held, Row, Training, opened
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 Tree = TypeVar("Tree")
@@ -39,10 +38,6 @@ SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
 # The most bytes of a chunk of streamed images in a process, which makes one more meanwhile.
 STREAMED_BYTES = 2**26
-Row = dict[str, np.ndarray]
-"""Metrics of one line of metrics.jsonl, each `[S]`."""
-Line = tuple[int, frozenset[str]]
-"""A line of metrics.jsonl: its step, and its names."""
 P = ParamSpec("P")
 
 
@@ -90,19 +85,19 @@ def chunks_of_batches(
 def advance(
     experiment: Experiment,
     layout: parallel.Layout,
-    state: TrainState,
+    begin: Callable[[], TrainState],
     seeds: np.ndarray,
     streamed: bool,
     meanwhile: Callable[[], None],
     unlogged: list[Metrics],
     shared: SharedStep | None = None,
 ) -> Iterator[tuple[int, TrainState, Row | None]]:
-    """Train from a state on the host, on all devices.
+    """Train on all devices.
 
     Args:
         experiment: what is trained.
         layout: how the replicas are laid out on the devices.
-        state: host arrays `[S, ...]`.
+        begin: a function that puts the state to begin with on the devices.
         seeds: the seeds of the replicas, `[S]`.
         streamed: whether the batches bring their images.
         meanwhile: a function that is called while the devices are busy.
@@ -116,8 +111,8 @@ def advance(
     one_step, numbers = shared or (None, ())
     train_chunk = make_train_chunk(experiment, layout, one_step)
     images = None if streamed else parallel.replicate(experiment.data.train.images)
-    step, device_state = int(state.step[0]), layout.place(state)
-    each = layout.place((seeds, *numbers))
+    device_state, each = begin(), layout.place((seeds, *numbers))
+    step = int(layout.collect(device_state.step)[0])
     pace = Pace(experiment.log_every)
     while step < experiment.num_steps:
         every = chunks_of_batches(experiment, layout, seeds, step, streamed, pace.steps)
@@ -159,12 +154,6 @@ class Later:
             call()
 
 
-def is_good(state: TrainState) -> bool:
-    """Whether a state on the host is that of a step that was taken, in every seed, and finite."""
-    leaves = jax.tree.leaves(state.params)
-    return not state.skipped_in_a_row.any() and all(np.isfinite(leaf).all() for leaf in leaves)
-
-
 def summarize_steps(chunks: Sequence[Metrics]) -> Row:
     """Metrics of chunks of steps, `[S, steps]` each, to `[S]`.
 
@@ -182,180 +171,10 @@ def summarize_steps(chunks: Sequence[Metrics]) -> Row:
     return row
 
 
-@dataclass
-class Training:
-    """A run that is being trained, alone or beside others in one program.
-
-    Attributes:
-        experiment: what is trained.
-        folder: its run folder, where no other process trains.
-        checkpoints: what is saved there.
-        seeds: the seeds of the replicas, `[S]`.
-        state: the latest state on the host, `[S, ...]`.
-        validate: its validation, as of `make_validation`.
-        callback: what is called at each line of metrics.
-        forgotten: the lines after the checkpoint that training goes on from, which are written
-            again, but which the callback had.
-        validation: what that found of `state`; empty where it was not asked.
-        patience: how long it goes on without a better validation.
-        failure: why it ended before it was finished; None where it did not.
-    """
-
-    experiment: Experiment
-    folder: RunFolder
-    checkpoints: Checkpoints
-    seeds: np.ndarray
-    state: TrainState
-    validate: Callable[[TrainState], Row]
-    patience: Patience
-    callback: Callback | None = None
-    forgotten: set[Line] = field(default_factory=set[Line])
-    validation: Row = field(default_factory=dict[str, np.ndarray])
-    failure: VaeJaxError | None = None
-
-    @property
-    def step(self) -> int:
-        """The step of `state`."""
-        return int(self.state.step[0])
-
-    @property
-    def run(self) -> Run:
-        """The run, with the latest state."""
-        return Run(self.folder, self.experiment, self.state, "latest")
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it has not ended before its last step, from impatience or a failure."""
-        return self.failure is None and not self.patience.is_over
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last step was taken and summarized."""
-        summary = self.folder.read_summary() or {"step": None}
-        summarized = parallel.max_over_processes(summary["step"] == self.step)
-        is_last = self.step == self.experiment.num_steps or self.patience.is_over
-        return bool(summarized) and is_last
-
-    def begin(self) -> None:
-        """Say where training begins, and make room for what it will write."""
-        for note in notes(self.experiment.objective, self.state.opt_state):
-            say(note)
-        if not parallel.is_main_process():
-            return
-        if self.step > 0:
-            say(f"Going on from step {self.step} of {self.folder.path}.")
-            if sentence := self.folder.other_versions():
-                say(sentence)
-        self.checkpoints.clean_up(self.step)
-        forgotten = self.folder.truncate_metrics(self.step)
-        self.forgotten = {(line["step"], frozenset(line)) for line in forgotten}
-
-    def log(self, step: int, row: Row) -> None:
-        """Write one line of metrics.jsonl, and call back."""
-        if parallel.is_main_process():
-            line = {"step": step, "time": time.time()} | row
-            self.folder.append_metrics(line)
-            if self.callback is not None and (step, frozenset(line)) not in self.forgotten:
-                self.callback(step, by_name(row, self.seeds))
-
-    def keep(
-        self, step: int, state: TrainState, validated: bool, due: bool, later: "Later"
-    ) -> None:
-        """Hold a state, validate it, and save it where that is due or the run ends with it."""
-        self.state, before = state, self.patience.step
-        self.validation = self.validate(state) if validated else {}
-        score = score_of(self.validation)
-        if score is not None:
-            later(self.log, step, self.validation)
-            if self.patience.most is not None:
-                self.patience.see(step, score)
-        if due or self.patience.is_over or self.patience.step > before:
-            later(self.save, step, state, score)
-
-    def save(self, step: int, state: TrainState, score: float | None) -> None:
-        """Start writing a checkpoint, with the score of its validation."""
-        if parallel.is_main_process():
-            self.checkpoints.save(step, state, score, finite=is_good(state))
-
-    def give_up(self, step: int, row: Row) -> None:
-        """End a run of which too many steps in a row were skipped; its latest good state stays."""
-        experiment = self.experiment
-        what, way_out = "The loss or its gradients were not finite", "clip the gradients"
-        if experiment.skip_above is not None:
-            norm = row["gradient_norm"].max()
-            what += f" or their norm ({norm:.3g}) was above skip_above={experiment.skip_above:g}"
-            way_out = "raise skip_above"
-        good = self.checkpoints.back_to_finite() if parallel.is_main_process() else None
-        kept = "no checkpoint is from before them"
-        if good is not None:
-            where = self.checkpoints.folder
-            kept = f"the checkpoint of step {good}, before they began, stays in {where}"
-        self.failure = VaeJaxError(
-            f"{what} in the {experiment.max_nonfinite} steps before step {step}: lower the "
-            f"learning rate or {way_out}; {kept}."
-        )
-
-    def finish(self, images_per_second: float | None) -> None:
-        """Write the summary, unless the run is what it was before training."""
-        if (self.state.skipped == self.step).any():
-            self.failure = VaeJaxError(
-                f"Every one of the {self.step} steps of {self.folder.path} was skipped, because "
-                "the loss or its gradients were not finite, or above skip_above: nothing has been "
-                "learned; lower the learning rate, clip the gradients, or look for what is not "
-                "finite in the first step."
-            )
-            return
-        validation = self.validation or self.validate(self.state)
-        self.folder.write_summary(
-            {
-                "step": self.step,
-                "params_sha256": fingerprint(self.state.params),
-                "images_per_second": images_per_second,
-                "skipped_steps": jsonable(self.state.skipped),
-            }
-            | {name: jsonable(values) for name, values in validation.items()}
-            | self.patience.summary
-        )
-
-
-@contextlib.contextmanager
-def opened(
-    experiment: Experiment,
-    folder: RunFolder,
-    seeds: np.ndarray,
-    origin: Origin | None,
-    initial_state: Callable[[np.ndarray], TrainState],
-    validate: Callable[[TrainState], Row],
-    callback: Callback | None,
-    start: Callable[[TrainState], TrainState] | None = None,
-) -> Generator[Training]:
-    """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
-    with (
-        folder.lock(),
-        Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
-    ):
-        folder.keep_data(experiment, origin)
-        restored = checkpoints.restore(jax.eval_shape(initial_state, seeds))
-        if restored is None:
-            with Waiting("Compiling the initial parameters"):
-                state = jax.tree.map(np.asarray, initial_state(seeds))
-            state = state if start is None else start(state)
-        else:
-            state, warnings = restored
-            for warning in warnings:
-                say(warning)
-        state = parallel.from_main_process(state)
-        patience = Patience(experiment.patience)
-        if experiment.patience is not None:
-            patience.see_again(folder.read_metrics(), int(state.step[0]))
-            numbers = np.float32(patience.best), np.int32(patience.step), np.int32(patience.waited)
-            best, step, waited = parallel.from_main_process(numbers)
-            patience = Patience(experiment.patience, float(best), int(step), int(waited))
-        yield Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
-
-
 def together(trees: Sequence[Tree]) -> Tree:
     """Host arrays `[S, ...]` of each of several runs as those of all, `[runs * S, ...]`."""
+    if len(trees) == 1:
+        return trees[0]
 
     def joined(*leaves: np.ndarray) -> np.ndarray:
         return np.concatenate(leaves)
@@ -365,11 +184,35 @@ def together(trees: Sequence[Tree]) -> Tree:
 
 def apart(tree: Tree, count: int) -> list[Tree]:
     """Undo `together`."""
+    if count == 1:
+        return [tree]
 
     def part(leaf: np.ndarray, n: int) -> np.ndarray:
         return np.split(leaf, count)[n]
 
     return [jax.tree.map(partial(part, n=n), tree) for n in range(count)]
+
+
+def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
+    """The states of runs in one on the devices, which is copied once if it is copied at all.
+
+    What was copied before is written first, so that there is one such copy at a time.
+    """
+
+    @cache
+    def copies() -> list[TrainState]:
+        for run in runs:
+            run.checkpoints.wait()
+        return apart(layout.collect(state), len(runs))
+
+    def on_host(number: int) -> TrainState:
+        return copies()[number]
+
+    def variables(number: int) -> VariableDict | parallel.Placed:
+        in_place = len(runs) == 1 and not layout.apart
+        return parallel.Placed(state.variables) if in_place else on_host(number).variables
+
+    return [Held(partial(variables, n), partial(on_host, n)) for n in range(len(runs))]
 
 
 def train_together(
@@ -397,18 +240,21 @@ def train_together(
     streamed = is_streamed(experiment.data) if streamed is None else streamed
     streamed = bool(parallel.max_over_processes(streamed))
     validate_every = experiment.validate_every or experiment.checkpoint_every
-    state = together([run.state for run in runs])
     later, step, stopped_by = Later(), runs[0].step, 0
     waiting = [run.folder.read_unlogged(step) for run in runs]
     going = [run.goes_on for run in runs]
-    begun = any(going)  # else nothing but their summaries is missing
+    begun = any(going) and step < experiment.num_steps  # else their summaries alone are missing
     unlogged: list[Metrics] = list(map(together, zip(*waiting, strict=False)))
+
+    def begin() -> TrainState:
+        return layout.place(together([run.take_state() for run in runs]))
+
     with (
         Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
         stop_signals() as received,
     ):
-        how = seeds, streamed, later.run, unlogged, shared
-        for step, device_state, row in advance(experiment, layout, state, *how) if begun else ():
+        how = begin, seeds, streamed, later.run, unlogged, shared
+        for step, device_state, row in advance(experiment, layout, *how) if begun else ():
             if row is not None:
                 later(progress.update, step, float(row["loss"].mean()))
                 for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
@@ -424,7 +270,7 @@ def train_together(
             due = is_last or stopped_by or step % experiment.checkpoint_every == 0
             validated = is_last or step % validate_every == 0
             if due or validated:
-                states = apart(layout.collect(device_state), len(runs))
+                states = held(layout, device_state, runs)
                 for run, own in compress(zip(runs, states, strict=True), going):
                     run.keep(step, own, validated, bool(due), later)
                 going = [run.goes_on for run in runs]

@@ -9,10 +9,9 @@ from jax import Array
 from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
 from vae_jax.data import SplitName
 from vae_jax.evaluation.moments import Moments
-from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
+from vae_jax.evaluation.over_split import Evaluator, OfSeeds, PerImage, over_split
 from vae_jax.experiment import Experiment
 from vae_jax.interfaces import has_bound
-from vae_jax.step import TrainState
 
 Latents = list[tuple[Moments, Moments]]
 """Of each layer, the moments of the posterior means and of their sampling variances."""
@@ -90,26 +89,26 @@ def make_bounds_and_latents_evaluator(
     return over_split(experiment, split, each_image, num_images, samples, with_moments=True)
 
 
-def make_validation(experiment: Experiment) -> Callable[[TrainState], dict[str, np.ndarray]]:
-    """Compile the validation of a state on the host.
+def make_validation(experiment: Experiment) -> Callable[[OfSeeds], dict[str, np.ndarray]]:
+    """Compile the validation of a model's variables.
 
     Returns:
-        A function from a state `[S, ...]` to mean bounds over the validation split, nats per image,
-        `[S]`: `valid_neg_elbo`, in which the KL weighs one whatever its weight in training, and
-        `valid_nll` with the objective's K. With a prior of which training knows a bound, there is
-        the former alone, by that bound, since ln p(z) itself takes long. Where the model has no
+        A function from the variables of S seeds to mean bounds over the validation split, nats per
+        image, `[S]`: `valid_neg_elbo`, in which the KL weighs one whatever its weight in training,
+        and `valid_nll` with the objective's K. With a prior of which training knows a bound, there
+        is the former alone, by that bound, since ln p(z) itself takes long. Where the model has no
         bound on the likelihood, it gives `valid_distortion` alone; where there is no validation
         split, nothing. Of each image, no more than these numbers leaves its device.
     """
     if len(experiment.data.valid) == 0:
-        return lambda state: {}
+        return lambda variables: {}
     names = ("neg_elbo", "nll") if has_bound(experiment.model) else ("distortion",)
     names = names if experiment.model.prior.exact else names[:1]
     num_samples, num_images = experiment.objective.num_samples, experiment.validate_images
     evaluator = make_bounds_evaluator(experiment, "valid", num_samples, num_images, names, False)
 
-    def validate(state: TrainState) -> dict[str, np.ndarray]:
-        result = evaluator(state.variables)
+    def validate(variables: OfSeeds) -> dict[str, np.ndarray]:
+        result = evaluator(variables)
         return {f"valid_{name}": result[name].mean(1) for name in names}
 
     return validate

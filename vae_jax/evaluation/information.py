@@ -20,7 +20,7 @@ from vae_jax import random
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
-from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
+from vae_jax.evaluation.over_split import Evaluator, OfSeeds, PerImage, over_split
 from vae_jax.experiment import Experiment
 from vae_jax.parallel import DECODED_FLOATS
 from vae_jax.vae import VAE
@@ -121,7 +121,7 @@ def make_information_evaluator(
     encode_split = over_split(experiment, split, encode, num_images)
     decompose_split = over_split(experiment, split, each_image, num_images)
 
-    def evaluate(variables: VariableDict) -> PerImage:
+    def evaluate(variables: OfSeeds) -> PerImage:
         return decompose_split(variables, encode_split(variables))
 
     return evaluate

@@ -17,8 +17,10 @@ from vae_jax.experiment import Experiment
 
 PerImage = dict[str, np.ndarray]
 """Values of each image by name, `[S, N, ...]`."""
-Evaluator = Callable[[VariableDict], PerImage]
-"""A function of the variables of S seeds, host arrays `[S, ...]` such as `Run.variables`."""
+OfSeeds = VariableDict | parallel.Placed
+"""Variables of S seeds: host arrays `[S, ...]` such as `Run.variables`, or what devices have."""
+Evaluator = Callable[[OfSeeds], PerImage]
+"""A function of the variables of S seeds."""
 
 
 def over_split(
@@ -46,9 +48,9 @@ def over_split(
             wanted than its moments over the images, which stay on the devices until the end.
 
     Returns:
-        A function of variables and further trees, host arrays `[S, ...]` of S seeds, to the tree of
-        host arrays `[S, N, ...]`; with moments, to that and the tree of `Moments` `[S, ...]`. It is
-        compiled at its first call.
+        A function of variables and further trees, as `OfSeeds`, to the tree of host arrays `[S, N,
+        ...]`; with moments, to that and the tree of `Moments` `[S, ...]`. It is compiled at its
+        first call.
 
     Raises:
         VaeJaxError: the split does not have this number of images, or none.
@@ -95,7 +97,7 @@ def over_split(
     in_batches = parallel.InBatches[object](one_device, decoded, axis=1, merge=merge)
     of_all = in_batches.with_summary if with_moments else in_batches
 
-    def on_split(variables: VariableDict, *more: object) -> object:
+    def on_split(variables: OfSeeds, *more: object) -> object:
         return of_all((variables, more), batch, wanted)
 
     return on_split

@@ -1,0 +1,241 @@
+"""A run that is being trained: what is logged, validated, saved and kept of it."""
+
+# pyright: strict, reportUnknownMemberType=false
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from flax.typing import VariableDict
+
+from vae_jax import parallel
+from vae_jax.checkpoint import Checkpoints, fingerprint
+from vae_jax.compatibility import notes
+from vae_jax.errors import VaeJaxError
+from vae_jax.experiment import Experiment, Origin
+from vae_jax.progress import Waiting, say
+from vae_jax.run.folder import RunFolder, jsonable
+from vae_jax.run.patience import Patience, score_of
+from vae_jax.run.run import Run
+from vae_jax.run.trackers import Callback, by_name
+from vae_jax.step import TrainState
+
+Row = dict[str, np.ndarray]
+"""Metrics of one line of metrics.jsonl, each `[S]`."""
+Line = tuple[int, frozenset[str]]
+"""A line of metrics.jsonl: its step, and its names."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run's state on the devices, which go on when it has been looked at.
+
+    Attributes:
+        variables: its variables to evaluate the model with, where they are if they can be.
+        on_host: a copy on the host, made when it is asked for first.
+    """
+
+    variables: Callable[[], VariableDict | parallel.Placed]
+    on_host: Callable[[], TrainState]
+
+
+@dataclass
+class Training:
+    """A run that is being trained, alone or beside others in one program.
+
+    Attributes:
+        experiment: what is trained.
+        folder: its run folder, where no other process trains.
+        checkpoints: what is saved there.
+        seeds: the seeds of the replicas, `[S]`.
+        state: the latest state on the host, `[S, ...]`; its shapes alone while devices have it.
+        validate: its validation, as of `make_validation`.
+        callback: what is called at each line of metrics.
+        forgotten: the lines after the checkpoint that training goes on from, which are written
+            again, but which the callback had.
+        step: the step of the state.
+        validation: what `validate` found of it; empty where it was not asked.
+        patience: how long it goes on without a better validation.
+        failure: why it ended before it was finished; None where it did not.
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    checkpoints: Checkpoints
+    seeds: np.ndarray
+    state: TrainState
+    validate: Callable[[VariableDict | parallel.Placed], Row]
+    patience: Patience
+    callback: Callback | None = None
+    forgotten: set[Line] = field(default_factory=set[Line])
+    step: int = field(init=False)
+    validation: Row = field(default_factory=dict[str, np.ndarray])
+    failure: VaeJaxError | None = None
+
+    def __post_init__(self):
+        self.step = int(self.state.step[0])
+
+    def take_state(self) -> TrainState:
+        """The state on the host, which is held here no longer."""
+        state = self.state
+        self.state = jax.eval_shape(lambda: state)
+        return state
+
+    @property
+    def run(self) -> Run:
+        """The run, with the latest state."""
+        return Run(self.folder, self.experiment, self.state, "latest")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended before its last step, from impatience or a failure."""
+        return self.failure is None and not self.patience.is_over
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was taken and summarized."""
+        summary = self.folder.read_summary() or {"step": None}
+        summarized = parallel.max_over_processes(summary["step"] == self.step)
+        is_last = self.step == self.experiment.num_steps or self.patience.is_over
+        return bool(summarized) and is_last
+
+    def begin(self) -> None:
+        """Say where training begins, and make room for what it will write."""
+        for note in notes(self.experiment.objective, self.state.opt_state):
+            say(note)
+        if not parallel.is_main_process():
+            return
+        if self.step > 0:
+            say(f"Going on from step {self.step} of {self.folder.path}.")
+            if sentence := self.folder.other_versions():
+                say(sentence)
+        self.checkpoints.clean_up(self.step)
+        forgotten = self.folder.truncate_metrics(self.step)
+        self.forgotten = {(line["step"], frozenset(line)) for line in forgotten}
+
+    def log(self, step: int, row: Row) -> None:
+        """Write one line of metrics.jsonl, and call back."""
+        if parallel.is_main_process():
+            line = {"step": step, "time": time.time()} | row
+            self.folder.append_metrics(line)
+            if self.callback is not None and (step, frozenset(line)) not in self.forgotten:
+                self.callback(step, by_name(row, self.seeds))
+
+    def keep(
+        self, step: int, held: Held, validated: bool, due: bool, later: Callable[..., None]
+    ) -> None:
+        """Validate a state, save it where that is due, and take it where the run ends with it."""
+        before = self.patience.step
+        self.validation = self.validate(held.variables()) if validated else {}
+        score = score_of(self.validation)
+        if score is not None:
+            later(self.log, step, self.validation)
+            if self.patience.most is not None:
+                self.patience.see(step, score)
+        is_last = step == self.experiment.num_steps or self.patience.is_over
+        if (due or is_last or self.patience.step > before) and parallel.is_main_process():
+            later(self.save, step, held.on_host(), score)
+        if is_last:
+            self.step, self.state = step, held.on_host()
+
+    def save(self, step: int, state: TrainState, score: float | None) -> None:
+        """Start writing a checkpoint, with the score of its validation."""
+        self.checkpoints.save(step, state, score, finite=is_good(state))
+
+    def give_up(self, step: int, row: Row) -> None:
+        """End a run of which too many steps in a row were skipped; its latest good state stays."""
+        experiment = self.experiment
+        what, way_out = "The loss or its gradients were not finite", "clip the gradients"
+        if experiment.skip_above is not None:
+            norm = row["gradient_norm"].max()
+            what += f" or their norm ({norm:.3g}) was above skip_above={experiment.skip_above:g}"
+            way_out = "raise skip_above"
+        good = self.checkpoints.back_to_finite() if parallel.is_main_process() else None
+        kept = "no checkpoint is from before them"
+        if good is not None:
+            where = self.checkpoints.folder
+            kept = f"the checkpoint of step {good}, before they began, stays in {where}"
+        self.failure = VaeJaxError(
+            f"{what} in the {experiment.max_nonfinite} steps before step {step}: lower the "
+            f"learning rate or {way_out}; {kept}."
+        )
+
+    def finish(self, images_per_second: float | None) -> None:
+        """Write the summary, unless the run is what it was before training."""
+        if (self.state.skipped == self.step).any():
+            self.failure = VaeJaxError(
+                f"Every one of the {self.step} steps of {self.folder.path} was skipped, because "
+                "the loss or its gradients were not finite, or above skip_above: nothing has been "
+                "learned; lower the learning rate, clip the gradients, or look for what is not "
+                "finite in the first step."
+            )
+            return
+        validation = self.validation or self.validate(self.state.variables)
+        self.folder.write_summary(
+            {
+                "step": self.step,
+                "params_sha256": fingerprint(self.state.params),
+                "images_per_second": images_per_second,
+                "skipped_steps": jsonable(self.state.skipped),
+            }
+            | {name: jsonable(values) for name, values in validation.items()}
+            | self.patience.summary
+        )
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: Experiment,
+    folder: RunFolder,
+    seeds: np.ndarray,
+    origin: Origin | None,
+    initial_state: Callable[[np.ndarray], TrainState],
+    validate: Callable[[VariableDict | parallel.Placed], Row],
+    callback: Callback | None,
+    start: Callable[[TrainState], TrainState] | None = None,
+) -> Generator[Training]:
+    """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
+    with (
+        folder.lock(),
+        Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
+    ):
+        folder.keep_data(experiment, origin)
+        state, patience = first_state(checkpoints, initial_state, seeds, start), Patience(None)
+        run = Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
+        del state  # for this frame lasts as long as the run
+        if experiment.patience is not None:
+            patience = Patience(experiment.patience)
+            patience.see_again(folder.read_metrics(), run.step)
+            numbers = np.float32(patience.best), np.int32(patience.step), np.int32(patience.waited)
+            best, step, waited = parallel.from_main_process(numbers)
+            run.patience = Patience(experiment.patience, float(best), int(step), int(waited))
+        yield run
+
+
+def first_state(
+    checkpoints: Checkpoints,
+    initial_state: Callable[[np.ndarray], TrainState],
+    seeds: np.ndarray,
+    start: Callable[[TrainState], TrainState] | None,
+) -> TrainState:
+    """The state to begin with, on the host: read, or made, by one process and sent to all."""
+    like = jax.eval_shape(initial_state, seeds)
+    if not parallel.is_main_process():
+        return parallel.from_main_process(like)
+    restored = checkpoints.restore(like)
+    if restored is None:
+        with Waiting("Compiling the initial parameters"):
+            state = jax.tree.map(np.asarray, initial_state(seeds))
+        return parallel.from_main_process(state if start is None else start(state))
+    for warning in restored[1]:
+        say(warning)
+    return parallel.from_main_process(restored[0])
+
+
+def is_good(state: TrainState) -> bool:
+    """Whether a state on the host is that of a step that was taken, in every seed, and finite."""
+    leaves = jax.tree.leaves(state.params)
+    return not state.skipped_in_a_row.any() and all(np.isfinite(leaf).all() for leaf in leaves)
