@@ -9,8 +9,8 @@ import math
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Generic, TypeVar, cast
+from functools import cached_property, partial
+from typing import Generic, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled, Wrapped
+from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
 from vae_jax.cpu import compiler
@@ -31,6 +32,9 @@ DECODED_FLOATS = 2**20
 MEMORY_FRACTION = 0.25
 # The arrays of their size that an accelerator is taken to hold at once, until the compiler says.
 ARRAYS_AT_ONCE = 16
+Shard = Literal["optimizer"]
+"""What of a state each device may have a share of."""
+SHARDED = ("opt_state", "ema_params")
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
@@ -224,11 +228,14 @@ def on_every_device(
     return OnDevices(jax.pmap(function, axis_name=axis, donate_argnums=donate_argnums))
 
 
+def local_mesh() -> Mesh:
+    """The devices of this process, along the one axis."""
+    return Mesh(np.asarray(jax.local_devices()), (AXIS,))
+
+
 def put(leaf: ArrayLike) -> Array:
     """Put a host array with the axis of this process's devices, `[devices, ...]`, on them."""
-    devices = jax.local_devices()
-    mesh = Mesh(np.asarray(devices), (AXIS,))
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return jax.device_put(leaf, NamedSharding(local_mesh(), PartitionSpec(AXIS)))
 
 
 @dataclass(frozen=True)
@@ -302,23 +309,38 @@ class Layout:
     apart: bool
 
     @classmethod
-    def of(cls, num_seeds: int, batch_size: int, accumulate: int = 1) -> "Layout":
+    def of(
+        cls, num_seeds: int, batch_size: int, accumulate: int = 1, shard: Shard | None = None
+    ) -> "Layout":
         """The layout for these replicas: apart where the devices of one process divide them.
 
         Raises:
-            VaeJaxError: the devices divide neither the replicas nor the batch, or a device's share
-                has no `accumulate` equal parts.
+            VaeJaxError: the devices divide neither the replicas nor the batch, a device's share has
+                no `accumulate` equal parts, or several processes were to shard their state.
         """
         check_devices()
+        if shard is not None and jax.process_count() > 1:
+            raise VaeJaxError(
+                "A sharded optimizer is of one process, which uses all devices of its machine: "
+                "leave out --distributed, or --shard."
+            )
         devices = jax.device_count()
-        apart = jax.process_count() == 1 < devices and num_seeds % devices == 0
+        apart = jax.process_count() == 1 < devices and num_seeds % devices == 0 and shard is None
         share = batch_size if apart else share_of(batch_size)
         if share % accumulate:
             raise VaeJaxError(
                 f"A device's share of a batch is {share} images, which accumulate={accumulate} "
                 "does not divide into equal parts."
             )
-        return cls(apart)
+        return cls(apart) if shard is None else Sharded(apart)
+
+    def everywhere(self, tree: Tree) -> Tree:
+        """Put host arrays that replicas share on each device."""
+        return replicate(tree)
+
+    def in_place(self, tree: object) -> Placed:
+        """Variables of a state on the devices, as evaluation takes them; not apart."""
+        return Placed(tree)
 
     def place(self, tree: Tree) -> Tree:
         """Put host arrays `[S, ...]` on the devices, `[D, S, ...]`; apart, `[D, S/D, ...]`."""
@@ -335,6 +357,18 @@ class Layout:
         if not self.apart:
             return unreplicate(tree)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
+
+    def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
+        """What `place` or `everywhere` would put on the devices, shapes alone."""
+        devices = jax.local_device_count()
+
+        def of_one(leaf: Array) -> jax.ShapeDtypeStruct:
+            shape = leaf.shape
+            if self.apart and not everywhere:
+                shape = shape[0] // devices, *shape[1:]
+            return jax.ShapeDtypeStruct((devices, *shape), leaf.dtype)
+
+        return jax.tree.map(of_one, tree)
 
     @property
     def axis(self) -> str | None:
@@ -356,7 +390,9 @@ class Layout:
         Returns:
             The same function of `[D, S, ...]` (images `[D, ...]`), the state donated.
         """
+        return on_every_device(self._every_seed(function), (0,), self.axis)
 
+    def _every_seed(self, function: Callable[..., Result]) -> Callable[..., Result]:
         def every_seed(
             state: object, images: object, batches: object, seed: Array, *numbers: Array
         ) -> Result:
@@ -374,10 +410,95 @@ class Layout:
             result = of_one(*jax.tree.map(lambda leaf: leaf[0], each))
             return jax.tree.map(lambda leaf: leaf[None], result)
 
-        return on_every_device(every_seed, (0,), self.axis)
+        return every_seed
 
     def _deal(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(jax.device_count(), -1, *array.shape[1:])
+
+
+class Sharded(Layout):
+    """Every device has all parameters, and a share of what the optimizer keeps of them.
+
+    A device computes gradients of its share of the batch, then its share of the optimizer's step,
+    which is written for one device and partitioned by the compiler. Arrays are global, `[S, ...]`;
+    one that has no axis that the devices divide stays whole.
+
+    References:
+        Rajbhandari et al. (2020), "ZeRO: Memory optimizations toward training trillion parameter
+        models", section 5.1: P_os.
+    """
+
+    def _shard(self, tree: Tree, put: Callable[[Array, NamedSharding], object]) -> Tree:
+        mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+
+        def of_one(path: KeyPath, leaf: Array) -> object:
+            axes: list[str | None] = [None] * np.ndim(leaf)
+            if any(getattr(key, "name", None) in SHARDED for key in path[:2]):
+                divided = [n for n, size in enumerate(leaf.shape) if size % mesh.size == 0]
+                for axis in divided[-1:]:
+                    axes[axis] = AXIS
+            return put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+        return jax.tree_util.tree_map_with_path(of_one, tree)
+
+    def everywhere(self, tree: Tree) -> Tree:
+        """Put host arrays whole on each device."""
+        return self.place(tree)
+
+    def in_place(self, tree: object) -> Placed:
+        """Variables of a state on the devices, whole on each."""
+        return Placed(self._spread(tree))
+
+    @cached_property
+    def _spread(self) -> Wrapped:
+        """A function of global arrays `[S, ...]`, to one on each device, `[D, S, ...]`."""
+
+        def of_all(tree: Tree) -> Tree:
+            devices = jax.device_count()
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *x.shape)), tree)
+
+        return jax.jit(of_all, out_shardings=NamedSharding(local_mesh(), PartitionSpec(AXIS)))
+
+    def place(self, tree: Tree) -> Tree:
+        """Put host arrays on the devices, each in shares or whole."""
+        return self._shard(tree, jax.device_put)
+
+    def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
+        """What `place` would put on the devices, shapes alone."""
+
+        def of_one(leaf: Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return self._shard(tree, of_one)
+
+    def collect(self, tree: Tree) -> Tree:
+        """Undo `place`: host arrays, copied and so safe from donation."""
+        return to_host(tree)
+
+    def kept(self, tree: Tree) -> Tree:
+        """What is being traced, laid out as `place` does."""
+        return self._shard(tree, lax.with_sharding_constraint)
+
+    def on_shares(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        """A function of state, images, batch and seed, of one device's view, as one of all's."""
+        whole, shared = PartitionSpec(), PartitionSpec(AXIS)
+        specs = whole, shared, shared, whole
+        return jax.shard_map(
+            function, mesh=local_mesh(), in_specs=specs, out_specs=whole, check_vma=False
+        )
+
+    def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
+        """Map a function of one replica, and of all devices' view, over all replicas."""
+        every_seed = self._every_seed(function)
+
+        def of_shares(state: object, images: object, batches: object, *each: object) -> Result:
+            def joined(shares: Array) -> Array:  # [D, S, steps, b, ...] to [S, steps, B, ...]
+                whole = jnp.moveaxis(shares, 0, 2)
+                return whole.reshape(*whole.shape[:2], -1, *whole.shape[4:])
+
+            return self.kept(every_seed(state, images, jax.tree.map(joined, batches), *each))
+
+        return OnDevices(jax.jit(of_shares, donate_argnums=0))
 
 
 def give_replicas_cores(num_seeds: int) -> None:
@@ -418,6 +539,17 @@ def device_memory() -> int:
     return limit
 
 
+def bytes_on_device(tree: object) -> int:
+    """The bytes of placed arrays, or of their shapes, on each device of this process."""
+
+    def of_one(leaf: Array | jax.ShapeDtypeStruct) -> int:
+        if leaf.sharding is None:
+            return leaf.size * leaf.dtype.itemsize // jax.local_device_count()
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(map(of_one, jax.tree.leaves(tree)))
+
+
 def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
     """The bytes that a program needs on each device beside arguments and results.
 
@@ -432,107 +564,3 @@ def floats_at_once() -> int:
     if jax.default_backend() == "cpu":
         return DECODED_FLOATS
     return int(MEMORY_FRACTION * device_memory()) // (4 * ARRAYS_AT_ONCE)
-
-
-class InBatches(Generic[Result]):
-    """A function of many examples, batch by batch on every device.
-
-    Batches are as large as `floats_at_once` allows, and smaller where the compiler says that one
-    would need more than `MEMORY_FRACTION` of a device's memory. The last one is padded, and what is
-    computed of the padding is thrown away. Matrix products are float32 on every platform.
-
-    Args:
-        function: a function of trees that all examples share, and of a device's part of a batch,
-            arrays `[b, ...]`; it returns a tree of arrays with an axis `[b]`.
-        floats: the floats in the largest array that the function makes of one example.
-        axis: the position of the axis `[b]` in its results.
-        merge: of a function that gives a summary of the batch too, from two summaries to that of
-            both, where one of zeros is of nothing. It takes which examples count too, `[b]`, and
-            returns a pair; its summaries are the same on all devices.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., object],
-        floats: int,
-        axis: int = 0,
-        merge: Callable[[object, object], object] | None = None,
-    ):
-        def and_summary(so_far: object, *arguments: object) -> tuple[object, object]:
-            if merge is None:
-                return function(*arguments), None
-            each, own = cast("tuple[object, object]", function(*arguments))
-            return each, merge(so_far, own)
-
-        self.function, self.merge, self.axis = function, merge, axis
-        self.on_devices = on_every_device(and_summary, (0,))
-        self.most = max(1, floats_at_once() // floats)
-        self.fitting: dict[int, int] = {}
-
-    def __call__(
-        self,
-        shared: tuple[object, ...],
-        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
-        count: int,
-        rounded: bool = False,
-    ) -> Result:
-        """The results for all examples, host arrays.
-
-        Args:
-            shared: host arrays that all examples share.
-            batch: a function from positions of examples to their arrays; None has no batch axis.
-            count: the number of examples N.
-            rounded: whether a few examples are padded to a power of two, so that calls with other
-                numbers of them need no other program.
-        """
-        return self.with_summary(shared, batch, count, rounded)[0]
-
-    def with_summary(
-        self,
-        shared: tuple[object, ...],
-        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
-        count: int,
-        rounded: bool = False,
-    ) -> tuple[Result, object]:
-        """The results for all examples and the summary of all, host arrays; see `__call__`."""
-        share = -(-count // jax.device_count())
-        share = min(self.most, 1 << (share - 1).bit_length() if rounded else share)
-        shared = replicate(shared)
-
-        def placed(first: int, size: int) -> tuple[object, ...]:
-            rows = np.resize(np.arange(first, min(first + size, count)), size)
-            parts = *batch(rows), *([] if self.merge is None else [np.arange(size) + first < count])
-            return (*shared, *(None if part is None else split(part, 0) for part in parts))
-
-        parts, summary = [], self._of_nothing(placed(0, jax.device_count()))
-        # Accelerators round the factors of a product to ten bits or eight unless told not to.
-        with jax.default_matmul_precision("float32"):
-            if share not in self.fitting:
-                self.fitting[share] = self._fitting(share, lambda size: (summary, *placed(0, size)))
-            size = jax.device_count() * self.fitting[share]
-            for first in range(0, count, size):
-                result, summary = self.on_devices(summary, *placed(first, size))
-                parts.append(jax.tree.map(lambda x: gather(x, self.axis), result))
-
-        def joined(*parts: np.ndarray) -> np.ndarray:
-            return np.concatenate(parts, self.axis)[(slice(None),) * self.axis + (slice(count),)]
-
-        return jax.tree.map(joined, *parts), unreplicate(summary)
-
-    def _of_nothing(self, arguments: tuple[object, ...]) -> object:
-        """A summary to begin with, on all devices; None where there is none."""
-        if self.merge is None:
-            return None
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
-        _, summary = cast("tuple[object, object]", jax.eval_shape(self.function, *one))
-        return replicate(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), summary))
-
-    def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
-        """The largest share of a device that is within the memory, at most this one."""
-        budget = int(MEMORY_FRACTION * device_memory())
-        while share > 1:
-            needed = temporary_bytes(self.on_devices, *first(jax.device_count() * share))
-            if needed <= budget:
-                break
-            share = max(1, share * budget // needed)
-        return -max_over_processes(-share)  # the least of any process

@@ -81,6 +81,8 @@ def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W 
     return images, Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)
 
 
+Gradients = Callable[..., tuple[Array, Metrics, Variables, Variables]]
+"""A function as `loss_and_gradients`."""
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """A function of state, images, batch, seed and, where experiments share it, of their numbers."""
 
@@ -188,9 +190,10 @@ def train_step(
     batch: Batch,
     seed: Integer[Array, ""],
     axis: str | None,
+    gradients_of: Gradients = loss_and_gradients,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step; no parameter changes where a number is not finite or a norm too large."""
-    loss, metrics, model_state, gradients = loss_and_gradients(
+    loss, metrics, model_state, gradients = gradients_of(
         experiment, state, images, batch, seed, axis
     )
     gradient_norm = optax.tree.norm(gradients)
@@ -278,6 +281,32 @@ def scanned_steps(
     return lax.scan(step, state, batches)
 
 
+def sharded_step(experiment: Experiment, layout: parallel.Sharded) -> TrainStep:
+    """`train_step` of all devices' view, its gradients computed in each one's."""
+
+    def gradients_of(
+        experiment: Experiment,
+        state: TrainState,
+        images: UInt8[Array, "B H W C"],
+        batch: Batch,
+        seed: Integer[Array, ""],
+        axis: str | None,
+    ) -> tuple[Float[Array, ""], Metrics, Variables, Variables]:
+        lean = replace(state, opt_state=(), ema_params=None)  # which no gradient needs
+        of_share = partial(loss_and_gradients, experiment, axis=axis)
+        return layout.on_shares(of_share)(lean, images, batch, seed)
+
+    def step(
+        state: TrainState, images: UInt8[Array, "B H W C"], batch: Batch, seed: Integer[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        state, metrics = train_step(
+            experiment, state, images, batch, seed, layout.axis, gradients_of
+        )
+        return layout.kept(state), metrics
+
+    return step
+
+
 def make_train_chunk(
     experiment: Experiment, layout: parallel.Layout, one_step: TrainStep | None = None
 ) -> parallel.OnDevices[tuple[TrainState, Metrics]]:
@@ -294,5 +323,7 @@ def make_train_chunk(
         `[D, S, ...]` each, for D devices with S seeds each. It returns the new state and the
         metrics of each step, `[D, S, steps]`.
     """
+    if isinstance(layout, parallel.Sharded):
+        one_step = sharded_step(experiment, layout)
     one_step = one_step or partial(train_step, experiment, axis=layout.axis)
     return layout.over_seeds(partial(scanned_steps, one_step))

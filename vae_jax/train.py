@@ -110,7 +110,7 @@ def advance(
     """
     one_step, numbers = shared or (None, ())
     train_chunk = make_train_chunk(experiment, layout, one_step)
-    images = None if streamed else parallel.replicate(experiment.data.train.images)
+    images = None if streamed else layout.everywhere(experiment.data.train.images)
     device_state, each = begin(), layout.place((seeds, *numbers))
     step = int(layout.collect(device_state.step)[0])
     pace = Pace(experiment.log_every)
@@ -210,7 +210,7 @@ def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -
 
     def variables(number: int) -> VariableDict | parallel.Placed:
         in_place = len(runs) == 1 and not layout.apart
-        return parallel.Placed(state.variables) if in_place else on_host(number).variables
+        return layout.in_place(state.variables) if in_place else on_host(number).variables
 
     return [Held(partial(variables, n), partial(on_host, n)) for n in range(len(runs))]
 
@@ -220,6 +220,7 @@ def train_together(
     streamed: bool | None = None,
     shared: SharedStep | None = None,
     until: Callable[[int], bool] | None = None,
+    shard: parallel.Shard | None = None,
 ) -> None:
     """Train runs that are at the same step to their end, in one program.
 
@@ -230,13 +231,14 @@ def train_together(
         streamed: as in `train`.
         shared: the step that they share.
         until: whether to stop for now at a step, as at SIGALRM.
+        shard: as in `train`.
 
     Raises:
         VaeJaxError: the devices do not divide the batch, or a checkpoint cannot be written.
         Interrupted: SIGTERM or SIGINT came, or `until` said so; the states were saved.
     """
     experiment, seeds = runs[0].experiment, np.concatenate([run.seeds for run in runs])
-    layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate)
+    layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate, shard)
     streamed = is_streamed(experiment.data) if streamed is None else streamed
     streamed = bool(parallel.max_over_processes(streamed))
     validate_every = experiment.validate_every or experiment.checkpoint_every
@@ -312,6 +314,7 @@ def train(
     num_seeds: int = 1,
     origin: Origin | None = None,
     streamed: bool | None = None,
+    shard: parallel.Shard | None = None,
     callback: Callback | None = None,
     start: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
@@ -326,6 +329,9 @@ def train(
         streamed: whether training images are read from the disk batch by batch rather than put into
             the memory of the devices once; None asks `is_streamed`. Both give the same run, in one
             process to the bit, in several to rounding.
+        shard: "optimizer" leaves each device a share of the optimizer's state and of the
+            parameters' running average (stage 1 of ZeRO), for models whose state does not fit. The
+            run is the same, to rounding, and goes on with or without it, on any number of devices.
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
             (of several also `loss/seed_0`, ...), called as metrics.jsonl gets a line, in the main
             process. It is not called again with what it had before training was resumed.
@@ -345,7 +351,8 @@ def train(
     parallel.check_devices()
     if parallel.num_processes() > 1:
         agree(what_processes_share(experiment, seed, num_seeds, origin))
-    parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate)  # or a sentence
+    # Or a sentence:
+    parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
     run_folder.claim(experiment, seed, num_seeds, origin)
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
     initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
@@ -356,7 +363,7 @@ def train(
             say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")
             return run.run
         run.begin()
-        train_together([run], streamed)
+        train_together([run], streamed, shard=shard)
         if run.failure is not None:
             raise run.failure
         return run.run
@@ -370,6 +377,7 @@ def train_file(
     seed: int = 0,
     num_seeds: int = 1,
     streamed: bool | None = None,
+    shard: parallel.Shard | None = None,
     callback: Callback | None = None,
 ) -> Run:
     """Train the experiment of a file.
@@ -381,6 +389,7 @@ def train_file(
         seed: the seed of the first replica, as in `train`.
         num_seeds: the number of replicas, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
+        shard: what of the state each device has a share of, as in `train`.
         callback: what is called at each line of metrics, as in `train`.
 
     Raises:
@@ -396,6 +405,7 @@ def train_file(
         num_seeds=num_seeds,
         origin=origin,
         streamed=streamed,
+        shard=shard,
         callback=callback,
     )
 

@@ -70,6 +70,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         return launch_with_flags(name, flags, options, cells)
     from vae_jax import parallel
     from vae_jax.report import report_on
+    from vae_jax.report.memory import needs
     from vae_jax.run.trackers import MLflow, TensorBoard, Trackers, WandB
     from vae_jax.standard_figures import plot_standard_figures
     from vae_jax.train import train_file
@@ -79,7 +80,16 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     if not processes.distributed:  # cells that differ in other than floats hardly share a program
         axis = {tuple(v for v in cell.values() if isinstance(v, float)) for cell in cells}
         parallel.give_replicas_cores(options.seeds * len(axis))
-    how = {"seed": options.seed, "num_seeds": options.seeds, "streamed": options.streamed}
+    if options.shard is not None and len(cells) > 1:
+        raise VaeJaxError(
+            "--shard is for a run that is trained alone, and these flags are of a grid of "
+            f"{len(cells)}: give each flag one value, or leave --shard out."
+        )
+    how = {"num_seeds": options.seeds, "streamed": options.streamed}
+    if options.dry_run:
+        print(needs(made_by(**cells[0]), shard=options.shard, **how))
+        return
+    how["seed"] = options.seed
     wanted = {TensorBoard: options.tensorboard, WandB: options.wandb, MLflow: options.mlflow}
     with (
         said_in_flags([*signature(made_by).parameters, "seed", "num_seeds"], flags),
@@ -92,6 +102,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
                 runs = list(trained.values())
             else:
                 callback = trackers.of(options.workdir)
+                how["shard"] = options.shard
                 runs = [train_file(file, options.workdir, cells[0], callback=callback, **how)]
         for run in runs if parallel.is_main_process() else ():
             if run.folder.is_newer_than(page := run.folder.figures / "report.html"):
@@ -513,19 +524,22 @@ def data_prepare(
     name: Annotated[str, tyro.conf.Positional],
     options: Unprefixed = DataOptions(),
     *,
+    size: int | None = None,
     verify: bool = False,
 ) -> None:
     """Prepare a data set with TFDS, once.
 
     Args:
-        name: the name that `vae-jax data list` prints.
+        name: the name that `vae-jax data list` prints, or tfds:NAME or tfds:NAME/CONFIG, that of
+            any image data set of TFDS.
         options: where data sets are.
+        size: the side of images of tfds:NAME, cut to squares and resized (None: 64).
         verify: check every byte of one that is prepared, also of files that seem untouched.
     """
     options.use()
     from vae_jax.data import prepare
 
-    prepare(name, verify=verify)
+    prepare(name, size=size, verify=verify)
 
 
 @experiments_app.command(name="list")

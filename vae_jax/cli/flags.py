@@ -34,6 +34,10 @@ class TrainOptions:
     """The number of replicas, trained in one program with consecutive seeds."""
     streamed: bool | None = None
     """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
+    shard: Literal["optimizer"] | None = None
+    """Leave each device a share of the optimizer's state and of the running average (ZeRO)."""
+    dry_run: bool = False
+    """Print what training needs of memory, on each device and on the host, and do not train."""
     deterministic: bool = False
     """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
     cells: tuple[str, ...] = ()

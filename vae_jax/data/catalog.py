@@ -11,6 +11,7 @@ from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.files import is_path, load_path
 from vae_jax.data.pipeline import SplitName
+from vae_jax.data.tfds_name import PREFIX, load_tfds, prepare_tfds
 from vae_jax.errors import VaeJaxError
 
 
@@ -162,16 +163,20 @@ def load(
     protocol: str | None = None,
     *,
     valid: int | None = None,
+    size: int | None = None,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Data:
     """Loads a data set as memory maps, after preparing it where that was never done.
 
     Args:
-        name: a name in `SOURCES`, or the path of images of your own, as in `load_path`.
-        protocol: a name in `PROTOCOLS`; None is the data set's own.
+        name: a name in `SOURCES`; that of any image data set of TFDS, tfds:NAME or
+            tfds:NAME/CONFIG, whose images are cut to squares and resized; or the path of images of
+            your own, as in `load_path`.
+        protocol: a name in `PROTOCOLS`; None is the data set's own, "grey" for tfds:NAME.
         valid: how many images to cut from the end of the official training split for validation;
-            None is the data set's own number.
+            None is the data set's own number, for tfds:NAME a tenth and 10,000 at most.
+        size: the side of images of tfds:NAME; None is the one that is prepared, or 64.
         data_dir: where TFDS and the cache keep their files; None is VAE_JAX_DATA_DIR, else
             TFDS_DATA_DIR, else ~/tensorflow_datasets.
         manual_dir: a folder of files fetched by hand, those of NAME in its subfolder NAME if there
@@ -181,6 +186,12 @@ def load(
         VaeJaxError: an argument is out of range, the data set cannot be prepared, or its cache is
             corrupted.
     """
+    if name.startswith(PREFIX):
+        target = prepare(name, data_dir, manual_dir, size=size)
+        protocol = protocol or "grey"
+        again = partial(load, name, protocol, valid=valid, size=size, data_dir=data_dir)
+        return load_tfds(name, protocol, valid, target, again)
+    _check_size(name, size)
     if is_path(name):
         if valid is not None:
             raise VaeJaxError(f"valid={valid} does not apply to {name}: leave it out.")
@@ -225,37 +236,55 @@ def prepare(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
     *,
+    size: int | None = None,
     verify: bool = False,
-) -> None:
+) -> Path:
     """Prepares a data set with TFDS in a subprocess, unless it is in the cache already.
 
     Args:
-        name: a name in `SOURCES`.
+        name: as for `load`.
         data_dir: as for `load`.
         manual_dir: as for `load`.
+        size: as for `load`.
         verify: whether every byte that is in the cache already is checked; `load` checks those of
             files alone whose size or time has changed since they were.
+
+    Returns:
+        The folder of its arrays.
 
     Raises:
         VaeJaxError: the name is unknown, a file or TensorFlow is missing, the disk refuses, or the
             cache is damaged.
     """
-    _find_source(name)
     root = cache.root(data_dir)
-    if cache.folder(root, name).exists():
+    if name.startswith(PREFIX):
+        manual_folder = _manual_folder(name.removeprefix(PREFIX), manual_dir)
+        return prepare_tfds(name, size, root, manual_folder, verify=verify)
+    _check_size(name, size)
+    _find_source(name)
+    target = cache.folder(root, name)
+    if target.exists():
         if verify:
-            cache.read(name, cache.folder(root, name), wholly=True)
-        return
+            cache.read(name, target, wholly=True)
+        return target
     manual_folder = _manual_folder(name, manual_dir)
     arguments = [name, str(root), *([] if manual_folder is None else [str(manual_folder)])]
     preparation.run("vae_jax.data.tfds_prepare", arguments, f"{name} with TFDS in {root}")
+    return target
+
+
+def _check_size(name: str, size: int | None) -> None:
+    if size is not None:
+        raise VaeJaxError(
+            f"{name} has a size of its own, and size={size} is for tfds:NAME: leave it out."
+        )
 
 
 def _find_source(name: str) -> Source:
     if name not in SOURCES:
         raise VaeJaxError(
-            f"There is no data set {name!r}: choose one of {', '.join(SOURCES)}, or the path of an "
-            ".npy or .npz file or of a folder of pictures."
+            f"There is no data set {name!r}: choose one of {', '.join(SOURCES)}, any of TFDS's as "
+            "tfds:NAME, or the path of an .npy or .npz file or of a folder of pictures."
         )
     return SOURCES[name]
 

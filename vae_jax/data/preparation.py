@@ -7,6 +7,7 @@ memory.
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -157,7 +158,7 @@ def decode_parts(
     missing = [(file, job) for file, job in zip(files, jobs, strict=True) if not file.exists()]
     done = len(files) - len(missing)
     print(f"progress {done} {len(files)}", flush=True)
-    for _ in _each_written(decode, missing, processes):
+    for _ in _each(functools.partial(_write, decode), missing, processes):
         done += 1
         print(f"progress {done} {len(files)}", flush=True)
     return files
@@ -170,16 +171,16 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
         return None
 
 
-def _each_written(
-    decode: Callable[[Job], Part], missing: Sequence[tuple[Path, Job]], processes: int
+def _each(
+    write: Callable[[Path, Job], None], missing: Sequence[tuple[Path, Job]], processes: int
 ) -> Iterator[None]:
     if processes == 1:
         for file, job in missing:
-            yield _write(decode, file, job)
+            yield write(file, job)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, initializer=_leave_with_parent) as pool:
-        futures = [pool.submit(_write, decode, file, job) for file, job in missing]
+        futures = [pool.submit(write, file, job) for file, job in missing]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -205,6 +206,52 @@ def _write(decode: Callable[[Job], Part], file: Path, job: Job) -> None:
     written = {name: array for name, array in arrays.items() if array is not None}
     with storage.whole_file(file) as partial:
         np.savez(partial, skipped=np.array(json.dumps(part.skipped)), **written)
+
+
+def write_in_place(
+    work: Path,
+    plan: Mapping[str, Any],
+    arrays: Mapping[str, tuple[tuple[int, ...], type[np.generic]]],
+    jobs: Sequence[Job],
+    write: Callable[[Path, Job], None],
+    processes: int,
+) -> Path:
+    """Has several processes write parts of whole arrays, which take their room on the disk once.
+
+    Args:
+        work: the working folder.
+        plan: what the parts depend on, as JSON; those of another plan are thrown away.
+        arrays: shapes and types by name.
+        jobs: one for each part.
+        write: writes a job's part of {name}.npy in a folder; picklable where there are several
+            processes.
+        processes: the number of processes to start; none where it is 1.
+
+    Returns:
+        The folder of the arrays, in the working folder.
+    """
+    whole, done = work / "whole", work / "done"
+    if _read_plan(work) != plan:
+        shutil.rmtree(work, ignore_errors=True)
+        whole.mkdir(parents=True)
+        done.mkdir()
+        for name, (shape, kind) in arrays.items():
+            np.lib.format.open_memmap(whole / f"{name}.npy", "w+", kind, shape).flush()
+        with storage.whole_file(work / "plan.json") as partial:
+            partial.write_text(json.dumps(dict(plan), indent=2))
+    marks = [done / str(index) for index in range(len(jobs))]
+    missing = [(mark, job) for mark, job in zip(marks, jobs, strict=True) if not mark.exists()]
+    count = len(jobs) - len(missing)
+    print(f"progress {count} {len(jobs)}", flush=True)
+    for _ in _each(functools.partial(_mark, write, whole), missing, processes):
+        count += 1
+        print(f"progress {count} {len(jobs)}", flush=True)
+    return whole
+
+
+def _mark(write: Callable[[Path, Job], None], whole: Path, mark: Path, job: Job) -> None:
+    write(whole, job)
+    mark.touch()
 
 
 def usable_rows(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:

@@ -33,15 +33,17 @@ IMAGES_PER_PROCESS = 10_000
 _TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def _build(source: Source, data_dir: Path, manual_folder: Path | None) -> tfds.core.DatasetBuilder:
+def build(name: str, data_dir: Path, manual_folder: Path | None) -> tfds.core.DatasetBuilder:
+    """A data set as TFDS generates it, once."""
     downloader.MAX_RETRIES = 4  # TFDS's 10 keep a machine without internet waiting for 200 s
     tfds.disable_progress_bar()
-    builder = tfds.builder(source.name, data_dir=data_dir)
+    builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         importlib.import_module("tensorflow")  # TFDS would miss it only halfway through
         # TFDS names what it extracts by file name alone: in its usual shared folder it takes
         # MNIST's images for Fashion-MNIST's, whose files are named alike.
-        with tempfile.TemporaryDirectory(dir=data_dir / source.name) as extract_dir:
+        storage.make_folder(data_dir / builder.name)
+        with tempfile.TemporaryDirectory(dir=data_dir / builder.name) as extract_dir:
             config = tfds.download.DownloadConfig(
                 extract_dir=extract_dir, manual_dir=manual_folder, try_download_gcs=False
             )
@@ -62,16 +64,22 @@ class Records(NamedTuple):
     rows: np.ndarray
 
 
+def stretch_of(
+    builder: tfds.core.DatasetBuilder, split: str, start: int, stop: int
+) -> list[dict[str, Any]]:
+    """Examples of a split as TFDS has written it."""
+    if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+        return builder.as_data_source(split).__getitems__(range(start, stop))  # pyright: ignore[reportCallIssue]
+    # Prepared earlier by the user, in TFDS's default format.
+    stretch = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
+    return list(tfds.as_numpy(builder.as_dataset(stretch)))  # pyright: ignore[reportCallIssue]
+
+
 def _decode(source: Source, data_dir: Path, records: Records) -> preparation.Part:
     builder, (split, start, rows) = _builder(source.name, data_dir), records
     stop = start + len(rows)
-    if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        decoded = builder.as_data_source(split).__getitems__(range(start, stop))  # pyright: ignore[reportCallIssue]
-        columns = {key: np.stack([example[key] for example in decoded]) for key in decoded[0]}
-    else:  # prepared earlier by the user, in TFDS's default format
-        stretch = tfds.core.ReadInstruction(split, from_=start, to=stop, unit="abs")
-        dataset = builder.as_dataset(stretch, batch_size=len(rows))  # pyright: ignore[reportCallIssue]
-        (columns,) = tfds.as_numpy(dataset)
+    decoded = stretch_of(builder, split, start, stop)
+    columns = {key: np.stack([example[key] for example in decoded]) for key in decoded[0]}
     images = columns["image"]
     # TFDS's binarized MNIST holds 0 and 1; the protocols take bytes.
     images = np.uint8(255) * (images > 0) if source.protocol == "threshold" else images
@@ -100,7 +108,7 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
     with preparation.working_folder(target) as work:
         if work is None:
             return
-        builder = _build(source, data_dir, manual_folder)
+        builder = build(source.name, data_dir, manual_folder)
         jobs = _plan(source, builder)
         total = sum(len(job.rows) for job in jobs)
         plan = {"version": str(builder.version), "parts": len(jobs), "images": total}
@@ -116,46 +124,52 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
         cache.publish(preparation.assemble_splits(work, files, rows), target, about)
 
 
-def _explain(error: Exception, source: Source, data_dir: Path, manual_folder: Path | None) -> str:
-    """Returns one sentence that says what is wrong, where, and what to do."""
+def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:
+    """Returns one sentence that says what is wrong, where, and what to do; `missing` for files."""
     wrong_file = re.search(r"downloaded to (.*), has wrong checksum", str(error))
     match error:
         case VaeJaxError():
             return str(error)
         case NonMatchingChecksumError() if wrong_file:
             return (
-                f"{wrong_file[1]} is not the official file of {source.name} (its sha256 differs): "
+                f"{wrong_file[1]} is not the official file of {name} (its sha256 differs): "
                 "fetch it again, and put that in its place."
             )
         case ModuleNotFoundError():
             return (
-                f"Preparing {source.name} needs {error.name}, which is not installed: run "
+                f"Preparing {name} needs {error.name}, which is not installed: run "
                 "`pip install 'vae_jax[prepare]'`."
             )
         case requests.RequestException() | tfds.download.DownloadError() | MissingFileError():
-            where = manual_folder or "a folder that --manual-dir or VAE_JAX_MANUAL_DIR names"
+            return missing
+        case tfds.core.registered.DatasetNotFoundError():
             return (
-                f"The files of {source.name} are not at hand and could not be downloaded: put "
-                f"{', '.join(source.manual_files)} from {source.origin} into {where}."
+                f"TFDS has no data set {name}: choose one of "
+                "https://www.tensorflow.org/datasets/catalog."
             )
         case _ if isinstance(error, OSError) or any(text in str(error) for text in _DISK_FULL):
             return (
-                f"Preparing {source.name} in {data_dir} failed ({error}): see that this folder can "
+                f"Preparing {name} in {data_dir} failed ({error}): see that this folder can "
                 "be written and has room, or choose another with --data-dir or VAE_JAX_DATA_DIR."
             )
     return (
-        f"Preparing {source.name} in {data_dir} failed ({type(error).__name__}: {error}): mend "
+        f"Preparing {name} in {data_dir} failed ({type(error).__name__}: {error}): mend "
         "that and run it again."
     )
 
 
 def main(name: str, data_dir: str, manual_folder: str | None = None) -> int:
     """Prepares a data set; on failure prints one sentence and returns 1."""
-    arguments = SOURCES[name], Path(data_dir), Path(manual_folder) if manual_folder else None
+    source = SOURCES[name]
+    where = manual_folder or "a folder that --manual-dir or VAE_JAX_MANUAL_DIR names"
+    missing = (
+        f"The files of {name} are not at hand and could not be downloaded: put "
+        f"{', '.join(source.manual_files)} from {source.origin} into {where}."
+    )
     try:
-        _prepare(*arguments)
+        _prepare(source, Path(data_dir), Path(manual_folder) if manual_folder else None)
     except Exception as error:
-        print("\n" + " ".join(_explain(error, *arguments).split()))
+        print("\n" + " ".join(explain(error, name, Path(data_dir), missing).split()))
         return 1
     return 0
 

@@ -14,6 +14,7 @@ from vae_jax.data import SplitName
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.moments import Moments, merged
 from vae_jax.experiment import Experiment
+from vae_jax.run.batches import InBatches
 
 PerImage = dict[str, np.ndarray]
 """Values of each image by name, `[S, N, ...]`."""
@@ -33,7 +34,7 @@ def over_split(
 ) -> Callable[..., Any]:
     """Map a function of images over a split.
 
-    The images are cut into batches, as in `parallel.InBatches`. The keys of an image depend on its
+    The images are cut into batches, as in `InBatches`. The keys of an image depend on its
     position in the split alone, so its values depend on neither batches nor devices.
 
     Args:
@@ -94,7 +95,7 @@ def over_split(
 
     decoded = math.prod(experiment.data.image_shape) * num_decoded
     merge = merged if with_moments else None
-    in_batches = parallel.InBatches[object](one_device, decoded, axis=1, merge=merge)
+    in_batches = InBatches[object](one_device, decoded, axis=1, merge=merge)
     of_all = in_batches.with_summary if with_moments else in_batches
 
     def on_split(variables: OfSeeds, *more: object) -> object:

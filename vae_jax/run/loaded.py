@@ -25,6 +25,7 @@ from vae_jax.interfaces import Model, Variables
 from vae_jax.priors.standardized import Standardized
 from vae_jax.priors.transport import TransportPrior
 from vae_jax.run.arrays import check_alike, flattened
+from vae_jax.run.batches import InBatches
 from vae_jax.run.folder import RunFolder
 
 Classes = Annotated[
@@ -334,12 +335,12 @@ class Loaded(Shown):
         key = name, parallel.num_devices()
         if key not in self._programs:
             floats = math.prod(self.experiment.data.image_shape) * decoded
-            self._programs[key] = parallel.InBatches(function, floats)
+            self._programs[key] = InBatches(function, floats)
         shared = self.seed_variables, *shared
         return self._programs[key](shared, batch, count, rounded=True)
 
     @cached_property
-    def _programs(self) -> dict[Hashable, parallel.InBatches[object]]:
+    def _programs(self) -> dict[Hashable, InBatches[object]]:
         return {}
 
 

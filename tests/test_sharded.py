@@ -1,0 +1,176 @@
+"""A sharded optimizer (ZeRO, stage 1) and what a run needs of memory, by formula and as it is."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from running import TINY, interrupted_after, on_devices, rows
+from test_parallel import assert_close
+
+from vae_jax import MLP, VaeJaxError, parallel, train
+from vae_jax.cli import main
+from vae_jax.errors import Interrupted
+from vae_jax.experiment import Experiment
+from vae_jax.optimizers import by_group
+from vae_jax.parallel import Layout
+from vae_jax.report.memory import needs, state_bytes, state_of
+from vae_jax.step import init_state, make_train_chunk
+from vae_jax.train import chunks_of_batches
+
+
+def clipped(num_steps: int = 20, **arguments: Any) -> Experiment:
+    """An optimizer that looks at all gradients at once, and one of a group, with weight decay."""
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.1))
+    return dataclasses.replace(
+        tiny.experiment(num_steps=num_steps, **arguments),
+        optimizer=by_group(adam, decoder=optax.sgd(1e-2, momentum=0.9)),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of eight devices with nothing sharded."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train(clipped(), folder).state, rows(folder)
+
+
+def test_a_sharded_run_is_the_run(whole: Any, tmp_path: Path) -> None:
+    """Validation, which needs the shared running average, too."""
+    run = train(clipped(), tmp_path / "run", shard="optimizer")
+    assert_close(run.state, whole[0], 1e-4)
+    ours, theirs = rows(tmp_path / "run"), whole[1]
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
+
+
+@pytest.mark.others_slow
+@pytest.mark.parametrize(
+    ("devices", "shard"), [(2, None), (4, "optimizer"), (1, "optimizer")], ids=str
+)
+def test_a_sharded_run_goes_on_anywhere(
+    devices: int, shard: parallel.Shard | None, whole: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted), interrupted_after(5):
+        train(clipped(), tmp_path / "run", shard="optimizer")
+    with on_devices(devices):
+        run = train(clipped(), tmp_path / "run", shard=shard)
+    assert_close(run.state, whole[0], 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_seeds_streams_and_parts_of_batches(
+    accumulate: int, streamed: bool, tmp_path: Path
+) -> None:
+    experiment = dataclasses.replace(clipped(10), accumulate=accumulate)
+    runs = [
+        train(experiment, tmp_path / str(shard), num_seeds=2, streamed=streamed, shard=shard)
+        for shard in (None, "optimizer")
+    ]
+    assert_close(runs[1].state, runs[0].state, 1e-4)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(VaeJaxError, match="leave out --distributed, or --shard"):
+        Layout.of(1, 16, shard="optimizer")
+
+
+def test_a_grid_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = "--beta", "1", "2", "--shard", "optimizer", "--workdir", str(tmp_path / "grid")
+    with pytest.raises(SystemExit):
+        main(["train", str(TINY), *flags])
+    assert "give each flag one value, or leave --shard out" in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()
+
+
+# The formula
+
+
+def of_device(tree: Any, device: Any) -> int:
+    """The bytes that one device holds of arrays."""
+    every = [each for leaf in jax.tree.leaves(tree) for each in leaf.addressable_shards]
+    return sum(each.data.nbytes for each in every if each.device == device)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("shard", [None, "optimizer"])
+def test_the_formula_is_what_a_device_holds(devices: int, shard: parallel.Shard | None) -> None:
+    experiment = tiny.experiment(hidden=64)
+    with on_devices(devices):
+        layout = Layout.of(1, 16, shard=shard)
+        state = jax.vmap(partial(init_state, experiment))(np.arange(1, dtype=np.uint32))
+        placed = layout.place(jax.tree.map(np.asarray, state))
+        found = state_bytes(state_of(experiment), layout)
+        last = jax.devices()[-1]
+        assert found == {
+            "parameters": of_device(placed.params, last),
+            "other variables": 0,
+            "optimizer's state": of_device(placed.opt_state, last),
+            "running average": of_device(placed.ema_params, last),
+        }
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert found["parameters"] == 4 * count
+    if shard is not None and devices == 8:  # but for two vectors of two numbers, and counters
+        assert count / 8 <= found["running average"] / 4 <= count / 8 + 4
+        assert found["optimizer's state"] <= 2 * found["running average"] + 8
+    else:
+        assert found["running average"] == 4 * count
+
+
+@pytest.mark.parametrize("shard", [None, "optimizer"])
+def test_the_formula_is_the_compilers_account(shard: parallel.Shard | None) -> None:
+    """Arguments that the compiler plans for are those of the formula; the rest is its own."""
+    experiment = tiny.experiment(hidden=64)
+    found = needs(experiment, shard=shard)
+    layout, seeds = Layout.of(1, 16, shard=shard), np.arange(1, dtype=np.uint32)
+    images = layout.shapes(experiment.data.train.images, everywhere=True)
+    batches = next(chunks_of_batches(experiment, layout, seeds, 0, False, 5))
+    arguments = layout.shapes(state_of(experiment)), images, batches, layout.place(seeds)
+    program = make_train_chunk(experiment, layout).compiled(*arguments)
+    analysis = program.memory_analysis()
+    assert analysis is not None
+    temporary = found.device["gradients"] + found.device["activations"]
+    assert temporary == analysis.temp_size_in_bytes
+    planned = sum(found.device.values()) - temporary
+    small = 64  # the seed, the number of the step and of skipped steps
+    assert 0 <= analysis.argument_size_in_bytes - planned <= small
+    assert found.device["gradients"] == found.device["parameters"]
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(init_state(experiment, 0)))
+    assert found.host["a state"] == whole
+
+
+def test_a_billion_parameters_fit_forty_gigabytes() -> None:
+    """On eight devices, by their shapes: parameters, their gradients, and shares of the rest."""
+    experiment = dataclasses.replace(
+        tiny.experiment(),
+        model=tiny.model().clone(encoder=MLP((22_000, 44_000)), decoder=MLP((64,))),
+    )
+    state = state_of(experiment)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert count > 0.9e9
+    whole, shared = (
+        state_bytes(state, Layout.of(1, 16, shard=shard)) for shard in (None, "optimizer")
+    )
+    assert whole["parameters"] == shared["parameters"] == 4 * count
+    assert sum(whole.values()) / count == pytest.approx(16, rel=1e-3)
+    assert sum(shared.values()) / count == pytest.approx(4 + 12 / 8, rel=1e-2)
+    assert sum(shared.values()) + shared["parameters"] < 40e9
+
+
+def test_a_dry_run_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    main(["train", str(TINY), "--dry-run", "--shard", "optimizer", "--workdir", str(workdir)])
+    said = capsys.readouterr()
+    for name in ("parameters", "optimizer's state", "running average", "training images"):
+        assert name in said.out
+    assert "loss" not in said.err
+    assert not workdir.exists()

@@ -1,0 +1,100 @@
+"""What a training run needs of memory, told before it is trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from vae_jax import parallel
+from vae_jax.experiment import Experiment
+from vae_jax.step import TrainState, init_state, make_train_chunk
+from vae_jax.train import Pace, chunks_of_batches, is_streamed, seeds_from
+
+NAMES = {
+    "params": "parameters",
+    "model_state": "other variables",
+    "opt_state": "optimizer's state",
+    "ema_params": "running average",
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of memory, by what takes them.
+
+    Attributes:
+        device: of each device.
+        host: of the host that writes checkpoints, beside the programs themselves.
+        available: the memory of a device.
+    """
+
+    device: Mapping[str, int]
+    host: Mapping[str, int]
+    available: int
+
+    def __str__(self):
+        def lines(title: str, parts: Mapping[str, int], end: str) -> list[str]:
+            rows = [*parts.items(), (end, sum(parts.values()))]
+            return [f"{title:36}MiB", *(f"  {name:24}{n / 2**20:13,.1f}" for name, n in rows)]
+
+        device = lines("Each device", self.device, f"all, of {self.available / 2**20:,.0f}")
+        return "\n".join([*device, *lines("Host", self.host, "all")])
+
+
+def state_of(experiment: Experiment, num_seeds: int = 1) -> TrainState:
+    """The shapes of a training state, `[S, ...]`; nothing is computed."""
+    seeds = seeds_from(0, num_seeds)
+    return jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
+
+
+def state_bytes(state: TrainState, layout: parallel.Layout) -> dict[str, int]:
+    """The bytes of the parts of a state on each device, from its shapes alone."""
+    placed = layout.shapes(state)
+    return {name: parallel.bytes_on_device(getattr(placed, of)) for of, name in NAMES.items()}
+
+
+def needs(
+    experiment: Experiment,
+    *,
+    num_seeds: int = 1,
+    streamed: bool | None = None,
+    shard: parallel.Shard | None = None,
+) -> Needs:
+    """What training needs on each device and on the host; its program is compiled, and not run.
+
+        device = state + training images + batches of a chunk + gradients + activations
+
+    where gradients are as large as the parameters, and activations are what the compiler plans for
+    a chunk of steps beside its arguments and its gradients. The host holds the training images, and
+    a state while a checkpoint is written, with half a state more at the most.
+
+    Args:
+        experiment: what would be trained.
+        num_seeds: as in `train`.
+        streamed: as in `train`.
+        shard: as in `train`.
+
+    Raises:
+        VaeJaxError: the devices do not divide the batch.
+    """
+    layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
+    streamed = is_streamed(experiment.data) if streamed is None else streamed
+    seeds, split = seeds_from(0, num_seeds), experiment.data.train
+    steps = Pace(experiment.log_every).steps
+    state = state_of(experiment, num_seeds)
+    images = None if streamed else layout.shapes(split.images, everywhere=True)
+    batches = next(chunks_of_batches(experiment, layout, seeds, 0, streamed, steps))
+    arguments = layout.shapes(state), images, batches, layout.place(seeds)
+    temporary = parallel.temporary_bytes(make_train_chunk(experiment, layout), *arguments)
+    of_state = state_bytes(state, layout)
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    gradients = min(of_state["parameters"], temporary)
+    device = of_state | {
+        "training images": parallel.bytes_on_device(images),
+        "batches": parallel.bytes_on_device(batches),
+        "gradients": gradients,
+        "activations": temporary - gradients,
+    }
+    host = {"training images": split.images.nbytes, "a state": whole, "its files": whole // 2}
+    return Needs(device, host, parallel.device_memory())

@@ -1,0 +1,120 @@
+"""A function of many examples, batch by batch on all devices, whatever their memory."""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+import jax
+import numpy as np
+
+from vae_jax import parallel
+
+Result = TypeVar("Result")
+
+
+class InBatches(Generic[Result]):
+    """A function of many examples, batch by batch on every device.
+
+    Batches are as large as `parallel.floats_at_once` allows, and smaller where the compiler says
+    that one would need more than `parallel.MEMORY_FRACTION` of a device's memory. The last one is
+    padded, and what is computed of the padding is thrown away. Matrix products are float32 on every
+    platform.
+
+    Args:
+        function: a function of trees that all examples share, and of a device's part of a batch,
+            arrays `[b, ...]`; it returns a tree of arrays with an axis `[b]`.
+        floats: the floats in the largest array that the function makes of one example.
+        axis: the position of the axis `[b]` in its results.
+        merge: of a function that gives a summary of the batch too, from two summaries to that of
+            both, where one of zeros is of nothing. It takes which examples count too, `[b]`, and
+            returns a pair; its summaries are the same on all devices.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        floats: int,
+        axis: int = 0,
+        merge: Callable[[object, object], object] | None = None,
+    ):
+        def and_summary(so_far: object, *arguments: object) -> tuple[object, object]:
+            if merge is None:
+                return function(*arguments), None
+            each, own = cast("tuple[object, object]", function(*arguments))
+            return each, merge(so_far, own)
+
+        self.function, self.merge, self.axis = function, merge, axis
+        self.on_devices = parallel.on_every_device(and_summary, (0,))
+        self.most = max(1, parallel.floats_at_once() // floats)
+        self.fitting: dict[int, int] = {}
+
+    def __call__(
+        self,
+        shared: tuple[object, ...],
+        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
+        count: int,
+        rounded: bool = False,
+    ) -> Result:
+        """The results for all examples, host arrays.
+
+        Args:
+            shared: host arrays that all examples share.
+            batch: a function from positions of examples to their arrays; None has no batch axis.
+            count: the number of examples N.
+            rounded: whether a few examples are padded to a power of two, so that calls with other
+                numbers of them need no other program.
+        """
+        return self.with_summary(shared, batch, count, rounded)[0]
+
+    def with_summary(
+        self,
+        shared: tuple[object, ...],
+        batch: Callable[[np.ndarray], tuple[np.ndarray | None, ...]],
+        count: int,
+        rounded: bool = False,
+    ) -> tuple[Result, object]:
+        """The results for all examples and the summary of all, host arrays; see `__call__`."""
+        share = -(-count // parallel.num_devices())
+        share = min(self.most, 1 << (share - 1).bit_length() if rounded else share)
+        shared = parallel.replicate(shared)
+
+        def placed(first: int, size: int) -> tuple[object, ...]:
+            rows = np.resize(np.arange(first, min(first + size, count)), size)
+            parts = *batch(rows), *([] if self.merge is None else [np.arange(size) + first < count])
+            return (*shared, *(None if part is None else parallel.split(part, 0) for part in parts))
+
+        parts, summary = [], self._of_nothing(placed(0, parallel.num_devices()))
+        # Accelerators round the factors of a product to ten bits or eight unless told not to.
+        with jax.default_matmul_precision("float32"):
+            if share not in self.fitting:
+                self.fitting[share] = self._fitting(share, lambda size: (summary, *placed(0, size)))
+            size = parallel.num_devices() * self.fitting[share]
+            for first in range(0, count, size):
+                result, summary = self.on_devices(summary, *placed(first, size))
+                parts.append(jax.tree.map(lambda x: parallel.gather(x, self.axis), result))
+
+        def joined(*parts: np.ndarray) -> np.ndarray:
+            return np.concatenate(parts, self.axis)[(slice(None),) * self.axis + (slice(count),)]
+
+        return jax.tree.map(joined, *parts), parallel.unreplicate(summary)
+
+    def _of_nothing(self, arguments: tuple[object, ...]) -> object:
+        """A summary to begin with, on all devices; None where there is none."""
+        if self.merge is None:
+            return None
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
+        _, summary = cast("tuple[object, object]", jax.eval_shape(self.function, *one))
+        return parallel.replicate(
+            jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), summary)
+        )
+
+    def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
+        """The largest share of a device that is within the memory, at most this one."""
+        budget = int(parallel.MEMORY_FRACTION * parallel.device_memory())
+        while share > 1:
+            needed = parallel.temporary_bytes(
+                self.on_devices, *first(parallel.num_devices() * share)
+            )
+            if needed <= budget:
+                break
+            share = max(1, share * budget // needed)
+        return -parallel.max_over_processes(-share)  # the least of any process
