@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -107,7 +108,7 @@ def test_the_formula_is_what_a_device_holds(devices: int, shard: parallel.Shard 
     experiment = tiny.experiment(hidden=64)
     with on_devices(devices):
         layout = Layout.of(1, 16, shard=shard)
-        state = jax.vmap(partial(init_state, experiment))(np.arange(1, dtype=np.uint32))
+        state = jax.vmap(partial(init_state, experiment))(jnp.arange(1, dtype=jnp.uint32))
         placed = layout.place(jax.tree.map(np.asarray, state))
         found = state_bytes(state_of(experiment), layout)
         last = jax.devices()[-1]

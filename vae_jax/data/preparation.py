@@ -210,7 +210,7 @@ def _write(decode: Callable[[Job], Part], file: Path, job: Job) -> None:
 
 def write_in_place(
     work: Path,
-    plan: Mapping[str, Any],
+    plan: Mapping[str, object],
     arrays: Mapping[str, tuple[tuple[int, ...], type[np.generic]]],
     jobs: Sequence[Job],
     write: Callable[[Path, Job], None],

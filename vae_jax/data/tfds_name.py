@@ -99,7 +99,9 @@ def load_tfds(
     splits = "train", "valid", "test"
     data = Data.from_arrays(
         name,
-        *(arrays.get(f"{split}_images") for split in splits),
+        arrays["train_images"],
+        arrays["valid_images"],
+        arrays.get("test_images"),
         protocol=protocol,
         labels={s: arrays[f"{s}_labels"] for s in splits if f"{s}_labels" in arrays},
         class_names=manifest["class_names"],

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,13 +32,30 @@ class Stretch(NamedTuple):
     stop: int
 
 
-def features_of(builder: tfds.core.DatasetBuilder) -> tuple[str, int, str | None]:
-    """The names of the image and the label in an example, and the number of channels.
+class Features(NamedTuple):
+    """What of an example is used.
+
+    Attributes:
+        image: the name of its image.
+        channels: 1 for grey images, 3 for RGB.
+        label: the name of its label, or None.
+        classes: their names.
+    """
+
+    image: str
+    channels: int
+    label: str | None
+    classes: list[str]
+
+
+def features_of(builder: tfds.core.DatasetBuilder) -> Features:
+    """What of an example is used.
 
     Raises:
         VaeJaxError: there is not one image, or not of bytes, grey or RGB.
     """
-    every = dict(builder.info.features.items())  # pyright: ignore[reportOptionalMemberAccess]
+    features: Any = builder.info.features
+    every = dict(features.items())
     images = [name for name, feature in every.items() if isinstance(feature, tfds.features.Image)]
     name = images[0] if len(images) == 1 else "image"
     if name not in images:
@@ -54,7 +71,8 @@ def features_of(builder: tfds.core.DatasetBuilder) -> tuple[str, int, str | None
         )
     classes = [key for key, each in every.items() if isinstance(each, tfds.features.ClassLabel)]
     label = "label" if "label" in classes else classes[0] if len(classes) == 1 else None
-    return name, 1 if shape[-1] == 1 else 3, label
+    names = [] if label is None else every[label].names
+    return Features(name, 1 if shape[-1] == 1 else 3, label, names)
 
 
 def fitted(image: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -68,7 +86,7 @@ def fitted(image: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 def _write(name: str, data_dir: Path, size: int, whole: Path, stretch: Stretch) -> None:
     builder = tfds.builder(name, data_dir=data_dir)
-    image, channels, label = features_of(builder)
+    image, channels, label, _ = features_of(builder)
     split, start, stop = stretch
     examples = stretch_of(builder, _SPLITS[split], start, stop)
     images = np.load(whole / f"{split}_images.npy", mmap_mode="r+")
@@ -86,9 +104,9 @@ def _prepare(name: str, size: int, data_dir: Path, manual_folder: Path | None) -
         if work is None:
             return
         builder = build(name, data_dir, manual_folder)
-        _, channels, label = features_of(builder)
+        _, channels, label, classes = features_of(builder)
         shape = size, size, channels
-        counts = {
+        counts: dict[SplitName, int] = {
             split: builder.info.splits[own].num_examples
             for split, own in _SPLITS.items()
             if own in builder.info.splits
@@ -107,9 +125,9 @@ def _prepare(name: str, size: int, data_dir: Path, manual_folder: Path | None) -
         processes = max(1, min(os.cpu_count() or 1, sum(counts.values()) // IMAGES_PER_PROCESS))
         write = functools.partial(_write, name, data_dir, size)
         whole = preparation.write_in_place(work, plan, arrays, jobs, write, processes)
-        about = {"tfds_version": str(builder.version)}
+        about: dict[str, object] = {"tfds_version": str(builder.version)}
         if label is not None:
-            about["class_names"] = builder.info.features[label].names
+            about["class_names"] = classes
         cache.publish(whole, target, about)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import hashing
+from tensorflow_datasets.core import hashing, registered
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
@@ -142,7 +142,7 @@ def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:
             )
         case requests.RequestException() | tfds.download.DownloadError() | MissingFileError():
             return missing
-        case tfds.core.registered.DatasetNotFoundError():
+        case registered.DatasetNotFoundError():
             return (
                 f"TFDS has no data set {name}: choose one of "
                 "https://www.tensorflow.org/datasets/catalog."
