@@ -133,7 +133,7 @@ def test_a_data_set_at_another_size(data_dir: Path) -> None:
         ("tfds:a/b/c", None, "is no name of TFDS"),
         ("tfds:cifar100", 0, "size is 0: images have at least one pixel"),
         ("mnist_5k", 16, "mnist_5k has a size of its own"),
-        ("cifar100", None, "or any of TFDS's as tfds:NAME"),
+        ("cifar100", None, "any of TFDS's as tfds:NAME"),
     ],
 )
 def test_names_and_sizes_that_cannot_be(

@@ -8,8 +8,9 @@ import jax
 
 from vae_jax import parallel
 from vae_jax.experiment import Experiment
+from vae_jax.progress import Pace
 from vae_jax.step import TrainState, init_state, make_train_chunk
-from vae_jax.train import Pace, chunks_of_batches, is_streamed, seeds_from
+from vae_jax.train import chunks_of_batches, is_streamed, seeds_from
 
 NAMES = {
     "params": "parameters",
