@@ -19,7 +19,7 @@ import tiny
 from running import CLI, TINY, checkpoint_steps, finish, last_step, on_devices, start, wait_until
 from test_parallel import assert_same_run
 
-from vae_jax import load_run, train
+from vae_jax import evaluate, load_run, sample, train
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import VaeJaxError
 from vae_jax.processes import Launch, launch, meet
@@ -408,6 +408,27 @@ def test_two_processes_train_stop_together_and_go_on(
     with on_devices(4):
         expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")
     assert_same_run(load_run(workdir), expected)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
+    """Numbers and pictures are those of one process; process 0 alone writes and prints them."""
+    with on_devices(4):
+        run = train(tiny.experiment(), tmp_path / "run")
+        alone = evaluate(run, num_samples=5)
+        drawn = sample(run, num=6)
+    for command in (("evaluate", "--num-samples", 5), ("sample", "--num", 6, "--out", "s{}.png")):
+        name, *flags = command
+        begun = [
+            start(CLI, name, "run", *flags, "--distributed", devices=2, cwd=tmp_path, **variables)
+            for variables in addresses(2)
+        ]
+        done = [finish(process) for process in begun]
+        assert [process.returncode for process in done] == [0, 0], done
+        assert "Gloo" in done[1].stdout or not done[1].stdout
+    (entry,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert entry["mean"]["nll"] == pytest.approx(float(alone.mean["nll"][0]), rel=1e-5)
+    assert len(list(tmp_path.glob("s*.png"))) == len(drawn) == 6
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ Quantity = Literal[
     "nll", "neg_elbo", "kl", "kl_sampled", "distortion", "bits_per_dim", "active_units"
 ]
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
+Together = Annotated[ProcessOptions, tyro.conf.arg(name="")]
 app.command(data_app, name="data", help="The data sets: list, prepare.")
 app.command(experiments_app, name="experiments", help="The package's experiments: list, copy.")
 
@@ -176,25 +177,26 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
 def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
-    from vae_jax import generate
+    from vae_jax import generate, parallel
     from vae_jax.grid import runs_of
     from vae_jax.run import load_run
     from vae_jax.standard_figures import pictures_of, save_pictures
 
     function = getattr(generate, command)
-    options, look, arguments = parse(
-        function, command, flags, PictureOptions, StyleOptions(), given=["run"]
-    )
+    every = PictureOptions, StyleOptions(), ProcessOptions()
+    options, look, processes, arguments = parse(function, command, flags, *every, given=["run"])
     look.use()
     counts = ("num", "pairs", "steps", "latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
-    for folder in runs_of(options.run):
-        with Waiting(f"Drawing from {folder}"), said_in_flags(signature(function).parameters):
-            run = load_run(folder, options.checkpoint, trust=options.trust)
-            images, figure, columns = pictures_of(run, command, dict(arguments))
-        of_cell = "" if folder == options.run else f"-{folder.name}"
-        out = options.out.with_name(options.out.stem + of_cell + options.out.suffix)
-        print_paths(save_pictures(images, figure, columns, out, options.file_quality))
+    with processes.together():
+        for folder in runs_of(options.run):
+            with Waiting(f"Drawing from {folder}"), said_in_flags(signature(function).parameters):
+                run = load_run(folder, options.checkpoint, trust=options.trust)
+                images, figure, columns = pictures_of(run, command, dict(arguments))
+            of_cell = "" if folder == options.run else f"-{folder.name}"
+            out = options.out.with_name(options.out.stem + of_cell + options.out.suffix)
+            if parallel.is_main_process():
+                print_paths(save_pictures(images, figure, columns, out, options.file_quality))
 
 
 @app.command
@@ -277,6 +279,7 @@ def evaluate(
     quality_images: int | None = None,
     features: str | None = None,
     trust: bool = False,
+    processes: Together = ProcessOptions(),
 ) -> None:
     """Likelihood bounds, rate, distortion and active units, as a table and in evaluation.json.
 
@@ -299,8 +302,14 @@ def evaluate(
             (docs/quality.md), or FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features
             [n, F].
         trust: run the code in the run folder even where another account wrote it.
+        processes: which evaluate together; process 0 writes what they find.
     """
     check_counts(num_samples=num_samples, ais_chains=ais_chains)
+    if quality_images is not None and processes.distributed:
+        raise VaeJaxError(
+            "--quality-images compares pictures in one process: evaluate it by itself, without "
+            "--distributed."
+        )
     if ais_temperatures is not None:
         check_counts(ais_temperatures=ais_temperatures)
     if features is not None and quality_images is None:
@@ -308,7 +317,7 @@ def evaluate(
             "--features is a space in which pictures are compared: say how many with "
             "--quality-images too."
         )
-    from vae_jax import report
+    from vae_jax import parallel, report
     from vae_jax.evaluation.ais import AIS
     from vae_jax.evaluation.evaluate import evaluate as evaluate_run
     from vae_jax.grid import runs_of
@@ -317,25 +326,28 @@ def evaluate(
 
     spaces = None if features is None else load_features(features)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
-    for folder in runs_of(run):
-        start = time.perf_counter()
-        loaded = load_run(folder, checkpoint, trust=trust)
-        evaluation = evaluate_run(
-            loaded,
-            split=split,
-            num_samples=num_samples,
-            num_images=num_images,
-            ais=ais,
-            information=information,
-            gaps=gaps,
-            quality_images=quality_images,
-            features=spaces,
-        )
-        seconds = time.perf_counter() - start
-        report.show(loaded, evaluation)
-        print_paths(sorted(loaded.folder.figures.glob("*.png")))
-        sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
-        report.record(loaded, evaluation, seconds)
+    with processes.together():
+        for folder in runs_of(run):
+            start = time.perf_counter()
+            loaded = load_run(folder, checkpoint, trust=trust)
+            evaluation = evaluate_run(
+                loaded,
+                split=split,
+                num_samples=num_samples,
+                num_images=num_images,
+                ais=ais,
+                information=information,
+                gaps=gaps,
+                quality_images=quality_images,
+                features=spaces,
+            )
+            seconds = time.perf_counter() - start
+            if not parallel.is_main_process():
+                continue
+            report.show(loaded, evaluation)
+            print_paths(sorted(loaded.folder.figures.glob("*.png")))
+            sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
+            report.record(loaded, evaluation, seconds)
 
 
 @app.command

@@ -89,10 +89,10 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """How several processes train together."""
+    """How several processes work together."""
 
     distributed: bool = False
-    """Train together with other processes, which are given the same command."""
+    """Work together with other processes, which are given the same command."""
     start_timeout: float = 45
     """Seconds in which all processes have to come."""
     heartbeat_timeout: int = 100
