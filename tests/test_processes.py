@@ -400,10 +400,10 @@ def test_two_processes_train_stop_together_and_go_on(
     (step,) = checkpoint_steps(workdir)[-1:]
     assert step < 100
 
-    (workdir / "figures").mkdir()  # as if they were drawn
     done = [finish(process) for process in start_two(folders)]
     assert [process.returncode for process in done] == [0, 0], done
     assert f"Going on from step {step}" in done[0].stderr
+    assert (workdir / "figures" / "report.html").exists()  # when the other has left
     assert not [path for path in folders[1].rglob("*") if path.is_file()], "process 1 wrote"
     with on_devices(4):
         expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")

@@ -35,6 +35,7 @@ ARRAYS_AT_ONCE = 16
 Shard = Literal["optimizer"]
 """What of a state each device may have a share of."""
 SHARDED = ("opt_state", "ema_params")
+_others_left = False
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
@@ -67,18 +68,24 @@ def is_main_process() -> bool:
 
 
 def num_devices() -> int:
-    """The number of devices of all processes."""
-    return jax.device_count()
+    """The number of devices of all processes that are here."""
+    return jax.local_device_count() if _others_left else jax.device_count()
 
 
 def num_processes() -> int:
-    """The number of processes of this run."""
-    return jax.process_count()
+    """The number of processes of this run that are here."""
+    return 1 if _others_left else jax.process_count()
+
+
+def go_on_alone() -> None:
+    """Compute on the devices of this process from now on, for the others have left."""
+    global _others_left
+    _others_left = True
 
 
 def max_over_processes(value: int) -> int:
     """The largest value that any process has; each waits here for the others."""
-    if jax.process_count() == 1:
+    if num_processes() == 1:
         return value
     return int(multihost_utils.process_allgather(np.asarray(value)).max())
 
@@ -197,7 +204,7 @@ class OnDevices(Generic[Result]):
         leaves, structure = jax.tree.flatten(arguments)
         kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if kind not in self.programs:
-            stay = jax.local_devices()[0].platform == "cpu" and jax.process_count() == 1
+            stay = jax.local_devices()[0].platform == "cpu" and num_processes() == 1
             lowered = self.mapped.lower(*arguments)
             options = compiler.RIGHT | (compiler.KEEP_BARRIERS if stay else {})
             self.programs[kind] = lowered.compile(options or None)
@@ -205,7 +212,7 @@ class OnDevices(Generic[Result]):
 
     def __call__(self, *arguments: object) -> Result:
         """The function's results, `[D, ...]`."""
-        if jax.process_count() > 1:  # pmap puts the arrays of the processes together
+        if num_processes() > 1:  # pmap puts the arrays of the processes together
             return self.mapped(*arguments)
         return self.compiled(*arguments)(*arguments)
 
@@ -225,7 +232,8 @@ def on_every_device(
         donate_argnums: the positions of arguments whose memory the results may take.
         axis: the name of the device axis.
     """
-    return OnDevices(jax.pmap(function, axis_name=axis, donate_argnums=donate_argnums))
+    pmap = partial(jax.pmap, devices=jax.local_devices()) if _others_left else jax.pmap
+    return OnDevices(pmap(function, axis_name=axis, donate_argnums=donate_argnums))
 
 
 def local_mesh() -> Mesh:
@@ -266,8 +274,8 @@ def shares(batch: np.ndarray, axis: int) -> np.ndarray:
 
     Device i of all devices, those of other processes included, gets the i-th run of examples.
     """
-    every = np.split(batch, jax.device_count(), axis)
-    first = jax.process_index() * jax.local_device_count()
+    every = np.split(batch, num_devices(), axis)
+    first = 0 if num_processes() == 1 else jax.process_index() * jax.local_device_count()
     return np.stack(every[first : first + jax.local_device_count()])
 
 
@@ -293,8 +301,10 @@ def unreplicate(tree: Tree) -> Tree:
 
 def gather(sharded: Array, axis: int) -> np.ndarray:
     """Undo `split`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
-    every_process = multihost_utils.process_allgather(np.asarray(sharded))
-    return np.concatenate(np.concatenate(every_process), axis)
+    own = np.asarray(sharded)
+    if num_processes() == 1:
+        return np.concatenate(own, axis)
+    return np.concatenate(np.concatenate(multihost_utils.process_allgather(own)), axis)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def together(
             for watch in watches:
                 watch.join()
             jax.distributed.shutdown()
+            parallel.go_on_alone()
         leaving.set()
         for connection in connections.values():
             with contextlib.suppress(OSError):  # the other is gone already
