@@ -7,7 +7,14 @@
 Published: none on these data; Rombach et al. (2022) measure pictures alone, Vahdat et al. (2021)
 train both stages together.
 
-Ours: not yet run.
+Ours, by the first command: the negative ELBO of 1,000 validation images, of the second stage with
+the bound of its prior (the standard error of the difference is 1.3 nats).
+
+    N(0, I), the first stage          2172.0 nats
+    diffusion                         2141.7
+
+2026-11-29, two CPU cores shared with other work, four minutes of CPU time, seed 0. The whole form,
+the second command: not yet run.
 
 The first stage is trained by the ELBO with a standard normal prior and a mass of the 256 grey
 levels, so that both stages have a bound on ln p(x) of images as they are stored. The second stage

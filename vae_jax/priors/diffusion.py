@@ -63,8 +63,8 @@ class Diffusion(TransportPrior):
     one t and one e, without bias. It does not depend on the schedule between its ends, so the
     schedule is moved to lower the variance of the estimate (appendix I.2).
 
-    Latents are best at a scale near one,
-    as `fit-prior` makes them; q(z|x) has to be much wider than the 0.7 percent of noise at t = 0.
+    Latents are best at a scale near one, as `fit-prior` makes them; q(z|x) has to be much wider
+    than the 0.7 percent of noise at t = 0.
 
     In the ELBO its bound stands for ln p(z), so the whole is a joint bound on ln p(x) of the model
     that samples step by step ("ancestral"). Evaluation takes the exact density of the ODE.
