@@ -282,6 +282,7 @@ def test_binarized_mnist_is_the_official_files(tmp_path: Path, manual_dir: Path)
     assert data.train.labels is None
 
 
+@pytest.mark.slow
 def test_frey_faces_are_all_frames_once(tmp_path: Path, manual_dir: Path) -> None:
     data = load("frey_faces", data_dir=tmp_path)
     assert data.support == "uint8"
@@ -351,6 +352,7 @@ def test_cifar10_jpeg_has_its_classes_in_turns(tmp_path: Path) -> None:
             assert (error < 25).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_emoji_styles_are_split_by_subject(tmp_path: Path, manual_dir: Path) -> None:
     """Every picture of the archive once, a subject's three in one split, one after the other."""
     path = manual_dir / "emoji_styles" / "emoji_styles.tar.xz"

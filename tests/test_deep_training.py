@@ -183,6 +183,7 @@ def test_a_scan_is_the_blocks_one_after_the_other() -> None:
     assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_bounds_and_annealing_against_quadrature() -> None:
     """Two scalar latents: ln p(x) on a grid, L_K below it, AIS on both sides of it."""
     model = DeepVAE(

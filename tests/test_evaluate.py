@@ -94,6 +94,8 @@ def small_pieces(monkeypatch):
 class Stub:
     """Terms by rule: what `per_image` makes of known log-weights."""
 
+    prior = StandardNormal(D)
+
     def __init__(self, terms):
         self.apply: Any = lambda variables, x, keys, num_samples, y: terms(keys, num_samples)
 

@@ -386,6 +386,7 @@ def test_commands_take_the_grid_or_a_cell(
     assert drawn == ["one.png", *(f"samples-{path.name}.png" for path in runs_of(folder))]
 
 
+@pytest.mark.slow
 def test_the_command_trains_a_grid(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
     command = ["train", str(TINY), "--learning-rate", "1e-2", "1e38", "--max-nonfinite", "3"]

@@ -482,6 +482,7 @@ COMMANDS: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_data_that_can_be_loaded_again_are_not_kept(data_dir: Path, tmp_path: Path) -> None:
     mnist = load("mnist_5k", data_dir=data_dir)
     experiment = changed(data=mnist, model=model(image_shape=()))

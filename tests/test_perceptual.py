@@ -146,6 +146,7 @@ def test_learned_features_are_those_of_a_network_trained_on_the_data() -> None:
     assert autoencoder.num_classes is None
 
 
+@pytest.mark.slow
 def test_training_learns_them_and_opening_the_run_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

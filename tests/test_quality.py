@@ -358,7 +358,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params=[
         "colour",
         "texture",
-        "classifier",
+        pytest.param("classifier", marks=pytest.mark.slow),
         pytest.param("autoencoder", marks=pytest.mark.slow),
     ]
 )

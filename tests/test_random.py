@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ import vae_jax as vj
 from vae_jax import bounds, fitted_priors, generate, parallel, random
 from vae_jax.compatibility import LIKELIHOODS
 from vae_jax.evaluation import gaps
-from vae_jax.run import Run
+from vae_jax.run import Run, RunFolder
 from vae_jax.step import Batch, init_state, loss_and_gradients, loss_at_terms
 
 B = 2
@@ -313,8 +314,7 @@ def untrained(experiment: vj.Experiment, seed: int = 0) -> Run:
     """A run whose parameters are ones: its keys are those of any other."""
     shapes = jax.eval_shape(partial(init_state, experiment), seed)
     state = jax.tree.map(lambda leaf: np.ones((1, *leaf.shape), leaf.dtype), shapes)
-    folder: Any = None
-    return Run(folder, experiment, state, "latest")
+    return Run(RunFolder(Path("run")), experiment, state, "latest")
 
 
 @pytest.fixture
