@@ -254,6 +254,18 @@ def test_reading_beside_a_process_that_replaces_checkpoints(folder: Path) -> Non
     assert steps(folder) == [410]
 
 
+def test_a_list_made_while_one_checkpoint_took_over_from_another_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one had gone when the list came to it, and the new one had not been there."""
+    write(folder, [1.0])
+    with Checkpoints(folder) as checkpoints:
+        lists, steps_of = [[], []], checkpoints.steps
+        monkeypatch.setattr(checkpoints, "steps", lambda *w: lists.pop() if lists else steps_of(*w))
+        state, warnings = checkpoints.restore(state_at(0)) or pytest.fail("nothing")
+    assert (int(state["step"]), warnings, lists) == (10, [], [])
+
+
 def test_a_checkpoint_that_goes_while_it_is_read_is_looked_for_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,9 +491,10 @@ def test_a_save_returns_before_anything_is_written(
 
         monkeypatch.setattr(checkpoints._orbax, "save", when_allowed)
         checkpoints.save(10, state_at(10), None)
-        assert not list(folder.glob("*"))
+        written = [path for path in folder.rglob("*") if path.is_file()]
         saved.set()
         checkpoints.wait()
+    assert written == []
     assert steps(folder) == [10]
 
 

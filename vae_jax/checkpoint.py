@@ -26,6 +26,7 @@ from vae_jax.errors import VaeJaxError
 State = TypeVar("State")
 Which = Literal["latest", "best"]
 _ATTEMPTS = 10  # to read beside a process that replaces checkpoints meanwhile
+_LOOKS = 3  # again for a checkpoint where there seems to be none
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
 
 
@@ -271,7 +272,7 @@ class Checkpoints:
         Raises:
             VaeJaxError: there are some, but each is damaged; or one is of another model.
         """
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             skipped: list[str] = []
             unknown = [step for step in self.steps() if self._manifest(step) is None]
             for step in [*unknown, *(step for step in self.steps(which) if step not in unknown)]:
@@ -285,6 +286,8 @@ class Checkpoints:
                     "those that were written) and passed over."
                 )
             else:
+                if not skipped and attempt < _LOOKS:
+                    continue  # a list that was made while one took over from another has neither
                 if not skipped:
                     return None
                 raise VaeJaxError(
