@@ -129,7 +129,7 @@ def compare(run: Run) -> None:
                 continue
             style = names.index(to)
             true, known = (split.images[style::3] for split in (data.test, data.train))
-            nearest = known[metrics.nearest(true, known)]
+            nearest = known[metrics.nearest_pictures(true, known)]
             ssim, its_ssim = metrics.ssim(drawn, true), metrics.ssim(nearest, true)
             psnr, its_psnr = metrics.psnr(drawn, true), metrics.psnr(nearest, true)
             gain = metrics.Estimate.mean(ssim - its_ssim)

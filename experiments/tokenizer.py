@@ -5,9 +5,8 @@
     vae-jax evaluate runs/tokenizer/kl --num-samples 1 --quality-images 2000
     vae-jax figures experiments/tokenizer.py --quick --data mnist_5k
 
-Published: no number to compare with. Rombach et al. (table 8) reconstruct 256x256 pictures of
-OpenImages, with a perceptual distance whose weights come from ImageNet: at f = 4 with three
-channels PSNR 27.5 dB, at f = 8 with four channels 24.2 dB.
+Published: no number to compare with. Rombach et al. reconstruct 256x256 pictures of OpenImages,
+with a perceptual distance whose weights come from ImageNet.
 
 Ours: not yet run.
 """

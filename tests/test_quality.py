@@ -217,10 +217,12 @@ def test_the_nearest_is_that_of_all_pairs() -> None:
     images, others = (generator.integers(0, 256, (n, 8, 9, 3)).astype(np.uint8) for n in (5, 12))
     others[7] = others[3] = images[2]
     errors = (images[:, None].astype(float) - others) ** 2
-    np.testing.assert_array_equal(metrics.nearest(images, others), errors.sum((2, 3, 4)).argmin(1))
-    assert metrics.nearest(images, others)[2] == 3
+    np.testing.assert_array_equal(
+        metrics.nearest_pictures(images, others), errors.sum((2, 3, 4)).argmin(1)
+    )
+    assert metrics.nearest_pictures(images, others)[2] == 3
     with pytest.raises(VaeJaxError, match=r"no nearest ones among candidates .* the same shape"):
-        metrics.nearest(images, others[:, :7])
+        metrics.nearest_pictures(images, others[:, :7])
 
 
 @pytest.mark.parametrize("shape", [(14, 12, 1), (8, 9, 3), (13, 8, 3)])

@@ -539,7 +539,7 @@ class Model(Part, kw_only=True):
         return self.decode(zs, y).log_prob(x), self.log_prior(zs, y)
 
     def held(self, terms: "Terms") -> "Terms":
-        """These Terms with the parameters of q fixed in ln q(z|x), and z weighed by `path`."""
+        """These Terms with q's parameters fixed in ln q(z|x), z weighed by `path` (Tucker 2019)."""
         raise NotImplementedError
 
     def log_joint(

@@ -151,12 +151,24 @@ weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
 def with_parameters_held(
     method: Callable[Concatenate[M, P], T], model: M, *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """What a method of a model returns, its parameters taken as constants."""
+    """What a method of a model returns, its parameters taken as constants.
+
+    Args:
+        method: a function of the model and further arguments.
+        model: the model, bound or within `apply`.
+    """
     return nn.map_variables(method, "params", trans_in_fn=lax.stop_gradient)(model, *args, **kwargs)
 
 
 def weigh_paths(zs: Layers) -> tuple[Layers, Float[Array, "K B"]]:
-    """`weigh_path` of every layer with one weight for each sample: the layers, and the path."""
+    """`weigh_path` of every layer with one weight for each sample.
+
+    Args:
+        zs: latents `[K, B, *event]` of every layer.
+
+    Returns:
+        The layers, and `Terms.path`.
+    """
     weights = jnp.zeros(zs[0].shape[:2], zs[0].dtype)
     weighed, paths = zip(*(weigh_path(z, weights) for z in zs), strict=True)
     return weighed, jnp.stack(paths).sum(0)

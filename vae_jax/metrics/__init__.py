@@ -11,7 +11,7 @@ from vae_jax.metrics.handmade import colour, texture
 from vae_jax.metrics.inception import inception_features
 from vae_jax.metrics.learned import learned_features
 from vae_jax.metrics.quality import Quality, Score, measure_quality
-from vae_jax.metrics.reconstruction import nearest, psnr, ssim
+from vae_jax.metrics.reconstruction import nearest_pictures, psnr, ssim
 from vae_jax.metrics.spaces import Features, in_chunks, standardized
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "learned_features",
     "load_features",
     "measure_quality",
-    "nearest",
+    "nearest_pictures",
     "precision_recall",
     "psnr",
     "ssim",

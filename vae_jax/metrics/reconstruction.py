@@ -71,7 +71,7 @@ def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return (luminance * structure).mean((1, 2, 3))
 
 
-def nearest(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def nearest_pictures(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Which candidate is nearest to each image in squared error, `[N]`; of equal ones the first.
 
     Args:
