@@ -15,8 +15,12 @@ not yet run.
     lvae, 12 layers    binarized_mnist   80.50 (L_1000 78.30)
     efficient_vdvae    mnist             79.09, on 5,000 of the 10,000 test images
     vdvae              cifar10           2.87 bits/dim, 39M parameters
+    vdvae              imagenet32        3.80 bits/dim, 119M parameters
+    vdvae              imagenet64        3.52 bits/dim, 125M parameters
 
-The numbers of `cifar10_jpeg` compare with none of these. Sizes: `paper` is the recipe's own;
+The numbers of `cifar10_jpeg` compare with none of these. `imagenet64` is TFDS's
+`downsampled_imagenet/64x64` (`vae-jax data prepare tfds:downsampled_imagenet/64x64 --size 64`),
+whose published numbers are of its validation images. Sizes: `paper` is the recipe's own;
 `small` is for an accelerator and an hour; `tiny` for two cores and an hour. Departures from the
 papers: blocks of one resolution share one bottom-up activation; the ladder VAE's skip connection is
 the state h itself, and it has neither batch normalization nor dropout; MNIST's 28x28 pixels are
@@ -61,6 +65,19 @@ PUBLISHED = {
     ("lvae", 12, "binarized_mnist"): "80.50 nats, L_1000 78.30",
     ("efficient_vdvae", 0, "mnist"): "79.09 nats on 5,000 test images",
     ("vdvae", 0, "cifar10"): "2.87 bits/dim",
+    ("vdvae", 0, "imagenet32"): "3.80 bits/dim",
+    ("vdvae", 0, "imagenet64"): "3.52 bits/dim",
+}
+IMAGENET = {
+    "imagenet32": "tfds:downsampled_imagenet/32x32",
+    "imagenet64": "tfds:downsampled_imagenet/64x64",
+}
+# The batch, the learning rate, the average's decay, and the norms per dimension above which a
+# gradient is clipped and a step skipped: github.com/openai/vdvae, README.md and hps.py.
+CIFAR_10 = 32, 2e-4, 0.9999, 200.0, 400.0
+OF_VDVAE = {
+    "imagenet32": (256, 1.5e-4, 0.999, 200.0, 300.0),
+    "imagenet64": (128, 1.5e-4, 0.999, 220.0, 380.0),
 }
 # Batches of 100 in a minute on two cores, of the tiny VDVAE on MNIST.
 TINY_STEPS_PER_MINUTE = 85
@@ -84,10 +101,11 @@ def tiny_or_small(recipe: Recipe, size: Size, layers: int, likelihood: Likelihoo
     )
 
 
-def of_paper(recipe: Recipe, layers: int, likelihood: Likelihood) -> DeepVAE:
+def of_paper(recipe: Recipe, data: str, layers: int, likelihood: Likelihood) -> DeepVAE:
     """The recipe's own architecture, but for the module's departures."""
     if recipe == "vdvae":
-        return DeepVAE.vdvae_cifar10().clone(likelihood=likelihood)
+        sizes = {"imagenet32": DeepVAE.vdvae_imagenet32, "imagenet64": DeepVAE.vdvae_imagenet64}
+        return sizes.get(data, DeepVAE.vdvae_cifar10)().clone(likelihood=likelihood)
     if recipe == "efficient_vdvae":
         net = partial(Bottleneck, ratio=1.0, activation=jax.nn.silu)
         blocks, width = (1, 2, 10, 5, 0, 5), (32, 64, 128, 256, 256, 512)
@@ -116,27 +134,32 @@ def experiment(
     Args:
         recipe: the paper.
         size: the paper's, for an accelerator and an hour, or for two cores and an hour.
-        data: the data set, by name or path; MNIST's protocol is dynamic binarization.
+        data: the data set, by name or path, or imagenet32 or imagenet64; MNIST's protocol is
+            dynamic binarization.
         layers: the number of layers; 0 takes the recipe's.
         minutes: the time for which `tiny` is trained on two cores.
         num_steps: the number of steps; 0 takes the recipe's.
     """
-    images = load(data)
+    images = load(IMAGENET.get(data, data))
     likelihood = MixtureOfLogistics() if images.image_shape[-1] == 3 else Bernoulli()
+    batch_size, peak, decay, clip, skip = CIFAR_10
     if size == "paper":
-        model, batch_size = of_paper(recipe, layers, likelihood), 32
+        model = of_paper(recipe, data, layers, likelihood)
         steps = num_steps or (1_000_000 if recipe == "vdvae" else 200_000)
+        if recipe == "vdvae":
+            batch_size, peak, decay, clip, skip = OF_VDVAE.get(data, CIFAR_10)
+        else:
+            peak = 1e-3 if recipe == "efficient_vdvae" else 3e-4
     else:
+        peak, decay = 3e-3, 0.999
         model, batch_size = tiny_or_small(recipe, size, layers, likelihood), 100
         steps = num_steps or (minutes * TINY_STEPS_PER_MINUTE if size == "tiny" else 60_000)
     warm_up = max(1, min(100 if size == "paper" else 500, steps // 10))
-    peak = {"vdvae": 2e-4, "efficient_vdvae": 1e-3, "lvae": 3e-4}[recipe]
-    peak = peak if size == "paper" else 3e-3
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, warm_up, steps, peak / 10)
     # The papers' losses are per dimension, and so are their limits of the gradient's norm.
     dimensions = math.prod(images.image_shape)
     adamw = optax.adamw(rate, 0.9, 0.9, weight_decay=0.01)
-    optimizer = optax.chain(optax.clip_by_global_norm(200.0 * dimensions), adamw)
+    optimizer = optax.chain(optax.clip_by_global_norm(clip * dimensions), adamw)
     if size != "paper" or recipe != "vdvae":
         optimizer = optax.adamax(rate)
     objective: Objective = ELBO()
@@ -152,8 +175,8 @@ def experiment(
         optimizer=optimizer,
         num_steps=steps,
         batch_size=batch_size,
-        ema_decay=0.9999 if size == "paper" else 0.999,
-        skip_above=dimensions * (800.0 if recipe == "efficient_vdvae" else 400.0),
+        ema_decay=decay,
+        skip_above=dimensions * (800.0 if recipe == "efficient_vdvae" else skip),
         log_every=log_every,
         checkpoint_every=log_every * max(1, min(50, steps // log_every)),
     )

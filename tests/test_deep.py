@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from perturbation import normals
+from running import ROOT
 from scipy import special, stats
 from test_hierarchical import dense, keys
 from test_ladder import kl_normal
 
-from vae_jax import Bernoulli, DeepVAE, VaeJaxError, random
+from vae_jax import Bernoulli, Data, DeepVAE, VaeJaxError, random
+from vae_jax.experiment import read_module
 from vae_jax.networks import layers
 from vae_jax.networks.residual import Bottleneck, Gated
 from vae_jax.networks.top_down import BottomUp, TopDown, TopDownBlock, scale_of
@@ -321,6 +323,36 @@ def test_papers_sizes(name: str, published: float, exact: int, layers: int) -> N
     assert round(count, -6) == published
     assert count == exact
     assert len(model.posteriors) == layers
+
+
+@pytest.mark.parametrize(
+    ("data", "side", "layers", "batch", "published"),
+    [
+        ("cifar10", 32, 43, 32, "2.87 bits/dim"),
+        ("imagenet32", 32, 78, 256, "3.80 bits/dim"),
+        ("imagenet64", 64, 75, 128, "3.52 bits/dim"),
+        ("cifar10_jpeg", 32, 43, 32, None),
+    ],
+)
+def test_papers_sizes_for_each_data_set(
+    data: str, side: int, layers: int, batch: int, published: str | None, monkeypatch: Any
+) -> None:
+    """`vae-jax train experiments/vdvae.py --size paper --data ...`, without the data."""
+    module: Any = read_module(ROOT / "experiments" / "vdvae.py")[1]
+    names = list[str]()
+
+    def empty(name: str) -> Data:
+        names.append(name)
+        pictures = np.zeros((2, side, side, 3), np.uint8)
+        return Data.from_arrays(name, pictures, protocol="grey")
+
+    monkeypatch.setattr(module, "load", empty)
+    made = module.experiment(data=data, size="paper")
+    assert len(made.model.posteriors) == layers
+    assert made.batch_size == batch
+    assert names == [f"tfds:downsampled_imagenet/{side}x{side}" if "imagenet" in data else data]
+    assert module.published(recipe="vdvae", layers=0, data=data, size="paper") == published
+    assert module.published(recipe="vdvae", layers=0, data=data, size="tiny") is None
 
 
 def program_of(layers: int) -> Any:

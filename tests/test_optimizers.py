@@ -24,7 +24,12 @@ from vae_jax import (
 )
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import Interrupted, VaeJaxError
-from vae_jax.optimizers import PARAMETER_GROUPS, by_group, lagging_inference
+from vae_jax.optimizers import (
+    PARAMETER_GROUPS,
+    by_group,
+    lagging_inference,
+    spectral_regularization,
+)
 
 HIERARCHY = HierarchicalVAE(
     encoders=[MLP((3,)), MLP((3,))],
@@ -100,6 +105,64 @@ def test_the_inference_network_takes_extra_steps():
                 corrected = mean / (1 - 0.9 ** (count + 1)), square / (1 - 0.999 ** (count + 1))
                 expected = -0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
             np.testing.assert_allclose(updates[name], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_spectral_regularization_is_the_gradient_of_singular_values():
+    """Of matrices, convolutions and stacks of both, by LAPACK's float64; all else stays."""
+    generator = np.random.default_rng(0)
+    shapes = {
+        "encoder": {"dense": (7, 5), "conv": (3, 3, 4, 6), "zero": (4, 2)},
+        "decoder": {"blocks_0": (2, 6, 3), "blocks_1": (3, 3, 3, 2, 4)},
+        "critic": {"wide": (3, 40)},
+    }
+    draw = lambda shape: jnp.float32(generator.normal(size=shape))  # noqa: E731
+    params: Any = {
+        part: {
+            name: {"kernel": draw(shape), "bias": draw(shape[-1:])} for name, shape in each.items()
+        }
+        for part, each in shapes.items()
+    } | {"posterior": {"Dense_0": {"kernel": draw((4, 4))}}}
+    params["encoder"]["zero"]["kernel"] = jnp.zeros((4, 2))
+    params["decoder"]["start_0"] = draw((2, 2, 3))
+    optimizer = spectral_regularization(lambda step: 0.5 + step)
+    state, update, zero = (
+        optimizer.init(params),
+        jax.jit(optimizer.update),
+        jax.tree.map(jnp.zeros_like, params),
+    )
+    added: Any = None
+    for _ in range(60):
+        added, state = update(zero, state, params)
+    for part, each in shapes.items():
+        for name, shape in each.items():
+            w = np.float64(params[part][name]["kernel"])
+            u, _, v = np.linalg.svd(
+                w.reshape(*shape[: len(shape) % 2], -1, shape[-1]), full_matrices=False
+            )
+            expected = (0.5 + 59) * (u[..., :, :1] * v[..., :1, :]).reshape(shape)
+            if name == "zero":
+                expected = np.zeros(shape)
+            np.testing.assert_allclose(
+                added[part][name].pop("kernel"), expected, atol=2e-3, err_msg=name
+            )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(added))
+
+
+def test_spectral_regularization_goes_on_where_a_kernel_was_zero_and_where_steps_are_few():
+    """One iteration a step follows a kernel that training moves, from zero on."""
+    optimizer = optax.chain(spectral_regularization(0.01, iterations=1), optax.sgd(1.0))
+    target = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
+    params: Any = {"decoder": {"kernel": jnp.zeros((6, 5))}}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(2000):
+        pull: Any = jax.tree.map(lambda w: 0.1 * (w - target), params)
+        updates, state = update(pull, state, params)
+        params = optax.apply_updates(params, updates)
+    # The least of |W - T|^2 / 20 + sigma(W) / 100 takes 0.1 from the first singular value alone.
+    u, s, v = np.linalg.svd(np.float64(target))
+    assert s[0] - s[1] > 0.1
+    expected = target - 0.1 * np.outer(u[:, 0], v[0])
+    np.testing.assert_allclose(params["decoder"]["kernel"], expected, atol=1e-4)
 
 
 def test_a_group_that_does_not_exist_is_refused():

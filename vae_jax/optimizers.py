@@ -1,6 +1,6 @@
 """An optimizer for each group of parameters: encoder, posterior, prior, decoder, ..., critic."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Annotated, NamedTuple, cast
 
 import jax
@@ -11,7 +11,7 @@ from jax.tree_util import KeyPath, keystr
 from jax.typing import ArrayLike
 
 from vae_jax.errors import VaeJaxError
-from vae_jax.given import Count, Index, checked
+from vae_jax.given import Count, Index, Weight, checked
 
 PARAMETER_GROUPS = (
     "encoder",
@@ -169,3 +169,95 @@ def lagging_inference(
         "rest": optax.conditionally_mask(optimizer, moves_the_rest),
     }
     return optax.multi_transform(each, sides)
+
+
+class SpectralState(NamedTuple):
+    """The number of updates, and for each kernel a vector near its first right singular one."""
+
+    updates: Array
+    right: optax.Params
+
+
+@checked
+def spectral_regularization(
+    weight: Weight | Callable[[Array], ArrayLike], iterations: Count = 4
+) -> optax.GradientTransformation:
+    """Adds to the loss the largest singular values of the networks' kernels, times a weight.
+
+    weight sum_i sigma(W_i), whose gradient for W is weight u v', u and v being the first singular
+    vectors, is added to the gradient; the loss that is reported is without it. u and v come from
+    power iteration, which goes on from the last step's. The kernels are those of encoders,
+    decoders, conditionals and critics: `[inputs, outputs]`, a convolution's `[h, w, inputs,
+    outputs]` as a matrix from patches to features, or several of either with a leading axis, as
+    the blocks of a `DeepVAE`'s level are.
+
+    Args:
+        weight: a number, or a schedule of the step, in nats if the loss is.
+        iterations: the number of power iterations at each step.
+
+    References:
+        Vahdat & Kautz (2020), "NVAE", section 3.2, spectral regularization.
+
+    Example:
+        >>> optax.chain(spectral_regularization(0.1), optax.adamax(1e-3))
+    """
+
+    def init(params: optax.Params) -> SpectralState:
+        def start(path: KeyPath, w: Array) -> Array:
+            if not _is_regularized(path):
+                return jnp.zeros(0)
+            w = _as_matrices(w)
+            # Neither zero nor the singular vector of a kernel that somebody would choose.
+            return jnp.broadcast_to(jnp.cos(jnp.arange(w.shape[-1])), (*w.shape[:-2], w.shape[-1]))
+
+        right = jax.tree_util.tree_map_with_path(start, params)
+        return SpectralState(jnp.zeros((), jnp.int32), right)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, SpectralState]:
+        state = cast(SpectralState, state)
+        factor = weight(state.updates) if callable(weight) else weight
+
+        def vectors(path: KeyPath, w: Array, v: Array) -> tuple[Array, Array]:
+            if not _is_regularized(path):
+                return jnp.zeros(0), v
+            w, u = _as_matrices(w), jnp.zeros(())
+            for _ in range(iterations):
+                u = _unit(jnp.einsum("...io,...o->...i", w, v), 0.0)
+                v = _unit(jnp.einsum("...io,...i->...o", w, u), v)
+            return u, v
+
+        def add(path: KeyPath, update: Array, u: Array, v: Array) -> Array:
+            if not _is_regularized(path):
+                return update
+            return update + factor * (u[..., :, None] * v[..., None, :]).reshape(update.shape)
+
+        assert params is not None
+        both = jax.tree_util.tree_map_with_path(vectors, params, state.right)
+        left, right = jax.tree.transpose(
+            jax.tree.structure(params), jax.tree.structure((0, 0)), both
+        )
+        moved = jax.tree_util.tree_map_with_path(add, updates, left, right)
+        return moved, SpectralState(state.updates + 1, right)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_regularized(path: KeyPath) -> bool:
+    """Whether a parameter is a kernel of a network, whose axes have a meaning known here."""
+    networks = ("encoder", "decoder", "conditional", "critic")
+    last = keystr(path[-1:], simple=True)
+    return group_at(path) in networks and last == "kernel"
+
+
+def _as_matrices(kernel: Array) -> Array:
+    """A kernel as `[inputs, outputs]`, or several with a leading axis."""
+    leading = kernel.shape[: kernel.ndim % 2]
+    return kernel.reshape(*leading, -1, kernel.shape[-1])
+
+
+def _unit(vector: Array, otherwise: ArrayLike) -> Array:
+    """A vector, or several along the last axis, of length one; where it is zero, the other."""
+    length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
+    return jnp.where(length > 0, vector / jnp.where(length > 0, length, 1.0), otherwise)

@@ -635,6 +635,10 @@ FUNCTIONS: dict[Callable[..., object], tuple[dict[str, Any], Field]] = {
         {"optimizer": optax.adam(1e-3), "encoder_steps": 2, "steps": 6},
         {"optimizer": OPTIMIZER, "encoder_steps": COUNT, "steps": COUNT},
     ),
+    optimizers.spectral_regularization: (
+        {"weight": 0.1},
+        {"weight": WEIGHT, "iterations": COUNT},
+    ),
 }
 
 
