@@ -190,12 +190,11 @@ def _run_inside(
 
     match equation.primitive:
         case of_jax.scan_p:
-            fixed, carried = parameters["num_consts"], parameters["num_carry"]
-            consts, carry, xs = inputs[:fixed], inputs[fixed:][:carried], inputs[fixed + carried :]
+            consts, carry, xs = _parts_of_scan(equation, inputs)
 
             def body(carry: list[Value], xs: list[Value]) -> tuple[list[Value], list[Value]]:
                 results = inner("jaxpr")(*consts, *carry, *xs)
-                return results[:carried], results[carried:]
+                return results[: len(carry)], results[len(carry) :]
 
             options = {name: parameters[name] for name in ("length", "reverse", "unroll")}
             carry, ys = lax.scan(body, carry, xs, **options)
@@ -219,3 +218,15 @@ def _run_inside(
             return of_jax.remat_p.bind(*closed.consts, *inputs, **options)
         case _:
             return inner(_CALLS[equation.primitive])(*inputs)
+
+
+def _parts_of_scan(
+    equation: JaxprEqn, inputs: list[Value]
+) -> tuple[list[Value], list[Value], list[Value]]:
+    """The constants, the first state and the sequences of a scan."""
+    parameters = equation.params
+    if "ft_in" in parameters:  # from JAX 0.12 on
+        consts, carry, xs = parameters["ft_in"].update(inputs).unpack()
+        return list(consts), list(carry), list(xs)
+    fixed, carried = parameters["num_consts"], parameters["num_carry"]
+    return inputs[:fixed], inputs[fixed:][:carried], inputs[fixed + carried :]
