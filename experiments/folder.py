@@ -1,4 +1,4 @@
-"""A convolutional VAE of your own pictures, from a folder of JPEG, PNG or WebP files.
+"""A convolutional VAE of your own pictures, from a folder.
 
     vae-jax train experiments/folder.py --images my_pictures --workdir runs/my_pictures
     vae-jax sample runs/my_pictures --num 16 --out new.png

@@ -66,13 +66,13 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REASONS = {
-    "科幻/notes.txt": "not a JPEG, PNG or WebP picture",
-    "科幻/nothing.jpg": "not a JPEG, PNG or WebP picture",
+    "科幻/notes.txt": "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture",
+    "科幻/nothing.jpg": "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture",
     "科幻/truncated.jpg": "damaged (image file is truncated",
     "科幻/dot.png": "too small (1x1 pixels)",
     "科幻/animated.webp": "an animation, not one picture",
     "科幻/animated.png": "an animation, not one picture",
-    "科幻/animated.gif": "not a JPEG, PNG or WebP picture",
+    "科幻/animated.gif": "an animation, not one picture",
     "科幻/dangling.png": "a link that leads nowhere",
     "empty/": "no usable picture in it",
 }

@@ -81,6 +81,9 @@ def test_a_folder_has_the_shape_behind_its_name(tmp_path: Path):
         ({"images": 2.0 * GREY}, r"float64 from 0 to 510: save bytes, or floats from 0 to 1"),
         ({"images": GREY[:0]}, r"save bytes"),
         ({"images": np.array([None])}, r"holds no arrays"),
+        ({"images": RGB[0]}, r"have the shape \(32, 32, 3\): of one picture save x\[None\]"),
+        ({"images": np.zeros((5, 8, 8, 4), np.uint8)}, r"give \[N, H, W, 1\] or \[N, H, W, 3\]"),
+        ({"images": GREY.astype(np.uint16) * 257}, r"uint16 from \d+ to 65535: save bytes"),
     ],
 )
 def test_what_are_no_images_is_refused(tmp_path: Path, saved: dict[str, Any], said: str):
@@ -89,12 +92,44 @@ def test_what_are_no_images_is_refused(tmp_path: Path, saved: dict[str, Any], sa
         load(str(tmp_path / "mine.npz"))
 
 
+def test_the_arrays_of_medmnist_are_its_splits_and_few_images_train(tmp_path: Path):
+    """`val_images`, and labels `[N, 1]`; of fewer than three images all."""
+    labels = (np.arange(40) % 3).reshape(-1, 1).astype(np.uint8)
+    parts = {"train": slice(30), "val": slice(30, 36), "test": slice(36, 40)}
+    saved = {f"{name}_images": RGB[rows] for name, rows in parts.items()}
+    saved |= {f"{name}_labels": labels[rows] for name, rows in parts.items()}
+    np.savez(tmp_path / "pathmnist.npz", **saved)
+    data = load(tmp_path / "pathmnist.npz")
+    assert counts(data) == (30, 6, 4)
+    np.testing.assert_array_equal(data.valid.images, RGB[30:36])
+    np.testing.assert_array_equal(data.valid.labels, labels[30:36, 0])
+    for count, expected in ((1, (1, 0, 0)), (2, (2, 0, 0)), (3, (1, 1, 1)), (19, (17, 1, 1))):
+        np.save(tmp_path / "few.npy", GREY[:count])
+        assert counts(load(tmp_path / "few.npy")) == expected
+
+
+@pytest.mark.parametrize("behind", ["32", "32x32", "32x32x4", "0x", "x"])
+def test_a_shape_that_is_none_is_refused(tmp_path: Path, behind: str):
+    with pytest.raises(
+        VaeJaxError, match=f"ends in @{behind}: behind a folder .* such as @32x32x3"
+    ):
+        load(f"{tmp_path}@{behind}")
+    (tmp_path / "me@home").mkdir()
+    with pytest.raises(VaeJaxError, match="no training picture"):
+        load(str(tmp_path / "me@home"))
+
+
 def test_what_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(VaeJaxError, match=r"mine.npy do not exist: name a file that does"):
         load(str(tmp_path / "mine.npy"))
     (tmp_path / "mine.npz").write_bytes(b"no archive")
     with pytest.raises(VaeJaxError, match="holds no arrays"):
         load(str(tmp_path / "mine.npz"))
+    with pytest.raises(VaeJaxError, match=r"mine.npz@28x28x1 ends in @28x28x1: .* arrays none"):
+        load(f"{tmp_path / 'mine.npz'}@28x28x1")
+    Image.fromarray(RGB[0]).save(tmp_path / "one.png")
+    with pytest.raises(VaeJaxError, match=r"one.png is a file: name the folder of pictures"):
+        load(str(tmp_path / "one.png"))
     with pytest.raises(VaeJaxError, match=r"no data set 'minst'.*or the path of an \.npy"):
         load("minst")
     with pytest.raises(VaeJaxError, match=r"folder of pictures .* does not exist"):

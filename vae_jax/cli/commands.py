@@ -108,7 +108,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         for run in runs if parallel.is_main_process() else ():
             if run.folder.is_newer_than(page := run.folder.figures / "report.html"):
                 drawn = plot_standard_figures(run)
-                print_paths([*drawn, report_on([run.folder.path], page)])
+                print_paths([*drawn, report_on(run, page).path])
                 figures = {f"figures/{path.stem}": path for path in drawn}
                 trackers.of(run.folder.path)(int(run.state.step[0]), figures)
     if missing := (len(options.cells) or len(cells)) - len(runs):
@@ -366,8 +366,8 @@ def encode(
 
     Args:
         run: the run folder.
-        images: a folder of JPEG, PNG and WebP pictures, one picture, or an .npy file, bytes or
-            floats from 0 to 1 [n, H, W, C].
+        images: a folder of pictures, one picture, or an .npy file, bytes or floats from 0 to 1
+            [n, H, W, C].
         out: an .npz file of z and std, the mean and the standard deviations of q(z|x) (of several
             layers z_1, std_1, ...); nll, kl (kl_sampled where it is not exact) and distortion in
             nats; and the names of the pictures.
@@ -479,7 +479,7 @@ def report(
 
     with Waiting("Reporting"):
         page = report_on(runs_of(*runs), out, trust=trust)
-    print_paths([page])
+    print_paths([page.path])
 
 
 @app.command

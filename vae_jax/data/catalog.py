@@ -159,7 +159,7 @@ def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
 
 
 def load(
-    name: str,
+    name: str | Path,
     protocol: str | None = None,
     *,
     valid: int | None = None,
@@ -186,6 +186,7 @@ def load(
         VaeJaxError: an argument is out of range, the data set cannot be prepared, or its cache is
             corrupted.
     """
+    name = str(name)
     if name.startswith(PREFIX):
         target = prepare(name, data_dir, manual_dir, size=size)
         protocol = protocol or "grey"

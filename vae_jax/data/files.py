@@ -11,20 +11,34 @@ import numpy as np
 
 from vae_jax import storage
 from vae_jax.data.datasets import Data
-from vae_jax.data.folder import load_folder
+from vae_jax.data.folder import SPLITS_NAMED, load_folder
+from vae_jax.data.hugging_face import is_saved, load_saved
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
 
-SHAPE = re.compile(r"@(\d+)x(\d+)x([13])$")
-SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+SHAPE = re.compile(r"(\d+)x(\d+)x([13])")
 IMAGES, LABELS = ("images", "x", "imgs", "arr_0"), ("labels", "y")
 """The names of arrays in an .npz file that is not split; `imgs` is that of dSprites."""
 
 
 def is_path(name: str) -> bool:
     """Whether a data set is named by a path."""
-    bare = SHAPE.sub("", name)
-    return bare.endswith((".npy", ".npz")) or os.sep in bare or Path(bare).is_dir()
+    bare, _ = _divided(name)
+    path = Path(bare)
+    return (
+        path.suffix in (".npy", ".npz")
+        or os.sep in bare
+        or path.is_dir()
+        or (path.suffix != "" and path.exists())
+    )
+
+
+def _divided(path: str) -> tuple[str, str]:
+    """A path, and the shape behind its last @, if it is no part of a name."""
+    bare, at, shape = path.rpartition("@")
+    if not at or os.sep in shape or storage.from_home(path).exists():
+        return path, ""
+    return bare, shape
 
 
 def load_path(
@@ -35,21 +49,28 @@ def load_path(
     Args:
         path: an .npy file of images `[N, H, W, C]` or `[N, H, W]`, bytes or floats from 0 to 1,
             which become bytes; an .npz file of such arrays, named `images` (and `labels`), or
-            `train_images`, `test_images`, ... or `x_train`, `x_test`, ...; or a folder of pictures,
-            which `FOLDER@32x32x3` reads in this shape instead of 64x64x3. What is not split is:
-            80, 10 and 10 %, in an order that is always the same.
+            `train_images`, `test_images`, ... or `x_train`, `x_test`, ...; a folder of pictures, or
+            one that Hugging Face's `datasets` has written with `save_to_disk`, which
+            `FOLDER@32x32x3` reads in this shape instead of 64x64x3. What is not split is: 80, 10
+            and 10 %, in an order that is always the same.
         protocol: a name in `PROTOCOLS`; None is "dynamic" for grey images and "grey" for RGB.
         data_dir: where decoded pictures of a folder are kept, as for `load`.
 
     Raises:
         VaeJaxError: there is nothing of this kind there.
     """
-    shape = SHAPE.search(path)
-    bare = storage.from_home(SHAPE.sub("", path))
+    name, behind = _divided(path)
+    bare, shape = storage.from_home(name), SHAPE.fullmatch(behind)
+    if behind and (shape is None or bare.suffix in (".npy", ".npz")):
+        raise VaeJaxError(
+            f"{path} ends in @{behind}: behind a folder of pictures a shape such as @32x32x3 may "
+            "stand, height, width and 1 or 3 channels, behind a file of arrays none."
+        )
     if bare.suffix in (".npy", ".npz"):
         return _of_arrays(bare, protocol).loaded_by(partial(load_path, str(bare), protocol))
     height, width, channels = map(int, shape.groups()) if shape else (64, 64, 3)
-    return load_folder(
+    load_pictures = load_saved if is_saved(bare) else load_folder
+    return load_pictures(
         bare,
         (height, width),
         channels=1 if channels == 1 else 3,
@@ -81,6 +102,8 @@ def _of_arrays(path: Path, protocol: str | None) -> Data:
                 cut = len(arrays["train"]) - max(1, len(arrays["train"]) // 10)
                 arrays["train"], arrays["valid"] = np.split(arrays["train"], [cut])
     as_bytes = {split: _bytes(path, array) for split, array in images.items()}
+    for split, array in labels.items():
+        labels[split] = array[:, 0] if array.shape[1:] == (1,) else array  # as MedMNIST has them
     names = None
     if any(array.dtype.kind not in "iu" for array in labels.values()):  # they are words
         names = np.unique(np.concatenate([*labels.values()]))
@@ -111,19 +134,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _by_split(arrays: Mapping[str, np.ndarray], *names: str) -> dict[SplitName, np.ndarray]:
     return {
-        split: arrays[name.format(split)]
-        for split in SPLITS
+        split: arrays[name.format(alias)]
+        for alias, split in SPLITS_NAMED.items()
         for name in names
-        if name.format(split) in arrays
+        if name.format(alias) in arrays
     }
 
 
 def _shuffled(whole: np.ndarray) -> dict[SplitName, np.ndarray]:
     """80, 10 and 10 % of an array, in an order that depends on its length alone."""
     order = np.random.default_rng(0).permutation(len(whole))
-    tenth = max(1, len(whole) // 10)
-    train, valid, test = np.split(whole[order], [-2 * tenth, -tenth])
-    return {"train": train, "valid": valid, "test": test}
+    tenth = max(1, len(whole) // 10) if len(whole) > 2 else 0
+    parts = np.split(whole[order], [len(whole) - 2 * tenth, len(whole) - tenth])
+    names: tuple[SplitName, ...] = ("train", "valid", "test")
+    return {split: part for split, part in zip(names, parts, strict=True) if len(part)}
 
 
 def _bytes(path: Path, images: np.ndarray) -> np.ndarray:
@@ -132,11 +156,14 @@ def _bytes(path: Path, images: np.ndarray) -> np.ndarray:
     Raises:
         VaeJaxError: they have another shape or range.
     """
-    images = images[..., None] if images.ndim == 3 else images
+    is_one = images.ndim == 3 and images.shape[-1] in (1, 3)
+    images = images[..., None] if images.ndim == 3 and not is_one else images
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         way = "give [N, H, W, 1] or [N, H, W, 3]"
         if images.ndim == 4 and images.shape[1] in (1, 3):
             way = "its channels come first: save x.transpose(0, 2, 3, 1)"
+        if is_one:
+            way = "of one picture save x[None]"
         raise VaeJaxError(f"The images of {path} have the shape {images.shape}: {way}.")
     if images.dtype == bool:
         return images.astype(np.uint8) * np.uint8(255)

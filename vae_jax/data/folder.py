@@ -25,8 +25,8 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.progress import say
 
 VALID = TEST = 0.1
-_FORMAT = 1  # of the cache: another number makes it anew
-_SPLITS: dict[str, SplitName] = {
+_FORMAT = 2  # of the cache: another number makes it anew
+SPLITS_NAMED: dict[str, SplitName] = {
     "train": "train",
     "valid": "valid",
     "validation": "valid",
@@ -65,11 +65,16 @@ class Files:
             digest.update(b"%b\0%b\0" % (os.fsencode(name), state.encode()))
         return digest.hexdigest()
 
+    def key_of(self, height: int, width: int, channels: int) -> str:
+        """A name for what these files become in a size."""
+        what = f"{self.key} {height} {width} {channels} {_FORMAT}"
+        return hashlib.sha256(what.encode()).hexdigest()[:16]
+
     @cached_property
     def has_own_splits(self) -> bool:
         """Whether there is a folder `train` with none beside it but `valid` and `test`."""
         tops = {name.split("/")[0] if "/" in name else "" for name in self.names}
-        return "train" in tops and tops <= _SPLITS.keys()
+        return "train" in tops and tops <= SPLITS_NAMED.keys()
 
     def class_of(self, row: int) -> str:
         """The first folder below the root or its split; "." where there is none."""
@@ -85,7 +90,7 @@ class Files:
         """
         names = [self.names[int(row)] for row in rows]
         if self.has_own_splits:
-            own = [_SPLITS[name.split("/")[0]] for name in names]
+            own = [SPLITS_NAMED[name.split("/")[0]] for name in names]
             train, valid, test = (rows[np.array(own) == split] for split in _ORDER)
             return {"train": train, "valid": valid, "test": test}
         u = np.array([_uniform(name) for name in names])
@@ -147,7 +152,7 @@ def load_folder(
     protocol: str = "grey",
     data_dir: str | Path | None = None,
 ) -> Data:
-    """Loads the JPEG, PNG and WebP pictures of a folder as memory maps, decoded once.
+    """Loads the pictures of a folder as memory maps, decoded once.
 
     Each is turned as its camera noted, laid on white where it is transparent, cut to the wanted
     shape around its centre, and resized. The first level of sub-folders, if there is one, gives the
@@ -175,6 +180,11 @@ def load_folder(
             "(grey) or 3 (RGB)."
         )
     root = storage.from_home(path)
+    if root.is_file():
+        raise VaeJaxError(
+            f"{root} is a file: name the folder of pictures that it is in, or an .npy or .npz file "
+            "of arrays."
+        )
     if not root.is_dir():
         raise VaeJaxError(f"The folder of pictures {root} does not exist: name one that does.")
     files = Files.of(root)
@@ -186,9 +196,9 @@ def load_folder(
         if not target.exists():
             raise VaeJaxError(f"{root} changed while it was read: run it again.")
     arrays, manifest = cache.read(root.name, target)
-    if fresh and manifest["skipped"]:
-        for line in _report(files, manifest["skipped"], target):
-            say(line)
+    if fresh:
+        whole = f"{len(files.names):,} files in {files.root}"
+        report_skipped(manifest["skipped"] or [], whole, target)
     used = sum(len(arrays[f"{split}_images"]) for split in _ORDER)
     rule = "the folder's own splits" if files.has_own_splits else "split by a hash of file names"
     data = Data.from_arrays(
@@ -207,13 +217,17 @@ def load_folder(
 
 def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Path) -> Path:
     """Where the arrays of these files in this size are, or will be."""
-    what = f"{files.key} {height} {width} {channels} {_FORMAT}"
-    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    key = files.key_of(height, width, channels)
     return cache.folder(data_dir, f"image_folder/{files.root.name}-{key}")
 
 
-def _report(files: Files, skipped: Sequence[str], target: Path) -> Iterator[str]:
-    yield f"Not used, of {len(files.names):,} files in {files.root}:"
-    yield from (f"  {line}" for line in skipped[:_LISTED])
+def report_skipped(skipped: Sequence[str], whole: str, target: Path) -> None:
+    """Says what of the whole could not be used, if anything, and why."""
+    if not skipped:
+        return
+    lines = [f"Not used, of {whole}:", *(f"  {line}" for line in skipped[:_LISTED])]
     if len(skipped) > _LISTED:
-        yield f"  and {len(skipped) - _LISTED:,} more, which {target}/manifest.json lists"
+        more = len(skipped) - _LISTED
+        lines.append(f"  and {more:,} more, which {target}/manifest.json lists")
+    for line in lines:
+        say(line)

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,7 +18,7 @@ from vae_jax.data import cache, preparation
 from vae_jax.data.folder import Files, cache_of
 from vae_jax.errors import VaeJaxError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LARGEST_ENLARGEMENT = 4
 IMAGES_PER_PROCESS = 200  # a process starts in about the time in which another decodes as many
 
@@ -35,16 +36,21 @@ def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
     if not path.is_file():
         nowhere = path.is_symlink() and not path.exists()
         raise UnusableError("a link that leads nowhere" if nowhere else "not a readable file")
+    return decode_file(path, height, width, channels)
+
+
+def decode_file(file: Path | IO[bytes], height: int, width: int, channels: int) -> np.ndarray:
+    """As `decode`, of a file that is there."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return _pixels(image, height, width, channels)
     except UnusableError:
         raise
     except UnidentifiedImageError:
-        raise UnusableError("not a JPEG, PNG or WebP picture") from None
+        raise UnusableError("not a JPEG, PNG, WebP, GIF, BMP or TIFF picture") from None
     except PermissionError:
         raise UnusableError("not readable: no permission") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -63,8 +69,11 @@ def _pixels(image: Image.Image, height: int, width: int, channels: int) -> np.nd
     side = 2 * max(height, width)
     image.draft(None, (side, side))  # type: ignore[arg-type]  # a large JPEG is decoded coarsely
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip to 8
-        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode[0] in "FI":  # which `convert` would clip to 8 bits
+        levels = np.asarray(image)
+        if levels.dtype.kind == "f" or not 0 <= levels.min() <= levels.max() < 2**16:
+            raise UnusableError("levels beyond 16 bits, or of which none is known to be white")
+        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -112,7 +121,7 @@ def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
             reasons = f" ({'; '.join(skipped[:5])}{'; ...' if len(skipped) > 5 else ''})"
             raise VaeJaxError(
                 f"{root} has no training picture that can be used{reasons if skipped else ''}: put "
-                "JPEG, PNG or WebP files there."
+                "JPEG, PNG, WebP, GIF, BMP or TIFF files there."
             )
         whole = preparation.assemble_splits(work, made, splits)
         classes = sorted({files.class_of(int(row)) for row in rows})

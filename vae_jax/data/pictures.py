@@ -27,7 +27,7 @@ class Pictures(NamedTuple):
 
 
 def read_pictures(path: str | Path, image_shape: tuple[int, int, int]) -> Pictures:
-    """Reads a folder of JPEG, PNG and WebP pictures, one of them, or an .npy file.
+    """Reads a folder of pictures, one picture, or an .npy file.
 
     Pictures are cut to the shape around their centres and resized, as `load_folder` does; files
     that cannot be used are named on standard error. An array has to have the shape.
@@ -56,8 +56,8 @@ def read_pictures(path: str | Path, image_shape: tuple[int, int, int]) -> Pictur
             folders.append(files.class_of(row))
     if not images:
         raise VaeJaxError(
-            f"{path} has no picture that can be used: give JPEG, PNG or WebP files, or an array "
-            "in an .npy file."
+            f"{path} has no picture that can be used: give JPEG, PNG, WebP, GIF, BMP or TIFF "
+            "files, or an array in an .npy file."
         )
     return Pictures(np.stack(images), names, folders)
 
