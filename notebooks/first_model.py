@@ -54,7 +54,8 @@ run
 # standard error; and what the other numbers are.
 
 # %%
-vj.evaluate(run, num_samples=100)
+result = vj.evaluate(run, num_samples=100)
+result
 
 # %% [markdown]
 # A figure as the value of a cell shows itself; `vj.plots.save` writes it as .png, .pdf or .svg.
@@ -65,6 +66,12 @@ vj.plots.learning_curves(curves, ylabel="negative ELBO [nats per image]")
 
 # %%
 vj.plots.image_grid(run.sample(60), columns=15)
+
+# %% [markdown]
+# All of this on one page, with the standard figures as files beside it.
+
+# %%
+vj.report_on(run, evaluation=result)
 
 # %% [markdown]
 # Images to latents and back, as NumPy arrays.

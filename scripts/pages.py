@@ -30,7 +30,7 @@ PAGES = {
     "data": ("Data", ("data",)),
     "training": ("Training", ("experiment", "train", "grid", "second_stage", "errors")),
     "runs": ("Trained models", ("run", "generate", "fitted_priors")),
-    "evaluation": ("Evaluation", ("evaluation", "metrics")),
+    "evaluation": ("Evaluation", ("evaluation", "metrics", "report")),
     "figures": ("Figures", ("plots",)),
 }
 """The pages of the reference: a title, and the rooms of `vae_jax` whose public names it has."""

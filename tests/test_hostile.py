@@ -48,7 +48,7 @@ def test_there_are_hundreds_of_situations() -> None:
 
 
 # What a user is given rather than makes.
-RESULTS = {"Evaluation", "Run", "Terms"}
+RESULTS = {"Evaluation", "Report", "Run", "Terms"}
 
 
 def test_every_field_of_every_public_part_is_tried() -> None:

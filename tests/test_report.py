@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from running import TINY, on_devices
 
-from vae_jax import Data, VaeJaxError, plots
+from vae_jax import ELBO, Data, VaeJaxError, plots, train
 from vae_jax.cli import main
 from vae_jax.evaluation.evaluate import evaluate
 from vae_jax.report import record, recorded, report_on
@@ -27,7 +28,7 @@ from vae_jax.train import load_run, train_file
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )
-VOID = {"meta", "link", "img", "br", "hr"}
+VOID = {"base", "meta", "link", "img", "br", "hr"}
 NAMES = ["a<b&amp;\"'>", "<script>alert(1)</script>", "科幻 $x$", "x" * 60]
 """Names of folders: of two runs, and of figures in them."""
 
@@ -85,7 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def page_of(runs: list[Path], out: Path) -> Page:
     """The page about runs, checked to be whole by itself."""
-    assert report_on(runs, out) == out
+    assert report_on(runs, out).path == out
     page = Page(out.read_text(encoding="utf-8"))
     assert page.elements[0] == ("html", {"lang": "en"})
     assert not page.all("script")
@@ -231,6 +232,44 @@ def test_without_its_data_a_run_shows_what_needs_none(runs: list[Path]) -> None:
     assert {*figures} == {"learning_curves", "rate_and_distortion", "samples"}
 
 
+def test_a_run_from_python_has_its_figures_and_its_report_by_one_call(tmp_path: Path) -> None:
+    """Of a run whose parts cannot be imported; shown whole in the cell of a notebook."""
+
+    class Mine(ELBO):
+        """An objective that only this test knows."""
+
+    with on_devices(1):
+        experiment = dataclasses.replace(tiny.experiment(), objective=Mine(), num_steps=10)
+        run = train(experiment, tmp_path / "mine")
+        report = report_on(run)
+    folder = tmp_path / "mine" / "figures"
+    assert report.path == folder / "report.html"
+    assert {"samples.png", "reconstructions.png", "learning_curves.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+    (frame,) = Page(f"<html>{report._repr_html_()}</html>").all("iframe")
+    whole = str(frame["srcdoc"]).replace('<base href="about:srcdoc">', "")
+    assert whole == report.path.read_text(encoding="utf-8")
+    assert "Samples" in Page(str(frame["srcdoc"])).said["h3"]
+    assert str(report) == str(report.path)
+
+
+def test_a_report_from_python_of_several_names_its_file(runs: list[Path], tmp_path: Path) -> None:
+    with on_devices(1):
+        run = load_run(runs[0])
+    report_on([run, str(runs[1])], str(tmp_path / "two.html"))
+    assert len(Page((tmp_path / "two.html").read_text(encoding="utf-8")).said["h1"]) == 1
+    with pytest.raises(VaeJaxError, match="page about 2 runs: give out="):
+        report_on(runs)
+    evaluation = recorded(RunFolder(runs[0]))[0]
+    with pytest.raises(VaeJaxError, match="One evaluation was given for 2 runs"):
+        report_on(runs, tmp_path / "two.html", evaluation=evaluation)
+    one = report_on(runs[1], tmp_path / "one.html", evaluation=evaluation).path
+    assert f"K = {evaluation.num_samples}" in one.read_text()
+    with pytest.raises(VaeJaxError, match="no run to report on"):
+        report_on([])
+
+
 @pytest.mark.slow
 def test_missing_figures_are_drawn_for_the_page_alone(runs: list[Path], tmp_path: Path) -> None:
     run = shutil.copytree(runs[0], tmp_path / "run")
@@ -247,7 +286,7 @@ def test_missing_figures_are_drawn_for_the_page_alone(runs: list[Path], tmp_path
 def test_a_browser_shows_the_whole_width_without_complaint(
     width: int, runs: list[Path], tmp_path: Path
 ) -> None:
-    out = report_on(runs, tmp_path / "page.html")
+    out = report_on(runs, tmp_path / "page.html").path
     assert "CONSOLE" not in browse(out)[1]
     # The page allows no script, so a copy that does is measured; windows have at least 500 pixels,
     # frames any number.

@@ -134,6 +134,8 @@ from .priors.simple import StandardNormal as StandardNormal
 from .priors.simple import StandardStudentT as StandardStudentT
 from .priors.simple import UniformCategorical as UniformCategorical
 from .priors.simple import UniformConcrete as UniformConcrete
+from .report import Report as Report
+from .report import report_on as report_on
 from .run import Run as Run
 from .run import load_run as load_run
 from .run import load_variables as load_variables

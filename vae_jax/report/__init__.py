@@ -1,7 +1,7 @@
 """What is known of runs, for people: tables on the terminal, and a page for the browser."""
 
 from vae_jax.report.comparison import compared
-from vae_jax.report.page import report_on
+from vae_jax.report.page import Report, report_on
 from vae_jax.report.tables import (
     quality_table,
     rates_of,
@@ -14,6 +14,7 @@ from vae_jax.report.tables import (
 )
 
 __all__ = [
+    "Report",
     "compared",
     "quality_table",
     "rates_of",

@@ -5,7 +5,7 @@ import datetime
 import html
 import io
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -19,8 +19,8 @@ from vae_jax.evaluation.evaluate import Evaluation
 from vae_jax.progress import say
 from vae_jax.report.facts import OF_MODEL, facts, short_names
 from vae_jax.report.tables import Row, quality_rows, rates_of, recorded, rows_of
-from vae_jax.run import RunFolder, load_run
-from vae_jax.standard_figures import standard_figures
+from vae_jax.run import Run, RunFolder, load_run
+from vae_jax.standard_figures import plot_standard_figures, standard_figures
 
 NOTHING = "none"
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -70,49 +70,103 @@ class Reported:
     notes: list[str]
 
 
-def report_on(runs: Sequence[Path], out: Path, *, trust: bool = False) -> Path:
+@dataclass(frozen=True)
+class Report:
+    """A page about runs, which shows itself as the value of a notebook's cell.
+
+    Attributes:
+        path: its file.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        text = self.path.read_text(encoding="utf-8")
+        own_links = '<head><base href="about:srcdoc">'  # else they would open the notebook in it
+        whole = html.escape(text.replace("<head>", own_links, 1))
+        return f'<iframe srcdoc="{whole}" style="border: 0; width: 100%; height: 40em"></iframe>'
+
+
+def report_on(
+    runs: Run | str | Path | Sequence[Run | str | Path],
+    out: str | Path | None = None,
+    *,
+    evaluation: Evaluation | None = None,
+    trust: bool = False,
+) -> Report:
     """Write one page about runs, side by side.
 
-    The figures in a run's folder are taken as they are. Where one that every model has is missing,
-    the run is loaded, and what is missing is drawn, for the page alone.
+    Without `out` the standard figures of a run are drawn into its folder first. With it the figures
+    in a run's folder are taken as they are; where one that every model has is missing, what is
+    missing is drawn, for the page alone.
 
     Args:
-        runs: the run folders.
-        out: an .html file.
+        runs: a run or several, each as `train` and `load_run` return it, or its folder.
+        out: an .html file; None is figures/report.html in the folder of the run, if it is one.
+        evaluation: what `evaluate` found of the run, if it is one; what the command `vae-jax
+            evaluate` found is on the page anyhow.
         trust: whether to run the code in a run folder, to draw, even where another account wrote
             it.
 
     Returns:
-        The path of the page.
+        The page.
 
     Raises:
-        VaeJaxError: one is no run folder, or the page cannot be written there.
+        VaeJaxError: one is no run, or the page cannot be written there.
+
+    Example:
+        >>> run = vj.train(experiment, "runs/first")
+        >>> vj.report_on(run, evaluation=vj.evaluate(run))  # runs/first/figures/report.html
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise VaeJaxError(f"--out is {out}: it must end in .html.")
+    each = [runs] if isinstance(runs, Run | str | Path) else [*runs]
+    if not each:
+        raise VaeJaxError("There is no run to report on: give one at least.")
+    if evaluation is not None and len(each) > 1:
+        raise VaeJaxError(
+            f"One evaluation was given for {len(each)} runs: leave it out, and record those of "
+            "all by `vae-jax evaluate RUN`."
+        )
+    folders = [run.folder if isinstance(run, Run) else RunFolder(Path(run)) for run in each]
+    if out is None:
+        if len(each) > 1:
+            raise VaeJaxError(
+                f"There is no file for a page about {len(each)} runs: give out='report.html'."
+            )
+        run = each[0] if isinstance(each[0], Run) else load_run(each[0], trust=trust)
+        plot_standard_figures(run)
+        out = run.folder.figures / "report.html"
+    page_file = Path(out)
+    if page_file.suffix.lower() not in (".html", ".htm"):
+        raise VaeJaxError(f"out is {out}: it must end in .html.")
+    names = short_names([folder.path for folder in folders])
+    evaluations = [] if evaluation is None else [evaluation]
     reported = [
-        _read(path, name, trust) for path, name in zip(runs, short_names(runs), strict=True)
+        _read(folder, name, run if isinstance(run, Run) else None, trust, evaluations)
+        for folder, name, run in zip(folders, names, each, strict=True)
     ]
-    text = page(reported)
-    with storage.writing(out), storage.whole_file(out) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return out
+    with storage.writing(page_file), storage.whole_file(page_file) as partial:
+        partial.write_text(page(reported), encoding="utf-8")
+    return Report(page_file)
 
 
-def _read(path: Path, name: str, trust: bool) -> Reported:
-    folder, notes = RunFolder(path), list[str]()
+def _read(
+    folder: RunFolder, name: str, run: Run | None, trust: bool, evaluations: list[Evaluation]
+) -> Reported:
+    notes = list[str]()
     about = facts(folder)
-    evaluations: list[Evaluation] = []
     try:
-        evaluations = recorded(folder)
+        evaluations = [*recorded(folder), *evaluations]
     except VaeJaxError as error:
         notes.append(str(error))
     figures = {file.stem: file.read_bytes() for file in sorted(folder.figures.glob("*.png"))}
     figures = {stem: content for stem, content in figures.items() if _is_png(content)}
     if not {*ALWAYS} <= figures.keys():
         try:
-            for kind, content in _drawn(folder, {*figures}, trust):
-                figures[kind] = content
+            run = load_run(folder.path, trust=trust) if run is None else run
+            figures |= _drawn(run, {*figures})
         except VaeJaxError as error:
             notes.append(f"Figures are missing. {error}")
     curves = dict[str, tuple[np.ndarray, np.ndarray]]()
@@ -134,11 +188,10 @@ def _is_png(content: bytes) -> bool:
     return True
 
 
-def _drawn(folder: RunFolder, there: Set[str], trust: bool) -> Iterator[tuple[str, bytes]]:
+def _drawn(run: Run, there: Set[str]) -> dict[str, bytes]:
     """The standard figures that are not there."""
-    for name, draw in standard_figures(load_run(folder.path, trust=trust)).items():
-        if name not in there | {*REDRAWN}:
-            yield name, plots.png(draw())
+    wanted = standard_figures(run).items()
+    return {name: plots.png(draw()) for name, draw in wanted if name not in there | {*REDRAWN}}
 
 
 def page(runs: Sequence[Reported]) -> str:
