@@ -21,6 +21,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from vae_jax import plots
+
 ROOT = Path(__file__).parents[1]
 REPETITIONS = 3
 IMAGES = (100, 300, 1000, 3000, 10_000)  # with K = SOME_SAMPLES
@@ -65,23 +67,19 @@ def in_a_process(num_images: int, num_samples: int) -> dict[str, float]:
 
 
 def draw(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out: Path) -> None:
-    """Time and memory against images, and against K, on logarithmic axes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
-    for axis, (name, (counts, points)) in zip(axes, curves.items(), strict=True):
-        seconds, memory = ([point[key] for point in points] for key in ("seconds", "MiB"))
-        axis.loglog(counts, seconds, "o-", color="#0072B2", label="seconds")
-        axis.loglog(counts, np.array(memory) / 1024, "s--", color="#D55E00", label="peak GiB")
-        through = seconds[-1] * np.array(counts) / counts[-1]
-        axis.loglog(counts, through, ":", color="#999999", label="in proportion")
-        axis.set_xlabel(name)
-    axes[0].set_ylabel("seconds, or GiB")
-    axes[0].legend(frameon=False)
-    figure.savefig(out, dpi=150)
+    """Time and memory against the number of pairs of an image and a sample."""
+    seconds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    memory: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, (counts, points) in curves.items():
+        pairs = np.array(counts) * (SOME_SAMPLES if counts == IMAGES else SOME_IMAGES)
+        seconds[name] = pairs, np.array([point["seconds"] for point in points])
+        memory[name] = pairs, np.array([point["MiB"] for point in points]) / 1024
+    pairs, last = [*seconds.values()][-1]
+    seconds["in proportion"] = pairs, last[-1] * pairs / pairs[-1]
+    panels = {"seconds": seconds, "peak memory [GiB]": memory}
+    figure = plots.scaling(panels, xlabel="images x samples K of each")
+    figure.axes[1].set(yscale="linear", ylim=(0, None))
+    plots.save(figure, out)
 
 
 def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scaling.png") -> None:
@@ -94,9 +92,11 @@ def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scal
     if point is not None:
         print(json.dumps(measure(*point)))
         return
+    more_images = [in_a_process(count, SOME_SAMPLES) for count in IMAGES]
+    more_samples = [in_a_process(SOME_IMAGES, count) for count in SAMPLES]
     curves = {
-        f"images, K = {SOME_SAMPLES}": (IMAGES, [in_a_process(n, SOME_SAMPLES) for n in IMAGES]),
-        f"K, {SOME_IMAGES} images": (SAMPLES, [in_a_process(SOME_IMAGES, k) for k in SAMPLES]),
+        f"more images, K = {SOME_SAMPLES}": (IMAGES, more_images),
+        f"larger K, {SOME_IMAGES} images": (SAMPLES, more_samples),
     }
     draw(curves, out)
     table = Table("", "", "seconds", "peak MiB")

@@ -309,7 +309,7 @@ def test_the_charts_of_scaling_have_one_height():
     """However many lines their legends have, and however many points their curves."""
     x = np.arange(1, 49)
     panels = {"one": {"a": (x, x)}, "two": {"a": (x, x), "b": (x, x), "c": (x, x)}}
-    figure = plots.scaling(panels, xlabel="layer")
+    figure = plots.scaling(panels, xlabel="layer", ylabel="rate")
     rendered(figure)
     boxes = [axes.get_window_extent() for axes in figure.axes]
     assert boxes[0].height == pytest.approx(boxes[1].height)
@@ -334,7 +334,12 @@ def test_scaling_draws_every_point_of_a_power_law_as_a_line():
             assert np.ptp(np.diff(places, axis=0), axis=0).max() < 1e-6
             assert axes.bbox.contains(*places[0])
             assert axes.bbox.contains(*places[-1])
-    assert plots.scaling(panels, xlabel="count", yscale="linear").axes[0].get_yscale() == "linear"
+    assert all(axes.get_ylabel() == "" for axes in figure.axes)  # one for all, beside them
+    alone = plots.scaling(panels, xlabel="count", yscale="linear").axes
+    assert [(axes.get_yscale(), axes.get_ylabel()) for axes in alone] == [
+        ("linear", "K"),
+        ("linear", "M"),
+    ]
 
 
 def test_latent_scatter_gives_each_class_its_points_and_its_name():

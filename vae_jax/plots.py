@@ -116,7 +116,8 @@ def scaling(
     """Draws title -> name -> (x `[T]`, y `[T]`) over a logarithmic x-axis, three panels a row.
 
     A power law is a line where the y-axis is logarithmic too. Every point is marked and
-    has its x below, as long as these can be read, and every panel has a legend of its own.
+    has its x below, as long as these can be read, and every panel has a legend of its own. Without
+    `ylabel` the title of a panel is what its y-axis has.
     """
     figure, charts = _charts(len(panels), (4.2, 3.6))
     lines = max(map(len, panels.values()))
@@ -135,11 +136,12 @@ def scaling(
         axes.legend(
             [*axes.lines, *[Line2D([], [], ls="")] * missing],
             [*curves, *[" "] * missing],
-            title=title,
+            title=title if ylabel else None,
             frameon=False,
             ncols=columns,
             **above,
         )
+        axes.set_ylabel("" if ylabel else title)
     figure.supxlabel(xlabel, fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     return figure
