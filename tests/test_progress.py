@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vae_jax import progress
-from vae_jax.progress import Progress, Waiting
+from vae_jax.progress import Counter, Progress, Waiting
 
 
 @pytest.fixture
@@ -68,3 +68,14 @@ def test_a_notebook_has_one_bar_that_moves(
     assert "loss 3.25 nats" in html[0]
     assert "value='2000'" in html[1]
     assert len(html) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_count_that_does_not_move_says_for_how_long(capsys: pytest.CaptureFixture[str]):
+    with Counter("Preparing digits") as counter:
+        time.sleep(0.3)
+        first, *lines = capsys.readouterr().err.splitlines()
+        assert first == "Preparing digits (once)..."
+        assert set(lines) == {"Preparing digits, 0 s"}
+        counter.update(1, 2)
+        assert capsys.readouterr().err == "Preparing digits: 50 %\n"

@@ -250,6 +250,7 @@ class Counter:
 
     def __init__(self, sentence: str):
         self.sentence = legible(sentence)
+        self._waiting = Waiting(self.sentence, quiet=True)
         self._last_line = time.perf_counter()
         self._plain = not _on_terminal()
         self._bar = Bar(
@@ -266,9 +267,11 @@ class Counter:
         if self._plain:
             say(f"{self.sentence} (once)...")
         self._bar.start()
+        self._waiting.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._waiting.__exit__(*exception)
         self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
@@ -277,6 +280,7 @@ class Counter:
         now = time.perf_counter()
         if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
+            self._waiting.heard()
             say(f"{self.sentence}: {100 * done // total} %")
 
 

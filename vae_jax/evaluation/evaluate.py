@@ -180,6 +180,7 @@ def evaluate(
         values, latents = bounds(run.variables)
         for evaluator in evaluators:
             values |= evaluator(run.variables)
+        codebook = codebook_use(run.variables, experiment, split, num_images)
     if gaps:
         values |= inference_gaps(values)
     mean = {name: each.mean(1, dtype=np.float64) for name, each in values.items()}
@@ -192,7 +193,7 @@ def evaluate(
         mean=mean,
         standard_error={name: standard_error_of_mean(each) for name, each in values.items()},
         active_units=[active_units(means, variances) for means, variances in latents],
-        codebook=codebook_use(run.variables, experiment, split, num_images),
+        codebook=codebook,
         bits_per_dim=bits_per_dim(mean["nll"], experiment) if "nll" in mean else None,
         quality=quality,
     )

@@ -17,6 +17,7 @@ from vae_jax.given import Count, Positive, Seed, checked
 from vae_jax.interfaces import Prior
 from vae_jax.optimizers import by_group
 from vae_jax.priors.standardized import Standardized
+from vae_jax.progress import Waiting
 from vae_jax.run import Run, RunFolder
 from vae_jax.second_stage.objective import FitPrior
 from vae_jax.step import TrainState
@@ -96,7 +97,8 @@ def fit_prior(
         params |= {name: stage["params"][name] for name in params if name in stage["params"]}
         params["prior"] = state.params.get("prior", {})
         if is_real:
-            loc, scale = moments(latents_of(run, seed))
+            with Waiting(f"Encoding the training images by {run.folder.path}"):
+                loc, scale = moments(latents_of(run, seed))
             params["prior"] = {**params["prior"], "loc": loc[None], "scale": scale[None]}
         collections = {name: stage.get(name, tree) for name, tree in state.model_state.items()}
         ema = jax.tree.map(jnp.copy, params)
