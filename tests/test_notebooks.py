@@ -3,13 +3,22 @@
 import ast
 import os
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 from running import ROOT
 
+from vae_jax.step import init_state
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
+SWAPPED = {
+    "likelihood": ("MixtureOfLogistics(5)", "CategoricalPixels()", "OptimalGaussian()"),
+    "prior": ("VampPrior(20)", "GaussianMixture(10, 4)", "RealNVP(4)"),
+}
 every_notebook = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 
 
@@ -34,6 +43,25 @@ def test_an_own_model_of_an_own_array_takes_at_most_fifteen_lines():
     for part in ("likelihood", "prior"):
         (line,) = (line for line in code.splitlines() if line.strip().startswith(f"{part}="))
         assert ast.parse(f"dict({line})")  # the whole of it
+
+
+def test_its_likelihood_and_its_prior_are_swapped_in_one_line_each():
+    """The fifteen lines with another line in place of one, traced rather than trained."""
+    array, code, *_ = cells(ROOT / "notebooks" / "own_images.py")
+    made, _, trained = code.rpartition("run = vj.train(")
+    assert trained
+    for part, others in SWAPPED.items():
+        for other in others:
+            swapped, count = re.subn(
+                rf"^    {part}=.*$", f"    {part}=vj.{other},", made, flags=re.M
+            )
+            assert count == 1
+            names: dict[str, Any] = {}
+            exec(f"{array}\n{swapped}", names)
+            experiment = names["experiment"]
+            state = jax.eval_shape(partial(init_state, experiment), 0)
+            assert jax.tree.leaves(state.params)
+            assert type(getattr(experiment.model, part)).__name__ == other.partition("(")[0]
 
 
 @pytest.mark.slow

@@ -135,3 +135,21 @@ def test_a_name_that_is_none_asks_which_was_meant(name: str, said: str):
     with pytest.raises(AttributeError, match=re.escape(said)):
         getattr(vae_jax, name)
     assert not hasattr(vae_jax, name)
+
+
+def test_every_public_name_misspelled_is_asked_for():
+    """A letter left out, two exchanged, all small, one too many."""
+    public = {*dir(vae_jax)} - {"__version__"}
+    rooms = {path.stem for path in (ROOT / "vae_jax").iterdir()}  # of the package, once imported
+    for name in public:
+        middle = len(name) // 2
+        wrong = {
+            name[:middle] + name[middle + 1 :],
+            name[: middle - 1] + name[middle] + name[middle - 1] + name[middle + 1 :],
+            name.lower(),
+            f"{name}s",
+        }
+        for each in wrong - public - rooms:
+            with pytest.raises(AttributeError) as refusal:
+                getattr(vae_jax, each)
+            assert name in str(refusal.value), each

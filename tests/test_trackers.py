@@ -96,12 +96,13 @@ def test_tensorboard(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the library's own
 def test_wandb_offline(whole: tuple[Path, Called], monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, _ = whole
     for step in (1, 2):
         with Trackers([WandB]) as trackers:
             trackers.of(folder)(step, with_figure(folder))
+    wandb.teardown()  # its process writes what it still holds, as at the end of ours
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1  # of one run, which `wandb sync` puts together
