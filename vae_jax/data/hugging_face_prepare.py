@@ -3,7 +3,8 @@
 The only process that imports `datasets`. `vae_jax.data.hugging_face` starts it (`preparation.run`).
 """
 
-# pyright: reportAttributeAccessIssue=false, which takes the file beside this one for the package
+# pyright: reportAttributeAccessIssue=false
+# (It takes the file beside this one for the package.)
 
 import functools
 import io
