@@ -16,6 +16,7 @@ from vae_jax.compatibility import LIKELIHOODS as LIKELIHOOD_CLASSES
 
 D, N, C = 2, 2, 3  # real and unit vectors [D], one-hot and probability vectors [N, C]
 GRID = (2, 2)  # of codes
+SMALL: dict[str, Any] = {"width": 4, "num_layers": 1, "num_heads": 1}
 
 
 def mlp(width: int = 6) -> vj.MLP:
@@ -65,6 +66,8 @@ PRIORS: dict[str, tuple[Callable[[], Any], set[str], str, str]] = {
     "UniformConcrete": (lambda: vj.UniformConcrete(N, C, 0.7), {"simplex"}, "", ""),
     "UniformCodes": (lambda: vj.UniformCodes(GRID), {"codes"}, "c", "f"),
     "AutoregressiveCodes": (lambda: vj.AutoregressiveCodes, {"codes", "onehot"}, "", "l"),
+    "MaskedCodes": (lambda: vj.MaskedCodes(GRID, **SMALL), {"codes"}, "c", "lb"),
+    "GIVT": (lambda: vj.GIVT(D, **SMALL, num_components=2), {"real"}, "", "l"),
 }
 SUPPORTS = {"threshold": "binary", "grey": "uint8", "dequantize": "unit"}
 # Likelihood: the first protocol whose images it declares a probability of.
@@ -183,7 +186,7 @@ def build(combination: Combination) -> tuple[Any, Any, str]:
     p = PRIORS[prior][0]()
     if prior == "AutoregressiveCodes":
         shape = (N,) if POSTERIORS[posterior][1] == "onehot" else GRID
-        p = p(shape, width=4, num_layers=1, num_heads=1)
+        p = p(shape, **SMALL)
     make_critic = OBJECTIVES[objective][4]
     codes = POSTERIORS[posterior][1] == "codes"
     model = vj.VAE(

@@ -335,9 +335,11 @@ LENGTH, CLASSES = 3, 3
 @pytest.fixture(scope="module")
 def autoregressive() -> AutoregressiveCategorical:
     """Far from uniform: every weight is drawn from a normal."""
-    network = Transformer(LENGTH, CLASSES, width=8, num_layers=2, num_heads=2)
-    x = jnp.zeros((1, LENGTH, CLASSES))
-    return AutoregressiveCategorical(drawn(network, x, network.empty_cache(1)), network)
+    small: Any = {"width": 8, "num_layers": 2, "num_heads": 2}
+    network = Transformer(LENGTH, CLASSES, **small)
+    variables = drawn(network, jnp.zeros((1, LENGTH, CLASSES)), network.empty_cache(1))
+    prior = AutoregressiveCodes((LENGTH,), **small)
+    return AutoregressiveCategorical(variables, None, network, prior)
 
 
 SEQUENCES = np.array(list(itertools.product(range(CLASSES), repeat=LENGTH)))

@@ -160,11 +160,13 @@ def test_critics_are_given_where_they_are_needed_and_nowhere_else(objective):
 
 # Parameters that an objective has no use for: a VAE-GAN looks at means, not at scales of pixels.
 # Both sides of a hinge pull a bias by one, until a logit is beyond one. What is behind gates that
-# begin at zero moves after them, and a schedule once there is something to be estimated.
+# begin at zero moves after them, and a schedule once there is something to be estimated. A vector
+# is one token of GIVT, before which there is none.
 BEHIND_GATES = {"block0", "of_time_0", "of_time_1"}
 UNMOVED = {
     "Diffusion": BEHIND_GATES | {"schedule"},
     "FlowMatching": BEHIND_GATES,
+    "GIVT": {"['prior']['network']['Dense_0']['kernel']"},
     "VAEGAN": {"log_scale", "log_concentration"},
     "PatchGAN": {"['critic']['logit']['bias']"},
 }

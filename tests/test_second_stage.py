@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vae_jax.errors import Interrupted
 from vae_jax.progress import Pace
 from vae_jax.run import Run
 from vae_jax.second_stage import FitPrior, fit_prior
+from vae_jax.step import init_state
 
 NETWORK = vj.AdaptiveMLP(8, 1)
 FLOW = vj.FlowMatching(2, NETWORK, num_classes=8)
@@ -109,8 +111,69 @@ def test_what_does_not_fit_is_refused_with_a_sentence(first: Run, second: Run, t
     with pytest.raises(vj.VaeJaxError, match="has a density for each class"):
         fit_prior(second.replica(0), vj.GaussianMixture(3, 2), tmp_path / "run", **HOW)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(vj.VaeJaxError, match="no prior has classes or a network to choose"):
+    with pytest.raises(vj.VaeJaxError, match="no prior has classes: leave them out"):
         fitted_priors.prior_for(first, "mixture", classes=8)
+
+
+def of_codes(first: Run, prior: Any, labels: Any = None) -> Run:
+    """The run of a model of codes with this prior, not trained."""
+    codes = {"encoder": vj.ConvEncoder((4,), dense=None), "posterior": vj.VectorQuantized(3, 2)}
+    model = tiny.model().clone(**codes, prior=prior, labels=labels)
+    experiment = dataclasses.replace(first.experiment, model=model, objective=vj.VQVAE())
+    state = jax.jit(jax.vmap(partial(init_state, experiment)))(np.zeros(1, np.uint32))
+    return dataclasses.replace(first, experiment=experiment, state=state)
+
+
+SMALL: dict[str, Any] = {"width": 4, "num_layers": 1, "num_heads": 1}
+
+
+@pytest.mark.others_slow
+@pytest.mark.parametrize("kind", [vj.MaskedCodes, vj.AutoregressiveCodes])
+def test_how_codes_are_drawn_is_an_argument(first: Run, kind: Any):
+    """Guidance of zero is the conditional model to the bit; the likeliest is that of one code."""
+    run = of_codes(first, kind((2, 2), **SMALL, num_classes=8), vj.Labels(8))
+    how: dict[str, Any] = {"num": 4, "label": [3]}
+    own = run.sample(**how)
+    alike: list[dict[str, Any]] = [
+        {"guidance": 0.0},
+        {"temperature": 1.0},
+        {"top_p": 1, "top_k": 3},
+    ]
+    for same in alike:
+        np.testing.assert_array_equal(own, run.sample(**how, **same))
+    assert (own != run.sample(**how, guidance=20.0)).any()
+    if kind is vj.AutoregressiveCodes:
+        one = run.sample(**how, top_k=1)
+        np.testing.assert_array_equal(one, run.sample(**how, temperature=0))
+        np.testing.assert_array_equal(one, np.broadcast_to(one[:1], one.shape))
+    else:
+        half = np.arange(4)[:, None] < np.array([[2] * 4])
+        images = tiny.images(3, 7)
+        filled = run.inpaint(images, half, 3, num=2)
+        assert filled.shape == (3, 2, 4, 4, 1)
+        seen = run.inpaint(images, ~half, 3)
+        np.testing.assert_array_equal(filled[:, 0, 2:] > 0.5, images[:, 2:] > 127)
+        np.testing.assert_array_equal(seen[:, 0, :2] > 0.5, images[:, :2] > 127)
+
+
+def test_draws_that_a_prior_does_not_make_are_refused(first: Run):
+    plain = of_codes(first, vj.AutoregressiveCodes((2, 2), **SMALL))
+    refused: dict[str, Any] = {
+        r"is StandardNormal, whose draws take no top_k: leave the top_k out": (first, "top_k", 3),
+        r"is StandardNormal, whose draws take no temperature": (first, "temperature", 0.5),
+        r"that of .* is AutoregressiveCodes without such classes": (plain, "guidance", 1.0),
+        r"The temperature of AutoregressiveCodes is \[1, 2\]: give one": (
+            plain,
+            "temperature",
+            [1, 2],
+        ),
+        r"temperature of AutoregressiveCodes is -1": (plain, "temperature", -1.0),
+        r"top_k of sample is 0": (plain, "top_k", 0),
+        r"top_p of sample is 1\.5": (plain, "top_p", 1.5),
+    }
+    for sentence, (run, name, value) in refused.items():
+        with pytest.raises(vj.VaeJaxError, match=sentence):
+            run.sample(2, **{name: value})
 
 
 @pytest.mark.slow
@@ -144,3 +207,33 @@ def test_a_family_is_fitted_and_evaluated_by_the_command(first: Run, tmp_path: P
     assert out.exists()
     main(["evaluate", str(folder), "--num-samples", "2", "--num-images", "4"])
     assert "NLL" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["masked", "autoregressive", "givt"])
+def test_a_family_of_tokens_is_fitted_drawn_from_and_evaluated(
+    first: Run, family: str, tmp_path: Path, capsys
+):
+    """With classes; of codes a bound on the likelihood, of GIVT more samples are a tighter one."""
+    from vae_jax.cli import main
+
+    run, folder, out = first, tmp_path / "second", tmp_path / "samples.png"
+    if family != "givt":
+        model = of_codes(first, vj.UniformCodes((2, 2))).experiment.model
+        run = vj.train(
+            dataclasses.replace(first.experiment, model=model, objective=vj.VQVAE()),
+            tmp_path / "first",
+        )
+    how = ["--workdir", str(folder), "--num-steps", "20", "--batch-size", "16"]
+    main(["fit-prior", str(run.folder.path), "--prior", family, "--classes", *how])
+    more = [] if family == "givt" else ["--top-k", "2", "--top-p", "0.9"]
+    draw = ["--guidance", "1", "--temperature", "0.8", *more, "--num", "8", "--out", str(out)]
+    main(["sample", str(folder), *draw])
+    assert out.exists()
+    capsys.readouterr()
+    main(["evaluate", str(folder), "--num-samples", "3", "--num-images", "4"])
+    assert "NLL" in capsys.readouterr().out
+    fitted = vj.load_run(folder)
+    images, labels = fitted.images("test", np.arange(4)), fitted.labels("test", np.arange(4))
+    bounds = fitted.bounds(images, labels, num_samples=3)
+    assert (bounds["nll"] <= bounds["neg_elbo"] + 1e-4).all()

@@ -126,6 +126,8 @@ from .priors.diffusion import Diffusion as Diffusion
 from .priors.flow_matching import FlowMatching as FlowMatching
 from .priors.flows import MaskedAutoregressiveFlow as MaskedAutoregressiveFlow
 from .priors.flows import RealNVP as RealNVP
+from .priors.givt import GIVT as GIVT
+from .priors.masked import MaskedCodes as MaskedCodes
 from .priors.mixtures import GaussianMixture as GaussianMixture
 from .priors.mixtures import VampPrior as VampPrior
 from .priors.simple import HypersphericalUniform as HypersphericalUniform

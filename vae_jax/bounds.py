@@ -41,7 +41,8 @@ def per_image(
     Returns:
         Values in nats, `[B]` each:
 
-        - `nll`: -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8);
+        - `nll`: -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8); -L_1 where of
+          ln p(z) a bound is all that is known;
         - `neg_elbo`: -L_1, averaged over the K samples;
         - `distortion`: -E_q ln p(x|z);
         - `kl_sampled`: E_q[ln q(z|x) - ln p(z)];
@@ -59,7 +60,7 @@ def per_image(
     def one_chunk(index: Array) -> dict[str, Array]:
         own = random.indexed(keys, index)
         terms = cast(Terms, model.apply(variables, x, own, chunk, y))
-        if exact_prior and not model.prior.exact:
+        if exact_prior and not model.prior.exact and not model.prior.bound_alone:
             terms = terms.with_exact_prior()
         used = (index * chunk + jnp.arange(chunk) < num_samples)[:, None]
 
@@ -92,9 +93,11 @@ def per_image(
     chunks = lax.map(one_chunk, jnp.arange(num_chunks))
     sums = {name: chunks.pop(name).sum(0) for name in ("neg_elbo", "distortion", "kl_sampled")}
     log_sum_w = jax.nn.logsumexp(chunks.pop("log_sum_w"), axis=0)
+    means = {name: value / num_samples for name, value in sums.items()}
+    log_mean_w = log_sum_w - math.log(num_samples)
     return {
-        "nll": math.log(num_samples) - log_sum_w,
-        **{name: value / num_samples for name, value in sums.items()},
+        "nll": means["neg_elbo"] if model.prior.bound_alone else -log_mean_w,
+        **means,
         **{name: values.mean(0) for name, values in chunks.items()},
     }
 

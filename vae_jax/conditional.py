@@ -6,12 +6,14 @@ has the label n mod B.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int, Integer, Key
 from typing_extensions import override
 
+from vae_jax import random
 from vae_jax.distributions import Normal
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, LatentShape
@@ -112,6 +114,42 @@ def given(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"]:
     raise VaeJaxError(
         "The model is conditional and was given no labels: pass them as y, integers [B]."
     )
+
+
+def dropped(
+    y: Int[Array, "N"], keys: Key[Array, "N"], none: int, probability: float
+) -> Int[Array, "N"]:
+    """Labels, each that of no class with this probability (Ho & Salimans 2022, algorithm 1).
+
+    Args:
+        y: the labels.
+        keys: typed keys.
+        none: the label of no class.
+        probability: the probability.
+    """
+    uniform = random.draw(jax.random.uniform, random.purpose(keys, "drop"), (), y.shape)
+    return jnp.where(uniform >= probability, y, none)
+
+
+def check_guidance(
+    part: nn.Module, num_classes: int | None, drop_labels: float, guidance: float
+) -> None:
+    """Checks that draws which are guided towards classes have classes, and learned what is not.
+
+    Raises:
+        VaeJaxError: they have none, or did not.
+    """
+    name = type(part).__name__
+    if guidance > 0 and num_classes is None:
+        raise VaeJaxError(
+            f"{name} has guidance {guidance:g} and no classes to be guided to: give "
+            "num_classes, that of a conditional model, or leave the guidance at 0."
+        )
+    if guidance > 0 and drop_labels == 0:
+        raise VaeJaxError(
+            f"{name} is guided away from p(z), which it learns where labels are dropped, and "
+            "drop_labels is 0: give drop_labels=0.1 in training, or leave the guidance at 0."
+        )
 
 
 class ClassGaussian(Prior):

@@ -37,6 +37,8 @@ from vae_jax.priors.codes import AutoregressiveCodes
 from vae_jax.priors.diffusion import Diffusion
 from vae_jax.priors.flow_matching import FlowMatching
 from vae_jax.priors.flows import RealNVP
+from vae_jax.priors.givt import GIVT
+from vae_jax.priors.masked import MaskedCodes
 from vae_jax.priors.mixtures import GaussianMixture
 from vae_jax.priors.second_stage import SecondStageVAE
 from vae_jax.priors.standardized import Standardized
@@ -45,7 +47,7 @@ from vae_jax.vae import Terms
 
 Tree = TypeVar("Tree")
 Quick = Literal["mixture", "flow", "vae", "autoregressive"]
-Family = Quick | Literal["diffusion", "flow_matching"]
+Family = Quick | Literal["masked", "givt", "diffusion", "flow_matching"]
 
 LATENTS = 50_000  # the least number drawn from the aggregated posterior
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
@@ -261,18 +263,22 @@ def prior_for(
     Args:
         run: the trained model.
         family: the family.
-        classes: the number of classes of a diffusion or of flow matching.
-        network: the network of one of these; None takes its own.
+        classes: the number of classes of any prior of a network of its own.
+        network: the network of diffusion or flow matching; None takes their own.
 
     Raises:
         VaeJaxError: no prior of the family fits the latents, or it has no classes or network.
     """
     model = run.experiment.model
-    asked = classes is not None or network is not None
-    if asked and family not in ("diffusion", "flow_matching"):
+    if classes is not None and family in ("mixture", "flow", "vae"):
         raise VaeJaxError(
-            f"Of the family {family!r} no prior has classes or a network to choose: leave them "
-            "out, or take diffusion or flow_matching."
+            f"Of the family {family!r} no prior has classes: leave them out, or take "
+            "autoregressive, masked, givt, diffusion or flow_matching."
+        )
+    if network is not None and family not in ("diffusion", "flow_matching"):
+        raise VaeJaxError(
+            f"Of the family {family!r} no prior has a network to choose: leave it out, or take "
+            "diffusion or flow_matching."
         )
     space = model.posteriors[-1].space
     x = jnp.zeros((1, *model.image_shape))
@@ -290,15 +296,19 @@ def prior_for(
         case "vae", 1:
             return SecondStageVAE(shape[0])
         case "autoregressive", _ if space == "codes":
-            return AutoregressiveCodes(shape[:-1])
+            return AutoregressiveCodes(shape[:-1], num_classes=classes)
+        case "masked", _ if space == "codes":
+            return MaskedCodes(shape[:-1], num_classes=classes)
+        case "givt", _ if space == "real":
+            return GIVT(shape, num_classes=classes)
         case "diffusion", _ if space == "real":
             return Diffusion(shape, network, classes)
         case "flow_matching", _ if space == "real":
             return FlowMatching(shape, network, classes)
     raise VaeJaxError(
         f"No prior of the family {family!r} fits latents of the shape {shape}: take mixture, flow, "
-        "vae, diffusion or flow_matching for real vectors, all but flow and vae for other real "
-        "latents, autoregressive for codes."
+        "vae, givt, diffusion or flow_matching for real vectors, all but flow and vae for other "
+        "real latents, autoregressive or masked for codes."
     )
 
 

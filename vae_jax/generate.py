@@ -31,6 +31,8 @@ def sample(
     prior: Quick | None = None,
     temperature: Sequence[float] | None = None,
     guidance: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> np.ndarray:
     """Draw z from the prior and show means of p(x|z).
 
@@ -43,19 +45,25 @@ def sample(
         prior: the family of a density that is fitted to the latents of the training images once,
             kept in the run folder, and drawn from; None draws from the model's own prior.
         temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for each
-            layer, the bottom layer first; None leaves them.
+            layer, the bottom layer first; or the temperature of a prior over codes or of GIVT; None
+            leaves them.
         guidance: the weight of classifier-free guidance of a prior that `vae-jax fit-prior
             --classes` has fitted; 0 draws from p(z|y), None with the prior's own.
+        top_k: the number of likeliest codes from which a prior over codes draws one; None leaves
+            the prior's own.
+        top_p: the mass of the likeliest codes from which it draws one, above 0; None leaves the
+            prior's own.
 
     Returns:
         Pictures `[num, H, W, C]`.
 
     Raises:
-        VaeJaxError: there is no such class, no prior of the family fits the latents, or the model
-            has no such temperatures or guidance.
+        VaeJaxError: there is no such class, no prior of the family fits the latents, or the model's
+            draws take no such argument.
     """
     own = run if prior is None else fitted(run, prior)
-    return own.sample(num, label=labels, temperature=temperature, guidance=guidance, seed=seed)
+    how = {"temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p}
+    return own.sample(num, label=labels, seed=seed, **how)
 
 
 def reconstruct_rows(

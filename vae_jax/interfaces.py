@@ -252,6 +252,9 @@ class Prior(Part):
         needs: the traits that the posterior must have.
         factors: whether the components are independent.
         exact: whether training knows ln p(z), and not a bound on it that is estimated with noise.
+        bound_alone: whether that bound is all that is known, so that evaluation takes it too.
+        draws_by: the names of the fields that say how draws are made, of "guidance",
+            "temperature", "top_k" and "top_p": `Run.sample` takes them as arguments.
         whole_batch: whether it looks at the batch as a whole.
 
     Example:
@@ -271,6 +274,8 @@ class Prior(Part):
     needs: ClassVar[frozenset[Trait]] = frozenset()
     factors: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    bound_alone: ClassVar[bool] = False
+    draws_by: ClassVar[frozenset[str]] = frozenset()
     whole_batch: ClassVar[bool] = False
 
     @property

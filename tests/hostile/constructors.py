@@ -85,6 +85,18 @@ TRANSPORTED: Field = {
     "guidance": (*WEIGHT, Said(1.0, "no classes to be guided to: give num_classes")),
     "sampler": ("euler", None, 1),
 }
+TOKENS: Field = {
+    "width": UNEQUAL,
+    **HEADS,
+    "num_classes": TRANSPORTED["num_classes"],
+    "drop_labels": PROPORTION,
+    "guidance": TRANSPORTED["guidance"],
+    "temperature": WEIGHT,
+}
+CODES: Field = TOKENS | {
+    "top_k": (0, -1, 2.5, "3", True),
+    "top_p": (0, -0.1, 1.1, NAN, "0.9"),
+}
 MODEL: Field = {
     "prior": PRIOR,
     "likelihood": LIKELIHOOD,
@@ -217,7 +229,15 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     vj.UniformCodes: ({"shape": (2, 2)}, {"shape": PAIR}),
     vj.AutoregressiveCodes: (
         {"shape": (2, 2), "width": 8, "num_heads": 2},
-        {"shape": (4, (), (2, 0), (2, 2, 2)), "width": UNEQUAL, **HEADS},
+        CODES | {"shape": (4, (), (2, 0), (2, 2, 2))},
+    ),
+    vj.MaskedCodes: (
+        {"shape": (2, 2), "width": 8, "num_heads": 2},
+        CODES | {"shape": PAIR, "num_steps": COUNT, "choice_temperature": WEIGHT},
+    ),
+    vj.GIVT: (
+        {"shape": (2, 2), "width": 8, "num_heads": 2},
+        TOKENS | {"shape": SHAPE, "num_components": COUNT},
     ),
     vj.GaussianMixture: (
         {"num_components": 3, "shape": 2},

@@ -236,7 +236,7 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
     ),
     "codes with the default prior": (
         partial(combined, posterior=vj.VectorQuantized(4, 2), objective=vj.VQVAE()),
-        "the latents of VectorQuantized; of priors, these do: AutoregressiveCodes, UniformCodes",
+        "the latents of VectorQuantized; of priors, these do: AutoregressiveCodes, MaskedCodes",
     ),
     "the default posterior with a prior of unit vectors": (
         partial(combined, prior=vj.HypersphericalUniform(3)),

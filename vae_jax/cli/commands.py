@@ -44,7 +44,9 @@ experiments_app = SubcommandApp()
 
 File = Annotated[str, tyro.conf.Positional]
 Split = Literal["train", "valid", "test"]
-Family = Literal["mixture", "flow", "vae", "autoregressive", "diffusion", "flow_matching"]
+Family = Literal[
+    "mixture", "flow", "vae", "autoregressive", "masked", "givt", "diffusion", "flow_matching"
+]
 Quantity = Literal[
     "nll", "neg_elbo", "kl", "kl_sampled", "distortion", "bits_per_dim", "active_units"
 ]
@@ -228,8 +230,8 @@ def fit_prior(
         prior: the family of the prior.
         workdir: the run folder of the second stage (None: that of the first and the family).
         network: the network of diffusion or flow matching (None: mlp for vectors, unet for maps).
-        classes: condition diffusion or flow matching on the classes of the data, with or without
-            which the first stage may have been trained.
+        classes: condition the prior (any but mixture, flow and vae) on the classes of the data,
+            with or without which the first stage may have been trained.
         num_steps: the number of optimizer steps.
         batch_size: the number of images in a batch.
         learning_rate: the largest learning rate of Adam.

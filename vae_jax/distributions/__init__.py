@@ -25,6 +25,7 @@ from vae_jax.distributions.base import (
 )
 from vae_jax.distributions.categorical import Concrete, OneHotCategorical
 from vae_jax.distributions.codes import (
+    BoundedCoded,
     Codebook,
     Coded,
     ProductCodebook,
@@ -44,6 +45,7 @@ from vae_jax.distributions.transformed import Transformed
 __all__ = [
     "LOG_SCALE_RANGE",
     "Bounded",
+    "BoundedCoded",
     "Codebook",
     "Coded",
     "Concrete",

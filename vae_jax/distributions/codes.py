@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
-from vae_jax.distributions.base import Distribution, Shape
+from vae_jax.distributions.base import Bounded, Distribution, Shape
 from vae_jax.interfaces import Pytree
 
 
@@ -222,19 +222,43 @@ class Coded(Distribution):
     @property
     def mean(self) -> Float[Array, "*batch h w D"]:
         """The vectors of the codes that the mean of the base favours; not the mean."""
-        return self._embed(self.base.mean)
+        return self.embed(self.base.mean)
 
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws h w D"]:
         """The vectors of drawn codes; not reparameterized."""
-        return self._embed(self.base.sample(key, sample_shape))
+        return self.embed(self.base.sample(key, sample_shape))
 
     def log_prob(self, value: Float[Array, "*draws h w D"]) -> Float[Array, "..."]:
         """The log-mass of the codes; no gradient passes through it to `value`."""
-        one_hot = jax.nn.one_hot(self.codebook.indices(value), self.codebook.num_codes)
-        return self.base.log_prob(one_hot.reshape(*value.shape[:-3], *self.base.event_shape))
+        return self.base.log_prob(self.one_hot(value))
 
-    def _embed(self, one_hot: Float[Array, "*draws n C"]) -> Float[Array, "*draws h w D"]:
+    def one_hot(self, value: Float[Array, "*draws h w D"]) -> Float[Array, "*draws n C"]:
+        """The codes of maps of code vectors, one-hot."""
+        codes = jax.nn.one_hot(self.codebook.indices(value), self.codebook.num_codes)
+        return codes.reshape(*value.shape[:-3], *self.base.event_shape)
+
+    def embed(self, one_hot: Float[Array, "*draws n C"]) -> Float[Array, "*draws h w D"]:
+        """The maps of the vectors of one-hot codes."""
         indices = one_hot.argmax(-1).reshape(*one_hot.shape[:-2], *self.grid, self.codebook.depth)
         return self.codebook.embed(indices)
+
+
+@struct.dataclass
+class BoundedCoded(Coded, Bounded):
+    """`Coded`, of codes whose distribution has a bound."""
+
+    def elbo(
+        self, value: Float[Array, "*batch h w D"], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """The bound on the log-mass of the codes."""
+        assert isinstance(self.base, Bounded)
+        return self.base.elbo(self.one_hot(value), keys)
+
+    @override
+    def fit_objective(
+        self, value: Float[Array, "*batch h w D"], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        assert isinstance(self.base, Bounded)
+        return self.base.fit_objective(self.one_hot(value), keys)

@@ -77,6 +77,7 @@ Weight = Annotated[float, Bounds(least=0)]
 Seed = Annotated[int, Bounds(least=0, most=2**32 - 1), "a whole number from 0 to 2^32 - 1"]
 Positive = Annotated[float, Bounds(above=0)]
 Proportion = Annotated[float, Bounds(least=0, most=1)]
+Share = Annotated[float, Bounds(above=0, most=1)]
 Decay = Annotated[float, Bounds(least=0, below=1)]
 Limit = Annotated[float, lambda value: value == value, "a number, which may be infinite"]
 _WIDTHS = "a tuple of whole numbers, each at least 1, such as (64, 64)"

@@ -1,21 +1,23 @@
-"""Priors over codes."""
+"""Priors over codes: uniform, and of one code after another."""
 
 import math
-from typing import Annotated, cast
+from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import Array, lax
-from jaxtyping import Float, Int, Key
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Coded, Distribution, OneHotCategorical, Shape, sum_event
-from vae_jax.given import Count
-from vae_jax.interfaces import Model, Prior, Variables
-from vae_jax.networks.transformer import Cache, Transformer, check_heads
+from vae_jax.conditional import given
+from vae_jax.distributions import BoundedCoded, Coded, OneHotCategorical, Shape
+from vae_jax.given import Count, Share
+from vae_jax.interfaces import Model, Prior, latent_shape
+from vae_jax.priors.tokens import Autoregressive, TokenPrior, Tokens
 
 
 class UniformCodes(Prior):
@@ -38,119 +40,135 @@ class UniformCodes(Prior):
         return Coded(OneHotCategorical(logits, temperature=1.0), codebook, self.shape)
 
 
-@struct.dataclass
-class AutoregressiveCategorical(Distribution):
-    """One-hot `[n, C]`: ln p(z) = sum_i ln p(z_i | z_1, ..., z_i-1), by a transformer.
-
-    Its input at a position is the code before; at the first position it is zero.
+class CodePrior(TokenPrior):
+    """A prior that a transformer makes of codes.
 
     Attributes:
-        variables: the variables of the network.
-        network: a transformer, from one-hot codes to the logits of the next.
+        shape, width, num_layers, num_heads: as of `TokenPrior`.
+        num_classes, drop_labels, guidance: as of `TokenPrior`.
+        temperature: draws of a code are from p^(1/temperature), normalized; 0 takes the likeliest.
+        top_k: the number of likeliest codes from which one is drawn; None takes all.
+        top_p: the mass of the likeliest codes, the fewest that have it, from which one is drawn
+            (Holtzman et al. 2020); None takes all. Temperature and top_k come before.
     """
 
-    variables: Variables
-    network: Transformer = struct.field(pytree_node=False)
+    top_k: Count | None = None
+    top_p: Share | None = None
 
-    exact_mean = False
+    draws_by = frozenset({"guidance", "temperature", "top_k", "top_p"})
 
-    event_ndims = 2
+    def codes_of(self, model: Model) -> tuple[int, int]:
+        """The number of codes of a map, and the number from which each is."""
+        posterior, positions = model.posterior, math.prod(latent_shape(self.shape))
+        if posterior.space == "onehot":
+            return positions, posterior.classes
+        return positions * posterior.codebook.depth, posterior.codebook.num_codes
+
+
+@struct.dataclass
+class CodeTokens(Tokens):
+    """One-hot codes `[n, C]` as tokens."""
+
+    prior: CodePrior = struct.field(pytree_node=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     @override
-    def shape(self) -> Shape:
+    def token_size(self) -> int:
         assert self.network.features is not None  # the last layer makes the logits
-        return (self.network.length, self.network.features)
+        return self.network.features
 
-    @property
-    def mean(self) -> Float[Array, "n C"]:
-        """The sequence in which each code is the likeliest after those before; not the mean."""
-        return self._choose(jnp.zeros(self.event_shape))
+    def guided(self, logits: Sequence[Float[Array, "*batch C"]]) -> Float[Array, "*batch C"]:
+        """ln p(z_i|y) up to a constant, moved away from that of no class, if any, by guidance."""
+        of_class, *of_none = logits
+        return of_class + sum(self.prior.guidance * (of_class - each) for each in of_none)
 
-    def log_prob(self, value: Float[Array, "*draws n C"]) -> Float[Array, "*draws"]:
-        """sum_i ln p(z_i | z_1, ..., z_i-1), in one pass over all positions."""
-        one_hot = value.reshape(-1, *self.event_shape)
-        before = jnp.pad(one_hot[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        logits, _ = self._logits(before, self.network.empty_cache(len(before)), 0)
-        log_p = sum_event(one_hot * jax.nn.log_softmax(logits), 2)
-        return log_p.reshape(value.shape[:-2])
-
-    def sample(self, key: Key[Array, ""], sample_shape: Shape = ()) -> Float[Array, "*draws n C"]:
-        """Position by position, by Gumbel noise added to the logits; not reparameterized."""
-        return self._choose(random.draw(jax.random.gumbel, key, sample_shape, self.event_shape))
-
-    def _logits(
-        self, before: Float[Array, "N S C"], cache: Cache, start: Int[Array, ""] | int
-    ) -> tuple[Float[Array, "N S C"], Cache]:
-        logits_and_cache = self.network.apply(self.variables, before, cache, start)
-        return cast(tuple[Array, Cache], logits_and_cache)
-
-    def _choose(self, noise: Float[Array, "*draws n C"]) -> Float[Array, "*draws n C"]:
-        """The codes with the largest sum of logit and noise, position by position."""
-        flat = noise.reshape(-1, *self.event_shape)
-
-        def step(
-            state: tuple[Array, Cache], position: tuple[Array, Array]
-        ) -> tuple[tuple[Array, Cache], Array]:
-            (before, cache), (index, noise) = state, position
-            logits, cache = self._logits(before[:, None], cache, index)
-            code = jax.nn.one_hot((logits[:, 0] + noise).argmax(-1), noise.shape[-1])
-            return (code, cache), code
-
-        start = jnp.zeros_like(flat[:, 0]), self.network.empty_cache(len(flat))
-        positions = jnp.arange(self.network.length), flat.swapaxes(0, 1)
-        return lax.scan(step, start, positions)[1].swapaxes(0, 1).reshape(noise.shape)
+    def chosen(
+        self, logits: Float[Array, "*batch C"], gumbel: Float[Array, "*batch C"]
+    ) -> Float[Array, "*batch C"]:
+        """One-hot draws by Gumbel noise, those that temperature, top_k and top_p allow."""
+        prior = self.prior
+        kept = likeliest(logits, prior.temperature, prior.top_k, prior.top_p)
+        score = jnp.where(kept, logits + prior.temperature * gumbel, -jnp.inf)
+        return jax.nn.one_hot(score.argmax(-1), logits.shape[-1])
 
 
-class AutoregressiveCodes(Prior):
+def likeliest(
+    logits: Float[Array, "*batch C"], temperature: float, top_k: int | None, top_p: float | None
+) -> Bool[Array, "*batch C"]:
+    """Which categories are among the likeliest: of equally likely ones, the first.
+
+    Args:
+        logits: the logits of the categories.
+        temperature: that by which they are divided.
+        top_k: their number at most; None for all.
+        top_p: their mass: the fewest that have at least this share; None for all.
+    """
+    classes = logits.shape[-1]
+    if top_k is None and top_p in (None, 1):
+        return jnp.ones(logits.shape, bool)
+    order = jnp.argsort(-logits)
+    kept = jnp.arange(classes) < (classes if top_k is None else top_k)
+    if top_p is not None and temperature > 0:
+        ordered = jnp.take_along_axis(logits, order, -1) / temperature
+        p = jax.nn.softmax(jnp.where(kept, ordered, -jnp.inf))
+        kept &= jnp.cumsum(p, -1) - p < top_p
+    return jnp.take_along_axis(jnp.broadcast_to(kept, logits.shape), jnp.argsort(order), -1)
+
+
+@struct.dataclass
+class AutoregressiveCategorical(CodeTokens, Autoregressive):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """One-hot `[n, C]`: ln p(z) = sum_i ln p(z_i | z_1, ..., z_i-1), by a transformer."""
+
+    @override
+    def log_density(
+        self, outputs: Float[Array, "N n C"], tokens: Float[Array, "N n C"]
+    ) -> Float[Array, "N n"]:
+        return (tokens * jax.nn.log_softmax(outputs)).sum(-1)
+
+    @override
+    def noise(
+        self, key: Key[Array, "..."], sample_shape: Shape
+    ) -> list[Float[Array, "*draws n C"]]:
+        """Gumbel noise, which is added to the logits."""
+        return [random.draw(jax.random.gumbel, key, sample_shape, self.shape)]
+
+    @override
+    def choose(
+        self, outputs: Sequence[Float[Array, "N C"]], noise: Sequence[Float[Array, "N C"]]
+    ) -> Float[Array, "N C"]:
+        return self.chosen(self.guided(outputs), noise[0])
+
+
+class AutoregressiveCodes(CodePrior):
     """p(z) of one code after another, row by row, by a transformer.
 
     The prior of van den Oord et al. (2017, section 3.3), with a transformer in place of their
-    PixelCNN, and trained together with the model: codes pass no gradient to the encoder. One-hot
-    latents do.
+    PixelCNN, and trained together with the model or as a second stage: codes pass no gradient to
+    the encoder. One-hot latents do. ln p(z) is exact.
 
     Attributes:
         shape: the height and width (h, w) of the map of codes; (n,) for one-hot latents.
-        width: the width of the transformer.
-        num_layers: the number of its blocks.
-        num_heads: the number of attention heads of each block.
+        width, num_layers, num_heads, num_classes, drop_labels: as of `TokenPrior`.
+        guidance, temperature, top_k, top_p: of draws, as of `CodePrior`.
     """
 
-    shape: Annotated[
+    shape: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
         tuple[Count] | tuple[Count, Count], "(h, w) for a map of codes or (n,), all at least 1"
     ]
-    width: Count = 64
-    num_layers: Count = 2
-    num_heads: Count = 4
 
     spaces = frozenset({"codes", "onehot"})
-
-    @nn.nowrap
-    @override
-    def check(self) -> None:
-        super().check()
-        check_heads(self, self.width, self.num_heads)
 
     @nn.compact
     @override
     def __call__(
         self, model: Model, y: Int[Array, "B"] | None = None
-    ) -> Coded | AutoregressiveCategorical:
-        codebook = model.posterior.codebook if model.posterior.space == "codes" else None
-        depth, classes = (
-            (1, model.posterior.classes)
-            if codebook is None
-            else (codebook.depth, codebook.num_codes)
+    ) -> BoundedCoded | AutoregressiveCategorical:
+        y = None if self.num_classes is None else given(y, self)
+        length, classes = self.codes_of(model)
+        network = self.transformer(length, classes, classes)
+        base = AutoregressiveCategorical(
+            network.variables, y, network.clone(parent=None), self.clone(parent=None)
         )
-        network = Transformer(
-            length=math.prod(self.shape) * depth,
-            features=classes,
-            width=self.width,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            name="network",
-        )
-        if self.is_initializing():
-            network(jnp.zeros((1, 1, classes)), network.empty_cache(1))
-        base = AutoregressiveCategorical(network.variables, network.clone(parent=None))
-        return base if codebook is None else Coded(base, codebook, self.shape)
+        if model.posterior.space == "onehot":
+            return base
+        return BoundedCoded(base, model.posterior.codebook, self.shape)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.conditional import given
+from vae_jax.conditional import check_guidance, dropped, given
 from vae_jax.distributions import Bounded, Shape, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.flows import solve, solve_with_log_det
@@ -161,13 +161,13 @@ class Transported(Bounded):
     ) -> Float[Array, "*batch"]:
         """A function of values, noise, uniform numbers and classes, over a batch of any shape."""
         flat, y = self.flat(value)
-        key_time, key_noise, key_drop = random.purposes(keys.reshape(-1), "time", "noise", "drop")
+        keys_flat = keys.reshape(-1)
+        key_time, key_noise = random.purposes(keys_flat, "time", "noise")
         uniform = random.draw(jax.random.uniform, key_time, (), flat.shape[:1])
         noise = random.draw(jax.random.normal, key_noise, (), flat.shape)
         none = self.prior.num_classes
         if y is not None and none is not None and self.prior.drop_labels > 0:
-            told = random.draw(jax.random.uniform, key_drop, (), y.shape) >= self.prior.drop_labels
-            y = jnp.where(told, y, none)
+            y = dropped(y, keys_flat, none, self.prior.drop_labels)
         return function(self, flat, noise, uniform, y).reshape(keys.shape)
 
 
@@ -195,6 +195,7 @@ class TransportPrior(Prior):
     sampler: Sampler = "ode"
 
     exact = False
+    draws_by = frozenset({"guidance"})
     samplers: ClassVar[tuple[Sampler, ...]] = ("ode",)
 
     @nn.nowrap
@@ -202,16 +203,7 @@ class TransportPrior(Prior):
     def check(self) -> None:
         super().check()
         name = type(self).__name__
-        if self.guidance > 0 and self.num_classes is None:
-            raise VaeJaxError(
-                f"{name} has guidance {self.guidance:g} and no classes to be guided to: give "
-                "num_classes, that of a conditional model, or leave the guidance at 0."
-            )
-        if self.guidance > 0 and self.drop_labels == 0:
-            raise VaeJaxError(
-                f"{name} is guided away from p(z), which it learns where labels are dropped, and "
-                "drop_labels is 0: give drop_labels=0.1 in training, or leave the guidance at 0."
-            )
+        check_guidance(self, self.num_classes, self.drop_labels, self.guidance)
         if isinstance(self.network, UNet) and len(latent_shape(self.shape)) != 3:
             raise VaeJaxError(
                 f"UNet is a network of maps (h, w, c), and the shape of {name} is {self.shape}: "

@@ -2,14 +2,16 @@
 
 from typing import cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import VariableDict
 from jax import Array, lax
 
 from vae_jax import random
-from vae_jax.distributions import Distribution
+from vae_jax.distributions import Coded, Distribution, Quantized, Shape
 from vae_jax.interfaces import Layers, Model
+from vae_jax.priors.masked import MaskedCategorical
 from vae_jax.vae import Terms
 
 # The first steps, as a share, in which proposals are always taken: from a draw of the prior the
@@ -69,10 +71,6 @@ def inpainted(
     exact = has_exact_chain(model)
     hidden = missing[..., None]
 
-    def pixels(zs: Layers, keys: Array) -> Array:
-        px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
-        return px.sample(random.purpose(keys, "pixels"))
-
     def step(index: Array, state: tuple[Array, Layers]) -> tuple[Array, Layers]:
         x, zs = state
         own = random.indexed(random.purpose(keys, "inpainting"), index)
@@ -85,12 +83,77 @@ def inpainted(
             accepted = (jnp.log(u) < log_ratio) | (index < WARM_UP * steps)
             z = accepted.reshape(-1, *(1,) * (zs[0].ndim - 1))
             proposed = (jnp.where(z, proposed[0], zs[0]),)
-        return jnp.where(hidden, pixels(proposed, own), x), proposed
+        return jnp.where(hidden, _pixels(model, variables, proposed, own, y), x), proposed
 
+    x, zs = lax.fori_loop(0, steps, step, _start(model, variables, x, missing, keys, y))
+    return zs, x
+
+
+def _start(
+    model: Model, variables: VariableDict, x: Array, missing: Array, keys: Array, y: Array | None
+) -> tuple[Array, Layers]:
+    """Images with the missing pixels of a draw from the model, and its latents."""
     zs, px = cast(
         tuple[Layers, Distribution],
         model.apply(variables, random.purpose(keys, "start"), y, method="sample"),
     )
-    start = jnp.where(hidden, px.sample(random.purpose(keys, "start pixels")), x)
-    x, zs = lax.fori_loop(0, steps, step, (start, zs))
+    drawn = px.sample(random.purpose(keys, "start pixels"))
+    return jnp.where(missing[..., None], drawn, x), zs
+
+
+def _pixels(
+    model: Model, variables: VariableDict, zs: Layers, keys: Array, y: Array | None
+) -> Array:
+    """Draws from p(x|z)."""
+    px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
+    return px.sample(random.purpose(keys, "pixels"))
+
+
+def inpainted_by_codes(
+    model: Model,
+    variables: VariableDict,
+    x: Array,
+    missing: Array,
+    keys: Array,
+    steps: int,
+    y: Array | None = None,
+) -> tuple[Layers, Array]:
+    """A draw of codes and of the missing pixels, codes of which pixels miss given the others.
+
+    In each step the image, with the missing pixels of the step before, is encoded; codes whose
+    pixels miss, on a grid of equal blocks, are drawn by the prior, `MaskedCodes`, given those that
+    stay; and the missing pixels are drawn from p(x|z). Encoders look beyond a code's own block: the
+    first step sees pixels of another picture there, a draw of the model, later ones its own.
+
+    Args, Returns: as of `inpainted`.
+
+    References:
+        Chang et al. (2022), "MaskGIT: masked generative image transformer", section 4.4.
+    """
+
+    def prior_of(model: Model) -> Distribution:
+        return model.prior(model, y)
+
+    def step(index: Array, state: tuple[Array, Layers]) -> tuple[Array, Layers]:
+        x, _ = state
+        own = random.indexed(random.purpose(keys, "inpainting"), index)
+        q = cast(Quantized, model.apply(variables, x, y, method="encode"))
+        p = nn.apply(prior_of, model)(variables)
+        assert isinstance(p, Coded)
+        assert isinstance(p.base, MaskedCategorical)
+        every = jnp.broadcast_to(of_grid(missing, p.grid)[..., None], q.indices.shape)
+        codes = p.base.complete(p.one_hot(q.mean), every.reshape(len(x), -1), own)
+        zs = (p.embed(codes),)
+        return jnp.where(missing[..., None], _pixels(model, variables, zs, own, y), x), zs
+
+    x, zs = lax.fori_loop(0, steps, step, _start(model, variables, x, missing, keys, y))
     return zs, x
+
+
+def of_grid(missing: Array, grid: Shape) -> Array:
+    """Whether any pixel of each of h x w equal blocks is missing, `[N, h, w]`, of `[N, H, W]`."""
+    (h, w), (height, width) = grid, missing.shape[1:]
+    block = -(-height // h), -(-width // w)
+    over = h * block[0] - height, w * block[1] - width
+    padded = jnp.pad(missing, ((0, 0), (0, over[0]), (0, over[1])))
+    return padded.reshape(-1, h, block[0], w, block[1]).any((2, 4))

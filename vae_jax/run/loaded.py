@@ -17,13 +17,11 @@ from vae_jax import given, parallel, random
 from vae_jax.checkpoint import Which
 from vae_jax.data import SplitName
 from vae_jax.data.datasets import shortened
-from vae_jax.deep import DeepVAE
 from vae_jax.errors import Shown, VaeJaxError
 from vae_jax.experiment import Experiment
 from vae_jax.given import Index, checked
 from vae_jax.interfaces import Model, Variables
 from vae_jax.priors.standardized import Standardized
-from vae_jax.priors.transport import TransportPrior
 from vae_jax.run.arrays import check_alike, flattened
 from vae_jax.run.batches import InBatches
 from vae_jax.run.folder import RunFolder
@@ -243,15 +241,10 @@ class Loaded(Shown):
         return layers if number is None else number
 
     def temperatures(self, temperature: float | Sequence[float] | None) -> tuple[np.ndarray, ...]:
-        """The further argument of the model's `sample`, if any."""
+        """The further argument of the `sample` of a `DeepVAE`, if any."""
         if temperature is None:
             return ()
         layers = self.experiment.model.decoded_layers
-        if not isinstance(self.experiment.model, DeepVAE):
-            raise VaeJaxError(
-                f"Temperatures are of a DeepVAE's layers, and {self.folder.path} is the run of "
-                "another model: leave the temperature out."
-            )
         factors = [temperature] if isinstance(temperature, int | float) else list(temperature)
         if len(factors) not in (1, layers) or min(factors) < 0:
             raise VaeJaxError(
@@ -260,23 +253,41 @@ class Loaded(Shown):
             )
         return (np.broadcast_to(np.asarray(factors, np.float32), (layers,)),)
 
-    def guided(self, guidance: float | None) -> Model:
-        """The model, its draws from p(z|y) guided away from p(z) where that is asked for."""
+    def drawn_by(self, **settings: float | Sequence[float] | None) -> Model:
+        """The model, draws from its prior made as these fields of it say; None leaves one.
+
+        Raises:
+            VaeJaxError: the prior has no such field, or it is not guided, without classes.
+        """
         model = self.experiment.model
-        if guidance is None:
-            return model
+        asked = {name: value for name, value in settings.items() if value is not None}
         outer = model.prior
         prior = outer.prior if isinstance(outer, Standardized) else outer
-        if not isinstance(prior, TransportPrior) or prior.num_classes is None:
-            raise VaeJaxError(
-                "Guidance is towards the classes of a diffusion or flow matching, and the prior of "
-                f"{self.folder.path} is {type(prior).__name__} without such classes: leave the "
-                "guidance out, or fit one by `vae-jax fit-prior RUN --prior diffusion --classes`."
-            )
-        prior = prior.clone(guidance=float(guidance))
-        if isinstance(outer, Standardized):
-            return model.clone(prior=outer.clone(prior=prior))
-        return model.clone(prior=prior)
+        kind = type(prior).__name__
+        for name, value in asked.items():
+            if name == "guidance" and (name not in prior.draws_by or prior.label_classes is None):
+                raise VaeJaxError(
+                    f"Guidance is towards the classes of a prior, and that of {self.folder.path} "
+                    f"is {kind} without such classes: leave the guidance out, or fit one by "
+                    "`vae-jax fit-prior RUN --prior diffusion --classes`."
+                )
+            if name not in prior.draws_by:
+                raise VaeJaxError(
+                    f"The prior of {self.folder.path} is {kind}, whose draws take no {name}: leave "
+                    f"the {name} out."
+                )
+            if isinstance(value, Sequence):
+                if len(value) != 1:
+                    raise VaeJaxError(
+                        f"The {name} of {kind} is {list(value)}: give one number, for all of z."
+                    )
+                asked[name] = value[0]
+        if not asked:
+            return model
+        prior = prior.clone(**asked)
+        return model.clone(
+            prior=outer.clone(prior=prior) if isinstance(outer, Standardized) else prior
+        )
 
     # From arrays to programs, each compiled once for each size of batch
 

@@ -20,10 +20,11 @@ from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
-from vae_jax.given import Count, Seed, Weight, checked
+from vae_jax.given import Count, Seed, Share, Weight, checked
 from vae_jax.interfaces import Layers, has_bound
+from vae_jax.priors.masked import MaskedCodes
 from vae_jax.run.folder import RunFolder
-from vae_jax.run.inpainting import has_independent_pixels, inpainted
+from vae_jax.run.inpainting import has_independent_pixels, inpainted, inpainted_by_codes
 from vae_jax.run.latents import Encoded, between, centre, moments, pictures
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
 from vae_jax.step import init_state
@@ -150,6 +151,8 @@ class Run(Loaded):
         label: str | int | Sequence[str | int] | None = None,
         temperature: float | Sequence[float] | None = None,
         guidance: Weight | None = None,
+        top_k: Count | None = None,
+        top_p: Share | None = None,
         seed: Seed = 0,
     ) -> np.ndarray:
         """Pictures `[num, H, W, C]` of latents from the prior.
@@ -159,15 +162,29 @@ class Run(Loaded):
             label: a class of a conditional model, by name or number, or several, one after the
                 other with equal shares of the pictures; None takes all classes.
             temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for
-                each layer, the bottom layer first; None leaves them.
-            guidance: the weight of classifier-free guidance of a diffusion or of flow matching with
-                classes; None leaves the prior's own, which is 0 unless it was given another.
+                each layer, the bottom layer first; or the temperature of a prior over codes or of
+                `GIVT`. None leaves them.
+            guidance: the weight of classifier-free guidance of a prior with classes: a diffusion,
+                flow matching, over codes or `GIVT`; None leaves the prior's own, which is 0 unless
+                it was given another.
+            top_k: the number of likeliest codes from which a prior over codes draws one; None
+                leaves the prior's own, all.
+            top_p: the mass of the likeliest codes from which it draws one; None leaves the prior's
+                own, all.
             seed: the seed of the draws.
 
         Raises:
-            VaeJaxError: there is no such class, or the model has no such temperatures or guidance.
+            VaeJaxError: there is no such class, or the model's draws take no such argument.
         """
-        model, factors = self.guided(guidance), self.temperatures(temperature)
+        is_deep = isinstance(self.experiment.model, DeepVAE)
+        factors = self.temperatures(temperature) if is_deep else ()
+        settings = {
+            "temperature": None if is_deep else temperature,
+            "guidance": guidance,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        model = self.drawn_by(**settings)
         if label is None and model.labels is not None:
             label = self.class_names
         y = None
@@ -191,7 +208,7 @@ class Run(Loaded):
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
             return as_rows(rows), None if y is None else y[rows]
 
-        name = "sample", len(factors), guidance
+        name = "sample", len(factors), repr(settings)
         found = self.mapped(name, drawn, (as_seed(seed), factors), batch, num)
         return cast(np.ndarray, found)
 
@@ -315,7 +332,7 @@ class Run(Loaded):
         labels: Classes = None,
         *,
         num: Count = 1,
-        steps: Count = 200,
+        steps: Count | None = None,
         seed: Seed = 0,
     ) -> np.ndarray:
         """Pictures `[n, num, H, W, C]` of images with their missing pixels filled in.
@@ -323,7 +340,8 @@ class Run(Loaded):
         Each is of a z from p(z | x_seen), by a Markov chain of its own: missing pixels are those of
         the picture of z, seen ones stay as they are. Chains through a VAE are exact as they grow
         long; those through models of several layers, or without a density of q(z|x), are not
-        (`vae_jax.run.inpainting.inpainted`).
+        (`vae_jax.run.inpainting.inpainted`). Where the prior is `MaskedCodes`, the codes whose
+        pixels miss are drawn given the others (`vae_jax.run.inpainting.inpainted_by_codes`).
 
         Args:
             images: bytes or floats `[n, H, W, C]`, whose missing pixels may have any values.
@@ -331,7 +349,7 @@ class Run(Loaded):
                 missing.
             labels: the classes of the images in a conditional model.
             num: the number of draws for each image.
-            steps: the number of steps of each chain.
+            steps: the number of steps of each chain; None takes 200, and 4 with `MaskedCodes`.
             seed: the seed of the chains.
 
         Raises:
@@ -351,6 +369,10 @@ class Run(Loaded):
                 "DiscretizedLogistic, to inpaint."
             )
 
+        by_codes = isinstance(model.prior, MaskedCodes)
+        fill = inpainted_by_codes if by_codes else inpainted
+        count = (4 if by_codes else 200) if steps is None else steps
+
         def filled(
             variables: VariableDict,
             seed: Array,
@@ -363,7 +385,7 @@ class Run(Loaded):
             keys = random.purpose(random.image_keys("given", image, seed), "inpaint")
             keys = random.indexed(keys, draw)
             x = self._seen(x, image)
-            zs, _ = inpainted(model, variables, x, missing, keys, steps, y)
+            zs, _ = fill(model, variables, x, missing, keys, count, y)
             px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
             return jnp.where(missing[..., None], pictures(px, seed, image), x)
 
@@ -371,7 +393,7 @@ class Run(Loaded):
             image, draw = as_rows(rows // num), as_rows(rows % num)
             return x[image], missing[image], image, draw, None if y is None else y[image]
 
-        name = "inpaint", steps
+        name = "inpaint", count
         flat = cast(np.ndarray, self.mapped(name, filled, (as_seed(seed),), batch, len(x) * num))
         return flat.reshape(len(x), num, *flat.shape[1:])
 

@@ -1,0 +1,68 @@
+"""How long 64 pictures of 32x32 take from each prior over maps, at its default.
+
+    python scripts/sampling_time.py
+
+A model of a map of 8x8, in vectors of 4 components or 240 codes, with variables as they start; the
+program is compiled first. docs/performance.md has the table.
+"""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import vae_jax as vj
+from vae_jax import parallel, random
+
+NUM, TIMES = 64, 5
+SHAPE, GRID = (8, 8, 4), (8, 8)
+PRIORS: dict[str, vj.interfaces.Prior] = {
+    "StandardNormal": vj.StandardNormal(SHAPE),
+    "Diffusion": vj.Diffusion(SHAPE),
+    "Diffusion, ancestral": vj.Diffusion(SHAPE, sampler="ancestral"),
+    "FlowMatching": vj.FlowMatching(SHAPE),
+    "GIVT": vj.GIVT(SHAPE),
+    "UniformCodes": vj.UniformCodes(GRID),
+    "AutoregressiveCodes": vj.AutoregressiveCodes(GRID),
+    "MaskedCodes": vj.MaskedCodes(GRID),
+}
+
+
+def model(prior: Any) -> vj.VAE:
+    """A model of colour pictures of 32x32 with this prior."""
+    codes = "codes" in prior.spaces
+    return vj.VAE(
+        encoder=vj.ConvEncoder((32, 64), dense=None, residual_blocks=2),
+        posterior=vj.FiniteScalarQuantized((8, 6, 5)) if codes else vj.DiagonalGaussian(SHAPE),
+        prior=prior,
+        decoder=vj.ConvDecoder((64, 32, 32), dense=None, residual_blocks=2),
+        likelihood=vj.DiscretizedLogistic(),
+        image_shape=(32, 32, 3),
+    )
+
+
+def seconds(prior: Any) -> float:
+    """The median time of a call."""
+    made = model(prior)
+    x, keys = np.zeros((1, 32, 32, 3), np.float32), jax.random.split(random.key(0), NUM)
+    variables = jax.jit(lambda: made.init(random.key(0), x, keys[:1]))()
+
+    @parallel.jit
+    def drawn(variables: Any, keys: jax.Array) -> jax.Array:
+        found: Any = made.apply(variables, keys, method="sample")
+        return found[1].mean
+
+    def once() -> float:
+        start = time.perf_counter()
+        drawn(variables, keys).block_until_ready()
+        return time.perf_counter() - start
+
+    once()
+    return float(np.median([once() for _ in range(TIMES)]))
+
+
+if __name__ == "__main__":
+    print(f"| prior | seconds for {NUM} pictures |\n|---|---|")
+    for name, prior in PRIORS.items():
+        print(f"| {name} | {seconds(prior):.2f} |", flush=True)
