@@ -127,7 +127,7 @@ def of_codes(first: Run, prior: Any, labels: Any = None) -> Run:
 SMALL: dict[str, Any] = {"width": 4, "num_layers": 1, "num_heads": 1}
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [vj.MaskedCodes, vj.AutoregressiveCodes])
 def test_how_codes_are_drawn_is_an_argument(first: Run, kind: Any):
     """Guidance of zero is the conditional model to the bit; the likeliest is that of one code."""
@@ -174,6 +174,8 @@ def test_draws_that_a_prior_does_not_make_are_refused(first: Run):
     for sentence, (run, name, value) in refused.items():
         with pytest.raises(vj.VaeJaxError, match=sentence):
             run.sample(2, **{name: value})
+    same = plain.sample(2, top_k=1)  # of a codebook of three
+    np.testing.assert_array_equal(same[0], same[1])
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def same_frequencies(drawn: Array, mass: np.ndarray) -> None:
 
 
 DRAWS: dict[str, dict[str, Any]] = {
-    "all": {"guidance": 0.5, "temperature": 3.0, "top_k": 2, "top_p": 0.7},
+    "all": {"guidance": 0.5, "temperature": 3.0, "top_k": 2, "top_p": 0.9},
     "temperature": {"temperature": 2.0},
     "top_k": {"top_k": 2},
     "top_p": {"top_p": 0.6},
