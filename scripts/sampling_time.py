@@ -14,10 +14,11 @@ import numpy as np
 
 import vae_jax as vj
 from vae_jax import parallel, random
+from vae_jax.interfaces import Prior
 
 NUM, TIMES = 64, 5
 SHAPE, GRID = (8, 8, 4), (8, 8)
-PRIORS: dict[str, vj.interfaces.Prior] = {
+PRIORS: dict[str, Prior] = {
     "StandardNormal": vj.StandardNormal(SHAPE),
     "Diffusion": vj.Diffusion(SHAPE),
     "Diffusion, ancestral": vj.Diffusion(SHAPE, sampler="ancestral"),
@@ -29,7 +30,7 @@ PRIORS: dict[str, vj.interfaces.Prior] = {
 }
 
 
-def model(prior: Any) -> vj.VAE:
+def model(prior: Prior) -> vj.VAE:
     """A model of colour pictures of 32x32 with this prior."""
     codes = "codes" in prior.spaces
     return vj.VAE(
@@ -42,7 +43,7 @@ def model(prior: Any) -> vj.VAE:
     )
 
 
-def seconds(prior: Any) -> float:
+def seconds(prior: Prior) -> float:
     """The median time of a call."""
     made = model(prior)
     x, keys = np.zeros((1, 32, 32, 3), np.float32), jax.random.split(random.key(0), NUM)

@@ -52,8 +52,8 @@ def test_the_density_is_that_of_mixtures_row_by_row(shape: Any) -> None:
     z = np.random.default_rng(1).normal(size=(2, 5, *event)).astype(np.float32)
     tokens = z.reshape(10, -1, event[-1])
     log_weights, loc, scale = parameters(outputs_of(p, tokens), event[-1])
-    each = np.asarray(stats.norm.logpdf(tokens[:, :, None], loc, scale)).sum(-1)
-    expected = logsumexp(log_weights + each, -1).sum(-1)
+    each: Any = stats.norm.logpdf(tokens[:, :, None], loc, scale)
+    expected = np.asarray(logsumexp(log_weights + each.sum(-1), -1)).sum(-1)
     found, middle, drawn = jax.jit(
         lambda z: (p.log_prob(z), p.mean, p.sample(jax.random.key(0), (2,)))
     )(z)
@@ -132,7 +132,7 @@ def test_guidance_of_two_gaussians_is_a_gaussian() -> None:
     guided = Known(p.variables, y, p.network, prior.clone(guidance=weight), event_ndims=2)
     keys = jax.random.split(jax.random.key(4), (n, 1))
     z = np.asarray(jax.jit(jax.vmap(guided.sample))(keys)).ravel()
-    assert mean - m > 0.3 * std
+    assert mean - m > 0.2 * std
     assert z.mean() == pytest.approx(mean, abs=0.05 * std + 4 * std / math.sqrt(n))
     assert z.std() == pytest.approx(std, rel=0.07)
     alike = p, made(prior.clone(drop_labels=0.0), y)

@@ -93,13 +93,14 @@ def per_image(
     chunks = lax.map(one_chunk, jnp.arange(num_chunks))
     sums = {name: chunks.pop(name).sum(0) for name in ("neg_elbo", "distortion", "kl_sampled")}
     log_sum_w = jax.nn.logsumexp(chunks.pop("log_sum_w"), axis=0)
-    means = {name: value / num_samples for name, value in sums.items()}
-    log_mean_w = log_sum_w - math.log(num_samples)
-    return {
-        "nll": means["neg_elbo"] if model.prior.bound_alone else -log_mean_w,
-        **means,
+    values = {
+        "nll": math.log(num_samples) - log_sum_w,
+        **{name: value / num_samples for name, value in sums.items()},
         **{name: values.mean(0) for name, values in chunks.items()},
     }
+    if model.prior.bound_alone:
+        values["nll"] = values["neg_elbo"]
+    return values
 
 
 def bounded(model: Model, values: dict[str, Array]) -> dict[str, Array]:
