@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import signal
 import socket
@@ -22,8 +21,7 @@ from test_parallel import assert_same_run
 from vae_jax import evaluate, load_run, sample, train
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import VaeJaxError
-from vae_jax.processes import Launch, launch, meet
-from vae_jax.processes.launch import own_gpus
+from vae_jax.processes import Launch, meet
 
 VERSIONS = {"jax": "1.0", "vae_jax": "2.0"}
 
@@ -34,126 +32,6 @@ def free_port() -> int:
         with socket.socket() as found, contextlib.suppress(OSError):
             found.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
             return found.getsockname()[1]
-
-
-# Where the others are
-
-
-HOSTS = {
-    "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
-    "JAX_NUM_PROCESSES": "4",
-    "JAX_PROCESS_ID": "2",
-}
-SLURM = {
-    "SLURM_JOB_ID": "70001",
-    "SLURM_STEP_NODELIST": "gpu[07-08]",
-    "SLURM_NTASKS": "16",
-    "SLURM_PROCID": "11",
-    "SLURM_LOCALID": "3",
-    "SLURM_NODEID": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
-}
-OPEN_MPI = {
-    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
-    "OMPI_COMM_WORLD_SIZE": "4",
-    "OMPI_COMM_WORLD_RANK": "3",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-}
-
-
-def launched(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Launch:
-    """The launch under these variables and no others of launchers."""
-    for name in list(os.environ):
-        if name.startswith(("JAX_COORD", "JAX_NUM", "JAX_PROC", "SLURM_", "OMPI_", "CUDA_VIS")):
-            monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return launch()
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        (HOSTS, Launch("10.0.0.1", 1234, 4, 2)),
-        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "[fe80::1]:99"}, Launch("fe80::1", 99, 4, 2)),
-        # JAX's rule for the port: 61440 + the number of the job modulo 4096.
-        (SLURM, Launch("gpu07", 61440 + 70001 % 4096, 16, 11)),
-        (SLURM | {"JAX_COORDINATOR_PORT": "1234"}, Launch("gpu07", 1234, 16, 11)),
-        (SLURM | {"JAX_COORDINATOR_ADDRESS": "gpu09:1"}, Launch("gpu09", 1, 16, 11)),
-        (OPEN_MPI, Launch("10.96.0.1", 61440 + 1531576320 // 4096 % 4096, 4, 3)),
-        (  # Open MPI 5 does not say where its first process is
-            {name: value for name, value in OPEN_MPI.items() if "orte" not in name}
-            | {"JAX_COORDINATOR_ADDRESS": "a:1"},
-            Launch("a", 1, 4, 3),
-        ),
-    ],
-)
-def test_a_launch_by_hand_by_slurm_and_by_open_mpi(
-    environment: dict[str, str], expected: Launch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert launched(monkeypatch, environment | {"CUDA_VISIBLE_DEVICES": ""}) == expected
-
-
-@pytest.mark.parametrize(
-    ("environment", "said"),
-    [
-        ({}, "where process 0 is, how many there are or which of them this one is"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "how many there are or which of them"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "which of them this one"),
-        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "give the host and a port"),
-        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:"}, "give the host and a port"),
-        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:http"}, "give the host and a port"),
-        (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:70000"}, "give the host and a port"),
-        (HOSTS | {"JAX_COORDINATOR_ADDRESS": ""}, "give the host and a port"),
-        (HOSTS | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': give a whole number"),
-        (HOSTS | {"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is '': give a whole number"),
-        (HOSTS | {"JAX_PROCESS_ID": "4"}, "process 4 of 4: JAX_PROCESS_ID must be one of"),
-        (HOSTS | {"JAX_PROCESS_ID": "-1"}, "process -1 of 4: JAX_PROCESS_ID must be one of"),
-        (HOSTS | {"JAX_NUM_PROCESSES": "0"}, "process 2 of 0"),
-        (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "nothing"}, "does not say where process 0 is"),
-    ],
-)
-def test_a_launch_that_cannot_be(
-    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(VaeJaxError, match=said):
-        launched(monkeypatch, environment)
-
-
-@pytest.mark.parametrize(
-    ("environment", "files", "expected"),
-    [
-        ({}, 8, None),  # by hand: all that are visible
-        (SLURM, 0, None),
-        (SLURM, 8, [3]),  # eight tasks that see all eight
-        (SLURM, 1, None),  # each sees its own alone
-        (SLURM | {"CUDA_VISIBLE_DEVICES": "0"}, 8, None),
-        (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, 8, None),
-        (SLURM | {"CUDA_VISIBLE_DEVICES": "GPU-1a,GPU-2b"}, 8, None),
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}, 8, list(range(8))),
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8,4"}, 8, [6, 7]),
-        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,2(x3)", "SLURM_LOCALID": "1"}, 8, [4, 5, 6, 7]),
-        (
-            SLURM
-            | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_GPUS_PER_TASK": "4"}
-            | {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
-            8,
-            None,
-        ),
-        (SLURM | {"SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=8"}, 8, None),
-        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "5"}, 8, None),  # which JAX reads
-        (OPEN_MPI, 2, [1]),
-        (OPEN_MPI, 8, [4, 5, 6, 7]),
-        (OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "1"}, 8, None),
-    ],
-)
-def test_the_gpus_of_a_process(
-    environment: dict[str, str], files: int, expected: list[int] | None, tmp_path: Path
-) -> None:
-    for name in [f"nvidia{number}" for number in range(files)] + ["nvidiactl", "nvidia-uvm"]:
-        (tmp_path / name).touch()
-    assert own_gpus(environment, tmp_path) == expected
 
 
 # Meeting

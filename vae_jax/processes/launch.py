@@ -134,6 +134,9 @@ def own_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> li
 
     Left to itself JAX takes the GPU of the process's number on its machine: one of eight where a
     process has all of them, and one that is not there where each process sees its own alone.
+
+    Raises:
+        VaeJaxError: several processes see the same ones, which they cannot share evenly.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:  # which JAX reads
         return None
@@ -143,5 +146,11 @@ def own_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> li
     if here is None or bound or visible < here[0]:  # it sees no other's
         return None
     count, number = here
+    if visible % count:
+        raise VaeJaxError(
+            f"{count} processes on this machine see the same {visible} GPUs, which do not divide "
+            f"among them: start another number of processes, such as {visible}, or give each its "
+            "own GPUs, as --gpus-per-task does, or JAX_LOCAL_DEVICE_IDS."
+        )
     share = visible // count
     return list(range(number * share, (number + 1) * share))
