@@ -1,5 +1,6 @@
 """A folder of pictures: every odd file is either converted as it should be or reported by name."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from running import ROOT, on_devices
 
 from vae_jax import Experiment, VaeJaxError, generate, load_folder, train
 from vae_jax.data import Data, SplitName
-from vae_jax.data.folder import Files
+from vae_jax.data.folder import Files, Listing, walk
 from vae_jax.data.folder_prepare import UnusableError, decode
 from vae_jax.experiment import load_again, read_module
 from vae_jax.identity import describe
@@ -157,6 +158,20 @@ def test_a_bomb_and_a_pipe_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 # Splits and classes
+
+
+def test_files_are_listed_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Folder by folder, where a slash comes before some characters and after others."""
+    names = ["a/x", "a/b/y", "a/b.c/y", "a/b-c", "a.d/z", "a-d/z", "a d", "a0/z", "ab", "Z/é/1"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [name for name, _ in walk(tmp_path)] == sorted(names)
+    files, text = Files.of(tmp_path), b""
+    for name in sorted(names):
+        status = (tmp_path / name).stat()
+        text += f"{name}\0{status.st_size} {status.st_mtime_ns}\0".encode()
+    assert files.listing == Listing(hashlib.sha256(text).hexdigest(), len(names), False)
 
 
 SHARES: dict[SplitName, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}

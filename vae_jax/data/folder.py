@@ -7,10 +7,11 @@ and classes.
 """
 
 import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
+from vae_jax.processes.agreement import told_by_main
 from vae_jax.progress import say
 
 VALID = TEST = 0.1
@@ -35,6 +37,40 @@ SPLITS_NAMED: dict[str, SplitName] = {
 }
 _ORDER: tuple[SplitName, ...] = ("train", "valid", "test")
 _LISTED = 30
+_State = str | tuple[int, int]
+"""Size and time of a file, in words, or the identity of a folder."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What tells the content of a folder from another, without the names of its files.
+
+    Attributes:
+        key: a hash of the names, sizes and times of the files, in the order of the names.
+        count: how many they are.
+        has_own_splits: whether there is a folder `train` with none beside it but `valid` and
+            `test`.
+    """
+
+    key: str
+    count: int
+    has_own_splits: bool
+
+    @classmethod
+    def of(cls, entries: Iterable[tuple[str, str]]) -> "Listing":
+        """The listing of names and states, none of which is kept."""
+        digest, count, tops = hashlib.sha256(), 0, set[str]()
+        for name, state in entries:
+            digest.update(b"%b\0%b\0" % (os.fsencode(name), state.encode()))
+            count += 1
+            tops.add(name.split("/")[0] if "/" in name else "")
+        own_splits = "train" in tops and tops <= SPLITS_NAMED.keys()
+        return cls(digest.hexdigest(), count, own_splits)
+
+    def key_of(self, height: int, width: int, channels: int) -> str:
+        """A name for what these files become in a size."""
+        what = f"{self.key} {height} {width} {channels} {_FORMAT}"
+        return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -54,27 +90,18 @@ class Files:
     @classmethod
     def of(cls, root: Path) -> "Files":
         """Lists a folder and the folders in it, links to folders included."""
-        found = sorted(_walk(str(root)))
+        found = list(walk(root))
         return cls(root, [name for name, _ in found], [state for _, state in found])
 
     @cached_property
-    def key(self) -> str:
-        """A hash of names, sizes and times."""
-        digest = hashlib.sha256()
-        for name, state in zip(self.names, self.states, strict=True):
-            digest.update(b"%b\0%b\0" % (os.fsencode(name), state.encode()))
-        return digest.hexdigest()
+    def listing(self) -> Listing:
+        """What tells them from others."""
+        return Listing.of(zip(self.names, self.states, strict=True))
 
-    def key_of(self, height: int, width: int, channels: int) -> str:
-        """A name for what these files become in a size."""
-        what = f"{self.key} {height} {width} {channels} {_FORMAT}"
-        return hashlib.sha256(what.encode()).hexdigest()[:16]
-
-    @cached_property
+    @property
     def has_own_splits(self) -> bool:
-        """Whether there is a folder `train` with none beside it but `valid` and `test`."""
-        tops = {name.split("/")[0] if "/" in name else "" for name in self.names}
-        return "train" in tops and tops <= SPLITS_NAMED.keys()
+        """See `Listing`."""
+        return self.listing.has_own_splits
 
     def class_of(self, row: int) -> str:
         """The first folder below the root or its split; "." where there is none."""
@@ -109,35 +136,45 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _walk(root: str) -> Iterator[tuple[str, str]]:
+def walk(root: Path) -> Iterator[tuple[str, str]]:
+    """The files below a folder, sorted by name: names with slashes, and sizes and times in words.
+
+    No more is held than the names in the folders that a file is in, one within another.
+    """
     entered: set[tuple[int, int]] = set()
-    ahead = [("", _identity(os.stat(root)))]
-    while ahead:  # no recursion: folders may be deeper than Python's stack
-        below, identity = ahead.pop()
-        if identity in entered:  # a link to where we have been
-            continue
-        entered.add(identity)
-        try:
-            with os.scandir(os.path.join(root, below)) as entries:
-                sorted_entries = sorted(entries, key=lambda entry: entry.name)
-        except OSError:  # no permission: a folder's name among the files, reported as such
-            yield below, "none"
-            continue
-        folders = []
-        for entry in sorted_entries:
+    opened: list[Iterator[tuple[str, _State]]] = [iter([("", _identity(os.stat(root)))])]
+    while opened:  # no recursion: folders may be deeper than Python's stack
+        name, state = next(opened[-1], (None, ""))
+        if name is None:
+            opened.pop()
+        elif isinstance(state, str):
+            yield name, state
+        elif state not in entered:  # no link to where we have been
+            entered.add(state)
+            try:
+                opened.append(iter(_entries(root, name)))
+            except OSError:  # no permission: a folder's name among the files, reported as such
+                yield name, "none"
+
+
+def _entries(root: Path, below: str) -> list[tuple[str, _State]]:
+    """What is in a folder, in the order of the paths of all that is below it: folders end in /."""
+    found: list[tuple[str, _State]] = []
+    with os.scandir(os.path.join(root, below)) as entries:
+        for entry in entries:
+            name = below + entry.name
             if entry.name.startswith("."):
                 continue
-            name = below + entry.name
             try:
                 status = entry.stat()
             except OSError:  # a link that leads nowhere
-                yield name, "none"
+                found.append((name, "none"))
                 continue
             if stat.S_ISDIR(status.st_mode):
-                folders.append((name + "/", _identity(status)))
+                found.append((name + "/", _identity(status)))
             else:
-                yield name, f"{status.st_size} {status.st_mtime_ns}"
-        ahead += reversed(folders)
+                found.append((name, f"{status.st_size} {status.st_mtime_ns}"))
+    return sorted(found, key=lambda one: one[0])
 
 
 def _uniform(name: str) -> float:
@@ -187,27 +224,22 @@ def load_folder(
         )
     if not root.is_dir():
         raise VaeJaxError(f"The folder of pictures {root} does not exist: name one that does.")
-    files = Files.of(root)
-    target = cache_of(files, height, width, channels, cache.root(data_dir))
-    fresh = not target.exists()
-    if fresh:
-        arguments = [str(root), str(height), str(width), str(channels), str(cache.root(data_dir))]
-        preparation.run("vae_jax.data.folder_prepare", arguments, f"the pictures of {root}")
-        if not target.exists():
-            raise VaeJaxError(f"{root} changed while it was read: run it again.")
+    where = root, (height, width, channels), cache.root(data_dir)
+    told = told_by_main(lambda: json.dumps(asdict(_prepared(*where))))
+    listing = _prepared(*where) if told is None else Listing(**json.loads(told))
+    if not cache_of(listing, *where).exists():  # it is for other files, or other machines
+        listing = _prepared(*where)
+    target = cache_of(listing, *where)
     arrays, manifest = cache.read(root.name, target)
-    if fresh:
-        whole = f"{len(files.names):,} files in {files.root}"
-        report_skipped(manifest["skipped"] or [], whole, target)
     used = sum(len(arrays[f"{split}_images"]) for split in _ORDER)
-    rule = "the folder's own splits" if files.has_own_splits else "split by a hash of file names"
+    rule = "the folder's own splits" if listing.has_own_splits else "split by a hash of file names"
     data = Data.from_arrays(
         root.name,
         *(arrays[f"{split}_images"] for split in _ORDER),
         protocol=protocol,
         labels={s: arrays[f"{s}_labels"] for s in _ORDER if f"{s}_labels" in arrays},
         class_names=manifest["class_names"],
-        split_rule=f"{rule}, {used:,} of {len(files.names):,} files usable",
+        split_rule=f"{rule}, {used:,} of {listing.count:,} files usable",
     )
     again = partial(
         load_folder, root, size, channels=channels, protocol=protocol, data_dir=data_dir
@@ -215,10 +247,27 @@ def load_folder(
     return data.loaded_by(again, partial(cache.remembered, target, manifest["files"]))
 
 
-def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Path) -> Path:
-    """Where the arrays of these files in this size are, or will be."""
-    key = files.key_of(height, width, channels)
-    return cache.folder(data_dir, f"image_folder/{files.root.name}-{key}")
+def cache_of(listing: Listing, root: Path, shape: tuple[int, int, int], data_dir: Path) -> Path:
+    """Where the arrays of these files in this shape are, or will be."""
+    return cache.folder(data_dir, f"image_folder/{root.name}-{listing.key_of(*shape)}")
+
+
+def _prepared(root: Path, shape: tuple[int, int, int], data_dir: Path) -> Listing:
+    """The `Listing` of a folder, whose pictures are decoded if they were not.
+
+    Raises:
+        VaeJaxError: none of them can be used.
+    """
+    listing = Listing.of(walk(root))
+    target = cache_of(listing, root, shape, data_dir)
+    if not target.exists():
+        arguments = [str(root), *map(str, shape), str(data_dir)]
+        preparation.run("vae_jax.data.folder_prepare", arguments, f"the pictures of {root}")
+        if not target.exists():
+            raise VaeJaxError(f"{root} changed while it was read: run it again.")
+        _, manifest = cache.read(root.name, target)
+        report_skipped(manifest["skipped"] or [], f"{listing.count:,} files in {root}", target)
+    return listing
 
 
 def report_skipped(skipped: Sequence[str], whole: str, target: Path) -> None:

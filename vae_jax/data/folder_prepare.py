@@ -104,7 +104,7 @@ def _empty_folders(root: Path, classes: Sequence[str]) -> list[str]:
 
 def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
     files = Files.of(root)
-    target = cache_of(files, *shape, data_dir)
+    target = cache_of(files.listing, root, shape, data_dir)
     with preparation.working_folder(target) as work:
         if work is None:
             return

@@ -87,5 +87,5 @@ def load_saved(
 
 def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Path) -> Path:
     """Where the arrays of these files in this size are, or will be."""
-    key = files.key_of(height, width, channels)
+    key = files.listing.key_of(height, width, channels)
     return cache.folder(data_dir, f"hugging_face/{files.root.name}-{key}")

@@ -1,7 +1,9 @@
 """Processes compare what they run, so that none trains something else in silence."""
 
+import contextlib
 import itertools
 import json
+from collections.abc import Callable
 
 from jax._src import distributed  # jax.distributed shows no store of keys and values
 from jax.errors import JaxRuntimeError
@@ -10,7 +12,8 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.identity import ABSENT, Json, differences
 
 _SECONDS = 1  # between looks, after each of which Python may act on a signal
-_rounds = itertools.count()
+_tellings, _choices = itertools.count(), itertools.count()
+_round = 0  # of agreement, the next one
 
 
 class DisagreementError(VaeJaxError):
@@ -47,10 +50,11 @@ def agree(content: dict[str, Json]) -> None:
     state = distributed.global_state
     if state.client is None or state.num_processes == 1:
         return
-    prefix = f"vae_jax/agreement/{next(_rounds)}"
+    global _round
+    prefix, _round = _prefix(), _round + 1
     if state.process_id == 0:
         state.client.key_value_set(f"{prefix}/content", json.dumps(content))
-    ours = json.loads(_wait_for(f"{prefix}/content"))
+    ours = json.loads(_wait_for(f"{prefix}/content") or "null")
     theirs = json.loads(json.dumps(content))
     state.client.key_value_set(
         f"{prefix}/{state.process_id}", objection(state.process_id, theirs, ours)
@@ -60,8 +64,60 @@ def agree(content: dict[str, Json]) -> None:
             raise DisagreementError(sentence)
 
 
-def _wait_for(key: str) -> str:
-    """The value of a key, once a process has set it, however long it prepares its data."""
+def told_by_main(find: Callable[[], str]) -> str | None:
+    """What process 0 finds, which tells the others, so that they need not look.
+
+    Args:
+        find: what process 0 calls, for as long as it takes.
+
+    Returns:
+        What it found; None in another process where process 0 makes no such call before they agree.
+    """
+    state = distributed.global_state
+    if state.client is None or state.num_processes == 1:
+        return find()
+    key = f"vae_jax/told/{next(_tellings)}"
+    if state.process_id != 0:
+        return _wait_for(key, unless=f"{_prefix()}/content")
+    found = find()
+    state.client.key_value_set(key, found)
+    return found
+
+
+class Choice:
+    """A choice that the first process to make it makes for all; each begins as many of them."""
+
+    def __init__(self):
+        self._key = f"vae_jax/choice/{next(_choices)}"
+        self._alone: str | None = None
+
+    def make(self, value: str) -> str:
+        """Choose a value; what was chosen, by this process or before it by another."""
+        state = distributed.global_state
+        if state.client is None or state.num_processes == 1:
+            self._alone = value if self._alone is None else self._alone
+            return self._alone
+        with contextlib.suppress(JaxRuntimeError):  # another was first
+            state.client.key_value_set(self._key, value)
+        return state.client.blocking_key_value_get(self._key, 60_000)
+
+    @property
+    def made(self) -> str | None:
+        """What was chosen, if it was."""
+        return self._alone if self._alone is not None else _value_of(self._key)
+
+
+def _prefix() -> str:
+    return f"vae_jax/agreement/{_round}"
+
+
+def _wait_for(key: str, unless: str | None = None) -> str | None:
+    """The value of a key, once a process has set it, however long it prepares its data.
+
+    Args:
+        key: its name.
+        unless: another one; None is the result where that is set before.
+    """
     client = distributed.global_state.client
     assert client is not None
     while True:
@@ -70,3 +126,12 @@ def _wait_for(key: str) -> str:
         except JaxRuntimeError as error:
             if not str(error).startswith("DEADLINE_EXCEEDED"):
                 raise
+        if unless is not None and _value_of(unless) is not None:
+            return None
+
+
+def _value_of(key: str) -> str | None:
+    """The value of a key, if a process has set it."""
+    client = distributed.global_state.client
+    with contextlib.suppress(JaxRuntimeError):
+        return None if client is None else client.key_value_try_get(key)
