@@ -26,7 +26,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import parallel, random
-from vae_jax.checkpoint import Checkpoints
+from vae_jax.checkpoint import kept
 from vae_jax.compatibility import check_prior
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Bounded, Distribution
@@ -325,14 +325,9 @@ def fitted(run: Run, family: Quick) -> Run:
     like = jax.eval_shape(lambda: initial_params(model, random.key(0)))
     replica = f"-{run.first}" * (run.first > 0)
     folder = run.folder.path / "priors" / f"{family}-{run.checkpoint}{replica}"
-    with Checkpoints(folder) as checkpoints:
-        step = int(run.state.step[0])
-        params = checkpoints.read(step, like)
-        if params is not None:
-            return _with_prior(run, model, params)
-        result = fit(run, prior)
-        checkpoints.save(
-            step, jax.tree.map(lambda leaf: leaf[0], result.state.params["prior"]), None
-        )
-        checkpoints.wait()
-    return result
+
+    def fitted_params() -> Variables:
+        return jax.tree.map(lambda leaf: leaf[0], fit(run, prior).state.params["prior"])
+
+    params = kept(folder, int(run.state.step[0]), like, fitted_params)
+    return _with_prior(run, model, params)

@@ -9,7 +9,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import parallel
-from vae_jax.checkpoint import Checkpoints
+from vae_jax.checkpoint import kept
 from vae_jax.data import Split
 from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks
 from vae_jax.networks.features import MAPS, NUM_STEPS, WIDTH, FeatureNetwork, maps, shrunk
@@ -45,12 +45,9 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
         last = jnp.asarray(network.apply(params, shrunk(images)))
         return jnp.concatenate([*(each.mean((1, 2)) for each in maps(params, images)), last], -1)
 
-    with Checkpoints(folder.path / "features") as checkpoints:
-        params = checkpoints.read(num_steps, jax.eval_shape(partial(network.initial, train, SEED)))
-        if params is None:
-            params = network.trained(train, num_steps, SEED)
-            checkpoints.save(num_steps, jax.tree.map(np.asarray, params), None)
-            checkpoints.wait()
+    like = jax.eval_shape(partial(network.initial, train, SEED))
+    trained = partial(network.trained, train, num_steps, SEED)
+    params = kept(folder.path / "features", num_steps, like, trained)
 
     def unscaled(images: np.ndarray) -> np.ndarray:
         return in_chunks(lambda chunk: layers(params, chunk), images)
