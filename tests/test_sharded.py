@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from running import TINY, interrupted_after, on_devices, rows
+from running import CLI, ROOT, TINY, finish, interrupted_after, on_devices, rows, start
 from test_parallel import assert_close
+from test_processes import addresses
 
-from vae_jax import MLP, VaeJaxError, parallel, train
+from vae_jax import MLP, load_run, parallel, train
+from vae_jax.checkpoint import Checkpoints
 from vae_jax.cli import main
 from vae_jax.errors import Interrupted
 from vae_jax.experiment import Experiment
@@ -79,10 +81,86 @@ def test_seeds_streams_and_parts_of_batches(
     assert_close(runs[1].state, runs[0].state, 1e-4)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(VaeJaxError, match="leave out --distributed, or --shard"):
-        Layout.of(1, 16, shard="optimizer")
+def times(tree: Any, number: int) -> Any:
+    """A tree multiplied by a whole number."""
+    return jax.tree.map(lambda x: (number * x).astype(x.dtype), tree)
+
+
+def test_shares_are_written_where_they_are_and_read_as_a_whole(tmp_path: Path) -> None:
+    """The files, hashes and ways back of any other checkpoint."""
+    layout = Layout.of(1, 16, shard="optimizer")
+    experiment = clipped()
+    state = jax.vmap(partial(init_state, experiment))(jnp.arange(1, dtype=jnp.uint32))
+    placed = layout.place(jax.tree.map(np.asarray, state))
+    divided = [leaf for leaf in jax.tree.leaves(placed) if not leaf.is_fully_replicated]
+    assert len(divided) > 10
+    multiplied, overwritten = jax.jit(times), jax.jit(times, donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            own = multiplied(placed, step)
+            checkpoints.save_shares(step, own, float(step), finite=True)
+            overwritten(own, 0)  # as the next step does
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 1]  # the latest and the best
+        file = max((tmp_path / "2").rglob("*"), key=lambda path: path.stat().st_size)
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+        (restored, said) = checkpoints.restore(state) or (None, [])
+        assert "The checkpoint of step 2" in said[0]
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert not list(tmp_path.glob(".partial*"))
+
+
+SHARED = """
+import test_sharded
+from vae_jax import Experiment
+
+def experiment(*, num_steps: int = 20) -> Experiment:
+    return test_sharded.clipped(num_steps)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_state_and_go_on_as_others(whole: Any, tmp_path: Path) -> None:
+    """Two processes of four devices, then four of two, then one: the run of eight devices."""
+    (tmp_path / "shared.py").write_text(SHARED)
+    path = {"pythonpath": f"{ROOT}:{ROOT / 'tests'}"}
+
+    def trained(count: int, num_steps: int, folders: list[Path] | None = None) -> list[Any]:
+        words = "train", "shared.py", "--distributed", "--shard", "optimizer", "--workdir", "run"
+        begun = [
+            start(
+                CLI,
+                *words,
+                *("--num-steps", num_steps),
+                devices=8 // count,
+                cwd=folder,
+                **path,
+                **variables,
+            )
+            for variables, folder in zip(
+                addresses(count), folders or [tmp_path] * count, strict=True
+            )
+        ]
+        return [finish(process) for process in begun]
+
+    for count, num_steps in ((2, 10), (4, 20)):
+        done = trained(count, num_steps)
+        assert [process.returncode for process in done] == [0] * count, done
+    assert len(list((tmp_path / "run" / "checkpoints" / "20").glob("ocdbt.process_*"))) == 4
+    assert_close(load_run(tmp_path / "run", trust=True).state, whole[0], 1e-4)
+    ours, theirs = rows(tmp_path / "run"), whole[1]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
+
+    elsewhere = [tmp_path / "0", tmp_path / "1"]
+    for folder in elsewhere:
+        folder.mkdir()
+        (folder / "shared.py").write_text(SHARED)
+    done = trained(2, 5, elsewhere)
+    assert done[1].returncode == 2, done[1]
+    assert "is not the folder that process 0 writes" in done[1].stderr
+    assert not list((elsewhere[1] / "run").rglob("*"))
 
 
 def test_a_grid_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

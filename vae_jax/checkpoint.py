@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,13 +20,15 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from orbax.checkpoint import type_handlers
 
-from vae_jax import storage
+from vae_jax import parallel, storage
 from vae_jax.errors import VaeJaxError
+from vae_jax.processes.agreement import told_by_main
 
 State = TypeVar("State")
 Which = Literal["latest", "best"]
 _ATTEMPTS = 10  # to read beside a process that replaces checkpoints meanwhile
 _LOOKS = 3  # again for a checkpoint where there seems to be none
+_LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
 
 
@@ -45,6 +47,24 @@ def _arrays(tree: Any) -> dict[str, str]:
     """Path, type and shape of every array of a tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _finite(number: float | None) -> float | None:
+    """A number that JSON and an order have; None for others."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _describe(
+    partial: Path, arrays: dict[str, str], validation: float | None, finite: bool
+) -> None:
+    """Writes the manifest of a checkpoint that is complete."""
+    manifest = {
+        "validation": _finite(validation),
+        "finite": finite,
+        "arrays": arrays,
+        "files": storage.manifest_of(partial),
+    }
+    (partial / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
 
 
 def _first_line(error: Exception) -> str:
@@ -88,6 +108,13 @@ class _HostArrays(type_handlers.NumpyHandler):
         return found
 
 
+class _Shares(type_handlers.ArrayHandler):
+    """Arrays on the devices of several processes, of which files say no more than of others."""
+
+    def typestr(self) -> str:
+        return type_handlers.NumpyHandler().typestr()
+
+
 class Checkpoints:
     """The checkpoints of one run: the latest ones, and the best by validation.
 
@@ -118,6 +145,7 @@ class Checkpoints:
             ),
         )
         self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
+        self._shared: ocp.AsyncCheckpointer | None = None
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -135,6 +163,8 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self._writer.shutdown()
+        if self._shared is not None and exception == (None, None, None):
+            self._shared.close()
         self._orbax.close()
         sys.unraisablehook = self._hook
 
@@ -155,6 +185,43 @@ class Checkpoints:
         self.wait()
         self._writing = self._writer.submit(self._write, step, state, validation, finite)
 
+    def save_shares(self, step: int, state: object, validation: float | None, finite: bool) -> None:
+        """Starts writing a state of which each process has shares, and writes its own.
+
+        It returns when they are copied to the host. All processes call it, and `wait`.
+
+        Args:
+            step: as in `save`.
+            state: arrays on the devices of all processes.
+            validation: as in `save`.
+            finite: as in `save`.
+
+        Raises:
+            VaeJaxError: the checkpoint before this one could not be written.
+        """
+        self.wait()
+        if parallel.is_main_process():
+            storage.make_folder(self.folder)
+        if self._shared is None:
+            together = ocp.options.MultiprocessingOptions(
+                active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="shares"
+            )
+            self._shared = ocp.AsyncCheckpointer(
+                ocp.PyTreeCheckpointHandler(
+                    use_compression=False,
+                    multiprocessing_options=together,
+                    type_handler_registry=type_handlers.create_type_handler_registry(
+                        (jax.Array, _Shares())
+                    ),
+                ),
+                timeout_secs=_LONGEST,
+                multiprocessing_options=together,
+            )
+        partial = storage.shared_partial(self.folder / str(step))
+        self._shared.save(partial, args=ocp.args.PyTreeSave(state), force=True)
+        about = _arrays(state), validation, finite
+        self._writing = self._writer.submit(self._write_shares, step, partial, about)
+
     def wait(self) -> None:
         """Returns when everything is on disk.
 
@@ -171,9 +238,7 @@ class Checkpoints:
             ) from error
 
     def _write(self, step: int, state: Any, validation: float | None, finite: bool) -> None:
-        target = self.folder / str(step)
-        if target.exists() and not self._is_whole(step):
-            self._set_aside(step)
+        target = self._place_for(step)
         with storage.whole_folder(target) as partial:
             try:
                 self._orbax.save(partial, args=ocp.args.PyTreeSave(state), force=True)
@@ -182,19 +247,41 @@ class Checkpoints:
                     storage.delete_partial(partial)
                     time.sleep(0.05)
                 raise
-            measured = validation is not None and math.isfinite(validation)
-            manifest = {
-                "validation": validation if measured else None,
-                "finite": finite,
-                "arrays": _arrays(state),
-                "files": storage.manifest_of(partial),
-            }
-            (partial / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
-        kept = {*self.steps()[: self.keep], *self.steps("best")[:1], *self._finite()[:1]}
+            _describe(partial, _arrays(state), validation, finite)
+        self._delete_old()
+
+    def _write_shares(
+        self, step: int, partial: Path, about: tuple[dict[str, str], float | None, bool]
+    ) -> None:
+        assert self._shared is not None
+        self._shared.wait_until_finished()  # in all processes
+        if parallel.is_main_process():
+            _describe(partial, *about)
+            storage.publish(partial, self._place_for(step))
+            storage.delete_partial(partial)
+            self._delete_old()
+
+    def _place_for(self, step: int) -> Path:
+        """Where a checkpoint belongs; a damaged one that is there moves out of the way."""
+        target = self.folder / str(step)
+        if target.exists() and not self._is_whole(step):
+            self._set_aside(step)
+        return target
+
+    def _delete_old(self) -> None:
+        kept = {*self.steps()[: self.keep], *self.steps("best")[:1], *self._good()[:1]}
         for old in set(self.steps()) - kept:
             self._delete(old)
 
-    def _finite(self) -> list[int]:
+    def measure(self, step: int, validation: float | None) -> None:
+        """Notes what a validation found of a state that was saved without it; see `save`."""
+        self.wait()
+        if (manifest := self._manifest(step)) is not None:
+            path = self.folder / str(step) / storage.MANIFEST
+            storage.write_json(path, manifest | {"validation": _finite(validation)})
+            self._delete_old()
+
+    def _good(self) -> list[int]:
         """Steps with a checkpoint whose last step was taken, and not skipped, the latest first."""
         return [step for step in self.steps() if (self._manifest(step) or {}).get("finite")]
 
@@ -205,7 +292,7 @@ class Checkpoints:
             Its step; None where there is none, and nothing is deleted.
         """
         self.wait()
-        good = next(iter(self._finite()), None)
+        good = next(iter(self._good()), None)
         for step in self.steps():
             if good is not None and step > good:
                 self._delete(step)
@@ -345,3 +432,22 @@ class Checkpoints:
         storage.sweep(self.folder, age=0)
         for damaged in [s for s in self.steps() if s > step]:
             self._set_aside(damaged)
+
+
+def kept(folder: Path, step: int, like: State, make: Callable[[], State]) -> State:
+    """Host arrays that are made once: process 0 reads them, or writes what all have made.
+
+    Args:
+        folder: where they are kept.
+        step: their name there.
+        like: a tree of their shapes and types.
+        make: makes them, in all processes at once, where they are not there or damaged.
+    """
+    with Checkpoints(folder) as checkpoints:
+        found = checkpoints.read(step, like) if parallel.is_main_process() else None
+        if not told_by_main(lambda: "" if found is None else "it has them"):
+            found = jax.tree.map(np.asarray, make())
+            if parallel.is_main_process():
+                checkpoints.save(step, found, None)
+                checkpoints.wait()
+    return parallel.from_main_process(like if found is None else found)

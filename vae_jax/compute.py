@@ -1,6 +1,9 @@
-"""How networks compute: in another precision, and again in the backward pass to save memory."""
+"""How networks compute: in another precision, again in the backward pass to save memory, and the
+same on a GPU each time.
+"""
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -133,3 +136,18 @@ def rematerialized(
             within.pop()
 
     return nn.intercept_methods(interceptor)
+
+
+# No operation whose order of summation is left to chance, and no choice of kernels by their speed.
+DETERMINISTIC = (
+    "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true "
+    "--xla_gpu_autotune_level=0"
+)
+
+
+def be_deterministic() -> None:
+    """Make GPUs compute the same bytes in each run, more slowly. Call it before JAX starts.
+
+    Devices of another kind, or as many as another number, round otherwise all the same.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()

@@ -44,11 +44,14 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
 
     Attributes:
         signal_number: the number of the signal.
+        computing: whether a thread still computes, for nothing, for which no exit should wait.
     """
 
-    def __init__(self, signal_number: int, step: int):
-        self.signal_number = signal_number
+    def __init__(self, signal_number: int, step: int, computing: bool = False):
+        self.signal_number, self.computing = signal_number, computing
         name = signal.Signals(signal_number).name
         super().__init__(
             f"Stopped by {name} after step {step}, which is saved; the same command goes on."
+            if step
+            else f"Stopped by {name} before the first step; the same command begins again."
         )

@@ -241,6 +241,11 @@ def local_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (AXIS,))
 
 
+def global_mesh() -> Mesh:
+    """The devices of all processes, along the one axis."""
+    return Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
 def put(leaf: ArrayLike) -> Array:
     """Put a host array with the axis of this process's devices, `[devices, ...]`, on them."""
     return jax.device_put(leaf, NamedSharding(local_mesh(), PartitionSpec(AXIS)))
@@ -325,15 +330,10 @@ class Layout:
         """The layout for these replicas: apart where the devices of one process divide them.
 
         Raises:
-            VaeJaxError: the devices divide neither the replicas nor the batch, a device's share has
-                no `accumulate` equal parts, or several processes were to shard their state.
+            VaeJaxError: the devices divide neither the replicas nor the batch, or a device's share
+                has no `accumulate` equal parts.
         """
         check_devices()
-        if shard is not None and jax.process_count() > 1:
-            raise VaeJaxError(
-                "A sharded optimizer is of one process, which uses all devices of its machine: "
-                "leave out --distributed, or --shard."
-            )
         devices = jax.device_count()
         apart = jax.process_count() == 1 < devices and num_seeds % devices == 0 and shard is None
         share = batch_size if apart else share_of(batch_size)
@@ -343,6 +343,19 @@ class Layout:
                 "does not divide into equal parts."
             )
         return cls(apart) if shard is None else Sharded(apart)
+
+    @property
+    def spread(self) -> bool:
+        """Whether no process has the whole state."""
+        return False
+
+    def from_main_process(self, tree: Tree) -> Tree:
+        """The main process's state, to `place`; in the others `tree` has its shapes and types."""
+        return from_main_process(tree)
+
+    def put(self, leaf: np.ndarray) -> Array:
+        """Put what `rows` cuts, with the axis of this process's devices, on them."""
+        return put(leaf)
 
     def everywhere(self, tree: Tree) -> Tree:
         """Put host arrays that replicas share on each device."""
@@ -438,8 +451,13 @@ class Sharded(Layout):
         models", section 5.1: P_os.
     """
 
+    @property
+    def spread(self) -> bool:
+        """Whether no process has the whole state."""
+        return num_processes() > 1
+
     def _shard(self, tree: Tree, put: Callable[[Array, NamedSharding], object]) -> Tree:
-        mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+        mesh = global_mesh()
 
         def of_one(path: KeyPath, leaf: Array) -> object:
             axes: list[str | None] = [None] * np.ndim(leaf)
@@ -451,27 +469,38 @@ class Sharded(Layout):
 
         return jax.tree_util.tree_map_with_path(of_one, tree)
 
-    def everywhere(self, tree: Tree) -> Tree:
-        """Put host arrays whole on each device."""
-        return self.place(tree)
+    def from_main_process(self, tree: Tree) -> Tree:
+        """The main process's state on the devices; no other holds more than an array of it."""
+        if not self.spread:
+            return tree
+        return self._shard(tree, lambda leaf, sharding: _cut(from_main_process(leaf), sharding))
+
+    def put(self, leaf: np.ndarray) -> Array:
+        """Put what `rows` cuts on the devices, one array of all processes."""
+        sharding = NamedSharding(global_mesh(), PartitionSpec(AXIS))
+        return jax.make_array_from_process_local_data(sharding, leaf)
 
     def in_place(self, tree: object) -> Placed:
-        """Variables of a state on the devices, whole on each."""
-        return Placed(self._spread(tree))
+        """Variables of a state on the devices, whole on each of this process's."""
+
+        def of_one(leaf: Array) -> Array:
+            own = [shard.data[None] for shard in leaf.addressable_shards]
+            sharding = NamedSharding(local_mesh(), PartitionSpec(AXIS))
+            return jax.make_array_from_single_device_arrays((len(own), *leaf.shape), sharding, own)
+
+        return Placed(jax.tree.map(of_one, self._whole(tree)))
 
     @cached_property
-    def _spread(self) -> Wrapped:
-        """A function of global arrays `[S, ...]`, to one on each device, `[D, S, ...]`."""
-
-        def of_all(tree: Tree) -> Tree:
-            devices = jax.device_count()
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *x.shape)), tree)
-
-        return jax.jit(of_all, out_shardings=NamedSharding(local_mesh(), PartitionSpec(AXIS)))
+    def _whole(self) -> Wrapped:
+        """A function of arrays in shares, to the same ones whole on each device."""
+        sharding = NamedSharding(global_mesh(), PartitionSpec())
+        return jax.jit(lambda tree: tree, out_shardings=sharding)
 
     def place(self, tree: Tree) -> Tree:
         """Put host arrays on the devices, each in shares or whole."""
-        return self._shard(tree, jax.device_put)
+        return self._shard(tree, _cut)
+
+    everywhere = place  # images too, whole
 
     def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
         """What `place` would put on the devices, shapes alone."""
@@ -482,8 +511,10 @@ class Sharded(Layout):
         return self._shard(tree, of_one)
 
     def collect(self, tree: Tree) -> Tree:
-        """Undo `place`: host arrays, copied and so safe from donation."""
-        return to_host(tree)
+        """Undo `place`, in every process: host arrays, copied and so safe from donation."""
+        if not self.spread:
+            return to_host(tree)
+        return jax.tree.map(lambda leaf: np.array(self._whole(leaf)), tree)  # one at a time
 
     def kept(self, tree: Tree) -> Tree:
         """What is being traced, laid out as `place` does."""
@@ -494,7 +525,7 @@ class Sharded(Layout):
         whole, shared = PartitionSpec(), PartitionSpec(AXIS)
         specs = whole, shared, shared, whole
         return jax.shard_map(
-            function, mesh=local_mesh(), in_specs=specs, out_specs=whole, check_vma=False
+            function, mesh=global_mesh(), in_specs=specs, out_specs=whole, check_vma=False
         )
 
     def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
@@ -511,6 +542,13 @@ class Sharded(Layout):
         return OnDevices(jax.jit(of_shares, donate_argnums=0))
 
 
+def _cut(whole: np.ndarray | Array, sharding: NamedSharding) -> Array:
+    """Put this process's parts of a host array on its devices, where they are not there."""
+    if isinstance(whole, Array):
+        return jax.device_put(whole, sharding)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def give_replicas_cores(num_seeds: int) -> None:
     """Make the CPU the largest number of devices that divides its cores and the replicas.
 
@@ -523,21 +561,6 @@ def give_replicas_cores(num_seeds: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
         if devices == cores:  # their threads would only wait for each other
             os.environ["XLA_FLAGS"] = f"{flags} {compiler.ONE_THREAD}".strip()
-
-
-# No operation whose order of summation is left to chance, and no choice of kernels by their speed.
-DETERMINISTIC = (
-    "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true "
-    "--xla_gpu_autotune_level=0"
-)
-
-
-def be_deterministic() -> None:
-    """Make GPUs compute the same bytes in each run, more slowly. Call it before JAX starts.
-
-    Devices of another kind, or as many as another number, round otherwise all the same.
-    """
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def device_memory() -> int:

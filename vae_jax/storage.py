@@ -180,6 +180,12 @@ def free_name(path: Path) -> Path:
     return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
 
 
+def shared_partial(path: Path) -> Path:
+    """A temporary path beside one, the same in all processes that write to it together."""
+    token = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    return path.with_name(f".partial-{token}{path.suffix}")
+
+
 def _partial_beside(path: Path) -> Path:
     return path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
 

@@ -25,16 +25,20 @@ from vae_jax.evaluation.bounds import make_validation as make_validation
 from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
-from vae_jax.progress import Pace, Progress, largest_divisor, say
+from vae_jax.processes.signals import Left, unless_stopped
+from vae_jax.progress import SECONDS_TO_HEAR, Pace, Progress, largest_divisor, say
 from vae_jax.run import Run, RunFolder, what_processes_share
 from vae_jax.run import load_run as load_run
 from vae_jax.run.trackers import Callback
-from vae_jax.run.training import Held, Row, Training, opened
+from vae_jax.run.training import Held, Row, Training, check_shared, opened
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 Tree = TypeVar("Tree")
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
+UnlessLeft = Callable[
+    [int, TrainState, Callable[[], tuple[TrainState, Metrics]]], tuple[TrainState, Metrics]
+]
 # The most bytes of a chunk of streamed images in a process, which makes one more meanwhile.
 STREAMED_BYTES = 2**26
 P = ParamSpec("P")
@@ -74,9 +78,9 @@ def chunks_of_batches(
             rows = [in_order.astype(np.int32).reshape(-1, batch)] * len(seeds)
         own = layout.rows(np.stack(rows))
         yield Batch(
-            rows=parallel.put(own),
-            images=parallel.put(split.images[own]) if streamed else None,
-            y=None if labels is None else parallel.put(labels[own]),
+            rows=layout.put(own),
+            images=layout.put(split.images[own]) if streamed else None,
+            y=None if labels is None else layout.put(labels[own]),
         )
         step = stop
 
@@ -89,6 +93,7 @@ def advance(
     streamed: bool,
     meanwhile: Callable[[], None],
     unlogged: list[Metrics],
+    unless_left: UnlessLeft,
     shared: SharedStep | None = None,
 ) -> Iterator[tuple[int, TrainState, Row | None]]:
     """Train on all devices.
@@ -101,11 +106,16 @@ def advance(
         streamed: whether the batches bring their images.
         meanwhile: a function that is called while the devices are busy.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
+        unless_left: takes a step, the state then, and a chunk of steps from there that may take
+            long; returns the state after it and its metrics on the host.
         shared: the step where the replicas are of several experiments.
 
     Yields:
         The step, the state on the devices and, where a line of metrics is due, the metrics since
         the last one; once for each chunk. The state is gone when the next item is asked for.
+
+    Raises:
+        Left: a process was told to stop in a chunk that was to take too long.
     """
     one_step, numbers = shared or (None, ())
     train_chunk = make_train_chunk(experiment, layout, one_step)
@@ -113,18 +123,25 @@ def advance(
     device_state, each = begin(), layout.place((seeds, *numbers))
     step = int(layout.collect(device_state.step)[0])
     pace = Pace(experiment.log_every)
+    quick: set[int] = set()  # numbers of steps of chunks that are over before a signal is urgent
     while step < experiment.num_steps:
         every = chunks_of_batches(experiment, layout, seeds, step, streamed, pace.steps)
         with contextlib.closing(prefetched(every)) as chunks:
             for batches in chunks:
-                begun = time.monotonic()
-                device_state, metrics = train_chunk(device_state, images, batches, *each)
-                seconds = time.monotonic() - begun
-                meanwhile()
-                begun = time.monotonic()
-                unlogged.append(layout.collect(metrics))
-                seconds += time.monotonic() - begun
-                steps = batches.rows.shape[2]
+                steps, begun = batches.rows.shape[2], time.monotonic()
+                chunk = partial(train_chunk, device_state, images, batches, *each)
+                if steps in quick:
+                    device_state, metrics = chunk()
+                    seconds = time.monotonic() - begun
+                    meanwhile()
+                    begun = time.monotonic()
+                    unlogged.append(layout.collect(metrics))
+                    seconds += time.monotonic() - begun
+                else:
+                    meanwhile()
+                    device_state, metrics = unless_left(step, device_state, chunk)
+                    unlogged.append(metrics)
+                    seconds = time.monotonic() - begun
                 step += steps
                 row = None
                 if step % experiment.log_every == 0 or step == experiment.num_steps:
@@ -132,6 +149,8 @@ def advance(
                     unlogged.clear()
                 yield step, device_state, row
                 slowest = parallel.max_over_processes(int(1000 * seconds)) / 1000
+                if slowest <= 2 * SECONDS_TO_HEAR:
+                    quick.add(steps)
                 if pace.changes(steps, slowest, step):
                     break
 
@@ -211,7 +230,47 @@ def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -
         in_place = len(runs) == 1 and not layout.apart
         return layout.in_place(state.variables) if in_place else on_host(number).variables
 
-    return [Held(partial(variables, n), partial(on_host, n)) for n in range(len(runs))]
+    shares = state if layout.spread else None
+    return [Held(partial(variables, n), partial(on_host, n), shares) for n in range(len(runs))]
+
+
+class LeftChunk(Left):
+    """A chunk of steps was left.
+
+    Attributes:
+        states: those of the runs before it, to be saved, in the process that writes.
+    """
+
+    def __init__(self, signal_number: int, states: Sequence[TrainState]):
+        super().__init__(signal_number)
+        self.states = states
+
+
+def make_unless_left(
+    layout: parallel.Layout, runs: Sequence[Training], received: Sequence[int]
+) -> UnlessLeft:
+    """What takes a chunk of steps that may take long, unless a signal comes; see `advance`."""
+
+    def unless_left(
+        step: int, state: TrainState, chunk: Callable[[], tuple[TrainState, Metrics]]
+    ) -> tuple[TrainState, Metrics]:
+        before: list[TrainState] = []
+        is_saved = all(run.saved == step for run in runs)
+        if parallel.is_main_process() and not is_saved and not layout.spread:
+            before = [each.on_host() for each in held(layout, state, runs)]
+
+        def done() -> tuple[TrainState, Metrics]:
+            state, metrics = chunk()
+            return state, layout.collect(metrics)
+
+        if layout.spread and not is_saved:
+            return done()  # of a state in shares there is no copy to save
+        try:
+            return unless_stopped(done, received)
+        except Left as left:
+            raise LeftChunk(left.signal_number, before) from None
+
+    return unless_left
 
 
 def train_together(
@@ -241,10 +300,9 @@ def train_together(
     streamed = is_streamed(experiment.data) if streamed is None else streamed
     streamed = bool(parallel.max_over_processes(streamed))
     validate_every = experiment.validate_every or experiment.checkpoint_every
-    later, step, stopped_by = Later(), runs[0].step, 0
-    waiting = [run.folder.read_unlogged(step) for run in runs]
+    later, step, stopped_by, left_by = Later(), runs[0].step, 0, 0
     going = [run.goes_on for run in runs]
-    begun = any(going) and step < experiment.num_steps  # else their summaries alone are missing
+    waiting = [run.folder.read_unlogged(step) for run in runs]
     unlogged: list[Metrics] = list(map(together, zip(*waiting, strict=False)))
 
     def begin() -> TrainState:
@@ -254,37 +312,48 @@ def train_together(
         Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
         stop_signals() as received,
     ):
-        how = begin, seeds, streamed, later.run, unlogged, shared
-        for step, device_state, row in advance(experiment, layout, *how) if begun else ():
-            if row is not None:
-                later(progress.update, step, float(row["loss"].mean()))
-                for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
-                    later(run.log, step, own)
-                    if own["skipped_in_a_row"].max() >= run.experiment.max_nonfinite:
-                        later.run()
-                        run.give_up(step, own)
+        unless_left = make_unless_left(layout, runs, received)
+        how = begin, seeds, streamed, later.run, unlogged, unless_left, shared
+        try:
+            for run in runs:
+                run.make_up(validate_every, layout, received)
             going = [run.goes_on for run in runs]
-            if until is not None and not received and until(step):
-                received.append(signal.SIGALRM)
-            stopped_by = parallel.max_over_processes(max(received, default=0))
-            is_last = step == experiment.num_steps
-            due = is_last or stopped_by or step % experiment.checkpoint_every == 0
-            validated = is_last or step % validate_every == 0
-            if due or validated:
-                states = held(layout, device_state, runs)
-                for run, own in compress(zip(runs, states, strict=True), going):
-                    run.keep(step, own, validated, bool(due), later)
+            begun = any(going) and step < experiment.num_steps  # else they lack their summaries
+            for step, device_state, row in advance(experiment, layout, *how) if begun else ():
+                if row is not None:
+                    later(progress.update, step, float(row["loss"].mean()))
+                    for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
+                        later(run.log, step, own)
+                        if own["skipped_in_a_row"].max() >= run.experiment.max_nonfinite:
+                            later.run()
+                            run.give_up(step, own)
                 going = [run.goes_on for run in runs]
-            if stopped_by or not any(going):
-                break
+                alarm = signal.SIGALRM if until is not None and until(step) else 0
+                stopped_by = parallel.max_over_processes(max(received, default=alarm))
+                is_last = step == experiment.num_steps
+                due = is_last or stopped_by or step % experiment.checkpoint_every == 0
+                validated = is_last or step % validate_every == 0
+                if due or validated:
+                    states = zip(runs, held(layout, device_state, runs), strict=True)
+                    for run, own in compress(states, going):
+                        validated &= left_by == 0
+                        left_by |= run.keep(step, own, validated, bool(due), later, received)
+                    going = [run.goes_on for run in runs]
+                if stopped_by or left_by or not any(going):
+                    break
+        except Left as left:
+            left_by = left.signal_number
+            if isinstance(left, LeftChunk) and left.states:
+                for run, own in compress(zip(runs, left.states, strict=True), going):
+                    later(run.save, step, own, None)
         later.run()
         for run in runs:
             run.checkpoints.wait()
-        if stopped_by and any(going) and step < experiment.num_steps:
+        if left_by or (stopped_by and any(going) and step < experiment.num_steps):
             waiting = zip(runs, apart(unlogged, len(runs)), strict=True)
             for run, chunks in compress(waiting, going):
                 run.folder.keep_unlogged(step, chunks)
-            raise Interrupted(stopped_by, step)
+            raise Interrupted(left_by or stopped_by, step, computing=left_by > 0)
         for run in runs:
             if run.failure is None:
                 speed = progress.images_per_second
@@ -350,13 +419,14 @@ def train(
     parallel.check_devices()
     if parallel.num_processes() > 1:
         agree(what_processes_share(experiment, seed, num_seeds, origin))
-    # Or a sentence:
-    parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
+    layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
     run_folder.claim(experiment, seed, num_seeds, origin)
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
+    if layout.spread:
+        check_shared(run_folder)
     initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
     validate = make_validation(experiment)
-    how = origin, initial_state, validate, callback, start
+    how = origin, initial_state, validate, callback, start, layout
     with opened(experiment, run_folder, seeds, *how) as run:
         if run.finished:
             say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")

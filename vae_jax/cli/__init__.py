@@ -75,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except Interrupted as error:
         say(error)
+        if error.computing:
+            sys.stdout.flush()
+            os._exit(128 + error.signal_number)
         sys.exit(128 + error.signal_number)
     except KeyboardInterrupt:  # while training did not run
         sys.exit(128 + signal.SIGINT)

@@ -72,6 +72,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     if options.launch is not None:
         return launch_with_flags(name, flags, options, cells)
     from vae_jax import parallel
+    from vae_jax.compute import be_deterministic
     from vae_jax.report import report_on
     from vae_jax.report.memory import needs
     from vae_jax.run.trackers import MLflow, TensorBoard, Trackers, WandB
@@ -79,7 +80,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     from vae_jax.train import train_file
 
     if options.deterministic:
-        parallel.be_deterministic()
+        be_deterministic()
     if not processes.distributed:  # cells that differ in other than floats hardly share a program
         axis = {tuple(v for v in cell.values() if isinstance(v, float)) for cell in cells}
         parallel.give_replicas_cores(options.seeds * len(axis))
@@ -307,11 +308,6 @@ def evaluate(
         processes: which evaluate together; process 0 writes what they find.
     """
     check_counts(num_samples=num_samples, ais_chains=ais_chains)
-    if quality_images is not None and processes.distributed:
-        raise VaeJaxError(
-            "--quality-images compares pictures in one process: evaluate it by itself, without "
-            "--distributed."
-        )
     if ais_temperatures is not None:
         check_counts(ais_temperatures=ais_temperatures)
     if features is not None and quality_images is None:
@@ -326,9 +322,9 @@ def evaluate(
     from vae_jax.metrics import load_features
     from vae_jax.run import load_run
 
-    spaces = None if features is None else load_features(features)
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
     with processes.together():
+        spaces = None if features is None else load_features(features)
         for folder in runs_of(run):
             start = time.perf_counter()
             loaded = load_run(folder, checkpoint, trust=trust)

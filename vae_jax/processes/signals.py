@@ -1,13 +1,73 @@
 """Signals that stop a run."""
 
+import atexit
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from types import FrameType
+from typing import TypeVar
+
+from vae_jax.processes.agreement import Choice
+
+Result = TypeVar("Result")
 
 # SIGTERM of systems that stop, Ctrl-C, and what schedulers can be told to send before their limit.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+# How long work may go on after a signal, and how long one look lasts.
+SECONDS_TO_END = 5.0
+_LOOK = 0.5
+
+
+class Left(Exception):  # noqa: N818  (nothing went wrong)
+    """A process was told to stop, and work that can be done again was left where it was.
+
+    Attributes:
+        signal_number: the number of the signal.
+    """
+
+    def __init__(self, signal_number: int):
+        self.signal_number = signal_number
+        super().__init__(signal.Signals(signal_number).name)
+
+
+def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Result:
+    """The result of work that takes nobody knows how long, as compiling does.
+
+    It is done in a thread, since Python hears of signals only between its own instructions. Where
+    a process is told to stop, the work has some seconds to end; then all processes leave it, or
+    none, and it goes on for nothing until this one ends.
+
+    Args:
+        work: what changes nothing but its result, the same in all processes.
+        received: the signals that this process receives meanwhile, of `stop_signals`.
+
+    Raises:
+        Left: it was left.
+    """
+    result: Future[Result] = Future()
+
+    def do() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    choice, latest = Choice(), float("inf")
+    threading.Thread(target=do, daemon=True).start()
+    while not wait([result], _LOOK).done:
+        if received:
+            latest = min(latest, time.monotonic() + SECONDS_TO_END)
+        if time.monotonic() >= latest:
+            choice.make(str(max(received)))
+        if choice.made:
+            break
+    if number := choice.make(""):
+        atexit.register(wait, [result])  # or JAX would be taken down while it computes
+        raise Left(int(number))
+    return result.result()
 
 
 @contextlib.contextmanager

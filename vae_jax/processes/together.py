@@ -75,8 +75,10 @@ def together(
             say(parallel.in_words())
         yield
         together_to_the_end = True
-    except (Interrupted, DisagreementError):  # and so are the others
+    except (Interrupted, DisagreementError) as error:  # and so are the others
         together_to_the_end = True
+        if isinstance(error, Interrupted) and error.computing:  # with others, who have left
+            atexit.register(_exit_now, 128 + error.signal_number)
         raise
     except BaseException as error:  # JAX would wait at the exit for the others, who end now
         if isinstance(error, JaxRuntimeError):  # perhaps because another one has died

@@ -4,7 +4,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -16,6 +16,8 @@ from vae_jax.checkpoint import Checkpoints, fingerprint
 from vae_jax.compatibility import notes
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment, Origin
+from vae_jax.processes.agreement import told_by_main
+from vae_jax.processes.signals import Left, unless_stopped
 from vae_jax.progress import Waiting, say
 from vae_jax.run.folder import RunFolder, jsonable
 from vae_jax.run.patience import Patience, score_of
@@ -36,10 +38,12 @@ class Held:
     Attributes:
         variables: its variables to evaluate the model with, where they are if they can be.
         on_host: a copy on the host, made when it is asked for first.
+        shares: the state on the devices, where no process has the whole of it.
     """
 
     variables: Callable[[], VariableDict | parallel.Placed]
     on_host: Callable[[], TrainState]
+    shares: TrainState | None = None
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Training:
         forgotten: the lines after the checkpoint that training goes on from, which are written
             again, but which the callback had.
         step: the step of the state.
+        saved: the step of the latest state that is saved, or is the first.
         validation: what `validate` found of it; empty where it was not asked.
         patience: how long it goes on without a better validation.
         failure: why it ended before it was finished; None where it did not.
@@ -72,11 +77,12 @@ class Training:
     callback: Callback | None = None
     forgotten: set[Line] = field(default_factory=set[Line])
     step: int = field(init=False)
+    saved: int = field(init=False)
     validation: Row = field(default_factory=dict[str, np.ndarray])
     failure: VaeJaxError | None = None
 
     def __post_init__(self):
-        self.step = int(self.state.step[0])
+        self.step = self.saved = int(self.state.step[0])
 
     def take_state(self) -> TrainState:
         """The state on the host, which is held here no longer."""
@@ -125,24 +131,89 @@ class Training:
                 self.callback(step, by_name(row, self.seeds))
 
     def keep(
-        self, step: int, held: Held, validated: bool, due: bool, later: Callable[..., None]
-    ) -> None:
-        """Validate a state, save it where that is due, and take it where the run ends with it."""
-        before = self.patience.step
-        self.validation = self.validate(held.variables()) if validated else {}
+        self,
+        step: int,
+        held: Held,
+        validated: bool,
+        due: bool,
+        later: Callable[..., None],
+        received: Sequence[int],
+    ) -> int:
+        """Validate a state, save it where that is due, and take it where the run ends with it.
+
+        Returns:
+            The number of a signal for which a validation was left, and the state saved without; 0
+            where there was none.
+        """
+        before, left = self.patience.step, 0
+        self.validation = {}
+        if validated:
+            try:
+                self.validation = self.validated(held.variables, received)
+            except Left as signal:
+                left = signal.signal_number
         score = score_of(self.validation)
         if score is not None:
             later(self.log, step, self.validation)
             if self.patience.most is not None:
                 self.patience.see(step, score)
         is_last = step == self.experiment.num_steps or self.patience.is_over
-        if (due or is_last or self.patience.step > before) and parallel.is_main_process():
+        wanted = due or is_last or left or self.patience.step > before
+        if wanted and held.shares is not None:
+            self.saved = step
+            self.checkpoints.save_shares(step, held.shares, score, is_good(held.shares))
+        elif wanted and parallel.is_main_process():
             later(self.save, step, held.on_host(), score)
-        if is_last:
+        if is_last and not left:
             self.step, self.state = step, held.on_host()
+        return left
+
+    def validated(
+        self, variables: Callable[[], VariableDict | parallel.Placed], received: Sequence[int]
+    ) -> Row:
+        """What a validation finds.
+
+        Raises:
+            Left: a process was told to stop meanwhile.
+        """
+        return unless_stopped(lambda: self.validate(variables()), received)
+
+    def make_up(self, every: int, layout: parallel.Layout, received: Sequence[int]) -> None:
+        """Validate the state to go on from, where that was left out because of a signal.
+
+        Args:
+            every: the number of steps between validations.
+            layout: the layout that the state is for.
+            received: as in `unless_stopped`.
+
+        Raises:
+            Left: a process was told to stop meanwhile.
+        """
+        ends = self.step == self.experiment.num_steps or self.patience.is_over
+        if not self.step or not (ends or self.step % every == 0):
+            return
+        lines = self.folder.read_metrics() if parallel.is_main_process() else []
+        found = [line for line in lines if line["step"] == self.step and score_of(line) is not None]
+        missing = parallel.max_over_processes(parallel.is_main_process() and not found)
+        if not missing and not ends:
+            return
+
+        def variables() -> VariableDict | parallel.Placed:
+            found = self.state.variables
+            return layout.in_place(found) if layout.spread else found
+
+        self.validation = self.validated(variables, received)
+        score = score_of(self.validation)
+        if missing and score is not None:
+            self.log(self.step, self.validation)
+            if parallel.is_main_process():
+                self.checkpoints.measure(self.step, score)
+            if self.patience.most is not None:
+                self.patience.see(self.step, score)
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
         """Start writing a checkpoint, with the score of its validation."""
+        self.saved = step
         self.checkpoints.save(step, state, score, finite=is_good(state))
 
     def give_up(self, step: int, row: Row) -> None:
@@ -173,7 +244,6 @@ class Training:
                 "finite in the first step."
             )
             return
-        validation = self.validation or self.validate(self.state.variables)
         self.folder.write_summary(
             {
                 "step": self.step,
@@ -181,9 +251,12 @@ class Training:
                 "images_per_second": images_per_second,
                 "skipped_steps": jsonable(self.state.skipped),
             }
-            | {name: jsonable(values) for name, values in validation.items()}
+            | {name: jsonable(values) for name, values in self.validation.items()}
             | self.patience.summary
         )
+
+
+EACH_WHOLE = parallel.Layout(apart=False)
 
 
 @contextlib.contextmanager
@@ -196,6 +269,7 @@ def opened(
     validate: Callable[[VariableDict | parallel.Placed], Row],
     callback: Callback | None,
     start: Callable[[TrainState], TrainState] | None = None,
+    layout: parallel.Layout = EACH_WHOLE,
 ) -> Generator[Training]:
     """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
     with (
@@ -203,7 +277,8 @@ def opened(
         Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
     ):
         folder.keep_data(experiment, origin)
-        state, patience = first_state(checkpoints, initial_state, seeds, start), Patience(None)
+        state = first_state(checkpoints, initial_state, seeds, start, layout)
+        patience = Patience(None)
         run = Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
         del state  # for this frame lasts as long as the run
         if experiment.patience is not None:
@@ -215,24 +290,40 @@ def opened(
         yield run
 
 
+def check_shared(folder: RunFolder) -> None:
+    """Make sure that all processes see the folder in which each writes its share of checkpoints.
+
+    Raises:
+        VaeJaxError: this one does not.
+    """
+    told = told_by_main(folder.record.read_text)
+    if not folder.record.exists() or folder.record.read_text() != told:
+        raise VaeJaxError(
+            f"{folder.path} is not the folder that process 0 writes, and each process is to write "
+            "its share of a checkpoint there: name one on a file system that all share, or leave "
+            "--shard out."
+        )
+
+
 def first_state(
     checkpoints: Checkpoints,
     initial_state: Callable[[np.ndarray], TrainState],
     seeds: np.ndarray,
     start: Callable[[TrainState], TrainState] | None,
+    layout: parallel.Layout,
 ) -> TrainState:
-    """The state to begin with, on the host: read, or made, by one process and sent to all."""
+    """The state to begin with, for `layout.place`: read, or made, by one process for all."""
     like = jax.eval_shape(initial_state, seeds)
     if not parallel.is_main_process():
-        return parallel.from_main_process(like)
+        return layout.from_main_process(like)
     restored = checkpoints.restore(like)
     if restored is None:
         with Waiting("Compiling the initial parameters"):
             state = jax.tree.map(np.asarray, initial_state(seeds))
-        return parallel.from_main_process(state if start is None else start(state))
+        return layout.from_main_process(state if start is None else start(state))
     for warning in restored[1]:
         say(warning)
-    return parallel.from_main_process(restored[0])
+    return layout.from_main_process(restored[0])
 
 
 def is_good(state: TrainState) -> bool:
