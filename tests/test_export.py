@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from running import on_devices
 from test_use import MODELS, run_of
 
 import vae_jax as vj
+from vae_jax import progress
 from vae_jax.cli import main
-from vae_jax.run import Run, load_variables, save_programs
+from vae_jax.run import Run, RunFolder, load_variables, save_programs
 from vae_jax.run.arrays import flattened, save_arrays
 from vae_jax.train import load_run, train, train_file
 
@@ -277,6 +279,21 @@ def test_a_run_of_a_file_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFix
     assert "No such file" in capsys.readouterr().err
     np.testing.assert_array_equal(found.sample(3), with_data)
     np.testing.assert_array_equal(with_data, run.sample(3))
+
+
+def test_opening_a_run_for_long_is_not_silent(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restore = RunFolder.restore
+
+    def slowly(folder: RunFolder, *arguments: Any) -> Any:
+        time.sleep(0.3)
+        return restore(folder, *arguments)
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.05)
+    monkeypatch.setattr(RunFolder, "restore", slowly)
+    load_run(run.folder.path)
+    assert f"Opening {run.folder.path}, 0 s" in capsys.readouterr().err.splitlines()
 
 
 def test_objects_say_what_a_person_asks_and_never_arrays(run: Run) -> None:

@@ -91,7 +91,10 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         )
     how = {"num_seeds": options.seeds, "streamed": options.streamed}
     if options.dry_run:
-        print(needs(made_by(**cells[0]), shard=options.shard, **how))
+        experiment = made_by(**cells[0])
+        with Waiting("Compiling a chunk of steps"):
+            needed = needs(experiment, shard=options.shard, **how)
+        print(needed)
         return
     how["seed"] = options.seed
     wanted = {TensorBoard: options.tensorboard, WandB: options.wandb, MLflow: options.mlflow}

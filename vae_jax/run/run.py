@@ -23,6 +23,7 @@ from vae_jax.experiment import Experiment
 from vae_jax.given import Count, Seed, Share, Weight, checked
 from vae_jax.interfaces import Layers, has_bound
 from vae_jax.priors.masked import MaskedCodes
+from vae_jax.progress import Waiting
 from vae_jax.run.folder import RunFolder
 from vae_jax.run.inpainting import has_independent_pixels, inpainted, inpainted_by_codes
 from vae_jax.run.latents import Encoded, between, centre, moments, pictures
@@ -451,9 +452,10 @@ def load_run(
     parallel.check_devices()
     run_folder = RunFolder(Path(folder))
     record = run_folder.read_record()
-    if experiment is None:
-        experiment = run_folder.stored_experiment(record, trust)
-    run_folder.check_model(record, experiment)
-    seeds = np.arange(record["num_seeds"], dtype=np.uint32)
-    like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
-    return Run(run_folder, experiment, run_folder.restore(like, checkpoint), checkpoint)
+    with Waiting(f"Opening {folder}"):
+        if experiment is None:
+            experiment = run_folder.stored_experiment(record, trust)
+        run_folder.check_model(record, experiment)
+        seeds = np.arange(record["num_seeds"], dtype=np.uint32)
+        like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
+        return Run(run_folder, experiment, run_folder.restore(like, checkpoint), checkpoint)
