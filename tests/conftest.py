@@ -23,6 +23,7 @@ import checks  # noqa: F401  (before vae_jax, whose annotations it checks)
 import numpy as np
 import pytest
 from scipy import stats
+from unlucky import copied, from_file, from_python  # noqa: F401 (fixtures)
 
 from vae_jax import MLP, VAE, DiagonalGaussian, Gaussian, StandardNormal
 from vae_jax.data import prepare

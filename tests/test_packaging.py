@@ -153,3 +153,27 @@ def test_every_public_name_misspelled_is_asked_for():
             with pytest.raises(AttributeError) as refusal:
                 getattr(vae_jax, each)
             assert name in str(refusal.value), each
+
+
+@pytest.mark.others_slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import vae_jax.train as t; import vae_jax as vj",
+        "import vae_jax as vj; called = vj.train; import vae_jax.train as t; assert called is t",
+        "import vae_jax as vj; from vae_jax import train as t",
+    ],
+)
+def test_train_is_the_function_and_the_module_in_any_order(imports: str) -> None:
+    """`vj.train(...)` trains, and `import vae_jax.train as t; t.load_run` finds its neighbours."""
+    source = (
+        f"{imports}\n"
+        "import inspect\n"
+        "assert vj.train is t\n"
+        "assert (vj.load_run, vj.train_file) == (t.load_run, t.train_file)\n"
+        "assert next(iter(inspect.signature(vj.train).parameters)) == 'experiment'\n"
+        "try: vj.train(None, 'no-such-folder', num_seeds=0)\n"
+        "except vj.VaeJaxError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert "take at least one seed" in done.stdout, done.stderr
