@@ -4,11 +4,12 @@ import os
 from importlib.metadata import version
 
 # Before JAX starts. The tests compile many small programs and run each for a moment, so LLVM's
-# optimizations and XLA's fusion emitters cost much of their time and save nothing.
+# optimizations and XLA's fusion emitters cost much of their time and save nothing. Compiled in 32
+# parts side by side, three training programs took 2.7 s of the CPU, in one part 1.8.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false"
     * version("jaxlib").startswith("0.10."),
 )
