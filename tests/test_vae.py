@@ -1,5 +1,6 @@
 """The VAE's Terms against NumPy and SciPy from the model's own conditional parameters."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from scipy import special, stats
 
 from vae_jax import (
@@ -19,6 +21,7 @@ from vae_jax import (
     Experiment,
     Gaussian,
     StandardNormal,
+    VaeJaxError,
     VampPrior,
 )
 from vae_jax.step import Batch, init_state, train_step
@@ -200,3 +203,16 @@ def test_a_learned_scale_is_moved_by_the_optimizer():
     error = ((images / 255 - 0.5) ** 2).reshape(B, -1).sum(1).mean()
     expected = -rate * (np.prod(SHAPE) - error)
     assert after.params["likelihood"]["log_scale"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_is_traced_once_however_many_experiments_it_is_in(monkeypatch):
+    model = tiny.model().clone()
+    experiment = dataclasses.replace(tiny.experiment(), model=model)
+
+    def traced(model):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr("vae_jax.compatibility._initial", traced)
+    assert dataclasses.replace(experiment, num_steps=3).model is model
+    with pytest.raises(VaeJaxError, match="traced again"):
+        dataclasses.replace(experiment, model=model.clone())

@@ -1,5 +1,7 @@
 """An experiment that trains in a moment, for the tests of training: imported, and as a file."""
 
+from functools import cache
+
 import numpy as np
 import optax
 
@@ -33,8 +35,9 @@ def data(protocol: str = "dynamic") -> Data:
     )
 
 
+@cache
 def model(hidden: int = 8) -> VAE:
-    """MLPs with 2 latents."""
+    """MLPs with 2 latents, whose parts are found to fit together once."""
     return VAE(
         encoder=MLP((hidden,)),
         posterior=DiagonalGaussian(2),

@@ -6,6 +6,7 @@ names the public parts that would fit.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import flax.linen as nn
 import jax
@@ -276,8 +277,14 @@ def _is_learned(model: Model) -> bool:
     return "prior" in _initial(model).get("params", {})
 
 
+# Models whose parts fit together, by identity, while they live: they cannot change.
+_FITTING: WeakValueDictionary[int, Model] = WeakValueDictionary()
+
+
 def check_shapes(model: Model, objective: Objective | None = None) -> None:
     """Checks that the parts of a model fit together: every one takes what the part before gives.
+
+    A model without a critic is traced once, however many experiments it is in.
 
     Args:
         model: the model.
@@ -286,6 +293,8 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
     Raises:
         VaeJaxError: they do not.
     """
+    if _FITTING.get(id(model)) is model:
+        return
     shapes: dict[tuple[str, ...], Shape] = {}
     failed: list[str] = []
 
@@ -334,6 +343,8 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
             f"The parts of the model do not fit together: {what} ({reason.rstrip('.')}); change "
             "it, or the part before it."
         ) from failure
+    if model.critic is None:
+        _FITTING[id(model)] = model
 
 
 def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
