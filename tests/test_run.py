@@ -37,8 +37,8 @@ from vae_jax.errors import Interrupted
 from vae_jax.run import RunFolder
 from vae_jax.train import load_run, train_file
 
-# 100 checkpoints: long enough to be killed at any moment.
-ARGUMENTS = {"num_steps": 2000, "log_every": 10, "checkpoint_every": 20}
+# 50 checkpoints: long enough to be killed at any moment.
+ARGUMENTS = {"num_steps": 1000, "log_every": 10, "checkpoint_every": 20}
 
 
 def flags(arguments: dict[str, Any]) -> list[Any]:
@@ -139,7 +139,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = finish(process)
     assert done.returncode == 143, done.stderr
     step = checkpoint_steps(folder)[-1]
-    assert 100 < step < 2000
+    assert 100 < step < 1000
     assert done.stderr.splitlines()[-1] == (
         f"Stopped by SIGTERM after step {step}, which is saved; the same command goes on."
     )
@@ -201,7 +201,7 @@ def test_a_finished_run_says_so_and_touches_nothing(
     before = snapshot()
     with on_devices(1):
         train_file(TINY, finished, ARGUMENTS)
-    assert "is finished (2000 steps); there is nothing to do." in capsys.readouterr().err
+    assert "is finished (1000 steps); there is nothing to do." in capsys.readouterr().err
     assert snapshot() == before
 
 
@@ -254,7 +254,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     ("change", "difference"),
     [
         ({"arguments": ARGUMENTS | {"learning_rate": 1e-3}}, "experiment.arguments.learning_rate"),
-        ({"arguments": ARGUMENTS | {"num_steps": 3500}}, "experiment.arguments.num_steps is 2000"),
+        ({"arguments": ARGUMENTS | {"num_steps": 3500}}, "experiment.arguments.num_steps is 1000"),
         ({"seed": 1}, "seed is 0 there, 1 here"),
         ({"num_seeds": 2}, "num_seeds is 1 there, 2 here"),
         ({"file": "changed.py"}, "data.description"),
@@ -322,7 +322,7 @@ def test_the_second_process_in_a_run_folder_is_told_who_trains_there(tmp_path: P
     finish(first)
     with on_devices(1):
         train_file(TINY, folder, arguments)
-    assert summary(folder)["step"] == 2000
+    assert summary(folder)["step"] == 1000
 
 
 def test_of_two_experiments_started_together_in_a_new_folder_one_has_it(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_of_two_experiments_started_together_in_a_new_folder_one_has_it(tmp_path
 
 def test_the_record_is_written_by_one_of_many_claims(tmp_path: Path) -> None:
     """Threads that claim one folder at the same moment: one experiment has it."""
-    experiments = [tiny.experiment(num_steps=steps) for steps in range(10, 90, 10)]
+    experiments = [tiny.experiment(batch_size=size) for size in range(1, 9)]
     barrier, refused = threading.Barrier(len(experiments)), []
 
     def claim(experiment: Any) -> None:
@@ -367,7 +367,7 @@ def test_the_record_is_written_by_one_of_many_claims(tmp_path: Path) -> None:
             thread.join()
     assert len(refused) == len(experiments) - 1
     for sentence in refused:
-        assert "another experiment (num_steps" in sentence or "is being trained in by" in sentence
+        assert "another experiment (batch_size" in sentence or "is being trained in by" in sentence
 
 
 # What was damaged or lost
@@ -399,8 +399,8 @@ def test_a_record_comes_back_from_its_copy(
             pass
         before = folder.record.read_bytes()
         damaged(folder.record, damage)
-        with pytest.raises(VaeJaxError, match=r"another experiment \(num_steps"):
-            folder.claim(tiny.experiment(num_steps=80), 0, 1, None)
+        with pytest.raises(VaeJaxError, match=r"another experiment \(batch_size"):
+            folder.claim(tiny.experiment(batch_size=8), 0, 1, None)
         folder.claim(tiny.experiment(), 0, 1, None)
         assert "Its copy .experiment.json is used." in capsys.readouterr().err
         with folder.lock():
@@ -475,7 +475,7 @@ def test_experiment_json_says_what_the_run_is(straight: Straight) -> None:
     assert record["data"]["fingerprint"] == tiny.data().fingerprint
     assert "90 training, 21 validation and 21 test images" in record["data"]["description"]
     assert (record["seed"], record["num_seeds"]) == (0, 1)
-    assert (record["num_steps"], record["batch_size"]) == (2000, 16)
+    assert (record["num_steps"], record["batch_size"]) == (1000, 16)
     assert record["devices"] == {"platform": "cpu", "kind": "cpu", "devices": 1, "processes": 1}
     for package in ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "python"):
         assert record["versions"][package][0].isdigit()
