@@ -39,9 +39,14 @@ def gradients_of(
     return jax.grad(loss_and_metrics, has_aux=True)(params, model, objective, x, keys)
 
 
-def one_batch(experiment: Experiment, *devices: int) -> list[Any]:
+def begun(experiment: Experiment) -> TrainState:
+    """The state that training begins with."""
+    return jax.tree.map(np.asarray, jax.jit(partial(init_state, experiment))(np.uint32(3)))
+
+
+def one_batch(experiment: Experiment, *devices: int, state: TrainState | None = None) -> list[Any]:
     """Loss, metrics, model state and gradients of one batch, for each number of devices."""
-    state = jax.tree.map(np.asarray, jax.jit(partial(init_state, experiment))(np.uint32(3)))
+    state = begun(experiment) if state is None else state
     return [parallel.unreplicate(on_each_device(experiment, state, count)) for count in devices]
 
 

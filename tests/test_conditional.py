@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from gradients import begun, one_batch
 from running import on_devices, summary
 from scipy import special, stats
 
@@ -39,9 +40,9 @@ from vae_jax import (
     train,
 )
 from vae_jax.evaluation.bounds import make_bounds_evaluator
-from vae_jax.parallel import Layout, OnDevices, on_every_device, replicate, split, unreplicate
+from vae_jax.parallel import OnDevices
 from vae_jax.run import Run, RunFolder
-from vae_jax.step import Batch, init_state, loss_and_gradients
+from vae_jax.step import init_state
 
 LABELS = LabelEmbedding(8, 2)
 CONDITIONAL = tiny.model().clone(labels=LABELS)
@@ -308,28 +309,13 @@ def test_p_of_every_image_given_each_class_by_quadrature():
 # --- Each label's way to its image --------------------------------------------------------------
 
 
-def one_batch(experiment: Experiment, devices: int) -> Any:
-    """Loss, metrics, model state and gradients of rows 20 to 27, without the axis of devices."""
-    seed = np.uint32(3)
-    with on_devices(devices):
-        state = jax.jit(partial(init_state, experiment))(seed)
-        rows, train = np.arange(20, 28, dtype=np.int32), experiment.data.train
-        assert train.labels is not None
-        batch = Batch(rows=split(rows, 0), images=None, y=split(train.labels[rows], 0))
-        axis = Layout(apart=False).axis
-        function = on_every_device(partial(loss_and_gradients, experiment, axis=axis))
-        images = split(train.images[rows], 0)
-        return unreplicate(function(replicate(state), images, batch, replicate(seed)))
-
-
 def test_gradients_are_the_same_on_1_and_8_devices_and_in_parts():
     """A class that is not in the batch has none."""
     experiment = conditional(batch_size=8)
-    *_, whole = one_batch(experiment, 1)
-    for other in (
-        one_batch(experiment, 8),
-        one_batch(dataclasses.replace(experiment, accumulate=2), 2),
-    ):
+    state = begun(experiment)
+    (*_, whole), eight = one_batch(experiment, 1, 8, state=state)
+    (parts,) = one_batch(dataclasses.replace(experiment, accumulate=2), 2, state=state)
+    for other in (eight, parts):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), other[-1], whole)
     labels = experiment.data.train.labels
     assert labels is not None
@@ -453,7 +439,7 @@ SLOW = ("PIWAE", "VAEGAN", "VAEGAN, p(z|y)", "one-hot z", "codes", "Hierarchical
 def test_objectives_and_models_take_labels_without_knowing_of_them(name: str):
     """Finite, and the vectors of the batch's classes move; so they reach encoder and decoder."""
     model, objective = GAMES[name]
-    loss, _, _, gradients = one_batch(conditional(model=model, objective=objective), 1)
+    ((loss, _, _, gradients),) = one_batch(conditional(model=model, objective=objective), 1)
     assert np.isfinite(loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     for table in gradients["labels"].values():

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from gradients import assert_close, gradients_of, one_batch, params_of
+from gradients import assert_close, begun, gradients_of, one_batch, params_of
 from perturbation import normals
 from running import on_devices
 from test_hierarchical import keys
@@ -140,8 +140,9 @@ def test_objectives_of_one_layer_are_refused() -> None:
 def test_equal_gradients(settings: dict[str, Any], devices: int, tolerance: float) -> None:
     """Of one batch: on several devices, in parts, with blocks computed again, in bfloat16."""
     plain = experiment(objective=settings.get("objective", ELBO()))
-    (one,) = one_batch(plain, 1)
-    (other,) = one_batch(dataclasses.replace(plain, **settings), devices)
+    state = begun(plain)
+    (one,) = one_batch(plain, 1, state=state)
+    (other,) = one_batch(dataclasses.replace(plain, **settings), devices, state=state)
     assert_close(other[0], one[0], tolerance / 10)
     assert_close(
         jax.tree.map(np.asarray, other[3]["decoder"]["blocks_0"]["residual_0"]["first"]),

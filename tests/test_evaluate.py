@@ -508,8 +508,8 @@ class Pseudo(Bernoulli):
 def test_no_likelihood_of_what_is_not_normalized(tmp_path):
     """The distortion is there; NLL, bounds and bits/dim are not, and the table says why."""
     experiment = make_experiment(BASE.clone(likelihood=Pseudo()), "dynamic", make_images(3))
-    variables = jax.tree.map(lambda leaf: leaf[None], init_state(experiment, 0).variables)
-    evaluation = evaluate(make_run(experiment, tmp_path, variables), num_samples=2)
+    state = jax.jit(jax.vmap(partial(init_state, experiment)))(np.zeros(1, np.uint32))
+    evaluation = evaluate(make_run(experiment, tmp_path, state.variables), num_samples=2)
     assert set(evaluation.mean) == {"distortion"}
     assert evaluation.bits_per_dim is None
     (said,) = (value for name, value, *_ in rows_of(evaluation) if name == "NLL")

@@ -67,13 +67,15 @@ def grid_of(cls) -> Grid:
     return Grid(edges[:-1] + step / 2, step, step / 2)
 
 
-def conditional(cls, image_shape, features=None, transform=lambda variables: variables) -> Any:
+def conditional(
+    cls, image_shape, features=None, transform=lambda variables: variables, compiled=jax.jit
+) -> Any:
     """p(x|z) of a freshly made likelihood; N examples with features of their own."""
     likelihood = cls()
     if features is None:
         features = jax.random.normal(jax.random.key(1), (N, F))
 
-    @jax.jit
+    @compiled
     def make(features):
         variables = likelihood.init(jax.random.key(0), features, image_shape)
         return likelihood.apply(transform(variables), features, image_shape)
@@ -112,7 +114,7 @@ def test_declarations(cls):
 def test_shapes(cls):
     """Vector and spatial features both give batch [N], event [H, W, C]."""
     for features in (jnp.ones((N, F)), jnp.ones((N, *IMAGE[:2], F))):
-        p = conditional(cls, IMAGE, features)
+        p = conditional(cls, IMAGE, features, compiled=lambda make: partial(jax.eval_shape, make))
         mean = jax.eval_shape(mean_of, p)
         assert (p.batch_shape, p.event_shape, mean.shape) == ((N,), IMAGE, (N, *IMAGE))
         x = jax.eval_shape(partial(sample, count=2), p, jax.random.key(0))

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +89,8 @@ def test_a_batch_is_drawn_once() -> None:
         data = Data.from_arrays("noise", images, test=images, protocol=protocol)
         made = dataclasses.replace(TINY, data=data, model=model, objective=IWAE(5), batch_size=32)
         batch = Batch(rows=split(np.arange(32, dtype=np.int32), 0), images=None, y=None)
-        state, seed = replicate(init_state(made, 0)), replicate(np.uint32(0))
+        begun = jax.eval_shape(partial(init_state, made), 0)
+        state, seed = Layout(apart=False).shapes(begun), replicate(np.uint32(0))
         step = on_every_device(partial(loss_and_gradients, made, axis=AXIS))
         program = step.compiled(state, split(images, 0), batch, seed)
         return (program.as_text() or "").count(" shift-left(")
@@ -392,7 +391,7 @@ def test_validation_is_float32_and_brings_back_no_more_than_its_numbers(
     monkeypatch.setattr(OnDevices, "compiled", recorded)
     monkeypatch.setattr(parallel, "gather", counted)
     with on_devices(2):
-        state = jax.vmap(partial(init_state, experiment))(jnp.arange(1, dtype=jnp.uint32))
+        state = jax.jit(jax.vmap(partial(init_state, experiment)))(np.zeros(1, np.uint32))
         result = make_validation(experiment)(state.variables)
     assert result.keys() == {"valid_neg_elbo", "valid_nll"}
     assert sum(gathered) == 2 * 4 * 22  # of 21 images, on two devices
@@ -595,30 +594,3 @@ def test_experiment_json_says_what_a_run_from_python_was(straight: Path) -> None
     assert record["experiment"] is None
     assert record["data"]["fingerprint"] == TINY.data.fingerprint
     assert equal(load_run(straight).state, load_run(straight, experiment=TINY).state)
-
-
-# The module and its function have one name
-
-
-@pytest.mark.others_slow
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import vae_jax.train as t; import vae_jax as vj",
-        "import vae_jax as vj; called = vj.train; import vae_jax.train as t; assert called is t",
-        "import vae_jax as vj; from vae_jax import train as t",
-    ],
-)
-def test_train_is_the_function_and_the_module_in_any_order(imports: str) -> None:
-    """`vj.train(...)` trains, and `import vae_jax.train as t; t.load_run` finds its neighbours."""
-    source = (
-        f"{imports}\n"
-        "import inspect\n"
-        "assert vj.train is t\n"
-        "assert (vj.load_run, vj.train_file) == (t.load_run, t.train_file)\n"
-        "assert next(iter(inspect.signature(vj.train).parameters)) == 'experiment'\n"
-        "try: vj.train(None, 'no-such-folder', num_seeds=0)\n"
-        "except vj.VaeJaxError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    assert "take at least one seed" in done.stdout, done.stderr
