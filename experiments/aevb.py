@@ -1,15 +1,19 @@
-"""Auto-encoding variational Bayes: Figures 2, 4 and 5 of Kingma & Welling (2013).
+"""Auto-encoding variational Bayes: Figures 2 to 5 of Kingma & Welling (2013).
 
     vae-jax figures experiments/aevb.py
+    vae-jax table experiments/aevb.py --quick
     vae-jax evaluate runs/aevb/mnist-20 --num-samples 1000 --num-images 200
     vae-jax train experiments/aevb.py --latent-dim 20 --workdir runs/aevb/mnist-20   # one curve
 
 Published: Figure 2, the lower bound per image against the training images seen, without numbers.
 The axes span -150 to -100 nats on MNIST and 0 to 1,600 on Frey Faces, and reach 10^8 images. The
 held-out curve is the test set's; ours is the validation split's, for training never looks at test
-images. Figure 4 shows 2-D manifolds, Figure 5 samples for N_z = 2, 5, 10, 20.
+images. In each panel wake-sleep ends below AEVB. Figure 3, the marginal likelihood against images
+seen for 1,000 and 50,000 training images, with 100 units and N_z = 3, has Monte Carlo EM besides,
+which has no q(z|x) and is not here; our estimate is L_1000. Figure 4 shows 2-D manifolds, Figure 5
+samples for N_z = 2, 5, 10, 20.
 
-Ours: 10^6 images seen, then the ELBO and L_1000 of 200 test images, in nats.
+Ours: AEVB, 10^6 images seen, then the ELBO and L_1000 of 200 test images, in nats.
 
     MNIST        N_z = 2       3       5      10      20     200
     ELBO         -165.86 -149.99 -134.71 -119.19 -112.82 -183.15
@@ -28,7 +32,9 @@ N(0, 0.01), batches of 100, Adagrad, weight decay from the prior N(0, I) on the 
 does not say how MNIST was binarized; we draw it at every presentation.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -43,31 +49,42 @@ from vae_jax import (
     Experiment,
     HeteroscedasticGaussian,
     Run,
+    Split,
     StandardNormal,
+    WakeSleep,
+    evaluate,
     generate,
     load,
     plots,
-    train_file,
+    train_grid,
 )
 from vae_jax.standard_figures import bound_curves
 
 BATCH_SIZE = 100
+OBJECTIVES = {"elbo": "AEVB", "wake_sleep": "wake-sleep"}
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def experiment(
     *,
+    objective: Literal["elbo", "wake_sleep"] = "elbo",
     data: str = "mnist",
     latent_dim: int = 2,
     num_images_seen: int = 1_000_000,
+    num_train: int | None = None,
+    hidden: int | None = None,
     learning_rate: float | None = None,
     init_stddev: float = 0.1,
 ) -> Experiment:
     """One curve of Figure 2.
 
     Args:
+        objective: AEVB, or the wake-sleep algorithm.
         data: the data set, by name or path.
         latent_dim: N_z, the dimensions of z.
         num_images_seen: the length of training; an image counts each time it is seen.
+        num_train: the number of training images, the first of the data set's; None takes all.
+        hidden: the units of the hidden layers; None is 500 for binary pixels and 200 for others.
         learning_rate: Adagrad's. The paper chose from 0.01, 0.02 and 0.1 by the training bound of
             the first iterations; so did we, at N_z = 10 after 10^5 images: None is 0.02 on MNIST
             and 0.01 on Frey Faces.
@@ -75,11 +92,14 @@ def experiment(
             the paper's N(0, 0.01) as a variance.
     """
     loaded = load(data)
+    train = Split(loaded.train.images[:num_train], None)
+    loaded = loaded if num_train is None else replace(loaded, train=train)
     init = jax.nn.initializers.normal(init_stddev)
     if loaded.protocol.support == "binary":
-        hidden, default_rate, likelihood = 500, 0.02, Bernoulli(kernel_init=init)
+        hidden, default_rate = hidden or 500, 0.02
+        likelihood = Bernoulli(kernel_init=init)
     else:
-        hidden, default_rate = 200, 0.01
+        hidden, default_rate = hidden or 200, 0.01
         likelihood = HeteroscedasticGaussian(kernel_init=init)
     return Experiment(
         data=loaded,
@@ -91,7 +111,7 @@ def experiment(
             likelihood=likelihood,
             image_shape=loaded.image_shape,
         ),
-        objective=ELBO(),
+        objective=ELBO() if objective == "elbo" else WakeSleep(),
         # ln N(theta; 0, I), a share of 1/N of it for each image, is this much weight decay.
         optimizer=optax.chain(
             optax.add_decayed_weights(1 / len(loaded.train)),
@@ -103,41 +123,77 @@ def experiment(
     )
 
 
+def table(*, quick: bool = False) -> list[dict[str, object]]:
+    """The curves of Figure 2 and the manifold's model; in the quick form two, of few digits."""
+    if quick:
+        few = {"data": "mnist_5k", "latent_dim": 10, "num_images_seen": 400_000}
+        return [{**few, "objective": name} for name in OBJECTIVES]
+    return [
+        {"objective": name, "data": data, "latent_dim": latent_dim}
+        for data, dims in {"mnist": (2, 3, 5, 10, 20, 200), "frey_faces": (2, 5, 10, 20)}.items()
+        for latent_dim in dims
+        for name in OBJECTIVES
+    ]
+
+
 def figures(*, workdir: Path = Path("runs/aevb"), num_images_seen: int = 1_000_000) -> list[Path]:
-    """Figures 2, 4 and 5, training whatever is missing.
+    """Figures 2 to 5, training whatever is missing.
 
     Args:
         workdir: the folder of the figures and of a run for each curve.
         num_images_seen: the length of each curve.
     """
-    runs: dict[tuple[str, int], Run] = {}
-    for data, latent_dims in (("mnist", (2, 3, 5, 10, 20, 200)), ("frey_faces", (2, 5, 10, 20))):
-        for latent_dim in latent_dims:
-            arguments = {"data": data, "latent_dim": latent_dim, "num_images_seen": num_images_seen}
-            runs[data, latent_dim] = train_file(
-                __file__, workdir / f"{data}-{latent_dim}", arguments
-            )
-    titles = {"mnist": "MNIST", "frey_faces": "Frey Faces"}
+    cells = [{**cell, "num_images_seen": num_images_seen} for cell in table()]
+    trained = train_grid(__file__, workdir, cells).values()
+    of_cell = (tuple(cell[name] for name in ("data", "latent_dim", "objective")) for cell in cells)
+    runs = dict(zip(of_cell, trained, strict=True))
     paths = []
-    for data, title in titles.items():
-        panels = {
-            f"{title}, $N_z$ = {latent_dim}": lower_bound(run)
-            for (name, latent_dim), run in runs.items()
-            if name == data and (data, latent_dim) != ("mnist", 2)  # not in the paper's figure
-        }
+    for data, title in {"mnist": "MNIST", "frey_faces": "Frey Faces"}.items():
+        panels: dict[str, Curves] = {}
+        for (name, latent_dim, objective), run in runs.items():
+            if name == data and (data, latent_dim) != ("mnist", 2):  # not in the paper's figure
+                panel = panels.setdefault(f"{title}, $N_z$ = {latent_dim}", {})
+                panel |= lower_bound(run, OBJECTIVES[objective])
         paths.append(plots.save(plots.curve_panels(panels), workdir / f"figure2_{data}"))
-        manifold = plots.manifold(*generate.manifold(runs[data, 2], 20))
+        manifold = plots.manifold(*generate.manifold(runs[data, 2, "elbo"], 20))
         paths.append(plots.save(manifold, workdir / f"figure4_{data}"))
+    figure_3 = plots.curve_panels(
+        {
+            f"{count:,} training images": marginal_likelihoods(workdir, count, num_images_seen)
+            for count in (1_000, 50_000)
+        },
+        ylabel="marginal log-likelihood [nats]",
+    )
     samples = {
-        f"$N_z$ = {latent_dim}": generate.sample(runs["mnist", latent_dim], 100)
+        f"$N_z$ = {latent_dim}": generate.sample(runs["mnist", latent_dim, "elbo"], 100)
         for latent_dim in (2, 5, 10, 20)
     }
-    paths.append(plots.save(plots.sample_panels(samples), workdir / "figure5"))
-    return paths
+    return [
+        *paths,
+        plots.save(figure_3, workdir / "figure3"),
+        plots.save(plots.sample_panels(samples), workdir / "figure5"),
+    ]
 
 
-def lower_bound(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def lower_bound(run: Run, name: str) -> Curves:
     """Training and validation ELBO in nats against the training images seen."""
     return {
-        split: (steps * BATCH_SIZE, -values) for split, (steps, values) in bound_curves(run).items()
+        f"{split}, {name}": (steps * BATCH_SIZE, -values)
+        for split, (steps, values) in bound_curves(run).items()
     }
+
+
+def marginal_likelihoods(workdir: Path, num_train: int, num_images_seen: int) -> Curves:
+    """L_1000 of training and test images, a run for each number of images seen."""
+    seen = [num_images_seen // part for part in (100, 30, 10, 3, 1)]
+    how = {"num_train": num_train, "hidden": 100, "latent_dim": 3}
+    found: Curves = {}
+    for objective, name in OBJECTIVES.items():
+        cells = [{**how, "objective": objective, "num_images_seen": number} for number in seen]
+        folder = workdir / f"figure3-{num_train}-{objective}"
+        runs = train_grid(__file__, folder, cells).values()
+        for split in ("train", "test"):
+            results = [evaluate(run, split=split, num_samples=1000, num_images=200) for run in runs]
+            nlls = np.array([result.mean["nll"][0] for result in results])
+            found[f"{split}, {name}"] = np.array(seen), -nlls
+    return found

@@ -5,6 +5,7 @@
     vae-jax train experiments/vampprior.py --prior vamp --epochs 10 --seeds 3 \
         --workdir runs/vampprior/vamp
     vae-jax evaluate runs/vampprior/vamp --num-samples 1000 --num-images 1000
+    vae-jax table experiments/vampprior.py --data frey_faces --workdir runs/frey_faces
     vae-jax figures experiments/vampprior.py
 
 Published: test NLL, the re-run in Norouzi et al. (2020), up to 2,000 epochs, L_5000 of all test
@@ -22,13 +23,15 @@ The whole 2,000 epochs, `--epochs` left out: not yet run.
 The recipe is that of the paper's code: gated dense layers 300-300, 40 latents, log-variance
 clipped to [-6, 2], each tensor's gradient normalized before Adam at 5e-4, batches of 100, 50,000
 training images, linear warm-up of the KL, 500 pseudo-inputs from N(0.05, 0.01²), or N(0.5, 0.02²)
-on Caltech 101. The warm-up of 100 epochs is shortened in proportion where fewer than 2,000 epochs
-are trained. `--patience 50` ends training as the paper's code does, 50 epochs after the best one.
-With two layers, the HVAE, p(x|z_1, z_2) and q(z_1|x, z_2) have a gated layer of 300 for each of
-what they are given, and one of 300 on both.
+on Caltech 101 and Frey Faces. The grey levels of Frey Faces are logistic within 256 bins, with
+sigmoid locations and logarithms of scales clipped to [-4.5, 0]. The warm-up of 100 epochs is
+shortened in proportion where fewer than 2,000 epochs are trained. `--patience 50` ends training as
+the paper's code does, 50 epochs after the best one. With two layers, the HVAE, p(x|z_1, z_2) and
+q(z_1|x, z_2) have a gated layer of 300 for each of what they are given, and one of 300 on both.
 """
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +46,7 @@ from vae_jax import (
     VAE,
     Bernoulli,
     DiagonalGaussian,
+    DiscretizedLogistic,
     Experiment,
     GatedMLP,
     SkipVAE,
@@ -53,15 +57,19 @@ from vae_jax import (
     plots,
     train_file,
 )
+from vae_jax.likelihoods.logistic import DiscretizedLogisticDistribution
 
 BATCH_SIZE, LATENTS = 100, 40
-# (layers, prior) on dynamically binarized MNIST: the re-run in Norouzi et al. (2020).
-PUBLISHED = {
+# (layers, prior): on dynamically binarized MNIST the re-run in Norouzi et al. (2020).
+DYNAMIC_MNIST = {
     (1, "standard"): "84.45 ± 0.12",
     (1, "vamp"): "82.43 ± 0.06",
     (2, "standard"): "82.39 ± 0.11",
     (2, "vamp"): "81.56 ± 0.09",
 }
+STATIC_MNIST = {(1, "vamp"): "85.57"}
+PUBLISHED = {"mnist": DYNAMIC_MNIST, "binarized_mnist": STATIC_MNIST}
+DATA = *PUBLISHED, "caltech101_silhouettes", "frey_faces"
 
 
 class Joint(nn.Module):
@@ -78,6 +86,24 @@ class Joint(nn.Module):
         """Features `[N, 300]` of `[N, d_1 + d_2]`."""
         parts = x[:, : self.first], x[:, self.first :]
         return GatedMLP((300,))(jnp.concatenate([GatedMLP((300,))(part) for part in parts], -1))
+
+
+class Logistic256(DiscretizedLogistic):
+    """A logistic of each grey level, with the limits of the paper's code.
+
+    Attributes:
+        kernel_init: the initializer of the affine maps.
+    """
+
+    @nn.compact
+    def __call__(
+        self, features: jax.Array, image_shape: tuple[int, ...]
+    ) -> DiscretizedLogisticDistribution:
+        """p(x|z), batch `[N]` and event `[H, W, C]`."""
+        loc = self.per_pixel(features, image_shape, "loc", self.kernel_init)
+        log_scale = self.per_pixel(features, image_shape, "log_scale", self.kernel_init)
+        scale = jnp.exp(jnp.clip(log_scale, -4.5, 0.0))
+        return DiscretizedLogisticDistribution(nn.sigmoid(loc), scale=scale, event_ndims=3)
 
 
 def normalized_gradients() -> optax.GradientTransformation:
@@ -106,7 +132,8 @@ def experiment(
         epochs: the number of passes over the training images.
         layers: the number of layers of latents.
         patience: the number of epochs without a better validation after which training ends.
-        data: the data set, by name or path; grey digits are binarized at every presentation.
+        data: the data set, by name or path; grey digits are binarized at every presentation, and
+            Frey Faces stay grey.
     """
     loaded = load(data)
     steps_per_epoch = len(loaded.train) // BATCH_SIZE
@@ -116,9 +143,11 @@ def experiment(
     def gaussian() -> DiagonalGaussian:
         return DiagonalGaussian(LATENTS, he_normal, log_scale_range=(-3, 1))
 
-    start = (0.5, 0.02) if data == "caltech101_silhouettes" else (0.05, 0.01)
+    brighter = data in ("caltech101_silhouettes", "frey_faces")
+    start = (0.5, 0.02) if brighter else (0.05, 0.01)
     p_of_z = VampPrior(components, *start) if prior == "vamp" else StandardNormal(LATENTS)
-    likelihood = Bernoulli(kernel_init=he_normal)
+    binary = loaded.support == "binary"
+    likelihood = (Bernoulli if binary else Logistic256)(kernel_init=he_normal)
     if layers == 1:
         model = VAE(
             encoder=GatedMLP((300, 300)),
@@ -151,18 +180,18 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """Both priors with one layer and with two; with one and few digits in the quick form."""
+    """Four data sets, one layer and two, both priors; in the quick form few digits, one layer."""
     if quick:
         few = {"data": "mnist_5k", "epochs": 60, "components": 100}
         return [{**few, "prior": prior} for prior in ("standard", "vamp")]
-    return [{"layers": layers, "prior": prior} for layers, prior in PUBLISHED]
+    cells = product(DATA, DYNAMIC_MNIST)
+    return [{"data": data, "layers": layers, "prior": prior} for data, (layers, prior) in cells]
 
 
 def published(*, prior: str, layers: int = 1, data: str = "mnist", **_: object) -> str:
     """The published NLL of an experiment with these arguments."""
-    if data != "mnist":
-        raise LookupError(data)
-    return f"{PUBLISHED[layers, prior]} nats, up to 2,000 epochs"
+    where = "up to 2,000 epochs" if data == "mnist" else "read in a secondary source"
+    return f"{PUBLISHED[data][layers, prior]} nats, {where}"
 
 
 def figures(

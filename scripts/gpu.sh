@@ -5,10 +5,12 @@
 #     scripts/gpu.sh profile                  where a step's time goes at batch 20 and 128
 #     scripts/gpu.sh iwae                     Burda et al.'s full schedule, 3,280 epochs: k = 1, 5 and 50
 #     scripts/gpu.sh evaluate                 L_5000 of what `iwae` has finished
+#     scripts/gpu.sh table vampprior          a paper's table, in runs/gpu/vampprior; flags may follow
+#     scripts/gpu.sh next                     what is left of which table, and the command for it
 #
-# `iwae` stops after nine minutes and goes on where it was when it is called again, until it says
-# that all runs are finished; KS="1 5" runs some of them. PYTHON names the interpreter, of an
-# environment with the extra `cuda`.
+# `table` trains for seven minutes and evaluates what there is then; `iwae` stops after nine. Both go
+# on where they were when they are called again, until they say that all runs are finished.
+# KS="1 5" runs some of `iwae`. PYTHON names the interpreter, of an environment with the extra `cuda`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -50,6 +52,18 @@ iwae)
 evaluate)
     for run in runs/gpu/iwae-*; do
         timeout 590 "${vae_jax[@]}" evaluate "$run" --num-samples 5000
+    done
+    ;;
+table)
+    timeout --signal TERM 590 "${vae_jax[@]}" table "experiments/$2.py" \
+        --workdir "runs/gpu/$2" --budget 0.12h "${@:3}"
+    ;;
+next)
+    for file in $(grep -l '^def table' experiments/*.py); do
+        name=$(basename "$file" .py)
+        sentences=$("${vae_jax[@]}" table "$file" --workdir "runs/gpu/$name" --no-train 2>&1 || true)
+        left=$(grep -cE ' is (missing:|not finished:|not evaluated)' <<<"$sentences" || true)
+        ((left == 0)) || echo "$left cells of $file are left: scripts/gpu.sh table $name"
     done
     ;;
 *)

@@ -189,6 +189,8 @@ def test_cells_are_named_by_the_arguments_in_which_they_differ() -> None:
     cells = [{"beta": beta, "k": 5, "size": size} for beta in (0.1, 1.0) for size in ((8, 4), None)]
     expected = ["beta=0.1,size=8x4", "beta=0.1,size=None", "beta=1.0,size=8x4"]
     assert names_of(cells)[:3] == expected
+    some = [{"beta": 1.0}, {"beta": 1.0, "start": "a"}, {"start": "a"}]
+    assert names_of(some) == ["beta=1.0", "beta=1.0,start=a", "beta=None,start=a"]
     assert names_of([{"file": "a/b"}, {"file": "a%2Fb"}]) == ["file=a%2Fb", "file=a%252Fb"]
     with pytest.raises(VaeJaxError, match=r"the same, beta=1.0: give each value once"):
         names_of([{"beta": 1.0}, {"beta": 1.0}, {"beta": 2.0}])

@@ -106,6 +106,7 @@ ANOTHER: dict[str, tuple[Callable[[], Experiment], str]] = {
     "batch": (lambda: changed(batch_size=8), "batch_size is 16 there, 8 here"),
     "fewer steps": (lambda: changed(num_steps=10), "num_steps is 20 there, 10 here"),
     "patience": (lambda: changed(patience=3), "patience is None there, 3 here"),
+    "start": (lambda: changed(start="first"), "start is None there, first here"),
     "pixel": (
         lambda: changed(data=data(train=RUN.data.train.images ^ np.uint8(1))),
         "data.fingerprint is",

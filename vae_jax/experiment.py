@@ -81,6 +81,9 @@ class Experiment(Checked):
             None skips none but those that are not finite.
         max_nonfinite: the number of steps skipped in a row, because they were not finite or because
             of `skip_above`, after which training stops.
+        start: the folder of a finished run with whose parameters training begins, seen from the
+            folder in which the run's own lies; the model and the seeds are the same. None begins
+            with random ones.
 
     Raises:
         VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
@@ -110,6 +113,7 @@ class Experiment(Checked):
     keep_checkpoints: Count = 2
     skip_above: Positive | None = None
     max_nonfinite: Count = 100
+    start: Annotated[str | None, "the folder of a run, in words"] = None
 
     @override
     def __post_init__(self):

@@ -38,7 +38,7 @@ from vae_jax.train import SharedStep, seeds_from, train_together
 # What the loop around the steps has to have in common.
 _OF_THE_LOOP = (
     *("num_steps", "batch_size", "accumulate", "shuffle"),
-    *("log_every", "checkpoint_every", "validate_every"),
+    *("log_every", "checkpoint_every", "validate_every", "start"),
 )
 
 
@@ -260,6 +260,8 @@ def chosen(
 def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
     """The folders of cells: the arguments in which they differ, `beta=0.1,learning_rate=0.001`.
 
+    Those that a cell does not have are left out, but for the first.
+
     Raises:
         VaeJaxError: two cells have the same arguments.
     """
@@ -270,7 +272,11 @@ def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
 
     every = dict.fromkeys(name for arguments in cells for name in arguments)
     differing = [name for name in every if len({repr(cell.get(name)) for cell in cells}) > 1]
-    names = [",".join(f"{name}={text(cell.get(name))}" for name in differing) for cell in cells]
+
+    def written(cell: Mapping[str, object]) -> list[str]:
+        return [name for name in differing if name in cell or name == differing[0]]
+
+    names = [",".join(f"{name}={text(cell.get(name))}" for name in written(cell)) for cell in cells]
     for name in names:
         if names.count(name) > 1:
             raise VaeJaxError(

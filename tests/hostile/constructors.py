@@ -628,6 +628,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             "keep_checkpoints": COUNT,
             "skip_above": OPTIONAL_SCALE,
             "max_nonfinite": COUNT,
+            "start": (3, True, Path("runs/first")),
         },
     ),
 }

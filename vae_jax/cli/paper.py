@@ -8,11 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.flags import DataOptions, check_counts, parse
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import say
+
+if TYPE_CHECKING:
+    from vae_jax.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class PaperOptions:
     seeds: int = 1
     """The number of replicas of each cell."""
     num_samples: int | None = None
-    """The number of samples K of the bound on the NLL (None: 5000, or 100 with --quick)."""
+    """The number of samples K of the bound on the NLL (None: the paper's, or 100 with --quick)."""
     num_images: int | None = None
-    """The number of test images, evenly spaced over their split (None: all)."""
+    """The number of test images, evenly spaced over their split (None: all, or the file's)."""
     out: Path | None = None
     """Also write the table to a .md, .tex (booktabs) or .csv file."""
     results: Path | None = None
@@ -102,14 +105,20 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     budget = Budget.of(options.budget)
     data.use()
     every = [parsed(cell)[-1] for cell in module.table(quick=options.quick)]
-    cells = list({repr(cell): cell for cell in every}.values())  # which a flag may have made equal
-    write_table(str(file), module.__doc__ or "", cells, options, budget)
+    given = [{name: value for name, value in cell.items() if value is not None} for cell in every]
+    cells = list({repr(cell): cell for cell in given}.values())  # which a flag may have made equal
+    own = module.evaluation(quick=options.quick) if hasattr(module, "evaluation") else {}
+    typed = {"num_samples": options.num_samples, "num_images": options.num_images}
+    typed = {name: number for name, number in typed.items() if number is not None}
+    how = {"num_samples": 100 if options.quick else 5000} | own | typed
+    write_table(str(file), module.__doc__ or "", cells, how, options, budget)
 
 
 def write_table(
     file: str,
     about: str,
     cells: Sequence[Mapping[str, object]],
+    how: Mapping[str, Any],
     options: PaperOptions,
     budget: Budget,
 ) -> None:
@@ -119,6 +128,7 @@ def write_table(
         file: the experiment file.
         about: its docstring.
         cells: the arguments of each cell.
+        how: the arguments of `evaluate`.
         options: what the user wants.
         budget: how far training goes.
 
@@ -135,7 +145,7 @@ def write_table(
     if options.train:
         train_cells(file, cells, options, budget)
         for folder in folders:
-            evaluate_cell(folder, options.num_samples or (100 if options.quick else 5000), options)
+            evaluate_cell(folder, how)
     there = [folder for folder in folders if RunFolder(folder).evaluation.exists()]
     for folder in folders:
         if sentence := missing(folder):
@@ -150,7 +160,10 @@ def write_table(
         print(made.write(options.out))
     if options.results is not None:
         title = about.partition("\n")[0].rstrip(".")
-        print(write_rows(options.results, file, title, [row_of(folder) for folder in there]))
+        command = file
+        if options.quick:
+            title, command = f"{title}, quick form", f"{file} --quick"
+        print(write_rows(options.results, command, title, [row_of(folder) for folder in there]))
 
 
 def train_cells(
@@ -158,12 +171,19 @@ def train_cells(
 ) -> None:
     """Train the programs of a table one after the other, each as far as the budget goes."""
     from vae_jax.grid import chosen, train_grid, unfinished_programs
+    from vae_jax.run import RunFolder
+    from vae_jax.run.start import first_run
 
     where, (seed, num_seeds) = options.workdir, (options.seed, options.seeds)
     by_name = chosen(cells, ())
     for names in unfinished_programs(file, where, cells, seed, num_seeds):
-        epochs = epochs_per_step(file, by_name[names[0]])
+        experiment = experiment_of(file, by_name[names[0]])
+        epochs = experiment.batch_size / len(experiment.data.train)
         steps = [last_step(where / name) for name in names]
+        first = first_run(experiment, RunFolder(where / names[0]))
+        if first is not None and missing(first.path, evaluated=False):
+            say(f"{', '.join(names)} begins with {first.path}, which is not finished.")
+            continue
         if budget.is_spent(epochs * min(steps)):
             continue
 
@@ -186,12 +206,11 @@ def train_cells(
             say(f"The budget is spent for {', '.join(names)}. The same command goes on.")
 
 
-def epochs_per_step(file: str, arguments: Mapping[str, object]) -> float:
-    """The passes over the training images in a step of an experiment."""
+def experiment_of(file: str, arguments: Mapping[str, object]) -> Experiment:
+    """The experiment of a file with these arguments."""
     from vae_jax.experiment import Origin, read_module
 
-    experiment = Origin(file, read_module(Path(file))[0], dict(arguments)).make()
-    return experiment.batch_size / len(experiment.data.train)
+    return Origin(file, read_module(Path(file))[0], dict(arguments)).make()
 
 
 def last_step(folder: Path) -> int:
@@ -201,8 +220,13 @@ def last_step(folder: Path) -> int:
     return max((line["step"] for line in RunFolder(folder).read_metrics()), default=0)
 
 
-def evaluate_cell(folder: Path, num_samples: int, options: PaperOptions) -> None:
-    """Evaluate a run, unless its last evaluation is of this state with this K and N."""
+def evaluate_cell(folder: Path, how: Mapping[str, Any]) -> None:
+    """Evaluate a run, unless its last evaluation is of this state with this K and N.
+
+    Args:
+        folder: the run folder.
+        how: the arguments of `evaluate`.
+    """
     from vae_jax import report
     from vae_jax.evaluation.evaluate import evaluate
     from vae_jax.run import RunFolder, load_run
@@ -211,19 +235,18 @@ def evaluate_cell(folder: Path, num_samples: int, options: PaperOptions) -> None
         return
     run = load_run(folder)
     run = load_run(folder, "best") if run.experiment.patience is not None else run
-    count = options.num_images or len(run.experiment.data.test)
-    step = f"step {int(run.state.step[0])}"
+    numbers = how["num_samples"], how.get("num_images", len(run.experiment.data.test))
     for last in report.recorded(run.folder)[-1:]:
-        of_this = last.checkpoint.endswith(step), last.num_samples == num_samples
-        if all(of_this) and last.num_images == count:
+        of_this = last.checkpoint.endswith(f"step {int(run.state.step[0])}")
+        if of_this and (last.num_samples, last.num_images) == numbers:
             return
     start = time.perf_counter()
-    found = evaluate(run, num_samples=num_samples, num_images=options.num_images)
+    found = evaluate(run, **how)
     report.record(run, found, time.perf_counter() - start)
 
 
-def missing(folder: Path) -> str | None:
-    """What a cell of a table lacks, in a sentence."""
+def missing(folder: Path, evaluated: bool = True) -> str | None:
+    """What a cell of a table lacks, in a sentence: its end, or where it is asked its evaluation."""
     from vae_jax.run import RunFolder
 
     run = RunFolder(folder)
@@ -232,4 +255,4 @@ def missing(folder: Path) -> str | None:
     record = run.read_record()
     if not run.is_finished(record):
         return f"{folder} is not finished: step {last_step(folder):,} of {record['num_steps']:,}."
-    return None if run.evaluation.exists() else f"{folder} is not evaluated."
+    return f"{folder} is not evaluated." if evaluated and not run.evaluation.exists() else None

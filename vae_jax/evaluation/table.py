@@ -20,6 +20,8 @@ QUANTITIES = {
     "kl": "rate (exact KL)",
     "kl_sampled": "rate (sampled)",
     "distortion": "distortion",
+    "approximation_gap": "approximation gap",
+    "amortization_gap": "amortization gap",
     "bits_per_dim": "bits/dim",
     "active_units": "active units",
 }

@@ -15,10 +15,12 @@ from vae_jax.report.facts import training_words
 from vae_jax.run import Record, RunFolder
 
 HEADER = (
-    "| run | published | ours: NLL ± s.e., or ± sd over seeds (K, test images) | -ELBO | "
+    "| run | published | ours: NLL ± s.e., or ± sd over seeds (K, test images) "
+    "| -ELBO (rate + distortion) | "
     "active units | training | evaluation |\n|---|---|---|---|---|---|---|"
 )
 END = "<!-- end of table -->"
+GAPS = "approximation_gap", "amortization_gap"
 
 
 def per_seed(values: float | list[float], digits: int = 2) -> str:
@@ -54,7 +56,7 @@ def row_of(path: Path, trust: bool = False) -> str:
             _command(record),
             published(folder, trust) or "no number",
             _nll(evaluation),
-            per_seed(evaluation["mean"]["neg_elbo"]),
+            _neg_elbo(evaluation["mean"]),
             " + ".join(per_seed(units, 0) for units in evaluation["active_units"]),
             _training(folder, record, evaluation),
             f"`{evaluation['command']}`, {evaluation['checkpoint']}, "
@@ -80,10 +82,35 @@ def _nll(evaluation: Record) -> str:
     return f"{shown} nats (K = {evaluation['num_samples']:,}, {evaluation['num_images']:,})"
 
 
+def _neg_elbo(means: Record) -> str:
+    """The negative ELBO, its two parts and, where they were asked for, the two gaps below it."""
+
+    def both(one: str, other: str) -> str:
+        return f"{np.mean(means[one]):.2f} + {np.mean(means[other]):.2f}"
+
+    shown = per_seed(means["neg_elbo"])
+    rate = "kl" if "kl" in means else "kl_sampled"
+    if rate in means:
+        shown += f" ({both(rate, 'distortion')})"
+    if GAPS[0] in means:
+        shown += f"; gaps, approximation + amortization: {both(*GAPS)}"
+    return shown
+
+
+def _epochs(evaluation: Record, record: Record) -> str:
+    """The passes over the training images up to the state that was evaluated, and its steps."""
+    images = re.search(r"([\d,]+) training", evaluation.get("data", ""))
+    step = re.search(r"step (\d+)", evaluation["checkpoint"])
+    if images is None or step is None:
+        return ""
+    count, steps = int(images[1].replace(",", "")), int(step[1])
+    return f"{steps * record['batch_size'] / count:,.6g} epochs ({steps:,} steps), "
+
+
 def _training(folder: RunFolder, record: Record, evaluation: Record) -> str:
     """How far the run is, its time where it was finished in one go, its date and hardware."""
     hardware = f"{record['devices']['devices']} x {evaluation['devices']['kind']}"
-    when = f"{record['started'][:10]}, {hardware}"
+    when = f"{_epochs(evaluation, record)}{record['started'][:10]}, {hardware}"
     summary = folder.read_summary() or {}
     if not folder.is_finished(record):
         return f"not finished, {record['num_steps']:,} steps in all, {when}"

@@ -37,7 +37,7 @@ def compared(content: Record, until: int | None) -> dict[str, Json]:
     names.sort(key=lambda name: isinstance(content[name], dict | list))  # to name numbers first
     data = {name: content["data"].get(name) for name in ("description", "fingerprint", "protocol")}
     found = {name: content[name] for name in names} | {"data": data}
-    found.setdefault("patience", None)  # which runs did not have once
+    found = {"patience": None, "start": None} | found  # which runs did not have once
     if until is not None:
         every = content.get("validate_every") or content.get("checkpoint_every")
         found |= {"validate_every": every, "validate_images": content.get("validate_images")}

@@ -22,6 +22,7 @@ from vae_jax.progress import Waiting, say
 from vae_jax.run.folder import RunFolder, jsonable
 from vae_jax.run.patience import Patience, score_of
 from vae_jax.run.run import Run
+from vae_jax.run.start import begun
 from vae_jax.run.trackers import Callback, by_name
 from vae_jax.step import TrainState
 
@@ -277,6 +278,7 @@ def opened(
         Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
     ):
         folder.keep_data(experiment, origin)
+        start = start or begun(experiment, folder, seeds)
         state = first_state(checkpoints, initial_state, seeds, start, layout)
         patience = Patience(None)
         run = Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
