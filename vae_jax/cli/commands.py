@@ -48,7 +48,15 @@ Family = Literal[
     "mixture", "flow", "vae", "autoregressive", "masked", "givt", "diffusion", "flow_matching"
 ]
 Quantity = Literal[
-    "nll", "neg_elbo", "kl", "kl_sampled", "distortion", "bits_per_dim", "active_units"
+    "nll",
+    "neg_elbo",
+    "kl",
+    "kl_sampled",
+    "distortion",
+    "approximation_gap",
+    "amortization_gap",
+    "bits_per_dim",
+    "active_units",
 ]
 Unprefixed = Annotated[DataOptions, tyro.conf.arg(name="")]
 Together = Annotated[ProcessOptions, tyro.conf.arg(name="")]
