@@ -8,14 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vae_jax.cli.flags import DataOptions, check_counts, parse
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import say
-
-if TYPE_CHECKING:
-    from vae_jax.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -170,14 +167,16 @@ def train_cells(
     file: str, cells: Sequence[Mapping[str, object]], options: PaperOptions, budget: Budget
 ) -> None:
     """Train the programs of a table one after the other, each as far as the budget goes."""
+    from vae_jax.experiment import Origin, read_module
     from vae_jax.grid import chosen, train_grid, unfinished_programs
     from vae_jax.run import RunFolder
     from vae_jax.run.start import first_run
 
+    source, _ = read_module(Path(file))
     where, (seed, num_seeds) = options.workdir, (options.seed, options.seeds)
     by_name = chosen(cells, ())
     for names in unfinished_programs(file, where, cells, seed, num_seeds):
-        experiment = experiment_of(file, by_name[names[0]])
+        experiment = Origin(file, source, dict(by_name[names[0]])).make()
         epochs = experiment.batch_size / len(experiment.data.train)
         steps = [last_step(where / name) for name in names]
         first = first_run(experiment, RunFolder(where / names[0]))
@@ -204,13 +203,6 @@ def train_cells(
             if error.signal_number != signal.SIGALRM:
                 raise
             say(f"The budget is spent for {', '.join(names)}. The same command goes on.")
-
-
-def experiment_of(file: str, arguments: Mapping[str, object]) -> Experiment:
-    """The experiment of a file with these arguments."""
-    from vae_jax.experiment import Origin, read_module
-
-    return Origin(file, read_module(Path(file))[0], dict(arguments)).make()
 
 
 def last_step(folder: Path) -> int:
