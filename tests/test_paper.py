@@ -179,6 +179,51 @@ def test_flags_hold_for_all_cells(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "has no function `table(*, quick=False)`" in capfd.readouterr().err
 
 
+CONTINUED = """
+'Bars that go on.'
+import dataclasses, tiny
+
+def experiment(*, beta: float = 1.0, start: str | None = None):
+    made = tiny.experiment(beta=beta, num_steps=5)
+    return dataclasses.replace(made, start=start)
+
+def table(*, quick: bool = False):
+    return [{"beta": 1.0}, {"beta": 2.0, "start": "beta=1.0"}]
+
+def evaluation(*, quick: bool = False):
+    return {"num_samples": 4 if quick else 3, "num_images": 5}
+"""
+
+
+def test_a_cell_waits_for_the_one_with_which_it_begins(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Then begins with its parameters; its flags have no value that is None."""
+    file, runs, document = tmp_path / "bars.py", tmp_path / "runs", tmp_path / "results.md"
+    file.write_text(CONTINUED)
+    command = ["table", str(file), "--workdir", str(runs)]
+    with pytest.raises(SystemExit):
+        main([*command, "--budget", "0epochs"])
+    then = "beta=2.0,start=beta%3D1.0"
+    said = capfd.readouterr().err
+    assert f"{then} begins with {runs}/beta=1.0, which is not finished" in said
+    main([*command, "--quick", "--results", str(document)])
+    assert f"begins with the parameters of {runs}/beta=1.0, step 5" in capfd.readouterr().err
+    entries = [
+        json.loads((runs / name / "evaluation.json").read_text()) for name in ("beta=1.0", then)
+    ]
+    assert [(entry["num_samples"], entry["num_images"]) for (entry,) in entries] == [(4, 5)] * 2
+    text = document.read_text()
+    assert "## Bars that go on, quick form\n" in text
+    assert f"<!-- vae-jax table {file} --quick -->" in text
+    first, second = (line for line in text.splitlines() if line.startswith("| `"))
+    assert "--start" not in first
+    assert "--beta 2.0 --start beta=1.0 --seed 0" in second
+    rate, distortion = (np.mean(entries[0][0]["mean"][name]) for name in ("kl", "distortion"))
+    assert f"({rate:.2f} + {distortion:.2f})" in first
+    assert "0.888889 epochs (5 steps)" in first  # 5 batches of 16 of 90 images
+
+
 # Papers
 
 TABLES = [
