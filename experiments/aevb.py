@@ -8,7 +8,7 @@
 Published: Figure 2, the lower bound per image against the training images seen, without numbers.
 The axes span -150 to -100 nats on MNIST and 0 to 1,600 on Frey Faces, and reach 10^8 images. The
 held-out curve is the test set's; ours is the validation split's, for training never looks at test
-images. In each panel wake-sleep ends below AEVB. Figure 3, the marginal likelihood against images
+images. Wake-sleep ends below AEVB. Figure 3, the marginal likelihood against images
 seen for 1,000 and 50,000 training images, with 100 units and N_z = 3, has Monte Carlo EM besides,
 which has no q(z|x) and is not here; our estimate is L_1000. Figure 4 shows 2-D manifolds, Figure 5
 samples for N_z = 2, 5, 10, 20.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from running import ROOT, on_devices, summary
 
-from vae_jax import VaeJaxError, evaluate, load, train_file
+from vae_jax import VaeJaxError, load, train_file
 from vae_jax.cli import main
-from vae_jax.cli.paper import Budget
+from vae_jax.cli.paper import Asked, Budget
 from vae_jax.experiment import read_module
 from vae_jax.grid import names_of
 from vae_jax.report.results import END, HEADER, write_rows
@@ -252,7 +252,7 @@ def test_cells_are_arguments_and_published_numbers_are_of_the_full_form(file: Pa
             except (AttributeError, LookupError):
                 pass
         if hasattr(module, "evaluation"):
-            inspect.signature(evaluate).bind("run", **module.evaluation(quick=quick))
+            Asked(**{"num_samples": 1, **module.evaluation(quick=quick)})
 
 
 TABLE_1 = """

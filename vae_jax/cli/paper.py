@@ -6,7 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ class PaperOptions:
     """Also write the table to a .md, .tex (booktabs) or .csv file."""
     results: Path | None = None
     """Also put the rows, with their commands and hardware, into a document of results."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is evaluated of each cell: arguments of `evaluate`."""
+
+    num_samples: int
+    num_images: int | None = None
+    gaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,17 +114,20 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     given = [{name: value for name, value in cell.items() if value is not None} for cell in every]
     cells = list({repr(cell): cell for cell in given}.values())  # which a flag may have made equal
     own = module.evaluation(quick=options.quick) if hasattr(module, "evaluation") else {}
-    typed = {"num_samples": options.num_samples, "num_images": options.num_images}
-    typed = {name: number for name, number in typed.items() if number is not None}
-    how = {"num_samples": 100 if options.quick else 5000} | own | typed
-    write_table(str(file), module.__doc__ or "", cells, how, options, budget)
+    asked = Asked(**{"num_samples": 100 if options.quick else 5000} | own)
+    asked = replace(
+        asked,
+        num_samples=options.num_samples or asked.num_samples,
+        num_images=options.num_images or asked.num_images,
+    )
+    write_table(str(file), module.__doc__ or "", cells, asked, options, budget)
 
 
 def write_table(
     file: str,
     about: str,
     cells: Sequence[Mapping[str, object]],
-    how: Mapping[str, Any],
+    asked: Asked,
     options: PaperOptions,
     budget: Budget,
 ) -> None:
@@ -125,7 +137,7 @@ def write_table(
         file: the experiment file.
         about: its docstring.
         cells: the arguments of each cell.
-        how: the arguments of `evaluate`.
+        asked: what is evaluated of each.
         options: what the user wants.
         budget: how far training goes.
 
@@ -142,7 +154,7 @@ def write_table(
     if options.train:
         train_cells(file, cells, options, budget)
         for folder in folders:
-            evaluate_cell(folder, how)
+            evaluate_cell(folder, asked)
     there = [folder for folder in folders if RunFolder(folder).evaluation.exists()]
     for folder in folders:
         if sentence := missing(folder):
@@ -212,13 +224,8 @@ def last_step(folder: Path) -> int:
     return max((line["step"] for line in RunFolder(folder).read_metrics()), default=0)
 
 
-def evaluate_cell(folder: Path, how: Mapping[str, Any]) -> None:
-    """Evaluate a run, unless its last evaluation is of this state with this K and N.
-
-    Args:
-        folder: the run folder.
-        how: the arguments of `evaluate`.
-    """
+def evaluate_cell(folder: Path, asked: Asked) -> None:
+    """Evaluate a run, unless its last evaluation is of this state with this K and N."""
     from vae_jax import report
     from vae_jax.evaluation.evaluate import evaluate
     from vae_jax.run import RunFolder, load_run
@@ -227,13 +234,15 @@ def evaluate_cell(folder: Path, how: Mapping[str, Any]) -> None:
         return
     run = load_run(folder)
     run = load_run(folder, "best") if run.experiment.patience is not None else run
-    numbers = how["num_samples"], how.get("num_images", len(run.experiment.data.test))
+    numbers = asked.num_samples, asked.num_images or len(run.experiment.data.test)
     for last in report.recorded(run.folder)[-1:]:
         of_this = last.checkpoint.endswith(f"step {int(run.state.step[0])}")
         if of_this and (last.num_samples, last.num_images) == numbers:
             return
     start = time.perf_counter()
-    found = evaluate(run, **how)
+    found = evaluate(
+        run, num_samples=asked.num_samples, num_images=asked.num_images, gaps=asked.gaps
+    )
     report.record(run, found, time.perf_counter() - start)
 
 
