@@ -113,8 +113,9 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     every = [parsed(cell)[-1] for cell in module.table(quick=options.quick)]
     given = [{name: value for name, value in cell.items() if value is not None} for cell in every]
     cells = list({repr(cell): cell for cell in given}.values())  # which a flag may have made equal
-    own = module.evaluation(quick=options.quick) if hasattr(module, "evaluation") else {}
-    asked = Asked(**{"num_samples": 100 if options.quick else 5000} | own)
+    asked = Asked(100 if options.quick else 5000)
+    if hasattr(module, "evaluation"):
+        asked = replace(asked, **module.evaluation(quick=options.quick))
     asked = replace(
         asked,
         num_samples=options.num_samples or asked.num_samples,
