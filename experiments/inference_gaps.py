@@ -10,7 +10,16 @@ family of q(z|x) is too simple (their abstract): of ln p(x) - L[q] the amortizat
 is more than the approximation gap ln p(x) - L[q*], where q* is the best density of the family for
 an image. A richer family also helps to amortize.
 
-Ours: not yet run.
+Ours: 50 test images of mnist_5k, L_1000, nats per image ± s.e., by the second command.
+
+    q(z|x)               encoder    approximation gap    amortization gap
+    diagonal             2 layers     0.31 ± 0.14          2.78 ± 0.33
+    full covariance      2 layers    -0.09 ± 0.09          3.17 ± 0.28
+    diagonal             affine      -0.63 ± 0.40          5.17 ± 0.54
+
+2026-11-29, two CPU cores that did other work too, 138 s of CPU time, seed 0. The order is the
+published one: amortization costs more than the family, and more so with the lesser encoder. Where
+the encoder is poor L_1000 is no longer tight, so that the approximation gap comes out below zero.
 
 Two layers of 200 tanh units and back, as in Burda et al. (2015); ln p(x) is L_K. Their richer
 families are flows, whose q* is not sought here: the one here is the Gaussian of full covariance.

@@ -12,7 +12,7 @@ held fixed (`--noise`), the latents of eigenvalues below it collapse at that max
 published column is that number, which is exact.
 
 Ours: the exact ELBO in nats per image after 4,000 steps on the 4,000 training images of mnist_5k,
-the optimum, and the largest angle between the two subspaces, by the first command.
+the optimum, and the largest angle between the two subspaces, by the third command.
 
     q                2        5         10        20
     ELBO         12.54    90.89    183.00    304.13
