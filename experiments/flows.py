@@ -21,8 +21,8 @@ so that the comparison that counts is within the column.
     Gaussian      RealNVP                     99.90
     Gaussian      MAF                         100.35
 
-Ours: negative ELBO in nats on the 10,000 validation images after five epochs, by the second command;
-2026-11-25, two CPU cores, training time not recorded, seed 0. Test NLL: not yet run.
+Ours: negative ELBO in nats on the 10,000 validation images after five epochs, by the second
+command; 2026-11-25, two CPU cores, training time not recorded, seed 0. Test NLL: not yet run.
 """
 
 from pathlib import Path
