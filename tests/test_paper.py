@@ -220,7 +220,7 @@ def test_a_cell_waits_for_the_one_with_which_it_begins(
     assert "--start" not in first
     assert "--beta 2.0 --start beta=1.0 --seed 0" in second
     rate, distortion = (np.mean(entries[0][0]["mean"][name]) for name in ("kl", "distortion"))
-    assert f"({rate:.2f} + {distortion:.2f})" in first
+    assert f" = {rate:.2f} + {distortion:.2f} |" in first
     assert "0.888889 epochs (5 steps)" in first  # 5 batches of 16 of 90 images
 
 

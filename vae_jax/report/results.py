@@ -16,7 +16,7 @@ from vae_jax.run import Record, RunFolder
 
 HEADER = (
     "| run | published | ours: NLL ± s.e., or ± sd over seeds (K, test images) "
-    "| -ELBO (rate + distortion) | "
+    "| -ELBO = rate + distortion | "
     "active units | training | evaluation |\n|---|---|---|---|---|---|---|"
 )
 END = "<!-- end of table -->"
@@ -91,7 +91,7 @@ def _neg_elbo(means: Record) -> str:
     shown = per_seed(means["neg_elbo"])
     rate = "kl" if "kl" in means else "kl_sampled"
     if rate in means:
-        shown += f" ({both(rate, 'distortion')})"
+        shown += f" = {both(rate, 'distortion')}"
     if GAPS[0] in means:
         shown += f"; gaps, approximation + amortization: {both(*GAPS)}"
     return shown
