@@ -84,6 +84,7 @@ def test_a_folder_has_the_shape_behind_its_name(tmp_path: Path):
         ({"images": RGB[0]}, r"have the shape \(32, 32, 3\): of one picture save x\[None\]"),
         ({"images": np.zeros((5, 8, 8, 4), np.uint8)}, r"give \[N, H, W, 1\] or \[N, H, W, 3\]"),
         ({"images": GREY.astype(np.uint16) * 257}, r"uint16 from \d+ to 65535: save bytes"),
+        ({"images": GREY * 1j}, r"are complex128: save bytes, or floats from 0 to 1"),
     ],
 )
 def test_what_are_no_images_is_refused(tmp_path: Path, saved: dict[str, Any], said: str):
@@ -132,6 +133,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path):
         load(str(tmp_path / "one.png"))
     with pytest.raises(VaeJaxError, match=r"no data set 'minst'.*or the path of an \.npy"):
         load("minst")
+    with pytest.raises(VaeJaxError, match="no data set ''"):  # none that is here
+        load("")
     with pytest.raises(VaeJaxError, match=r"folder of pictures .* does not exist"):
         load(str(tmp_path / "nothing"))
 

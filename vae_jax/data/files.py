@@ -25,7 +25,7 @@ def is_path(name: str) -> bool:
     """Whether a data set is named by a path."""
     bare, _ = _divided(name)
     path = Path(bare)
-    return (
+    return bare != "" and (
         path.suffix in (".npy", ".npz")
         or os.sep in bare
         or path.is_dir()
@@ -170,6 +170,10 @@ def _bytes(path: Path, images: np.ndarray) -> np.ndarray:
     if not images.size:
         raise VaeJaxError(f"{path} has no images: save bytes, or floats from 0 to 1.")
     most = 1 if images.dtype.kind == "f" else 255
+    if images.dtype.kind not in "iuf":
+        raise VaeJaxError(
+            f"The images of {path} are {images.dtype}: save bytes, or floats from 0 to 1."
+        )
     low, high = images.min(), images.max()
     if not 0 <= low <= high <= most:  # nan too
         raise VaeJaxError(
