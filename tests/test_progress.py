@@ -79,3 +79,24 @@ def test_a_count_that_does_not_move_says_for_how_long(capsys: pytest.CaptureFixt
         assert set(lines) == {"Preparing digits, 0 s"}
         counter.update(1, 2)
         assert capsys.readouterr().err == "Preparing digits: 50 %\n"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_in_a_command_silence_is_measured_over_all_its_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Two parts that are each done soon enough, and a line between others."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.4)
+    monkeypatch.setattr(progress, "_silent_since", None)
+    parts = "Opening", "Drawing"
+    for is_command, heard in ((False, []), (True, ["Drawing, 0 s"])):
+        if is_command:
+            progress.begin_command()
+        for part in parts:
+            with Waiting(part):
+                time.sleep(0.3)
+        assert capsys.readouterr().err.splitlines() == heard
+    progress.say("Halfway.")
+    with Waiting("Writing"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "Halfway.\n"

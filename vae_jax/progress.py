@@ -34,10 +34,20 @@ SECONDS_BETWEEN_LINES = 10.0
 # has, before it is known how long they take.
 SECONDS_TO_HEAR = 5.0
 FIRST_STEPS = 100
+_silent_since: float | None = None  # of a command that runs alone; None in a user's process
+
+
+def begin_command() -> None:
+    """From now on silence is measured over all that a command does, whatever its parts are."""
+    global _silent_since
+    _silent_since = time.perf_counter()
 
 
 def say(sentence: object) -> None:
     """Print a sentence on standard error, its own line; where nobody can read it, go on."""
+    global _silent_since
+    if _silent_since is not None:
+        _silent_since = time.perf_counter()
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is closed
             print(legible(sentence), file=sys.stderr, flush=True)
@@ -153,7 +163,8 @@ class Waiting:
     def _say_again(self) -> None:
         while not self._done.wait(SECONDS_BETWEEN_LINES / 10):
             now = time.perf_counter()
-            if now - self._said >= SECONDS_BETWEEN_LINES:
+            said = self._said if _silent_since is None else _silent_since
+            if now - said >= SECONDS_BETWEEN_LINES:
                 self._said = now
                 say(f"{self._sentence}, {now - self._begun:.0f} s")
 

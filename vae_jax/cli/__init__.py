@@ -20,7 +20,7 @@ from pathlib import Path
 from vae_jax.cli import commands
 from vae_jax.cli.flags import said_in_flags
 from vae_jax.errors import Interrupted, VaeJaxError
-from vae_jax.progress import open_streams, say
+from vae_jax.progress import begin_command, open_streams, say
 
 DESCRIPTION = (
     "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
@@ -41,6 +41,8 @@ def use_compilation_cache(wanted: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; it ends with 2 after bad input, 128 + the signal's number after a signal."""
     open_streams()
+    if arguments is None:
+        begin_command()
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
     use_compilation_cache(arguments == list(given))
