@@ -25,8 +25,9 @@ Ours: AEVB, 10^6 images seen, then the ELBO and L_1000 of 200 test images, in na
 
 Wake-sleep is a miss: Adagrad's first steps, which move each weight by the whole rate, make q(z|x)
 of images far too wide, and the wake phase then never sees the z of dreams. Of `--objective
-wake_sleep --data mnist_5k --latent-dim 10 --num-images-seen 100000` the validation ELBO is -4.3e6,
-with `--init-stddev 0.01` -3,430 (2026-11-29, two CPU cores, seed 0).
+wake_sleep --data mnist_5k --latent-dim 10 --num-images-seen 100000` the validation ELBO is -4.3e6
+with `--learning-rate 0.01`, and -3,430 with `--init-stddev 0.01` (2026-11-29, two CPU cores,
+seed 0).
 
 2026-11-22, two CPU cores, 12 to 49 s of training a curve, seed 0. The curve of N_z = 200 is far
 below the paper's axis; docs/results.md names the likely cause, and has the standard errors.
