@@ -5,10 +5,16 @@ import re
 import griffe  # pyright: ignore[reportMissingImports]
 
 ATTRIBUTES = re.compile(r"^Attributes:\n(?: .*\n|\n(?= ))*(?: .*)?", re.MULTILINE)
+EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 
 
 class FieldsAreArguments(griffe.Extension):
     """Shows the fields of a Linen module, with their defaults, as its constructor's arguments."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
+        """Make an `Example:` a section, whose code is shown as code."""
+        if obj.docstring is not None:
+            obj.docstring.value = EXAMPLE.sub("Examples:", obj.docstring.value)
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: object) -> None:
         """Give each class of fields a constructor."""
@@ -63,9 +69,7 @@ def _explain_fields(cls: griffe.Class) -> None:
     for base in cls.mro():
         if cls.docstring is None or base.docstring is None:
             continue
-        if said := re.search(
-            r"^Attributes:\n(?: .*\n|\n(?= ))*(?: .*)?", base.docstring.value, re.M
-        ):
+        if said := ATTRIBUTES.search(base.docstring.value):
             if not re.search(r"^(Attributes|Args):", cls.docstring.value, re.M):
                 cls.docstring.value += f"\n\n{said[0]}"
             return

@@ -69,5 +69,6 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr
     built = (tmp_path / "reference" / "models" / "index.html").read_text()
     assert "decoders" in built
+    assert "language-pycon" in built  # examples are code
     assert "<math" in (tmp_path / "math" / "index.html").read_text()
     assert "VampPrior" in (tmp_path / "search" / "search_index.json").read_text()
