@@ -23,6 +23,12 @@ from vae_jax.run import RunFolder
 ROOT = Path(__file__).parent.parent
 TINY = Path(__file__).with_name("tiny.py")
 CLI = ("-c", "from vae_jax.cli import main; main()")
+# The same, of whose figures one is enough: it runs the model.
+BRIEF = (
+    "-c",
+    "from vae_jax import cli, standard_figures as drawn; "
+    "drawn.standard_figures = lambda run: {'samples': lambda: drawn.samples(run)}; cli.main()",
+)
 # A run without figures: file, folder, arguments in JSON.
 BARE = (
     "-c",

@@ -15,7 +15,7 @@ from typing import Any
 import agreeing
 import pytest
 import tiny
-from running import CLI, TINY, checkpoint_steps, finish, last_step, on_devices, start, wait_until
+from running import BRIEF, TINY, checkpoint_steps, finish, last_step, on_devices, start, wait_until
 from test_parallel import assert_same_run
 
 from vae_jax import evaluate, load_run, sample, train
@@ -244,7 +244,7 @@ def start_two(
     """
     return [
         start(
-            CLI,
+            BRIEF,
             *("train", TINY, "--distributed", "--workdir", "run", "--num-steps", 100),
             *("--streamed", streamed),
             *second * number,
@@ -281,7 +281,8 @@ def test_two_processes_train_stop_together_and_go_on(
     done = [finish(process) for process in start_two(folders)]
     assert [process.returncode for process in done] == [0, 0], done
     assert f"Going on from step {step}" in done[0].stderr
-    assert (workdir / "figures" / "report.html").exists()  # when the other has left
+    assert (workdir / "figures" / "samples.png").exists()  # when the other has left
+    assert (workdir / "figures" / "report.html").exists()
     assert not [path for path in folders[1].rglob("*") if path.is_file()], "process 1 wrote"
     with on_devices(4):
         expected = train(tiny.experiment(num_steps=100), tmp_path / "one_process")
@@ -298,7 +299,7 @@ def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
     for command in (("evaluate", "--num-samples", 5), ("sample", "--num", 6, "--out", "s{}.png")):
         name, *flags = command
         begun = [
-            start(CLI, name, "run", *flags, "--distributed", devices=2, cwd=tmp_path, **variables)
+            start(BRIEF, name, "run", *flags, "--distributed", devices=2, cwd=tmp_path, **variables)
             for variables in addresses(2)
         ]
         done = [finish(process) for process in begun]
