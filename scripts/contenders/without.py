@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.cli import main
-from vae_jax.cpu import compiler, convolution, threefry
+from vae_jax.cpu import compiler, convolution, convolution_products, threefry
 from vae_jax.likelihoods import bernoulli
 
 
@@ -40,8 +40,9 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "softplus": (bernoulli, "softplus", jax.nn.softplus),
     "barriers": (compiler, "KEEP_BARRIERS", None),
     "convolution": (lax, "platform_dependent", platform_dependent),
-    "winograd": (convolution, "_tile_size", lambda x, kernel, stride: None),
-    "parts": (convolution, "batched_matmul", jnp.matmul),
+    "winograd": (convolution, "MANY", float("inf")),
+    "patches": (convolution, "FEW", 0),
+    "parts": (convolution_products, "batched_matmul", jnp.matmul),
     "shifts": (convolution, "_by_shifts", depthwise),
     "one thread": (compiler, "ONE_THREAD", ""),
 }

@@ -1,18 +1,40 @@
-"""Convolutions as matrix products, which XLA's CPU backend runs on every core, in a loop too.
+"""Convolutions that are as fast within a loop, such as that over the steps of training.
 
-Within `lax.scan` XLA computes a convolution on one core. Here the same linear map is a product of
-matrices: of tiles transformed by Winograd's minimal filtering where that saves multiplications, of
-patches elsewhere. A depthwise convolution is a sum of shifted images.
+XLA's CPU backend computes a convolution by its library (Eigen), on every core, where its axes have
+one certain order: `[N, H, W, F]` and `[h, w, I, O]`. It brings others into this order, but outside
+of loops alone (xla/service/cpu/conv_canonicalization.cc goes through the entry computation); within
+`lax.scan` the gradients of a convolution, which have other orders, would be loops over single
+numbers, hundreds of times slower. So all three are written in this order here.
+
+The library computes at the rate of matrix products, which two kinds of convolutions can do without:
+where few features come in, each patch is copied in short runs, and where many do, Winograd's
+algorithm takes a quarter of the products.
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
-from vae_jax.cpu.batched_matmul import batched_matmul
+from vae_jax.cpu.convolution_products import by_patches, by_tiles, padding
+
+Shape = tuple[int, ...]
+Of = Literal["output", "image", "kernel"]
+OPERANDS: dict[Of, tuple[Of, Of]] = {
+    "output": ("image", "kernel"),
+    "image": ("output", "kernel"),
+    "kernel": ("image", "output"),
+}
+"""<conv(image, kernel), output> is linear in each of the three: what one of them is multiplied by
+is a function of the other two, `conv` or one of its gradients. Their own derivatives are the same
+three functions."""
 
 
 def conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -28,38 +50,174 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
     """
     if kernel.shape[2] == 1 < x.shape[-1]:
         return _by_shifts(x, kernel, stride)
-    tile = _tile_size(x, kernel, stride)
-    if tile is None:
-        return _by_patches(x, kernel, stride)
-    return _by_tiles(x, kernel, stride, tile)
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], stride)
+    return _form_p.bind(x, kernel, of="output", geometry=geometry)
 
 
-# --- Padding ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Geometry:
+    """What the shapes of two operands leave open.
 
-
-def _padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding (low, high) that makes a strided convolution's output ceil(size / stride)."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
-def _counts(x: Array, kernel: Array, stride: int) -> tuple[list[int], list[int]]:
-    """Outputs along both axes, and blocks of `stride` pixels that the kernel spans there."""
-    return [-(-n // stride) for n in x.shape[1:3]], [-(-n // stride) for n in kernel.shape[:2]]
-
-
-def _to_blocks(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> Array:
-    """Pads images to blocks of s x s pixels, s the stride: `[N, blocks[0], s, blocks[1], s, I]`.
-
-    Pixels that no output sees, as a kernel smaller than its stride leaves, are cut off.
+    Attributes:
+        size: (H, W) of the images.
+        window: (h, w) of the kernel.
+        stride: along both axes.
     """
-    lows = [_padding(n, k, stride)[0] for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    edges = [
-        (low, count * stride - low - size, 0)
-        for low, count, size in zip(lows, blocks, x.shape[1:3], strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return x.reshape(-1, blocks[0], stride, blocks[1], stride, x.shape[-1])
+
+    size: Shape
+    window: Shape
+    stride: int
+
+    @property
+    def small(self) -> Shape:
+        """(H, W) of the output."""
+        return tuple(-(-n // self.stride) for n in self.size)
+
+    @property
+    def spans(self) -> list[int]:
+        """The number of pixels between the first and the last that are under the first weight."""
+        return [(n - 1) * self.stride + 1 for n in self.small]
+
+    @property
+    def lows(self) -> list[int]:
+        """The padding before the images."""
+        each = zip(self.spans, self.window, self.size, strict=True)
+        return [max(span + width - 1 - size, 0) // 2 for span, width, size in each]
+
+    def shape(self, of: Of, a: Shape, b: Shape) -> Shape:
+        """The shape of one of the three, from those of the operands."""
+        match of:
+            case "output":
+                return a[0], *self.small, b[3]
+            case "image":
+                return a[0], *self.size, b[2]
+            case "kernel":
+                return *self.window, a[3], b[3]
+
+
+# --- By XLA's library ---------------------------------------------------------------------------
+
+ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    stride = geometry.stride
+    return lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", dimension_numbers=ORDER)
+
+
+def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A convolution of y by the kernel turned round; its features are blocks of stride x stride.
+
+    With zeros between the pixels of y, as XLA has it, stride^2 times as many products are taken.
+    """
+    stride, (height, width) = geometry.stride, geometry.size
+    blocks = [-(-n // stride) for n in geometry.window]  # that a kernel spans
+    missing = [(0, n * stride - k) for n, k in zip(blocks, geometry.window, strict=True)]
+    down, across = blocks
+    turned = jnp.pad(kernel, [*missing, (0, 0), (0, 0)])
+    turned = turned.reshape(down, stride, across, stride, *kernel.shape[2:])[::-1, :, ::-1]
+    turned = turned.transpose(0, 2, 5, 1, 3, 4).reshape(down, across, kernel.shape[3], -1)
+    edges = [(n - 1, n - 1) for n in blocks]
+    found = lax.conv_general_dilated(y, turned, (1, 1), edges, dimension_numbers=ORDER)
+    number, rows, columns, _ = found.shape
+    found = found.reshape(number, rows, columns, stride, stride, -1).swapaxes(2, 3)
+    found = found.reshape(number, rows * stride, columns * stride, -1)
+    top, left = geometry.lows
+    return found[:, top : top + height, left : left + width]
+
+
+def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
+    """A convolution of x by y, with zeros between its pixels: examples as features, and back."""
+    sizes = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
+    edges = [(low, width - 1 + span - size - low) for size, span, width, low in sizes]
+    # Pixels that no output sees, as a kernel smaller than its stride leaves, are cut off.
+    seen = [size + min(high, 0) for size, (_, high) in zip(geometry.size, edges, strict=True)]
+    x = x[:, : seen[0], : seen[1]].transpose(3, 1, 2, 0)
+    found = lax.conv_general_dilated(
+        x,
+        y.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(low, max(high, 0)) for low, high in edges],
+        rhs_dilation=(geometry.stride,) * 2,
+        dimension_numbers=ORDER,
+    )
+    return found.transpose(1, 2, 0, 3)
+
+
+LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}
+
+
+# --- The choice ---------------------------------------------------------------------------------
+
+FEW = 4  # features: an image's colours
+MANY = 96  # features on either side, from which on tiles save more products than they cost
+
+
+def _computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
+    """The library, or a way of computing the output whose transpose gives the gradients."""
+    shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
+    shapes[of] = geometry.shape(of, a.shape, b.shape)
+    inputs, features = shapes["kernel"][2:]
+    # The library has no float64, and the transforms of tiles would lose bfloat16's eight bits.
+    if a.dtype != jnp.float32 or (inputs <= FEW and of != "kernel"):
+        way = partial(by_patches, stride=geometry.stride)
+    elif geometry.window == (3, 3) and geometry.stride == 1 and min(inputs, features) >= MANY:
+        way = by_tiles
+    else:
+        return LIBRARY[of](a, b, geometry)
+    if of == "output":
+        return way(a, b)
+    sought = jax.ShapeDtypeStruct(shapes[of], a.dtype)
+    if of == "image":
+        return jax.linear_transpose(lambda x: way(x, b), sought)(a)[0]
+    return jax.linear_transpose(lambda kernel: way(a, kernel), sought)(b)[0]
+
+
+# --- The primitive ------------------------------------------------------------------------------
+
+_form_p = Primitive("convolution_form")
+_form_p.def_impl(jax.jit(_computed, static_argnames=("of", "geometry")))
+mlir.register_lowering(_form_p, mlir.lower_fun(_computed, multiple_results=False))
+
+
+@_form_p.def_abstract_eval
+def _abstract(a: ShapedArray, b: ShapedArray, *, of: Of, geometry: Geometry) -> ShapedArray:
+    return ShapedArray(geometry.shape(of, a.shape, b.shape), a.dtype)
+
+
+Operand = Array | ad.UndefinedPrimal
+
+
+def _gradient(
+    ct: Array, a: Operand, b: Operand, *, of: Of, geometry: Geometry, number: int
+) -> Array:
+    """What the operand of this number is multiplied by, from the cotangent and the other."""
+    sought = OPERANDS[of][number]
+    known: dict[Of, Operand] = {of: ct, OPERANDS[of][1 - number]: (b, a)[number]}
+    return _form_p.bind(*(known[one] for one in OPERANDS[sought]), of=sought, geometry=geometry)
+
+
+def _mapped(
+    operands: Sequence[Array], axes: Sequence[int | None], *, of: Of, geometry: Geometry
+) -> tuple[Array, int]:
+    """As more images where these alone are mapped; else one after the other."""
+    bind = partial(_form_p.bind, of=of, geometry=geometry)
+    each = [a if n is None else jnp.moveaxis(a, n, 0) for a, n in zip(operands, axes, strict=True)]
+    if axes[1] is None and of != "kernel":
+        images = each[0]
+        found = bind(images.reshape(-1, *images.shape[2:]), each[1])
+        return found.reshape(*images.shape[:2], *found.shape[1:]), 0
+    mapped = [a for a, n in zip(each, axes, strict=True) if n is not None]
+
+    def one(own: list[Array]) -> Array:
+        arrays = iter(own)
+        return bind(*(a if n is None else next(arrays) for a, n in zip(each, axes, strict=True)))
+
+    return lax.map(one, mapped), 0
+
+
+ad.defbilinear(_form_p, partial(_gradient, number=0), partial(_gradient, number=1))
+batching.primitive_batchers[_form_p] = _mapped
 
 
 # --- Depthwise ----------------------------------------------------------------------------------
@@ -67,8 +225,8 @@ def _to_blocks(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> A
 
 def _by_shifts(x: Array, kernel: Array, stride: int) -> Array:
     """The sum over the kernel's weights of the image shifted to each, times that weight."""
-    pads = [_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    (rows, columns), _ = _counts(x, kernel, stride)
+    pads = [padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+    rows, columns = (-(-n // stride) for n in x.shape[1:3])
     padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     terms = [
         padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
@@ -77,121 +235,3 @@ def _by_shifts(x: Array, kernel: Array, stride: int) -> Array:
         for j in range(kernel.shape[1])
     ]
     return reduce(jnp.add, terms)
-
-
-# --- Patches ------------------------------------------------------------------------------------
-
-
-def _windows(x: Array, size: int, count: int, axis: int, to: int) -> Array:
-    """The `size` entries that begin at each of `count` positions of an axis, along axis `to`."""
-    shifted = (lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(size))
-    return jnp.concatenate(list(shifted), to)
-
-
-def _patches(x: Array, kernel: Array, stride: int) -> Array:
-    """The pixels under the kernel at each output, `[N, ceil(H/stride), ceil(W/stride), h * w * I]`.
-
-    Built from blocks, so that memory moves in long runs, forward and in the transpose: strided
-    slices, whose transpose pads with strides, are several times slower.
-    """
-    height, width, features, _ = kernel.shape
-    (rows, columns), (down, across) = _counts(x, kernel, stride)
-    x = _to_blocks(x, kernel, stride, (rows + down - 1, columns + across - 1))
-    x = x.reshape(*x.shape[:4], -1)
-    x = _windows(x, across, columns, axis=3, to=4)[..., : width * features]
-    x = _windows(x.swapaxes(2, 3), down, rows, axis=1, to=3)[..., :height, :]
-    return x.reshape(*x.shape[:3], -1)
-
-
-def _by_patches(x: Array, kernel: Array, stride: int) -> Array:
-    patches = _patches(x, kernel, stride)
-    # Flat, and with the kernel transposed in advance; otherwise gradients transpose the patches.
-    transposed = lax.optimization_barrier(kernel.reshape(-1, kernel.shape[-1]).T)
-    flat = patches.reshape(-1, transposed.shape[1])
-    y = lax.dot_general(flat, transposed, (((1,), (1,)), ((), ())))
-    return y.reshape(*patches.shape[:3], -1)
-
-
-# --- Winograd's tiles ---------------------------------------------------------------------------
-
-
-def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices A, G, B with sum_j g_j d_(i+j) = (A ((G g) * (B d)))_i for `outputs` positions i.
-
-    One multiplication for each of the outputs + taps - 1 entries of d, at most 8. The matrices are
-    the transpose of multiplying two polynomials by their values at as many points: 0, 1, -1, 2,
-    ..., and infinity (Winograd 1980; Lavin & Gray 2016, section 4).
-    """
-    inputs = outputs + taps - 1
-
-    def values(coefficients: int) -> np.ndarray:
-        points = [0, 1, -1, 2, -0.5, 0.5, -2][: inputs - 1]
-        finite = np.vander(points, coefficients, increasing=True)
-        return np.vstack([finite, np.eye(coefficients)[-1:]])
-
-    return values(outputs).T, values(taps), np.linalg.inv(values(inputs)).T
-
-
-def _tile_size(x: Array, kernel: Array, stride: int) -> int | None:
-    """The side of the tiles of outputs; None where patches are faster.
-
-    Counts multiplications, those of the transforms twice, since these wait for memory, and 1.1 for
-    each of the patches', which wait for it too (both factors from layers timed either way). Blocks
-    of few features would move memory in short runs, and bfloat16 is too coarse for the transforms.
-    """
-    height, width, in_features, features = kernel.shape
-    (rows, columns), (taps, across) = _counts(x, kernel, stride)
-    if taps != across or taps not in (2, 3):
-        return None
-    if jnp.finfo(x.dtype).bits < 32 or stride * in_features < 16:
-        return None
-    block = stride**2 * in_features
-
-    def cost(tile: int) -> float:
-        inputs = tile + taps - 1
-        transforms = 2 * inputs**3 * block + tile * inputs * (inputs + tile) * features
-        each = inputs**2 * block * features + 2 * transforms
-        return -(-rows // tile) * -(-columns // tile) * each
-
-    tile = min((2, 4, 9 - taps), key=cost)
-    of_patches = 1.1 * rows * columns * height * width * in_features * features
-    return tile if cost(tile) < of_patches else None
-
-
-def _along_both(matrix: np.ndarray, x: Array) -> Array:
-    """The matrix applied along the first axis and the second, `[i, i, ...]` to `[o, o, ...]`."""
-    o, i = matrix.shape
-    rows = lax.dot(matrix, x.reshape(i, -1)).reshape(o, i, -1)
-    each = jnp.broadcast_to(matrix, (o, o, i))
-    return lax.dot_general(each, rows, (((2,), (1,)), ((0,), (0,)))).reshape(o, o, *x.shape[2:])
-
-
-def _by_tiles(x: Array, kernel: Array, stride: int, tile: int) -> Array:
-    """Winograd's algorithm in two dimensions, on blocks of stride x stride pixels.
-
-    Positions come first and images after them, so that memory moves in long runs.
-    """
-    in_features, features = kernel.shape[2:]
-    (rows, columns), (taps, _) = _counts(x, kernel, stride)
-    down, across = -(-rows // tile), -(-columns // tile)
-    inputs = tile + taps - 1
-    a, g, b = (one.astype(x.dtype) for one in _minimal_filter(tile, taps))
-    num, block = x.shape[0], stride**2 * in_features
-
-    x = _to_blocks(x, kernel, stride, (down * tile + taps - 1, across * tile + taps - 1))
-    # Row by row of a block; all rows at once, XLA would transpose them element by element.
-    x = jnp.concatenate([x[:, :, i].transpose(1, 2, 0, 3, 4) for i in range(stride)], -2)
-    x = x.reshape(*x.shape[:3], block)
-    x = jnp.stack([x[i * tile : i * tile + inputs] for i in range(down)], 2)
-    x = jnp.stack([x[:, j * tile : j * tile + inputs] for j in range(across)], 3)
-    x = lax.optimization_barrier(x)  # [inputs, inputs, down, across, N, block]
-
-    missing = [(0, taps * stride - size, 0) for size in kernel.shape[:2]]
-    kernel = lax.pad(kernel, jnp.zeros((), x.dtype), [*missing, (0, 0, 0), (0, 0, 0)])
-    kernel = kernel.reshape(taps, stride, taps, stride, in_features, features).swapaxes(1, 2)
-    filters = _along_both(g, kernel.reshape(taps, taps, block, features))
-    tiles = _along_both(b, x).reshape(inputs**2, -1, block)
-    y = batched_matmul(tiles, filters.reshape(inputs**2, block, features))
-    y = _along_both(a, y.reshape(inputs, inputs, down, across, num, features))
-    y = y.transpose(4, 2, 0, 3, 1, 5).reshape(num, down * tile, across * tile, features)
-    return y[:, :rows, :columns]

@@ -73,6 +73,30 @@ def conv_transpose(x: Array, kernel: Array, stride: int, size: Shape) -> Array:
     return jax.linear_transpose(partial(conv, kernel=kernel, stride=stride), image)(x)[0]
 
 
+def conv_upsampled(x: Array, kernel: Array, size: Shape) -> Array:
+    """`conv` of `upsample(x, size)`, without the upsampled map where that is twice as large.
+
+    There two neighbours under an odd kernel are one pixel of x, so that it is a transposed
+    convolution, whose kernel has the sums of neighbours: a 3x3 kernel takes 4 of 9 products.
+
+    Args:
+        x: `[N, ceil(H / 2), ceil(W / 2), I]`.
+        kernel: `[h, w, I, O]`.
+        size: (H, W) of the result.
+
+    Returns:
+        `[N, H, W, O]`.
+    """
+    doubled = tuple(size) == tuple(2 * n for n in x.shape[1:3])
+    if not (doubled and kernel.shape[0] % 2 == kernel.shape[1] % 2 == 1):
+        return conv(upsample(x, size), kernel)
+    reverse = kernel[::-1, ::-1].swapaxes(2, 3)
+    for axis in (0, 1):
+        edges = [(int(n == axis), 0) for n in range(4)]
+        reverse = jnp.pad(reverse, edges) + jnp.pad(reverse, [edge[::-1] for edge in edges])
+    return conv_transpose(x, reverse, 2, size)
+
+
 class Conv(nn.Module):
     """A convolution with "SAME" padding.
 
@@ -91,12 +115,21 @@ class Conv(nn.Module):
     kernel_init: Initializer = HE
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[N, H, W, F]` to `[N, ceil(H / stride), ceil(W / stride), features]`."""
+    def __call__(self, x: Array, upsampled_to: Shape | None = None) -> Array:
+        """`[N, H, W, F]` to `[N, ceil(H / stride), ceil(W / stride), features]`.
+
+        Args:
+            x: the map.
+            upsampled_to: the size to which the map is first upsampled; the stride is then one.
+        """
         size = self.kernel_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (height, width, x.shape[-1], self.features)
-        y = conv(x, self.param("kernel", self.kernel_init, shape), self.stride)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        if upsampled_to is None:
+            y = conv(x, kernel, self.stride)
+        else:
+            y = conv_upsampled(x, kernel, upsampled_to)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,))
         return y
@@ -142,6 +175,42 @@ class SeparableConv(nn.Module):
 # --- Normalization, pooling, upsampling ---------------------------------------------------------
 
 
+class GroupNorm(nn.Module):
+    """Each group of features of an example with mean zero and variance one, then an affine map.
+
+    From two moments of each feature, in one pass over x, and as one affine map of x, in another:
+    on CPUs, where the time goes into passes, twice as fast as Flax's, of which it has the
+    parameters.
+
+    Attributes:
+        group_size: the number of features of a group, which divides theirs.
+        epsilon: what is added to the variance.
+    """
+
+    group_size: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, ..., F]` to the same shape."""
+        features, positions = x.shape[-1], tuple(range(1, x.ndim - 1))
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+        def of_group(moment: Array) -> Array:
+            each = moment.reshape(len(x), -1, self.group_size).mean(-1, keepdims=True)
+            return jnp.broadcast_to(each, (*each.shape[:2], self.group_size)).reshape(moment.shape)
+
+        mean, square = (of_group(each.mean(positions)) for each in (wide, wide**2))
+        variance = jnp.maximum(square - mean**2, 0)
+        factor = scale * lax.rsqrt(variance + self.epsilon)
+        factor, shift = (
+            jnp.expand_dims(each, positions) for each in (factor, bias - mean * factor)
+        )
+        return (wide * factor + shift).astype(x.dtype)
+
+
 def group_norm(x: Array) -> Array:
     """GroupNorm of 16 features a group (Wu & He 2018), or of one group where 16 is no divisor.
 
@@ -149,8 +218,7 @@ def group_norm(x: Array) -> Array:
     nor on how devices share it. Call it in a compact method.
     """
     features = x.shape[-1]
-    size = GROUP_SIZE if features % GROUP_SIZE == 0 else features
-    return nn.GroupNorm(num_groups=None, group_size=size)(x)
+    return GroupNorm(GROUP_SIZE if features % GROUP_SIZE == 0 else features)(x)
 
 
 def max_pool(x: Array, window: int) -> Array:

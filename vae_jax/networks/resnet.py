@@ -49,16 +49,17 @@ class PreActivationBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, F]` to `[N, H', W', features]`."""
         h = self._activated(x)
-        if self.size is not None:
-            x, h = upsample(x, self.size), upsample(h, self.size)
         if self.stride > 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, name="shortcut")(h)
+        if self.size is not None:
+            x = upsample(x, self.size)
         if self.bottleneck:
             narrow = self.features // 4
+            h = h if self.size is None else upsample(h, self.size)
             h = self._activated(Conv(narrow, 1)(h))
             h = self._activated(Conv(narrow, 3, self.stride)(h))
             return x + Conv(self.features, 1)(h)
-        h = self._activated(Conv(self.features, 3, self.stride)(h))
+        h = self._activated(Conv(self.features, 3, self.stride)(h, self.size))
         return x + Conv(self.features, 3)(h)
 
     def _activated(self, x: Array) -> Array:
@@ -147,7 +148,7 @@ class ResNetDecoder(Part):
                 x = PreActivationBlock(features, self.bottleneck, size=size)(x)
         x = _activated(x)
         for size, kernel_size in zip(sizes, (3, 7), strict=False):
-            x = _activated(Conv(self.width, kernel_size)(upsample(x, size)))
+            x = _activated(Conv(self.width, kernel_size)(x, size))
         return x
 
 

@@ -19,7 +19,6 @@ from vae_jax.networks.layers import (
     group_norm,
     halvings,
     max_pool,
-    upsample,
 )
 
 Stages = Annotated[
@@ -33,8 +32,8 @@ D: Stages = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 DENSE_D = (4096, 4096)
 
 
-def _conv(x: Array, features: int, normalize: bool) -> Array:
-    x = Conv(features, use_bias=True)(x)
+def _conv(x: Array, features: int, normalize: bool, upsampled_to: Shape | None = None) -> Array:
+    x = Conv(features, use_bias=True)(x, upsampled_to)
     return jax.nn.relu(group_norm(x) if normalize else x)
 
 
@@ -110,7 +109,6 @@ class VGGDecoder(Part):
             *before[:-1],
         ]  # what each of the encoder's convolutions takes
         for size, stage in zip(sizes, reversed(self.stages), strict=True):
-            x = upsample(x, size)
-            for _ in stage:
-                x = _conv(x, before.pop(), self.normalize)
+            for to in (size, *[None] * (len(stage) - 1)):
+                x = _conv(x, before.pop(), self.normalize, to)
         return x

@@ -17,7 +17,6 @@ from vae_jax.networks.layers import (
     coarsest_map,
     group_norm,
     halvings,
-    upsample,
 )
 from vae_jax.networks.resnet import PreActivationBlock
 
@@ -81,5 +80,5 @@ class VQGANDecoder(Part):
             for _ in range(self.blocks + 1):
                 x = _block(features)(x)
             if size is not None:
-                x = Conv(features, use_bias=True)(upsample(x, size))
+                x = Conv(features, use_bias=True)(x, size)
         return _normalized(x)

@@ -44,9 +44,10 @@ class XceptionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, F]` to `[N, H', W', features[-1]]`."""
-        h = x = x if self.size is None else upsample(x, self.size)
+        h = x if self.size is None else upsample(x, self.size)
         if self.halve or self.size is not None:
-            x = group_norm(Conv(self.features[-1], 1, 2 if self.halve else 1)(x))
+            x = Conv(self.features[-1], 1, 2 if self.halve else 1)(x)
+            x = group_norm(x if self.size is None else upsample(x, self.size))
         for features in self.features:
             h = _separable(jax.nn.relu(h), features)
         return x + (max_pool(h, 3) if self.halve else h)
@@ -125,4 +126,4 @@ class XceptionDecoder(Part):
         for features, size in zip(reversed(narrower), up[1:], strict=True):
             x = XceptionBlock((x.shape[-1], features), size=size)(x)
         x = jax.nn.relu(group_norm(Conv(self.stem[0])(x)))
-        return jax.nn.relu(group_norm(Conv(self.stem[0])(upsample(x, last))))
+        return jax.nn.relu(group_norm(Conv(self.stem[0])(x, last)))
