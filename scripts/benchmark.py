@@ -246,20 +246,32 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
         )
     quiet = "all quiet" if not disturbed else f"{disturbed} of them disturbed by other programs"
     lines += ["", f"{len(ours.rates)} rounds, {windows} windows, {quiet}."]
-    rates = {one.name: one.rates for one in measured}
     if counted:
         lines[-1] += f" An image costs {counted / 1e6:,.2f} MFLOP, as XLA counts our plain loop's."
     if work.streams:
         lines[-1] += f" {hidden_share(*(one.rates for one in measured[:4]))}"
-    answers = [answer(asked, rates) for asked in work.asked if asked.other in rates]
+    by_name = {one.name: one for one in measured}
+    answers = [line for one in work.asked if one.other in by_name for line in answer(one, by_name)]
     return "\n".join([*lines, "", *answers])
 
 
-def answer(asked: Asked, rates: dict[str, np.ndarray]) -> str:
-    """Whether ours is as fast as it should be, in the median round."""
-    ratio = np.median(rates[asked.ours] / rates[asked.other])
-    verdict = "yes" if ratio >= asked.least else "**no**"
-    return f"- {asked.ours}, at least {asked.least} times {asked.other}: {verdict}, {ratio:.2f}."
+def answer(asked: Asked, measured: dict[str, Measured]) -> list[str]:
+    """Whether ours is as fast as it should be, in the median round, and as small."""
+    ours, other = measured[asked.ours], measured[asked.other]
+
+    def line(limit: str, ratio: float, held: bool) -> str:
+        verdict = "yes" if held else "**no**"
+        return f"- {asked.ours}, {limit} {asked.other}: {verdict}, {ratio:.2f}."
+
+    ratio = float(np.median(ours.rates / other.rates))
+    lines = [line(f"at least {asked.least} times", ratio, ratio >= asked.least)]
+    if asked.most_compiling and ours.compile_seconds and other.compile_seconds:
+        most, ratio = asked.most_compiling, ours.compile_seconds / other.compile_seconds
+        lines.append(line(f"compiling at most {most} times as long as", ratio, ratio <= most))
+    if asked.most_memory:
+        most, ratio = asked.most_memory, ours.mebibytes / other.mebibytes
+        lines.append(line(f"memory at most {most} times that of", ratio, ratio <= most))
+    return lines
 
 
 def hidden_share(

@@ -14,8 +14,26 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torch_networks as networks
 from torch import nn
 from torch.nn import functional
+
+GREY = ("mlp", "iwae", "vampprior", "conv", "conv3", "evaluation")  # binarized 28x28 pixels
+RESNET, VGG = ((32, 64, 128), 2), (((32, 32), (64, 64), (128, 128)), 256)
+XCEPTION = (32, 64), (128,), 2, (128, 128, 256)
+OTHERS = {
+    "resnet": lambda latents: networks.resnet(*RESNET, latents, 32),
+    "vgg": lambda latents: networks.vgg(*VGG, latents, 32),
+    "separable": lambda latents: networks.xception(*XCEPTION, latents, 32),
+    "vit": lambda latents: networks.patch_transformer(32, 4, 128, 4, False, latents),
+    "gpt": lambda latents: networks.patch_transformer(32, 4, 128, 4, True, latents),
+    "axial": lambda latents: networks.axial(32, 2, 64, latents),
+}
+
+
+def size_of(work):
+    """The side of the images."""
+    return {"conv64": 64, "conv128": 128}.get(work, 28 if work in GREY else 32)
 
 
 class Gated(nn.Module):
@@ -85,19 +103,25 @@ class Model(nn.Module):
             self.encoder = nn.Sequential(nn.Flatten(), mlp(widths, layer))
             back = (latents, *reversed(widths[1:]))
             self.decoder = nn.Sequential(mlp(back, layer), nn.Linear(back[-1], 784))
+        elif work in OTHERS:
+            latents = 64
+            self.encoder, hidden, self.decoder = OTHERS[work](latents)
         else:
             grey, kernel = work in ("conv", "conv3"), 3 if work == "conv3" else 4
-            down, up, latents, size, colours = (
-                ((1, 32, 64), (64, 32, 1), 32, 7, 1)
-                if grey
-                else ((3, 64, 128), (128, 64, 32), 64, 8, 3)
-            )
-            blocks = 0 if grey else 3
-            middle, hidden = down[-1] * size * size, 256
-            ends = [] if grey else [nn.ReLU()]
+            down = {
+                "conv32": (3, 32, 64, 128),
+                "conv64": (3, 32, 64, 128, 256),
+                "conv128": (3, 32, 64, 128, 256, 256),
+                "residual": (3, 64, 128),
+            }.get(work, (1, 32, 64))
+            last, size = down[-1], size_of(work) >> (len(down) - 1)
+            up = (*down[:0:-1], 1 if grey else 32)
+            latents, blocks = 32 if grey else 64, 3 if work == "residual" else 0
+            middle, hidden = last * size * size, 256
+            ends = [nn.ReLU()] if blocks else []
             self.encoder = nn.Sequential(
                 *conv(down, kernel),
-                *(Residual(down[-1]) for _ in range(blocks)),
+                *(Residual(last) for _ in range(blocks)),
                 *ends,
                 nn.Flatten(),
                 nn.Linear(middle, hidden),
@@ -108,13 +132,12 @@ class Model(nn.Module):
                 nn.ReLU(),
                 nn.Linear(hidden, middle),
                 nn.ReLU(),
-                nn.Unflatten(1, (up[0], size, size)),
-                *(Residual(up[0]) for _ in range(blocks)),
+                nn.Unflatten(1, (last, size, size)),
+                *(Residual(last) for _ in range(blocks)),
                 *ends,
                 *(conv_transpose(up, kernel)[:-1] if grey else conv_transpose(up)),
-                *([] if grey else [nn.Conv2d(up[-1], colours, 1)]),
+                *([] if grey else [nn.Conv2d(up[-1], 3, 1)]),
             )
-            self.to(memory_format=torch.channels_last)
         self.mean, self.logvar = nn.Linear(hidden, latents), nn.Linear(hidden, latents)
         if work == "vampprior":
             self.pseudo_inputs = nn.Parameter(0.05 + 0.01 * torch.randn(500, 784))
@@ -123,6 +146,39 @@ class Model(nn.Module):
         """Means and log-variances of q(z|x)."""
         h = self.encoder(x)
         return self.mean(h), self.logvar(h)
+
+
+class Deep(networks.Deep):
+    """A hierarchy of six layers, and its loss."""
+
+    def __init__(self, work):
+        super().__init__(blocks=2, levels=3, width=64, latents=16, size=32)
+
+    def loss(self, x):
+        """The negative ELBO."""
+        out, kl = self(x)
+        return (distance(out, x) + kl) / len(x)
+
+
+class Velocity(networks.FlowMatching):
+    """Flow matching to maps of latents that an encoder held fixed makes."""
+
+    def __init__(self, work):
+        super().__init__(
+            networks.UNet(4, (64, 128)) if work == "unet" else networks.DiT(4, 16, 128, 2)
+        )
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 8, 1))
+        self.encoder.requires_grad_(requires_grad=False)
+
+    def loss(self, x):
+        """The mean error of an image."""
+        mean, logvar = self.encoder(x).chunk(2, 1)
+        return self(mean + (logvar / 2).exp() * torch.randn_like(mean)) / len(x)
+
+
+def distance(out, x):
+    """-ln N(x; sigmoid(out), 0.1²) without the constant, of a batch."""
+    return ((torch.sigmoid(out) - x) ** 2).sum() / (2 * 0.1**2)
 
 
 def log_normal(z, mean, logvar):
@@ -137,10 +193,7 @@ def log_weights(model, x, k, work):
     z = mean + (logvar / 2).exp() * noise
     out = model.decoder(z.flatten(0, 1)).reshape(k, len(x), -1)
     target = x.reshape(1, len(x), -1).expand_as(out)
-    if work == "residual":
-        log_px = -((torch.sigmoid(out) - target) ** 2).sum(-1) / (2 * 0.1**2)
-    else:
-        log_px = -functional.binary_cross_entropy_with_logits(out, target, reduction="none").sum(-1)
+    log_px = -functional.binary_cross_entropy_with_logits(out, target, reduction="none").sum(-1)
     if work == "vampprior":
         means, logvars = model.encode(model.pseudo_inputs.clamp(0, 1))
         # The expanded square: products of matrices in place of every pair's differences.
@@ -154,13 +207,15 @@ def log_weights(model, x, k, work):
 
 def loss_of(model, x, k, work):
     """The negative bound: the ELBO's with its exact KL where there is one."""
+    if isinstance(model, Deep | Velocity):
+        return model.loss(x)
     if k > 1 or work == "vampprior":
         return -(torch.logsumexp(log_weights(model, x, k, work), 0) - math.log(k)).mean()
     mean, logvar = model.encode(x)
     out = model.decoder(mean + (logvar / 2).exp() * torch.randn_like(mean))
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum()
-    if work == "residual":
-        distortion = ((torch.sigmoid(out) - x) ** 2).sum() / (2 * 0.1**2)
+    if work not in GREY:
+        distortion = distance(out, x)
     else:
         target = x.reshape(out.shape)
         distortion = functional.binary_cross_entropy_with_logits(out, target, reduction="sum")
@@ -187,24 +242,27 @@ def main() -> None:
     parser.add_argument("--log-every", type=int, default=100)
     options = parser.parse_args()
     work, batch_size, k = options.work, options.batch_size, options.k
-    grey = dict.fromkeys(("conv", "conv3"), (1, 28, 28))
-    shape = (grey | {"residual": (3, 32, 32)}).get(work, (784,))
+    side = size_of(work)
+    shape = (1 if work in GREY else 3, side, side)
+    if work in ("mlp", "iwae", "vampprior", "evaluation"):
+        shape = (784,)
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
         torch.set_float32_matmul_precision("high")
-    generator = np.random.default_rng(0)
-    images = torch.from_numpy(generator.integers(0, 256, (50_000, *shape), np.uint8))
+    generator, count = np.random.default_rng(0), min(50_000, 20_000 * 64**2 // side**2)
+    images = torch.from_numpy(generator.integers(0, 256, (count, *shape), np.uint8))
     images = images.to(torch.get_default_device())
     if work == "evaluation":
         model, pixels = Model("mlp"), images[:1000].float() / 255
         for done in range(0, 10**8, 20):
             assert evaluate(model, pixels[done % 1000 :]).isfinite().all()
             print(json.dumps({"step": done + 20, "time": time.time()}), flush=True)
-    model = Model(work)
+    made = {"unet": Velocity, "dit": Velocity, "deep": Deep}.get(work, Model)(work)
+    model = made.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     for done in range(1, 10**8):
         pixels = images[torch.randint(len(images), (batch_size,))].float() / 255
-        x = pixels if work == "residual" else torch.bernoulli(pixels)
+        x = torch.bernoulli(pixels) if work in GREY else pixels
         if len(shape) == 3:
             x = x.contiguous(memory_format=torch.channels_last)
         loss = loss_of(model, x, k, work)
