@@ -193,19 +193,19 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
     """The cells of Tables 1, 3 and 2; in the quick form few digits, one layer, k = 1 and 50."""
     if quick:
         few = {"data": "mnist_5k", "stages": 4}
-        first = [{"objective": "vae", "k": 1}, {"objective": "iwae", "k": 50}]
-        then = [{"objective": "iwae", "k": 50, "start": "objective=vae,k=1"}]
+        first = [{"k": 1, "objective": "vae"}, {"k": 50, "objective": "iwae"}]
+        then = [{"k": 50, "objective": "iwae", "start": "k=1,objective=vae"}]
         return [{**few, **cell} for cell in first + then]
     cells: list[dict[str, object]] = [
-        {"objective": objective, "layers": layers, "k": k, "data": data}
+        {"k": k, "objective": objective, "layers": layers, "data": data}
         for data, cells in PUBLISHED.items()
         for objective, layers, k in cells
     ]
     one: dict[str, object] = {"layers": 1, "data": "mnist"}
-    cells += [{"objective": "dreg", "k": k, **one} for k in DREG]
-    firsts = {"iwae": "objective=vae,layers=1,k=1,", "vae": "objective=iwae,layers=1,k=50,"}
+    cells += [{"k": k, "objective": "dreg", **one} for k in DREG]
+    firsts = {"iwae": "k=1,objective=vae", "vae": "k=50,objective=iwae"}
     return cells + [
-        {"objective": name, "k": k, **one, "start": f"{firsts[name]}data=mnist"}
+        {"k": k, "objective": name, **one, "start": f"{firsts[name]},layers=1,data=mnist"}
         for name, k in TABLE_2
     ]
 
