@@ -1,20 +1,25 @@
 """What an object is: the same where it does the same, and another where it does not."""
 
 import dataclasses
+import enum
 import functools
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from vae_jax import (
     ELBO,
@@ -59,8 +64,68 @@ def scaled(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
     return inner
 
 
+def straight_through(gradient: float) -> Callable[..., Any]:
+    """The identity, with a rule of its own for its derivative."""
+
+    @jax.custom_vjp
+    def function(x: Any) -> Any:
+        return x
+
+    function.defvjp(lambda x: (x, None), lambda _, g: (gradient * g,))
+    return function
+
+
+def with_tangent(factor: float) -> Callable[..., Any]:
+    @jax.custom_jvp
+    def function(x: Any) -> Any:
+        return x
+
+    function.defjvp(lambda primals, tangents: (primals[0], factor * tangents[0]))
+    return jax.jit(function)
+
+
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("__hidden", "slope")
+
+    def __init__(self, slope: float, hidden: float = 0.0):
+        self.slope, self.__hidden = slope, hidden
+
+    def __call__(self, x: Any) -> Any:
+        return self.slope * x + self.__hidden
+
+
+def by_member(value: float) -> Callable[..., Any]:
+    class Slope(enum.Enum):
+        ONE = value
+
+    return lambda x: Slope.ONE.value * x
+
+
+def by_attribute(value: float) -> Callable[..., Any]:
+    def function(x: Any) -> Any:
+        return getattr(function, "slope") * x  # noqa: B009
+
+    vars(function)["slope"] = value
+    return function
+
+
+def executed(source: str) -> Callable[..., Any]:
+    scope: dict[str, Any] = {}
+    exec(source, scope)
+    return scope["function"]
+
+
 # Pairs that a name alone, a type alone or a repr alone would take for the same.
 DIFFERENT: dict[str, tuple[Any, Any]] = {
+    "rule of a gradient": (straight_through(1.0), straight_through(-1.0)),
+    "rule of a tangent": (with_tangent(1.0), with_tangent(2.0)),
+    "slot": (Slotted(1.0), Slotted(2.0)),
+    "hidden slot": (Slotted(1.0, 0.0), Slotted(1.0, 1.0)),
+    "member": (by_member(1.0), by_member(2.0)),
+    "attribute": (by_attribute(1.0), by_attribute(2.0)),
+    "executed": (executed("function = lambda x: x"), executed("function = lambda x: 2 * x")),
     "rate": (adam(1e-3), adam(2e-3)),
     "default": (adam(1e-3), adam(1e-3, b1=0.8)),
     "optimizer": (adam(1e-3), optax.sgd(1e-3)),
@@ -257,6 +322,68 @@ def test_what_code_does_may_not(old: str, new: str) -> None:
     )
     (difference,) = differences(one, other)
     assert str(difference) == "the code of encoder is not what it was"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "import settings\n    return settings.SLOPE * x",
+        "from settings import SLOPE as s\n    return s * x",
+        "import own_package.inner\n    return own_package.inner.SLOPE * x",
+        "import own_package.inner as i\n    return i.SLOPE * x",
+        "from own_package.inner import SLOPE\n    return SLOPE * x",
+        "from .own_package import inner\n    return inner.SLOPE * x",
+        "from .own_package.inner import SLOPE\n    return SLOPE * x",
+        "return own_package.inner.SLOPE * x",
+        "return by_name.inner.SLOPE * x",
+    ],
+)
+def test_modules_that_a_function_takes_from(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is imported, within the function or outside, with the whole way to the number."""
+    monkeypatch.syspath_prepend(tmp_path)
+    around = tmp_path / "around"
+    for folder in (tmp_path, around):
+        (folder / "own_package").mkdir(parents=True)
+        (folder / "own_package" / "__init__.py").touch()
+    (around / "__init__.py").touch()
+    head = "import own_package.inner\nimport own_package as by_name\n"
+    head = head if function.startswith("return") else ""
+    (around / "parts.py").write_text(f"{head}def function(x):\n    {function}\n")
+    numbers = [tmp_path / "settings.py", tmp_path / "own_package" / "inner.py"]
+    numbers += [around / "own_package" / "inner.py"]
+
+    def described(slope: float, other: float) -> Any:
+        for file in numbers:
+            file.write_text(f"SLOPE = {slope}\nOTHER = {other}\n")
+        mine = ("around", "own_package", "settings")
+        for name in [name for name in sys.modules if name.split(".")[0] in mine]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        for folder in tmp_path.rglob("__pycache__"):
+            shutil.rmtree(folder)
+        return describe(importlib.import_module("around.parts").function)
+
+    assert described(1.0, 1.0) == described(1.0, 2.0)
+    assert described(1.0, 1.0) != described(2.0, 1.0)
+
+
+def test_a_rule_of_a_derivative_is_not_made_again() -> None:
+    with pytest.raises(NotImportableError, match="straight_through"):
+        made_from(describe(straight_through(1.0)), lambda _: None)
+
+
+def test_numbers_of_numpy_are_the_same_numbers_in_the_package_s_parts() -> None:
+    size, weight = cast(int, np.int64(2)), cast(float, np.float32(0.1))
+    assert describe(DiagonalGaussian(size)) == describe(DiagonalGaussian(2))
+    assert describe(ELBO(beta=np.float64(0.5))) == describe(ELBO(beta=0.5))
+    assert describe(ELBO(beta=weight)) != describe(ELBO(beta=0.1))
+    mine, same = (
+        dataclasses.replace(tiny.experiment(num_steps=2), batch_size=cast(int, count), ema_decay=e)
+        for count, e in ((np.int64(5), np.float64(0.5)), (5, 0.5))
+    )
+    assert mine.description == same.description
 
 
 @pytest.mark.parametrize("folder", ["site-packages", "dist-packages", "mine"])

@@ -165,7 +165,9 @@ class Experiment(Checked):
         }
         names = [field.name for field in dataclasses.fields(self) if field.name != "data"]
         found: dict[str, Json] = {"data": data}
-        found |= {name: describe(getattr(self, name)) for name in names}
+        for name in names:
+            value: object = getattr(self, name)
+            found[name] = describe(value.item() if isinstance(value, np.generic) else value)
         return found | {"compute_dtype": str(jnp.dtype(self.compute_dtype))}
 
     def with_model(self, model: Model) -> "Experiment":

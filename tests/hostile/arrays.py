@@ -110,6 +110,8 @@ X = {
     "from -1 to 1": (2 * BINARY - 1, "x goes from -1 to 1"),
     "with a NaN": (np.where(BINARY > 0, np.nan, 0).astype(np.float32), "not finite"),
     "infinite": (np.full_like(BINARY, np.inf), "not finite"),
+    "infinite as float32": (np.full(BINARY.shape, 1e39), "not finite"),
+    "masked": (np.ma.masked_equal(BINARY, 0), "x is a masked array, whose mask would be lost"),
 }
 ZS = {
     "a list": (Z.tolist(), "give an array [..., 2]"),
@@ -118,6 +120,7 @@ ZS = {
     "a scalar": (np.zeros(()), "z has the shape (): give [..., 2]"),
     "in integers": (Z.astype(int), "z is int64: give floats"),
     "with a NaN": (NAN_Z, "not finite"),
+    "infinite as float32": (np.full((6, 2), -1e39), "not finite"),
 }
 YS = {
     "above the last class": ([0, 1, 2, 3, 4, 8], "y goes from 0 to 8, and there are 8 classes"),
@@ -137,6 +140,7 @@ RUN_YS = YS | {
     "names": (["0"] * 6, ""),
     "names of no class": (["shoe"] * 6, "no class 'shoe': choose one of 0, 1, 2"),
     "a number": (3, ""),
+    "two for six images": ([0, 1], "2 labels were given for 6 inputs"),
     "left out": (None, "give the classes too"),
 }
 ARRAY_YS = {name: (np.asarray(y), said) for name, (y, said) in YS.items() if y is not None}
@@ -161,6 +165,8 @@ def _data_rows() -> dict[str, tuple[Act, str]]:
         "in integers": (lambda: data(IMAGES.astype(int)), "are int64: give uint8"),
         "with a NaN": (lambda: data(IMAGES + np.nan), "hold a NaN"),
         "none of them": (lambda: data(IMAGES[:0]), "has no training image"),
+        "of no height": (lambda: data(IMAGES[:, :0]), "without a pixel"),
+        "masked": (lambda: data(np.ma.masked_equal(IMAGES, 0)), "train of mine is a masked array"),
         "of objects": (lambda: data(IMAGES.astype(object)), "are object: give uint8"),
         "a test split of another size": (
             lambda: data(test=np.zeros((2, 8, 8, 1), np.uint8)),
@@ -168,6 +174,12 @@ def _data_rows() -> dict[str, tuple[Act, str]]:
         ),
         "a test split that is a list": (lambda: data(test=[1, 2]), "test of mine is (1, 2)"),
         "a protocol that is none": (lambda: data(protocol="gray"), "no protocol 'gray'"),
+        "labels in an array": (lambda: data(labels=labels), 'labels={"train": labels}'),
+        "labels in a list": (lambda: data(labels=[0] * 6), 'labels={"train": labels}'),
+        "class names in one": (
+            lambda: data(labels={"train": labels}, class_names="abcdefgh"),
+            "class_names of mine is 'abcdefgh': give a tuple",
+        ),
         "labels of a split that is none": (
             lambda: data(labels={"validation": labels}),
             "labels of mine for 'validation'",

@@ -1,6 +1,7 @@
 """A data set in memory: three splits of uint8 images, a protocol, and a fingerprint."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -92,6 +93,11 @@ class Data(Shown, given.Checked):
             "valid": empty if valid is None else valid,
             "test": empty if test is None else test,
         }
+        if labels is not None and not isinstance(labels, Mapping):
+            raise VaeJaxError(
+                f"labels of {name} is {given.shown(labels)}: give those of each split, such as "
+                'labels={"train": labels}.'
+            )
         unknown = set(labels or {}) - set(images)
         if unknown:
             raise VaeJaxError(
@@ -275,6 +281,8 @@ def _as_images(name: str, split: SplitName, images: object) -> np.ndarray:
             "multiply by 255 and round)."
         )
     height, _, channels = images.shape[1:]
+    if not math.prod(images.shape[1:]):
+        raise VaeJaxError(f"{what} have the shape {images.shape}, without a pixel: give some.")
     if height in (1, 3) and channels > 4:
         raise VaeJaxError(
             f"{what} have the shape {images.shape}, channels first: give channels last, "
@@ -305,6 +313,8 @@ def _name_classes(
     if not every:
         return None
     highest = max(int(labels.max()) for labels in every.values())
+    if isinstance(wanted, str):
+        raise VaeJaxError(f"class_names of {name} is {wanted!r}: give a tuple of names.")
     names = tuple(map(str, range(highest + 1)) if wanted is None else wanted)
     for split, labels in every.items():
         low, high = int(labels.min()), int(labels.max())

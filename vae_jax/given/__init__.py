@@ -36,6 +36,7 @@ from vae_jax.given.fields import (
     checked,
     fits,
     shown,
+    taking,
 )
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "mask",
     "pictures",
     "shown",
+    "taking",
 ]

@@ -31,6 +31,15 @@ def array(value: object, what: str, axes: str) -> AnyArray:
         raise VaeJaxError(f"{what} is {shown(value)}: give an array {axes}.")
     if value.ndim != axes.partition("]")[0].count(",") + 1:
         raise VaeJaxError(f"{what} has the shape {value.shape}: give {axes}.")
+    return _whole(value, what)
+
+
+def _whole(value: AnyArray, what: str) -> AnyArray:
+    """Refuses a masked array, whose mask nothing here would look at."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise VaeJaxError(
+            f"{what} is a masked array, whose mask would be lost: give its values, .filled(...)."
+        )
     return value
 
 
@@ -77,7 +86,7 @@ def laid_out(x: object, image_shape: Shape) -> AnyArray:
         elif x.size and x.ndim < 4 and math.prod(x.shape[1:]) == math.prod(image_shape):
             way = f"give x.reshape(-1, {height}, {width}, {channels})"
         raise VaeJaxError(f"x has the shape {x.shape}, the model's images {image_shape}: {way}.")
-    return x
+    return _whole(x, "x")
 
 
 def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
@@ -99,7 +108,7 @@ def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
         )
     if (pixels := _known(x)).size:
         low, high = float(pixels.min()), float(pixels.max())
-        if not math.isfinite(low + high):
+        if not max(abs(low), abs(high)) <= LARGEST:
             raise VaeJaxError("x has pixels that are not finite: mend them, or leave them out.")
         if pixels_in_unit and not -TOLERANCE <= low <= high <= 1 + TOLERANCE:
             raise VaeJaxError(
@@ -138,6 +147,9 @@ def mask(value: object, count: int, size: Shape) -> np.ndarray:
         raise VaeJaxError(f"mask has the shape {value.shape}: give {way}.")
     return np.broadcast_to(np.asarray(value), (count, height, width))
 
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that is finite where models compute."""
 
 TOLERANCE = 1e-3
 """How far rounding may take a pixel out of [0, 1], or the length of a unit vector from 1."""
@@ -192,7 +204,7 @@ def latents(z: object, shape: Shape, space: str, what: str = "z") -> AnyArray:
     if not jnp.issubdtype(z.dtype, jnp.floating):
         raise VaeJaxError(f"{what} is {z.dtype}: give floats {axes}.")
     if (found := _known(z)).size:
-        if not np.isfinite(found).all():
+        if not (abs(found) <= LARGEST).all():
             raise VaeJaxError(f"{what} has values that are not finite: leave them out.")
         length = np.linalg.norm(found, axis=-1) if space == "sphere" else found.max(-1)
         if space in ("sphere", "onehot") and (abs(length - 1) > TOLERANCE).any():

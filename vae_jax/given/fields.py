@@ -37,12 +37,15 @@ from vae_jax.errors import VaeJaxError
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
+_LEAST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that fit, all finite; of a sequence, its lengths that fit.
+    """The numbers that fit, all finite as float32; of a sequence, its lengths that fit.
 
-    A number that is traced fits, as its value is not known.
+    What float32 rounds to zero, or XLA, which keeps no subnormal numbers, is zero. A number that is
+    traced fits, as its value is not known.
 
     Attributes:
         least: the least number that fits.
@@ -61,7 +64,14 @@ class Bounds:
         if isinstance(value, Tracer):
             return True
         assert isinstance(value, Sequence | Real | np.ndarray | Array)
-        number = len(value) if isinstance(value, Sequence) else float(value)
+        try:
+            number = len(value) if isinstance(value, Sequence) else float(value)
+        except OverflowError:  # of a whole number
+            return False
+        if abs(number) < _LEAST:
+            number = 0.0
+        if abs(number) > _GREATEST:
+            return False
         return bool(self.least <= number <= self.most and self.above < number < self.below)
 
     def __str__(self) -> str:
@@ -123,10 +133,12 @@ def _is_of(value: object, kind: object) -> bool:
     if kind is int or kind is float:
         if kind is float and isinstance(value, np.ndarray | Array):  # a program may be given it
             return value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
+        if kind is int and isinstance(value, Integral) and not -(2**31) <= int(value) < 2**32:
+            return False
         number = Integral if kind is int else Real
         return isinstance(value, number) and not isinstance(value, bool)
     if origin in (tuple, Sequence):
-        if not isinstance(value, Sequence) or isinstance(value, str):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
             return False
         if origin is tuple and arguments[-1:] != (Ellipsis,):
             return len(value) == len(arguments) and all(map(fits, value, arguments))
@@ -151,8 +163,24 @@ def _is_of(value: object, kind: object) -> bool:
 
 def _is_uncalled(value: object) -> bool:
     """Whether a function makes initializers, as `he_normal` does, and is none itself."""
-    parameters = inspect.signature(value).parameters.values() if callable(value) else ()
+    try:
+        parameters = inspect.signature(value).parameters.values() if callable(value) else ()
+    except ValueError:  # a class or function of Python's own
+        return True
     return bool(parameters) and all(each.default is not each.empty for each in parameters)
+
+
+def taking(*arguments: object, **named: object) -> Callable[[object], bool]:
+    """A test of functions: whether one takes these arguments, of which only the names matter."""
+
+    def takes(function: object) -> bool:
+        try:
+            inspect.signature(cast(Callable[..., object], function)).bind(*arguments, **named)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    return takes
 
 
 def described(hint: object) -> str:

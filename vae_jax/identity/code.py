@@ -6,15 +6,20 @@ in a run's record.
 
 import contextlib
 import dis
+import enum
 import functools
 import hashlib
+import importlib.util
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from vae_jax.identity.names import is_installed, name_of
+from vae_jax.identity.names import is_installed, is_of_package, name_of
+
+_COPIED = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__"}
 
 
 def checksum(thing: object, describe: Callable[[object], object]) -> str | None:
@@ -30,15 +35,15 @@ def checksum(thing: object, describe: Callable[[object], object]) -> str | None:
     found: list[object] = []
     ahead = [("", thing)]
     while ahead:
-        name, part = ahead.pop()
-        part = unwrapped(part)
+        name, whole = ahead.pop()
+        part = unwrapped(whole)
         if not isinstance(part, type | FunctionType):
             found.append([name, describe(part)])
             continue
         found.append([name, name_of(part)])
-        if id(part) not in seen:
-            seen[id(part)] = part
-            ahead += _members(part) if isinstance(part, type) else _mentioned(part)
+        if id(whole) not in seen:
+            seen[id(whole)] = whole
+            ahead += _members(part) if isinstance(part, type) else _mentioned(whole)
             if isinstance(part, FunctionType) and not is_installed(part):
                 found.append(list(_instructions(part.__code__)))
     content = sorted(json.dumps(each) for each in found)
@@ -47,17 +52,33 @@ def checksum(thing: object, describe: Callable[[object], object]) -> str | None:
 
 def unwrapped(part: object) -> Any:
     """The function in a property, a class method or a compiled function."""
+    return list(_layers(part))[-1]
+
+
+def _layers(part: object) -> Iterator[object]:
+    """A function within others, such as the rules of its derivatives; the innermost last."""
+    yield part
     for attribute in ("fget", "__func__", "func", "__wrapped__"):
-        if not isinstance(part, type | FunctionType | functools.partial):
-            part = getattr(part, attribute, part)
-    return part
+        if not isinstance(part, type | FunctionType | functools.partial) and hasattr(
+            part, attribute
+        ):
+            part = getattr(part, attribute)
+            yield part
 
 
 def variables(thing: object) -> dict[str, object]:
-    """What a function closes over, and the defaults that it was made with."""
+    """What a function closes over, the defaults that it was made with, and its attributes."""
     function, found = unwrapped(thing), dict[str, object]()
     if not isinstance(function, FunctionType):
         return found
+    for layer in _layers(thing):
+        attributes = {
+            name: value
+            for name, value in getattr(layer, "__dict__", {}).items()
+            if name not in _COPIED and (layer is function or not name.startswith("_"))
+        }
+        if attributes:
+            found["__dict__" if layer is function else f"__{type(layer).__name__}__"] = attributes
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # not assigned yet
             found[name] = cell.cell_contents
@@ -79,6 +100,8 @@ def codes_within(factory: object, inner: Sequence[str], closure: Set[str]) -> li
 
 def _members(cls: type) -> list[tuple[str, object]]:
     """Functions and constants of a class and its bases, but fields, which instances have."""
+    if issubclass(cls, enum.Enum):
+        return [(name, member.value) for name, member in cls.__members__.items()]
     fields = getattr(cls, "__dataclass_fields__", {})
     return [
         (name, part)
@@ -90,20 +113,55 @@ def _members(cls: type) -> list[tuple[str, object]]:
     ]
 
 
-def _mentioned(function: FunctionType) -> list[tuple[str, object]]:
+def _mentioned(thing: object) -> list[tuple[str, object]]:
     """What a function closes over and, if it is not installed, what it takes from its module."""
-    found = list(variables(function).items())
+    function, found = unwrapped(thing), list(variables(thing).items())
     if is_installed(function):
         return found
     steps = list(_every_instruction(function.__code__))
-    for name in sorted({str(step.argval) for step in steps if step.opname == "LOAD_GLOBAL"}):
-        part = function.__globals__.get(name)
-        if isinstance(part, ModuleType) and not is_installed(part):  # and what it takes from that
-            taken = {str(step.argval) for step in steps} & vars(part).keys()
-            found += [(f"{name}.{each}", vars(part)[each]) for each in sorted(taken)]
-        elif part is not None:
-            found.append((name, part))
+    names = {str(step.argval) for step in steps}
+    for name in _named_by(steps, "LOAD_GLOBAL"):
+        if (part := function.__globals__.get(name)) is not None:
+            found += _taken(name, part, names)
+    for name in _named_by(steps, "IMPORT_NAME"):
+        for module in _imported(name, _named_by(steps, "IMPORT_FROM"), function.__globals__):
+            found += _taken(name, module, names)
     return found
+
+
+def _named_by(steps: Sequence[dis.Instruction], operation: str) -> list[str]:
+    return sorted({str(step.argval) for step in steps if step.opname == operation})
+
+
+def _taken(name: str, part: object, names: Set[str]) -> list[tuple[str, object]]:
+    """An object, or of a module that is not installed what code with these names takes from it."""
+    found, ahead, seen = list[tuple[str, object]](), [(name, part)], set[int]()
+    while ahead:
+        name, part = ahead.pop()
+        if not isinstance(part, ModuleType) or is_installed(part):
+            found.append((name, part))
+        elif id(part) not in seen:
+            seen.add(id(part))
+            ahead += [(f"{name}.{each}", vars(part)[each]) for each in names & vars(part).keys()]
+    return sorted(found, key=lambda each: each[0])
+
+
+def _imported(name: str, parts: Sequence[str], scope: dict[str, object]) -> Iterator[ModuleType]:
+    """The modules, not installed ones, that a statement in a function may import.
+
+    Args:
+        name: what stands after `import` or `from`, without dots before it.
+        parts: what stands after `import` in `from ... import`, modules or others.
+        scope: the variables of the function's module.
+    """
+    package = str(scope.get("__package__") or "")
+    around = itertools.accumulate(package.split("."), lambda outer, inner: f"{outer}.{inner}")
+    roots = {f"{each}.{name}".strip(".") for each in (*around, "")} | {name.partition(".")[0]}
+    for full in roots | {f"{root}.{part}" for root in roots for part in parts}:
+        with contextlib.suppress(Exception):  # there is none, or it is for the function to raise
+            spec = importlib.util.find_spec(full)
+            if spec is not None and not is_of_package(spec.origin):
+                yield importlib.import_module(full)
 
 
 def _every_instruction(code: CodeType) -> Iterator[dis.Instruction]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vae_jax.identity.code import checksum, codes_within, unwrapped, variables
-from vae_jax.identity.names import name_of, named
+from vae_jax.identity.names import is_installed, name_of, named
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -38,7 +38,8 @@ def _describe(thing: object, around: tuple[int, ...]) -> Json:
 
     match thing:
         case enum.Enum():
-            return {"import": f"{name_of(type(thing))}.{thing.name}"}
+            about = {} if is_installed(type(thing)) else {"value": of(thing.value)}
+            return {"import": f"{name_of(type(thing))}.{thing.name}"} | about
         case float() if not math.isfinite(thing):
             return {"is": "float", "of": str(thing)}
         case np.ndarray() | np.generic() | jax.Array():
@@ -108,11 +109,22 @@ def _state(thing: object, of: Callable[[object], Json]) -> dict[str, Json]:
         if isinstance(thing, nn.Module):  # where it is used, unless the user has named it
             place = {"parent"} if thing.name else {"parent", "name"}
             state = {name: part for name, part in state.items() if name not in place}
+        # From NumPy or not, numbers are the same, but where a user's code may ask for their types.
+        same = np.generic if is_installed(cls) else np.integer | np.bool_
+        state = {
+            name: part.item() if isinstance(part, same) else part for name, part in state.items()
+        }
         return {name: of(part) for name, part in state.items()}
     kept = {
         name: part
         for name, part in getattr(thing, "__dict__", {}).items()
         if not isinstance(getattr(cls, name, None), functools.cached_property)
     }
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            own = f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") else name
+            if hasattr(thing, own):
+                kept[name] = getattr(thing, own)
     said = {} if kept or " at 0x" in repr(thing) else {"of": repr(thing)}
     return {name: of(part) for name, part in kept.items()} | said

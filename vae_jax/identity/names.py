@@ -41,7 +41,11 @@ def is_installed(thing: object) -> bool:
     module = thing if isinstance(thing, ModuleType) else _module_of(thing)
     if module is None or module.__name__ == "__main__":
         return False
-    file = getattr(module, "__file__", None)
+    return is_of_package(getattr(module, "__file__", None))
+
+
+def is_of_package(file: str | None) -> bool:
+    """Whether a module's file is part of an installed package; those without one are Python's."""
     if file is None:
         return True
     path = Path(file).absolute()
@@ -49,7 +53,6 @@ def is_installed(thing: object) -> bool:
 
 
 def _module_of(thing: object) -> ModuleType | None:
-    name = getattr(thing, "__module__", None)
     if isinstance(thing, FunctionType):  # a decorator may have given it the name of another
-        name = thing.__globals__.get("__name__", name)
-    return sys.modules.get(name or "builtins")
+        return sys.modules.get(str(thing.__globals__.get("__name__")))
+    return sys.modules.get(getattr(thing, "__module__", None) or "builtins")

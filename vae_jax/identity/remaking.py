@@ -111,6 +111,8 @@ def _function(name: str, state: dict[str, object]) -> FunctionType:
     codes = codes_within(factory, inner, {each for each in state if each[0] != "_"})
     if not isinstance(factory, FunctionType) or int(number or 0) >= len(codes):
         raise NotImportableError(path)
+    if {each for each in state if each.startswith("__")} - {"__defaults__", "__kwdefaults__"}:
+        raise NotImportableError(path)  # of which this is a part, such as its derivatives' rules
     code = codes[int(number or 0)]
     cells = [CellType(state[each]) if each in state else CellType() for each in code.co_freevars]
     made = FunctionType(code, factory.__globals__, inner[-1], None, tuple(cells))

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from vae_jax.distributions import LOG_SCALE_RANGE, Distribution, Normal, Shape, limited
 from vae_jax.errors import VaeJaxError
-from vae_jax.given import Bounds, Count, Index, Weight
+from vae_jax.given import Bounds, Count, Index, Weight, taking
 from vae_jax.interfaces import Part
 from vae_jax.networks.layers import Conv, ConvTranspose, average_pool, halvings, upsample
 from vae_jax.networks.residual import Bottleneck, Residual, scaled
@@ -38,7 +38,9 @@ Choose = Callable[[Distribution, Distribution | None, Own], Array]
 Blocks = Annotated[
     Sequence[Index], Bounds(least=1), "the number of blocks of each level, such as (2, 2, 0, 1)"
 ]
-Net = Annotated[Residual, callable, "what makes residual networks, such as Bottleneck"]
+Net = Annotated[
+    Residual, taking(64, 64, 1.0, name="net"), "what makes residual networks, such as Bottleneck"
+]
 PerLevel = Annotated[
     Count | Sequence[Count], "a whole number of at least 1, or a tuple of one for each level"
 ]
@@ -229,7 +231,9 @@ class TopDown(Part):
     width: PerLevel
     latents: PerLevel
     block: Annotated[
-        Callable[..., nn.Module], "what makes a block, such as TopDownBlock or a partial of it"
+        Callable[..., nn.Module],
+        taking(features=64, latents=16, last=1.0, name="block"),
+        "what makes a block, such as TopDownBlock or a partial of it",
     ] = TopDownBlock
 
     @nn.nowrap

@@ -184,13 +184,13 @@ class Loaded(Shown):
         found = self._given(images)
         return self._seen(jnp.asarray(found), jnp.arange(len(found)))
 
-    def classes(self, labels: Classes, count: int) -> np.ndarray | None:
+    def classes(self, labels: Classes, count: int, each_of: int | None = None) -> np.ndarray | None:
         """The numbers `[count]` of classes that a user gives.
 
         Args:
-            labels: classes by name or number, `[B]` with B a divisor of `count`; one for all will
-                do.
+            labels: classes by name or number, one for each image or latent, or one for all.
             count: the number of images or latents.
+            each_of: the number of those, repeated in turn, for which labels will do too.
 
         Raises:
             VaeJaxError: they are no classes of the model, or it has none, or needs them.
@@ -210,7 +210,7 @@ class Loaded(Shown):
         y = given.labels(labels, None if embedding is None else embedding.num_classes)
         if y is None:
             return None
-        if count % len(y):
+        if len(y) not in (1, each_of, count):
             raise VaeJaxError(
                 f"{len(y)} labels were given for {count} inputs: give one label for each, or one "
                 "for all."

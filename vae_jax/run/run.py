@@ -110,7 +110,7 @@ class Run(Loaded):
                 "the same, and at least one z."
             )
         flat = [each.reshape(-1, *shape) for each, shape in zip(layers, shapes, strict=True)]
-        y = self.classes(labels, len(flat[0]))
+        y = self.classes(labels, len(flat[0]), (1, *batches[0])[-1])
 
         def decoded(
             variables: VariableDict, seed: Array, rows: Array, y: Array | None, *zs: Array
