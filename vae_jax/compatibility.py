@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import ModifyScopeVariableError
 from jax import Array
 
 from vae_jax import likelihoods, posteriors, priors, random
@@ -355,6 +356,28 @@ def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
     return [((f"posteriors_{layer}",), (prior,)) for layer, prior in enumerate(priors)]
 
 
+def check_unchanged(model: Model) -> None:
+    """Checks that a model may be called without changing its variables, as evaluation does.
+
+    Raises:
+        VaeJaxError: a part always changes its own, as batch normalization does.
+    """
+    variables = _initial(model)
+    others = sorted(set(variables) - {"params"})
+    if not others:
+        return
+    x, keys = _abstract(model)
+    y = None if model.labels is None else jnp.zeros(1, jnp.int32)
+    try:
+        jax.eval_shape(lambda *given: model.apply(*given, 1, y), variables, x, keys)
+    except ModifyScopeVariableError as error:
+        raise VaeJaxError(
+            f"A network changes variables of its own ({', '.join(others)}) whenever it is called, "
+            "as batch normalization does, and then an image's latents depend on its batch: "
+            "normalize within each image, as nn.LayerNorm and nn.GroupNorm do."
+        ) from error
+
+
 def check_pictures(model: Model, objective: Objective) -> None:
     """Checks that the mean of p(x|z) is a picture where an objective shows it to a critic.
 
@@ -469,4 +492,5 @@ def check(model: Model, objective: Objective, data: Data) -> None:
             )
     check_objective(objective, model)
     check_shapes(model, objective)
+    check_unchanged(model)
     check_pictures(model, objective)

@@ -26,6 +26,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.bounds import make_validation
 from vae_jax.evaluation.over_split import OfSeeds
 from vae_jax.experiment import Experiment, Origin, read_module
+from vae_jax.given import checked
 from vae_jax.identity.programs import programs
 from vae_jax.processes import agree
 from vae_jax.progress import say
@@ -42,6 +43,7 @@ _OF_THE_LOOP = (
 )
 
 
+@checked
 def train_grid(
     file: str | Path,
     folder: str | Path,

@@ -20,7 +20,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -165,13 +165,45 @@ def check_local(path: str | Path) -> None:
     """Refuses an address such as gs://bucket/runs, of which Python would make a folder `gs:`.
 
     Raises:
-        VaeJaxError: it is one.
+        VaeJaxError: it is one, or a name that no file can have.
     """
+    try:
+        os.lstat(path)
+    except ValueError as error:  # a zero byte
+        raise VaeJaxError(
+            f"{str(path)!r} is no name of a file ({error}): choose another."
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise VaeJaxError(
+                f"{path} is no name of a file ({error.strerror}): choose another."
+            ) from error
     if found := _ADDRESS.match(str(path)):
         raise VaeJaxError(
             f"{path} is an address ({found[1]}:), and files are mapped, locked and renamed, which "
             "needs a file system: name a folder, such as one where that storage is mounted."
         )
+
+
+def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
+    """Refuses what is in the way of a run's folders and files, before it has taken its time.
+
+    Raises:
+        VaeJaxError: a folder is where a file is to be, or a file, or a link to nothing, where a
+            folder is.
+    """
+    for path in folders:
+        if os.path.lexists(path) and not path.is_dir():
+            kind = "a file" if path.exists() else "a link to a folder that is not there"
+            raise VaeJaxError(
+                f"{path} is {kind}, and a run has a folder of that name: bring that folder back, "
+                "such as by mounting its disk, or move what is there away."
+            )
+    for path in files:
+        if path.is_dir():
+            raise VaeJaxError(
+                f"{path} is a folder, and a run has a file of that name: move it away."
+            )
 
 
 def free_name(path: Path) -> Path:

@@ -23,6 +23,7 @@ from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.evaluation.bounds import make_validation as make_validation
 from vae_jax.experiment import Experiment, Origin, read_module
+from vae_jax.given import checked
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
 from vae_jax.processes.signals import Left, unless_stopped
@@ -374,6 +375,7 @@ def seeds_from(seed: int, num_seeds: int) -> np.ndarray:
     return np.arange(seed, seed + num_seeds, dtype=np.uint32)
 
 
+@checked
 def train(
     experiment: Experiment,
     folder: str | Path,
@@ -438,6 +440,7 @@ def train(
         return run.run
 
 
+@checked
 def train_file(
     file: str | Path,
     folder: str | Path,

@@ -85,6 +85,11 @@ def measure_quality(
         )
     reference = getattr(data, split).images
     most = min(len(reference), len(data.train))
+    if most < MIN_IMAGES:
+        raise VaeJaxError(
+            f"Quality is measured on at least {MIN_IMAGES} images, and of {split} and training "
+            f"images {data.name} has {most}: leave --quality-images out."
+        )
     if not MIN_IMAGES <= num_images <= most:
         raise VaeJaxError(
             f"--quality-images is {num_images}: give at least {MIN_IMAGES} and at most {most}, the "

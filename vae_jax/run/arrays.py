@@ -10,6 +10,7 @@ import numpy as np
 
 from vae_jax import storage
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import checked
 from vae_jax.interfaces import Variables
 
 SUFFIXES = (".npz", ".safetensors")
@@ -41,6 +42,7 @@ def flattened(variables: Variables) -> dict[str, np.ndarray]:
     }
 
 
+@checked
 def load_variables(file: str | Path) -> dict[str, Variables]:
     """The variables that `vae-jax export` wrote, as `model.apply` and `Run.with_variables` take.
 

@@ -145,6 +145,7 @@ class RunFolder:
         """
         if not parallel.is_main_process():
             return
+        storage.check_kinds([self.checkpoints, self.figures], [self.metrics, self.summary])
         content = what_is_run(experiment, seed, num_seeds, origin)
         if not self.record.exists() and not self.record_copy.exists():
             self._create(content | _circumstances(origin))
@@ -359,6 +360,7 @@ class RunFolder:
         Raises:
             VaeJaxError: there is none, each is damaged, or it is of another model.
         """
+        storage.check_kinds([self.checkpoints], [])
         with Checkpoints(self.checkpoints) as checkpoints:
             restored = checkpoints.restore(like, checkpoint)
         if restored is None:

@@ -428,6 +428,7 @@ class Run(Loaded):
         return cast("tuple[np.ndarray, ...]", found)
 
 
+@checked
 def load_run(
     folder: str | Path,
     checkpoint: Which = "latest",
