@@ -97,7 +97,14 @@ def test_an_odd_folder_trains_on_what_is_usable_and_lists_the_rest_in_one_messag
     labels = np.concatenate([split.labels for split in splits if split.labels is not None])
     np.testing.assert_array_equal(np.bincount(labels), [8, len(USABLE)])
     assert data.image_shape == (32, 32, 3)
-    assert "14 of 22 files usable" in data.description
+    assert "14 usable files" in data.description
+    strays = [odd / "oil paint" / name for name in ("Thumbs.db", "desktop.ini", "labels.csv")]
+    for stray in strays:  # which do not make other data
+        stray.write_text("left beside the pictures")
+    again = load_folder(odd, 32, data_dir=tmp_path)
+    for stray in strays:
+        stray.unlink()
+    assert (again.description, again.fingerprint) == (data.description, data.fingerprint)
     # Each image has the label of the folder that it is from: the plain ones are blue.
     for split in splits:
         plain = (split.images[..., 2] == 200).all((1, 2))

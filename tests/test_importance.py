@@ -35,6 +35,7 @@ from vae_jax import (
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal, exact_kl
 from vae_jax.interfaces import Objective
+from vae_jax.objectives.renyi import renyi_bound
 from vae_jax.vae import weigh_path
 
 Bound = Callable[[Any], Any]
@@ -108,6 +109,23 @@ def test_special_cases():
     np.testing.assert_allclose(elbo, elbo[0], atol=2e-3)
     np.testing.assert_allclose(iwae, iwae[0], atol=1e-6)
     assert (np.diff(falling) > 0.01).all()
+
+
+@pytest.mark.parametrize("alpha", [-2.0, 0.0, 0.3, 0.5, 0.999999, 1.0, 1.5])
+def test_renyi_bounds_where_a_weight_is_zero(alpha: float):
+    """1/(1 - alpha) ln mean w^(1 - alpha), which is -inf from alpha = 1 on; K = 3."""
+    log_w = np.array([[0.0, -1.0], [-np.inf, 2.0], [1.0, 3.0]])
+    powers = np.exp((1 - alpha) * log_w[[0, 2], 0]).sum() / 3
+    with_zero = -np.inf if alpha >= 1 else np.log(powers) / (1 - alpha)
+    without = log_w[:, 1].mean()
+    if alpha != 1:
+        without = np.log(np.exp((1 - alpha) * log_w[:, 1]).mean()) / (1 - alpha)
+    found = renyi_bound(jnp.float32(log_w), alpha)
+    np.testing.assert_allclose(found, [with_zero, without], rtol=1e-4)
+    if alpha < 1:
+        gradient = jax.grad(lambda log_w: renyi_bound(log_w, alpha).sum())(jnp.float32(log_w))
+        expected = np.exp((1 - alpha) * log_w)
+        np.testing.assert_allclose(gradient, expected / expected.sum(0), atol=1e-5)
 
 
 def test_layers_add_up():

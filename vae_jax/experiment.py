@@ -244,8 +244,17 @@ class Origin:
             VaeJaxError: the file cannot be run, the arguments do not suit it, or it makes no
                 experiment.
         """
+        function = load_module(self.file, self.source).experiment
+        taken = inspect.signature(function)
         try:
-            made = load_module(self.file, self.source).experiment(**self.arguments)
+            taken.bind(**self.arguments)
+        except TypeError as error:
+            raise VaeJaxError(
+                f"These arguments do not suit {self.file}: {error}, and it takes "
+                f"{', '.join(taken.parameters) or 'none'}."
+            ) from error
+        try:
+            made = function(**self.arguments)
         except ValueError as error:
             raise VaeJaxError(f"These arguments do not suit {self.file}: {error}") from error
         if not isinstance(made, Experiment):

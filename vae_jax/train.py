@@ -417,6 +417,7 @@ def train(
             long or in every step.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
+    seed, num_seeds = int(seed), int(num_seeds)  # of NumPy, which no JSON takes
     seeds, run_folder = seeds_from(seed, num_seeds), RunFolder(Path(folder))
     parallel.check_devices()
     if parallel.num_processes() > 1:

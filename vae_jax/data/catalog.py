@@ -13,6 +13,7 @@ from vae_jax.data.files import is_path, load_path
 from vae_jax.data.pipeline import SplitName
 from vae_jax.data.tfds_name import PREFIX, load_tfds, prepare_tfds
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import checked
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
     ]
 
 
+@checked
 def load(
     name: str | Path,
     protocol: str | None = None,

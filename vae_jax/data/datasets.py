@@ -148,6 +148,7 @@ class Data(Shown, given.Checked):
         vars(made)["fingerprint"] = fingerprint
         return made
 
+    @given.checked
     def with_missing(self, missing: Mapping[SplitName, np.ndarray]) -> "Data":
         """These data with missing pixels, for models with the likelihood `SeenPixels`.
 

@@ -23,6 +23,7 @@ from vae_jax.data import cache, preparation
 from vae_jax.data.datasets import Data, find_protocol
 from vae_jax.data.pipeline import SplitName
 from vae_jax.errors import VaeJaxError
+from vae_jax.given import checked
 from vae_jax.processes.agreement import told_by_main
 from vae_jax.progress import say
 
@@ -181,6 +182,7 @@ def _uniform(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
 
 
+@checked
 def load_folder(
     path: str | Path,
     size: int | tuple[int, int] = 64,
@@ -239,7 +241,7 @@ def load_folder(
         protocol=protocol,
         labels={s: arrays[f"{s}_labels"] for s in _ORDER if f"{s}_labels" in arrays},
         class_names=manifest["class_names"],
-        split_rule=f"{rule}, {used:,} of {listing.count:,} files usable",
+        split_rule=f"{rule}, {used:,} usable files",
     )
     again = partial(
         load_folder, root, size, channels=channels, protocol=protocol, data_dir=data_dir

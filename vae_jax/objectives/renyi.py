@@ -28,10 +28,11 @@ def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
     mean = log_w.mean(0)
     if alpha == 1:
         return mean
-    deviations = (1 - alpha) * (log_w - mean)
+    centre = jnp.where(jnp.isfinite(mean), mean, 0.0)  # a weight may be zero
+    deviations = (1 - alpha) * (log_w - centre)
     near = jnp.abs(deviations).max(0) < 0.5
     excess = jnp.log1p(jnp.expm1(jnp.where(near, deviations, 0)).mean(0))
-    return mean + jnp.where(near, excess, importance_bound(deviations)) / (1 - alpha)
+    return centre + jnp.where(near, excess, importance_bound(deviations)) / (1 - alpha)
 
 
 @dataclass(frozen=True)

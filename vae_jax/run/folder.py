@@ -60,6 +60,7 @@ FLAGS = (
     "jax_threefry_partitionable",
     "jax_random_seed_offset",
     "jax_numpy_dtype_promotion",
+    "jax_disable_jit",
 )
 OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|autotune|approx|denormal")
 PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
