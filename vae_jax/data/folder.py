@@ -213,11 +213,8 @@ def load_folder(
     """
     find_protocol(protocol)
     height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1 or channels not in (1, 3):
-        raise VaeJaxError(
-            f"size={size}, channels={channels}: images have at least one pixel, and 1 channel "
-            "(grey) or 3 (RGB)."
-        )
+    if min(height, width) < 1:
+        raise VaeJaxError(f"size={size}: images have at least one pixel.")
     root = storage.from_home(path)
     if root.is_file():
         raise VaeJaxError(
