@@ -10,6 +10,8 @@ from concurrent.futures import Future, wait
 from types import FrameType
 from typing import TypeVar
 
+from jax._src import config  # jax.config does not say what a `with` has set
+
 from vae_jax.processes.agreement import Choice
 
 Result = TypeVar("Result")
@@ -48,10 +50,14 @@ def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Resul
         Left: it was left.
     """
     result: Future[Result] = Future()
+    settings = _own_settings()
 
     def do() -> None:
         try:
-            result.set_result(work())
+            with contextlib.ExitStack() as stack:
+                for setting, value in settings:
+                    stack.enter_context(setting(value))
+                result.set_result(work())
         except BaseException as error:
             result.set_exception(error)
 
@@ -68,6 +74,12 @@ def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Resul
         atexit.register(wait, [result])  # or JAX would be taken down while it computes
         raise Left(int(number))
     return result.result()
+
+
+def _own_settings() -> list[tuple[config.State, object]]:
+    """JAX's settings that this thread has by a `with` around it, and no other has."""
+    every = [(state, state.get_local()) for state in config.config_states.values()]
+    return [(state, value) for state, value in every if value is not config.config_ext.unset]
 
 
 @contextlib.contextmanager
