@@ -63,16 +63,19 @@ def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Resul
 
     choice, latest = Choice(), float("inf")
     threading.Thread(target=do, daemon=True).start()
-    while not wait([result], _LOOK).done:
-        if received:
-            latest = min(latest, time.monotonic() + SECONDS_TO_END)
-        if time.monotonic() >= latest:
-            choice.make(str(max(received)))
-        if choice.made:
-            break
-    if number := choice.make(""):
+    try:
+        while not wait([result], _LOOK).done:
+            if received:
+                latest = min(latest, time.monotonic() + SECONDS_TO_END)
+            if time.monotonic() >= latest:
+                choice.make(str(max(received)))
+            if choice.made:
+                break
+        if number := choice.make(""):
+            raise Left(int(number))
+    except BaseException:
         atexit.register(wait, [result])  # or JAX would be taken down while it computes
-        raise Left(int(number))
+        raise
     return result.result()
 
 
