@@ -195,7 +195,7 @@ def experiment(*, images: int = 100, hidden: int = 8, batch_size: int = 16) -> E
     data = Data.from_arrays("bars", tiny.images(90, 0), valid, protocol="dynamic")
     return dataclasses.replace(made, data=data, objective=IWAE(50), batch_size=batch_size)
 """
-VALIDATION = ("--images", 1_000_000)  # some ten seconds and more of it
+VALIDATION = ("--images", 600_000)  # twenty seconds, say
 STEPS = ("--hidden", 4000, "--batch-size", 4096)  # a second and more each
 
 
