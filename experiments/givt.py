@@ -2,6 +2,8 @@
 
     vae-jax figures experiments/givt.py --quick
     vae-jax figures experiments/givt.py
+    vae-jax figures experiments/givt.py --data cifar10_jpeg
+    vae-jax figures experiments/givt.py --data emoji_styles --factor 8
     vae-jax evaluate runs/givt/fashion_mnist-givt --num-samples 64 --num-images 1000
     vae-jax sample runs/givt/fashion_mnist-givt --temperature 0.9 --out drawn.png
 
@@ -102,10 +104,10 @@ def figures(
     small = {"width": 8, "num_steps": 600} if quick else {}
     first = train_file(__file__, workdir / name, {"data": data, "factor": factor, **small})
     shape = first.experiment.model.latent_shapes(first.seed_variables)[0]
-    size = {"width": 64, "num_layers": 2} if quick else {"width": 256, "num_layers": 6}
+    width, layers = (64, 2) if quick else (256, 6)
     second = fit_prior(
         first,
-        GIVT(shape, **size),
+        GIVT(shape, width, layers),
         workdir / f"{name}-givt",
         num_steps=800 if quick else 20_000,
         batch_size=64,

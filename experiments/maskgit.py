@@ -2,11 +2,20 @@
 
     vae-jax figures experiments/maskgit.py --quick
     vae-jax figures experiments/maskgit.py
+    vae-jax figures experiments/maskgit.py --data cifar10_jpeg
+    vae-jax figures experiments/maskgit.py --data emoji_styles --factor 8
     vae-jax sample runs/maskgit/fashion_mnist-masked --guidance 2 --temperature 0.9 --out drawn.png
 
 Published: none on these data; Chang et al. (2022) draw 256x256 pictures of ImageNet.
 
-Ours: not yet run.
+Ours, by the first command: the negative ELBO of 1,000 validation images, of the second stage with
+the bound of its prior.
+
+    uniform codes, the first stage    2302.6 nats
+    masked codes, p(x|y)              2161.4
+
+2026-11-29, two CPU cores shared with other work, 200 s of CPU time, 9 minutes by the clock, seed 0.
+The class alone is worth 2.3 nats at most. The whole forms, the next three commands: not yet run.
 
 The first stage is a tokenizer that knows no classes. The second learns to find hidden codes from
 those that are seen, and the class, which it is not told one time in ten. Its bound is that of
@@ -104,8 +113,8 @@ def figures(
     first = train_file(__file__, workdir / name, {"data": data, "factor": factor, **small})
     classes = first.experiment.data.class_names or ()
     *grid, _ = first.experiment.model.latent_shapes(first.seed_variables)[0]
-    size = {"width": 64, "num_layers": 2} if quick else {"width": 256, "num_layers": 6}
-    prior = MaskedCodes((grid[0], grid[1]), num_classes=len(classes), **size)
+    width, layers = (64, 2) if quick else (256, 6)
+    prior = MaskedCodes((grid[0], grid[1]), width, layers, num_classes=len(classes))
     second = fit_prior(
         first,
         prior,

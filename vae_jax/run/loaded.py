@@ -261,15 +261,18 @@ class Loaded(Shown):
         """
         model = self.experiment.model
         asked = {name: value for name, value in settings.items() if value is not None}
+        if not asked:
+            return model
         outer = model.prior
         prior = outer.prior if isinstance(outer, Standardized) else outer
         kind = type(prior).__name__
+        family = "masked" if "codes" in prior.spaces else "diffusion"
         for name, value in asked.items():
             if name == "guidance" and (name not in prior.draws_by or prior.label_classes is None):
                 raise VaeJaxError(
                     f"Guidance is towards the classes of a prior, and that of {self.folder.path} "
                     f"is {kind} without such classes: leave the guidance out, or fit one by "
-                    "`vae-jax fit-prior RUN --prior diffusion --classes`."
+                    f"`vae-jax fit-prior RUN --prior {family} --classes`."
                 )
             if name not in prior.draws_by:
                 raise VaeJaxError(
@@ -282,8 +285,6 @@ class Loaded(Shown):
                         f"The {name} of {kind} is {list(value)}: give one number, for all of z."
                     )
                 asked[name] = value[0]
-        if not asked:
-            return model
         prior = prior.clone(**asked)
         return model.clone(
             prior=outer.clone(prior=prior) if isinstance(outer, Standardized) else prior

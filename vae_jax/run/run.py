@@ -370,7 +370,7 @@ class Run(Loaded):
                 "DiscretizedLogistic, to inpaint."
             )
 
-        by_codes = isinstance(model.prior, MaskedCodes)
+        by_codes = len(model.posteriors) == 1 and isinstance(model.prior, MaskedCodes)
         fill = inpainted_by_codes if by_codes else inpainted
         count = (4 if by_codes else 200) if steps is None else steps
 
