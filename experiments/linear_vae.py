@@ -26,6 +26,7 @@ seed 0.
 import math
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,13 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
 
 def published(*, latent_dim: int, noise: float, data: str, **_: object) -> str:
     """The exact number of active units with this sigma²."""
-    active = Spectrum.of(load(data, "grey")).active(latent_dim, noise)
-    return f"{active} active of {latent_dim}, exact"
+    return f"{spectrum_of(data).active(latent_dim, noise)} active of {latent_dim}, exact"
+
+
+@cache
+def spectrum_of(data: str) -> Spectrum:
+    """The spectrum of a data set by name."""
+    return Spectrum.of(load(data, "grey"))
 
 
 def exact_elbo(run: Run) -> float:
