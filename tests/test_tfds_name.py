@@ -79,7 +79,7 @@ def test_pictures_of_any_shape_with_labels(prepare_bars: Any, tmp_path: Path) ->
         np.testing.assert_allclose(
             right, np.full_like(right, 100) + 100 * shade(split.labels), atol=2
         )
-        assert (split.images[:, :, :2] == 0).all()
+        assert (split.images[:, :, :2] <= 2).all()  # a level of Lanczos's third lobe
     whole = load("tfds:bars/plain", valid=0, data_dir=tmp_path / "data")
     assert sorted(np.asarray(whole.train.labels)) == [0] * 15 + [1] * 15
     assert "validation is the last 3 of its 30 training images" in data.description
