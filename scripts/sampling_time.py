@@ -11,10 +11,10 @@ program is compiled first. Ours, the median of five calls in seconds:
     StandardNormal        0.02
     UniformCodes          0.06
     FlowMatching          2.56
-    Diffusion             4.97
+    Diffusion             3.44
 
-2026-11-29, two CPU cores shared with other work, seed 0; Diffusion's by an earlier run of the same
-command. The last two take a solver, which needs more steps of a velocity that has been learned.
+2026-11-29, two CPU cores shared with other work, seed 0. The last two take a solver, which
+needs more steps of a velocity that has been learned.
 """
 
 import time
