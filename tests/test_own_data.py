@@ -97,7 +97,7 @@ def test_the_arrays_of_medmnist_are_its_splits_and_few_images_train(tmp_path: Pa
     """`val_images`, and labels `[N, 1]`; of fewer than three images all."""
     labels = (np.arange(40) % 3).reshape(-1, 1).astype(np.uint8)
     parts = {"train": slice(30), "val": slice(30, 36), "test": slice(36, 40)}
-    saved = {f"{name}_images": RGB[rows] for name, rows in parts.items()}
+    saved: dict[str, Any] = {f"{name}_images": RGB[rows] for name, rows in parts.items()}
     saved |= {f"{name}_labels": labels[rows] for name, rows in parts.items()}
     np.savez(tmp_path / "pathmnist.npz", **saved)
     data = load(tmp_path / "pathmnist.npz")

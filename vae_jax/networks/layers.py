@@ -179,8 +179,7 @@ class GroupNorm(nn.Module):
     """Each group of features of an example with mean zero and variance one, then an affine map.
 
     From two moments of each feature, in one pass over x, and as one affine map of x, in another:
-    on CPUs, where the time goes into passes, twice as fast as Flax's, of which it has the
-    parameters.
+    on CPUs the time goes into passes. It has the parameters of Flax's.
 
     Attributes:
         group_size: the number of features of a group, which divides theirs.
