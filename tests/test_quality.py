@@ -402,7 +402,7 @@ def test_infinite_psnr_is_null_in_the_record() -> None:
         ({"quality_images": 39}, "at least 40 and at most 60"),
         ({"quality_images": 61}, "at least 40 and at most 60"),
         ({"quality_images": 50, "split": "train"}, "choose --split test"),
-        ({"quality_images": 50, "split": "valid"}, "at most 0"),
+        ({"quality_images": 50, "split": "valid"}, "has 0: leave --quality-images out"),
     ],
 )
 def test_quality_is_refused(run: Run, arguments: dict[str, Any], said: str) -> None:
