@@ -321,10 +321,10 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
             shapes.setdefault(context.module.path, made.event_shape)
         return made
 
-    failure = None
+    failure, variables = None, {}
     try:
         with nn.intercept_methods(remember):
-            _initial(model)
+            variables = _initial(model)
             if objective is not None and model.critic is not None:
                 _initial_loss(model, objective)
     except VaeJaxError:
@@ -344,6 +344,7 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
             f"The parts of the model do not fit together: {what} ({reason.rstrip('.')}); change "
             "it, or the part before it."
         ) from failure
+    _check_unchanged(model, variables)
     if model.critic is None:
         _FITTING[id(model)] = model
 
@@ -356,13 +357,12 @@ def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
     return [((f"posteriors_{layer}",), (prior,)) for layer, prior in enumerate(priors)]
 
 
-def check_unchanged(model: Model) -> None:
+def _check_unchanged(model: Model, variables: Variables) -> None:
     """Checks that a model may be called without changing its variables, as evaluation does.
 
     Raises:
         VaeJaxError: a part always changes its own, as batch normalization does.
     """
-    variables = _initial(model)
     others = sorted(set(variables) - {"params"})
     if not others:
         return
@@ -492,5 +492,4 @@ def check(model: Model, objective: Objective, data: Data) -> None:
             )
     check_objective(objective, model)
     check_shapes(model, objective)
-    check_unchanged(model)
     check_pictures(model, objective)
