@@ -13,7 +13,7 @@ import tyro
 from jax import Array
 from ours import experiment
 
-from vae_jax import Experiment, parallel, random
+from vae_jax import Experiment, random
 from vae_jax.evaluation.bounds import make_bounds_evaluator
 from vae_jax.step import init_state
 
@@ -67,7 +67,7 @@ def main(num_samples: int = 5000, num_images: int = 1000, plain_loop: bool = Fal
         evaluate = plain(this, variables, num_samples, num_images)
     else:
         evaluate = make_bounds_evaluator(this, "test", num_samples, num_images)
-        variables = parallel.replicate(jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables))
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
     for done in range(num_images, 10**8, num_images):
         assert np.isfinite(evaluate(variables)["nll"]).all()
         print(json.dumps({"step": done, "time": time.time()}), flush=True)
