@@ -232,6 +232,11 @@ def files_with(name: Callable[[str], object], found: Callable[[ast.AST], set[str
     return {path.as_posix() for path, tree in TREES.items() if any(map(name, found(tree)))}
 
 
+def test_no_module_is_longer_than_600_lines() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 600, file
+
+
 def test_only_random_makes_folds_and_splits_keys() -> None:
     assert files_with(KEYS.fullmatch, names) == {"random.py", "cpu/threefry.py"}
     assert not files_with(re.compile(r"jax\.random(\..*)?").fullmatch, imported_names)

@@ -10,8 +10,8 @@ from jax import Array, lax
 
 from vae_jax import random
 from vae_jax.distributions import Distribution
-from vae_jax.interfaces import Model, has_bound
-from vae_jax.vae import Terms
+from vae_jax.interfaces import Model
+from vae_jax.vae import Terms, has_bound
 
 # The samples drawn from one key: a constant, so that an image's noise depends on nothing else.
 SAMPLES_AT_ONCE = 64

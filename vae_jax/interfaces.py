@@ -596,10 +596,3 @@ class Objective(given.Checked, abc.ABC):
             model: the model, bound to its parameters, for objectives that encode or decode again
                 or have a critic.
         """
-
-
-def has_bound(model: Model) -> bool:
-    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x): q is a density, or a mass on codes."""
-    return model.likelihood.measure != "pseudo" and all(
-        posterior.traits & {"density", "codebook"} for posterior in model.posteriors
-    )

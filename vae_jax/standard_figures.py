@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vae_jax import generate, plots, storage
-from vae_jax.interfaces import has_bound
 from vae_jax.progress import Waiting
 from vae_jax.run import Run
+from vae_jax.vae import has_bound
 
 SHOWN_CLASSES = 20
 

@@ -198,6 +198,13 @@ def with_batch(flat: D, batch: Shape) -> D:
     return jax.tree.map(reshaped, flat, is_leaf=lambda leaf: isinstance(leaf, Shared))
 
 
+def has_bound(model: Model) -> bool:
+    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x): q is a density, or a mass on codes."""
+    return model.likelihood.measure != "pseudo" and all(
+        posterior.traits & {"density", "codebook"} for posterior in model.posteriors
+    )
+
+
 class VAE(Model, kw_only=True):
     """encoder x posterior x prior x decoder x likelihood (Kingma & Welling 2013).
 

@@ -11,7 +11,7 @@ from vae_jax.data import SplitName
 from vae_jax.evaluation.moments import Moments
 from vae_jax.evaluation.over_split import Evaluator, OfSeeds, PerImage, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.interfaces import has_bound
+from vae_jax.vae import has_bound
 
 Latents = list[tuple[Moments, Moments]]
 """Of each layer, the moments of the posterior means and of their sampling variances."""

@@ -24,8 +24,8 @@ from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exac
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.interfaces import Model, has_bound
-from vae_jax.vae import VAE
+from vae_jax.interfaces import Model
+from vae_jax.vae import VAE, has_bound
 
 # Adam on each image by itself: its rate is halved after a block of steps whose mean bound is no
 # higher than any before, and it ends when the rate is below the last.

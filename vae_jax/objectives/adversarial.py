@@ -10,9 +10,9 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.distributions import sample_each
 from vae_jax.given import Weight
-from vae_jax.interfaces import SPACES, Metrics, Model, Objective, Requirements, has_bound
+from vae_jax.interfaces import SPACES, Metrics, Model, Objective, Requirements
 from vae_jax.networks.critics import critic_of, frozen
-from vae_jax.vae import Terms
+from vae_jax.vae import Terms, has_bound
 
 
 @dataclass(frozen=True)

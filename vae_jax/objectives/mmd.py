@@ -15,9 +15,9 @@ from vae_jax import random
 from vae_jax.distributions import sample_each
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, Checked, Count, Positive, Weight
-from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Space, has_bound
+from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Space
 from vae_jax.parallel import gather_batch
-from vae_jax.vae import Terms
+from vae_jax.vae import Terms, has_bound
 
 Kernel = Callable[[Array, Array], Array]
 SPACES: frozenset[Space] = frozenset({"real", "sphere"})

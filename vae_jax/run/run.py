@@ -21,7 +21,7 @@ from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
 from vae_jax.given import Count, Seed, Share, Weight, checked
-from vae_jax.interfaces import Layers, has_bound
+from vae_jax.interfaces import Layers
 from vae_jax.priors.masked import MaskedCodes
 from vae_jax.progress import Waiting
 from vae_jax.run.folder import RunFolder
@@ -29,6 +29,7 @@ from vae_jax.run.inpainting import has_independent_pixels, inpainted, inpainted_
 from vae_jax.run.latents import Encoded, between, centre, moments, pictures
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
 from vae_jax.step import init_state
+from vae_jax.vae import has_bound
 
 
 @dataclass(frozen=True, repr=False)
