@@ -161,10 +161,11 @@ class Waiting:
         self._said = self._begun = time.perf_counter()
 
     def _say_again(self) -> None:
-        while not self._done.wait(SECONDS_BETWEEN_LINES / 10):
+        look = SECONDS_BETWEEN_LINES / 10  # nothing is said of a wait that is shorter
+        while not self._done.wait(look):
             now = time.perf_counter()
             said = self._said if _silent_since is None else _silent_since
-            if now - said >= SECONDS_BETWEEN_LINES:
+            if now - said >= SECONDS_BETWEEN_LINES and now - self._begun >= look:
                 self._said = now
                 say(f"{self._sentence}, {now - self._begun:.0f} s")
 
