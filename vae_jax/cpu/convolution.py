@@ -4,7 +4,7 @@ XLA's CPU backend computes a convolution by its library (Eigen), on every core, 
 one certain order: `[N, H, W, F]` and `[h, w, I, O]`. It brings others into this order, but outside
 of loops alone (xla/service/cpu/conv_canonicalization.cc goes through the entry computation); within
 `lax.scan` the gradients of a convolution, which have other orders, would be loops over single
-numbers, hundreds of times slower. So all three are written in this order here.
+numbers, many times slower. So all three are written in this order here.
 
 The library computes at the rate of matrix products, which two kinds of convolutions can do without:
 where few features come in, each patch is copied in short runs, and where many do, Winograd's
