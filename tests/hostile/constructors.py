@@ -174,7 +174,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
     vj.TriangularSylvesterFlow: ({"dim": 2}, {"dim": DIM, "num_flows": COUNT}),
     vj.InverseAutoregressiveFlow: (
         {"dim": 2},
-        {"dim": DIM, "num_flows": COUNT, "features": WIDTHS},
+        {"dim": (*DIM, 1), "num_flows": COUNT, "features": WIDTHS},
     ),
     **{
         cls: (
@@ -261,10 +261,10 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             "learned_weights": SWITCH,
         },
     ),
-    vj.RealNVP: ({"dim": 2}, {"dim": DIM, "num_flows": COUNT, "features": WIDTHS}),
+    vj.RealNVP: ({"dim": 2}, {"dim": (*DIM, 1), "num_flows": COUNT, "features": WIDTHS}),
     vj.MaskedAutoregressiveFlow: (
         {"dim": 2},
-        {"dim": DIM, "num_flows": COUNT, "features": WIDTHS},
+        {"dim": (*DIM, 1), "num_flows": COUNT, "features": WIDTHS},
     ),
     vj.Diffusion: ({"shape": 2}, TRANSPORTED | {"num_steps": COUNT}),
     vj.FlowMatching: (

@@ -102,6 +102,11 @@ Dim = Annotated[
     "the length of vectors, at least 1 (for latents of any shape take DiagonalGaussian and "
     "StandardNormal)",
 ]
+SeveralDims = Annotated[
+    int,
+    Bounds(least=2),
+    "the length of vectors, at least 2 (of one component, this flow only shifts and scales)",
+]
 LatentShape = Annotated[
     Count | Annotated[tuple[Count, ...], Bounds(least=1)],
     "d for vectors, (n, d) for sets of n vectors or (h, w, c) for maps, all at least 1",

@@ -24,7 +24,7 @@ from vae_jax.flows import (
     detach,
     orthogonalize,
 )
-from vae_jax.given import Count, Dim, Widths
+from vae_jax.given import Count, Dim, SeveralDims, Widths
 from vae_jax.interfaces import Posterior
 from vae_jax.posteriors.gaussian import DiagonalGaussian
 
@@ -194,12 +194,12 @@ class InverseAutoregressiveFlow(Posterior):
     The order of the components is reversed from flow to flow. All examples share the networks.
 
     Attributes:
-        dim: the number of latent dimensions d.
+        dim: the number of latent dimensions d, at least 2.
         num_flows: the number of flows T.
         features: the width of each hidden layer of a flow's MADE.
     """
 
-    dim: Dim
+    dim: SeveralDims
     num_flows: Count = 4
     features: Widths = (128,)
 

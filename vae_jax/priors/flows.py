@@ -16,7 +16,7 @@ from vae_jax.flows import (
     Reverse,
     detach,
 )
-from vae_jax.given import Count, Dim, Widths
+from vae_jax.given import Count, SeveralDims, Widths
 from vae_jax.interfaces import Model, Prior
 
 
@@ -26,12 +26,12 @@ class RealNVP(Prior):
     There is no batch normalization, which the paper has.
 
     Attributes:
-        dim: the number of latent dimensions d.
+        dim: the number of latent dimensions d, at least 2.
         num_flows: the number of layers T.
         features: the width of each hidden layer of a coupling's network.
     """
 
-    dim: Dim
+    dim: SeveralDims
     num_flows: Count = 6
     features: Widths = (128, 128)
 
@@ -54,12 +54,12 @@ class MaskedAutoregressiveFlow(Prior):
     the paper has.
 
     Attributes:
-        dim: the number of latent dimensions d.
+        dim: the number of latent dimensions d, at least 2.
         num_flows: the number of flows T.
         features: the width of each hidden layer of a flow's MADE.
     """
 
-    dim: Dim
+    dim: SeveralDims
     num_flows: Count = 4
     features: Widths = (128, 128)
 
