@@ -276,7 +276,10 @@ FLOWS: dict[str, Case] = {
 LOG_WEIGHTS = normal(10, 8) * powers(-2, 4, 8)
 BOUNDS: dict[str, Case] = {
     f"Rényi bound at {alpha!r}": (lambda w, alpha=alpha: renyi_bound(w, alpha), (LOG_WEIGHTS,))
-    for alpha in (-1.0, 0.0, 0.5, 0.99, 0.9999, 0.999999, 1 - 1e-9, 1.0, 1.000001, 1.01, 3.0)
+    for alpha in (
+        *(-1e8, -1e4, -1.0, 0.0, 0.5, 0.99, 0.9999, 0.999999, 1 - 1e-9),
+        *(1.0, 1.000001, 1.01, 3.0, 1e4, 1e8),
+    )
 }
 
 CASES = DENSITIES | DIVERGENCES | FLOWS | BOUNDS

@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax.given import Count
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.objectives.importance import (
-    importance_bound,
     importance_loss,
     normalized_weights,
     requirements,
@@ -28,11 +27,29 @@ def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
     mean = log_w.mean(0)
     if alpha == 1:
         return mean
-    centre = jnp.where(jnp.isfinite(mean), mean, 0.0)  # a weight may be zero
+    centre = _finite(mean)
     deviations = (1 - alpha) * (log_w - centre)
     near = jnp.abs(deviations).max(0) < 0.5
     excess = jnp.log1p(jnp.expm1(jnp.where(near, deviations, 0)).mean(0))
-    return centre + jnp.where(near, excess, importance_bound(deviations)) / (1 - alpha)
+    top, exponents = _from_the_greatest(log_w, alpha)
+    powers = jnp.log(jnp.exp(exponents).mean(0))
+    return jnp.where(near, centre + excess / (1 - alpha), top + powers / (1 - alpha))
+
+
+def _from_the_greatest(
+    log_w: Float[Array, "K B"], alpha: float
+) -> tuple[Float[Array, "B"], Float[Array, "K B"]]:
+    """The ln w of the greatest w^(1 - alpha), and (1 - alpha) times what the others differ by.
+
+    Differences are taken before the product, which at 1e9 is rounded by 32.
+    """
+    top = _finite(lax.stop_gradient(log_w.max(0) if alpha < 1 else log_w.min(0)))
+    return top, (1 - alpha) * (log_w - top)
+
+
+def _finite(log_w: Float[Array, "B"]) -> Float[Array, "B"]:
+    """Zero where a weight is zero, and where all are."""
+    return jnp.where(jnp.isfinite(log_w), log_w, 0.0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,7 @@ class RenyiBound(Objective):
             return renyi_bound(log_w, self.alpha)
 
         def factor(log_w: Array) -> Array:
-            return self.alpha + (1 - self.alpha) * normalized_weights((1 - self.alpha) * log_w)
+            _, exponents = _from_the_greatest(log_w, self.alpha)
+            return self.alpha + (1 - self.alpha) * normalized_weights(exponents)
 
         return importance_loss(terms, bound, factor if self.doubly_reparameterized else None, model)
