@@ -81,10 +81,9 @@ def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W 
     return images, Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)
 
 
-Gradients = Callable[..., tuple[Array, Metrics, Variables, Variables]]
-"""A function as `loss_and_gradients`."""
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
-"""A function of state, images, batch, seed and, where experiments share it, of their numbers."""
+"""A function of the state, images, a batch and a seed, and of the numbers in which experiments that
+share the step differ."""
 
 
 def loss_at_terms(
@@ -190,12 +189,21 @@ def train_step(
     batch: Batch,
     seed: Integer[Array, ""],
     axis: str | None,
-    gradients_of: Gradients = loss_and_gradients,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step; no parameter changes where a number is not finite or a norm too large."""
-    loss, metrics, model_state, gradients = gradients_of(
-        experiment, state, images, batch, seed, axis
-    )
+    """One training step, a function of (seed, data, step)."""
+    found = loss_and_gradients(experiment, state, images, batch, seed, axis)
+    return apply_gradients(experiment, state, *found)
+
+
+def apply_gradients(
+    experiment: Experiment,
+    state: TrainState,
+    loss: Float[Array, ""],
+    metrics: Metrics,
+    model_state: Variables,
+    gradients: Variables,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step, skipped where a number is not finite or the gradient's norm too large."""
     gradient_norm = optax.tree.norm(gradients)
     good = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     if experiment.skip_above is not None:
@@ -282,26 +290,15 @@ def scanned_steps(
 
 
 def sharded_step(experiment: Experiment, layout: parallel.Sharded) -> TrainStep:
-    """`train_step` of all devices' view, its gradients computed in each one's."""
-
-    def gradients_of(
-        experiment: Experiment,
-        state: TrainState,
-        images: UInt8[Array, "B H W C"],
-        batch: Batch,
-        seed: Integer[Array, ""],
-        axis: str | None,
-    ) -> tuple[Float[Array, ""], Metrics, Variables, Variables]:
-        lean = replace(state, opt_state=(), ema_params=None)  # which no gradient needs
-        of_share = partial(loss_and_gradients, experiment, axis=axis)
-        return layout.on_shares(of_share)(lean, images, batch, seed)
+    """`train_step` for all devices at once; each computes the gradients of its share."""
+    gradients_of_share = partial(loss_and_gradients, experiment, axis=layout.axis)
 
     def step(
         state: TrainState, images: UInt8[Array, "B H W C"], batch: Batch, seed: Integer[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        state, metrics = train_step(
-            experiment, state, images, batch, seed, layout.axis, gradients_of
-        )
+        lean = replace(state, opt_state=(), ema_params=None)  # gradients do not need them
+        found = layout.on_shares(gradients_of_share)(lean, images, batch, seed)
+        state, metrics = apply_gradients(experiment, state, *found)
         return layout.kept(state), metrics
 
     return step

@@ -8,15 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from flax.typing import VariableDict
 
 from vae_jax import parallel, storage
 from vae_jax.data import Data, batch_indices, prefetched
@@ -26,23 +24,27 @@ from vae_jax.experiment import Experiment, Origin, read_module
 from vae_jax.given import checked
 from vae_jax.interfaces import Metrics
 from vae_jax.processes import agree, stop_signals
-from vae_jax.processes.signals import Left, unless_stopped
+from vae_jax.processes.signals import Left
 from vae_jax.progress import SECONDS_TO_HEAR, Pace, Progress, largest_divisor, say
 from vae_jax.run import Run, RunFolder, what_processes_share
 from vae_jax.run import load_run as load_run
+from vae_jax.run.replicas import (
+    Later,
+    LeftChunk,
+    UnlessLeft,
+    apart,
+    held,
+    make_unless_left,
+    together,
+)
 from vae_jax.run.trackers import Callback
-from vae_jax.run.training import Held, Row, Training, check_shared, opened
+from vae_jax.run.training import Row, Training, check_shared, opened, summarize_steps
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
-Tree = TypeVar("Tree")
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
-UnlessLeft = Callable[
-    [int, TrainState, Callable[[], tuple[TrainState, Metrics]]], tuple[TrainState, Metrics]
-]
 # The most bytes of a chunk of streamed images in a process, which makes one more meanwhile.
 STREAMED_BYTES = 2**26
-P = ParamSpec("P")
 
 
 def is_streamed(data: Data) -> bool:
@@ -92,7 +94,7 @@ def advance(
     begin: Callable[[], TrainState],
     seeds: np.ndarray,
     streamed: bool,
-    meanwhile: Callable[[], None],
+    meanwhile: Callable[[], float],
     unlogged: list[Metrics],
     unless_left: UnlessLeft,
     shared: SharedStep | None = None,
@@ -105,7 +107,7 @@ def advance(
         begin: a function that puts the state to begin with on the devices.
         seeds: the seeds of the replicas, `[S]`.
         streamed: whether the batches bring their images.
-        meanwhile: a function that is called while the devices are busy.
+        meanwhile: a function to call while the devices are busy; returns the seconds it took.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
         unless_left: takes a step, the state then, and a chunk of steps from there that may take
             long; returns the state after it and its metrics on the host.
@@ -133,16 +135,13 @@ def advance(
                 chunk = partial(train_chunk, device_state, images, batches, *each)
                 if steps in quick:
                     device_state, metrics = chunk()
-                    seconds = time.monotonic() - begun
-                    meanwhile()
-                    begun = time.monotonic()
-                    unlogged.append(layout.collect(metrics))
-                    seconds += time.monotonic() - begun
+                    waited = meanwhile()
+                    metrics = layout.collect(metrics)
                 else:
-                    meanwhile()
+                    waited = meanwhile()
                     device_state, metrics = unless_left(step, device_state, chunk)
-                    unlogged.append(metrics)
-                    seconds = time.monotonic() - begun
+                seconds = time.monotonic() - begun - waited
+                unlogged.append(metrics)
                 step += steps
                 row = None
                 if step % experiment.log_every == 0 or step == experiment.num_steps:
@@ -154,124 +153,6 @@ def advance(
                     quick.add(steps)
                 if pace.changes(steps, slowest, step):
                     break
-
-
-class Later:
-    """Work on the host that waits until the devices are busy with the next chunk."""
-
-    def __init__(self):
-        self._work: list[Callable[[], None]] = []
-
-    def __call__(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Put off a call."""
-        self._work.append(partial(function, *args, **kwargs))
-
-    def run(self) -> None:
-        """Make the calls that were put off, in order."""
-        work, self._work = self._work, []
-        for call in work:
-            call()
-
-
-def summarize_steps(chunks: Sequence[Metrics]) -> Row:
-    """Metrics of chunks of steps, `[S, steps]` each, to `[S]`.
-
-    Each is the mean over its finite steps, or nan where there is none; counters are those of the
-    last step.
-    """
-    counters = ("skipped", "skipped_in_a_row")
-    row: Row = {}
-    for name in chunks[-1]:
-        values = np.concatenate([metrics[name] for metrics in chunks if name in metrics], 1)
-        if name in counters:
-            row[name] = values[:, -1]
-        else:
-            row[name] = np.ma.masked_invalid(values).mean(1).filled(np.nan)
-    return row
-
-
-def together(trees: Sequence[Tree]) -> Tree:
-    """Host arrays `[S, ...]` of each of several runs as those of all, `[runs * S, ...]`."""
-    if len(trees) == 1:
-        return trees[0]
-
-    def joined(*leaves: np.ndarray) -> np.ndarray:
-        return np.concatenate(leaves)
-
-    return jax.tree.map(joined, *trees)
-
-
-def apart(tree: Tree, count: int) -> list[Tree]:
-    """Undo `together`."""
-    if count == 1:
-        return [tree]
-
-    def part(leaf: np.ndarray, n: int) -> np.ndarray:
-        return np.split(leaf, count)[n]
-
-    return [jax.tree.map(partial(part, n=n), tree) for n in range(count)]
-
-
-def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
-    """The states of runs in one on the devices, which is copied once if it is copied at all.
-
-    What was copied before is written first, so that there is one such copy at a time.
-    """
-
-    @cache
-    def copies() -> list[TrainState]:
-        for run in runs:
-            run.checkpoints.wait()
-        return apart(layout.collect(state), len(runs))
-
-    def on_host(number: int) -> TrainState:
-        return copies()[number]
-
-    def variables(number: int) -> VariableDict | parallel.Placed:
-        in_place = len(runs) == 1 and not layout.apart
-        return layout.in_place(state.variables) if in_place else on_host(number).variables
-
-    shares = state if layout.spread else None
-    return [Held(partial(variables, n), partial(on_host, n), shares) for n in range(len(runs))]
-
-
-class LeftChunk(Left):
-    """A chunk of steps was left.
-
-    Attributes:
-        states: those of the runs before it, to be saved, in the process that writes.
-    """
-
-    def __init__(self, signal_number: int, states: Sequence[TrainState]):
-        super().__init__(signal_number)
-        self.states = states
-
-
-def make_unless_left(
-    layout: parallel.Layout, runs: Sequence[Training], received: Sequence[int]
-) -> UnlessLeft:
-    """What takes a chunk of steps that may take long, unless a signal comes; see `advance`."""
-
-    def unless_left(
-        step: int, state: TrainState, chunk: Callable[[], tuple[TrainState, Metrics]]
-    ) -> tuple[TrainState, Metrics]:
-        before: list[TrainState] = []
-        is_saved = all(run.saved == step for run in runs)
-        if parallel.is_main_process() and not is_saved and not layout.spread:
-            before = [each.on_host() for each in held(layout, state, runs)]
-
-        def done() -> tuple[TrainState, Metrics]:
-            state, metrics = chunk()
-            return state, layout.collect(metrics)
-
-        if layout.spread and not is_saved:
-            return done()  # of a state in shares there is no copy to save
-        try:
-            return unless_stopped(done, received)
-        except Left as left:
-            raise LeftChunk(left.signal_number, before) from None
-
-    return unless_left
 
 
 def train_together(
@@ -313,14 +194,23 @@ def train_together(
         Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
         stop_signals() as received,
     ):
-        unless_left = make_unless_left(layout, runs, received)
-        how = begin, seeds, streamed, later.run, unlogged, unless_left, shared
+        chunks = advance(
+            experiment,
+            layout,
+            begin,
+            seeds,
+            streamed,
+            meanwhile=later.run,
+            unlogged=unlogged,
+            unless_left=make_unless_left(layout, runs, received),
+            shared=shared,
+        )
         try:
             for run in runs:
                 run.make_up(validate_every, layout, received)
             going = [run.goes_on for run in runs]
-            begun = any(going) and step < experiment.num_steps  # else they lack their summaries
-            for step, device_state, row in advance(experiment, layout, *how) if begun else ():
+            unfinished = any(going) and step < experiment.num_steps
+            for step, device_state, row in chunks if unfinished else ():
                 if row is not None:
                     later(progress.update, step, float(row["loss"].mean()))
                     for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
@@ -352,8 +242,8 @@ def train_together(
             run.checkpoints.wait()
         if left_by or (stopped_by and any(going) and step < experiment.num_steps):
             waiting = zip(runs, apart(unlogged, len(runs)), strict=True)
-            for run, chunks in compress(waiting, going):
-                run.folder.keep_unlogged(step, chunks)
+            for run, metrics in compress(waiting, going):
+                run.folder.keep_unlogged(step, metrics)
             raise Interrupted(left_by or stopped_by, step, computing=left_by > 0)
         for run in runs:
             if run.failure is None:
@@ -427,10 +317,18 @@ def train(
     parallel.max_over_processes(0)  # nobody writes there before it is claimed
     if layout.spread:
         check_shared(run_folder)
-    initial_state = parallel.jit(jax.vmap(partial(init_state, experiment)))
-    validate = make_validation(experiment)
-    how = origin, initial_state, validate, callback, start, layout
-    with opened(experiment, run_folder, seeds, *how) as run:
+    opening = opened(
+        experiment,
+        run_folder,
+        seeds,
+        origin,
+        initial_state=parallel.jit(jax.vmap(partial(init_state, experiment))),
+        validate=make_validation(experiment),
+        callback=callback,
+        start=start,
+        layout=layout,
+    )
+    with opening as run:
         if run.finished:
             say(f"{run_folder.path} is finished ({run.step} steps); there is nothing to do.")
             return run.run

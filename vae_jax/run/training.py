@@ -16,6 +16,7 @@ from vae_jax.checkpoint import Checkpoints, fingerprint
 from vae_jax.compatibility import notes
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment, Origin
+from vae_jax.interfaces import Metrics
 from vae_jax.processes.agreement import told_by_main
 from vae_jax.processes.signals import Left, unless_stopped
 from vae_jax.progress import Waiting, say
@@ -30,6 +31,23 @@ Row = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
 Line = tuple[int, frozenset[str]]
 """A line of metrics.jsonl: its step, and its names."""
+
+
+def summarize_steps(chunks: Sequence[Metrics]) -> Row:
+    """Metrics of chunks of steps, `[S, steps]` each, to `[S]`.
+
+    Each is the mean over its finite steps, or nan where there is none; counters are those of the
+    last step.
+    """
+    counters = ("skipped", "skipped_in_a_row")
+    row: Row = {}
+    for name in chunks[-1]:
+        values = np.concatenate([metrics[name] for metrics in chunks if name in metrics], 1)
+        if name in counters:
+            row[name] = values[:, -1]
+        else:
+            row[name] = np.ma.masked_invalid(values).mean(1).filled(np.nan)
+    return row
 
 
 @dataclass(frozen=True)
