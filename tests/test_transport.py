@@ -4,6 +4,7 @@ The data are mixtures of Gaussians, the velocity of whose paths has a closed for
 to learn before a density can be compared with SciPy's.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,14 @@ import numpy as np
 import pytest
 import tiny
 from scipy import stats
+from scipy.special import logsumexp
 
 import vae_jax as vj
 from vae_jax import random
 from vae_jax.bounds import per_image
+from vae_jax.evaluation.ais import make_ais_evaluator
+from vae_jax.evaluation.gaps import make_gaps_evaluator
+from vae_jax.evaluation.information import make_information_evaluator
 from vae_jax.flows import solve, solve_with_log_det
 from vae_jax.priors.diffusion import NoiseSchedule
 
@@ -292,6 +297,36 @@ def test_a_joint_bound_is_that_of_the_standard_normal_at_first():
     log_w = few.log_px + log_pz - few.log_qz[0]
     nll = np.log(8) - jax.nn.logsumexp(log_w, 0)
     np.testing.assert_allclose(values["nll"], nll, atol=1e-3)
+
+
+def test_where_a_density_is_only_estimated_evaluation_has_the_bound():
+    """Above 64 dimensions: at first that of N(0, I), and no tighter with more samples."""
+    assert not vj.Diffusion(64).bound_alone
+    assert vj.FlowMatching((5, 13)).bound_alone
+    prior = vj.Diffusion(65, NETWORK)
+    model: Any = tiny.model().clone(posterior=vj.DiagonalGaussian(65), prior=prior)
+    x = jnp.asarray(tiny.images(3, 0) / 255.0, jnp.float32)
+    keys = random.indexed(random.key(0), jnp.arange(3))
+
+    @jax.jit
+    def found() -> Any:
+        variables = model.init(jax.random.key(0), x, keys)
+        drawn = model.apply(variables, x, random.indexed(keys, 0), 8)
+        return drawn, per_image(model, variables, x, keys, 8)
+
+    drawn, values = found()
+    log_pz = stats.norm.logpdf(drawn.z[0]).sum(-1)
+    log_w = np.asarray(drawn.log_px) + log_pz - np.asarray(drawn.log_qz[0])
+    np.testing.assert_allclose(values["nll"], -log_w.mean(0), atol=0.01)
+    assert (logsumexp(log_w, 0) - np.log(8) - log_w.mean(0)).min() > 0.1
+    experiment = dataclasses.replace(tiny.experiment(), model=model)
+    for make in (
+        partial(make_ais_evaluator, settings=vj.AIS(2)),
+        partial(make_gaps_evaluator, num_samples=2),
+        make_information_evaluator,
+    ):
+        with pytest.raises(vj.VaeJaxError, match=r"needs ln p\(z\), on which Diffusion has only"):
+            make(experiment, "test")
 
 
 NETWORKS = {

@@ -41,8 +41,8 @@ def per_image(
     Returns:
         Values in nats, `[B]` each:
 
-        - `nll`: -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8); -L_1 where of
-          ln p(z) a bound is all that is known;
+        - `nll`: -L_K, the importance-weighted bound (Burda et al. 2015, eq. 8); -L_1 where only a
+          bound on ln p(z) is known;
         - `neg_elbo`: -L_1, averaged over the K samples;
         - `distortion`: -E_q ln p(x|z);
         - `kl_sampled`: E_q[ln q(z|x) - ln p(z)];

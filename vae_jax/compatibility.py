@@ -167,6 +167,23 @@ def check_prior(posterior: Posterior, prior: Prior) -> None:
     raise VaeJaxError(f"{name} {problem}; {ways[0]}; or {ways[1]}.")
 
 
+def check_prior_density(prior: Prior, what: str) -> None:
+    """Check that ln p(z) is known, and not only a bound on it.
+
+    Args:
+        prior: the prior.
+        what: what needs ln p(z).
+
+    Raises:
+        VaeJaxError: only a bound is known.
+    """
+    if prior.bound_alone:
+        raise VaeJaxError(
+            f"{what} needs ln p(z), on which {type(prior).__name__} has only a bound here: leave "
+            "it out for this run."
+        )
+
+
 def fits_prior(posterior: Posterior | type[Posterior], prior: Prior | type[Prior]) -> bool:
     """Whether the pair passes `check_prior`."""
     return posterior.space in prior.spaces and prior.needs <= posterior.traits

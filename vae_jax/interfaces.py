@@ -251,8 +251,8 @@ class Prior(Part):
         spaces: the spaces in which z may live.
         needs: the traits that the posterior must have.
         factors: whether the components are independent.
-        exact: whether training knows ln p(z), and not a bound on it that is estimated with noise.
-        bound_alone: whether that bound is all that is known, so that evaluation takes it too.
+        exact: whether training can compute ln p(z), rather than a noisy estimate of a bound on it.
+        bound_alone: whether only that bound is available, so that evaluation takes it too.
         draws_by: the names of the fields that say how draws are made, of "guidance",
             "temperature", "top_k" and "top_p": `Run.sample` takes them as arguments.
         whole_batch: whether it looks at the batch as a whole.

@@ -113,9 +113,9 @@ class Distribution(Pytree, abc.ABC):
 
 
 class Bounded(Distribution):
-    """A density of which training knows a lower bound, estimated with noise.
+    """A density on which training has a lower bound, estimated with noise.
 
-    Its `log_prob` is exact, and too slow to train with; or there is none.
+    Its `log_prob` is too slow to train with, or there is none.
     """
 
     @abc.abstractmethod

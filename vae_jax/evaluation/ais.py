@@ -22,6 +22,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from vae_jax import random
+from vae_jax.compatibility import check_prior_density
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -363,6 +364,7 @@ def make_ais_evaluator(
             `over_split`.
     """
     model = experiment.model
+    check_prior_density(model.prior, "Annealed importance sampling")
     for posterior in model.posteriors:
         if posterior.space != "real":
             raise VaeJaxError(

@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from vae_jax import random
 from vae_jax.bounds import SAMPLES_AT_ONCE
+from vae_jax.compatibility import check_prior_density
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
@@ -220,6 +221,7 @@ def make_gaps_evaluator(
         )
     if not has_bound(model):
         raise VaeJaxError("A model without a bound on ln p(x) has no gaps: leave them out.")
+    check_prior_density(model.prior, "The amortization gap")
 
     def each_image(
         variables: VariableDict, x: Array, keys: Array, y: Array | None

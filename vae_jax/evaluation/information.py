@@ -17,6 +17,7 @@ from flax.typing import VariableDict
 from jax import Array, lax
 
 from vae_jax import random
+from vae_jax.compatibility import check_prior_density
 from vae_jax.data import SplitName
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -96,6 +97,7 @@ def make_information_evaluator(
             f"The rate of a {type(model).__name__}, which has several layers, has no aggregated "
             "posterior to be divided by: evaluate this run without the decomposition."
         )
+    check_prior_density(model.prior, "The decomposition of the rate")
     if model.prior.label_classes is not None:
         raise VaeJaxError(
             f"The aggregated posterior covers all classes, and {type(model.prior).__name__} is a "

@@ -93,6 +93,12 @@ class Standardized(Prior):
 
     @property
     @override
+    def bound_alone(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether that prior has only a bound."""
+        return self.prior.bound_alone
+
+    @property
+    @override
     def label_classes(self) -> int | None:
         return self.prior.label_classes
 

@@ -3,7 +3,8 @@
 Data and noise are joined by z_s = alpha_s z + sigma_s e, with e from N(0, I). A network knows the
 mean velocity v(z_s, s) of these paths, and dz/ds = v carries N(0, I) at the end of noise to a
 density at the end of data: its probability-flow ODE (Song et al. 2021, "Score-based generative
-modeling", section 4.3). This density is exact, but takes a solver; training maximizes a bound or
+modeling", section 4.3). Up to 64 dimensions this density is exact, though it takes a solver;
+above, it can only be estimated, and evaluation takes the bound. Training maximizes that bound or
 fits the velocity.
 """
 
@@ -24,6 +25,7 @@ from vae_jax.conditional import check_guidance, dropped, given
 from vae_jax.distributions import Bounded, Shape, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.flows import solve, solve_with_log_det
+from vae_jax.flows.ode import EXACT_UP_TO
 from vae_jax.given import Count, LatentShape, Network, Proportion, Weight
 from vae_jax.interfaces import Model, Prior, Variables, latent_shape
 from vae_jax.networks.conditioned import AdaptiveMLP, embedded
@@ -75,8 +77,8 @@ class Transported(Bounded):
     def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
         """ln N(z_1; 0, I) plus the integral of the divergence along the path from z to z_1.
 
-        The divergence is exact up to 64 dimensions and Hutchinson's estimate above, with one fixed
-        vector of signs (`vae_jax.flows.ode`).
+        The divergence is exact up to 64 dimensions. Above, it is Hutchinson's estimate, with one
+        fixed vector of signs (`vae_jax.flows.ode`), and no bound: evaluation takes `elbo` there.
         """
         flat, y = self.flat(value)
         ends = self.prior.ends
@@ -211,6 +213,12 @@ class TransportPrior(Prior):
             )
         if self.sampler not in self.samplers:
             raise VaeJaxError(f"{name} has no sampler {self.sampler!r}: take 'ode'.")
+
+    @property
+    @override
+    def bound_alone(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether there are more than 64 dimensions, where the ODE's density is an estimate."""
+        return math.prod(latent_shape(self.shape)) > EXACT_UP_TO
 
     def setup(self):
         """The network, and the embeddings of time and class."""
