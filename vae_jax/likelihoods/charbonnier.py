@@ -10,7 +10,6 @@ from flax import struct
 from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float, Key, Num
-from scipy import special
 from typing_extensions import override
 
 from vae_jax import random
@@ -37,6 +36,8 @@ class HyperbolicDistribution(Elementwise):
         The difference of the root and e is written so that it does not cancel, and the integral is
         2 e K_1(e / s), K_1 the modified Bessel function.
         """
+        from scipy import special  # which takes a while to import
+
         square = (value - self.loc) ** 2
         distortion = square / (jnp.sqrt(self.epsilon**2 + square) + self.epsilon)
         integral = 2 * self.epsilon * special.k1e(self.epsilon / self.scale)
