@@ -2,10 +2,10 @@
 
 A distribution is a frozen dataclass of arrays registered with JAX, so `jax.vmap`, `jax.jit` and
 `jax.tree.map(stop_gradient, q)` see through it. Its parameters have the shape `[*batch, *event]`.
-Densities are in nats and summed over the event: `log_prob` of `[K, *batch, *event]` is
+Log-densities are in nats and summed over the event: `log_prob` maps `[K, *batch, *event]` to
 `[K, *batch]`.
 
-A density that only one likelihood uses is in the file of that likelihood.
+A density that a single likelihood uses is defined in that likelihood's file.
 """
 
 from vae_jax.distributions.base import (

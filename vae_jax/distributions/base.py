@@ -19,18 +19,18 @@ from vae_jax.interfaces import Pytree, Shape, Variables
 class Distribution(Pytree, abc.ABC):
     """A density or mass; its parameters have the shape `[*batch, *event]`.
 
-    A subclass is a `flax.struct.dataclass` with `mean`, `sample` and `log_prob`, and with `shape`
-    where that is not the shape of the mean.
+    A subclass is a `flax.struct.dataclass` that defines `mean`, `sample` and `log_prob`, and also
+    `shape` if it differs from the shape of the mean.
 
     Attributes:
-        exact_mean: whether `mean` is the mean; where the mean has no closed form, `mean` is a
-            central point.
-        mean_is_picture: whether the mean of a density of images is the picture to show; where
-            pixels depend on each other, a draw is.
+        exact_mean: whether `mean` is the exact mean; if the mean has no closed form, `mean` is a
+            central point instead.
+        mean_is_picture: whether the mean of a density over images is the picture to show. If pixels
+            depend on each other it is not, and a draw is shown instead.
         event_ndims: the number of axes of one draw.
 
     Example:
-        The logistic distribution of one scale::
+        A logistic distribution with scale one::
 
             @struct.dataclass
             class Logistic(Elementwise):
@@ -78,7 +78,7 @@ class Distribution(Pytree, abc.ABC):
 
         Args:
             key: one typed key, or one for each example of the batch (`random.draw`).
-            sample_shape: the leading axes, of independent draws.
+            sample_shape: the leading axes; draws along them are independent.
         """
 
     @abc.abstractmethod
@@ -86,7 +86,7 @@ class Distribution(Pytree, abc.ABC):
         """The log-density in nats, `[..., *batch]`.
 
         Args:
-            value: `[..., *batch, *event]`, or what broadcasts to it.
+            value: `[..., *batch, *event]`, or an array that broadcasts to it.
         """
 
     def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
@@ -102,27 +102,27 @@ class Distribution(Pytree, abc.ABC):
     def sample_and_log_prob(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Draws and their log-densities; cheaper than two calls where these share work.
+        """Draws and their log-densities in nats; cheaper than two calls if these share work.
 
         Args:
             key: one typed key, or one for each example of the batch (`random.draw`).
-            sample_shape: the leading axes, of independent draws.
+            sample_shape: the leading axes; draws along them are independent.
         """
         value = self.sample(key, sample_shape)
         return value, self.log_prob(value)
 
 
 class Bounded(Distribution):
-    """A density on which training has a lower bound, estimated with noise.
+    """A density that is trained through a noisy estimate of a lower bound.
 
-    Its `log_prob` is too slow to train with, or there is none.
+    Its `log_prob`, if there is one, is too slow for training.
     """
 
     @abc.abstractmethod
     def elbo(
         self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """An estimate of a lower bound on the log-density in nats, without bias.
+        """An unbiased estimate of a lower bound on the log-density, in nats.
 
         Args:
             value: `[*batch, *event]`.
@@ -132,14 +132,14 @@ class Bounded(Distribution):
     def fit_objective(
         self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """What is maximized where this is fitted to given values: by default the bound."""
+        """The quantity maximized when the density is fitted to given values; here, the bound."""
         return self.elbo(value, keys)
 
 
 def log_prob_or_bound(
     p: Distribution, value: Float[Array, "K B *event"], keys: Key[Array, "B"]
 ) -> Float[Array, "K B"]:
-    """ln p in nats or, of what is `Bounded`, an estimate of the bound on it, by own noise."""
+    """ln p in nats or, if p is `Bounded`, an estimate of its bound with independent noise."""
     if not isinstance(p, Bounded):
         return p.log_prob(value)
     own = random.purpose(keys, "bound of the prior")
@@ -149,12 +149,12 @@ def log_prob_or_bound(
 def sample_each(
     p: Distribution, keys: Key[Array, "N"], sample_shape: Shape = ()
 ) -> Float[Array, "..."]:
-    """Draws with one key each, from one density for all or from the densities of B examples.
+    """Draws for each key, from a single density or from the densities of B examples.
 
     Args:
-        p: batch `[]`, or batch `[B]` where draw n is from density n mod B.
+        p: a density with batch `[]` or `[B]`; in the second case key n draws from density n mod B.
         keys: typed keys; N is a multiple of B.
-        sample_shape: the leading axes, of independent draws for each key.
+        sample_shape: the leading axes; draws along them are independent.
 
     Returns:
         `[*sample_shape, N, *event]`.
@@ -169,7 +169,7 @@ def sample_each(
 
 @struct.dataclass
 class Shared:
-    """Variables that all densities of a batch share, such as a network's: they have no batch axes.
+    """Variables shared by all densities of a batch, such as a network's; they have no batch axes.
 
     Attributes:
         value: the variables.
@@ -184,34 +184,34 @@ def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
 
 
 def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, "*shape"]:
-    """x within [low, high]; outside it comes to an end one beyond, with a gradient everywhere."""
+    """x inside [low, high]; outside, it saturates one beyond the limit, with a gradient everywhere."""
     inside = jnp.clip(x, low, high)
     outside = x - inside
     return inside + outside / (1 + jnp.abs(outside))
 
 
 def on_unit(value: Num[Array, "..."], log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The log-density of values in [0, 1], -inf for others, nan among them."""
+    """The given log-density for values in [0, 1], and -inf for all others, including nan."""
     return jnp.where((value >= 0) & (value <= 1), log_prob, -jnp.inf)
 
 
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
-    """`[*batch, *event]` with the event in one axis, `[*batch, size of the event]`.
+    """Flattens the event: `[*batch, *event]` to `[*batch, size of the event]`.
 
-    The CPU's loops over one long axis are faster than nested loops over short ones.
+    On CPUs a loop over one long axis is faster than nested loops over short ones.
     """
     return x.reshape(*x.shape[: x.ndim - event_ndims], -1)
 
 
 @struct.dataclass
 class Elementwise(Distribution):
-    """Independent components.
+    """A density with independent components.
 
     Attributes:
         loc: the location of each component, `[*batch, *event]`; further parameters broadcast
             against it.
-        event_ndims: the number of axes of one draw, the last ones of `loc`. With 0 each component
-            is an event of its own (`components`).
+        event_ndims: the number of axes of one draw, the last axes of `loc`; with 0 each component
+            is an event of its own (see `components`).
     """
 
     loc: Float[Array, "..."]
@@ -250,7 +250,7 @@ _EXACT_KL: dict[tuple[type, type], Callable[..., Array]] = {}
 
 
 def register_kl(q_type: type[Distribution], p_type: type[Distribution]) -> Callable[[KL], KL]:
-    """Declares a closed form of KL(q || p), in nats and `[*batch]`, for a pair of types.
+    """Registers a closed form of KL(q || p), `[*batch]` in nats, for a pair of types.
 
     Example:
         >>> @register_kl(Exponential, Exponential)

@@ -1,7 +1,7 @@
 """Categorical variables, as one-hot vectors or relaxed; events `[n, C]`.
 
-A relaxed variable is a probability vector, of which the event holds the logarithms: its small
-components are below what float32 can hold, and a density is evaluated where the draw was made.
+A relaxed variable is a probability vector. The event holds its logarithms, because the small
+components underflow in float32 and the density has to be evaluated at the point that was drawn.
 """
 
 import math
@@ -51,12 +51,12 @@ class _Logits(Distribution):
 
 @struct.dataclass
 class OneHotCategorical(_Logits):
-    """One-hot vectors, each category with its probability."""
+    """One-hot vectors; category c has the probability softmax(logits)_c."""
 
     @property
     @override
     def std(self) -> Float[Array, "*batch n C"]:
-        others = 1 - jnp.eye(self.logits.shape[-1])  # whose sum does not cancel as 1 - p does
+        others = 1 - jnp.eye(self.logits.shape[-1])  # sums the other categories: 1 - p cancels
         exact = lax.Precision.HIGHEST
         return jnp.sqrt(self.mean * jnp.matmul(self.mean, others, precision=exact))
 
@@ -65,7 +65,7 @@ class OneHotCategorical(_Logits):
     ) -> Float[Array, "*draws n C"]:
         """Exact draws with the gradient of their relaxation (Jang et al. 2017, section 2.2).
 
-        This straight-through estimator is biased, the less so the lower the temperature.
+        This straight-through estimator is biased, and less so at lower temperatures.
         """
         relaxed = jax.nn.softmax(self._relaxed_scores(key, sample_shape))
         hard = jax.nn.one_hot(relaxed.argmax(-1), relaxed.shape[-1], dtype=relaxed.dtype)
@@ -86,9 +86,9 @@ def _kl_categorical_categorical(q: OneHotCategorical, p: OneHotCategorical) -> A
 class Concrete(_Logits):
     """Logarithms of probability vectors near the corners of the simplex (Maddison et al. 2017).
 
-    The density is that of the paper's ExpConcrete (appendix C.3), with respect to the differences
-    of C - 1 components from the last. The mean has no closed form: `mean` is the logarithm of the
-    probability of each component to be the largest.
+    The density is the paper's ExpConcrete (appendix C.3), with respect to the differences between
+    the first C - 1 components and the last. The mean has no closed form: `mean` is the logarithm of
+    the probability that each component is the largest.
     """
 
     exact_mean = False

@@ -46,10 +46,11 @@ class Codebook(Pytree, abc.ABC):
 
 
 def nearest(x: Float[Array, "*batch d"], vectors: Float[Array, "C d"]) -> Int[Array, "*batch"]:
-    """The index of the vector nearest to each x; of equally near ones, the first.
+    """The index of the vector nearest to each x; ties go to the first.
 
-    By |v|² - 2 v.x, in which a spread much wider than the distances cancels; so a second comparison
-    is with the vector found first, from which x and its rivals are not far.
+    Vectors are compared by |v|² - 2 v.x, which loses digits if they spread much wider than their
+    distances from x. A second pass therefore takes the vector found first as the origin, to which x
+    and the other candidates are close.
     """
     centre = vectors.mean(0)
     x, vectors = x - centre, jnp.asarray(vectors - centre)
@@ -64,10 +65,10 @@ def nearest(x: Float[Array, "*batch d"], vectors: Float[Array, "C d"]) -> Int[Ar
 
 @struct.dataclass
 class VectorCodebook(Codebook):
-    """Learned vectors; with several levels, a sum of one vector of each.
+    """Learned vectors; with several levels, sums of one vector from each level.
 
-    z holds every partial sum side by side, from coarse to fine, so D = depth * d. The last d
-    components are the full sum; the others let the codes be read off z.
+    z holds all partial sums side by side, from coarse to fine, so D = depth * d. The last d
+    components are the full sum; the others make it possible to read the codes off z.
 
     Attributes:
         vectors: the vectors of each level.
@@ -105,7 +106,7 @@ class VectorCodebook(Codebook):
 
 @struct.dataclass
 class ProductCodebook(Codebook):
-    """All combinations of given values.
+    """All combinations of given values, one for each component.
 
     Attributes:
         values: the values of each of the D components.
@@ -141,7 +142,7 @@ class ProductCodebook(Codebook):
         return jnp.ravel_multi_index(digits, self._sizes, mode="clip")[..., None]
 
     def embed(self, indices: Int[Array, "*batch depth"]) -> Float[Array, "*batch D"]:
-        """The combination with that number; the last component counts fastest."""
+        """The combination with that number; the last component varies fastest."""
         digits = jnp.unravel_index(indices[..., 0], self._sizes)
         columns = zip(self.values, digits, strict=True)
         return jnp.stack([jnp.asarray(values)[digit] for values, digit in columns], -1)
@@ -151,11 +152,11 @@ class ProductCodebook(Codebook):
 class Quantized(Distribution):
     """All mass on one map of code vectors (van den Oord et al. 2017, equations 1 and 2).
 
-    It is a mass of one and not a density: ln p(x|z) + ln p(z) is a bound on ln p(x), but importance
-    weights of several draws have no meaning.
+    It is a point mass, not a density: ln p(x|z) + ln p(z) is a lower bound on ln p(x), but
+    importance weights of several draws have no meaning.
 
     Attributes:
-        encoded: the vectors that were quantized; draws pass their gradient to them.
+        encoded: the vectors before quantization; the gradient of draws passes straight to them.
         indices: the codes of the map.
         codebook: the codebook of these codes.
         penalties: the penalties by name, summed over the codes as ln p(x|z) is over pixels.
@@ -192,17 +193,17 @@ class Quantized(Distribution):
         return jnp.broadcast_to(self.mean, sample_shape + self.encoded.shape)
 
     def log_prob(self, value: Float[Array, "*draws h w D"]) -> Float[Array, "*draws"]:
-        """Zeros, the logarithm of the mass: every value is taken for a draw."""
+        """Zeros, the logarithm of the mass; the value is assumed to be a draw."""
         return jnp.zeros(value.shape[:-3])
 
 
 @struct.dataclass
 class Coded(Distribution):
-    """Maps of code vectors whose codes, row by row, have a distribution over one-hot `[n, C]`.
+    """Maps of code vectors; their codes, row by row, have a distribution over one-hot `[n, C]`.
 
     Attributes:
         base: the distribution of the codes.
-        codebook: the map from codes to vectors and back; a bijection leaves masses as they are.
+        codebook: the bijection between codes and vectors, which leaves masses unchanged.
         grid: the height and width (h, w) of the map.
     """
 
@@ -221,7 +222,7 @@ class Coded(Distribution):
 
     @property
     def mean(self) -> Float[Array, "*batch h w D"]:
-        """The vectors of the codes that the mean of the base favours; not the mean."""
+        """The vectors of the likeliest codes under the mean of the base; not the mean."""
         return self.embed(self.base.mean)
 
     def sample(
@@ -247,7 +248,7 @@ class Coded(Distribution):
 
 @struct.dataclass
 class BoundedCoded(Coded, Bounded):
-    """`Coded`, of codes whose distribution has a bound."""
+    """`Coded` for a distribution of codes that is `Bounded`."""
 
     def elbo(
         self, value: Float[Array, "*batch h w D"], keys: Key[Array, "*batch"]

@@ -1,4 +1,4 @@
-"""Distributions with heavier tails than the normal's, of independent components."""
+"""Distributions with independent components and heavier tails than the normal."""
 
 import math
 
@@ -48,7 +48,7 @@ def _kl_normal_laplace(q: Normal, p: Laplace) -> Float[Array, "..."]:
 
 @struct.dataclass
 class StudentT(Elementwise):
-    """Student's t, independent components; `loc` is the mean where there is one, dof > 1.
+    """Student's t, independent components; `loc` is the mean if dof > 1, else there is no mean.
 
     Attributes:
         scale: the scale of each component; it broadcasts against `loc`.
@@ -69,10 +69,10 @@ class StudentT(Elementwise):
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
         """-(dof + 1)/2 ln(1 + t²/dof) - ln[scale sqrt(dof) B(dof/2, 1/2)], t = (x - loc)/scale."""
         u = jnp.abs(value - self.loc) / (self.scale * jnp.sqrt(self.dof))
-        # ln(1 + u²) without the square of a large u.
+        # ln(1 + u²) without squaring a large u, which would overflow.
         far = jnp.where(u > 1, u, 1)
         near = jnp.where(u > 1, 1 / far, u)
         log_kernel = -(self.dof + 1) / 2 * (jnp.log1p(near**2) + 2 * jnp.log(far))
-        # Not a difference of two gammaln, which would cancel where dof is large.
+        # betaln rather than a difference of two gammaln, which cancels at large dof.
         log_integral = jnp.log(self.scale) + jnp.log(self.dof) / 2 + betaln(self.dof / 2, 0.5)
         return log_kernel - log_integral

@@ -2,8 +2,8 @@
 
 With t the angle between z and the mean direction, a von Mises-Fisher distribution needs only
 integrals of sin(t)^(d-2) exp(kappa (cos t - 1)). Gauss-Legendre quadrature gives their logarithms
-for every d and kappa, where Bessel functions would overflow, and its derivatives are right: the
-nodes are constants, and the integrand is smooth in kappa.
+for every d and kappa, including those for which Bessel functions overflow, and can be
+differentiated: the nodes are constants, and the integrand is smooth in kappa.
 """
 
 import math
@@ -23,8 +23,8 @@ from vae_jax.flows.base import direction
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _PANELS = 16
-# Of the window of integration, in standard deviations of the angle: the rest is below 1e-14, for
-# the circle at kappa = 17, whose tails are the heaviest.
+# Half the width of the window of integration, in standard deviations of the angle. The mass outside
+# is below 1e-14 in the worst case, the circle at kappa = 17.
 _HALF_WIDTH = 16.0
 _BISECTIONS = 20
 # Uniform noise stays inside (0, 1), where the density of the angle is positive.
@@ -39,7 +39,7 @@ def log_area(dim: int) -> float:
 def _log_integrand(
     angle: Float[Array, "..."], kappa: Float[Array, "..."], dim: int
 ) -> Float[Array, "..."]:
-    # float32's pi is beyond pi, where the sine is negative.
+    # float32 rounds pi up, to where the sine is negative.
     sine = jnp.maximum(jnp.sin(angle), jnp.finfo(angle.dtype).tiny)
     return (dim - 2) * jnp.log(sine) - 2 * kappa * jnp.sin(angle / 2) ** 2
 
@@ -108,8 +108,8 @@ class VonMisesFisherDistribution(Distribution):
         return resultant[..., None] * self.loc
 
     def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "..."]:
-        """kappa (loc.z - 1) less the logarithm of its integral, with respect to the area."""
-        # loc.z - 1 as a distance: nothing cancels where kappa is large and z near loc.
+        """kappa (loc.z - 1) - `log_normalizer`; the density is with respect to surface area."""
+        # loc.z - 1 = -|z - loc|² / 2, which does not cancel at a large kappa with z near loc.
         squared_distance = ((value - self.loc) ** 2).sum(-1)
         return -self.kappa * squared_distance / 2 - log_normalizer(self.kappa, self.loc.shape[-1])
 
@@ -134,8 +134,8 @@ class VonMisesFisherDistribution(Distribution):
     def _angle(self, u: Float[Array, "*draws"]) -> Float[Array, "*draws"]:
         """The angle at which the cdf is u, differentiable in kappa.
 
-        Above the median the mass 1 - u is counted from the other end: in either tail it is a sum of
-        small numbers then, which keeps all their digits. The angle is found by bisection; its
+        Above the median the mass 1 - u is accumulated from the other end, so that in either tail it
+        is a sum of small numbers, which keeps their digits. The angle is found by bisection; its
         derivative is the implicit one, -(dF/dkappa) / f (Figurnov et al. 2018).
         """
         dim = self.loc.shape[-1]
@@ -198,7 +198,7 @@ class HypersphericalUniformDistribution(Distribution):
         return jnp.zeros(self.dim)
 
     def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "*draws"]:
-        """Less the logarithm of the sphere's area."""
+        """Minus the log-area of the sphere, a constant."""
         return jnp.full(value.shape[:-1], -log_area(self.dim))
 
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "*draws d"]:

@@ -20,8 +20,8 @@ from vae_jax.distributions.base import (
     sum_event,
 )
 
-# Of a normal over latents: beyond every scale that they have, while ratios of two scales, squared,
-# and their gradients stay far inside float32.
+# The range of ln scale of a normal over latents: wider than any scale that occurs, yet squared
+# ratios of two scales, and their gradients, stay well inside float32.
 LOG_SCALE_RANGE = (-10.0, 7.0)
 
 
@@ -52,7 +52,7 @@ class Normal(Elementwise):
 
     @override
     def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        # With one batch axis in less memory and time than pair by pair.
+        # `squared_distances` takes less memory and time than the base class, for one batch axis.
         if len(self.batch_shape) != 1 or self.event_ndims == 0:
             return super().log_prob_pairs(value)
         scale = jnp.broadcast_to(self.scale, self.loc.shape)
@@ -69,9 +69,9 @@ def squared_distances(
 ) -> Float[Array, "N C"]:
     """sum_j [(value_nj - loc_cj) r_cj]² for each pair (n, c).
 
-    Sums over differences, here and in the derivatives, so that nothing cancels: products of
-    matrices would lose a small scale beside a wide spread. One component j after the other, so that
-    no array of size N x C x d is kept.
+    The value and its derivatives are sums over differences, so that nothing cancels: an expanded
+    square, by matrix products, loses a small scale beside a wide spread. Components j are added one
+    after the other, so that no array of size N x C x d is stored.
     """
 
     def add(total: Array, of_j: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -149,7 +149,7 @@ class MultivariateNormal(Distribution):
         return jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
 
     def standardized(self, value: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """L⁻¹ (x - loc), by substitution: the inverse of an ill-conditioned L has lost digits."""
+        """L⁻¹ (x - loc), by substitution: an inverse loses digits if L is ill-conditioned."""
         difference = value - self.loc
         batch = self.scale_tril.shape[:-2]
         draws = difference.reshape(-1, *batch, difference.shape[-1])
@@ -171,7 +171,7 @@ class MultivariateNormal(Distribution):
     def sample_and_log_prob(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "..."]]:
-        """By the draws' own eps, also where float32 cannot invert L."""
+        """Evaluated from the draws' own eps, so accurate even if float32 cannot invert L."""
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         exact = lax.Precision.HIGHEST
         shift = jnp.einsum("...ij,...j->...i", self.scale_tril, eps, precision=exact)
@@ -183,7 +183,7 @@ class MultivariateNormal(Distribution):
 
 @register_kl(MultivariateNormal, Normal)
 def _kl_multivariate_normal(q: MultivariateNormal, p: Normal) -> Float[Array, "..."]:
-    # The cross terms of q's covariance meet zeros in the precision of p.
+    # The precision of p is diagonal, so only the diagonal of q's covariance enters.
     scale = jnp.broadcast_to(p.scale, p.loc.shape)
     ratio = q.scale_tril / scale[..., None]
     square = (ratio**2).sum((-2, -1)) + (((q.loc - p.loc) / scale) ** 2).sum(-1)
