@@ -168,7 +168,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
         dataclasses.replace(complete, model=model().clone(image_shape=()))
     data = tiny.data("grey").with_missing({"train": masks(90)})
     for likelihood in (vj.MixtureOfLogistics(2), vj.CategoricalPixels()):
-        with pytest.raises(VaeJaxError, match=r"have no density each, .* DiscretizedLogistic"):
+        with pytest.raises(VaeJaxError, match=r"no density for each component, .* Discretized"):
             dataclasses.replace(complete, data=data, model=model(likelihood))
     with pytest.raises(VaeJaxError, match=r"compares whole images, .*missing pixels: take an"):
         check_pictures(model(), vj.Perceptual(vj.ELBO()))

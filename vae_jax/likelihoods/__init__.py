@@ -1,6 +1,6 @@
 """p(x|z), from the features of a decoder; see `vae_jax.interfaces.Likelihood`.
 
-Each likelihood is in a file with the density that only it uses.
+Each file holds a likelihood and the density that it alone uses.
 """
 
 from vae_jax.likelihoods.autoregressive import AutoregressivePixels

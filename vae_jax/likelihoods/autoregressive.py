@@ -25,13 +25,13 @@ from vae_jax.networks.transformer import Cache, Transformer, check_heads
 class AutoregressivePixelsDistribution(Distribution):
     """ln p(x) = sum_t ln p(x_t | x_1, ..., x_t-1), t in raster order, by a causal transformer.
 
-    Its input at a position is the pixel before, which is zero at the first position, and the
-    decoder's features of the position.
+    The transformer's input at a position is the previous pixel (zero at the first position) and the
+    decoder's features for this position.
 
     Attributes:
-        features: the features of the decoder at T positions, or at one where all share them.
+        features: the decoder's features at T positions, or at one that all positions share.
         variables: the variables of the network and of the pixel's likelihood.
-        network: a transformer, from these inputs to the features of each pixel.
+        network: the transformer, from these inputs to the features of each pixel.
         pixel: the likelihood of a pixel given its features.
         image_shape: (H, W, C) with H W = T.
     """
@@ -54,13 +54,13 @@ class AutoregressivePixelsDistribution(Distribution):
 
     @property
     def mean(self) -> Float[Array, "*batch H W C"]:
-        """Each pixel's mean, given the means before it as if they were pixels; not the mean."""
+        """Each pixel's mean given the means before it in place of pixels; not the mean of x."""
         return self._in_turn(self.batch_shape, lambda px, position: px.mean)
 
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws H W C"]:
-        """Pixel by pixel, with the keys and values of those before kept; not reparameterized."""
+        """Pixel by pixel, caching the attention of earlier ones; not reparameterized."""
         keys = random.draw_keys(key, sample_shape, self.batch_shape).reshape(-1)
 
         def choose(px: Distribution, position: Array) -> Array:
@@ -116,7 +116,7 @@ class AutoregressivePixelsDistribution(Distribution):
 
         Args:
             batch: the shape of the batch of images.
-            choose: the choice, from the distribution of a pixel and its position.
+            choose: the function that makes a pixel from its distribution and its position.
         """
         features = self._features(batch)
         number, channels = len(features), self.image_shape[-1]
@@ -139,17 +139,17 @@ class AutoregressivePixelsDistribution(Distribution):
 class AutoregressivePixels(Likelihood):
     """p(x|z) = prod_t p(x_t | x_1, ..., x_t-1, z), over pixels in raster order.
 
-    PixelVAE (Gulrajani et al. 2017) with a transformer in place of its PixelCNN. The decoder, any
-    network, gives the transformer features of z, and a likelihood of independent pixels makes
-    p(x_t | ...) of the transformer's features. A draw takes as many steps as an image has pixels.
-    The mean has no closed form: pictures are draws. Such a strong p(x|z) can do without z: where
-    the KL goes to zero, take a smaller network, or the objective `FreeBits`.
+    PixelVAE (Gulrajani et al. 2017) with a transformer instead of a PixelCNN. The decoder, which
+    may be any network, gives the transformer features of z, and a likelihood of independent pixels
+    turns the transformer's features into p(x_t | x_1, ..., x_t-1, z). A draw takes as many steps as
+    an image has pixels. The mean has no closed form, so pictures are draws. A p(x|z) as flexible as
+    this can ignore z: if the KL goes to zero, take a smaller network or the objective `FreeBits`.
 
     Attributes:
         pixel: the likelihood of a pixel given its features, such as `Bernoulli` or
-            `MixtureOfLogistics`; support and measure are those of the pixel.
+            `MixtureOfLogistics`; its support and measure are also those of the image.
         width: the width of the transformer.
-        num_layers: the number of its blocks.
+        num_layers: the number of transformer blocks.
         num_heads: the number of attention heads of each block.
     """
 

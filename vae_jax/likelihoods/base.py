@@ -12,7 +12,7 @@ Levels = Literal[256, 32]
 
 
 class _Supports:
-    """The images whose levels are those of the likelihood; of the class, of its default."""
+    """The support with the likelihood's number of levels; on the class, with the default number."""
 
     def __get__(self, part: "OfLevels | None", owner: type["OfLevels"]) -> frozenset[Support]:
         levels = owner.levels if part is None else part.levels
@@ -23,7 +23,7 @@ class OfLevels(Likelihood, kw_only=True):
     """A mass on the levels k/(levels - 1) of pixels, k = 0, ..., levels - 1.
 
     Attributes:
-        levels: their number, 256; or 32 of data whose protocol is `five_bits`.
+        levels: the number of levels: 256, or 32 for data whose protocol is `five_bits`.
     """
 
     levels: Levels = 256

@@ -38,7 +38,7 @@ class BernoulliDistribution(Elementwise):
 def _kl_bernoulli_bernoulli(
     q: BernoulliDistribution, p: BernoulliDistribution
 ) -> Float[Array, "..."]:
-    # Of the rarer value under q, so that large logits do not cancel.
+    # In terms of the value that is rarer under q, so that large logits do not cancel.
     sign = jnp.where(q.loc > 0, -1.0, 1.0)
     of_q, of_p = sign * q.loc, sign * p.loc
     kl = jax.nn.sigmoid(of_q) * (of_q - of_p) - softplus(of_q) + softplus(of_p)

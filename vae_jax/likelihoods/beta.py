@@ -16,16 +16,16 @@ from vae_jax import random
 from vae_jax.distributions import Elementwise, Shape, on_unit
 from vae_jax.interfaces import Likelihood
 
-# A standard deviation of less than one of 256 levels.
+# At e^10 the standard deviation is less than one grey level of 256.
 MAX_LOG_CONCENTRATION = 10.0
-# The least value that dequantized data take; the greatest is one less this.
+# The smallest value of dequantized data; the largest is one minus this.
 NEAREST_TO_EDGE = 2.0**-24
-# Below it a mode is at the edge; its logarithm is finite.
+# It replaces smaller modes, so that the logarithm of a mode is finite.
 SMALLEST_MODE = 1e-30
 
 
 def _log_factorial_beyond(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """ln t! - (t ln t - t) for t >= 0: by Stirling's series where these are large."""
+    """ln t! - (t ln t - t) for t >= 0; by Stirling's series at a large t, where the two cancel."""
     far = t > 8
     large, small = jnp.where(far, t, 8.0), jnp.clip(t, jnp.finfo(t.dtype).tiny, 8.0)
     square = large**-2
@@ -35,7 +35,7 @@ def _log_factorial_beyond(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _divergence(m: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """m ln(m / x) - m + x >= 0, whose terms cancel where m is near x."""
+    """m ln(m / x) - m + x >= 0, accurate also for m near x, where the terms cancel."""
     shift = (m - x) / x
     near = jnp.abs(shift) < 0.5
     log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, shift, 0)), jnp.log(m) - jnp.log(x))
@@ -71,17 +71,17 @@ class BetaDistribution(Elementwise):
         return self.alpha / (2 + self.concentration)
 
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
-        """By JAX's reparameterized sampler, with a key for each component."""
+        """Drawn by JAX's reparameterized sampler, with a key for each component."""
         shape = sample_shape + self.loc.shape
         keys = random.draw_keys(key, sample_shape, self.loc.shape).ravel()
         alpha, beta = (jnp.broadcast_to(p, shape).ravel() for p in (self.alpha, self.beta))
         return jax.vmap(jax.random.beta)(keys, alpha, beta).reshape(shape)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """k m ln x + k (1 - m) ln(1 - x) - ln B; at 0 and 1 the value of the nearest datum.
+        """k m ln x + k (1 - m) ln(1 - x) - ln B; x is clipped to the range of dequantized data.
 
-        At large k these are many thousands and nearly cancel. So it is -k times the divergence of
-        (x, 1 - x) from (m, 1 - m), plus what is left of the logarithms of factorials.
+        At large k these terms are many thousands and nearly cancel, so the sum is computed as -k
+        times the divergence of (x, 1 - x) from (m, 1 - m), plus the rest of the log-factorials.
         """
         x = jnp.clip(value, NEAREST_TO_EDGE, 1 - NEAREST_TO_EDGE)
         k = self.concentration

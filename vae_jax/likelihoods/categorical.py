@@ -1,4 +1,4 @@
-"""A free probability for each of the levels of a pixel."""
+"""Categorical pixels: a free probability for each level."""
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,7 @@ class CategoricalPixelsDistribution(Distribution):
         return (self.logits + gumbel).argmax(-1) / (self.levels - 1)
 
     def log_prob(self, value: Float[Array, "*draws H W C"]) -> Float[Array, "..."]:
-        """The sum of the logarithms of the nearest levels' probabilities; -inf beyond [0, 1]."""
+        """The summed log-probabilities of the levels nearest to the values; -inf beyond [0, 1]."""
         level, levels = jnp.round(value * (self.levels - 1))[..., None], jnp.arange(self.levels)
         chosen = jnp.where(level == levels, jax.nn.log_softmax(self.logits), 0.0).sum(-1)
         return on_unit(value, chosen).sum((-3, -2, -1))
@@ -59,8 +59,8 @@ class CategoricalPixelsDistribution(Distribution):
 class CategoricalPixels(OfLevels):
     """p(x|z) = prod softmax(logits_i)_{x_i}: free probabilities (van den Oord et al. 2016).
 
-    It can take any form and does not know the order of the levels; it needs an output for each
-    level of each pixel and channel.
+    The distribution of a pixel can take any form and ignores the order of the levels; the decoder
+    needs an output for each level of each pixel and channel.
 
     Attributes:
         kernel_init: the initializer of the affine map to logits.

@@ -20,21 +20,21 @@ from vae_jax.interfaces import Likelihood
 
 @struct.dataclass
 class HyperbolicDistribution(Elementwise):
-    """The symmetric hyperbolic distribution, exp(-sqrt(e² + (x - loc)²) / s) up to its constant.
+    """The symmetric hyperbolic distribution, p(x) ∝ exp(-sqrt(eps² + (x - loc)²) / s).
 
     Attributes:
-        scale: s, in whose units the tails fall.
-        epsilon: e, within which the logarithm is a parabola.
+        scale: the scale s of the exponential tails.
+        epsilon: the distance eps from `loc` within which the log-density is nearly a parabola.
     """
 
     scale: float = struct.field(pytree_node=False, kw_only=True)
     epsilon: float = struct.field(pytree_node=False, kw_only=True)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """-(sqrt(e² + r²) - e) / s - ln(2 e e^(e/s) K_1(e / s)), r = x - loc.
+        """-(sqrt(eps² + r²) - eps) / s - ln[2 eps exp(eps / s) K_1(eps / s)], r = x - loc.
 
-        The difference of the root and e is written so that it does not cancel, and the integral is
-        2 e K_1(e / s), K_1 the modified Bessel function.
+        The normalizer is 2 eps K_1(eps / s), with K_1 the modified Bessel function; the difference
+        of the root and eps is written so that it does not cancel.
         """
         from scipy import special  # which takes a while to import
 
@@ -44,30 +44,30 @@ class HyperbolicDistribution(Elementwise):
         return -distortion / self.scale - np.log(integral)
 
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
-        """loc + the quantile of a uniform number, between the quadrature's points."""
+        """loc plus the quantile of a uniform number, interpolated between quadrature points."""
         points, cdf = self._quantiles()
         u = random.draw(jax.random.uniform, key, sample_shape, self.loc.shape)
         return self.loc + jnp.interp(u, cdf, points)
 
     def _quantiles(self) -> tuple[np.ndarray, np.ndarray]:
-        """Points r = e sinh(y), equally spaced in y, and the distribution function at them."""
-        # There the density has fallen by e^-40: r²/(sqrt(e² + r²) + e) = 40 s.
+        """Points r = eps sinh(y), equally spaced in y, and the distribution function at them."""
+        # At the last point the density has fallen to e^-40: r² / (sqrt(eps² + r²) + eps) = 40 s.
         ratio = 40 * self.scale / self.epsilon
         farthest = np.arcsinh(np.sqrt(ratio**2 + 2 * ratio))
         y = np.linspace(-farthest, farthest, 8193)
         r = self.epsilon * np.sinh(y)
         excess = r**2 / (np.hypot(self.epsilon, r) + self.epsilon)
         density = np.exp(-excess / self.scale) * np.cosh(y)
-        cdf = np.cumsum(density) - 0.5 * density  # the trapezoidal rule, for both ends are zero
+        cdf = np.cumsum(density) - 0.5 * density  # the trapezoidal rule, as both ends are zero
         return r, cdf / density.sum()
 
 
 class Charbonnier(Likelihood):
-    """p(x|z) ∝ prod exp(-sqrt(e² + (x_i - m_i)²) / s): far from m_i as L1, near it as L2.
+    """p(x|z) ∝ prod exp(-sqrt(eps² + (x_i - m_i)²) / s): like L1 far from m_i, like L2 near it.
 
     Attributes:
-        scale: s, in units of the data; -ln p(x|z) is the distortion divided by it, plus a constant.
-        epsilon: e, in units of the data, where the one changes into the other.
+        scale: s, in units of the data; -ln p(x|z) is the distortion divided by s, plus a constant.
+        epsilon: eps, in units of the data, the error at which L2 changes into L1.
         squash: the map from the affine output to m; the sigmoid keeps it within [0, 1].
         kernel_init: the initializer of the affine map.
 

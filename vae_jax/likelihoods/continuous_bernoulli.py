@@ -15,10 +15,10 @@ from vae_jax.interfaces import Likelihood
 
 
 def log_integral(logit: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """ln of the integral of e^(l x) over [0, 1], ln[(e^l - 1) / l]; its derivatives are finite.
+    """ln of the integral of e^(l x) over [0, 1], ln[(e^l - 1) / l], with finite derivatives.
 
-    Near l = 0, where numerator and denominator vanish, it is l/2 plus the series of ln[sinh(h) / h]
-    at h = l/2. Where the two branches meet they agree to float32's precision.
+    Near l = 0, where numerator and denominator vanish, it is computed as l/2 plus the series of
+    ln[sinh(h) / h] at h = l/2. The two branches agree to float32 precision where they meet.
     """
     magnitude = jnp.abs(logit)
     far = magnitude > 1
@@ -53,7 +53,7 @@ class ContinuousBernoulliDistribution(Elementwise):
         return jnp.where(self.loc > 0, 1 - x, x)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """l x - ln[(e^l - 1) / l]; for l > 0 as that of 1 - x at -l, where l does not cancel."""
+        """l x - ln[(e^l - 1) / l]; for l > 0 as the density of 1 - x at -l, to avoid cancellation."""
         positive = self.loc > 0
         logit = jnp.where(positive, -self.loc, self.loc)
         log_prob = logit * jnp.where(positive, 1 - value, value) - log_integral(logit)
@@ -63,8 +63,8 @@ class ContinuousBernoulliDistribution(Elementwise):
 class ContinuousBernoulli(Likelihood):
     """p(x|z) = prod CB(x_i; logit_i), for grey levels (Loaiza-Ganem & Cunningham 2019).
 
-    It is the density that a Bernoulli on grey images stands for; the normalizer, by which they
-    differ, depends on the logits.
+    A Bernoulli likelihood of grey levels is this density without its normalizer, which depends on
+    the logits and so cannot be left out.
 
     Attributes:
         kernel_init: the initializer of the affine map to logits.

@@ -24,7 +24,7 @@ class Gaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, scale²), one scale for all pixels.
 
     With the fixed scale 0.5**0.5 this is least squares: -ln p(x|z) is the squared error plus a
-    constant. Another scale weighs the squared error, against the KL, by 1 / (2 scale²).
+    constant. In general the squared error has the weight 1 / (2 scale²) beside the KL.
 
     Attributes:
         scale: the fixed standard deviation in units of the data; None learns it as one parameter,
@@ -51,12 +51,12 @@ class Gaussian(Likelihood):
 
 
 class OptimalGaussian(Likelihood):
-    """p(x|z) = prod N(x_i; m_i, s²) with the s that fits best: sigma-VAE (Rybkin et al. 2021).
+    """p(x|z) = prod N(x_i; m_i, s²) with the best-fitting s: sigma-VAE (Rybkin et al. 2021).
 
     In training s² is the mean squared error over all images, samples and pixels of the batch on
     all devices, which maximizes their log-likelihood. It enters the loss as a constant, since the
-    derivative with respect to s is zero there. Elsewhere the scale is a running mean of s², in the
-    collection `running`, so that evaluation is of a density that does not depend on the images.
+    derivative with respect to s is zero at this maximum. In evaluation the variance is a running
+    mean of s², in the collection `running`, so that the density does not depend on the images.
 
     Attributes:
         min_scale: the lower limit of s in units of the data.
@@ -72,7 +72,7 @@ class OptimalGaussian(Likelihood):
 
     @nn.compact
     def __call__(self, features: Float[Array, "N ..."], image_shape: Shape) -> Normal:
-        """p(x|z) with the remembered scale, batch `[N]` and event `[H, W, C]`."""
+        """p(x|z) with the running variance, batch `[N]` and event `[H, W, C]`."""
         loc = self.squash(self.per_pixel(features, image_shape, "loc", self.kernel_init))
         variance = self.variable("running", "variance", jnp.ones, ())
         return self._of_variance(loc, variance.value)
@@ -80,7 +80,7 @@ class OptimalGaussian(Likelihood):
     def observe(
         self, px: Distribution, x: Float[Array, "B H W C"], remember: bool = True
     ) -> Distribution:
-        """In training, p(x|z) with the scale that fits the images of the whole batch best.
+        """In training, p(x|z) with the scale that best fits the images of the whole batch.
 
         Args:
             px: the distribution that `__call__` made, batch `[K, B]`.
@@ -102,10 +102,10 @@ class OptimalGaussian(Likelihood):
 
 
 class HeteroscedasticGaussian(Likelihood):
-    """p(x|z) = prod N(x_i; m_i, s_i²), means and scales from the decoder.
+    """p(x|z) = prod N(x_i; m_i, s_i²), with means and scales from the decoder.
 
-    The decoder of Kingma & Welling (2013, appendix C.2) for Frey Faces. Where it predicts a pixel
-    exactly, only `min_scale` bounds the density.
+    The decoder of Kingma & Welling (2013, appendix C.2) for Frey Faces. If it predicts a pixel
+    exactly, only `min_scale` keeps the density bounded.
 
     Attributes:
         min_scale: the lower limit of s_i in units of the data.

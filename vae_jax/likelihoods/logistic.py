@@ -21,10 +21,10 @@ def log_bin_mass(
 ) -> Float[Array, "..."]:
     """The log-mass of a logistic in the bin of each value k/(levels - 1), exact in the tails.
 
-    A bin reaches half a step to either side of its value, the first and the last to infinity. With
-    w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), the logarithms of
-    which do not cancel. Values outside [0, 1] have no mass. The arguments are broadcast against
-    each other.
+    A bin reaches half a step to either side of its value; the first and the last reach to infinity.
+    With w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), and the
+    logarithms of these factors do not cancel. Values outside [0, 1] have no mass. The arguments are
+    broadcast against each other.
     """
     centred, last = value - loc, levels - 1
     upper = (centred + 0.5 / last) / scale
@@ -43,7 +43,7 @@ def nearest_level(value: Float[Array, "*shape"], levels: int) -> Float[Array, "*
 
 
 def bin_scale(log_scale: Float[Array, "*shape"], initial_scale: float) -> Float[Array, "*shape"]:
-    """The scale of a logistic from an affine output; `initial_scale` at output 0."""
+    """The scale of a logistic from an affine output; an output of 0 gives `initial_scale`."""
     # At 1e-4 of the range, a 40th of a step of 256 levels, one bin already holds all the mass.
     return jnp.maximum(initial_scale * jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE)), 1e-4)
 
@@ -66,11 +66,11 @@ class DiscretizedLogisticDistribution(Elementwise):
 
     @property
     def mean(self) -> Float[Array, "..."]:
-        """The location of the logistic, clipped to [0, 1]: the median, within a level."""
+        """The location, clipped to [0, 1]: the median, to within one level; not the mean."""
         return jnp.clip(self.loc, 0.0, 1.0)
 
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
-        """Draws of the logistic, rounded to the nearest level; not reparameterized."""
+        """Draws from the logistic, rounded to the nearest level; not reparameterized."""
         noise = random.draw(jax.random.logistic, key, sample_shape, self.loc.shape)
         return nearest_level(self.loc + self.scale * noise, self.levels)
 
@@ -85,7 +85,7 @@ class DiscretizedLogistic(OfLevels):
     Attributes:
         levels: the number of levels, 256 or 32.
         kernel_init: the initializer of the affine maps to the location and to the log-scale.
-        initial_scale: the scale at log-scale output 0, in units of [0, 1].
+        initial_scale: the scale where the affine map gives 0, in units of [0, 1].
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()

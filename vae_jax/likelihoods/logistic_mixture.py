@@ -83,7 +83,7 @@ class MixtureOfLogisticsDistribution(Distribution):
 
     @property
     def mean(self) -> Float[Array, "*batch H W C"]:
-        """The medians of the components, channel by channel, averaged by weight; not the mean."""
+        """The weighted mean of the components' medians, channel by channel; not the mean."""
         medians = settled(self.loc, self.coefficients, lambda value: jnp.clip(value, 0.0, 1.0))
         return (jnp.exp(self.log_weights)[..., None] * medians).sum(-2)
 
@@ -100,8 +100,8 @@ class MixtureOfLogisticsDistribution(Distribution):
             each = jnp.broadcast_to(parameter, sample_shape + parameter.shape)
             return jnp.take_along_axis(each, index, axis).squeeze(axis)
 
-        # By index: as a sum over one-hot components, jaxlib 0.10 on CPUs mixes up the channels of
-        # thousands of pixels.
+        # By index: written as a sum over one-hot components, jaxlib 0.10 mixes up channels on CPUs
+        # once there are thousands of pixels.
         loc, scale = chosen(self.loc, -2), chosen(self.scale, -2)
         coefficients = chosen(self.coefficients, -3)
         shape = self.batch_shape + self.event_shape
@@ -126,7 +126,7 @@ class MixtureOfLogistics(OfLevels):
     Attributes:
         num_components: the number of components M.
         kernel_init: the initializer of the affine maps.
-        initial_scale: the scale at log-scale output 0, in units of [0, 1].
+        initial_scale: the scale where the affine map gives 0, in units of [0, 1].
         levels: the number of levels, 256 or 32.
     """
 
@@ -145,7 +145,7 @@ class MixtureOfLogistics(OfLevels):
         def affine(name: str, *own: int) -> Array:
             return self.per_pixel(features, (*pixels, number, *own), name, self.kernel_init)
 
-        # Spread over the range: the components would else start as copies of one another.
+        # Spread over the range: otherwise the components would start as copies of one another.
         centres = (jnp.arange(number)[:, None] + 0.5) / number
         loc = centres + affine("loc", channels)
         coefficients = jnp.zeros((*loc.shape, channels))

@@ -13,12 +13,12 @@ from vae_jax.distributions import Distribution, Elementwise, Shape, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Likelihood, Measure, Support
 
-ANY_PIXEL = 0.5  # stands for a missing one, whose density does not count
+ANY_PIXEL = 0.5  # put in place of a missing pixel, whose density does not count
 
 
 @struct.dataclass
 class SeenPixelsDistribution(Distribution):
-    """p(x_s|z) of images whose last channel says which pixels are seen: 1, or 0 where missing.
+    """p(x_s|z) of images whose last channel is 1 where a pixel is seen and 0 where it is missing.
 
     Attributes:
         base: the distribution of complete images, without that channel.
@@ -35,7 +35,7 @@ class SeenPixelsDistribution(Distribution):
 
     @property
     def exact_mean(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether that of the base is exact."""
+        """Whether the mean of the base is exact."""
         return self.base.exact_mean
 
     @property
@@ -50,7 +50,7 @@ class SeenPixelsDistribution(Distribution):
         return _complete(self.base.sample(key, sample_shape))
 
     def log_prob(self, value: Num[Array, "*draws H W c"]) -> Float[Array, "..."]:
-        """sum ln p(x_i|z) over the components of the seen pixels, whatever the others hold."""
+        """sum ln p(x_i|z) over the components of the seen pixels; the others are ignored."""
         seen = value[..., -1:] > 0.5
         x = jnp.where(seen, value[..., :-1], ANY_PIXEL)
         return sum_event(jnp.where(seen, self.base.component_log_prob(x), 0.0), 3)
@@ -61,16 +61,16 @@ def _complete(x: Float[Array, "*draws H W C"]) -> Float[Array, "*draws H W c"]:
 
 
 class SeenPixels(Likelihood):
-    """p(x_s|z), for data with missing pixels: where pixels are missing, they are integrated out.
+    """p(x_s|z) for data with missing pixels, which are integrated out.
 
     `Data.with_missing` makes such data: their last channel says which pixels are seen, and the
-    encoder is given it. With `IWAE(k)` for an objective this is MIWAE, whose bound on ln p(x_s) is
-    valid where pixels are missing at random. Pictures of the model are complete; their last channel
-    is one.
+    encoder is given it too. With the objective `IWAE(k)` this is MIWAE, whose bound on ln p(x_s) is
+    valid if pixels are missing at random. Pictures drawn from the model are complete: their last
+    channel is one.
 
     Attributes:
-        likelihood: p(x|z) of complete images, all components independent; support and measure are
-            its own.
+        likelihood: p(x|z) of complete images, with independent components; it determines support
+            and measure.
 
     References:
         Mattei & Frellsen (2019), "MIWAE: deep generative modelling and imputation of incomplete
@@ -114,8 +114,8 @@ class SeenPixels(Likelihood):
         base = self.likelihood(features, (height, width, channels - 1))
         if not isinstance(base, Elementwise):
             raise VaeJaxError(
-                f"Components of {type(self.likelihood).__name__} have no density each, so that "
-                "those of seen pixels could be summed: take another likelihood, such as "
-                "DiscretizedLogistic."
+                f"{type(self.likelihood).__name__} has no density for each component, which "
+                "SeenPixels needs to sum over the seen pixels alone: take another likelihood, "
+                "such as DiscretizedLogistic."
             )
         return SeenPixelsDistribution(base)
