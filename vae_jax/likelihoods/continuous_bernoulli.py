@@ -53,7 +53,7 @@ class ContinuousBernoulliDistribution(Elementwise):
         return jnp.where(self.loc > 0, 1 - x, x)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """l x - ln[(e^l - 1) / l]; for l > 0 as the density of 1 - x at -l, to avoid cancellation."""
+        """l x - ln[(e^l - 1) / l]; for l > 0 as the density of 1 - x at -l: nothing cancels."""
         positive = self.loc > 0
         logit = jnp.where(positive, -self.loc, self.loc)
         log_prob = logit * jnp.where(positive, 1 - value, value) - log_integral(logit)
