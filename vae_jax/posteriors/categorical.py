@@ -24,9 +24,9 @@ def _logits(
 
 
 class Categorical(Posterior):
-    """q(z|x) of n independent categorical variables, one-hot, with affine logits.
+    """q(z|x) of n independent one-hot categorical variables with affine logits.
 
-    The gradient of samples is that of their relaxation, passed straight through.
+    Samples have the gradient of their relaxation, passed straight through.
 
     Attributes:
         num: the number of variables n.
@@ -56,8 +56,8 @@ class Categorical(Posterior):
 class GumbelSoftmax(Posterior):
     """q(z|x) of n independent Concrete variables, relaxed one-hot vectors, with affine logits.
 
-    z are the logarithms of probability vectors, of which networks see the exponential. It is a
-    density on the simplex, as the prior `UniformConcrete` is, so the bound is a bound.
+    z holds the logarithms of probability vectors; networks see their exponentials. Both q(z|x) and
+    the prior `UniformConcrete` are densities on the simplex, so the ELBO is a valid bound.
 
     Attributes:
         num: the number of variables n.

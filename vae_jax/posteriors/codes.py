@@ -1,7 +1,7 @@
 """Quantized posteriors: from features to maps of codes.
 
-Features `[N, h, w, F]` have a code vector at each position; vectors `[N, F]` are maps of one
-position.
+Features `[N, h, w, F]` give a code vector at each position; vectors `[N, F]` are taken as maps with
+a single position.
 """
 
 import math
@@ -33,14 +33,14 @@ def _as_map(features: Float[Array, "N ..."]) -> Float[Array, "N h w F"]:
 
 
 class Vectors(nn.Module):
-    """The vectors of one level, and how they follow the inputs assigned to them.
+    """The code vectors of one level, updated from the inputs assigned to them.
 
     Attributes:
         num_codes: the number of codes C.
         dim: the number of components d of a vector.
         decay: the decay of the running averages; None leaves the vectors to the optimizer.
-        restart_below: the number of uses per batch, in the running average, below which a code is
-            dead, in units of the fair share, the positions of a batch / C.
+        restart_below: the running average of uses per batch below which a code is dead, as a
+            fraction of the fair share, (the number of positions in a batch) / C.
     """
 
     num_codes: int
@@ -49,7 +49,7 @@ class Vectors(nn.Module):
     restart_below: float
 
     def setup(self):
-        """The vectors at the start of the step, `[C, d]`: an update shows in the next one."""
+        """The vectors `[C, d]` at the start of the step; an update takes effect in the next one."""
         shape, init = (self.num_codes, self.dim), nn.initializers.normal(1.0)
         if self.decay is None:
             self.vectors = self.param("vectors", init, shape)
@@ -66,13 +66,13 @@ class Vectors(nn.Module):
     def update(self, x: Float[Array, "*batch d"], indices: Int[Array, "*batch"], decay: float):
         """One step of the averages (van den Oord et al. 2017, appendix A.1), then restarts.
 
-        A dead code moves to an input of the whole batch, the same on every device, as if it had had
-        its fair share of uses there. No two move to one position; the positions are spread over the
-        batch by the golden ratio, and dead codes beyond their number wait.
+        A dead code moves to an input from the whole batch, the same one on every device, and gets
+        the fair share as its count. No two codes move to the same input: the inputs are spread over
+        the batch by the golden ratio, and if there are more dead codes than inputs, the rest wait.
 
         Args:
             x: the inputs of this device.
-            indices: the vectors to which they are assigned.
+            indices: the indices of the vectors to which they are assigned.
             decay: the decay of the running averages.
         """
         x, indices = gather_batch(x).reshape(-1, self.dim), gather_batch(indices).reshape(-1)
@@ -92,7 +92,7 @@ class Vectors(nn.Module):
     def assign(self, x: Float[Array, "*batch d"]) -> Int[Array, "*batch"]:
         """The indices of the vectors nearest to the inputs.
 
-        In training, which is when the collection "codebook" is mutable, the vectors follow.
+        In training, when the collection "codebook" is mutable, the running averages are updated.
         """
         x = lax.stop_gradient(x)
         indices = nearest(x, self.vectors)
@@ -103,10 +103,10 @@ class Vectors(nn.Module):
 
 
 def _quantize(encoded: Float[Array, "N h w d"], levels: Sequence[Vectors]) -> Quantized:
-    """Quantizes level by level: each is given the residual of the levels before.
+    """Quantizes level by level; each level quantizes the residual of the levels before.
 
-    The penalties draw the encoder's output and every partial sum to each other (van den Oord et
-    al. 2017, equation 3; for several levels, Lee et al. 2022).
+    The penalties pull the encoder's output and every partial sum towards each other (van den Oord
+    et al. 2017, equation 3; for several levels, Lee et al. 2022).
     """
     residual, indices = encoded, []
     for level in levels:
@@ -127,12 +127,12 @@ class VectorQuantized(Posterior):
     Attributes:
         num_codes: the number of codes C.
         dim: the number of components d of the vectors and of the affine map before them.
-        decay: the decay with which the vectors, in the collection "codebook", are running averages
-            of the inputs assigned to them (appendix A.1); None learns them by gradient, from the
-            penalty "codebook".
-        restart_below: the number of uses per batch, in the running average, below which a code
-            moves to one of the batch's inputs, in units of the fair share, the positions of a batch
-            / C; 0 leaves dead codes alone.
+        decay: the decay of the running averages that make up the vectors, in the collection
+            "codebook", from the inputs assigned to them (appendix A.1); None learns the vectors by
+            gradient, through the penalty "codebook".
+        restart_below: the running average of uses per batch below which a code moves to one of the
+            batch's inputs, as a fraction of the fair share, (the number of positions in a batch) /
+            C; 0 leaves dead codes alone.
         kernel_init: the initializer of the affine map.
     """
 
@@ -161,18 +161,18 @@ class VectorQuantized(Posterior):
 
 
 class ResidualVectorQuantized(Posterior):
-    """Codebooks in a row, each for the residual of those before (Zeghidour et al. 2021).
+    """A sequence of codebooks, each for the residual of those before (Zeghidour et al. 2021).
 
-    z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder is given
-    only the last.
+    z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder gets only
+    the last one.
 
     Attributes:
         num_codes: the number of codes C of each level.
         dim: the number of components d of the vectors and of the affine map before them.
         depth: the number of levels.
         decay: the decay of the running averages of each level, as in `VectorQuantized`.
-        restart_below: the part of its fair share of uses below which a code of a level is dead, as
-            in `VectorQuantized`.
+        restart_below: the fraction of its fair share of uses below which a code is dead, as in
+            `VectorQuantized`.
         kernel_init: the initializer of the affine map.
     """
 
@@ -246,9 +246,9 @@ class FiniteScalarQuantized(Posterior):
         """q(z|x), batch `[N]` and event `[h, w, len(levels)]`."""
         dense = nn.Dense(len(self.levels), kernel_init=self.kernel_init, name="encoded")
         h = dense(_as_map(features))
-        # Appendix A.1 of the paper, whose tan is a slip for artanh, as its author has confirmed: an
-        # even number of levels is bounded half a level lower, and h = 0 stays 0. Two levels are the
-        # signs of h instead, since no input would be far enough from 0.
+        # Appendix A.1 of the paper, whose tan is a slip for artanh, as its author has confirmed:
+        # the shift lowers the bounds by half a level if the number of levels is even, and keeps
+        # h = 0 at 0. No shift does so for two levels; they are the signs of h instead.
         counts = np.asarray(self.levels)
         half_length = (counts - 1) * (1 - 1e-3) / 2
         offset = np.where(counts % 2, 0.0, 0.5)
@@ -263,8 +263,8 @@ class LookupFree(Posterior):
 
     Its penalties are `commitment`, |h - z|², and `entropy`: the entropy of each position's soft
     assignment q(c) ∝ exp(-|h - c|²) over all 2^dim codes, less the entropy of the mean assignment
-    over the positions of the whole batch. It is low where assignments are certain and all codes
-    are in use.
+    over the positions of the whole batch. The second is low if assignments are certain and all
+    codes are in use.
 
     Attributes:
         dim: the number of signs in a code; C = 2^dim.

@@ -18,8 +18,8 @@ class Delta(Elementwise):
     """All mass at `loc`.
 
     It has no density. By convention `log_prob` is 0, the logarithm of the point's mass, so that
-    Terms can be made; importance weights and rates have no meaning then, and objectives that need
-    a density of q are refused.
+    `Terms` can be computed; importance weights and rates then have no meaning, and objectives that
+    need a density of q are refused.
     """
 
     @property
@@ -33,12 +33,12 @@ class Delta(Elementwise):
         return jnp.broadcast_to(self.loc, sample_shape + self.loc.shape)
 
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """Zeros: every value is taken for a draw."""
+        """Zeros; the value is assumed to be a draw."""
         return jnp.zeros_like(value)
 
 
 class Deterministic(Posterior):
-    """z = mu(h), affine: for objectives that need neither a density of q nor noise.
+    """z = mu(h), an affine map, for objectives that need neither a density of q nor noise.
 
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.

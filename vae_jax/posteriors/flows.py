@@ -1,6 +1,6 @@
 """Flow posteriors: a diagonal Gaussian, transformed by invertible maps.
 
-Each starts near that Gaussian; Householder's near a rotation of it.
+Each is close to that Gaussian at initialization, the Householder flow to a rotation of it.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ NORMAL = nn.initializers.normal(1.0)
 
 
 class PlanarFlow(Posterior):
-    """Planar flows, all parameters from the features (Rezende & Mohamed 2015).
+    """Planar flows with all parameters from the features (Rezende & Mohamed 2015).
 
     Attributes:
         dim: the number of latent dimensions d.
@@ -61,12 +61,13 @@ class PlanarFlow(Posterior):
 class HouseholderFlow(Posterior):
     """Reflections whose vectors come from the features (Tomczak & Welling 2016).
 
-    q(z|x) is thus Gaussian with a full covariance matrix, whose eigenvectors are learned apart from
-    its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here it is one of the features.
+    q(z|x) is thus a Gaussian with a full covariance matrix, whose eigenvectors are learned apart
+    from its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here all v_t are affine maps
+    of the features.
 
     Attributes:
         dim: the number of latent dimensions d.
-        num_flows: the number of reflections T; d of them reach every orthogonal matrix.
+        num_flows: the number of reflections T; d of them can form any orthogonal matrix.
     """
 
     dim: Dim
@@ -85,7 +86,7 @@ class HouseholderFlow(Posterior):
 
 
 class SylvesterFlow(Posterior):
-    """Orthogonal Sylvester flows, all parameters from the features (van den Berg et al. 2018).
+    """Orthogonal Sylvester flows with all parameters from the features (van den Berg et al. 2018).
 
     Attributes:
         dim: the number of latent dimensions d.
@@ -122,7 +123,7 @@ class SylvesterFlow(Posterior):
 
 
 class HouseholderSylvesterFlow(Posterior):
-    """Sylvester flows between reflections, Q their product (van den Berg et al. 2018, section 3.2).
+    """Sylvester flows whose Q is a product of reflections (van den Berg et al. 2018, section 3.2).
 
     The flows are as wide as the space, M = d, and all parameters come from the features.
 
@@ -190,8 +191,8 @@ def _sylvester(
 class InverseAutoregressiveFlow(Posterior):
     """Inverse autoregressive flows, with the features as context (Kingma et al. 2016, section 4).
 
-    A draw and its density take one evaluation of each network; the density of a given z takes d.
-    The order of the components is reversed from flow to flow. All examples share the networks.
+    A draw and its density take one evaluation of each network, the density of a given z takes d.
+    The order of the components is reversed between flows. All examples share the networks.
 
     Attributes:
         dim: the number of latent dimensions d, at least 2.

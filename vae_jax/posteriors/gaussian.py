@@ -17,13 +17,13 @@ from vae_jax.interfaces import Posterior, latent_shape
 class DiagonalGaussian(Posterior):
     """q(z|x) = N(mu(h), diag sigma(h)²) with affine mu and ln sigma (Kingma & Welling 2013, eq. 9).
 
-    In hierarchical models it is also p(z_l | z_{l+1}).
+    Hierarchical models also use it for p(z_l | z_{l+1}).
 
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c); see `affine` for the features that fit.
         kernel_init: the initializer of both affine maps.
-        log_scale_range: the limits to which ln sigma is clipped. Wider ones, beyond which there is
-            still a gradient, keep it finite in any case.
+        log_scale_range: the limits to which ln sigma is clipped, without a gradient outside. Before
+            that, it is always limited softly, with a gradient everywhere, to (-11, 8).
     """
 
     shape: LatentShape
@@ -61,8 +61,8 @@ class DiagonalGaussian(Posterior):
 class FullCovarianceGaussian(Posterior):
     """q(z|x) = N(mu(h), L(h) L(h)ᵀ) with affine mu and an affine Cholesky factor L.
 
-    The diagonal of L is the exponential of an affine map, which keeps it positive; the logarithm
-    has the same limits as that of `DiagonalGaussian`.
+    The diagonal of L is the exponential of an affine map, which keeps it positive; its logarithm is
+    limited softly, as ln sigma of `DiagonalGaussian` is.
 
     Attributes:
         dim: the number of latent dimensions d.

@@ -37,6 +37,6 @@ class VonMisesFisher(Posterior):
         h = features.reshape(features.shape[0], -1)
         loc = nn.Dense(self.dim, kernel_init=self.kernel_init, name="loc")(h)
         kappa = nn.Dense(1, kernel_init=self.kernel_init, name="kappa")(h)[:, 0]
-        # Zero biases make the zero vector of a black image, which has no direction: take e_1.
+        # With zero biases a black image gives the zero vector, which has no direction: take e_1.
         loc = direction(loc, jnp.eye(1, self.dim, dtype=loc.dtype)[0])
         return VonMisesFisherDistribution(loc, 1 + jax.nn.softplus(kappa))
