@@ -1,4 +1,4 @@
-"""Priors over codes: uniform, and of one code after another."""
+"""Priors over codes: uniform and autoregressive."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from vae_jax.priors.tokens import Autoregressive, TokenPrior, Tokens
 
 
 class UniformCodes(Prior):
-    """p(z) = C^-n: all codes have the same probability.
+    """p(z) = C^-n: all maps of codes are equally probable.
 
     Attributes:
         shape: the height and width (h, w) of the map of codes.
@@ -41,15 +41,15 @@ class UniformCodes(Prior):
 
 
 class CodePrior(TokenPrior):
-    """A prior that a transformer makes of codes.
+    """A transformer prior over codes.
 
     Attributes:
-        shape, width, num_layers, num_heads: as of `TokenPrior`.
-        num_classes, drop_labels, guidance: as of `TokenPrior`.
-        temperature: draws of a code are from p^(1/temperature), normalized; 0 takes the likeliest.
-        top_k: the number of likeliest codes from which one is drawn; None takes all.
-        top_p: the mass of the likeliest codes, the fewest that have it, from which one is drawn
-            (Holtzman et al. 2020); None takes all. Temperature and top_k come before.
+        shape, width, num_layers, num_heads: as in `TokenPrior`.
+        num_classes, drop_labels, guidance: as in `TokenPrior`.
+        temperature: a code is drawn from p^(1/temperature), normalized; 0 takes the likeliest.
+        top_k: the number of likeliest codes from which one is drawn; None keeps all.
+        top_p: the probability of the smallest set of likeliest codes from which one is drawn
+            (Holtzman et al. 2020); None keeps all. It applies after temperature and top_k.
     """
 
     top_k: Count | None = None
@@ -58,7 +58,7 @@ class CodePrior(TokenPrior):
     draws_by = frozenset({"guidance", "temperature", "top_k", "top_p"})
 
     def codes_of(self, model: Model) -> tuple[int, int]:
-        """The number of codes of a map, and the number from which each is."""
+        """The number n of codes in a map, and the number C of values of each."""
         posterior, positions = model.posterior, math.prod(latent_shape(self.shape))
         if posterior.space == "onehot":
             return positions, posterior.classes
@@ -78,14 +78,14 @@ class CodeTokens(Tokens):
         return self.network.features
 
     def guided(self, logits: Sequence[Float[Array, "*batch C"]]) -> Float[Array, "*batch C"]:
-        """ln p(z_i|y) up to a constant, moved away from that of no class, if any, by guidance."""
+        """ln p(z_i|y) up to a constant, pushed away from ln p(z_i) by guidance, if there is any."""
         of_class, *of_none = logits
         return of_class + sum(self.prior.guidance * (of_class - each) for each in of_none)
 
     def chosen(
         self, logits: Float[Array, "*batch C"], gumbel: Float[Array, "*batch C"]
     ) -> Float[Array, "*batch C"]:
-        """One-hot draws by Gumbel noise, those that temperature, top_k and top_p allow."""
+        """One-hot draws by Gumbel noise, as temperature, top_k and top_p allow."""
         prior = self.prior
         kept = likeliest(logits, prior.temperature, prior.top_k, prior.top_p)
         score = jnp.where(kept, logits + prior.temperature * gumbel, -jnp.inf)
@@ -95,13 +95,13 @@ class CodeTokens(Tokens):
 def likeliest(
     logits: Float[Array, "*batch C"], temperature: float, top_k: int | None, top_p: float | None
 ) -> Bool[Array, "*batch C"]:
-    """Which categories are among the likeliest: of equally likely ones, the first.
+    """Which categories are among the likeliest; ties go to the first.
 
     Args:
         logits: the logits of the categories.
-        temperature: that by which they are divided.
-        top_k: their number at most; None for all.
-        top_p: their mass: the fewest that have at least this share; None for all.
+        temperature: the divisor of the logits.
+        top_k: the largest number of categories; None keeps all.
+        top_p: the probability that the smallest such set has at least; None keeps all.
     """
     classes = logits.shape[-1]
     if top_k is None and top_p in (None, 1):
@@ -140,16 +140,16 @@ class AutoregressiveCategorical(CodeTokens, Autoregressive):  # pyright: ignore[
 
 
 class AutoregressiveCodes(CodePrior):
-    """p(z) of one code after another, row by row, by a transformer.
+    """An autoregressive p(z) over codes, row by row, by a transformer.
 
-    The prior of van den Oord et al. (2017, section 3.3), with a transformer in place of their
-    PixelCNN, and trained together with the model or as a second stage: codes pass no gradient to
-    the encoder. One-hot latents do. ln p(z) is exact.
+    The prior of van den Oord et al. (2017, section 3.3) with a transformer instead of a PixelCNN.
+    It is trained together with the model or as a second stage. Codes pass no gradient to the
+    encoder; one-hot latents do. ln p(z) is exact.
 
     Attributes:
         shape: the height and width (h, w) of the map of codes; (n,) for one-hot latents.
-        width, num_layers, num_heads, num_classes, drop_labels: as of `TokenPrior`.
-        guidance, temperature, top_k, top_p: of draws, as of `CodePrior`.
+        width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
+        guidance, temperature, top_k, top_p: settings of draws, as in `CodePrior`.
     """
 
     shape: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]

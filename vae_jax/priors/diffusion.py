@@ -15,13 +15,13 @@ from vae_jax.given import Count
 from vae_jax.priors.transport import Sampler, Transported, TransportPrior, standard_normal_bound
 
 GAMMA = (-10.0, 10.0)
-"""-ln(alpha² / sigma²) at the end of data, where sigma is 0.7 percent, and at that of noise."""
+"""gamma = -ln(alpha² / sigma²) at the data end, where sigma is 0.7 percent, and the noise end."""
 
 
 class NoiseSchedule(nn.Module):
-    """A learned increasing function of [0, 1] onto [0, 1] (Kingma et al. 2021, appendix H).
+    """A learned increasing map of [0, 1] onto itself (Kingma et al. 2021, appendix H).
 
-    A line plus sigmoids, all of positive slopes; it starts close to the line.
+    A line plus sigmoids, all with positive slopes; at initialization it is close to the line.
 
     Attributes:
         width: the number of sigmoids.
@@ -31,7 +31,7 @@ class NoiseSchedule(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "N"]) -> Float[Array, "N"]:
-        """The share of the way from the first to the last log-ratio of noise and signal."""
+        """The fraction of the way from the first gamma to the last at times t in [0, 1]."""
         shape = (self.width,)
         weights = jax.nn.softplus(self.param("weights", nn.initializers.constant(-6.0), shape))
         slopes = jax.nn.softplus(self.param("slopes", nn.initializers.constant(10.0), shape))
@@ -50,7 +50,7 @@ class NoiseSchedule(nn.Module):
 
 
 class Diffusion(TransportPrior):
-    """Variational diffusion of latents, whose noise schedule is learned (Kingma et al. 2021).
+    """Variational diffusion of latents with a learned noise schedule (Kingma et al. 2021).
 
     z_t = alpha z + sigma e with alpha² = sigmoid(-gamma(t)) and sigma² = sigmoid(gamma(t)), gamma
     increasing from -10 to 10. In continuous time the bound has three terms:
@@ -58,21 +58,22 @@ class Diffusion(TransportPrior):
         ln p(z) >= E ln p(z|z_0) - KL(q(z_1|z) || N(0, I)) - 1/2 E_t,e[gamma'(t) |e - e(z_t)|²],
 
     where p(z|z_0) = N(z_0 / alpha, sigma² / alpha²) at t = 0. The network's output v estimates
-    alpha e - sigma z, and e(z_t) = sigma z_t + alpha v. It starts at zero, with which p(z) is
-    N(0, I) and the bound tight and in closed form; what v changes in the third term is estimated at
-    one t and one e, without bias. It does not depend on the schedule between its ends, so the
-    schedule is moved to lower the variance of the estimate (appendix I.2).
+    alpha e - sigma z, and e(z_t) = sigma z_t + alpha v. At initialization v is zero, with which
+    p(z) is N(0, I) and the bound is tight and known in closed form. What v changes in the third
+    term is estimated from one t and one e, without bias. Its mean does not depend on the schedule
+    between the ends, so the schedule is trained to lower the variance of the estimate (appendix
+    I.2).
 
-    Latents are best at a scale near one, as `fit-prior` makes them; q(z|x) has to be much wider
-    than the 0.7 percent of noise at t = 0.
+    Latents should have a scale near one, as `fit-prior` gives them, and q(z|x) should be much wider
+    than the noise at t = 0, 0.7 percent.
 
-    In the ELBO its bound stands for ln p(z), so the whole is a joint bound on ln p(x) of the model
-    that samples step by step ("ancestral"). Evaluation takes the exact density of the ODE up to 64
-    dimensions, and above them this bound.
+    In the ELBO this bound takes the place of ln p(z), so the result bounds ln p(x) of the model
+    that samples step by step ("ancestral"). Evaluation uses the exact density of the ODE up to 64
+    dimensions, and this bound above.
 
     Attributes:
-        shape, network, num_classes, drop_labels, guidance, sampler: as of `TransportPrior`.
-        num_steps: the number of steps of the ancestral sampler, equal ones in gamma.
+        shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
+        num_steps: the number of steps of the ancestral sampler, equally spaced in gamma.
 
     References:
         Kingma et al. (2021), "Variational diffusion models", equations 11 to 18; Vahdat et al.
@@ -85,7 +86,7 @@ class Diffusion(TransportPrior):
     samplers: ClassVar[tuple[Sampler, ...]] = ("ode", "ancestral")
 
     def setup(self):
-        """The schedule too."""
+        """Adds the schedule to the network and the embeddings."""
         super().setup()
         self.schedule = NoiseSchedule()
 
@@ -126,12 +127,12 @@ class Diffusion(TransportPrior):
             )
             v = p.velocity(alpha * z + sigma * noise, gamma, y)
             true = alpha * noise - sigma * z
-            change = alpha**2 * v * (v - 2 * true)  # of |e - e(z_t)|², where v = 0 is N(0, I)'s
+            change = alpha**2 * v * (v - 2 * true)  # of |e - e(z_t)|² from v = 0, that is N(0, I)
             return (last - first) * slope / 2 * sum_event(change, z.ndim - 1)
 
         held = lax.stop_gradient
         loss = term(p, z, held(share_t), held(slope))
-        # Its mean does not depend on the schedule: the gradient of its square is the variance's.
+        # The mean does not depend on the schedule: the gradient of the square is the variance's.
         square = term(held(p), held(z), share_t, slope) ** 2 / (2 * noise[0].size)
         return standard_normal_bound(self, z) - loss - (square - held(square))
 

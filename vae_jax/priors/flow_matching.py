@@ -10,27 +10,28 @@ from typing_extensions import override
 from vae_jax.distributions import sum_event
 from vae_jax.priors.transport import Transported, TransportPrior, standard_normal_bound
 
-FIRST = 1e-3  # the time at the end of data, and the noise there
+FIRST = 1e-3  # the time at the data end, and sigma there
 
 
 class FlowMatching(TransportPrior):
     """Flow matching with straight paths from data to noise (Lipman et al. 2023).
 
     z_t = (1 - t) z + t e for t from 0.001 to 1; the network's v estimates e - z. Fitted to given
-    latents, it minimizes E_t,e |e - z - v(z_t, t)|² (equation 23), which bounds nothing: ln p(z) is
-    that of the ODE. It starts at v = 0, with which p(z) is N(0, I).
+    latents, it minimizes E_t,e |e - z - v(z_t, t)|² (equation 23), which is not a bound; ln p(z) is
+    the density of the ODE. At initialization v is zero, and p(z) is N(0, I) up to a factor of 1.001
+    in scale.
 
-    In the ELBO this error has the weight with which it is the bound of `Diffusion` along the
-    straight path (Kingma & Gao 2023), t being drawn evenly in ln t:
+    In the ELBO this error is weighted so that it gives the bound of `Diffusion` along the straight
+    path (Kingma & Gao 2023), with t drawn uniformly in ln t:
 
         ln p(z) >= E ln p(z|z_t) at t = 0.001 - 1/2 E_t,e[gamma'(t) (1 - t)² |e - z - v|²],
 
-    with gamma = 2 ln(t / (1 - t)): a joint bound, of the diffusion that has these paths. It is
-    estimated beside that of N(0, I), which is known. Evaluation takes the exact density of the ODE
-    up to 64 dimensions, and above them this bound.
+    with gamma = 2 ln(t / (1 - t)). It bounds ln p(z) of the diffusion that has these paths. Only
+    its difference from the bound of N(0, I), which is known, is estimated. Evaluation uses the
+    exact density of the ODE up to 64 dimensions, and this bound above.
 
     Attributes:
-        shape, network, num_classes, drop_labels, guidance, sampler: as of `TransportPrior`.
+        shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
 
     References:
         Lipman et al. (2023), "Flow matching for generative modeling", section 4.1; Kingma & Gao
@@ -54,11 +55,11 @@ class FlowMatching(TransportPrior):
     def bound(
         self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
     ) -> Float[Array, "N"]:
-        t = FIRST**uniform  # of density 1 / (t ln 1/FIRST)
+        t = FIRST**uniform  # its density is 1 / (t ln 1/FIRST)
         z_t, true, v = self._velocities(p, z, noise, t, y)
         at = t.reshape(-1, *[1] * (z.ndim - 1))
         normal = (2 * at - 1) / (at**2 + (1 - at) ** 2) * z_t  # the velocity of N(0, I)
-        change = (v - normal) * (v + normal - 2 * true)  # of |e - z - v|²
+        change = (v - normal) * (v + normal - 2 * true)  # of |e - z - v|² from that of N(0, I)
         weight = (1 - t) * math.log(1 / FIRST)
         return standard_normal_bound(self, z) - weight * sum_event(change, z.ndim - 1)
 

@@ -21,9 +21,9 @@ from vae_jax.interfaces import Model, Prior
 
 
 class RealNVP(Prior):
-    """Affine coupling layers, which move every second component in turn (Dinh et al. 2017).
+    """Affine coupling layers that move even and odd components in turn (Dinh et al. 2017).
 
-    There is no batch normalization, which the paper has.
+    Unlike the paper, it has no batch normalization.
 
     Attributes:
         dim: the number of latent dimensions d, at least 2.
@@ -50,8 +50,8 @@ class RealNVP(Prior):
 class MaskedAutoregressiveFlow(Prior):
     """Masked autoregressive flows, the order reversed between them (Papamakarios et al. 2017).
 
-    ln p(z) takes one evaluation of each network, a draw d. There is no batch normalization, which
-    the paper has.
+    ln p(z) takes one evaluation of each network, a draw takes d. Unlike the paper, it has no batch
+    normalization.
 
     Attributes:
         dim: the number of latent dimensions d, at least 2.

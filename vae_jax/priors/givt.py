@@ -1,4 +1,4 @@
-"""A prior over maps of real vectors, one after the other, each from a mixture of Gaussians."""
+"""An autoregressive prior over maps of real vectors, each from a mixture of Gaussians."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from vae_jax.given import Count
 from vae_jax.interfaces import Model, latent_shape
 from vae_jax.priors.tokens import Autoregressive, TokenPrior
 
-CANDIDATES = 64  # of which guidance chooses one
+CANDIDATES = 64  # the draws from which guidance chooses one
 
 
 @struct.dataclass
@@ -54,7 +54,7 @@ class AutoregressiveMixture(Autoregressive):
 
     @override
     def noise(self, key: Key[Array, "..."], sample_shape: Shape) -> list[Float[Array, "..."]]:
-        """That of components and of values, of M candidates, and that of the choice of one."""
+        """The noise of the components and values of M candidates, and of the choice among them."""
         count = CANDIDATES if self.prior.guidance > 0 and self.y is not None else 1
         key_component, key_value, key_choice = random.purposes(key, "component", "value", "choice")
         every = *self.batch_shape, self.network.length, count
@@ -87,22 +87,22 @@ class AutoregressiveMixture(Autoregressive):
 class GIVT(TokenPrior):
     """A generative infinite-vocabulary transformer (Tschannen et al. 2023).
 
-    ln p(z) = sum_i ln sum_k w_k N(z_i; m_k, diag s_k²), where a causal transformer makes w, m and s
-    of z_1, ..., z_i-1, the vectors of a map row by row. It is exact and known in one pass, so L_K
-    is a true number. Latents are best at a scale near one, as `fit-prior` makes them; the density
-    starts close to N(0, I).
+    ln p(z) = sum_i ln sum_k w_k N(z_i; m_k, diag s_k²), where a causal transformer computes w, m
+    and s from z_1, ..., z_i-1, the vectors of a map row by row. It is exact and takes one pass, so
+    evaluation by L_K needs no bound on it. Latents should have a scale near one, as `fit-prior`
+    gives them; at initialization the density is close to N(0, I).
 
     Attributes:
-        shape: the shape of z: (h, w, c) or (n, d); of a vector, d, it is one mixture.
-        width, num_layers, num_heads, num_classes, drop_labels: as of `TokenPrior`.
-        guidance: of draws, as of `TokenPrior`; each vector is chosen of 64 that are drawn from
-            p(z_i|y), by importance resampling.
+        shape: the shape of z: (h, w, c) or (n, d); for a vector, d, the prior is a single mixture.
+        width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
+        guidance: the guidance of draws, as in `TokenPrior`; each vector is chosen from 64 draws of
+            p(z_i|y) by importance resampling.
         temperature: the factor of the standard deviations s in draws.
         num_components: the number K of Gaussians.
 
     References:
-        Tschannen et al. (2023), "GIVT: generative infinite-vocabulary transformers", section 3. Its
-        guidance is by rejection sampling.
+        Tschannen et al. (2023), "GIVT: generative infinite-vocabulary transformers", section 3; the
+        paper's guidance uses rejection sampling.
     """
 
     width: Count = 128

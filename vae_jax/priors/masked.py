@@ -1,4 +1,4 @@
-"""A prior over codes that are drawn many at a time, in any order."""
+"""A prior over codes that draws many at a time, in any order."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ from vae_jax.interfaces import Model
 from vae_jax.priors.codes import CodePrior, CodeTokens
 
 Noise = Callable[[Int[Array, ""]], tuple[Float[Array, "N n C"], Float[Array, "N n"]]]
-"""A function of a step to the Gumbel noise of its codes and that of their order."""
+"""A function from a step to the Gumbel noise of its codes and of their order."""
 
 
 @struct.dataclass
 class MaskedCategorical(CodeTokens):
-    """One-hot codes `[n, C]`, each given any of the others, by a transformer that sees both ways.
+    """One-hot codes `[n, C]`, each given any subset of the others, by a bidirectional transformer.
 
-    Its inputs are the codes, zero where they are hidden, and which are hidden.
+    Its inputs are the codes, zero where they are hidden, and an indicator of the hidden ones.
     """
 
     prior: "MaskedCodes" = struct.field(pytree_node=False)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -53,9 +53,10 @@ class MaskedCategorical(CodeTokens):
     def elbo(
         self, value: Float[Array, "*batch n C"], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """n times the mean of ln p(z_i | seen codes) over the hidden ones, at one hidden set.
+        """n times the mean of ln p(z_i | seen codes) over the hidden codes of one random set.
 
-        Of the hidden codes all numbers from 1 to n are equally likely, and all sets of a number.
+        The number of hidden codes is uniform on 1, ..., n, and all sets of that size are equally
+        likely.
         """
         n = self.network.length
         log_p, count = self._of_hidden(value, keys, lambda u: 1 + jnp.floor(n * u))
@@ -65,9 +66,9 @@ class MaskedCategorical(CodeTokens):
     def fit_objective(
         self, value: Float[Array, "*batch n C"], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """The sum of ln p(z_i | seen codes) over hidden ones, their number as the paper draws it.
+        """The sum of ln p(z_i | seen codes) over the hidden codes, their number as in the paper.
 
-        It is n cos(pi u / 2), rounded up, with u even in [0, 1].
+        It is n cos(pi u / 2), rounded up, with u uniform on [0, 1].
         """
         n = self.network.length
         log_p, _ = self._of_hidden(value, keys, lambda u: jnp.ceil(n * jnp.cos(jnp.pi / 2 * u)))
@@ -79,7 +80,7 @@ class MaskedCategorical(CodeTokens):
         keys: Key[Array, "*batch"],
         number: Callable[[Float[Array, "N"]], Float[Array, "N"]],
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        """The log-masses of hidden codes, summed, and their number."""
+        """The summed log-masses of the hidden codes, and their number."""
         flat, y = self.flat(value)
         key_number, key_order = random.purposes(keys.reshape(-1), "number", "order")
         count = number(random.draw(jax.random.uniform, key_number, (), flat.shape[:1]))
@@ -91,7 +92,7 @@ class MaskedCategorical(CodeTokens):
 
     @property
     def mean(self) -> Float[Array, "*batch n C"]:
-        """The codes that are found without noise; not the mean."""
+        """The codes drawn without noise; not the mean."""
         shape = self.shape
         zeros = jnp.zeros(shape).reshape(-1, *shape[-2:])
         found = self._completed(*self._nothing(self.batch_shape), lambda _: (zeros, zeros[..., 0]))
@@ -106,17 +107,17 @@ class MaskedCategorical(CodeTokens):
     def complete(
         self, one_hot: Float[Array, "N n C"], hidden: Bool[Array, "N n"], keys: Key[Array, "N"]
     ) -> Float[Array, "N n C"]:
-        """Codes with the hidden ones drawn given those that are seen.
+        """Draws the hidden codes given those that are seen.
 
         Args:
-            one_hot: the codes; those that are hidden may be any.
-            hidden: which are to be drawn.
+            one_hot: the codes; the values of hidden ones do not matter.
+            hidden: which codes are to be drawn.
             keys: typed keys, one for each draw.
         """
         return self._completed(one_hot, hidden, self._noise(keys, (), one_hot.shape))
 
     def _nothing(self, leading: Shape) -> tuple[Float[Array, "N n C"], Bool[Array, "N n"]]:
-        """Codes all of which are hidden."""
+        """Codes that are all hidden."""
         one_hot = jnp.zeros((*leading, *self.event_shape)).reshape(-1, *self.event_shape)
         return one_hot, jnp.ones(one_hot.shape[:2], bool)
 
@@ -158,34 +159,37 @@ class MaskedCategorical(CodeTokens):
 
 
 def _rank(x: Float[Array, "N n"]) -> Int[Array, "N n"]:
-    """How many are before each in ascending order."""
+    """The rank of each number in ascending order, from 0."""
     return jnp.argsort(jnp.argsort(x))
 
 
 class MaskedCodes(CodePrior):
-    """Masked code modelling: a transformer that sees codes both ways (MaskGIT, Chang et al. 2022).
+    """Masked code modelling with a bidirectional transformer (MaskGIT, Chang et al. 2022).
 
-    It learns p(z_i | the codes that are seen). Draws begin with all codes hidden. In each of a few
-    steps all hidden ones are drawn at once, and the most confident kept, so that
-    floor(n cos(pi t / 2T)) are hidden after step t of T; so many codes in one step are not drawn
-    from their joint mass. Neither dropout nor label smoothing, as in the paper, is used.
+    The transformer learns p(z_i | seen codes). A draw begins with all codes hidden. In each of a
+    few steps all hidden codes are drawn at once and the most confident ones are kept, so that
+    floor(n cos(pi t / 2T)) are hidden after step t of T. Codes drawn in the same step are
+    independent given the seen ones, so draws follow the joint mass only approximately. The paper's
+    dropout and label smoothing are not used.
 
-    Fitted to given latents, it maximizes the paper's sum over hidden codes, which bounds nothing.
-    In the ELBO each number of hidden codes has the weight with which it is the bound of the model
-    that draws one code after the other, in an order that is random (Uria et al. 2014):
+    Fitted to given latents, it maximizes the paper's sum over hidden codes, which is not a bound.
+    In the ELBO the sums are weighted by the number of hidden codes so that they bound ln p(z) of
+    the model that draws one code after the other in a random order (Uria et al. 2014):
 
-        ln p(z) >= E_order sum_t ln p(z_t | those before) = n E_hidden mean_i ln p(z_i | seen),
+        ln p(z) >= E_order sum_t ln p(z_t | those before) = n E_hidden mean_i ln p(z_i | seen).
 
-    a joint bound on ln p(x), of that model: not of draws in a few steps, by confidence, guided or
-    at a temperature. ln p(z) itself is a mean over n! orders, so evaluation takes the bound too.
+    The resulting bound on ln p(x) is for that model, not for draws in a few steps by confidence,
+    with guidance or at a temperature. p(z) itself is a mean over n! orders, so evaluation uses the
+    bound too.
 
     Attributes:
         shape: the height and width (h, w) of the map of codes.
-        width, num_layers, num_heads, num_classes, drop_labels: as of `TokenPrior`.
-        guidance, temperature, top_k, top_p: of draws, as of `CodePrior`.
+        width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
+        guidance, temperature, top_k, top_p: settings of draws, as in `CodePrior`.
         num_steps: the number T of steps of a draw.
-        choice_temperature: the factor of the Gumbel noise that is added to the confidence, the log
-            of a drawn code's probability; it falls to 0 in the last step. The paper's code has 4.5.
+        choice_temperature: the factor of the Gumbel noise that is added to the confidence, the
+            log-probability of a drawn code; the noise falls to 0 by the last step. 4.5 is the value
+            in the paper's code.
 
     References:
         Chang et al. (2022), "MaskGIT: masked generative image transformer"; Uria et al. (2014), "A
@@ -205,7 +209,7 @@ class MaskedCodes(CodePrior):
     @property
     @override
     def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """It is not."""
+        """False: training knows only a bound."""
         return False
 
     @nn.compact

@@ -19,7 +19,7 @@ from vae_jax.interfaces import Model, Prior, latent_shape
 class GaussianMixture(Prior):
     """p(z) = sum_c w_c N(z; m_c, diag s_c²), learned with the rest of the model.
 
-    It starts from equal weights, scales of one and means drawn from N(0, I).
+    It is initialized with equal weights, scales of one and means drawn from N(0, I).
 
     Attributes:
         num_components: the number of components C.
@@ -44,17 +44,17 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     """p(z) = sum_c w_c q(z | u_c) with pseudo-inputs u_c (Tomczak & Welling 2018, equation 9).
 
-    The pseudo-inputs are parameters. Fixed, they are exemplars, in the collection of that name,
-    and only the encoder that maps them learns (Norouzi et al. 2020, whose prior also leaves out
-    the image that is being encoded; this one does not).
+    The pseudo-inputs are parameters. If they are fixed, they are exemplars, in the collection
+    "exemplars", and only the encoder that maps them is trained (Norouzi et al. 2020; their prior
+    also leaves out the image that is being encoded, this one does not).
 
     Attributes:
         num_components: the number of components C.
-        mean: the mean of the normal from which pseudo-inputs start. The paper's code has 0.05 for
-            MNIST and clips u_c to [0, 1], as this one does.
+        mean: the mean of the normal from which pseudo-inputs are initialized. The paper's code has
+            0.05 for MNIST, and clips u_c to [0, 1], as this class does.
         stddev: the standard deviation of that normal, 0.01 in the paper's code.
-        images: images from which each seed draws its pseudo-inputs instead.
-        fixed: whether pseudo-inputs stay as they start.
+        images: images from which each seed draws its initial pseudo-inputs instead.
+        fixed: whether pseudo-inputs keep their initial values.
         learned_weights: whether the w_c are learned; otherwise they are 1/C.
     """
 

@@ -23,7 +23,7 @@ from vae_jax.vae import VAE, Terms
 
 @struct.dataclass
 class SecondStage(Bounded):
-    """p(z) = E_p(u)[p(z|u)] of a VAE over latents `[d]`: it can be sampled, not evaluated.
+    """p(z) = E_p(u)[p(z|u)] of a VAE over latents `[d]`; it can be sampled but not evaluated.
 
     Attributes:
         variables: the variables of the VAE.
@@ -74,11 +74,11 @@ class SecondStage(Bounded):
 
 
 class SecondStageVAE(Prior):
-    """A VAE over latents z, with as many dimensions in u as in z (Dai & Wipf 2019).
+    """A VAE over latents z, whose own latents u have as many dimensions (Dai & Wipf 2019).
 
     Attributes:
         dim: the number of dimensions d of z and of u.
-        hidden: the widths of the hidden layers of encoder and decoder.
+        hidden: the widths of the hidden layers of its encoder and decoder.
     """
 
     dim: Dim
@@ -87,7 +87,7 @@ class SecondStageVAE(Prior):
     exact = False
 
     def setup(self):
-        """A VAE to which latents are images of d x 1 pixels."""
+        """A VAE that takes latents for images of d x 1 pixels."""
         self.vae = VAE(
             encoder=MLP(self.hidden, jax.nn.relu),
             posterior=DiagonalGaussian(self.dim),

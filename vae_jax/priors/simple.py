@@ -44,7 +44,7 @@ class StandardNormal(Prior):
 class StandardLaplace(Prior):
     """p(z) = prod Laplace(z_j; 0, 1), which favours sparse latents.
 
-    The KL from a normal to it is exact.
+    Its KL from a Gaussian q(z|x) has a closed form.
 
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c).
@@ -65,9 +65,9 @@ class StandardStudentT(Prior):
 
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c).
-        dof: the degrees of freedom of all components; None learns them as one parameter, which
-            starts at 5 and stays between 1/e, below a Cauchy distribution's 1, and those of what is
-            almost a normal.
+        dof: the degrees of freedom of all components; None learns them as one parameter, from 5 at
+            initialization, within 1/e (heavier tails than a Cauchy distribution, dof = 1) and e^11
+            (practically a normal).
     """
 
     shape: LatentShape
@@ -129,8 +129,8 @@ class UniformCategorical(Prior):
 class UniformConcrete(Prior):
     """The relaxation of `UniformCategorical` to probability vectors `[n, C]`.
 
-    It is not uniform on the simplex: the lower the temperature, the more of its mass is near the
-    corners, the same near each (Maddison et al. 2017).
+    It is not uniform on the simplex: at lower temperatures more of its mass is near the corners,
+    equally near each of them (Maddison et al. 2017).
 
     Attributes:
         num: the number of variables n.

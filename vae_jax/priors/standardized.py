@@ -40,7 +40,7 @@ class Rescaled(Distribution):
 
     @property
     def mean(self) -> Float[Array, "*event"]:
-        """The image of the base's mean, exact where that is."""
+        """loc + scale * (the base's mean), the exact mean if the base's is."""
         return self.loc + self.scale * self.base.mean
 
     def sample(
@@ -57,7 +57,7 @@ class Rescaled(Distribution):
 
 @struct.dataclass
 class BoundedRescaled(Rescaled, Bounded):
-    """`Rescaled`, of a base with a bound."""
+    """`Rescaled` for a base that is `Bounded`."""
 
     def elbo(
         self, value: Float[Array, "*batch_and_event"], keys: Key[Array, "*batch"]
@@ -88,7 +88,7 @@ class Standardized(Prior):
     @property
     @override
     def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether that prior is."""
+        """Whether the wrapped prior is exact."""
         return self.prior.exact
 
     @property

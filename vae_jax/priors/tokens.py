@@ -1,4 +1,4 @@
-"""Priors by a transformer over a sequence of tokens, the positions of a map row by row."""
+"""Transformer priors over a sequence of tokens, the positions of a map row by row."""
 
 import abc
 from collections.abc import Sequence
@@ -21,21 +21,22 @@ from vae_jax.networks.transformer import Cache, Transformer, check_heads
 
 
 class TokenPrior(Prior):
-    """A prior that a transformer makes of tokens.
+    """A transformer prior over tokens.
 
-    The class y is an input at every position, one-hot, with one more for no class.
+    The class y is a one-hot input at every position, with an extra entry for "no class".
 
     Attributes:
         shape: the shape of z.
         width: the width of the transformer, a multiple of num_heads.
-        num_layers: the number of its blocks.
+        num_layers: the number of transformer blocks.
         num_heads: the number of attention heads of each block.
         num_classes: the number of classes y of p(z|y) in a conditional model; None is p(z).
-        drop_labels: the probability with which y is not told in training, so that the network knows
-            p(z) too.
-        guidance: the weight w of classifier-free guidance in draws, those of a density that is in
-            proportion to p(z_i|y) (p(z_i|y) / p(z_i))^w at each position; ln p(z|y) is without it.
-        temperature: how far draws stray; 1 is the model, and ln p(z) is always the model's.
+        drop_labels: the probability with which y is withheld in training, so that the network
+            learns p(z) too.
+        guidance: the weight w of classifier-free guidance: each position is drawn from a density
+            proportional to p(z_i|y) (p(z_i|y) / p(z_i))^w. ln p(z|y) is computed without it.
+        temperature: the temperature of draws; 1 draws from the model. ln p(z) does not depend on
+            it.
     """
 
     shape: LatentShape
@@ -70,13 +71,13 @@ class TokenPrior(Prior):
     def transformer(
         self, length: int, inputs: int, outputs: int, causal: bool = True
     ) -> Transformer:
-        """The network, to be made in a compact method.
+        """The network; call this in a compact method.
 
         Args:
             length: the number of tokens.
-            inputs: the number of inputs of each token, without those of the class.
-            outputs: the number of outputs.
-            causal: whether a token sees those before it alone.
+            inputs: the number of inputs of each token, not counting those of the class.
+            outputs: the number of outputs of each token.
+            causal: whether a token sees only those before it.
         """
         network = Transformer(
             length,
@@ -129,7 +130,7 @@ class Tokens(Bounded):
         return flat, None if self.y is None else jnp.tile(self.y, len(flat) // len(self.y))
 
     def told(self, keys: Key[Array, "*batch"], y: Int[Array, "N"] | None) -> Int[Array, "N"] | None:
-        """The classes that the network is told in training."""
+        """The classes given to the network in training, some of them withheld."""
         none, probability = self.prior.num_classes, self.prior.drop_labels
         if y is None or none is None or probability == 0:
             return y
@@ -142,7 +143,7 @@ class Tokens(Bounded):
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "N S _"], Cache]:
-        """The network's at positions start, ..., start + S - 1, and the cache with them in it."""
+        """The network's outputs at positions start, ..., start + S - 1, and the updated cache."""
         if y is not None and self.prior.num_classes is not None:
             classes = jax.nn.one_hot(y, self.prior.num_classes + 1)[:, None]
             beside = jnp.broadcast_to(classes, (*inputs.shape[:2], classes.shape[-1]))
@@ -151,7 +152,7 @@ class Tokens(Bounded):
         return cast(tuple[Array, Cache], found)
 
     def both(self, y: Int[Array, "N"] | None) -> tuple[Int[Array, "_"] | None, int]:
-        """The classes that draws are told, and how often: where guided, then that of none too."""
+        """The classes of draws, and the number of copies: two with guidance, one without class."""
         none = self.prior.num_classes
         if y is None or none is None or self.prior.guidance == 0:
             return y, 1
@@ -162,7 +163,7 @@ class Tokens(Bounded):
 class Autoregressive(Tokens):
     """p(z) = prod_i p(z_i | z_1, ..., z_i-1), by a causal transformer.
 
-    Its input at a position is the token before; at the first position it is zero.
+    The transformer's input at a position is the previous token, zero at the first position.
     """
 
     @abc.abstractmethod
@@ -178,8 +179,8 @@ class Autoregressive(Tokens):
         """Tokens at one position.
 
         Args:
-            outputs: the outputs there, and those of no class where draws are guided.
-            noise: the noise there; zero for the middle.
+            outputs: the outputs at this position, and those without a class if draws are guided.
+            noise: the noise at this position; zeros give the central token.
         """
 
     @override
@@ -190,10 +191,9 @@ class Autoregressive(Tokens):
 
     @override
     def elbo(self, value: Float[Array, "..."], keys: Key[Array, "*batch"]) -> Float[Array, "..."]:
-        """`log_prob`; of p(z) for those values whose labels are dropped.
+        """`log_prob`, with p(z) in place of p(z|y) for values whose labels are dropped.
 
-        In the mean it is below the logarithm of the density that is told y with the other
-        probability.
+        Its expectation is a lower bound on the logarithm of the mixture of p(z|y) and p(z).
         """
         flat, y = self.flat(value)
         return self._log_prob(flat, self.told(keys, y)).reshape(keys.shape)
@@ -205,12 +205,12 @@ class Autoregressive(Tokens):
 
     @abc.abstractmethod
     def noise(self, key: Key[Array, "..."], sample_shape: Shape) -> list[Float[Array, "..."]]:
-        """The noise of draws, of each kind `[*sample_shape, *batch, n, ...]`."""
+        """The noise of draws: an array `[*sample_shape, *batch, n, ...]` for each kind."""
 
     @property
     @override
     def mean(self) -> Float[Array, "..."]:
-        """The sequence in which each token is the middle of those after the ones before."""
+        """The sequence in which each token is central given those before it; not the mean."""
         kinds = jax.eval_shape(lambda: self.noise(random.key(0), ()))
         return self._drawn([jnp.zeros(kind.shape) for kind in kinds], self.batch_shape)
 
@@ -218,7 +218,7 @@ class Autoregressive(Tokens):
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
         """Position by position; not reparameterized.
 
-        The keys and values of the network's attention at earlier positions are kept.
+        The attention keys and values of earlier positions are cached.
         """
         return self._drawn(self.noise(key, sample_shape), sample_shape + self.batch_shape)
 

@@ -3,9 +3,9 @@
 Data and noise are joined by z_s = alpha_s z + sigma_s e, with e from N(0, I). A network knows the
 mean velocity v(z_s, s) of these paths, and dz/ds = v carries N(0, I) at the end of noise to a
 density at the end of data: its probability-flow ODE (Song et al. 2021, "Score-based generative
-modeling", section 4.3). Up to 64 dimensions this density is exact, though it takes a solver;
-above, it can only be estimated, and evaluation takes the bound. Training maximizes that bound or
-fits the velocity.
+modeling", section 4.3). Up to 64 dimensions this density is exact, although it needs an ODE solver;
+above, it can only be estimated, and evaluation uses a bound. Training maximizes that bound or fits
+the velocity.
 """
 
 import math
@@ -40,15 +40,15 @@ CONDITION = 128
 
 
 OfNoise = Callable[["Transported", Array, Array, Array, Array | None], Array]
-"""A function of a density, values, noise, numbers in [0, 1] and classes, one of each a value."""
+"""A function of a density and, for each value: the value, noise, a number in [0, 1], a class."""
 
 
 @struct.dataclass
 class Transported(Bounded):
     """The density of noise carried to data by the probability-flow ODE.
 
-    Draws by the ODE have this density. `elbo` bounds the density of its prior's ancestral sampler,
-    which is the same where the network knows the true velocity.
+    Draws by the ODE have this density. `elbo` bounds the density of the prior's ancestral sampler,
+    which is the same if the network's velocity is exact.
 
     Attributes:
         variables: the variables of the prior.
@@ -71,7 +71,7 @@ class Transported(Bounded):
 
     @property
     def mean(self) -> Float[Array, "*batch_and_event"]:
-        """What the middle of the noise is carried to; not the mean."""
+        """The point to which the ODE carries zero noise; not the mean."""
         return self._carried(jnp.zeros(self.shape))
 
     def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -105,8 +105,8 @@ class Transported(Bounded):
     def elbo(self, value: Float[Array, "..."], keys: Key[Array, "*batch"]) -> Float[Array, "..."]:
         """The prior's bound at one time and one draw of noise for each value.
 
-        Where labels are dropped, it is that of a density which is told y with the other
-        probability: E ln p(z|y or nothing), below the logarithm of that mixture.
+        If labels are dropped, it bounds the mixture of p(z|y) and p(z) with these probabilities:
+        E ln p(z|y or nothing) is below the logarithm of the mixture.
         """
         return self._over_flat(self.prior.bound, value, keys)
 
@@ -126,7 +126,7 @@ class Transported(Bounded):
     def guided(
         self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "N"] | None
     ) -> Float[Array, "N *event"]:
-        """`velocity`, moved away from that of no class by the prior's guidance."""
+        """`velocity`, pushed away from the velocity without a class by the prior's guidance."""
         v, weight, none = self.velocity(z, s, y), self.prior.guidance, self.prior.num_classes
         if weight > 0 and y is not None and none is not None:
             v += weight * (v - self.velocity(z, s, jnp.full_like(y, none)))
@@ -161,7 +161,7 @@ class Transported(Bounded):
     def _over_flat(
         self, function: OfNoise, value: Array, keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """A function of values, noise, uniform numbers and classes, over a batch of any shape."""
+        """Evaluates a function of noise and uniform numbers over a batch of any shape."""
         flat, y = self.flat(value)
         keys_flat = keys.reshape(-1)
         key_time, key_noise = random.purposes(keys_flat, "time", "noise")
@@ -174,18 +174,18 @@ class Transported(Bounded):
 
 
 class TransportPrior(Prior):
-    """A prior whose density is that of noise carried along a learned velocity.
+    """A prior that carries noise along a learned velocity, the base of diffusion and flow matching.
 
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c).
         network: a network from latents `[N, *event]` and conditions `[N, 128]` to `[N, *event]`;
             None takes `AdaptiveMLP()` for vectors, `DiT()` for sets and `UNet()` for maps.
         num_classes: the number of classes y of p(z|y) in a conditional model; None is p(z).
-        drop_labels: the probability with which y is not told in training, so that the network knows
-            p(z) too.
+        drop_labels: the probability with which y is withheld in training, so that the network
+            learns p(z) too.
         guidance: the weight w of classifier-free guidance in draws, v(z, y) + w (v(z, y) - v(z));
-            with 0 they are those of p(z|y).
-        sampler: "ode", the probability-flow ODE; or "ancestral", step by step with new noise, where
+            0 draws from p(z|y).
+        sampler: "ode", the probability-flow ODE; or "ancestral", step by step with new noise, if
             the prior has such a sampler.
     """
 
@@ -246,7 +246,7 @@ class TransportPrior(Prior):
     def predict(
         self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "_"] | None
     ) -> Float[Array, "N *event"]:
-        """The mean velocity of the paths through z at s, of the class y."""
+        """The mean velocity of the paths through z at s, given the class y."""
         first, second = self.of_time
         time = (s - self.ends[0]) / (self.ends[1] - self.ends[0])
         condition = second(jax.nn.silu(first(embedded(time, CONDITION))))
@@ -262,11 +262,11 @@ class TransportPrior(Prior):
         return v
 
     def start(self) -> None:
-        """Makes further parameters while the prior is initialized."""
+        """Creates further parameters when the prior is initialized."""
 
     @property
     def ends(self) -> tuple[float, float]:
-        """s at the end of data and at that of noise."""
+        """s at the data end and at the noise end."""
         raise NotImplementedError
 
     def alpha_sigma(self, s: Array | float) -> tuple[Array, Array]:
@@ -274,7 +274,7 @@ class TransportPrior(Prior):
         raise NotImplementedError
 
     def speed(self, s: Array) -> Array:
-        """The factor of the network's velocity in dz/ds."""
+        """The factor by which the network's velocity is multiplied to give dz/ds."""
         raise NotImplementedError
 
     def bound(
@@ -286,7 +286,7 @@ class TransportPrior(Prior):
     def to_fit(
         self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
     ) -> Float[Array, "N"]:
-        """What is maximized where the prior is fitted to given latents."""
+        """The quantity maximized when the prior is fitted to given latents."""
         return self.bound(p, z, noise, uniform, y)
 
     def ancestral(
@@ -299,11 +299,11 @@ class TransportPrior(Prior):
 def standard_normal_bound(prior: TransportPrior, z: Float[Array, "N *event"]) -> Float[Array, "N"]:
     """The bound on ln p(z) of a prior whose velocity is that of N(0, I), in closed form.
 
-    With a the share of the signal at the end of data, it is ln N(z; 0, I / a) - d (1 - a) / 2. Only
-    what a network does better is left to be estimated, and without it nothing is.
+    With a = alpha² / (alpha² + sigma²) at the data end, it is ln N(z; 0, I / a) - d (1 - a) / 2.
+    Only the difference that a network makes has to be estimated, and none if there is none.
 
     Args:
-        prior: the prior, which knows its ends.
+        prior: the prior, which has the ends of its paths.
         z: latents.
     """
     alpha, sigma = prior.alpha_sigma(prior.ends[0])
