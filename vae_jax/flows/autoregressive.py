@@ -1,4 +1,4 @@
-"""Flows whose Jacobian is triangular: each component depends on the components before it."""
+"""Flows with a triangular Jacobian: each component depends on the components before it."""
 
 from collections.abc import Callable
 from typing import cast
@@ -21,7 +21,7 @@ GATE_LIMIT = 10.0
 
 
 class MADE(Part):
-    """A masked network whose outputs i see inputs 1, ..., i - 1 alone (Germain et al. 2015).
+    """A masked network whose i-th outputs see only inputs 1, ..., i - 1 (Germain et al. 2015).
 
     Attributes:
         features: the width of each hidden layer; an ELU follows each.
@@ -37,7 +37,7 @@ class MADE(Part):
 
         Args:
             x: vectors.
-            context: what every output sees beside the inputs before it.
+            context: further inputs, which every output sees.
         """
         dim = x.shape[-1]
         order = np.arange(1, dim + 1)
@@ -98,11 +98,11 @@ def solve_in_order(
 class InverseAutoregressive(Flow):
     """y = σ x + (1 - σ) m, m and the logits of σ from a MADE of x (Kingma et al. 2016, section 4).
 
-    The logits are shifted by 2, the paper's forget-gate bias, and stay within ±10, so that the
-    inverse, one component after the other, does not overflow.
+    The logits are shifted by 2, the paper's forget-gate bias, and bounded by ±10, so that the
+    inverse, computed one component after the other, does not overflow.
 
     Attributes:
-        network: a MADE, detached.
+        network: a detached MADE.
         variables: the variables of the network.
         context: the context of each example.
     """
@@ -126,7 +126,7 @@ class InverseAutoregressive(Flow):
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """x = y + e^-s (y - m) with s the logits, by d evaluations of the network."""
+        """x = y + e^-s (y - m) with s the logits; takes d evaluations of the network."""
 
         def update(x: Array) -> Array:
             m, s = self.gate(x)
@@ -140,10 +140,10 @@ class InverseAutoregressive(Flow):
 class MaskedAutoregressive(Flow):
     """y = x e^α + μ, μ and α from a MADE of y (Papamakarios et al. 2017, section 3.1).
 
-    A density takes one evaluation of the network, a draw d.
+    A density takes one evaluation of the network, a draw takes d.
 
     Attributes:
-        network: a MADE, detached.
+        network: a detached MADE.
         variables: the variables of the network.
     """
 

@@ -19,14 +19,14 @@ MIN_SLOPE = 0.01
 LOG_SCALE_LIMIT = 5.0
 """The limit of |ln scale| of one component in one affine layer."""
 NEAR_ZERO = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")
-"""Weights of a hundredth of Glorot's, with which a flow starts near the identity."""
+"""A hundredth of Glorot's weights, so that a flow is near the identity at initialization."""
 
 
 class Flow(Pytree, abc.ABC):
     """An invertible map f of vectors, whose parameters have axes `[*batch, ...]`.
 
-    The vectors are `[..., *batch, d]`, and the log-determinants `[..., *batch]` or what broadcasts
-    to it.
+    The vectors are `[..., *batch, d]`, and the log-determinants `[..., *batch]` or of a shape that
+    broadcasts to it.
 
     Example:
         A learned scale for each component::
@@ -73,7 +73,7 @@ class Reverse(Flow):
 
 
 def detach(network: nn.Module, *example: Float[Array, "..."]) -> tuple[nn.Module, Variables]:
-    """A network made in a compact method and its variables, for a density to carry along.
+    """Separates a network made in a compact method from its variables, for a density to hold both.
 
     Args:
         network: a bound network.
@@ -85,20 +85,20 @@ def detach(network: nn.Module, *example: Float[Array, "..."]) -> tuple[nn.Module
 
 
 def bounded(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
-    """limit tanh(x / limit): x where it is small, never beyond ±limit, a gradient everywhere."""
+    """limit tanh(x / limit): close to x near 0, within ±limit, with a gradient everywhere."""
     return limit * jnp.tanh(x / limit)
 
 
 def direction(v: Float[Array, "..."], otherwise: Float[Array, "*event"]) -> Float[Array, "..."]:
-    """v / |v|, also where |v|² is beyond float32.
+    """v / |v|, also if |v|² is outside the range of float32.
 
     Args:
         v: vectors, or matrices with their Frobenius norm, `[*batch, *event]`.
-        otherwise: the direction, of length one, that stands for that of zeros.
+        otherwise: the direction, of length one, to return for v = 0.
     """
     axes = tuple(range(-otherwise.ndim, 0))
     largest = lax.stop_gradient(jnp.abs(v).max(axes, keepdims=True))
-    _, exponent = jnp.frexp(largest)  # a power of two takes no digits
+    _, exponent = jnp.frexp(largest)  # scaling by a power of two is exact
     v = jnp.where(largest > 0, jnp.ldexp(v, -exponent), otherwise)
     return v / jnp.sqrt((v**2).sum(axes, keepdims=True))
 
@@ -106,13 +106,13 @@ def direction(v: Float[Array, "..."], otherwise: Float[Array, "*event"]) -> Floa
 def tanh_and_slope(
     x: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """tanh x and its derivative, in which nothing cancels: 1 - tanh² x has no digits at x = 8."""
+    """tanh x and its derivative; nothing cancels, as 1 - tanh² x would (all digits at x = 8)."""
     u = jnp.exp(-2 * jnp.abs(x))
     return jnp.tanh(x), 4 * u / (1 + u) ** 2
 
 
 ExactDense = partial(nn.Dense, precision=lax.Precision.HIGHEST)
-"""A dense layer of a network that a density is made of."""
+"""A dense layer in full float32 precision, for networks on which a density depends."""
 
 
 _State = tuple[int | Array, Array, Array, Array, Array]  # iterations, bracket, x, the last step
@@ -123,11 +123,11 @@ def monotone_root(
 ) -> Float[Array, "*shape"]:
     """The zero of an elementwise, increasing function.
 
-    By Newton's method in a bracket that is also halved, so that it cannot cycle. Derivatives are
-    the implicit ones, -(df/dx)⁻¹ df, whatever the number of iterations.
+    Newton's method inside a bracket, which each iteration also halves, so that it cannot cycle.
+    Derivatives are the implicit ones, -(df/dx)⁻¹ df, independent of the number of iterations.
 
     Args:
-        f: the function; it may close over what is differentiated.
+        f: the function; it may close over values that are differentiated.
         low: the lower end of the bracket, f(low) <= 0.
         high: the upper end of the bracket, f(high) >= 0.
     """

@@ -15,7 +15,7 @@ from vae_jax.interfaces import Part, Variables
 
 
 class CouplingNetwork(Part):
-    """Dense layers with ELU, then two numbers for each component, near zero at first.
+    """Dense layers with ELU, then two numbers for each component, near zero at initialization.
 
     Attributes:
         features: the width of each hidden layer.
@@ -41,7 +41,7 @@ class AffineCoupling(Flow):
 
     Attributes:
         mask: the mask m, zeros and ones.
-        network: a CouplingNetwork, detached; s stays within ±5.
+        network: a detached `CouplingNetwork`; s is bounded by ±5.
         variables: the variables of the network.
     """
 
@@ -66,6 +66,6 @@ class AffineCoupling(Flow):
     def inverse_and_log_det(
         self, y: Float[Array, "*draws d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """x = (y - t) e^-s: the map leaves the network's input m x as it is."""
+        """x = (y - t) e^-s; the map leaves the network's input m x unchanged."""
         t, s = self.shift_and_log_scale(y)
         return (y - t) * jnp.exp(-s), -s.sum(-1)

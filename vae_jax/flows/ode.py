@@ -1,4 +1,4 @@
-"""Continuous flows: dz/dt = f(z, t), and what they do to a density, by diffrax.
+"""Continuous flows dz/dt = f(z, t) and their effect on a density, solved by diffrax.
 
 References:
     Chen et al. (2018), "Neural ordinary differential equations", section 4.
@@ -21,8 +21,8 @@ Velocity = Callable[[Array, Array], Array]
 """f, a function of one z `[*event]` and of the time `[]`."""
 
 EXACT_UP_TO = 64
-"""The number of dimensions up to which the divergence is the trace of the Jacobian matrix; above,
-where that takes as many derivatives, it is estimated from one."""
+"""The number of dimensions up to which the divergence is the exact trace of the Jacobian, which
+takes one derivative per dimension; above, it is estimated from a single derivative."""
 MOST_STEPS = 4096
 
 
@@ -32,19 +32,19 @@ def solve(
     times: tuple[float, float],
     tolerance: float,
 ) -> State:
-    """The state at the second time of the path that has the given one at the first.
+    """The state at the second time of the path that is at `start` at the first time.
 
     Args:
         velocity: the derivative of the state, a function of it and of the time `[]`.
         start: arrays.
         times: the first and the second time, in any order.
-        tolerance: the relative and absolute error of one step, which sets the steps (Tsitouras'
-            method of order five).
+        tolerance: the relative and absolute error of one step, which determines the step sizes
+            (Tsitouras' method of order five).
 
     Returns:
-        The state; nan where it takes more than 4,096 steps.
+        The state; nan if it takes more than 4,096 steps.
     """
-    import diffrax  # a second, which runs without such a flow are spared
+    import diffrax  # imported here: it takes a second, and few runs need it
 
     first, last = times
     solution = diffrax.diffeqsolve(
@@ -56,7 +56,7 @@ def solve(
         start,
         stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
         max_steps=MOST_STEPS,
-        throw=False,  # which would take a call from the device to the host
+        throw=False,  # an exception would need a call from the device to the host
     )
     done = solution.result == diffrax.RESULTS.successful
     assert solution.ys is not None
@@ -70,10 +70,10 @@ def solve(
 def solve_with_log_det(
     velocity: Velocity, z: Float[Array, "*event"], times: tuple[float, float], tolerance: float
 ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
-    """The end of the path from z, and ln |det| of its derivative by z: the integral of div f.
+    """The end of the path from z, and ln |det| of its derivative in z: the integral of div f.
 
     The divergence is exact up to `EXACT_UP_TO` dimensions. Above, it is Hutchinson's estimate
-    e^T (df/dz) e, with one vector e of random signs that is the same for all z and all times: its
+    eᵀ (df/dz) e, with one vector e of random signs that is the same for all z and all times; its
     expectation over e is exact.
 
     Args:

@@ -15,13 +15,13 @@ from vae_jax.flows.base import MIN_SLOPE, Flow, monotone_root, tanh_and_slope
 class Planar(Flow):
     """f(z) = z + û tanh(wᵀz + b) (Rezende & Mohamed 2015, section 4.1).
 
-    û is u with its component along w moved so that wᵀû > -1, which makes f invertible (appendix
-    A.1). The paper moves wᵀu to softplus(wᵀu) - 1; here that function is shifted to keep wᵀu = 0,
-    so that u = 0 is the identity.
+    û is u with its component along w changed so that wᵀû > -1, which makes f invertible (appendix
+    A.1). The paper maps wᵀu to softplus(wᵀu) - 1; here that function is shifted so that it maps 0
+    to 0 and u = 0 gives the identity.
 
     Attributes:
         u: the direction in which points move, unconstrained.
-        w: the normal of the hyperplanes that move alike.
+        w: the normal of the hyperplanes whose points all move alike.
         b: the offset along w.
     """
 
@@ -47,7 +47,7 @@ class Planar(Flow):
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """By the root a = wᵀz of one scalar equation, a + wᵀû tanh(a + b) = wᵀy."""
+        """Finds the root a = wᵀz of one scalar equation, a + wᵀû tanh(a + b) = wᵀy."""
         u, wu = self.constrained()
         wy = (self.w * y).sum(-1)
         reach = jnp.abs(wu)

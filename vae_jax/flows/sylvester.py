@@ -1,4 +1,4 @@
-"""Flows made of orthogonal matrices: Householder's, and Sylvester's with two triangles."""
+"""Flows made of orthogonal matrices: Householder flows, and Sylvester flows with two triangles."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -18,7 +18,7 @@ class Householder(Flow):
     """Reflections z - 2 v vᵀz / |v|², one after the other (Tomczak & Welling 2016, section 3).
 
     Attributes:
-        v: the vectors of T reflections; a v of zeros stands for the first unit vector.
+        v: the vectors of T reflections; a vector of zeros is replaced by the first unit vector.
     """
 
     v: Float[Array, "*batch T d"]
@@ -55,9 +55,9 @@ def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
     """Orthonormal columns with the span of the M <= d columns of a.
 
     The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018),
-    section 3.1. From Frobenius norm 1 it converges unless a is singular. Each iteration multiplies
-    small singular values by 1.5, so 40 are enough for every matrix whose rank float32 can tell. A
-    singular matrix, such as zeros, gives the first M unit vectors.
+    section 3.1. Started at Frobenius norm 1 it converges unless a is singular. Each iteration
+    multiplies small singular values by 1.5, so 40 iterations are enough for every matrix that has
+    full rank in float32. A singular matrix, such as zeros, gives the first M unit vectors.
     """
     first = jnp.eye(*a.shape[-2:], dtype=a.dtype)
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
@@ -81,7 +81,7 @@ class Sylvester(Flow):
     that r_ii r̃_ii > -1, which makes f invertible.
 
     Attributes:
-        q: the matrix Q, whose columns are orthonormal; None for the identity, M = d.
+        q: the matrix Q, whose columns are orthonormal; None for the identity, with M = d.
         r: R and R̃ in one matrix: R above the diagonal, R̃ transposed below it.
         diagonals: the diagonals of R and R̃ before their tanh.
         b: the offset b.
@@ -108,7 +108,7 @@ class Sylvester(Flow):
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz: scalar equations, the last component first."""
+        """Solves v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz, one component at a time, the last first."""
         r, r_tilde = self.triangles()
         goal = self._components(y)
 
