@@ -17,14 +17,14 @@ from vae_jax.vae import Terms, has_bound
 
 @dataclass(frozen=True)
 class AdversarialAutoencoder(Objective):
-    """The distortion, with q(z) drawn to p(z) by a critic (Makhzani et al. 2016, section 2).
+    """The distortion, with q(z) matched to p(z) by a critic (Makhzani et al. 2016, section 2).
 
-    The critic tells z of the prior from z of the encoder; the encoder plays against it with the
-    non-saturating loss -ln D(z). q(z|x) may be deterministic, and no density of z is needed.
+    The critic distinguishes z of the prior from z of the encoder; the encoder plays against it with
+    the non-saturating loss -ln D(z). q(z|x) may be deterministic, and no density of z is needed.
 
     Attributes:
-        weight: the weight of -ln D(z) beside the distortion. The paper alternates between the two,
-            each with an optimizer of its own.
+        weight: the weight of -ln D(z) relative to the distortion. The paper alternates between the
+            two, with an optimizer for each.
     """
 
     weight: Weight = 1.0

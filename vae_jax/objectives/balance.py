@@ -16,11 +16,11 @@ from vae_jax.interfaces import Layers, Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
 
-FLOOR = 0.01  # nats, so that a layer of no rate keeps a weight
+FLOOR = 0.01  # nats, so that a layer without rate keeps a weight
 
 
 def shares_of(zs: Layers) -> Float[np.ndarray, "L"]:
-    """alpha_l, the positions of a layer's map over the number of layers of that shape."""
+    """alpha_l: the number of positions in a layer's map / the number of layers of that size."""
     maps = [z.shape[2:-1] for z in zs]
     count = Counter(maps)
     return np.array([np.prod(shape, initial=1) / count[shape] for shape in maps])
@@ -28,19 +28,19 @@ def shares_of(zs: Layers) -> Float[np.ndarray, "L"]:
 
 @dataclass(frozen=True)
 class BalancedELBO(Objective):
-    """Distortion + beta sum_l gamma_l KL_l, gamma_l ~ E[KL_l] / alpha_l (Vahdat & Kautz 2020).
+    """Distortion + beta sum_l gamma_l KL_l, gamma_l ∝ E[KL_l] / alpha_l (Vahdat & Kautz 2020).
 
-    While beta is below one, a layer whose rate is high for its size alpha_l weighs more than one
-    whose rate is low, so that none is left unused; the weights gamma_l have a mean of one and no
-    gradient. At beta = 1 they are one, and this is the ELBO.
+    While beta is below one, layers with a high rate for their size alpha_l are penalized more than
+    layers with a low rate, so that none is left unused; the weights gamma_l have a mean of one and
+    no gradient. At beta = 1 they are one, and this is the ELBO.
 
     Attributes:
         beta: the weight of the KL, a schedule of the step that ends at one.
         num_samples: the number of samples K.
 
     References:
-        Vahdat & Kautz (2020), "NVAE", appendix A, where alpha_l is the layer's size; over the
-        number of layers of that size, as in its code.
+        Vahdat & Kautz (2020), "NVAE", appendix A, where alpha_l is the layer's size; dividing by
+        the number of layers of that size follows the paper's code.
     """
 
     beta: Callable[[Array], ArrayLike] = field()

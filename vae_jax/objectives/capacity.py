@@ -19,8 +19,8 @@ from vae_jax.vae import Terms
 class Capacity(Objective):
     """Distortion + gamma |KL - C| (Burgess et al. 2018).
 
-    The paper's equation is for one image. As in Locatello et al. (2019), the KL is the mean over
-    the whole batch here, so that the KL of single images may differ from C.
+    The paper's equation is for one image. Here, as in Locatello et al. (2019), the KL is the mean
+    over the whole batch, so that the KL of single images may differ from C.
 
     Attributes:
         gamma: the weight of the distance from the target.

@@ -18,15 +18,15 @@ from vae_jax.vae import Terms
 class ELBO(Objective):
     """The evidence lower bound, E_q[ln p(x|z)] - beta KL(q(z|x) || p(z)).
 
-    The KL is exact where a closed form exists; otherwise it is the sampled estimate.
+    The KL is exact if a closed form is registered; otherwise it is the sampled estimate.
 
     Attributes:
         num_samples: the number of samples K over which the bound is averaged.
         beta: the weight of the KL, a number or a schedule of the step; a warm-up is
             `optax.linear_schedule(0.0, 1.0, steps)`.
-        sticking_the_landing: whether the rate is the sampled estimate with the parameters of q held
-            fixed in ln q, so that at the exact posterior the gradient of q vanishes for each sample
-            (Roeder et al. 2017; for several layers Bauer & Mnih 2021).
+        sticking_the_landing: whether the KL is the sampled estimate with the parameters of q held
+            fixed in ln q. Each sample's gradient with respect to q then vanishes at the exact
+            posterior (Roeder et al. 2017; for several layers Bauer & Mnih 2021).
 
     References:
         Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 3; Higgins et al.
@@ -47,7 +47,7 @@ class ELBO(Objective):
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss -ELBO in nats per image; the metric `neg_elbo` has beta = 1."""
+        """The loss -ELBO in nats per image; the metric `neg_elbo` is at beta = 1."""
         if self.sticking_the_landing:
             assert model is not None
             terms = model.held(terms)

@@ -32,10 +32,10 @@ def permute_dims(
 class FactorVAE(Objective):
     """The ELBO - gamma TC(z), TC(z) = KL(q(z) || prod_j q(z_j)) (Kim & Mnih 2018, algorithm 2).
 
-    TC is the mean of the critic's logit, whose optimum is ln q(z) / prod_j q(z_j). The paper draws
-    two minibatches at each step, one to be scored and one to be permuted. Here these are the halves
-    of one batch, whichever devices they are on, and the bound and TC are of both halves: the
-    paper's minibatches of 64 become a batch of 128.
+    TC is estimated by the mean of the critic's logit, whose optimum is ln[q(z) / prod_j q(z_j)].
+    The paper draws two minibatches at each step, one to be scored and one to be permuted. Here
+    these are the halves of one batch, whichever devices hold them, while the bound and TC use both
+    halves: the paper's minibatches of 64 become a batch of 128.
 
     Attributes:
         gamma: the weight of TC.

@@ -18,7 +18,7 @@ from vae_jax.vae import Terms
 def component_rates(terms: Terms) -> list[Float[Array, "..."]]:
     """The mean KL of each component over the batch in nats, one array `[*event]` for each layer.
 
-    It is exact where `terms.kl` is; otherwise it is the sampled estimate.
+    It is exact if `terms.kl` is known; otherwise it is the sampled estimate.
     """
     rates = []
     for q, p, z in zip(terms.q, terms.p, terms.z, strict=True):
@@ -36,13 +36,13 @@ def component_rates(terms: Terms) -> list[Float[Array, "..."]]:
 class FreeBits(Objective):
     """Distortion + sum_j max(floor, KL_j) (Kingma et al. 2016, appendix C.8).
 
-    KL_j is the mean KL of one group over the whole batch, on all devices: there is nothing to gain
-    from a KL below the floor.
+    KL_j is the mean KL of one group over the whole batch, on all devices. A KL below the floor
+    gains nothing.
 
     Attributes:
         floor: the floor lambda in nats for each group.
-        per: the groups: each "dimension" of z, each "map", the positions of one channel of latents
-            `(h, w, c)` or `(n, d)`, or each "layer".
+        per: the grouping: by "dimension" of z; by "map", that is all positions of one channel of
+            latents `(h, w, c)` or `(n, d)`; or by "layer".
         num_samples: the number of samples K.
     """
 

@@ -1,4 +1,4 @@
-"""The least rate at a given distortion, by a Lagrange multiplier."""
+"""GECO: the smallest rate at a given distortion, by a Lagrange multiplier."""
 
 import math
 from dataclasses import dataclass
@@ -32,16 +32,16 @@ class Multiplier(Part):
 
 @dataclass(frozen=True)
 class GECO(Objective):
-    """The least rate at a distortion no higher than the tolerance (Rezende & Viola 2018).
+    """The smallest rate at a distortion no higher than the tolerance (Rezende & Viola 2018).
 
     The model minimizes KL + lambda C with C = distortion - tolerance, in nats per image, and the
-    multiplier lambda plays against it. As in algorithm 1 the multiplier grows by exp(rate * C), so
-    the gradient of ln lambda is -C. The algorithm's moving average of C is a moving average of this
-    gradient and belongs to the optimizer of the multiplier: nothing but lambda depends on it, and
-    the state of an optimizer is the same on every device and in every checkpoint. So the multiplier
-    should have an optimizer of its own. One plain Adam for all parameters moves ln lambda by its
-    learning rate in each step, whatever C is, and training says so. The rate of the example is per
-    nat: at C = 100 it multiplies lambda by e^0.1 in each step.
+    multiplier lambda plays against it. As in algorithm 1, each step multiplies lambda by
+    exp(learning rate * C), so the gradient of ln lambda is -C.
+
+    The multiplier should have an optimizer of its own, which also keeps the algorithm's moving
+    average of C, a moving average of this gradient. One plain Adam for all parameters moves
+    ln lambda by its learning rate in each step, whatever C is, and training says so. The learning
+    rate of the example is per nat: at C = 100 it multiplies lambda by e^0.1 in each step.
 
     Attributes:
         tolerance: the tolerated distortion -E_q[ln p(x|z)] in nats per image.
@@ -66,7 +66,7 @@ class GECO(Objective):
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss KL + lambda C of the model plus -C ln lambda, that of the multiplier."""
+        """The model's loss KL + lambda C plus the multiplier's loss -C ln lambda."""
         del step
         metrics = terms.bound_metrics()
         log_multiplier = critic_of(model)()

@@ -1,19 +1,21 @@
-"""Importance-weighted bounds, and doubly reparameterized gradients of them.
+"""Importance-weighted bounds and their doubly reparameterized gradients.
 
-Plain gradients differentiate a bound as it is. The gradient of the inference parameters then has
-score terms v_k d ln q(z_k|x), with v_k the derivative of the bound with respect to ln w_k. Their
-expectation is that of (dv_k / d ln w_k) d ln w_k along z_k alone (Tucker et al. 2019). So the
-parameters of q can be held fixed in ln q if the gradient through z_k has the weight
+Plain gradients differentiate a bound directly. The gradient with respect to the inference
+parameters then contains score terms v_k d ln q(z_k|x), with v_k the derivative of the bound with
+respect to ln w_k. In expectation these equal (dv_k / d ln w_k) d ln w_k along z_k alone (Tucker et
+al. 2019). So the parameters of q can be held fixed in ln q if the gradient through z_k has the
+weight
 
     v_k - dv_k / d ln w_k
 
-instead of v_k, which is w~_k² where v_k is the normalized weight w~_k. The estimator has the same
-expectation, and for K = 1 it is that of Roeder et al. (2017). The generative parameters keep v_k.
+instead of v_k. If v_k is the normalized weight w~_k, as for the IWAE, this is w~_k². The estimator
+has the same expectation, and for K = 1 it is that of Roeder et al. (2017). The generative
+parameters keep v_k.
 
-With several layers z_k is all of them together, as one draw from q(z_1, ..., z_L|x): ln q keeps the
-gradient along the layers that a density is conditioned on, which Bauer & Mnih (2021, section 4)
-call indirect score functions, and each draw's gradient is weighed once, where it leaves the
-densities, not again at the layers on its way.
+With several layers, z_k stands for all of them together, one draw from q(z_1, ..., z_L|x). ln q
+keeps the gradient along the layers that a density is conditioned on, which Bauer & Mnih (2021,
+section 4) call indirect score functions. Each draw's gradient is weighted once, where it leaves the
+densities, and not again at the layers on its way.
 """
 
 import math
@@ -41,12 +43,12 @@ def normalized_weights(log_w: Float[Array, "K B"]) -> Float[Array, "K B"]:
 
 
 def in_groups(function: OfWeights, m: int) -> OfWeights:
-    """The function of each of M groups of samples: from `[M * K, B]` to `[M, ...]`."""
+    """Applies the function to each of M groups of samples: `[M * K, B]` to `[M, ...]`."""
     return lambda log_w: jax.vmap(function)(log_w.reshape(m, -1, *log_w.shape[1:]))
 
 
 def requirements(doubly_reparameterized: bool) -> Requirements:
-    """Densities; that of q differentiable along z where the gradient through z is weighed."""
+    """Exact densities; q's is differentiable along z if the gradient through z is weighted."""
     if doubly_reparameterized:
         return Requirements(posterior=frozenset({"density", "path"}), exact_prior=True)
     return Requirements(posterior=frozenset({"density"}), exact_prior=True)
@@ -60,8 +62,8 @@ def importance_loss(
     Args:
         terms: the Terms.
         bound: the bound of each example, `[B]` or `[M, B]`.
-        path_factor: the weight of the gradient through z_k in units of v_k, as many numbers as ln w
-            has; None leaves the plain gradient.
+        path_factor: the weight of the gradient through z_k in units of v_k, one number for each
+            ln w; None leaves the plain gradient.
     """
     metrics = {"neg_elbo": -terms.log_w.mean()} | terms.rate_and_distortion()
     if path_factor is None:

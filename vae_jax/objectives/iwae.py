@@ -21,8 +21,8 @@ from vae_jax.vae import Terms
 class IWAE(Objective):
     """The importance-weighted bound (Burda et al. 2015, equation 8).
 
-    The gradient of the log-sum-exp weighs sample k by w~_k = w_k / sum_j w_j (equation 14). No
-    exact KL enters.
+    L_K = E[ln 1/K sum_k w_k] with w_k = p(x|z_k) p(z_k) / q(z_k|x). Its gradient gives sample k the
+    weight w~_k = w_k / sum_j w_j (equation 14). No exact KL is used.
 
     Attributes:
         num_samples: the number of samples K.

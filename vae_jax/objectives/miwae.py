@@ -1,4 +1,4 @@
-"""Importance-weighted bounds that differ for p and q (Rainforth et al. 2018)."""
+"""Importance-weighted bounds in groups, and their combinations (Rainforth et al. 2018)."""
 
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +23,7 @@ from vae_jax.vae import Terms
 class MIWAE(Objective):
     """The mean of M importance-weighted bounds of K samples each (Rainforth et al. 2018).
 
-    With K = 1 it is the ELBO, with M = 1 the bound of the IWAE.
+    With K = 1 it is the ELBO, with M = 1 the IWAE bound.
 
     Attributes:
         m: the number of bounds M.
@@ -56,10 +56,10 @@ class MIWAE(Objective):
 
 @dataclass(frozen=True)
 class PIWAE(Objective):
-    """The IWAE's bound of M K samples for p, the MIWAE's for q (Rainforth et al. 2018).
+    """The IWAE bound with M K samples for p, the MIWAE bound for q (Rainforth et al. 2018).
 
     p(x|z) is computed twice, the second time with z held fixed, so that either bound can be
-    differentiated with respect to p alone. A prior that is made of the encoder counts as p.
+    differentiated with respect to p alone. A prior made from the encoder counts as p.
 
     Attributes:
         m: the number of bounds M for q.
@@ -130,6 +130,6 @@ class CIWAE(Objective):
             elbo = self.beta / len(w)
             weight = elbo + (1 - self.beta) * w
             path = elbo + (1 - self.beta) * w**2
-            return path / jnp.where(weight > 0, weight, 1.0)  # nothing passes where it is 0
+            return path / jnp.where(weight > 0, weight, 1.0)  # at weight 0 nothing passes anyway
 
         return importance_loss(terms, bound, factor if self.doubly_reparameterized else None, model)

@@ -1,4 +1,4 @@
-"""q(z) drawn to p(z) by their maximum mean discrepancy (Gretton et al. 2012), without a critic."""
+"""q(z) matched to p(z) by maximum mean discrepancy (Gretton et al. 2012), without a critic."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class IMQ(Checked):
     """The inverse multiquadratic kernel sum_s C_s / (C_s + |x - y|²), C_s = 2 d sigma² s.
 
     2 d sigma² is the expected squared distance between two draws from the prior (Tolstikhin et al.
-    2018, section 4). Its tails are heavier than a normal's, so outliers have a gradient.
+    2018, section 4). The tails are heavier than those of `RBF`, so outliers have a gradient.
 
     Attributes:
         variance: the variance sigma² of each coordinate of the prior; None stands for 1, and in an
@@ -69,7 +69,7 @@ class RBF(Checked):
 
 
 def fitting(kernel: Kernel, space: Space, dim: int) -> Kernel:
-    """The kernel with the width that suits the space, unless it was given one."""
+    """The kernel, with a width that suits the space if it has none of its own."""
     if space == "sphere" and isinstance(kernel, IMQ | RBF) and kernel.variance is None:
         return dataclasses.replace(kernel, variance=1 / dim)
     return kernel
@@ -78,8 +78,8 @@ def fitting(kernel: Kernel, space: Space, dim: int) -> Kernel:
 def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float[Array, ""]:
     """The unbiased estimate of MMD² (Gretton et al. 2012, lemma 6).
 
-    The mean of the kernel over the pairs of different draws within x, plus the mean within y, less
-    twice the mean over the pairs of one draw of each. Where x and y have the same distribution its
+    The mean of the kernel over pairs of different draws within x, plus the mean within y, minus
+    twice the mean over pairs of a draw from each. If x and y have the same distribution its
     expectation is zero, so it may be negative.
 
     Args:
@@ -96,10 +96,10 @@ def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float
 
 
 def aggregated_mmd(terms: Terms, kernel: Kernel, model: Model | None = None) -> Float[Array, ""]:
-    """MMD² of q(z) and p(z), from the whole batch and as many draws of the prior.
+    """MMD² of q(z) and p(z), from the whole batch and as many draws from the prior.
 
-    It is a mean over the K samples, since two z of one image are not independent draws from q(z)
-    and must not form a pair. Draws of the prior pass no gradient to its parameters.
+    It is averaged over the K samples: two z of one image are not independent draws from q(z), so
+    they must not form a pair. Draws from the prior pass no gradient to its parameters.
     """
     (p,), (z,) = terms.p, terms.z
     if model is not None:
@@ -120,9 +120,9 @@ class InfoVAE(Objective):
     At alpha = 1 it is the MMD-VAE.
 
     Attributes:
-        alpha: the weight of the mutual information of x and z.
-        lambda_: the weight lambda, which together with alpha is that of the distance between q(z)
-            and p(z).
+        alpha: the weight of the mutual information of x and z, at most 1.
+        lambda_: the weight lambda; the distance between q(z) and p(z) has the weight
+            alpha + lambda - 1.
         kernel: the kernel of MMD.
         num_samples: the number of samples K.
     """
@@ -171,8 +171,8 @@ class InfoVAE(Objective):
 class WAE(Objective):
     """The Wasserstein autoencoder with MMD (Tolstikhin et al. 2018, algorithm 2).
 
-    Distortion + weight MMD². With `Gaussian(scale)` the distortion is, up to a constant, the
-    squared error divided by 2 scale². q(z|x) may be deterministic.
+    The loss is the distortion + weight MMD². With `Gaussian(scale)` the distortion is, up to a
+    constant, the squared error divided by 2 scale². q(z|x) may be deterministic.
 
     Attributes:
         weight: the weight lambda of MMD².

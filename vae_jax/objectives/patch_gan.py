@@ -1,4 +1,4 @@
-"""A game against a critic of patches, with a weight that follows the decoder's gradients."""
+"""A game against a critic of patches, weighted by the norms of the decoder's gradients."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ def adaptive_weight(
 ) -> Float[Array, ""]:
     """lambda = |grad_L rec| / (|grad_L gan| + delta) (Esser et al. 2021, equation 7).
 
-    rec is -ln p(x|z), with the distance of a `Perceptual` objective, and gan is -D(x~), with x~ the
-    mean of p(x|z), for the first sample of z. L is the last layer of the decoder, the affine map of
-    the likelihood: of its parameters, those on which x~ depends. The gradients are those of the
-    whole batch, on every device.
+    rec is -ln p(x|z), plus the distance of a `Perceptual` objective, and gan is -D(x~), with x~ the
+    mean of p(x|z), for the first sample of z. L holds those parameters of the last layer, the
+    affine map of the likelihood, on which x~ depends. The gradients are those of the whole batch,
+    on every device.
 
     Args:
         terms: the Terms of this device's examples.
@@ -66,24 +66,24 @@ def adaptive_weight(
 
 @dataclass(frozen=True)
 class PatchGAN(Objective):
-    """An objective whose reconstructions also have to deceive a critic of patches.
+    """An objective whose reconstructions also have to fool a critic of patches.
 
     The autoencoders of latent diffusion (Rombach et al. 2022) are `PatchGAN(ELBO(beta=1e-6))`, and
-    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without their perceptual loss, whose
-    weights come from another data set; `PatchGAN(Perceptual(VQVAE()))` has one in features learned
-    on the same data. The hinge losses are
+    VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without the papers' perceptual loss,
+    whose weights come from another data set; `PatchGAN(Perceptual(VQVAE()))` has one in features
+    learned on the same data. The hinge losses are
 
         encoder, decoder   the loss of the objective + weight lambda E[-D(x~)]
         critic             E[max(0, 1 - D(x))] + E[max(0, 1 + D(x~))]
 
     where x~ is the mean of p(x|z) for the first sample of z, D(x) are the critic's logits, and
-    lambda is `adaptive_weight`, with which, at a weight of 1, reconstruction and game pull equally
-    on the decoder's last layer. Both weights are constants to the gradient.
+    lambda is `adaptive_weight`: at a weight of 1, reconstruction and game have equal gradient norms
+    in the decoder's last layer. No gradient passes through either weight.
 
     Attributes:
         objective: the objective without a critic.
         weight: the weight of the game.
-        start: the step with which the game begins; before it neither player moves.
+        start: the first step of the game; before it neither player moves.
 
     Raises:
         VaeJaxError: the objective has a critic of its own.

@@ -1,4 +1,4 @@
-"""A perceptual distance beside an objective, in features learned on the same data."""
+"""A perceptual distance added to an objective, in features learned on the same data."""
 
 import copy
 import dataclasses
@@ -22,8 +22,8 @@ from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.networks.features import NUM_STEPS, FeatureNetwork, maps
 from vae_jax.vae import Terms
 
-# Another network than that of the learned features of evaluation, which has seed 0: no model is
-# measured by what it was trained to please.
+# Evaluation's learned features have seed 0. This network is another one, so that no model is
+# measured in the features that it was trained on.
 SEED = 1
 # The least squared length of a position's features, as in the authors' code of LPIPS.
 LEAST_SQUARE = 1e-10
@@ -38,7 +38,7 @@ def perceptual_distance(
 
     Args:
         features: maps of one set of images, layer by layer.
-        others: those of the images that they are compared with.
+        others: maps of the images to compare with, layer by layer.
     """
 
     def unit(x: Array) -> Array:
@@ -53,13 +53,14 @@ def perceptual_distance(
 
 @dataclass(frozen=True)
 class LearnedPerceptual(Checked):
-    """The maps of a network trained on the data set's own training images: no outside weights.
+    """Feature maps of a network trained on the data set's own training images.
 
-    A classifier of their labels, or an autoencoder where they have none (`FeatureNetwork`), trained
-    when training begins or goes on, from a seed of its own. An `Experiment` gives it its data.
+    No outside weights are used. The network is a classifier of the labels, or an autoencoder if
+    there are none (`FeatureNetwork`). It is trained when training begins or resumes, from a seed of
+    its own. An `Experiment` gives it its data.
 
     Attributes:
-        num_steps: the number of steps that it is trained for.
+        num_steps: the number of training steps of the network.
     """
 
     num_steps: Count = NUM_STEPS
@@ -91,11 +92,11 @@ class LearnedPerceptual(Checked):
 
 @dataclass(frozen=True)
 class Perceptual(Objective):
-    """An objective with a perceptual distance between images and the means of p(x|z).
+    """An objective plus a perceptual distance between images and the means of p(x|z).
 
-    The loss of the objective + weight d(x, E[x|z]), d as `perceptual_distance` has it. With
-    `Laplace(scale=1.0)`, VQGAN's and latent diffusion's weight of one beside a mean absolute error
-    is a weight of H W C here, where -ln p(x|z) is a sum over pixels.
+    The loss of the objective + weight d(x, E[x|z]), with d the `perceptual_distance`. VQGAN and
+    latent diffusion give d a weight of one beside a mean absolute error; with `Laplace(scale=1.0)`
+    this corresponds to a weight of H W C here, where -ln p(x|z) is a sum over pixels.
 
     Attributes:
         objective: the objective without the distance.
@@ -126,7 +127,7 @@ class Perceptual(Objective):
         return dataclasses.replace(self.objective.requires, mean_is_picture=True)
 
     def distance(self, x: Float[Array, "B H W C"], drawn: Float[Array, "..."]) -> Float[Array, ""]:
-        """The weighted mean distance of images from pictures drawn for them."""
+        """The weighted mean distance between images and their reconstructions."""
         pictures = drawn.reshape(-1, *x.shape)
         seen = self.features(x)
 
@@ -147,7 +148,7 @@ class Perceptual(Objective):
 
 
 def learning_from(objective: Objective, train: Split) -> Objective:
-    """The objective, whose `LearnedPerceptual` learns from these images; others are unchanged."""
+    """The objective, with its `LearnedPerceptual`, if any, learning from these images."""
     if not dataclasses.is_dataclass(objective):
         return objective
     changes: dict[str, object] = {}

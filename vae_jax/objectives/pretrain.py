@@ -18,15 +18,16 @@ from vae_jax.vae import Terms
 class Pretrain(Objective):
     """-ln p(x|z) at z = E_q[z|x] for the first steps, then an objective.
 
-    It starts as a plain autoencoder, without noise and without a rate. With `Gaussian(0.5**0.5)`
-    its loss is the squared error plus a constant. The prior and the parameters of q(z|x) that its
-    mean does not depend on stay as they are initialized. With
+    Training starts with a plain autoencoder, without noise and without a rate. With
+    `Gaussian(0.5**0.5)` its loss is the squared error plus a constant. The prior, and those
+    parameters of q(z|x) on which its mean does not depend, keep their initial values. With
     `optimizers.switched(steps, adam, optax.set_to_zero())` for the group `encoder`, the encoder of
-    the autoencoder is held fixed from then on.
+    the autoencoder is held fixed afterwards.
 
-    The loss is a function of the step, so a resumed run switches where an uninterrupted one does.
-    The metrics are those of the objective from the first step on. Computing them makes a step of
-    the autoencoder slower than one of the objective; afterwards nothing extra is computed.
+    The loss is a function of the step, so a resumed run switches at the same step as an
+    uninterrupted one. The metrics are those of the objective from the first step on. Computing them
+    makes a step of the autoencoder slower than one of the objective; afterwards nothing extra is
+    computed.
 
     Attributes:
         steps: the number of steps of the autoencoder.
@@ -52,7 +53,7 @@ class Pretrain(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -ln p(x|E_q[z]), or that of the objective, in nats per image.
 
-        Where the mean of q has no closed form, the first sample is taken instead.
+        If the mean of q has no closed form, the first sample is taken instead.
         """
         loss, metrics = self.then(terms, step, model)
         q = terms.q[0]

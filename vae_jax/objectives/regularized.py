@@ -1,4 +1,4 @@
-"""Deterministic autoencoders, smooth by a penalty on the decoder instead of by noise."""
+"""Deterministic autoencoders, made smooth by a penalty on the decoder instead of by noise."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -24,7 +24,7 @@ def gradient_penalty(
 ) -> Float[Array, "B"]:
     """An unbiased estimate of |dD/dz|², the squared Frobenius norm, with D(z) the mean of p(x|z).
 
-    |v' dD/dz|² with random signs v, by one vector-Jacobian product (Hutchinson 1990).
+    |vᵀ dD/dz|² with random signs v, by one vector-Jacobian product (Hutchinson 1990).
 
     Args:
         model: the model, bound to its parameters.
@@ -56,10 +56,10 @@ class RAE(Objective):
 
     The last two terms are the paper's RAE-L2 and RAE-GP, with theta the weights of the decoder; for
     RAE-SN, wrap the decoder in `SpectralNorm`. With all weights zero it is a plain autoencoder. The
-    prior of the model is not used: a density of z to sample from is fitted afterwards.
+    model's prior is not used: a density of z to sample from is fitted afterwards.
 
-    The paper penalizes the norm of the decoder's gradient; here it is that of the whole Jacobian,
-    estimated without bias from one random projection of the image.
+    The paper penalizes the norm of the decoder's gradient; here the squared norm of the whole
+    Jacobian is penalized, estimated without bias from one random projection of the image.
 
     Attributes:
         beta: the weight of |z|²/2.

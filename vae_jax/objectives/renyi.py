@@ -20,9 +20,9 @@ from vae_jax.vae import Terms
 def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
     """1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha) (Li & Turner 2016).
 
-    At alpha = 1 it is the limit, the mean of ln w. Near it, where the logarithm is of a number near
-    one, it is that mean plus ln(1 + mean of (e^y - 1)) / (1 - alpha) with the deviations
-    y = (1 - alpha) (ln w - mean).
+    At alpha = 1 it is the limit, the mean of ln w. Near alpha = 1, where the argument of the
+    logarithm is close to one, it is computed as that mean plus ln(1 + mean of (e^y - 1)) /
+    (1 - alpha), with the deviations y = (1 - alpha) (ln w - mean).
     """
     mean = log_w.mean(0)
     if alpha == 1:
@@ -39,16 +39,16 @@ def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
 def _from_the_greatest(
     log_w: Float[Array, "K B"], alpha: float
 ) -> tuple[Float[Array, "B"], Float[Array, "K B"]]:
-    """The ln w of the greatest w^(1 - alpha), and (1 - alpha) times what the others differ by.
+    """The ln w with the largest w^(1 - alpha), and (1 - alpha) times the differences from it.
 
-    Differences are taken before the product, which at 1e9 is rounded by 32.
+    Differences are taken before the product: near 1e9, float32 rounds a product by up to 32.
     """
     top = _finite(lax.stop_gradient(log_w.max(0) if alpha < 1 else log_w.min(0)))
     return top, (1 - alpha) * (log_w - top)
 
 
 def _finite(log_w: Float[Array, "B"]) -> Float[Array, "B"]:
-    """Zero where a weight is zero, and where all are."""
+    """ln w, with zeros in place of values that are not finite, as where all weights are zero."""
     return jnp.where(jnp.isfinite(log_w), log_w, 0.0)
 
 
@@ -56,8 +56,9 @@ def _finite(log_w: Float[Array, "B"]) -> Float[Array, "B"]:
 class RenyiBound(Objective):
     """The variational Rényi bound (Li & Turner 2016).
 
-    Its expectation decreases in alpha: at alpha = 0 it is the bound of the IWAE, at alpha = 1 the
-    ELBO. With alpha < 0 it is a lower bound of ln p(x) only for small K.
+    L_alpha = 1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha). Its expectation decreases in alpha: at
+    alpha = 0 it is the IWAE bound, at alpha = 1 the ELBO. With alpha < 0 it is a lower bound on
+    ln p(x) only for small K.
 
     Attributes:
         num_samples: the number of samples K.

@@ -1,6 +1,6 @@
 """Objectives that make the aggregated posterior q(z) = 1/N sum_n q(z|x_n) factorize.
 
-All estimates are of the whole batch: every device sees the parameters of q(z|x) of all images.
+All estimates are over the whole batch: every device sees the parameters of q(z|x) of all images.
 """
 
 import math
@@ -27,11 +27,11 @@ def log_weights(
 ) -> Float[Array, "b B"]:
     """ln w_im with q(z_i) estimated by sum_m w_im q(z_i|x_m) (Chen et al. 2018, appendix C).
 
-    `"stratified"`: 1/N for the image that z_i came from, and equal parts of the rest, (N-1)/N, for
-    the others. It is unbiased over minibatches that contain the image, and exact when the batch is
-    the data set. The paper gives one of the others a different weight than the rest; this is the
-    mean over the choice of that one. `"weighted"`: 1/(NB) for all, whose ln is a lower bound in
-    expectation.
+    `"stratified"`: 1/N for the image that z_i came from; the others share the rest, (N-1)/N,
+    equally. The estimate of q(z_i) is unbiased over minibatches that contain the image, and exact
+    if the batch is the data set. In the paper one of the others has a different weight; this is the
+    mean over the choice of that image. `"weighted"`: 1/(NB) for all; the logarithm of the estimate
+    is a lower bound in expectation.
 
     Args:
         own: the positions in the batch of the images that z came from.
@@ -47,7 +47,7 @@ def log_weights(
 
 
 def _over_batch(q: Distribution) -> Distribution:
-    """q(z|x) of all images of the batch, from those of this device."""
+    """q(z|x) of all images of the batch, gathered from all devices."""
     return cast(Distribution, jax.tree.map(gather_batch, q))
 
 
@@ -76,9 +76,10 @@ def log_aggregated(
 class BetaTC(Objective):
     """The ELBO with a weight for each part of its KL (Chen et al. 2018, equations 2 and 4).
 
-    Distortion + alpha MI + beta TC + gamma DKL: the index-code mutual information
-    E[ln q(z|x) - ln q(z)], the total correlation E[ln q(z) - sum_j ln q(z_j)], and the
-    dimension-wise KL E[sum_j ln q(z_j) - ln p(z_j)]. The three add up to the sampled KL.
+    The loss is the distortion + alpha MI + beta TC + gamma DKL, with the index-code mutual
+    information MI = E[ln q(z|x) - ln q(z)], the total correlation
+    TC = E[ln q(z) - sum_j ln q(z_j)], and the dimension-wise KL
+    DKL = E[sum_j ln q(z_j) - ln p(z_j)]. The three add up to the sampled KL.
 
     Attributes:
         beta: the weight of the total correlation.
@@ -132,16 +133,16 @@ class BetaTC(Objective):
 
 @dataclass(frozen=True)
 class DIPVAE(Objective):
-    """The negative ELBO plus a penalty on the distance of a covariance C from the identity.
+    """The ELBO with a penalty that draws a covariance C of the latents to the identity.
 
-    The penalty is lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)² (Kumar et al.
-    2018).
+    The loss is -ELBO + lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)² (Kumar et
+    al. 2018).
 
     Attributes:
         lambda_off: the weight of the entries off the diagonal.
         lambda_diagonal: the weight of the diagonal; in Locatello et al. (2019), 10 lambda_off for
             DIP-VAE-I and lambda_off for DIP-VAE-II.
-        covariance_of: the covariance: "mean", C = Cov_x[mu(x)], is DIP-VAE-I; "z",
+        covariance_of: the choice of C: "mean", C = Cov_x[mu(x)], is DIP-VAE-I; "z",
             C = Cov_x[mu(x)] + E_x[diag sigma(x)²], is DIP-VAE-II.
     """
 

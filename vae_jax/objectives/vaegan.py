@@ -1,4 +1,4 @@
-"""VAE/GAN: images compared in the features of the critic that they have to deceive."""
+"""VAE/GAN: images are compared in the features of the critic that they have to fool."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class VAEGAN(Objective):
         decoder, likelihood         gamma L_llike - L_GAN
         critic                      L_GAN
 
-    Here the loss is the sum of the three, each with the other groups held fixed. p(x|z) is judged
+    The loss here is the sum of the three, each with the other groups held fixed. p(x|z) is judged
     by the critic alone: `neg_elbo` and `distortion` are only metrics, and a learned scale of p(x|z)
     is not trained.
 
     Attributes:
-        gamma: the weight of the decoder's reconstruction against the game.
+        gamma: the weight of the reconstruction, relative to the game, in the decoder's loss.
     """
 
     gamma: Weight

@@ -18,8 +18,8 @@ class WakeSleep(Objective):
 
     The wake phase, -E_q(z|x)[ln p(x, z)] with z held fixed, trains decoder, likelihood and prior.
     The sleep phase, -E_p(x, z)[ln q(z|x)] with one dream for each image, trains encoder and
-    posterior. No single quantity decreases in both. With a prior that is made of the encoder, the
-    encoder learns in the wake phase too.
+    posterior. No single quantity decreases in both. If the prior is made from the encoder, as the
+    VampPrior is, the encoder learns in the wake phase too.
 
     Attributes:
         num_samples: the number of samples K in the wake phase.
@@ -40,7 +40,7 @@ class WakeSleep(Objective):
         metrics = terms.bound_metrics()
         wake = -(terms.log_px + terms.log_pz[0]).mean()
         assert terms.path is not None
-        hold_z = -terms.path.sum()  # zero, but no gradient passes through z
+        hold_z = -terms.path.sum()  # zero; it cancels the gradient that passes through z
 
         keys = random.purpose(terms.keys, "dream")
         (z,), px = model.sample(keys, terms.y)
