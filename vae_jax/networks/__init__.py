@@ -1,4 +1,4 @@
-"""Linen modules from arrays to features, which know no probability.
+"""Linen modules from arrays to features, which know nothing of probability.
 
 An encoder takes images `[N, H, W, C]`; a decoder takes latents `[N, ...]` and the image shape.
 """

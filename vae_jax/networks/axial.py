@@ -1,9 +1,9 @@
 """Axial networks: horizontal ones mix along an image's width, vertical ones along its height.
 
 An image is a grid of patches, which may be single pixels. A horizontal encoder treats each row as a
-sequence and returns a map; a vertical encoder treats each column as one and pools it to a vector,
-so that the image becomes a set of vectors. A vertical encoder after a horizontal one sees the whole
-image at the cost of its rows and columns alone (Ho et al. 2019).
+sequence and returns a map; a vertical encoder treats each column as a sequence and pools it to a
+vector, so that the image becomes a set of vectors. A vertical encoder after a horizontal one sees
+the whole image, at the cost of attention within rows and columns alone (Ho et al. 2019).
 """
 
 from typing import Annotated, ClassVar
@@ -91,7 +91,7 @@ def _along(axis: int, layers: nn.Module, x: Array) -> Array:
 
 
 class _Encoder(Part):
-    """Each row or column of patches by itself; columns are pooled."""
+    """Processes each row or column of patches by itself; columns are pooled."""
 
     layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
     width: Count = 64
@@ -116,14 +116,14 @@ class _Encoder(Part):
 
 
 class HorizontalEncoder(_Encoder):
-    """Each row of patches by itself: the features of a position know its row and no other.
+    """Processes each row of patches by itself: the features of a position depend on its row alone.
 
     From images `[N, H, W, C]` to the map `[N, h, w, width]`.
 
     Attributes:
         layers: an `AxialAttention` or `AxialConvolution`.
         width: the number of features of each position.
-        patch_size: the side of the square patches, in pixels; those that cross the image's edges
+        patch_size: the side of the square patches, in pixels; patches that cross the image's edges
             are padded with zeros.
     """
 
@@ -131,14 +131,14 @@ class HorizontalEncoder(_Encoder):
 
 
 class VerticalEncoder(_Encoder):
-    """Each column of patches by itself, pooled to one vector: the image as a set of vectors.
+    """Processes each column of patches by itself and pools it: the image as a set of vectors.
 
     From images `[N, H, W, C]` to a vector for each column, its mean, `[N, w, width]`.
 
     Attributes:
         layers: an `AxialAttention` or `AxialConvolution`.
         width: the number of features of each vector.
-        patch_size: the side of the square patches, in pixels; those that cross the image's edges
+        patch_size: the side of the square patches, in pixels; patches that cross the image's edges
             are padded with zeros.
     """
 
@@ -146,7 +146,7 @@ class VerticalEncoder(_Encoder):
 
 
 class AxialEncoder(Part):
-    """A horizontal encoder, then a vertical one on its map: every vector knows the whole image.
+    """A horizontal encoder, then a vertical one on its map: every vector sees the whole image.
 
     Attributes:
         horizontal: the encoder from the image to a map.
@@ -163,7 +163,7 @@ class AxialEncoder(Part):
 
 
 class _Decoder(Part):
-    """Each row or column of patches by itself, from its own latents to its pixels."""
+    """Decodes each row or column of patches by itself, from its own latents to its pixels."""
 
     layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
     features: Count = 16
@@ -184,8 +184,8 @@ class _Decoder(Part):
         """Latents to `[N, H, W, features]`.
 
         Args:
-            z: a map `[N, h, w, c]` of the size of the grid of patches; a set of vectors
-                `[N, n, d]`, one for each row or column; or one vector `[N, d]` for all of them.
+            z: a map `[N, h, w, c]` with the height and width of the grid of patches; a set of
+                vectors `[N, n, d]`, one for each row or column; or a single vector `[N, d]`.
             image_shape: (H, W, C).
 
         Raises:
@@ -237,13 +237,13 @@ class AxialDecoder(Part):
     horizontal: HorizontalDecoder
 
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents that the vertical decoder takes for the map, to `[N, H, W, features]`."""
+        """Latents, as the vertical decoder takes them, to `[N, H, W, features]`."""
         grid = grid_of(image_shape, self.horizontal.patch_size)
         return self.horizontal(self.vertical(z, grid), image_shape)
 
 
 def _on_grid(z: Array, grid: Shape, axis: int) -> Array:
-    """Latents as `[N, h or 1, w or 1, d]`, a set of vectors being one for each row or column."""
+    """Latents as `[N, h or 1, w or 1, d]`; a set of vectors has one for each row or column."""
     height, width = grid
     number = width if axis == COLUMN else height
     match z.shape[1:]:

@@ -1,8 +1,9 @@
-"""Layers that a condition modulates, and a network of vectors made of them.
+"""Layers that are modulated by a condition, and a network over vectors made of them.
 
 A condition is a vector `[N, E]` for each example, such as the embedding of a time and a class.
-Networks of diffusion and of flows take latents `[N, *event]` with it and return as many numbers.
-They begin at zero, and each block as the identity: "adaLN-Zero" (Peebles & Xie 2023, section 3.2).
+The networks of diffusion and flow matching map latents `[N, *event]` and a condition to
+`[N, *event]`. At initialization their output is zero and each block is the identity: "adaLN-Zero"
+(Peebles & Xie 2023, section 3.2).
 """
 
 import math
@@ -16,7 +17,7 @@ from vae_jax.given import Count
 from vae_jax.interfaces import Part
 
 ZEROS = nn.initializers.zeros
-FASTEST = 100.0  # radians in the unit of time: what a network can tell apart, and no faster
+FASTEST = 100.0  # radians per unit of time, the fastest that networks can still resolve
 
 
 def embedded(time: Array, width: int) -> Array:
@@ -27,15 +28,15 @@ def embedded(time: Array, width: int) -> Array:
 
 
 def modulations(condition: Array, count: int, features: int, ndim: int) -> list[Array]:
-    """Vectors `[N, 1, ..., features]`, affine in the condition, zero at first.
+    """Vectors `[N, 1, ..., features]`, affine in the condition, zero at initialization.
 
-    To be called in a compact method.
+    Call it in a compact method.
 
     Args:
         condition: `[N, E]`.
-        count: their number.
-        features: the features of each.
-        ndim: the number of axes of what they modulate.
+        count: the number of vectors.
+        features: the number of features of each vector.
+        ndim: the number of axes of the array that they modulate.
     """
     dense = nn.Dense(count * features, kernel_init=ZEROS, name="modulations")
     found = dense(jax.nn.silu(condition))
@@ -47,7 +48,7 @@ class AdaptiveMLP(Part):
 
     Attributes:
         width: the width of the residual stream.
-        num_layers: the number of its blocks.
+        num_layers: the number of residual blocks.
     """
 
     width: Count = 256

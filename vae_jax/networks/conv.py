@@ -37,8 +37,8 @@ class ConvEncoder(Part):
     """Strided convolutions that halve the image, residual blocks, then one dense layer.
 
     Attributes:
-        features: the number of features of each map, of half the height and width of the one
-            before.
+        features: the number of features of each map; each has half the height and width of the
+            one before.
         dense: the width of the dense layer on the flattened last map; None returns the map.
         kernel_size: the side of the square kernels.
         residual_blocks: the number of residual blocks on the last map.
@@ -72,13 +72,14 @@ class ConvDecoder(Part):
     Attributes:
         features: the number of features of each map, from the coarsest to the full-size one; the
             map is doubled `len(features) - 1` times, and any image size is met exactly.
-        dense: the width of the dense layer before the coarsest map; None where the latents are
-            themselves a map of that size, which a 3x3 convolution takes.
+        dense: the width of the dense layer before the coarsest map; None if the latents are
+            themselves a map of that size, to which a 3x3 convolution is applied.
         kernel_size: the side of the square kernels.
         residual_blocks: the number of residual blocks on the coarsest map.
         activation: the elementwise function after every layer.
-        affine_last: whether to leave the activation out after the last layer, as where that has a
-            feature for each parameter of a pixel and the likelihood's own affine map adds nothing.
+        affine_last: whether to leave out the activation after the last layer, for example if that
+            layer has a feature for each parameter of a pixel, so that the likelihood's own affine
+            map adds nothing.
         kernel_init: the initializer of every kernel; biases start at zero.
     """
 

@@ -22,8 +22,8 @@ M = TypeVar("M", bound=nn.Module)
 def frozen(module: M) -> M:
     """A bound module with its parameters held fixed: gradients flow to its inputs alone.
 
-    `frozen(model).decode(z)` trains what produced z and not the decoder. During initialization the
-    result is the module itself, so that its parameters are created by whichever call comes first.
+    `frozen(model).decode(z)` trains the module that produced z and not the decoder. During
+    initialization the result is the module itself, so that the first call creates its parameters.
     """
     if module.is_initializing():
         return module
@@ -32,17 +32,17 @@ def frozen(module: M) -> M:
 
 
 def critic_of(model: Model) -> nn.Module:
-    """The critic of a model; that it has one is checked before training."""
+    """The critic of a model, which has one: this is checked before training."""
     assert model.critic is not None
     return model.critic
 
 
 class LatentCritic(Part):
-    """Tells two distributions of z apart: D(z) = sigmoid(logit).
+    """Distinguishes two distributions of z: D(z) = sigmoid(logit).
 
-    For equally many examples of both, the optimal logit is the logarithm of their density ratio.
-    (The softmax over two logits of Kim & Mnih 2018 is equivalent: the difference of the two is
-    affine in the features.)
+    With equal numbers of examples from both, the optimal logit is the logarithm of their density
+    ratio. (The softmax over two logits in Kim & Mnih 2018 is equivalent: the difference of the two
+    is affine in the features.)
 
     Attributes:
         network: the network from latents to features.
@@ -64,13 +64,13 @@ class LatentCritic(Part):
 
 
 class ImageCritic(Part):
-    """Tells real images from generated ones, and compares their features (Larsen et al. 2016).
+    """Tells real images from generated ones, and provides features to compare (Larsen et al. 2016).
 
     Attributes:
         body: the network from images to Dis_l(x), the features of the layer l at which images are
-            compared, normalized for each example to mean 0 and variance 1 so that distances between
-            them have a scale.
-        head: the network from these to the features of which the logit is an affine map.
+            compared; they are normalized for each example to mean 0 and variance 1, so that
+            distances between them have a fixed scale.
+        head: the network from Dis_l(x) to the features from which the logit is an affine map.
     """
 
     body: Network
@@ -95,14 +95,13 @@ class ImageCritic(Part):
 class PatchCritic(Part):
     """Tells overlapping patches of real images from those of generated ones (Isola et al. 2017).
 
-    4x4 convolutions of stride 2, except the last, of stride 1, then one more to the logit of each
-    patch. Where the paper normalizes over pixels and images, here each pixel's features are
-    normalized, as in LayerNorm, so that a logit depends on its patch alone; the first layer is not
-    normalized.
+    4x4 convolutions of stride 2 (the last has stride 1), then one more to the logit of each patch.
+    The paper normalizes over pixels and images; here each pixel's features are normalized, as in
+    LayerNorm, so that a logit depends on its patch alone. The first layer is not normalized.
 
     Attributes:
-        features: the number of features of each of n layers. A patch then has 9 * 2^(n-1) - 2
-            pixels on each side, and the image is halved n - 1 times.
+        features: the number of features of each of n layers. The side of a patch is then
+            9 * 2^(n-1) - 2 pixels, and the image is halved n - 1 times.
     """
 
     features: SomeWidths

@@ -19,7 +19,7 @@ class DiT(Part):
         width: the width of the residual stream, a multiple of num_heads.
         num_layers: the number of blocks.
         num_heads: the number of attention heads of each block.
-        patch_size: the side of the square patches of a map; of a set of vectors each is a token.
+        patch_size: the side of the square patches of a map; in a set, each vector is a token.
 
     References:
         Peebles & Xie (2023), "Scalable diffusion models with transformers", section 3.2.
@@ -52,7 +52,7 @@ class DiT(Part):
 
 
 class _Block(nn.Module):
-    """Attention, then a layer of width 4 * width, each modulated, gated and residual."""
+    """Attention, then an MLP of width 4 * width, both residual, modulated and gated."""
 
     num_heads: int
 

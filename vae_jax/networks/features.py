@@ -1,4 +1,4 @@
-"""A small network whose features tell the images of one data set apart, and how it is trained."""
+"""A small network, and its training, whose features tell the images of one data set apart."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ from vae_jax.networks.mlp import MLP
 
 WIDTH, HIDDEN = 64, 256
 MAPS = (32, 64, 64)
-SIDE = 32  # pixels; larger images are reduced, their shorter side to no fewer
+SIDE = 32  # pixels; the least shorter side to which larger images are reduced
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 64, 1e-3
 
 
@@ -42,7 +42,7 @@ class FeatureNetwork(nn.Module):
         return cls(shape, classes if classes > 1 else None)
 
     def setup(self):
-        """Classes are read out by one layer, images by two."""
+        """Classes are read out of the features by one layer, images by two."""
         self.encoder = ConvEncoder(MAPS, dense=None)
         self.project = nn.Dense(WIDTH)
         if self.num_classes is None:
@@ -76,7 +76,7 @@ class FeatureNetwork(nn.Module):
         return initial(train.images[:1], _targets(train)[:1])
 
     def trained(self, train: Split, num_steps: int, seed: int) -> VariableDict:
-        """Variables after some steps of Adam with a cosine schedule, in batches of 64."""
+        """Variables trained by Adam with a cosine schedule, in batches of 64."""
         optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
         @parallel.jit
@@ -99,7 +99,7 @@ class FeatureNetwork(nn.Module):
 
 
 def _targets(train: Split) -> np.ndarray:
-    """The classes that occur, numbered from 0; zeros where there are none."""
+    """The class of each image, those that occur numbered from 0; zeros without labels."""
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
     return np.unique(labels, return_inverse=True)[1]
 
@@ -107,7 +107,7 @@ def _targets(train: Split) -> np.ndarray:
 def shrunk(images: Array) -> Array:
     """Pixels 0 to 255, `[N, H, W, C]`, to floats in [-1, 1], both sides divided by one integer.
 
-    Means over squares of pixels, the largest that leave 32 of them along the shorter side.
+    Pixels are averaged over the largest squares that leave at least 32 along the shorter side.
     """
     factor = max(1, min(images.shape[1:3]) // SIDE)
     return nn.avg_pool(images / 127.5 - 1, (factor, factor), (factor, factor))
@@ -117,8 +117,8 @@ def maps(params: VariableDict, images: Array) -> list[Array]:
     """The three maps of a `FeatureNetwork`, `[N, h, w, F]` each, the finest first.
 
     Args:
-        params: its variables.
-        images: pixels 0 to 255.
+        params: the network's variables.
+        images: pixels 0 to 255, `[N, H, W, C]`.
     """
     x, encoder = shrunk(images), {"params": params["params"]["encoder"]}
     return [

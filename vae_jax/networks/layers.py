@@ -1,7 +1,7 @@
 """Layers that the convolutional architectures share.
 
-Every halving is of "SAME" kind, from n to ceil(n / 2) pixels, so that no image is too small: one
-pixel remains one. A decoder retraces the sizes of `halvings` and so meets each of them exactly.
+Every halving has "SAME" padding, from n to ceil(n / 2) pixels, so that no image is too small: one
+pixel remains one. A decoder retraces the sizes in `halvings`, so that it meets each one exactly.
 """
 
 from functools import partial, reduce
@@ -17,7 +17,7 @@ from vae_jax.cpu import convolution
 from vae_jax.distributions import Shape
 
 Output = Literal["map", "tokens", "vector"]
-"""An encoder's result: `[N, h, w, F]`; its positions as a set, `[N, h * w, F]`; or `[N, F]`."""
+"""The form of an encoder's output: `[N, h, w, F]`, `[N, h * w, F]` or `[N, F]`."""
 
 HE = nn.initializers.he_normal()
 GROUP_SIZE = 16
@@ -58,7 +58,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int, size: Shape) -> Array:
-    """The transpose of `conv` as a linear map of images of a given size.
+    """The transpose of `conv`, seen as a linear map on images of a given size.
 
     Args:
         x: `[N, ceil(H / stride), ceil(W / stride), O]`.
@@ -74,10 +74,10 @@ def conv_transpose(x: Array, kernel: Array, stride: int, size: Shape) -> Array:
 
 
 def conv_upsampled(x: Array, kernel: Array, size: Shape) -> Array:
-    """`conv` of `upsample(x, size)`, without the upsampled map where that is twice as large.
+    """`conv(upsample(x, size), kernel)`, computed without the upsampled map if that is 2h x 2w.
 
-    There two neighbours under an odd kernel are one pixel of x, so that it is a transposed
-    convolution, whose kernel has the sums of neighbours: a 3x3 kernel takes 4 of 9 products.
+    Pairs of neighbours in the upsampled map are equal, so with an odd kernel this is a transposed
+    convolution whose kernel sums neighbouring weights: a 3x3 kernel needs 4 of 9 products.
 
     Args:
         x: `[N, ceil(H / 2), ceil(W / 2), I]`.
@@ -104,7 +104,7 @@ class Conv(nn.Module):
         features: the number of output features.
         kernel_size: the side of a square kernel, or its (height, width).
         stride: the stride along both axes.
-        use_bias: whether to add a bias; a normalization that follows has its own.
+        use_bias: whether to add a bias; leave it out before a normalization, which has its own.
         kernel_init: the initializer of the kernel; the bias starts at zero.
     """
 
@@ -176,14 +176,14 @@ class SeparableConv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Each group of features of an example with mean zero and variance one, then an affine map.
+    """Normalizes each group of features of an example to mean 0, variance 1; then an affine map.
 
-    From two moments of each feature, in one pass over x, and as one affine map of x, in another:
-    on CPUs the time goes into passes. It has the parameters of Flax's.
+    It takes two passes over x, one for both moments of each feature and one for an affine map,
+    because passes are what costs time on CPUs. Its parameters are those of Flax's GroupNorm.
 
     Attributes:
-        group_size: the number of features of a group, which divides theirs.
-        epsilon: what is added to the variance.
+        group_size: the number of features of a group, a divisor of the number of features.
+        epsilon: a small number added to the variance.
     """
 
     group_size: int
@@ -211,7 +211,7 @@ class GroupNorm(nn.Module):
 
 
 def group_norm(x: Array) -> Array:
-    """GroupNorm of 16 features a group (Wu & He 2018), or of one group where 16 is no divisor.
+    """GroupNorm with 16 features per group (Wu & He 2018), or one group if 16 does not divide them.
 
     Statistics are taken over one example, so that results depend neither on the size of the batch
     nor on how devices share it. Call it in a compact method.
@@ -243,7 +243,7 @@ def max_pool(x: Array, window: int) -> Array:
 
 
 def average_pool(x: Array) -> Array:
-    """The mean over squares of 2x2 pixels, fewer at the end of an odd side.
+    """The mean over squares of 2x2 pixels; squares at the end of an odd side have fewer.
 
     Args:
         x: `[N, H, W, F]`.
@@ -273,7 +273,7 @@ def upsample(x: Array, size: Shape) -> Array:
 
 
 class SelfAttention(nn.Module):
-    """x + the attention of all positions of a map to each other (Esser et al. 2021).
+    """x + self-attention over all positions of a map (Esser et al. 2021).
 
     Attributes:
         num_heads: the number of heads, a divisor of the features.
@@ -304,7 +304,7 @@ def as_output(x: Array, output: Output) -> Array:
 def coarsest_map(z: Array, size: Shape, features: int) -> Array:
     """A decoder's first map `[N, h, w, features]`, affine in z; call it in a compact method.
 
-    Latents `[N, h, w, c]` of this size, or h * w vectors `[N, h * w, d]`, are mapped position by
+    Latents `[N, h, w, c]` of size (h, w), or h * w vectors `[N, h * w, d]`, are mapped position by
     position; latents of any other shape are flattened and mapped by one dense layer.
 
     Args:

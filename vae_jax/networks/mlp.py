@@ -28,7 +28,7 @@ class MLP(Part):
 
     @nn.compact
     def __call__(self, x: Array, image_shape: Shape | None = None) -> Array:
-        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape is not needed."""
+        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape is not used."""
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
             x = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(x))
@@ -48,7 +48,7 @@ class GatedMLP(Part):
 
     @nn.compact
     def __call__(self, x: Array, image_shape: Shape | None = None) -> Array:
-        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape is not needed."""
+        """`[N, ...]`, flattened, to `[N, features[-1]]`; the image shape is not used."""
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
             gated, gate = jnp.split(nn.Dense(2 * width, kernel_init=self.kernel_init)(x), 2, -1)

@@ -1,6 +1,6 @@
 """Transformers over the patches of an image: ViT, in which all patches see one another, and GPT.
 
-GPT is causal: a patch sees those before it in raster order. With patches of one pixel it is a
+GPT is causal: a patch sees only those before it in raster order. With patches of one pixel it is a
 transformer over the sequence of pixels.
 """
 
@@ -20,7 +20,7 @@ from vae_jax.networks.transformer import Transformer, check_heads
 
 
 class _Encoder(Part):
-    """From an image to the position that knows all of it, or to every patch's."""
+    """From an image to the features of the position that sees all of it, or of every patch."""
 
     patch_size: Count = 4
     width: Count = 64
@@ -87,8 +87,8 @@ class _Decoder(Part):
 class ViTEncoder(_Encoder):
     """The vision transformer (Dosovitskiy et al. 2020).
 
-    The paper's class token, from which a vector is read, is a position before the patches whose
-    input is zero. Images may have any size; patches that cross their edges are padded with zeros.
+    The paper's class token, from which a vector is read, is here a position before the patches with
+    zero input. Images may have any size; patches that cross their edges are padded with zeros.
 
     Attributes:
         patch_size: the side of the square patches, in pixels.
@@ -119,8 +119,8 @@ class ViTEncoder(_Encoder):
 class GPTEncoder(_Encoder):
     """GPT-2's causal transformer (Radford et al. 2019) over patches in raster order.
 
-    A patch's features know the patches up to it, so the last patch's know the whole image. Images
-    may have any size; patches that cross their edges are padded with zeros.
+    The features of a patch depend on the patches up to it, so those of the last patch depend on the
+    whole image. Images may have any size; patches that cross their edges are padded with zeros.
 
     Attributes:
         patch_size: the side of the square patches, in pixels.
@@ -134,20 +134,20 @@ class GPTEncoder(_Encoder):
 
     @classmethod
     def small(cls, patch_size: int = 4, output: Output = "vector") -> "GPTEncoder":
-        """GPT-2's smallest (table 2), 124M parameters with its vocabulary and 1,024 positions."""
+        """The smallest GPT-2 (table 2), 124M parameters with its vocabulary and 1,024 positions."""
         return cls(patch_size, width=768, num_layers=12, num_heads=12, output=output)
 
     @classmethod
     def medium(cls, patch_size: int = 4, output: Output = "vector") -> "GPTEncoder":
-        """GPT-2's second (table 2), 355M parameters with its vocabulary and 1,024 positions."""
+        """The second GPT-2 (table 2), 355M parameters with its vocabulary and 1,024 positions."""
         return cls(patch_size, width=1024, num_layers=24, num_heads=16, output=output)
 
 
 class ViTDecoder(_Decoder):
     """The vision transformer over the latents' tokens and a position for each patch of the image.
 
-    A latent vector is one token, a set of vectors one token each, a map one token for each of its
-    positions. The patches have no input but their positions; all see one another.
+    A latent vector is one token, a set of vectors is one token each, and a map is one token for
+    each of its positions. The patches have no input but their positions; all see one another.
 
     Attributes:
         features: the number of features of each pixel.
@@ -168,8 +168,8 @@ class ViTDecoder(_Decoder):
 class GPTDecoder(_Decoder):
     """GPT-2's causal transformer over the latents' tokens, then a position for each patch.
 
-    Tokens are those of `ViTDecoder`. A patch sees the tokens and the patches' positions before it,
-    not pixels; the likelihood that looks at pixels is `AutoregressivePixels`.
+    The tokens are those of `ViTDecoder`. A patch sees the latents and the positions of the patches
+    before it, but no pixels; for a likelihood that sees pixels, take `AutoregressivePixels`.
 
     Attributes:
         features: the number of features of each pixel.
@@ -183,5 +183,5 @@ class GPTDecoder(_Decoder):
 
     @classmethod
     def small(cls, features: int = 16, patch_size: int = 4) -> "GPTDecoder":
-        """The layers of GPT-2's smallest (Radford et al. 2019, table 2)."""
+        """The layers of the smallest GPT-2 (Radford et al. 2019, table 2)."""
         return cls(features, patch_size, width=768, num_layers=12, num_heads=12)

@@ -1,4 +1,4 @@
-"""Between images, their patches, and sequences of tokens."""
+"""Conversions between images, their patches, and sequences of tokens."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -23,7 +23,7 @@ def from_patches(patches: Array, size: Shape, patch_size: int) -> Array:
     """The inverse of `to_patches`: patches of F features a pixel to `[N, H, W, F]`.
 
     Args:
-        patches: `[N, h, w, p * p * F]` or `[N, h * w, p * p * F]`, (h, w) as `grid_of` has it.
+        patches: `[N, h, w, p * p * F]` or `[N, h * w, p * p * F]`, with (h, w) from `grid_of`.
         size: (H, W, ...) of the image.
         patch_size: p.
     """
@@ -33,7 +33,7 @@ def from_patches(patches: Array, size: Shape, patch_size: int) -> Array:
 
 
 def to_tokens(z: Array) -> Array:
-    """Latents as a sequence: a vector is one token, a map one token for each of its positions.
+    """Latents as a sequence: a vector is one token, a map has a token for each position.
 
     Args:
         z: `[N, d]`, `[N, n, d]` or `[N, h, w, d]`.

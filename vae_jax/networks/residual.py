@@ -15,7 +15,7 @@ from vae_jax.networks.layers import Conv
 
 
 class Residual(Protocol):
-    """What makes the networks of a hierarchy, such as `Bottleneck` or a partial of it."""
+    """A constructor of a hierarchy's networks, such as `Bottleneck` or a partial of it."""
 
     def __call__(
         self, features: int, width: int, last: float = 1.0, *, name: str | None = None
@@ -49,15 +49,15 @@ def convolution(features: int, x: Array, name: str, factor: float = 1.0) -> Arra
 
 
 class Bottleneck(Part):
-    """1x1, 3x3, 3x3 and 1x1 convolutions, an activation before each (Child 2021, figure 3).
+    """1x1, 3x3, 3x3 and 1x1 convolutions with an activation before each (Child 2021, figure 3).
 
     Attributes:
         features: the number of output features.
         width: the number of features of the hierarchy's state h.
         last: the factor of the last convolution's initial weights.
         ratio: the number of features in between, in units of `width`.
-        activation: the elementwise function.
-        excite: whether the output's features are weighed by their means (`SqueezeExcite`).
+        activation: the elementwise function before each convolution.
+        excite: whether the output passes through `SqueezeExcite`.
     """
 
     features: Count
@@ -79,15 +79,15 @@ class Bottleneck(Part):
 
 
 class Gated(Part):
-    """Two 3x3 convolutions, then c sigmoid(g) of a 1x1 convolution's halves c and g.
+    """Two 3x3 convolutions, then ac(c) sigmoid(g) with the 1x1 convolutions c and g.
 
     The gated residual blocks of Dittadi's ladder VAE, without its batch normalization and dropout.
 
     Attributes:
         features: the number of output features.
-        width: the number of features of the hierarchy's state h, and of those in between.
+        width: the number of features of the hierarchy's state h, and of the maps in between.
         last: the factor of the initial weights of c.
-        activation: the elementwise function before each convolution and on c.
+        activation: the elementwise function ac, also before each 3x3 convolution.
     """
 
     features: Count
@@ -107,10 +107,10 @@ class Gated(Part):
 
 
 class SqueezeExcite(nn.Module):
-    """Features weighed by gates in (0, 1), a network of their means over the map (Hu et al. 2018).
+    """Features times gates in (0, 1), which depend on the features' means (Hu et al. 2018).
 
     Attributes:
-        reduction: the factor by which the network's hidden layer is narrower.
+        reduction: the factor by which the gates' hidden layer is narrower than the map.
     """
 
     reduction: int = 16

@@ -1,4 +1,4 @@
-"""Pre-activation residual networks (He et al. 2016, "Identity mappings"), and their mirror."""
+"""Pre-activation residual networks (He et al. 2016, "Identity mappings") and their mirror image."""
 
 from collections.abc import Callable
 
@@ -28,14 +28,14 @@ def _activated(x: Array) -> Array:
 class PreActivationBlock(nn.Module):
     """x + R(relu(norm(x))): R is two 3x3 convolutions, or 1x1, 3x3, 1x1 around a bottleneck.
 
-    Where the size or the number of features changes, the shortcut is a 1x1 convolution of the
+    If the map is halved or the number of features changes, the shortcut is a 1x1 convolution of the
     normalized x.
 
     Attributes:
         features: the number of output features.
-        bottleneck: whether R narrows to a quarter of them in between.
+        bottleneck: whether R narrows to a quarter of the output features in between.
         stride: 2 to halve the map, else 1.
-        size: the (H, W) to which a decoder first upsamples the map; None to leave its size.
+        size: the (H, W) to which a decoder first upsamples the map; None keeps its size.
         activation: the elementwise function after each normalization.
     """
 
@@ -73,8 +73,8 @@ class ResNetEncoder(Part):
 
     Attributes:
         blocks: the number of blocks of each stage.
-        width: the number of features of the first convolution and of the first stage, which has
-            four times as many with bottlenecks.
+        width: the number of features of the first convolution and of the first stage; with
+            bottlenecks the stage has four times as many.
         bottleneck: whether the blocks have bottlenecks.
         large_stem: whether to begin with the ImageNet networks' 7x7 convolution and 3x3 pool, each
             a halving, instead of one 3x3 convolution.

@@ -17,8 +17,8 @@ Variables = TypeVar("Variables")
 def spectral_norm(kernel: Array) -> Array:
     """The largest singular value of `[..., outputs]` as a matrix `[inputs, outputs]`.
 
-    Exact, from the eigenvalues of the smaller of the two Gram matrices; power iteration would keep
-    a running vector beside the parameters.
+    It is exact, from the eigenvalues of the smaller of the two Gram matrices; power iteration would
+    need a running vector beside the parameters.
     """
     w = kernel.reshape(-1, kernel.shape[-1])
     gram = w.T @ w if w.shape[0] > w.shape[1] else w @ w.T
@@ -28,9 +28,9 @@ def spectral_norm(kernel: Array) -> Array:
 class SpectralNorm(Part):
     """A network with each weight W replaced by W / sigma(W) (Miyato et al. 2018).
 
-    Weights are the parameters of two axes or more, the last being the outputs; a convolution's
-    kernel is a matrix from patches to features, as in the paper. The likelihood's own affine map,
-    after a decoder, is left as it is.
+    Weights are the parameters with two axes or more, of which the last runs over the outputs; a
+    convolution's kernel is a matrix from patches to features, as in the paper. The likelihood's own
+    affine map, which follows a decoder, is not normalized.
 
     Attributes:
         network: the encoder or decoder to be normalized.
@@ -40,7 +40,7 @@ class SpectralNorm(Part):
 
     @nn.compact
     def __call__(self, *arguments: Array | Shape) -> Array:
-        """The network's features; takes the network's arguments."""
+        """The network's features, from the network's arguments."""
 
         def normalized(variables: Variables) -> Variables:
             def normalize(leaf: Array) -> Array:

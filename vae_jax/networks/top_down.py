@@ -1,8 +1,8 @@
-"""A deterministic way up and a stochastic way down through the resolutions of an image.
+"""A deterministic bottom-up and a stochastic top-down path through the resolutions of an image.
 
-The state h runs down from a learned start. In each block z is drawn from q(z_l | h, a) or
-p(z_l | h), a being the activations on the way up, and added to h. Resolutions are counted by the
-halvings from the image's: level 0 is the image's own.
+The state h runs down from a learned start. In each block z_l is drawn from q(z_l | h, a) or
+p(z_l | h), where a is the activation of the bottom-up path, and its projection is added to h.
+Levels count the halvings of the image: level 0 is the image's own resolution.
 
 References:
     Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
@@ -32,9 +32,9 @@ from vae_jax.networks.residual import Bottleneck, Residual, scaled
 Own = TypeVar("Own")
 Out = TypeVar("Out")
 Draw = Callable[[Distribution, Distribution | None], Array]
-"""How a block finds z_l: a function of p(z_l | h) and of q(z_l | h, a), None without a."""
+"""How a block gets z_l: a function of p(z_l | h) and of q(z_l | h, a), which is None without a."""
 Choose = Callable[[Distribution, Distribution | None, Own], Array]
-"""How z_l is found: a function of p(z_l | h), of q(z_l | h, a) and of the layer's own input."""
+"""How z_l is obtained: a function of p(z_l | h), q(z_l | h, a) and the layer's own input."""
 Blocks = Annotated[
     Sequence[Index], Bounds(least=1), "the number of blocks of each level, such as (2, 2, 0, 1)"
 ]
@@ -46,7 +46,7 @@ PerLevel = Annotated[
 ]
 """One number for each level, or the same for all."""
 
-# Child (2021): finer maps begin from what comes from above alone.
+# Child (2021): finer maps have no learned start, only the state from the level above.
 LARGEST_START = 64
 SMOOTHING = math.log(2)
 LEAST_SMOOTHED = -40.0  # where the scale is 2^-40
@@ -54,12 +54,12 @@ LEAST_SMOOTHED = -40.0  # where the scale is 2^-40
 
 @struct.dataclass
 class Layer:
-    """A layer of latents, or several of equal shape with a leading axis.
+    """A layer of latents, or several layers of equal shape stacked along a leading axis.
 
     Attributes:
         z: the latents, `[N, h, w, c]`.
         p: p(z | h).
-        q: q(z | h, a); None where there is no a.
+        q: q(z | h, a); None if there is no a.
     """
 
     z: Float[Array, "*layers N h w c"]
@@ -68,15 +68,15 @@ class Layer:
 
 
 def leading_zeros(blocks: Sequence[int]) -> int:
-    """The number of levels before the first that has blocks, of all but the last."""
+    """The number of levels before the first with blocks; the last level always counts as one."""
     return next((level for level, count in enumerate(blocks[:-1]) if count), len(blocks) - 1)
 
 
 def check_levels(part: Part, blocks: Sequence[int], *values: PerLevel) -> None:
-    """Checks that there is a number for each level.
+    """Checks that each of the values has a number for each level.
 
     Raises:
-        VaeJaxError: there are more or fewer.
+        VaeJaxError: one has more or fewer.
     """
     for each in values:
         if isinstance(each, Sequence) and len(each) != len(blocks):
@@ -108,12 +108,14 @@ class TopDownBlock(Part):
     Attributes:
         features: the number of features of h.
         latents: the number of channels c of z.
-        last: the factor of the initial weights of what is added to h, 1/sqrt(N) for N blocks.
-        net: what makes the residual networks.
-        prior_features: whether the network of p(z | h) adds features to h, as in the VDVAE.
-        relative: whether the network of q(z | h, a) has the shift from p's location in units of
-            one and the ratio to its scale as outputs, as in the NVAE.
-        smooth: whether scales are `scale_of` a smoothed gradient, as in the Efficient-VDVAE.
+        last: the factor of the initial weights of the layers whose output is added to h,
+            1/sqrt(N) for N blocks.
+        net: the constructor of the residual networks.
+        prior_features: whether the network of p(z | h) also adds features to h, as in the VDVAE.
+        relative: whether the network of q(z | h, a) outputs the shift from p's location and the
+            ratio to p's scale, as in the NVAE.
+        smooth: whether scales are a softplus instead of an exponential (`scale_of`), as in the
+            Efficient-VDVAE.
         residuals: the number of networks R after z.
     """
 
@@ -130,7 +132,7 @@ class TopDownBlock(Part):
     def __call__(
         self, h: Float[Array, "N h w F"], a: Float[Array, "N h w A"] | None, draw: Draw
     ) -> tuple[Float[Array, "N h w F"], Layer]:
-        """The state after the block, and its layer, whose densities are float32 whatever h is."""
+        """The state after the block, and its layer; densities are float32 whatever dtype h has."""
         c, features = self.latents, self.features
         of_q = None
         if a is not None:
@@ -161,11 +163,11 @@ class BottomUp(Part):
     """Residual networks on the way up; each level ends with one more, and a mean over 2x2 pixels.
 
     Attributes:
-        blocks: the number of residual networks at each level, the image's first. Where it is 0, the
-            level only halves the map: by a mean, or by a convolution of stride 2 if no level
-            before has any.
+        blocks: the number of residual networks at each level, the image's first. A level with 0
+            only halves the map: by a mean, or by a convolution of stride 2 if no level before it
+            has residual networks.
         width: the number of features at each level.
-        net: what makes the residual networks.
+        net: the constructor of the residual networks.
     """
 
     blocks: Blocks
@@ -180,7 +182,7 @@ class BottomUp(Part):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> tuple[Float[Array, "N h w F"], ...]:
-        """Images to the activations of each level, the image's first."""
+        """Images to the activations of each level, level 0 first."""
         ends = sum(count > 0 for count in self.blocks[:-1])
         last = (sum(self.blocks) + ends) ** -0.5
         conv = partial(Conv, use_bias=True, kernel_init=scaled(1.0))
@@ -214,17 +216,18 @@ class BottomUp(Part):
 class TopDown(Part):
     """Blocks on the way down; those of one level have equal shapes and are scanned.
 
-    So compile time grows with the number of levels that have blocks, and the parameters of a
-    level's n blocks are stacked, `[n, ...]`. Each level starts from a learned map, and the state of
-    the level above, upsampled, is added to it.
+    Compile time thus grows with the number of levels that have blocks, and the parameters of a
+    level's n blocks are stacked, `[n, ...]`. Each level starts from a learned map plus the state of
+    the level above, upsampled.
 
     Attributes:
         blocks: the number of blocks, each with a layer of latents, at each level, the image's
-            first; 0 passes the level over, by a transposed convolution if no level after has any.
+            first; 0 skips the level, by a transposed convolution if no finer level has blocks
+            either.
         width: the number of features of h at each level.
         latents: the number of channels of z at each level.
-        block: what makes a block of `features`, `latents` and `last`, such as `TopDownBlock` or a
-            partial of it.
+        block: the constructor of a block from `features`, `latents` and `last`, such as
+            `TopDownBlock` or a partial of it.
     """
 
     blocks: Blocks
@@ -271,10 +274,10 @@ class TopDown(Part):
         Args:
             number: the number of images N.
             image_shape: (H, W, C).
-            activations: those of `BottomUp`; None on the way down from the prior.
-            choose: the way that the latents are found.
+            activations: the activations of `BottomUp`; None to draw from the prior.
+            choose: how the latents are obtained.
             inputs: the layers' own inputs, trees of arrays, the top layer first.
-            condition: vectors that are mapped and added to the start of each level.
+            condition: vectors whose affine map is added to the start of each level.
         """
         last = sum(self.blocks) ** -0.5
         h, layers, first = None, [], 0
@@ -330,5 +333,5 @@ class TopDown(Part):
 def scanned(
     step: Callable[..., tuple[Array, Out]], length: int
 ) -> Callable[..., tuple[Array, Out]]:
-    """A step of a module and a state, repeated with parameters of its own each time."""
+    """A step of a module and a state, repeated `length` times, each with its own parameters."""
     return nn.scan(step, {"params": 0}, split_rngs={"params": True}, length=length)

@@ -1,4 +1,4 @@
-"""A transformer, causal or not, over a sequence at once or position by position."""
+"""A transformer, causal or not, over a whole sequence or position by position."""
 
 import flax.linen as nn
 import jax
@@ -10,16 +10,16 @@ from jax.typing import DTypeLike
 from vae_jax.errors import VaeJaxError
 
 Cache = tuple[tuple[Array, Array], ...]
-"""Each block's keys and values at all T positions, `[N, T, heads, width / heads]` each."""
+"""The keys and values of each block at all T positions, `[N, T, heads, width / heads]` each."""
 
 SMALL = nn.initializers.normal(0.02)
 
 
 def check_heads(part: nn.Module, width: int, num_heads: int) -> None:
-    """Checks that the heads share the width of a transformer equally.
+    """Checks that the width of a transformer is a multiple of its number of heads.
 
     Raises:
-        VaeJaxError: they do not.
+        VaeJaxError: it is not.
     """
     if width % num_heads:
         raise VaeJaxError(
@@ -29,7 +29,7 @@ def check_heads(part: nn.Module, width: int, num_heads: int) -> None:
 
 
 class Block(nn.Module):
-    """Attention, then a layer of width 4 * width, both pre-norm and residual (Vaswani et al. 2017).
+    """Attention, then an MLP of width 4 * width, both pre-norm and residual (Vaswani et al. 2017).
 
     Attributes:
         num_heads: the number of attention heads, a divisor of the width.
@@ -49,8 +49,8 @@ class Block(nn.Module):
 
         Args:
             x: the residual stream at these positions, `[N, S, width]`.
-            cache: keys and values of the whole sequence, in which those of x are put; without it x
-                is the sequence.
+            cache: keys and values of the whole sequence, into which those of x are written; None if
+                x is the whole sequence.
             start: the first position.
 
         Returns:
@@ -106,7 +106,7 @@ class Transformer(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     def empty_cache(self, batch: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """The cache of `batch` sequences of which no position has been seen."""
+        """The cache of `batch` sequences before their first position."""
         shape = (batch, self.length, self.num_heads, self.width // self.num_heads)
         return ((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),) * self.num_layers
 
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
 
         Args:
             x: the inputs at these positions, `[N, S, F]`.
-            cache: the cache of the positions before; None where x is the sequence.
+            cache: the cache of the positions before; None if x is the whole sequence.
             start: the number of positions before.
 
         Returns:

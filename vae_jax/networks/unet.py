@@ -1,4 +1,4 @@
-"""The U-Net of diffusion models: residual blocks that a condition modulates, skips across."""
+"""The U-Net of diffusion models: modulated residual blocks with skip connections."""
 
 from typing import Annotated
 
@@ -25,12 +25,12 @@ from vae_jax.networks.transformer import check_heads
 class UNet(Part):
     """Stages of residual blocks down to a coarse map, with attention there, and up again.
 
-    Each stage but the first halves the map. A block on the way up is given the features of its
+    Each stage but the first halves the map. A block on the way up also gets the features of its
     counterpart on the way down.
 
     Attributes:
         widths: the number of features of each stage, the finest first.
-        blocks: the number of blocks of each stage, on either way.
+        blocks: the number of blocks of each stage, both on the way down and on the way up.
         num_heads: the number of attention heads on the coarsest map, a divisor of its features.
 
     References:

@@ -45,8 +45,8 @@ class VGGEncoder(Part):
         output: "map"; "tokens", its positions as a set; or "vector", the map flattened, then dense
             layers.
         dense: the widths of these layers.
-        normalize: whether to apply GroupNorm after each convolution. The paper does not; without it
-            the features of a deep network grow with each pool at initialization.
+        normalize: whether to apply GroupNorm after each convolution. The paper does not; without
+            it, the features of a deep network grow with each pool at initialization.
     """
 
     stages: Stages
@@ -75,10 +75,10 @@ class VGGEncoder(Part):
 
 
 class VGGDecoder(Part):
-    """`VGGEncoder` in reverse, with nearest-neighbour upsampling for its pools.
+    """`VGGEncoder` in reverse, with nearest-neighbour upsampling in place of its pools.
 
-    A convolution from f to f' features there is one from f' to f here; the last keeps its number,
-    since the likelihood's own affine map makes the image's channels.
+    A convolution from f to f' features there is one from f' to f here; the last convolution keeps
+    its number of features, since the likelihood's own affine map makes the image's channels.
 
     Attributes:
         stages: the stages of the encoder.
@@ -107,7 +107,7 @@ class VGGDecoder(Part):
         before = [
             before[0],
             *before[:-1],
-        ]  # what each of the encoder's convolutions takes
+        ]  # the number of input features of each of the encoder's convolutions
         for size, stage in zip(sizes, reversed(self.stages), strict=True):
             for to in (size, *[None] * (len(stage) - 1)):
                 x = _conv(x, before.pop(), self.normalize, to)

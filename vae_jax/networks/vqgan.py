@@ -38,11 +38,11 @@ def _normalized(x: Array) -> Array:
 class VQGANEncoder(Part):
     """Residual blocks at each resolution, and attention between all positions of the coarsest map.
 
-    The posterior's affine map of each position takes the place of the paper's last convolution.
+    The posterior's affine map of each position replaces the paper's last convolution.
 
     Attributes:
-        widths: the number of features at each resolution, the images' first; each but the first
-            halves the map, so that n of them downsample by 2^(n - 1).
+        widths: the number of features at each resolution, the image's first; each but the first
+            halves the map, so that n widths downsample by 2^(n - 1).
         blocks: the number of residual blocks at each resolution.
     """
 
@@ -62,7 +62,7 @@ class VQGANEncoder(Part):
 
 
 class VQGANDecoder(Part):
-    """`VQGANEncoder` in reverse, with one block more at each resolution, as in the paper.
+    """`VQGANEncoder` in reverse, with one more block at each resolution, as in the paper.
 
     Attributes:
         widths, blocks: the attributes of the encoder.

@@ -29,12 +29,12 @@ def _separable(x: Array, features: int) -> Array:
 class XceptionBlock(nn.Module):
     """A shortcut around one (relu, separable convolution, norm) for each entry of `features`.
 
-    Where the size changes, the shortcut is a 1x1 convolution.
+    If the size changes, the shortcut is a 1x1 convolution.
 
     Attributes:
         features: the number of features of each separable convolution.
         halve: whether to end with a 3x3 max pool of stride 2, which the shortcut's stride matches.
-        size: the (H, W) to which a decoder first upsamples the map; None to leave its size.
+        size: the (H, W) to which a decoder first upsamples the map; None keeps its size.
     """
 
     features: Sequence[int]
@@ -95,7 +95,7 @@ class XceptionEncoder(Part):
 
 
 class XceptionDecoder(Part):
-    """`XceptionEncoder` in reverse, with nearest-neighbour upsampling for its halvings.
+    """`XceptionEncoder` in reverse, with nearest-neighbour upsampling in place of its halvings.
 
     Attributes:
         stem, entry, middle, exit: the attributes of the encoder.
