@@ -184,7 +184,7 @@ def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
 
 
 def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, "*shape"]:
-    """x inside [low, high]; outside, it saturates one beyond the limit, with a gradient everywhere."""
+    """x inside [low, high]; outside, it saturates one beyond them, with a gradient everywhere."""
     inside = jnp.clip(x, low, high)
     outside = x - inside
     return inside + outside / (1 + jnp.abs(outside))
