@@ -5,15 +5,15 @@
     vae-jax evaluate runs/aevb/mnist-20 --num-samples 1000 --num-images 200
     vae-jax train experiments/aevb.py --latent-dim 20 --workdir runs/aevb/mnist-20   # one curve
 
-Published: Figure 2, the lower bound per image against the training images seen, without numbers.
-The axes span -150 to -100 nats on MNIST and 0 to 1,600 on Frey Faces, and reach 10^8 images. The
-held-out curve is the test set's; ours is the validation split's, for training never looks at test
-images. Wake-sleep ends below AEVB. Figure 3, the marginal likelihood against images
-seen for 1,000 and 50,000 training images, with 100 units and N_z = 3, has Monte Carlo EM besides,
-which has no q(z|x) and is not here; our estimate is L_1000. Figure 4 shows 2-D manifolds, Figure 5
-samples for N_z = 2, 5, 10, 20.
+Published: curves, without numbers. Figure 2 shows the lower bound per image against the number of
+training images seen. Its axes span -150 to -100 nats on MNIST and 0 to 1,600 on Frey Faces, and
+reach 10^8 images; wake-sleep ends below AEVB. The paper's held-out curve is of the test set, ours
+of the validation split, since training never looks at test images. Figure 3 shows the marginal
+likelihood against the images seen, for 1,000 and 50,000 training images, with 100 units and
+N_z = 3; we estimate it by L_1000. It also shows Monte Carlo EM, which has no q(z|x) and is not
+implemented here. Figure 4 shows 2-D manifolds, Figure 5 samples for N_z = 2, 5, 10, 20.
 
-Ours: AEVB, 10^6 images seen, then the ELBO and L_1000 of 200 test images, in nats.
+Ours: AEVB after 10^6 images, the ELBO and L_1000 of 200 test images, in nats.
 
     MNIST        N_z = 2       3       5      10      20     200
     ELBO         -165.86 -149.99 -134.71 -119.19 -112.82 -183.15
@@ -23,19 +23,19 @@ Ours: AEVB, 10^6 images seen, then the ELBO and L_1000 of 200 test images, in na
     ELBO          790.89  936.70 1084.34 1126.35
     L_1000        795.29  949.55 1101.97 1151.43
 
-Wake-sleep begins with weights from N(0, 0.01²) and with sums of squares of 0.1 in Adagrad. From 0
-its first steps, which move each weight by the whole rate, make q(z|x) of images far too wide, and
-the wake phase then never sees the z of dreams: at N_z = 10 the validation ELBO of mnist_5k was
--3,430 after 10^5 images, while with 0.1 it is -195.4 after 4 10^4 (2026-11-29, two CPU cores, seed
-0). Its curves are not yet run to their end.
+2026-11-22, two CPU cores, 12 to 49 s of training for each curve, seed 0. The curve for N_z = 200 is
+far below the paper's axis; docs/results.md gives the likely cause, and the standard errors.
 
-2026-11-22, two CPU cores, 12 to 49 s of training a curve, seed 0. The curve of N_z = 200 is far
-below the paper's axis; docs/results.md names the likely cause, and has the standard errors.
+Wake-sleep: not yet run to the end. It starts with weights from N(0, 0.01²) and Adagrad's sums of
+squares at 0.1. If these start at 0, the first steps move each weight by the whole learning rate and
+make q(z|x) of images far too wide, so that the wake phase never sees the z of dreams: at N_z = 10
+the validation ELBO on mnist_5k was -3,430 after 10^5 images, while with 0.1 it is -195.4 after
+4 10^4 images (2026-11-29, two CPU cores, seed 0).
 
 The recipe: one tanh layer of 500 (MNIST) or 200 (Frey Faces) units in encoder and decoder, a
-Bernoulli decoder on MNIST, a Gaussian one with sigmoid means on Frey Faces, weights from
+Bernoulli decoder on MNIST and a Gaussian one with sigmoid means on Frey Faces, weights from
 N(0, 0.01), batches of 100, Adagrad, weight decay from the prior N(0, I) on the weights. The paper
-does not say how MNIST was binarized; we draw it at every presentation.
+does not say how MNIST was binarized; here it is binarized at every presentation.
 """
 
 from dataclasses import replace
@@ -91,9 +91,9 @@ def experiment(
         num_images_seen: the length of training; an image counts each time it is seen.
         num_train: the number of training images, the first of the data set's; None takes all.
         hidden: the units of the hidden layers; None is 500 for binary pixels and 200 for others.
-        learning_rate: Adagrad's. The paper chose from 0.01, 0.02 and 0.1 by the training bound of
-            the first iterations; so did we, at N_z = 10 after 10^5 images: None is 0.02 on MNIST
-            and 0.01 on Frey Faces.
+        learning_rate: Adagrad's learning rate. The paper chose from 0.01, 0.02 and 0.1 by the
+            training bound of the first iterations; so did we, at N_z = 10 after 10^5 images: None
+            is 0.02 on MNIST and 0.01 on Frey Faces.
         init_stddev: the standard deviation of the initial weights; None reads the 0.01 of the
             paper's N(0, 0.01) as a variance for AEVB, and as a standard deviation for wake-sleep.
     """
@@ -119,7 +119,7 @@ def experiment(
             image_shape=loaded.image_shape,
         ),
         objective=ELBO() if objective == "elbo" else WakeSleep(),
-        # ln N(theta; 0, I), a share of 1/N of it for each image, is this much weight decay.
+        # ln N(theta; 0, I), divided by N for each image, is this much weight decay.
         optimizer=optax.chain(
             optax.add_decayed_weights(1 / len(loaded.train)),
             optax.adagrad(learning_rate or default_rate, squares, eps=1e-8),
@@ -131,7 +131,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """The curves of Figure 2 and the manifold's model; in the quick form two, of few digits."""
+    """The curves of Figure 2 and the manifold's model; the quick form has two, on few digits."""
     if quick:
         few = {"data": "mnist_5k", "latent_dim": 10, "num_images_seen": 400_000}
         return [{**few, "objective": name} for name in OBJECTIVES]

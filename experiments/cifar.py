@@ -7,10 +7,10 @@
 Published: 4.51 bits/dim, a VAE with continuous latents on CIFAR-10 (van den Oord et al. 2017, the
 VQ-VAE paper), whose network is larger.
 
-Ours: 6.14 bits/dim on 400 test images (K = 100), by the first two commands, which train on the
-first 4,000 images alone: they check the likelihood and the shapes, and their number is no match
-for the published one. 2026-11-25, two CPU cores, 512 s of training, seed 0. All of CIFAR-10, the
-third command: not yet run.
+Ours: 6.14 bits/dim on 400 test images (K = 100), by the first two commands. They use only the first
+4,000 images, to check the likelihood and the shapes, so the number is not comparable with the
+published one. 2026-11-25, two CPU cores, 512 s of training, seed 0. All of CIFAR-10, the third
+command: not yet run.
 
 Within a pixel, green depends on red, and blue on both (Salimans et al. 2017).
 """
@@ -43,8 +43,8 @@ def experiment(
     Args:
         data: the data set, by name or path.
         latent_dim: the dimensions of z.
-        num_components: the logistics in the mixture of each pixel.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        num_components: the number of logistics in each pixel's mixture.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
         num_steps: the number of optimizer steps, of 32 images each.
     """
     loaded = load(data)
@@ -58,7 +58,7 @@ def experiment(
             likelihood=MixtureOfLogistics(num_components),
             image_shape=loaded.image_shape,
         ),
-        # Without a warm-up the decoder learns the colours of pixels first and z is never used.
+        # Without a warm-up the decoder first learns the pixels' colours alone, and z is never used.
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 2)),
         optimizer=optax.chain(
             optax.clip_by_global_norm(1000.0),

@@ -1,17 +1,17 @@
-"""The same subjects in three hands: restyling held-out emoji, against the true pictures.
+"""Restyling held-out emoji of three families, compared with the true pictures.
 
     vae-jax train experiments/emoji_styles.py --workdir runs/emoji_styles/run
     vae-jax figures experiments/emoji_styles.py --quick
 
-Published: nothing to compare with. The pictures are OpenMoji's, Twemoji's and Fluent's, in splits
-by subject (`emoji_styles`, which needs its file in --manual-dir). Encoded with its own style and
-decoded with another, a picture of a test subject is compared with the picture that the other family
-has of it. What it has to beat is the training picture of that style that is nearest to the true one
-in squared error: no retrieval from the training split comes nearer.
+Published: no number to compare with. The pictures are OpenMoji's, Twemoji's and Fluent's, split by
+subject (`emoji_styles`, which needs its file in --manual-dir). A picture of a test subject is
+encoded with its own style, decoded with another, and compared with that family's true picture of
+the subject. The baseline is the training picture of the target style that is nearest to the true
+one in squared error; no retrieval from the training split can come nearer.
 
-Ours, of the quick form, by the second command: far from it. Mean SSIM with the true picture, of
-the restyled picture and of that nearest training picture, and the gain over it with its 95 %
-interval over the 160 test subjects:
+Ours, in the quick form, by the second command: far below the baseline. The columns are the mean
+SSIM with the true picture, for the restyled picture and for the nearest training picture, and the
+gain of the first over the second with its 95 % interval over the 160 test subjects:
 
     from       to           SSIM  nearest   gain
     openmoji   twemoji     0.313    0.482  -0.169 [-0.198, -0.140]
@@ -21,9 +21,9 @@ interval over the 160 test subjects:
     fluent     openmoji    0.280    0.594  -0.315 [-0.349, -0.281]
     fluent     twemoji     0.338    0.482  -0.144 [-0.171, -0.117]
 
-Nine epochs teach silhouettes, and that OpenMoji leaves a margin where Twemoji does not; colours and
-lines are still a blur. 2026-11-29, two CPU cores shared with other work, 20 minutes, seed 0. The
-full form: not yet run.
+After nine epochs the model has learned silhouettes, and that OpenMoji leaves a margin and Twemoji
+does not; colours and lines are still blurred. 2026-11-29, two CPU cores shared with other work, 20
+minutes, seed 0. The full form: not yet run.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def experiment(
     quick: bool = False,
     data: str = "emoji_styles",
 ) -> Experiment:
-    """A conditional VAE of strided convolutions, given the style: z is left to say the subject.
+    """A conditional VAE of strided convolutions, given the style, so that z encodes the subject.
 
     Args:
         latent_dim: the dimensions of z.
@@ -74,9 +74,9 @@ def experiment(
         beta: the weight of the KL.
         num_steps: the number of optimizer steps.
         batch_size: the images in a step.
-        learning_rate: Adam's, which decays to zero along a cosine.
-        quick: half of the latents and features, and 1,500 steps of 24 images, for a look.
-        data: the data set, by name or path, its classes the styles.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
+        quick: a short form with half the latents and features, and 1,500 steps of 24 images.
+        data: the data set, by name or path; its classes are the styles.
     """
     if quick:
         latent_dim, width, num_steps, batch_size, learning_rate = 64, 16, 1500, 24, 2e-3
@@ -114,10 +114,11 @@ def restyled(run: Run, source: str) -> dict[str, np.ndarray]:
 
 
 def compare(run: Run) -> None:
-    """Print SSIM, PSNR and Fréchet distances to the true pictures, for each pair of styles.
+    """Prints SSIM, PSNR and Fréchet distances to the true pictures, for each pair of styles.
 
-    Beside them those of the nearest training picture, and the mean gain in SSIM over it with its
-    95 % interval over subjects; PSNR is the median, for a few pictures have their like in training.
+    SSIM and PSNR are also printed for the nearest training picture, with the mean gain in SSIM over
+    it and its 95 % interval over subjects. PSNR is the median, because a few pictures are nearly
+    the same as a training picture.
     """
     data, names = run.experiment.data, run.class_names
     learned = metrics.learned_features(run.folder, data.train)
@@ -142,7 +143,7 @@ def compare(run: Run) -> None:
 
 
 def figures(*, workdir: Path = Path("runs/emoji_styles"), quick: bool = False) -> list[Path]:
-    """Ten test subjects in three styles, true and drawn from OpenMoji's, training what is missing.
+    """Ten test subjects in three styles, true and restyled from OpenMoji, training as needed.
 
     Args:
         workdir: the folder of the figure and of the run.

@@ -1,24 +1,24 @@
-"""Flow matching of latent vectors, as a second run with classes, and guidance towards them.
+"""Flow matching of latent vectors: a second run, conditioned on classes, with guidance.
 
     vae-jax figures experiments/flow_matching.py --quick
     vae-jax figures experiments/flow_matching.py
     vae-jax sample runs/flow_matching/fashion_mnist-flow --guidance 2 --out guided.png
 
-Published: none on these data; Lipman et al. (2023) have flow matching of pixels.
+Published: no number on these data; Lipman et al. (2023) match flows of pixels.
 
-Ours, by the first command: L_4 on the negative ln p(x) of 200 validation images, with ln p(z) by
-the ODE, exact in 16 dimensions. Both stages by
+Ours, by the first command: the negative bound -L_4 of 200 validation images, with ln p(z) from the
+ODE, exact in 16 dimensions. Both stages were evaluated by
 
     vae-jax evaluate RUN --split valid --num-samples 4 --num-images 200
 
     N(0, I), the first stage          2001.8 nats
     flow matching, p(x|y)             1980.4
 
-2026-11-29, two CPU cores shared with other work, 330 s, seed 0. The class alone is worth 2.3 nats
-at most. The whole form, the second command: not yet run.
+2026-11-29, two CPU cores shared with other work, 330 s, seed 0. Knowing the class can account for
+at most 2.3 nats (ln 10) of the gain. The full form, the second command: not yet run.
 
-The first stage knows no classes; its latents are vectors. The second stage is p(z|y), whose network
-is not told y one time in ten, so that draws can be guided towards it (Ho & Salimans 2022).
+The first stage does not use classes; its latents are vectors. The second stage is p(z|y); its
+network is not given y one time in ten, so that draws can be guided (Ho & Salimans 2022).
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ def experiment(
         latent_dim: the dimensions of z.
         width: the width of both hidden layers of encoder and decoder.
         num_steps: the number of optimizer steps, of 128 images each.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """
     loaded = load(data, protocol="grey")
     return Experiment(
@@ -88,7 +88,7 @@ def figures(
     data: str = "fashion_mnist",
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of every class without guidance and with more and more, training what is missing.
+    """Samples of every class with increasing guidance, training what is missing.
 
     Args:
         workdir: the folder of the figures and of both runs.

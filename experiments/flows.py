@@ -1,4 +1,4 @@
-"""Flows where a Gaussian is too simple: in q(z|x) (van den Berg et al. 2018) or in p(z).
+"""Normalizing flows in place of a Gaussian, in q(z|x) (van den Berg et al. 2018) or in p(z).
 
     vae-jax table experiments/flows.py --quick
     vae-jax figures experiments/flows.py
@@ -7,9 +7,9 @@
     vae-jax evaluate runs/flows/sylvester --num-samples 1000
 
 Published: van den Berg et al. (2018), negative ELBO in nats on the test images of statically
-binarized MNIST, as Grathwohl et al. (2019), Table 3, quote it; gated convolutional networks, 64
-latents, up to 2,000 epochs. Here are fully connected networks, 32 latents and dynamic binarization,
-so that the comparison that counts is within the column.
+binarized MNIST, as quoted by Grathwohl et al. (2019), Table 3; gated convolutional networks, 64
+latents, up to 2,000 epochs. Our models have fully connected networks, 32 latents and dynamic
+binarization, so numbers are comparable within a column only.
 
     q(z|x)        p(z)       published        ours
     Gaussian      N(0, I)    86.55 ± .06      105.46
@@ -96,8 +96,8 @@ def experiment(
         posterior: q(z|x).
         prior: p(z).
         data: the data set, by name or path, binarized at every presentation.
-        epochs: the number of passes over the training images; the KL is warmed up over the first
-            tenth.
+        epochs: the number of passes over the training images; the weight of the KL rises from 0 to
+            1 over the first tenth.
     """
     loaded = load(data)
     batch_size = 100
@@ -124,7 +124,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """A cell for each posterior; with few digits in the quick form, and the cheapest of flows."""
+    """A cell for each posterior; the quick form has few digits and the cheapest flow only."""
     if quick:
         few = {"data": "mnist_5k", "epochs": 60}
         return [{**few, "posterior": name} for name in ("gaussian", "iaf")]

@@ -1,4 +1,4 @@
-"""A convolutional VAE of your own pictures, from a folder.
+"""A convolutional VAE trained on your own pictures, from a folder.
 
     vae-jax train experiments/folder.py --images my_pictures --workdir runs/my_pictures
     vae-jax sample runs/my_pictures --num 16 --out new.png
@@ -6,16 +6,18 @@
     vae-jax sample runs/styles --labels sci-fi --num 16 --out sci-fi.jpg
     vae-jax restyle runs/styles --source photo --targets photo sci-fi --out restyled.png
 
-Published: none; the pictures are yours. Ours, with `--styles` and `--size 32`, by the commands of
-docs/folder.md: a classifier trained on real images takes 629 of 1,000 drawn digits for the digit
-asked for (chance 0.1), and 172 of 200 drawn photographs for the group asked for (chance 0.5).
-2026-11-26, two CPU cores, seed 0; `--size 128` trains 56 images/s.
+Published: no number, since the pictures are yours.
+
+Ours: with `--styles` and `--size 32`, by the commands of docs/folder.md, a classifier trained on
+real images assigns 629 of 1,000 drawn digits to the digit asked for (chance 0.1), and 172 of 200
+drawn photographs to the group asked for (chance 0.5). 2026-11-26, two CPU cores, training time not
+recorded, seed 0. With `--size 128` training runs at 56 images/s on the same hardware.
 
 Pictures are cut to squares of `--size` pixels; in training they are mirrored, shifted by a few
 pixels, and made a little brighter, darker or differently coloured at each presentation. With
 `--styles` the model is given the sub-folder of each picture, its style or class y, and z has a
-Gaussian for each, p(z|y): during the warm-up z takes up what the styles differ in, and is then
-drawn with it.
+Gaussian prior for each class, p(z|y): during the warm-up z learns what distinguishes the styles,
+and samples of a style are then drawn accordingly.
 """
 
 from typing import Literal
@@ -65,15 +67,15 @@ def experiment(
         images: the folder; sub-folders are classes.
         size: the side of the square images, at least 8.
         grey: use the pictures' grey levels instead of RGB.
-        styles: give the model each picture's sub-folder, to draw pictures of one or to change it.
+        styles: give the model each picture's sub-folder, to draw pictures of a style or change it.
         likelihood: a logistic for each value, or PixelCNN++'s mixture of five, which takes longer.
         latent_dim: the dimensions of z.
         width: the features of the largest map; each halving of the image doubles them, up to 256.
         flip: mirror half of the pictures; turn off where left and right differ, as in letters.
         shift: the largest shift, in pixels.
         jitter: the largest relative change of brightness and of each colour.
-        learning_rate: Adam's, which decays to zero along a cosine.
-        batch_size: the pictures in a step.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
+        batch_size: the number of pictures in a step.
         num_steps: the number of optimizer steps.
     """
     if size < 8:
@@ -96,9 +98,9 @@ def experiment(
             else MixtureOfLogistics(num_components=5),
             labels=LabelEmbedding(len(names), 8) if names else None,
         ),
-        # Without a warm-up the decoder learns the colours of pixels first and z is never used.
+        # Without a warm-up the decoder first learns the pixels' colours alone, and z is never used.
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 4)),
-        # No RandomAffine: it smooths, and the 256 levels of the pictures to come are not smooth.
+        # No RandomAffine: it smooths pictures, and a likelihood of 256 levels would learn that.
         augment=(
             *([HorizontalFlip()] if flip else []),
             RandomShift(min(shift, size // 8)),

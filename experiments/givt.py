@@ -1,4 +1,4 @@
-"""GIVT: an autoencoder to a map, then a transformer over its vectors, one after the other.
+"""GIVT: an autoencoder to a map of latents, then an autoregressive transformer over its vectors.
 
     vae-jax figures experiments/givt.py --quick
     vae-jax figures experiments/givt.py
@@ -7,13 +7,13 @@
     vae-jax evaluate runs/givt/fashion_mnist-givt --num-samples 64 --num-images 1000
     vae-jax sample runs/givt/fashion_mnist-givt --temperature 0.9 --out drawn.png
 
-Published: none on these data; Tschannen et al. (2023) draw 256x256 pictures of ImageNet.
+Published: no number on these data; Tschannen et al. (2023) draw 256x256 pictures of ImageNet.
 
-Ours: not yet run.
+Ours: not yet run, in any form.
 
-The first stage is trained by the ELBO with a standard normal prior and a mass of the 256 grey
-levels; the second holds it fixed and fits the prior. Its ln p(z) is exact, so that both have L_K,
-a bound on ln p(x) of images as they are stored; the gain is that of p(z) alone.
+The first stage is trained by the ELBO with a standard normal prior and a mass over the 256 grey
+levels; the second holds it fixed and fits the prior. Its ln p(z) is exact, so that both stages have
+L_K, a bound on ln p(x) of images as they are stored, and the gain is due to p(z) alone.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def experiment(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
 ) -> Experiment:
-    """The first stage: latents on a map of a part of the image's height and width.
+    """The first stage: latents on a map with a fraction of the image's height and width.
 
     Args:
         data: the data set, by name or path, in grey levels.
@@ -58,8 +58,8 @@ def experiment(
         channels: the components of a vector.
         width: the features at half resolution; coarser maps have twice as many.
         num_steps: the number of optimizer steps.
-        batch_size: the images in a step.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        batch_size: the number of images in a step.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """
     loaded = load(data, protocol="grey")
     height, across, _ = loaded.image_shape
@@ -92,7 +92,7 @@ def figures(
     factor: Literal[2, 4, 8] = 4,
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of both stages, of the second also colder, and the bounds in validation.
+    """Samples of both stages, the second at several temperatures, and the validation bounds.
 
     Args:
         workdir: the folder of the figure, the table and both runs.

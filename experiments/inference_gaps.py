@@ -5,10 +5,10 @@
     vae-jax train experiments/inference_gaps.py --posterior diagonal --workdir runs/gaps/diagonal
     vae-jax evaluate runs/gaps/diagonal --gaps --num-images 100
 
-Published: that inference is suboptimal often because it is amortized, rather than because the
-family of q(z|x) is too simple (their abstract): of ln p(x) - L[q] the amortization gap L[q*] - L[q]
-is more than the approximation gap ln p(x) - L[q*], where q* is the best density of the family for
-an image. A richer family also helps to amortize.
+Published: inference is often suboptimal because it is amortized, rather than because the family of
+q(z|x) is too simple (their abstract). Of ln p(x) - L[q], the amortization gap L[q*] - L[q] is
+larger than the approximation gap ln p(x) - L[q*], where q* is the best density of the family for an
+image. A richer family also makes amortization easier.
 
 Ours: 50 test images of mnist_5k, L_1000, nats per image ± s.e., by the second command.
 
@@ -18,12 +18,13 @@ Ours: 50 test images of mnist_5k, L_1000, nats per image ± s.e., by the second 
     diagonal             affine      -0.63 ± 0.40          5.17 ± 0.54
 
 2026-11-29, two CPU cores that did other work too, 138 s of CPU time, seed 0. The order is the
-published one: amortization costs more than the family, and more so with the lesser encoder. Where
-the encoder is poor L_1000 is no longer tight, so that the approximation gap comes out below zero.
+published one: amortization costs more than the family, and more so with the weaker encoder. With
+the affine encoder L_1000 is no longer tight, so that the approximation gap comes out below zero.
+The full form, the first command: not yet run.
 
-Two layers of 200 tanh units and back, as in Burda et al. (2015); ln p(x) is L_K. Their richer
-families are flows, whose q* is not sought here: the one here is the Gaussian of full covariance.
-`--encoder-layers 0` is an affine encoder.
+Encoder and decoder have two layers of 200 tanh units, as in Burda et al. (2015); ln p(x) is
+estimated by L_K. The paper's richer families are flows; here the richer family is the Gaussian with
+full covariance. `--encoder-layers 0` is an affine encoder.
 """
 
 from typing import Literal
@@ -81,13 +82,13 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """Both families, and the affine encoder; with few digits and latents in the quick form."""
+    """Both families, and the affine encoder; the quick form has few digits and latents."""
     few = {"data": "mnist_5k", "latent_dim": 10, "epochs": 100} if quick else {}
     cells = [("diagonal", 2), ("full_covariance", 2), ("diagonal", 0)]
     return [{**few, "posterior": name, "encoder_layers": layers} for name, layers in cells]
 
 
 def evaluation(*, quick: bool = False) -> dict[str, object]:
-    """The gaps, of a hundred test images; of fewer in the quick form."""
+    """The gaps of a hundred test images; of fifty in the quick form."""
     few = {"num_images": 50, "num_samples": 1000}
     return {"gaps": True, **(few if quick else {"num_images": 100})}

@@ -7,25 +7,28 @@
     KS="1 5" scripts/gpu.sh iwae && scripts/gpu.sh evaluate   # all eight stages, k = 1 and 5
     vae-jax figures experiments/iwae.py
 
-Published: test NLL in nats on MNIST, L_5000, after all 8 stages (3,280 epochs); `TABLE_1` below,
-`TABLE_3` for fixed binarization, and `TABLE_2`, where the other objective goes on from a finished
-run, at the last rate for as many epochs as the last stage has (3^7). `DREG` is a re-run of Table 1
-with doubly reparameterized gradients (Tucker et al. 2019), the README of github.com/nbip/IWAE.
-Ours: the same L_5000 of all 10,000 test images, ± its standard error, for IWAE in one layer.
+Published: test NLL in nats on MNIST, estimated by L_5000, after all 8 stages (3,280 epochs):
+`TABLE_1` below, `TABLE_3` for fixed binarization, and `TABLE_2`, where training continues from a
+finished run with the other objective, at the last learning rate and for as many epochs as the last
+stage has (3^7). `DREG` is a re-run of Table 1 with doubly reparameterized gradients (Tucker et al.
+2019), from the README of github.com/nbip/IWAE.
+
+Ours: the same L_5000 of all 10,000 test images, ± its standard error, for IWAE with one layer.
 
     k     published    ours, one NVIDIA H200             ours, two CPU cores, --stages 5
     1     86.76        86.52 ± 0.23 (2,605 epochs)       89.92 ± 0.24 (121 epochs, 573 s)
     5     85.54        85.46 ± 0.22 (2,521 epochs)       88.66 ± 0.23 (121 epochs, 1,191 s)
     50    84.78        not yet run                       not yet run
 
-Seed 0. H200: 2026-11-26, the device had to go back in the last of the eight stages; training time
-not recorded. CPU: 2026-11-22, seconds of training. Two layers: not yet run. docs/results.md has the
-ELBO with k = 5 beside IWAE, three seeds each, and the code's recipe.
+Seed 0. H200: 2026-11-26, stopped in the last of the eight stages, when the device was no longer
+available; training time not recorded. CPU: 2026-11-22, the times are of training. Two layers, and
+Tables 2 and 3: not yet run. docs/results.md has the ELBO with k = 5 beside IWAE, with three seeds
+each, and the recipe of the paper's code.
 
-Two recipes. `paper`: 60,000 shuffled training images, Adam with beta_1 = 0.9 on the batch's mean
-gradient. `official_code` (github.com/yburda/iwae): 59,600 images in their order, beta_1 = 0.99,
-second moments that start at one, and the batch's summed gradient; its one-step delay between a
-gradient and its use is left out. The latter's remaining 400 images serve as validation.
+There are two recipes. `paper`: 60,000 shuffled training images, Adam with beta_1 = 0.9 on the
+batch's mean gradient. `official_code` (github.com/yburda/iwae): 59,600 images in stored order,
+beta_1 = 0.99, second moments that start at one, and the batch's summed gradient; the remaining 400
+images serve as validation. The code's one-step delay between a gradient and its use is left out.
 """
 
 from pathlib import Path
@@ -87,7 +90,7 @@ TABLE_3 = {
 }
 PUBLISHED = {"mnist": TABLE_1, "binarized_mnist": TABLE_3}
 
-# Table 2: the objective that goes on after the other, and its k -> the same.
+# Table 2: the objective with which training continues after the other, and its k -> the same.
 TABLE_2 = {("iwae", 50): (84.88, "22"), ("vae", 1): (86.02, "23")}
 
 DREG = {1: 86.08, 5: 84.90, 50: 84.32}
@@ -140,12 +143,12 @@ def experiment(
         objective: the importance-weighted bound, the ELBO averaged over k samples, or the first
             with doubly reparameterized gradients.
         layers: the number of stochastic layers: one of 50 units, or two of 100 and 50.
-        stages: the stages of the schedule; all 8 are 3,280 epochs, the first 5 are 121.
-        recipe: the paper's recipe, or its code's.
+        stages: the number of stages of the schedule; all 8 are 3,280 epochs, the first 5 are 121.
+        recipe: the paper's recipe, or that of its code.
         data: the data set, by name or path: MNIST, binarized at every presentation (Table 1) or
             once and for all (Table 3).
-        start: the folder of a finished run beside this one's, from which the last stage goes on
-            once more (Table 2).
+        start: the folder of a finished run beside this one's, from which training continues for
+            another last stage (Table 2).
     """
     if data == "mnist":
         loaded = load(data, "dynamic", valid=0 if recipe == "paper" else 400)
@@ -190,7 +193,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """The cells of Tables 1, 3 and 2; in the quick form few digits, one layer, k = 1 and 50."""
+    """The cells of Tables 1, 3 and 2; the quick form has few digits, one layer, k = 1 and 50."""
     if quick:
         few = {"data": "mnist_5k", "stages": 4}
         first = [{"k": 1, "objective": "vae"}, {"k": 50, "objective": "iwae"}]

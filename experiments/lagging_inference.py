@@ -4,15 +4,16 @@
     vae-jax train experiments/lagging_inference.py --encoder-steps 10 --workdir runs/lagging/10
     vae-jax evaluate runs/lagging/10 --num-samples 500
 
-Published: that a VAE with a strong autoregressive decoder ends with a posterior that is its prior,
-and that further steps of the inference network before each of the rest, early in training, avoid
-that and give a better likelihood (their abstract).
+Published: the posterior of a VAE with a strong autoregressive decoder collapses to the prior.
+Additional steps of the inference network before each step of the rest, early in training, avoid
+this and give a better likelihood (their abstract).
 
-Ours: not yet run.
+Ours: not yet run, in either form.
 
-Their images are of Omniglot, with a residual encoder and a PixelCNN, here they are digits, with an
-MLP and a causal transformer over the pixels. Their number of steps of q(z|x) is found by its loss,
-and the phase ends by the mutual information; here both are given. `--pool 2` averages 2 x 2 pixels.
+The paper uses Omniglot, a residual encoder and a PixelCNN; here the images are digits, with an MLP
+and a causal transformer over the pixels. The paper chooses the number of inference steps by their
+loss and ends the phase by the mutual information; here both are given. `--pool 2` averages 2 x 2
+pixels.
 """
 
 import numpy as np
@@ -57,16 +58,16 @@ def experiment(
     pool: int = 1,
     data: str = "mnist",
 ) -> Experiment:
-    """A VAE whose decoder knows the pixels before each pixel.
+    """A VAE whose decoder sees the pixels before each pixel.
 
     Args:
-        encoder_steps: the steps of q(z|x) for each of the rest in the first phase; 0 moves both in
-            each step from the beginning.
-        phase: the share of all steps in that phase.
+        encoder_steps: the number of steps of q(z|x) before each step of the rest in the first
+            phase; 0 moves both in every step from the beginning.
+        phase: the fraction of all steps in the first phase.
         width: the width of the transformer.
         latent_dim: the dimensions of z.
-        num_steps: the number of steps in all, those of both sides counted.
-        pool: the pixels along an edge that are averaged to one.
+        num_steps: the total number of steps, counting those of both sides.
+        pool: the side, in pixels, of the squares that are averaged to one pixel.
         data: the data set, by name or path, binarized at every presentation.
     """
     adam = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
@@ -89,7 +90,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """Without a first phase and with one; few small digits in the quick form."""
+    """Without a first phase and with one; the quick form has few small digits."""
     few = {"data": "mnist_5k", "pool": 2, "width": 16, "latent_dim": 8, "num_steps": 2000}
     return [{**(few if quick else {}), "encoder_steps": steps} for steps in (0, 10)]
 

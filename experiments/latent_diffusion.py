@@ -1,24 +1,24 @@
-"""Latent diffusion: an autoencoder to a map, then a diffusion of its latents, as two runs.
+"""Latent diffusion: an autoencoder to a map of latents, then a diffusion prior, as two runs.
 
     vae-jax figures experiments/latent_diffusion.py --quick
     vae-jax figures experiments/latent_diffusion.py
     vae-jax evaluate runs/latent_diffusion/fashion_mnist-diffusion --num-samples 16 --num-images 100
 
-Published: none on these data; Rombach et al. (2022) measure pictures alone, Vahdat et al. (2021)
-train both stages together.
+Published: no number on these data; Rombach et al. (2022) report the quality of pictures only,
+Vahdat et al. (2021) train both stages together.
 
-Ours, by the first command: the negative ELBO of 1,000 validation images, of the second stage with
+Ours, by the first command: the negative ELBO of 1,000 validation images, in the second stage with
 the bound of its prior.
 
     N(0, I), the first stage          2172.0 nats
     diffusion                         2141.7
 
-2026-11-29, two CPU cores shared with other work, four minutes of CPU time, seed 0. The whole form,
+2026-11-29, two CPU cores shared with other work, four minutes of CPU time, seed 0. The full form,
 the second command: not yet run.
 
-The first stage is trained by the ELBO with a standard normal prior and a mass of the 256 grey
+The first stage is trained by the ELBO with a standard normal prior and a mass over the 256 grey
 levels, so that both stages have a bound on ln p(x) of images as they are stored. The second stage
-holds it fixed and fits the prior by its own bound; the gain is that of p(z) alone.
+holds it fixed and fits the prior by the prior's own bound, so the gain is due to p(z) alone.
 """
 
 from pathlib import Path
@@ -60,8 +60,8 @@ def experiment(
         data: the data set, by name or path, in grey levels.
         width: the features of the finest map; the coarser one has twice as many.
         num_steps: the number of optimizer steps.
-        batch_size: the images in a step.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        batch_size: the number of images in a step.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """
     loaded = load(data, protocol="grey")
     height, across, _ = loaded.image_shape
@@ -92,7 +92,7 @@ def figures(
     data: str = "fashion_mnist",
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of both stages, and the bounds in validation, training what is missing.
+    """Samples of both stages, and the validation bounds, training what is missing.
 
     Args:
         workdir: the folder of the figure, the table and both runs.

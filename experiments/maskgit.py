@@ -1,4 +1,4 @@
-"""MaskGIT: a tokenizer, then a prior over its codes that are drawn in eight steps, as two runs.
+"""MaskGIT: a tokenizer, then a masked prior that draws its codes in eight steps, as two runs.
 
     vae-jax figures experiments/maskgit.py --quick
     vae-jax figures experiments/maskgit.py
@@ -6,22 +6,23 @@
     vae-jax figures experiments/maskgit.py --data emoji_styles --factor 8
     vae-jax sample runs/maskgit/fashion_mnist-masked --guidance 2 --temperature 0.9 --out drawn.png
 
-Published: none on these data; Chang et al. (2022) draw 256x256 pictures of ImageNet.
+Published: no number on these data; Chang et al. (2022) draw 256x256 pictures of ImageNet.
 
-Ours, by the first command: the negative ELBO of 1,000 validation images, of the second stage with
+Ours, by the first command: the negative ELBO of 1,000 validation images, in the second stage with
 the bound of its prior.
 
     uniform codes, the first stage    2302.6 nats
     masked codes, p(x|y)              2161.4
 
 2026-11-29, two CPU cores shared with other work, 200 s of CPU time, 9 minutes by the clock, seed 0.
-The class alone is worth 2.3 nats at most. The whole forms, the next three commands: not yet run.
+Knowing the class can account for at most 2.3 nats (ln 10) of the gain. The full forms, the next
+three commands: not yet run.
 
-The first stage is a tokenizer that knows no classes. The second learns to find hidden codes from
-those that are seen, and the class, which it is not told one time in ten. Its bound is that of
-drawing one code after the other in a random order, so both stages have one, on ln p(x|y) for the
-second; the uniform prior of the first gives each code the same probability. The same codes that
-make a picture in eight steps fill in a part that is missing.
+The first stage is a tokenizer that does not use classes; its uniform prior gives each code the same
+probability. The second stage learns to predict hidden codes from those that are seen and from the
+class, which it is not given one time in ten. Its bound, on ln p(x|y), is for drawing one code after
+the other in a random order. The prior that draws a picture in eight steps also fills in missing
+parts of a picture.
 """
 
 from pathlib import Path
@@ -60,15 +61,15 @@ def experiment(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
 ) -> Experiment:
-    """The first stage: 240 codes, of finite scalars, on a map of a part of the image's size.
+    """The first stage: finite scalar codes, 240 in all, on a map smaller than the image.
 
     Args:
         data: the data set, by name or path, in grey levels, with classes.
         factor: the number of pixels along a side of each position of the map.
         width: the features at half resolution; coarser maps have twice as many.
         num_steps: the number of optimizer steps.
-        batch_size: the images in a step.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        batch_size: the number of images in a step.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """
     loaded = load(data, protocol="grey")
     height, across, _ = loaded.image_shape
@@ -100,7 +101,7 @@ def figures(
     factor: Literal[2, 4, 8] = 4,
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of every class, and images with their middle filled in, training what is missing.
+    """Samples of every class, and images with their centre filled in, training what is missing.
 
     Args:
         workdir: the folder of the figures and of both runs.

@@ -4,12 +4,12 @@
     vae-jax train experiments/miwae.py --objective miwae --workdir runs/miwae/miwae
     vae-jax evaluate runs/miwae/miwae --num-samples 5000
 
-Published: test NLL in nats on MNIST, L_5000, all with 64 samples (read in a secondary source):
-MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09. For DReG with 64 samples
-(Tucker et al. 2019) no number; `experiments/iwae.py` has those of a re-run.
+Published: test NLL in nats on MNIST, estimated by L_5000, all with 64 samples (read in a secondary
+source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09. For DReG with 64
+samples (Tucker et al. 2019) there is no number; `experiments/iwae.py` has those of a re-run.
 
-Ours: not yet run. Optimizer, batch size and number of epochs are ours. What the paper says of the
-gradients' signal-to-noise ratio is measured by `scripts/signal_to_noise.py`.
+Ours: not yet run, in either form. Optimizer, batch size and number of epochs are ours. The paper's
+claims about the gradients' signal-to-noise ratio are measured by `scripts/signal_to_noise.py`.
 """
 
 from typing import Literal
@@ -52,12 +52,12 @@ def experiment(
     """The one-layer model of Burda et al. (2015) with M * K samples for each image.
 
     Args:
-        objective: the bound; one without groups takes all M * K samples at once.
+        objective: the bound; bounds without groups take all M * K samples at once.
         m: M, the number of bounds of `miwae` and `piwae`.
         k: K, the number of samples in each.
         beta: the weight of the ELBO in `ciwae`.
         alpha: the order of `renyi`.
-        doubly_reparameterized: use DReG gradients, and for `elbo` sticking the landing.
+        doubly_reparameterized: use DReG gradients; for `elbo`, stick the landing.
         epochs: the number of passes over the training images.
         data: the data set, by name or path, binarized at every presentation.
     """
@@ -91,7 +91,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """A cell for each objective; with few digits in the quick form, and two of them."""
+    """A cell for each objective; the quick form has two objectives and few digits."""
     if quick:
         few = {"data": "mnist_5k", "epochs": 50}
         return [{**few, "objective": name, "m": 1, "k": 50} for name in ("elbo", "iwae")]

@@ -6,8 +6,9 @@
     vae-jax table experiments/rate_distortion.py --quick
     vae-jax figures experiments/rate_distortion.py
 
-Published: as beta grows the rate R falls and the distortion D rises along a convex curve. That
-minimizes D + beta R where its slope is -beta, so R + D, the negative ELBO, is least at beta = 1.
+Published: as beta grows, the rate R falls and the distortion D rises along a convex curve. A model
+minimizes D + beta R at the point where the slope of the curve is -beta, so R + D, the negative
+ELBO, is smallest at beta = 1.
 
 Ours: 500 test images of mnist_5k after 300 epochs, nats per image, by the first three commands.
 
@@ -16,9 +17,9 @@ Ours: 500 test images of mnist_5k after 300 epochs, nats per image, by the first
     D       72.43    74.76    90.42   117.86   164.55
     R + D  126.56   114.37   110.20   126.42   166.93
 
-The order is the published one. After 50 epochs it is not: R + D is least at beta = 0.3 (131.57 and,
-at beta = 1, 136.18), for what is trained with more weight on R has not come to use its latents yet.
-2026-11-29, two CPU cores, 3 minutes for the five cells in one program, seed 0.
+The order is the published one. After 50 epochs it is not yet: R + D is smallest at beta = 0.3
+(131.57, against 136.18 at beta = 1), because models with a larger weight on R have hardly begun to
+use their latents. 2026-11-29, two CPU cores, 3 minutes for the five cells in one program, seed 0.
 """
 
 from pathlib import Path
@@ -54,9 +55,9 @@ def experiment(
 
     Args:
         beta: the weight of the rate in the loss D + beta R.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
         latent_dim: the dimensions of z.
-        hidden: the units of either hidden layer of encoder and decoder.
+        hidden: the number of units of each of the two hidden layers of encoder and decoder.
         epochs: the number of passes over the training images.
         data: the data set, by name or path.
     """
@@ -80,7 +81,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """A cell for each beta; fewer and shorter in the quick form."""
+    """A cell for each beta; the quick form has fewer and shorter ones."""
     betas = (0.3, 1.0, 3.0) if quick else (0.1, 0.3, 1.0, 3.0, 10.0)
     return [{"beta": beta, "epochs": 100 if quick else 300} for beta in betas]
 
@@ -92,7 +93,7 @@ def figures(
     epochs: int = 300,
     num_seeds: int = 1,
 ) -> list[Path]:
-    """Distortion against rate of the test images, a point for each beta, and the least R + D.
+    """Distortion against rate on the test images, a point for each beta, and the smallest R + D.
 
     Args:
         workdir: the folder of the figure and of the cells' run folders.

@@ -1,10 +1,12 @@
-"""Few pictures: a recipe of augmentation, early stopping and free bits against plain training.
+"""Few pictures: a recipe of augmentation, early stopping and free bits beside plain training.
 
     vae-jax figures experiments/small_data.py --seeds 2 --num-samples 100
     vae-jax train experiments/small_data.py --num-train 200 --workdir runs/small_data/mine
 
-Published: none. Ours: NLL in nats of all 10,000 test images of Fashion-MNIST, K = 100, mean ± sd
-over seeds 0 and 1, by the first command; 20,000 steps.
+Published: none.
+
+Ours: NLL in nats of all 10,000 test images of Fashion-MNIST, K = 100, mean ± sd over seeds 0 and 1,
+after 20,000 steps, by the first command.
 
     training images                      200                1,000
     plain, trained to the end            263.16 ± 0.92      245.45 ± 0.49
@@ -13,11 +15,11 @@ over seeds 0 and 1, by the first command; 20,000 steps.
 
 2026-11-26, two CPU cores, training time not recorded.
 
-Plain training minimizes the negative ELBO to the end. The recipe turns, stretches and shifts the
-images a little, makes them brighter or darker, averages the parameters over the last thousand steps
-or so, gives each latent a rate of `free_bits` that costs nothing (Kingma et al. 2016, appendix
+Plain training minimizes the negative ELBO to the end. The recipe rotates, stretches and shifts the
+images a little, makes them brighter or darker, averages the parameters over roughly the last
+thousand steps, gives each latent `free_bits` of rate without cost (Kingma et al. 2016, appendix
 C.8), and takes the checkpoint that does best on half as many validation images as there are
-training images. The amounts were chosen on validation images.
+training images. Its settings were chosen on validation images.
 """
 
 from itertools import product
@@ -65,16 +67,16 @@ def experiment(
     """MLPs, diagonal Gaussian, Bernoulli, dynamic binarization.
 
     Args:
-        num_train: the number of training images, the first of the data set's; half as many
-            validation images.
+        num_train: the number of training images, the first ones of the data set; half as many are
+            used for validation.
         recipe: augment the images, average the parameters, and leave some of the rate free.
         data: the data set, by name or path. The recipe changes the brightness of fashion_mnist
-            alone: the ink of mnist_5k is always black.
-        degrees: the recipe's largest rotation of an image.
-        stretch: its largest relative change of height and of width.
-        shift: its largest shift, in pixels.
-        brightness: its largest relative change of brightness.
-        free_bits: the nats of each latent's rate that the recipe leaves free.
+            only: the ink of mnist_5k is always black.
+        degrees: the recipe's largest rotation of an image, in degrees.
+        stretch: the recipe's largest relative change of height and of width.
+        shift: the recipe's largest shift, in pixels.
+        brightness: the recipe's largest relative change of brightness.
+        free_bits: the rate of each latent that the recipe leaves free, in nats.
         num_steps: the number of optimizer steps, of 100 images each.
     """
     whole = load(data)
@@ -116,7 +118,7 @@ def figures(
     seeds: int = 3,
     num_samples: int = 500,
 ) -> list[Path]:
-    """Validation bounds of both, and the table of test NLLs, training what is missing.
+    """Validation bounds of both kinds of training, and the table of test NLLs, training as needed.
 
     Args:
         workdir: the folder of the figure, the table and the runs.

@@ -1,4 +1,4 @@
-"""First stages: a KL autoencoder, and tokenizers, Esser et al. (2021), Rombach et al. (2022).
+"""First stages of Esser et al. (2021) and Rombach et al. (2022): KL autoencoder and tokenizers.
 
     vae-jax train experiments/tokenizer.py --workdir runs/tokenizer/kl
     vae-jax train experiments/tokenizer.py --latents vq --game 0.5 --workdir runs/tokenizer/vq
@@ -8,7 +8,7 @@
 Published: no number to compare with. Rombach et al. reconstruct 256x256 pictures of OpenImages,
 with a perceptual distance whose weights come from ImageNet.
 
-Ours: not yet run.
+Ours: not yet run, in any form.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ Latents = Literal["kl", "vq", "fsq", "lfq"]
 Distortion = Literal["charbonnier", "l1", "l2", "density"]
 LATENTS: tuple[Latents, ...] = ("kl", "vq", "fsq", "lfq")
 
-# L1 and L2 weigh an error of 0.05 like each other; a density also learns how large errors are.
+# L1 and L2 give the same weight to an error of 0.05; a density also learns how large errors are.
 DISTORTIONS: dict[Distortion, Likelihood] = {
     "charbonnier": Charbonnier(scale=0.05),
     "l1": Laplace(scale=0.05),
@@ -81,22 +81,22 @@ def experiment(
 
     Args:
         data: the data set, by name or path, in grey levels.
-        latents: vectors with a light KL to N(0, I); or codes: of a learned codebook, of rounded
-            components, or of signs.
+        latents: kl, vectors with a lightly weighted KL to N(0, I); or codes: vq, of a learned
+            codebook; fsq, of rounded components; lfq, of signs.
         factor: the number of pixels along a side of each position of the map.
-        channels: the components of a vector, of kl and vq.
-        codes: the codes of vq; fsq has 1,000, and lfq 1,024.
-        width: the features at full resolution; the map has four times as many at most.
-        blocks: the residual blocks at each resolution.
+        channels: the number of components of a vector of kl and vq.
+        codes: the number of codes of vq; fsq has 1,000, and lfq 1,024.
+        width: the number of features at full resolution; the map has up to four times as many.
+        blocks: the number of residual blocks at each resolution.
         distortion: -ln p(x|z).
         beta: the weight of the KL.
         perceptual: the weight of the perceptual distance, in features learned on the same data.
         game: the weight of the game against a critic of patches.
-        start: the step with which the game begins.
+        start: the step at which the game begins.
         num_steps: the number of optimizer steps.
-        batch_size: the images in a step.
-        learning_rate: Adam's, which decays to zero along a cosine.
-        quick: 200 steps of 16 images, a quarter of the features, one block: for a look.
+        batch_size: the number of images in a step.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
+        quick: a short form: 200 steps of 16 images, a quarter of the features, one block.
     """
     if quick:
         width, blocks, num_steps, batch_size, start = width // 4, 1, 200, 16, 100

@@ -8,11 +8,12 @@
 
 Published: no number to compare with. The paper shows that its 64x64 faces are sharper than those of
 a VAE with the same networks; the figures here set the two side by side on small grey images.
-`patch_gan` has the same networks play as the autoencoders of latent diffusion do, against a critic
-of 16x16 patches (Esser et al. 2021), without a perceptual loss.
+`patch_gan` trains the same networks against a critic of 16x16 patches, as the autoencoders of
+latent diffusion are trained (Esser et al. 2021), but without a perceptual loss.
 
-Ours: Fréchet distances of 1,000 samples, with 95 % intervals, after 3,000 steps of 64 Fashion-MNIST
-images, by the commands above.
+Ours: Fréchet distances of 1,000 samples in three feature spaces, with 95 % intervals, the SSIM of
+reconstructions and the negative ELBO of test images, after 3,000 steps of 64 Fashion-MNIST images,
+by the commands above.
 
                  patch_gan                    vae
     colour       11.54 (10.49 to 12.59)       15.12 (14.20 to 16.04)
@@ -22,7 +23,7 @@ images, by the commands above.
     -ELBO        -464.6 nats                  -520.6 nats
 
 2026-11-26, two CPU cores, training time not recorded, seed 0. The scores of `vaegan` itself: not
-yet run.
+yet computed.
 """
 
 from pathlib import Path
@@ -71,11 +72,11 @@ def experiment(
     Args:
         objective: VAE/GAN, the critic of patches, or the plain VAE.
         data: the data set, by name or path, in grey levels.
-        gamma: VAE/GAN's weight of the reconstruction against the game, for the decoder.
-        weight: the weight of the patches' game against the ELBO.
+        gamma: the weight of the reconstruction relative to the game in VAE/GAN's decoder loss.
+        weight: the weight of the patches' game relative to the ELBO.
         start: the step at which the patches' game begins.
-        learning_rate: Adam's for encoder and decoder.
-        critic_learning_rate: Adam's for the critic.
+        learning_rate: Adam's learning rate for encoder and decoder.
+        critic_learning_rate: Adam's learning rate for the critic.
         num_steps: the number of optimizer steps, of 64 images each.
     """
     loaded = load(data, "grey")

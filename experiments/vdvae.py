@@ -1,4 +1,4 @@
-"""Very deep hierarchies: Child (2021), Hazami et al. (2022) and Dittadi's ladder VAE.
+"""Very deep hierarchies: Child (2021), Hazami et al. (2022), and Dittadi's ladder VAE.
 
     vae-jax train experiments/vdvae.py --size tiny --minutes 60 --workdir runs/vdvae/vdvae-tiny
     vae-jax evaluate runs/vdvae/vdvae-tiny --num-samples 1000
@@ -6,8 +6,7 @@
         --data binarized_mnist --workdir runs/vdvae/lvae-12
     vae-jax figures experiments/vdvae.py
 
-Published, on test images: negative ELBO in nats, or bits/dim of CIFAR-10; `PUBLISHED` below. Ours:
-not yet run.
+Published: negative ELBO of test images, in nats, or in bits/dim for colour images; see `PUBLISHED`.
 
     recipe             data              published
     lvae, 3 layers     binarized_mnist   82.14 (L_1000 79.24)
@@ -18,10 +17,12 @@ not yet run.
     vdvae              imagenet32        3.80 bits/dim, 119M parameters
     vdvae              imagenet64        3.52 bits/dim, 125M parameters
 
-The numbers of `cifar10_jpeg` compare with none of these. `imagenet64` is TFDS's
-`downsampled_imagenet/64x64` (`vae-jax data prepare tfds:downsampled_imagenet/64x64 --size 64`),
-whose published numbers are of its validation images. Sizes: `paper` is the recipe's own;
-`small` is for an accelerator and an hour; `tiny` for two cores and an hour. Departures from the
+Ours: not yet run, in any size.
+
+Numbers on `cifar10_jpeg` are not comparable with any of these. `imagenet64` is TFDS's
+`downsampled_imagenet/64x64` (`vae-jax data prepare tfds:downsampled_imagenet/64x64 --size 64`); its
+published numbers are for the validation images. There are three sizes: `paper` is the recipe's own,
+`small` is for an hour on an accelerator, `tiny` for an hour on two CPU cores. Departures from the
 papers: blocks of one resolution share one bottom-up activation; the ladder VAE's skip connection is
 the state h itself, and it has neither batch normalization nor dropout; MNIST's 28x28 pixels are
 halved to 14, 7, 4, 2 and 1 rather than padded to 32x32.
@@ -84,7 +85,7 @@ TINY_STEPS_PER_MINUTE = 85
 
 
 def blocks_of(layers: int) -> tuple[int, ...]:
-    """Layers at a half, a quarter and an eighth of the image's side, the coarser ones first."""
+    """Layers at a half, a quarter and an eighth of the image's side, more at coarser ones."""
     return 0, layers // 3, (layers + 1) // 3, (layers + 2) // 3
 
 
@@ -102,7 +103,7 @@ def tiny_or_small(recipe: Recipe, size: Size, layers: int, likelihood: Likelihoo
 
 
 def of_paper(recipe: Recipe, data: str, layers: int, likelihood: Likelihood) -> DeepVAE:
-    """The recipe's own architecture, but for the module's departures."""
+    """The recipe's own architecture, with the departures that the module's docstring lists."""
     if recipe == "vdvae":
         sizes = {"imagenet32": DeepVAE.vdvae_imagenet32, "imagenet64": DeepVAE.vdvae_imagenet64}
         return sizes.get(data, DeepVAE.vdvae_cifar10)().clone(likelihood=likelihood)
@@ -133,12 +134,12 @@ def experiment(
 
     Args:
         recipe: the paper.
-        size: the paper's, for an accelerator and an hour, or for two cores and an hour.
-        data: the data set, by name or path, or imagenet32 or imagenet64; MNIST's protocol is
-            dynamic binarization.
-        layers: the number of layers; 0 takes the recipe's.
-        minutes: the time for which `tiny` is trained on two cores.
-        num_steps: the number of steps; 0 takes the recipe's.
+        size: the paper's size, or one for an hour on an accelerator, or on two CPU cores.
+        data: the data set, by name or path, or imagenet32 or imagenet64; MNIST is binarized
+            dynamically.
+        layers: the number of layers; 0 takes the recipe's number.
+        minutes: the training time of `tiny` on two cores, in minutes.
+        num_steps: the number of steps; 0 takes the recipe's number.
     """
     images = load(IMAGENET.get(data, data))
     likelihood = MixtureOfLogistics() if images.image_shape[-1] == 3 else Bernoulli()
@@ -156,7 +157,7 @@ def experiment(
         steps = num_steps or (minutes * TINY_STEPS_PER_MINUTE if size == "tiny" else 60_000)
     warm_up = max(1, min(100 if size == "paper" else 500, steps // 10))
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, warm_up, steps, peak / 10)
-    # The papers' losses are per dimension, and so are their limits of the gradient's norm.
+    # The papers' losses are per dimension, and so are their limits on the gradient's norm.
     dimensions = math.prod(images.image_shape)
     adamw = optax.adamw(rate, 0.9, 0.9, weight_decay=0.01)
     optimizer = optax.chain(optax.clip_by_global_norm(clip * dimensions), adamw)
@@ -197,7 +198,7 @@ def figures(
     minutes: int = 60,
     num_steps: int = 0,
 ) -> list[Path]:
-    """Likelihood and rates by depth, what the top n layers say, samples at three temperatures.
+    """Bounds and rates by depth, decodings of the top n layers, samples at three temperatures.
 
     Args:
         workdir: the folder of the figures and of a run for each depth.

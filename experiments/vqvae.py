@@ -4,13 +4,14 @@
     vae-jax train experiments/vqvae.py --quantizer residual --workdir runs/vqvae/mnist-residual
 
 Published: none; van den Oord et al. (2017) have no experiment on MNIST. The parts are theirs: two
-convolutions of stride 2 and two residual blocks, a map of codes from a codebook that is a running
-average, beta = 0.25, and the mirror image of the encoder. Two parts differ: the likelihood, a mass
-of the 256 grey levels, so that the negative ELBO is a bound in nats on images as they are stored;
-and the prior, a small transformer trained with the model instead of a PixelCNN trained after it.
+convolutions of stride 2 and two residual blocks, a map of codes from a codebook of running
+averages, beta = 0.25, and a decoder that mirrors the encoder. Two parts differ: the likelihood is a
+mass over the 256 grey levels, so that the negative ELBO is a bound in nats on images as they are
+stored; and the prior is a small transformer trained with the model, instead of a PixelCNN trained
+after it.
 
-Ours: negative ELBO on the 10,000 validation images after 2,000 steps of 64 images, 7x7 codes, by
-the first command.
+Ours: negative ELBO of the 10,000 validation images after 2,000 steps of 64 images, with 7x7 codes,
+by the first command.
 
     vector, 64 codes                  809.1 nats
     finite scalars, 4x4x4             815.0
@@ -68,8 +69,8 @@ def experiment(
         data: the data set, by name or path, in grey levels.
         quantizer: the kind of codes, 64 in all; residual ones have 16 at each of two levels.
         num_steps: the number of optimizer steps.
-        batch_size: the images in a step.
-        learning_rate: Adam's, which decays to zero along a cosine.
+        batch_size: the number of images in a step.
+        learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """
     loaded = load(data, protocol="grey")
     height, width, _ = loaded.image_shape
