@@ -1,9 +1,9 @@
-"""Prints what the numbers are that were wrong in the first edition: the table of docs/trust.md.
+"""Prints today's values of numbers that were wrong in the first edition: docs/trust.md's table.
 
     python scripts/audit.py
 
-Each is compared with a value known otherwise: NumPy or SciPy in float64, a closed form, or a count.
-It takes a minute on two cores and needs no data.
+Each is compared with an independent value: NumPy or SciPy in float64, a closed form, or a count.
+The script takes a minute on two cores and needs no data.
 """
 
 import math
@@ -29,7 +29,7 @@ RNG = np.random.default_rng(0)
 
 
 def compiled_reflection() -> float:
-    """The greatest error of a compiled reflection at K = 64, B = 20, d = 32."""
+    """The largest error of a compiled reflection at K = 64, B = 20, d = 32."""
     x, v = RNG.normal(size=(64, 20, 32)), RNG.normal(size=(20, 1, 32))
     unit = v[:, 0] / np.linalg.norm(v[:, 0], axis=-1, keepdims=True)
     expected = x - 2 * unit * (unit * x).sum(-1, keepdims=True)
@@ -40,7 +40,7 @@ def compiled_reflection() -> float:
 
 
 def mixture_gradient() -> float:
-    """The greatest relative error of d ln p / d scale at spread 3 and scale 0.01."""
+    """The largest relative error of d ln p / d scale at spread 3 and scale 0.01."""
     loc = RNG.normal(0, 3, (64, 20)).astype(np.float32)
     x = (loc[RNG.integers(64, size=128)] + RNG.normal(0, 0.01, (128, 20))).astype(np.float32)
 
@@ -57,7 +57,7 @@ def mixture_gradient() -> float:
 
 
 def beta_integral() -> float:
-    """The greatest error of Beta's integral at concentrations of 1e4 and the module's limit."""
+    """The largest error of Beta's integral at concentrations of 1e4 and the module's limit."""
     errors = []
     for k in np.float32(1e4), np.float32(np.exp(MAX_LOG_CONCENTRATION)):
         a = 1 + float(k) / 2
@@ -72,7 +72,7 @@ def beta_integral() -> float:
 
 
 def renyi_near_one() -> float:
-    """The greatest error in nats of the Rényi bound at alpha = 0.999999."""
+    """The largest error in nats of the Rényi bound at alpha = 0.999999."""
     log_w, alpha = RNG.normal(-90, 3, (50, 100)).astype(np.float32), 0.999999
     mean_power = np.exp((1 - alpha) * log_w.astype(float)).mean(0)
     found = jax.jit(renyi_bound, static_argnums=1)(log_w, alpha)
@@ -80,7 +80,7 @@ def renyi_near_one() -> float:
 
 
 def nearest_with_an_offset() -> float:
-    """The share of vectors for which another than the nearest of 64 is chosen, all near 1e5."""
+    """The share of vectors, all near 1e5, that are not assigned to the nearest of 64."""
     codes = (1e5 + RNG.normal(size=(64, 8))).astype(np.float32)
     x = (codes[RNG.integers(64, size=500)] + RNG.normal(0, 0.3, (500, 8))).astype(np.float32)
     distances = ((x[:, None].astype(float) - codes) ** 2).sum(-1)
@@ -88,7 +88,7 @@ def nearest_with_an_offset() -> float:
 
 
 def concrete_far_apart() -> float:
-    """The greatest error in nats of ln q of a draw of Concrete whose logits are 200 apart."""
+    """The largest error in nats of ln q of a Concrete draw whose logits are 200 apart."""
     logits, temperature = np.array([0.0, 10.0, -10.0]), 0.1
     q = Concrete(jnp.asarray(logits, jnp.float32)[None, None], temperature)
     value, log_q = q.sample_and_log_prob(random.key(0), (1000,))
@@ -98,7 +98,7 @@ def concrete_far_apart() -> float:
 
 
 def sphere_at_the_ends() -> float:
-    """Draws of von Mises-Fisher at the ends of the noise that are not numbers, of 270."""
+    """Von Mises-Fisher draws, at the ends of the noise, that are not finite, of 270."""
     us = np.array([2.0**-24, 0.5, 1 - 2.0**-24], np.float32)
     kappas = np.array([0, 1e-3, 1, 5.4, 17, 300, 1e4, 1e5, 1e6], np.float32)
     count = 0
@@ -111,7 +111,7 @@ def sphere_at_the_ends() -> float:
 
 
 def units_by_chance() -> float:
-    """Active units, of ten, of a posterior that ignores its images, by means of 50 samples."""
+    """Active units, of ten, of a posterior that ignores its images, from means of 50 samples."""
     z = RNG.normal(size=(1000, 50, 10))
 
     def moments(values: Any) -> Moments:
@@ -123,13 +123,13 @@ def units_by_chance() -> float:
 
 
 def false_intervals() -> float:
-    """Fréchet intervals that do not hold zero, of 20 pairs of equal sets: N = 40, F = 224."""
+    """Fréchet intervals that do not contain zero, of 20 pairs of equal sets: N = 40, F = 224."""
     found = [metrics.frechet_distance(*RNG.normal(size=(2, 40, 224))) for _ in range(20)]
     return sum(not math.isnan(each.low) and not each.low <= 0 <= each.high for each in found)
 
 
 def inputs_unseen() -> float:
-    """Inputs of 199 that no output of MADE's depends on, with hidden layers of 128."""
+    """Inputs, of 199, on which no output of a MADE depends, with hidden layers of 128."""
     network, x = MADE((128,)), jnp.zeros((1, 200))
     variables = jax.tree.map(jnp.ones_like, network.init(random.key(0), x))
     loc, _ = jax.jacfwd(lambda x: network.apply(variables, x))(x)
@@ -137,7 +137,7 @@ def inputs_unseen() -> float:
 
 
 def two_levels() -> float:
-    """The share of the less frequent of two levels of FSQ, of symmetric features."""
+    """The share of the rarer of two FSQ levels, with symmetric features."""
     h = RNG.normal(size=(1000, 1, 1, 1))
     h = np.concatenate([h, -h]).astype(np.float32)
     posterior = vj.FiniteScalarQuantized((2,))
@@ -164,7 +164,7 @@ NUMBERS: list[Callable[[], float]] = [
 
 
 def main() -> None:
-    """Print a row for each."""
+    """Prints a row for each number."""
     print("| number | value |\n|---|---|")
     for number in NUMBERS:
         print(f"| {(number.__doc__ or '').rstrip('.')} | {number():.3g} |")

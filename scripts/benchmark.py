@@ -3,13 +3,13 @@
     make bench                                             # everything
     python scripts/benchmark.py --only "MLP, batch 128"    # some of it, printed alone
 
-What is compared stands in `scripts/works.py`. Every contender is a program of its own, in
-`scripts/contenders/`, that trains without an end and prints lines of steps and times; ours is
-`vae-jax train` itself with its metrics.jsonl. Contenders of one work are started one after the
-other and paused (SIGSTOP); then, round after round and each time in another order, each is woken
-alone for a few seconds. A round's rate counts from its second line on, and ratios are of rates of
-the same round, so that a machine that drifts moves both. Work of other programs in a window is
-measured too, and rounds that it disturbed are counted.
+The workloads are defined in `scripts/works.py`. Every contender is a separate program, in
+`scripts/contenders/`, that trains without end and prints lines of steps and times; ours is
+`vae-jax train` itself with its metrics.jsonl. The contenders of one workload are started one after
+the other and paused (SIGSTOP); then, round after round and each time in another order, each is
+resumed alone for a few seconds. A rate counts from the second line of a window on, and ratios are
+of rates in the same round, so that a drift of the machine's speed affects both. The work of other
+programs during a window is measured too, and disturbed windows are counted.
 """
 
 import json
@@ -39,7 +39,7 @@ START_LIMIT = 600
 
 
 class Program:
-    """A contender that runs, or is paused."""
+    """A contender's process, running or paused."""
 
     def __init__(self, contender: Contender, peers: Path, folder: Path):
         """Starts it, waits for its first lines, notes what starting took, and pauses it."""
@@ -84,7 +84,7 @@ class Program:
         self.pause()
 
     def lines(self) -> list[dict[str, Any]]:
-        """Those since it was woken."""
+        """The lines since it was resumed."""
         if not self.lines_file.exists():
             return []
         whole = self.lines_file.read_text().rpartition("\n")[0].splitlines()
@@ -92,7 +92,7 @@ class Program:
         return [line for line in lines if line.get("time", 0) >= self.woken and "step" in line]
 
     def wait(self, count: int, seconds: float = 0.0) -> None:
-        """Until that many lines and seconds after waking."""
+        """Waits for that many lines, and seconds, after it was resumed."""
         while len(self.lines()) < count or time.time() < self.woken + seconds:
             if self.process.poll() is not None:
                 raise SystemExit(f"{self.contender.name} ended:\n{self.errors.read_text()[-2000:]}")
@@ -101,11 +101,11 @@ class Program:
             time.sleep(0.05)
 
     def pause(self) -> None:
-        """Stops it where it is."""
+        """Pauses it, by SIGSTOP."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def window(self, seconds: float) -> tuple[float, float]:
-        """Images/s while it runs alone, and the share of one core that others were busy with."""
+        """Images/s while it runs alone, and the fraction of one core used by other programs."""
         others = busy_seconds() - self.cpu_seconds()
         self.woken = time.time()
         os.killpg(self.process.pid, signal.SIGCONT)
@@ -118,7 +118,7 @@ class Program:
         return rate, others / (time.time() - self.woken)
 
     def cpu_seconds(self) -> float:
-        """What it and its threads have used."""
+        """The core seconds that it and its threads have used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
@@ -127,12 +127,12 @@ class Program:
         return self.first["time"] - self.started - self.first["step"] * self.contender.images / rate
 
     def peak_mebibytes(self) -> float:
-        """The most memory it has had."""
+        """Its peak memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def flops_per_image(self) -> float | None:
-        """Operations of an image, or None where it does not say."""
+        """The number of operations per image, or None if it does not report it."""
         for line in self.output.read_text().splitlines():
             if line.startswith('{"flops"'):
                 return json.loads(line)["flops"]
@@ -155,13 +155,13 @@ def busy_seconds() -> float:
 
 @dataclass
 class Measured:
-    """What one contender did.
+    """The measurements of one contender.
 
     Attributes:
-        name: of it.
-        rates: images/s of each round.
+        name: the contender's name.
+        rates: images/s in each round.
         start_seconds, compile_seconds, mebibytes: see `Program`.
-        flops: operations of an image, where it says so.
+        flops: the number of operations per image, or None if it does not report it.
     """
 
     name: str
@@ -173,12 +173,12 @@ class Measured:
 
 
 def end_by_exception(number: int, _: object) -> NoReturn:
-    """Ends this program in a way that it hears of, so that it ends its contenders."""
+    """Ends this program by an exception, so that it also ends its contenders."""
     raise SystemExit(128 + number)
 
 
 def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[Measured], int]:
-    """Runs a work's contenders, and counts disturbed windows."""
+    """Runs a workload's contenders, and counts disturbed windows."""
     programs: list[Program] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         try:
@@ -213,13 +213,13 @@ def spread(values: np.ndarray, digits: int) -> str:
 
 
 def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarray | None) -> str:
-    """One work's part of the report.
+    """One workload's part of the report.
 
     Args:
-        work: what was done.
-        measured: by its contenders, ours first.
-        disturbed: windows.
-        square: operations/s of `SQUARE` in each round, where they were measured.
+        work: the workload.
+        measured: the measurements of its contenders, ours first.
+        disturbed: the number of disturbed windows.
+        square: operations/s of `SQUARE` in each round, if they were measured.
     """
     ours = measured[0]
     windows = len(measured) * len(ours.rates)
@@ -256,7 +256,7 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
 
 
 def answer(asked: Asked, measured: dict[str, Measured]) -> list[str]:
-    """Whether ours is as fast as it should be, in the median round, and as small."""
+    """Whether ours is as fast in the median round, and needs as little memory, as required."""
     ours, other = measured[asked.ours], measured[asked.other]
 
     def line(limit: str, ratio: float, held: bool) -> str:
@@ -277,11 +277,11 @@ def answer(asked: Asked, measured: dict[str, Measured]) -> list[str]:
 def hidden_share(
     resident: np.ndarray, streamed: np.ndarray, memory: np.ndarray, disk: np.ndarray
 ) -> str:
-    """How much of an image's way from the disk passes while a step computes.
+    """How much of the time to read images from the disk is hidden behind a step's computation.
 
     Args:
         resident, streamed: images/s of training from memory and from the disk.
-        memory, disk: images/s of their inputs alone.
+        memory, disk: images/s of the two inputs alone.
     """
     step = 1 / resident - 1 / memory  # without its input
     hidden = 1 - (1 / streamed - step) * disk
@@ -302,10 +302,10 @@ def main(
 
     Args:
         peers: an environment with numpyro, pythae and torch.
-        only: titles of works; then the report is not written.
-        without: names of contenders to leave out; then the report is not written.
-        rounds: of windows.
-        seconds: of a window, or longer where lines come slowly.
+        only: the titles of the workloads to run; the report is then not written.
+        without: the names of contenders to leave out; the report is then not written.
+        rounds: the number of rounds of windows.
+        seconds: the length of a window, which is longer if lines come slowly.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_by_exception)

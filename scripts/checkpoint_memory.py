@@ -1,13 +1,14 @@
-"""What checkpoints cost a process in memory, beside the bytes of a training state.
+"""The memory that checkpoints cost a process, compared with the size of a training state.
 
     python scripts/checkpoint_memory.py --millions 100
 
 Two processes, one after the other, train an MLP with Adam and a running average, so that a state is
-four times its parameters, for three steps on one device of the CPU, with a checkpoint after each:
-the first is told to stop at the first checkpoint, the second goes on. Printed are the peak of each
-(the kernel's, as `/usr/bin/time -v` shows it); what of it, in states, the process needed until its
-first copy of a state, and what checkpoints added; and the longest copy, for which training waits.
-On a CPU the device's state, and what a step computes, are in the same memory.
+four times its parameters, for three steps on one CPU device, with a checkpoint after each step: the
+first process is told to stop at the first checkpoint, the second resumes. For each process, the
+script prints its peak memory (the kernel's number, as shown by `/usr/bin/time -v`); how much of it,
+in states, the process needed before its first copy of a state, and how much checkpoints added; and
+the time of the longest copy, for which training waits. On a CPU the same memory also holds the
+device's state and the intermediate results of a step.
 """
 
 import contextlib
@@ -29,12 +30,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def peak() -> int:
-    """The most bytes of memory that this process had so far."""
+    """The peak memory of this process so far, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure(folder: Path, millions: float, stopped: bool) -> dict[str, float]:
-    """Train in this process, to the end or to the first step."""
+    """Trains in this process, to the end or to the first step."""
     import jax
     import numpy as np
     import optax
@@ -118,7 +119,7 @@ def in_a_process(folder: Path, millions: float, *stopped: str) -> dict[str, floa
 
 
 def main(*, millions: float = 100) -> None:
-    """Print both processes' numbers.
+    """Prints both processes' numbers.
 
     Args:
         millions: the number of parameters, in millions.

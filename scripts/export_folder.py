@@ -25,7 +25,7 @@ def read_groups(data: Data, groups: tuple[str, ...]) -> dict[str, list[int]]:
 
     Args:
         data: a data set with class labels.
-        groups: folders and their classes, such as `animals=bird,cat`; a class in no group is left
+        groups: folders and their classes, such as `animals=bird,cat`; classes in no group are left
             out.
 
     Raises:

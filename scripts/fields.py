@@ -1,4 +1,4 @@
-"""An extension of mkdocstrings: the fields of a Linen module are its constructor's arguments."""
+"""An extension for mkdocstrings: the fields of a Linen module are its constructor's arguments."""
 
 import re
 
@@ -12,12 +12,12 @@ class FieldsAreArguments(griffe.Extension):
     """Shows the fields of a Linen module, with their defaults, as its constructor's arguments."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
-        """Make an `Example:` a section, whose code is shown as code."""
+        """Makes an `Example:` a section whose code is shown as code."""
         if obj.docstring is not None:
             obj.docstring.value = EXAMPLE.sub("Examples:", obj.docstring.value)
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: object) -> None:
-        """Give each class of fields a constructor."""
+        """Gives each class with fields a constructor."""
         for module in [pkg, *_modules(pkg)]:
             for cls in module.classes.values():
                 if not cls.is_alias and "__init__" not in cls.members:
@@ -57,7 +57,7 @@ def _add_constructor(cls: griffe.Class) -> None:
 
 
 def _without_bounds(annotation: griffe.Expr) -> griffe.Expr:
-    """The type in an `Annotated`, without what a constructor's check asks of it."""
+    """The type inside an `Annotated`, without the conditions that a constructor checks."""
     if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
         inner = annotation.slice
         return inner.elements[0] if isinstance(inner, griffe.ExprTuple) else inner
@@ -65,7 +65,7 @@ def _without_bounds(annotation: griffe.Expr) -> griffe.Expr:
 
 
 def _explain_fields(cls: griffe.Class) -> None:
-    """What a base says of the fields, where the class says nothing of them."""
+    """A base class's description of the fields, if the class itself has none."""
     for base in cls.mro():
         if cls.docstring is None or base.docstring is None:
             continue

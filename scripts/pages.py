@@ -2,9 +2,9 @@
 
     make docs        # the folder site/; `.venv/bin/mkdocs serve` shows it at http://localhost:8000
 
-The README is its first page, each notebook one of its own, each room of public names a page of the
-reference, and each experiment a page of the papers: all made of what is there, so that none is
-forgotten. Formulas become MathML, which browsers show without a script.
+The README becomes the first page; each notebook, each group of public names (in the reference) and
+each experiment (under papers) becomes a page of its own. All are generated from the repository, so
+that none is forgotten. Formulas become MathML, which browsers show without a script.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PAGES = {
     "evaluation": ("Evaluation", ("evaluation", "metrics", "report")),
     "figures": ("Figures", ("plots",)),
 }
-"""The pages of the reference: a title, and the rooms of `vae_jax` whose public names it has."""
+"""The pages of the reference: a title, and the modules of `vae_jax` whose public names it shows."""
 OF_PARTS = ("posteriors", "priors", "networks", "likelihoods", "objectives")
 GUIDES = {
     "Learn": ["index.md", "folder.md", "extending.md", "math.md", "gallery.md"],
@@ -43,7 +43,7 @@ GUIDES = {
 
 
 def public_names() -> dict[str, list[str]]:
-    """The dotted names of what `import vae_jax` offers, by the page that shows them."""
+    """The dotted names of the public objects of `vae_jax`, by the page that shows them."""
     found: dict[str, list[str]] = {page: [] for page in PAGES}
     for line in ast.parse((ROOT / "vae_jax" / "__init__.pyi").read_text()).body:
         if not isinstance(line, ast.ImportFrom):
@@ -104,7 +104,7 @@ def notebooks() -> dict[str, str]:
 
 
 def first_page() -> str:
-    """The README, its links those of the site."""
+    """The README, with its links adapted to the site."""
     text = (ROOT / "README.md").read_text()
     text = re.sub(r"\[([^\]]*)\]\((?!https?:)(?!docs/)[^)]*\)", r"\1", text)
     return re.sub(r"(\]\(|src=\")docs/", r"\1", text)
@@ -123,7 +123,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The pages that are made."""
+    """The generated pages."""
     from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
     made = {"index.md": first_page(), **notebooks(), **papers()}

@@ -2,10 +2,10 @@
 
     python scripts/profile_step.py --work mlp --batch-size 20
 
-Traces one chunk of the benchmark's work (`scripts/contenders/ours.py`) with jax.profiler, after one
-that compiles. Prints each operation's milliseconds per step, and the fraction of the chunk's time
-in which no operation ran: the host's share, or the wait for it. On a GPU, where a step is one CUDA
-graph, the trace has only the graphs, and they overlap.
+Traces one chunk of a benchmark workload (`scripts/contenders/ours.py`) with jax.profiler, after a
+first chunk that compiles. Prints each operation's milliseconds per step, and the fraction of the
+chunk's time in which no operation ran: time spent in the host or waiting for it. On a GPU, where a
+step is one CUDA graph, the trace has only the graphs, and they overlap.
 """
 
 import gzip
@@ -52,10 +52,10 @@ def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int =
     """Traces a chunk and prints its table.
 
     Args:
-        work: the benchmark's work.
+        work: the benchmark's workload.
         batch_size: the number of images in a step.
         steps: the number of steps in the chunk.
-        most: the number of operations in the table.
+        most: the largest number of operations in the table.
     """
     this = experiment(work=work, batch_size=batch_size, log_every=steps)
     layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)

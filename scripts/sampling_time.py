@@ -1,9 +1,9 @@
-"""How long 64 pictures of 32x32 take from each prior over maps, at its default.
+"""The time to draw 64 pictures of 32x32 pixels from each prior over maps, with default settings.
 
     python scripts/sampling_time.py
 
-A model of a map of 8x8, in vectors of 4 components or 240 codes, with variables as they start; the
-program is compiled first. Ours, the median of five calls in seconds:
+The model has an 8x8 map of latents, vectors of 4 components or 240 codes, with variables at their
+initial values; the program is compiled first. Ours, the median of five calls in seconds:
 
     GIVT                  0.45
     AutoregressiveCodes   0.11
@@ -13,8 +13,8 @@ program is compiled first. Ours, the median of five calls in seconds:
     FlowMatching          2.56
     Diffusion             3.44
 
-2026-11-29, two CPU cores shared with other work, seed 0. The last two take a solver, which
-needs more steps of a velocity that has been learned.
+2026-11-29, two CPU cores shared with other work, seed 0. The last two use an ODE solver, which
+needs more steps once the velocity has been trained.
 """
 
 import time

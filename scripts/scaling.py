@@ -1,11 +1,11 @@
-"""The cost of evaluation against the number of images and against K: time and memory.
+"""The time and memory of evaluation as functions of the number of images and of K.
 
     python scripts/scaling.py
 
-Each point is a process of its own that evaluates the benchmark's MLP (`scripts/contenders/ours.py`)
-once to compile and then three times; its seconds are the least of the three, its memory the peak of
-the process. Writes docs/scaling.png and prints the table behind it, with the slope of each curve's
-logarithms: 1 where the cost is proportional.
+Each point is a separate process that evaluates the benchmark's MLP (`scripts/contenders/ours.py`)
+once to compile and then three times; the time is the shortest of the three, the memory is the peak
+of the process. Writes docs/scaling.png and prints the table behind it, with the slope of each curve
+on logarithmic axes, which is 1 if the cost is proportional.
 """
 
 import json
@@ -82,10 +82,11 @@ def draw(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out:
 
 
 def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scaling.png") -> None:
-    """Measures everything, or one point.
+    """Measures all points, or one.
 
     Args:
-        point: images and K of one point, whose seconds and MiB are printed; None measures all.
+        point: the number of images and K of one point, whose seconds and MiB are printed; None
+            measures all.
         out: the path of the figure.
     """
     if point is not None:

@@ -1,15 +1,15 @@
-"""The signal-to-noise ratio of gradient estimators, on the toy of Rainforth et al. (2018).
+"""The signal-to-noise ratio of gradient estimators, on the toy model of Rainforth et al. (2018).
 
     python scripts/signal_to_noise.py
 
 The toy: z ~ N(mu, I) and x|z ~ N(z, I) in 20 dimensions, 1,024 images, q(z|x) = N(A x + b, 2/3 I),
-each parameter off its optimum by N(0, 0.01²).
+each parameter offset from its optimum by N(0, 0.01²).
 
 Published (theorem 1): with M bounds of K samples the ratio of the gradient grows as sqrt(M K) for
 the generative parameters and as sqrt(M / K) for the inference parameters; with doubly
 reparameterized gradients (Tucker et al. 2019) the latter grows too, as sqrt(M K).
 
-Ours: slopes of the logarithm, theory beside them.
+Ours: slopes on logarithmic axes, with the theoretical values in brackets.
 
                         K = 64 to 1,024, M = 1      M = 1 to 16, K = 64
     generative          +0.49  (+1/2)               +0.51  (+1/2)
@@ -17,8 +17,8 @@ Ours: slopes of the logarithm, theory beside them.
     inference, DReG     +0.49  (+1/2)               +0.50  (+1/2)
 
 2026-11-25, two CPU cores, seed 0, time not recorded. Below K = 64 the generative ratio first falls:
-there A and b being off moves its expected gradient, a term of order 1/K, more than mu's own
-distance does. A second figure draws the bounds of the same toy beside the exact ln p(x).
+the offsets of A and b then change its expected gradient, by a term of order 1/K, more than the
+offset of mu does. A second figure shows the bounds of the same toy beside the exact ln p(x).
 """
 
 import math
@@ -127,7 +127,7 @@ class Toy:
         return -0.25 * square - 0.5 * self.x.shape[1] * math.log(4 * math.pi)
 
     def map_images(self, function: Callable[[Array, Array], Any], samples: int) -> Callable:
-        """Maps a function over the images, each with a key of its own; some are taken at once.
+        """Maps a function over the images, each with its own key, several images at a time.
 
         Args:
             function: a function of an image `[1, D, 1, 1]` and keys `[1]`.
@@ -148,7 +148,7 @@ class Toy:
     def moments(self, objective: Objective, replicates: int) -> dict[str, tuple[float, float]]:
         """|E g|² and E |g - E g|² of the whole batch's gradient g, for each group of parameters.
 
-        Images are independent, so that the second is the sum over images. What chance adds to
+        Images are independent, so the second is a sum over images. The contribution of noise to
         |mean g|² is subtracted.
 
         Args:
@@ -188,8 +188,7 @@ class Toy:
     def signal_to_noise(self, m: int, k: int, replicates: int) -> dict[str, float]:
         """|E g| / sqrt(E |g - E g|²) of mu's gradient and of (A, b)'s, without and with DReG.
 
-        The two estimators of the latter have the same mean, which is taken from the one with less
-        noise.
+        The two estimators for (A, b) have the same mean, which is taken from the less noisy one.
 
         Args:
             m: M, the number of bounds.
@@ -255,14 +254,14 @@ def main(
     offset: float = 0.01,
     draws: int = 4096,
 ) -> None:
-    """Draws the toy's signal-to-noise ratios by K and by M, and its bounds below the exact ln p(x).
+    """Plots the toy's signal-to-noise ratios against K and M, and its bounds beside exact ln p(x).
 
     Args:
         workdir: the folder of the figures.
         dim: D, the dimensions of x and z.
         images: N, the number of images.
         offset: the standard deviation of each parameter's distance from its optimum.
-        draws: the samples of z for each image, point and estimator; a multiple of 256.
+        draws: the number of samples of z for each image, point and estimator; a multiple of 256.
     """
     toy = Toy.make(dim, images, offset)
     ks, ms = [1, 4, 16, 64, 256, 1024], [1, 4, 16]

@@ -1,11 +1,11 @@
-"""Do a conditional model's samples show the class they were asked for? A classifier answers.
+"""Whether a conditional model's samples show the class asked for, as judged by a classifier.
 
     python scripts/tell_apart.py runs/conditional/fashion_mnist
 
 A classifier (one hidden layer) learns the classes from real images of the training split alone. It
-then names the class of real test images, which shows how good it is, and of samples (means of
-p(x|z, y), z from the prior), the same number for each of C classes, so that chance is 1/C.
-Intervals are exact binomial ones (Clopper & Pearson 1934).
+then classifies real test images, which shows how good it is, and samples (means of p(x|z, y), z
+from the prior), the same number for each of C classes, so that chance is 1/C. Intervals are exact
+binomial intervals (Clopper & Pearson 1934).
 """
 
 import warnings
@@ -43,7 +43,7 @@ def learn(run: Run, num_train: int, hidden: int, seed: int) -> MLPClassifier:
 
 
 def named(classifier: MLPClassifier, images: np.ndarray) -> np.ndarray:
-    """The classes `[N]` that the classifier names for images in [0, 1]."""
+    """The classes `[N]` to which the classifier assigns images in [0, 1]."""
     return np.asarray(classifier.predict(pixels(images)))
 
 
@@ -55,8 +55,8 @@ def tell_apart(
     Args:
         run: the run of a conditional model.
         per_class: the number of samples of each class.
-        num_train: the most training images that the classifier learns from.
-        hidden: the units of its hidden layer.
+        num_train: the largest number of training images for the classifier.
+        hidden: the number of units of its hidden layer.
         seed: the seed of the classifier and of the samples.
 
     Raises:
@@ -91,12 +91,12 @@ def tell_apart(
 def main(
     run: tyro.conf.Positional[Path], per_class: int = 100, num_train: int = 20_000, seed: int = 0
 ) -> None:
-    """Prints how often a classifier of real images takes samples for the class asked for.
+    """Prints how often a classifier of real images assigns samples to the class asked for.
 
     Args:
         run: the run folder of a conditional model.
         per_class: the number of samples of each class.
-        num_train: the most training images that the classifier learns from.
+        num_train: the largest number of training images for the classifier.
         seed: the seed of the classifier and of the samples.
     """
     table = tell_apart(load_run(run), per_class=per_class, num_train=num_train, seed=seed)

@@ -1,10 +1,11 @@
-"""Times a convolution and its two gradients in a loop, in each way that `vae_jax/cpu` has.
+"""Times a convolution and its two gradients in a loop, by each method in `vae_jax/cpu`.
 
     python scripts/time_convolutions.py
 
-Prints milliseconds of each, on the clock and, in brackets, of all cores together: the least of four
-loops of six. "XLA" is `jax.lax.conv_general_dilated` and its transposes as they are, the first
-column outside of loops; `vae_jax/cpu/convolution.py` chooses among the others by these numbers.
+Prints the milliseconds of each, by the clock and, in brackets, for all cores together: the smallest
+over four loops of six calls. "XLA" is `jax.lax.conv_general_dilated` and its transposes unchanged,
+in the first column outside loops; `vae_jax/cpu/convolution.py` chooses among the other methods by
+these numbers.
 """
 
 import resource
@@ -41,7 +42,7 @@ SHAPES = [
 
 
 def of_all(method: Function, of: Of, shape: tuple[int, ...]) -> Function:
-    """The output of a way of convolving, or the gradient that is its transpose."""
+    """The output of a method of convolution, or the gradient that is its transpose."""
     sought = jax.ShapeDtypeStruct(shape, jnp.float32)
     match of:
         case "output":
@@ -53,7 +54,7 @@ def of_all(method: Function, of: Of, shape: tuple[int, ...]) -> Function:
 
 
 def timed(function: Function, a: Array, b: Array, looped: bool = True) -> str:
-    """Milliseconds of one call, on the clock and of all cores."""
+    """Milliseconds of one call, by the clock and of all cores together."""
 
     def loop(a: Array, b: Array) -> Array:
         def step(a: Array, _: None) -> tuple[Array, None]:
@@ -79,7 +80,7 @@ def main(slow: bool = False) -> None:
     """Prints the table.
 
     Args:
-        slow: whether XLA's own gradients in a loop are timed too, which take seconds.
+        slow: whether to time XLA's own gradients in a loop too, which take seconds.
     """
     columns = ["XLA, no loop", *(["XLA"] if slow else []), "library", "patches", "tiles"]
     table = Table("N, H, I, O, kernel, stride", "of", *columns)

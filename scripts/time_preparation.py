@@ -1,10 +1,10 @@
-"""What preparing pictures costs, against their number: time and memory.
+"""The time and memory of preparing pictures as functions of their number.
 
     python scripts/time_preparation.py
 
 Each point writes that many JPEG files of noise, 64x64 in colour, into a temporary folder, and then
-loads the folder in a process of its own, which decodes them in further processes; its memory is the
-most that any of these ever had. Needs 30 KB of disk a picture, which is free again afterwards.
+loads the folder in a separate process, which decodes them in further processes; the memory is the
+largest peak of any of these. Each picture needs 30 KB of disk, which is freed afterwards.
 """
 
 import os
@@ -30,7 +30,7 @@ assert len(data.train) + len(data.valid) + len(data.test) == int(sys.argv[3])
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """JPEG files, a thousand in each sub-folder."""
+    """Writes JPEG files, a thousand in each sub-folder."""
     generator = np.random.default_rng(0)
     for number in range(count):
         own = folder / f"{number // 1000:04d}"
@@ -64,7 +64,7 @@ def main(counts: tuple[int, ...] = (1000, 10_000, 100_000)) -> None:
     """Measures every point and prints them.
 
     Args:
-        counts: of pictures.
+        counts: the numbers of pictures.
     """
     table = Table("pictures", "seconds", "pictures/s", "peak MiB of a process")
     for count in counts:

@@ -4,8 +4,8 @@
 
 Traces `vae_jax.step.train_step` for the plainest run (an MLP with a Gaussian posterior, binarized
 images, the ELBO, Adam, one device) and prints the files in the order in which they are entered,
-each with its functions: what has to be read to know what a step does. What JAX, Flax and Optax do
-in between is left out.
+each with its functions: all that has to be read to know what a step does. Functions of JAX, Flax
+and Optax are left out.
 """
 
 import sys
@@ -38,7 +38,7 @@ Road = dict[str, list[str]]
 
 
 def plainest() -> Experiment:
-    """A run in which as little as possible has anything to do."""
+    """The plainest run: as few parts of the package as possible have anything to do."""
     images = np.zeros((8, 4, 4, 1), np.uint8)
     return Experiment(
         data=Data.from_arrays("dark", images, protocol="dynamic"),

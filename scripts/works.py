@@ -1,4 +1,4 @@
-"""The works that the benchmark compares programs on, and the ratios asked of ours."""
+"""The benchmark's workloads, and the ratios required of ours."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -43,12 +43,12 @@ class Contender:
 
 @dataclass
 class Asked:
-    """What is asked of `ours` beside `other`, both named as in the table.
+    """The ratios required of `ours` relative to `other`, both named as in the table.
 
     Attributes:
-        least: of the ratio of their rates.
-        other, ours: contenders.
-        most_compiling, most_memory: of the ratios of these, where they are asked for.
+        least: the smallest ratio of their rates.
+        other, ours: the names of the contenders.
+        most_compiling, most_memory: the largest ratios of compile times and of memory, if required.
     """
 
     least: float
@@ -65,9 +65,9 @@ class Work:
     Attributes:
         title: the heading in the report.
         contenders: the programs.
-        asked: the ratios asked of ours.
-        streams: whether the first four are training from memory, training from the disk, and the
-            input of each alone: then the report says how much of the input the step hides.
+        asked: the ratios required of ours.
+        streams: whether the first four contenders are training from memory, training from the disk,
+            and the input of each alone; the report then says how much of the input the step hides.
     """
 
     title: str
@@ -77,7 +77,7 @@ class Work:
 
 
 def same_work(work: str, log_every: int, batch_size: int, k: int = 1) -> list[str]:
-    """The flags that ours, the plain loop and PyTorch's have in common."""
+    """The flags that ours, the plain loop and PyTorch's loop have in common."""
     numbers = ["--batch-size", str(batch_size), "--k", str(k), "--log-every", str(log_every)]
     return ["--work", work, *numbers]
 
@@ -97,7 +97,7 @@ def plain(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
 def training(
     title: str, work: str, log_every: int, batch_size: int, k: int = 1, *, torch: float | None
 ) -> Work:
-    """Ours, a plain loop of the same model, and PyTorch; ours is to be `torch` times as fast."""
+    """Ours, a plain loop of the same model, and PyTorch; ours has to be `torch` times as fast."""
     flags = same_work(work, log_every, batch_size, k)
     contenders = [
         Contender(OURS, train(work, log_every, batch_size, k), batch_size),
@@ -134,7 +134,7 @@ def mlp() -> Work:
 
 
 def small_mlp() -> Work:
-    """The MLP where the host's share is largest."""
+    """The MLP at the batch size with the largest host overhead."""
     work = training("MLP, batch 20", "mlp", 500, 20, torch=2.0)
     work.contenders.append(flax("mlp", 500, 20))
     return work
@@ -150,7 +150,7 @@ def variants(work: str, log_every: int, batch_size: int) -> list[Contender]:
 
 
 def image_network(title: str, work: str, log_every: int, batch_size: int) -> Work:
-    """Convolutions or attention on colours, where time to compile and memory are limited too."""
+    """Convolutions or attention on colour images, with limits on compile time and memory too."""
     this = training(title, work, log_every, batch_size, torch=None)
     this.asked = [
         Asked(LEAST_OF_PLAIN, PLAIN, most_compiling=1.3),
@@ -160,7 +160,7 @@ def image_network(title: str, work: str, log_every: int, batch_size: int) -> Wor
 
 
 def image_networks() -> list[Work]:
-    """Every shipped kind of network on colours, and convolutional VAEs at growing sizes."""
+    """Every kind of network on colour images, and convolutional VAEs of growing size."""
     return [
         image_network("convolutional VAE, 32x32 colours, batch 64", "conv32", 20, 64),
         image_network("convolutional VAE, 64x64 colours, batch 64", "conv64", 8, 64),
@@ -206,7 +206,7 @@ def two_seeds(title: str, work: str, log_every: int, batch_size: int, k: int = 1
 
 
 def seeds_of_mlp() -> Work:
-    """Two and five seeds, and the most that their products let two gain."""
+    """Two and five seeds, and the largest gain for two that their matrix products permit."""
     this = two_seeds("MLP, batch 128", "mlp", 100, 128)
     five, products = several(5, "mlp", 100, 128), ["matrix_products.py", "--work", "mlp"]
     this.contenders += [
@@ -237,7 +237,7 @@ def evaluation() -> Work:
 
 
 def streaming() -> Work:
-    """Images in memory and on the disk, 64x64 colours, and a network that soon asks for more."""
+    """64x64 colour images in memory and on the disk, and a network with fast steps."""
     alone = ["our_input.py", "--log-every", "400"]
     return Work(
         "streamed input, 64x64 colours, batch 128",
@@ -258,7 +258,7 @@ def streaming() -> Work:
 
 
 def without(title: str, ours: Contender, *tricks: str) -> Work:
-    """Ours, and ours without each of these tricks of `vae_jax/cpu`, named in `without.py`."""
+    """Ours, and ours without each of these tricks in `vae_jax/cpu`, as named in `without.py`."""
     rest = [
         replace(ours, name=f"without `{trick}`", command=["without.py", trick, *ours.command[1:]])
         for trick in tricks
@@ -267,7 +267,7 @@ def without(title: str, ours: Contender, *tricks: str) -> Work:
 
 
 def cpu_tricks() -> list[Work]:
-    """Each trick where it matters most, or might."""
+    """Each trick on the workload where it matters, or might matter, most."""
 
     def ours(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
         return Contender(OURS, train(work, log_every, batch_size, k), batch_size)

@@ -1,8 +1,8 @@
 """The machine's own rate of matrix products: square ones, or those of a training step alone.
 
 For `mlp` a step is the products of 784-500-20-500-784, forward and backward, in a scan: each step's
-gradients are the next one's weights, so that nothing can be left out and nothing else is computed.
-Every device does this by itself.
+gradients are the next step's weights, so that nothing can be optimized away and nothing else is
+computed. Every device does this on its own.
 """
 
 import json

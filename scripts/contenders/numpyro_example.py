@@ -1,7 +1,7 @@
 """NumPyro's VAE, structured as in its example: SVI in a fori_loop on the device.
 
-The example's layers with the benchmark's sizes: 784-500-20-500-784, batches of 128, binarized
-anew at every presentation.
+The example's layers with the benchmark's sizes: 784-500-20-500-784, batches of 128, binarized at
+every presentation.
 """
 
 import json

@@ -57,9 +57,9 @@ def main(num_samples: int = 5000, num_images: int = 1000, plain_loop: bool = Fal
     """Evaluates until it is killed.
 
     Args:
-        num_samples: K.
-        num_images: of one evaluation.
-        plain_loop: what our evaluator must not be slower than.
+        num_samples: the number of samples K.
+        num_images: the number of images in one evaluation.
+        plain_loop: whether to run the plain loop, which our evaluator must not be slower than.
     """
     this = experiment(work="mlp")
     variables: Any = jax.jit(lambda: init_state(this, 0).variables)()

@@ -1,7 +1,7 @@
 """The same model, loss and update as ours, one jitted and donated step at a time.
 
-No scan, no pmap, no metrics but the loss, no checkpoint: what `vae-jax train` must not be slower
-than. Prints the operations of a step as XLA counts them, then lines of steps and times.
+There is no scan, no pmap, no metric but the loss, and no checkpoint; `vae-jax train` must not be
+slower than this. Prints the operations of a step as XLA counts them, then lines of steps and times.
 """
 
 import json

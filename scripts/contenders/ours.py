@@ -2,7 +2,7 @@
 
     vae-jax train scripts/contenders/ours.py --work mlp --workdir runs/bench
 
-Speed does not depend on what images show, so that no data set is needed.
+Speed does not depend on the content of images, so no data set is needed.
 """
 
 import tempfile
@@ -165,7 +165,7 @@ def networks_of(work: Work) -> tuple[nn.Module, nn.Module]:
 
 
 def noise(count: int, image_shape: Shape) -> np.ndarray:
-    """uint8 `[count, *image_shape]`, mapped from a file that goes with the process."""
+    """uint8 `[count, *image_shape]`, mapped from a file that is deleted with the process."""
     shape = (count, *image_shape)
     with tempfile.TemporaryFile() as file:
         images = np.memmap(file, np.uint8, "w+", shape=shape)
@@ -176,9 +176,9 @@ def noise(count: int, image_shape: Shape) -> np.ndarray:
 def experiment(
     *, work: Work = "mlp", batch_size: int = 128, k: int = 1, log_every: int = 100
 ) -> Experiment:
-    """Training without an end; a checkpoint every 1,000 steps, the default, or every epoch.
+    """Training without end; a checkpoint every 1,000 steps, the default, or every epoch.
 
-    Whichever is rarer, where a chunk of steps ends.
+    The rarer of the two is taken, at the end of a chunk of steps.
 
     Args:
         work: mlp is 784-500-20-500-784; iwae Burda et al.'s one-layer network, 200-200-50;
@@ -189,9 +189,9 @@ def experiment(
             features in encoder and decoder, resnet two in each of three stages, with norms;
             separable is a small Xception, deep a hierarchy of six layers; unet and dit fit the
             velocity of flow matching to 16x16 maps of latents.
-        batch_size: images of a step.
-        k: samples of the importance-weighted bound; the ELBO where it is 1.
-        log_every: steps between two lines of metrics.
+        batch_size: the number of images in a step.
+        k: the number of samples of the importance-weighted bound; 1 takes the ELBO.
+        log_every: the number of steps between two lines of metrics.
     """
     size = size_of(work)
     shape = (size, size, 1 if work in GREY else 3)

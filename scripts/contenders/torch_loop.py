@@ -1,9 +1,9 @@
 """Tight PyTorch loops: data in memory, fused Adam, channels-last convolutions, nothing else.
 
-On a GPU, where there is one, with matrix products in TF32, as XLA does them by default.
+It runs on a GPU if there is one, with matrix products in TF32, as XLA computes them by default.
 
-The same networks, batches, losses and dynamic binarization as `ours.py`; for `evaluation`, L_5000
-of the MLP, 64 samples of 20 images at a time.
+Networks, batches, losses and dynamic binarization are those of `ours.py`; `evaluation` is L_5000 of
+the MLP, 64 samples of 20 images at a time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`vae-jax train` without one of the tricks in `vae_jax/cpu`: the difference is what it buys.
+"""`vae-jax train` without one of the tricks in `vae_jax/cpu`, to measure the trick's gain.
 
     python scripts/contenders/without.py softplus train scripts/contenders/ours.py --work iwae
 
@@ -18,7 +18,7 @@ from vae_jax.likelihoods import bernoulli
 
 
 def platform_dependent(*operands: Array, cpu: object, default: Any) -> Any:
-    """What accelerators run, on the CPU."""
+    """The accelerators' path, on the CPU."""
     return default(*operands)
 
 
