@@ -144,7 +144,7 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
 
 
 def figures(*, workdir: Path = Path("runs/aevb"), num_images_seen: int = 1_000_000) -> list[Path]:
-    """Figures 2 to 5, training whatever is missing.
+    """Figures 2 to 5, training missing runs.
 
     Args:
         workdir: the folder of the figures and of a run for each curve.

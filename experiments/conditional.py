@@ -90,7 +90,7 @@ def experiment(
 def figures(
     *, workdir: Path = Path("runs/conditional"), data: str = "mnist", epochs: int = 30
 ) -> list[Path]:
-    """Samples of each class, and validation images decoded with each class, training as needed.
+    """Samples of each class, and validation images decoded with each class, training missing runs.
 
     Args:
         workdir: the folder of the figures and of the run, which is named after the data.

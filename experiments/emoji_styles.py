@@ -143,7 +143,7 @@ def compare(run: Run) -> None:
 
 
 def figures(*, workdir: Path = Path("runs/emoji_styles"), quick: bool = False) -> list[Path]:
-    """Ten test subjects in three styles, true and restyled from OpenMoji, training as needed.
+    """Ten test subjects in three styles, true and restyled from OpenMoji, training missing runs.
 
     Args:
         workdir: the folder of the figure and of the run.

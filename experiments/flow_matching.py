@@ -88,7 +88,7 @@ def figures(
     data: str = "fashion_mnist",
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of every class with increasing guidance, training what is missing.
+    """Samples of every class with increasing guidance, training missing runs.
 
     Args:
         workdir: the folder of the figures and of both runs.

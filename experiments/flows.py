@@ -139,7 +139,7 @@ def published(*, posterior: str, prior: str, data: str, **_: object) -> str:
 
 
 def figures(*, workdir: Path = Path("runs/flows"), epochs: int = 5) -> list[Path]:
-    """Validation bounds and samples of four models, training what is missing.
+    """Validation bounds and samples of four models, training missing runs.
 
     Args:
         workdir: the folder of the figures and of a run for each model.

@@ -89,7 +89,7 @@ def experiment(
 
 
 def figures(*, workdir: Path = Path("runs/founding_example"), num_steps: int = 2500) -> list[Path]:
-    """Photographs beside their reconstructions, and samples, training what is missing.
+    """Photographs beside their reconstructions, and samples, training missing runs.
 
     Args:
         workdir: the run folder.

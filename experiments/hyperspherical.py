@@ -108,7 +108,7 @@ def published(*, latents: str, latent_dim: int, data: str, **_: object) -> str:
 
 
 def figures(*, workdir: Path = Path("runs/hyperspherical"), epochs: int = 5) -> list[Path]:
-    """Samples, and interpolations along great circles, training what is missing.
+    """Samples, and interpolations along great circles, training missing runs.
 
     Args:
         workdir: the folder of the figures and of a run for each model.

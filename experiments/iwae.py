@@ -237,7 +237,7 @@ def published(
 def figures(
     *, workdir: Path = Path("runs/iwae"), stages: int = 5, ks: tuple[int, ...] = (1, 5)
 ) -> list[Path]:
-    """The training bound of 1-layer IWAEs, and their samples, training whatever is missing.
+    """The training bound of 1-layer IWAEs, and their samples, training missing runs.
 
     Args:
         workdir: the folder of the figures and of a run for each k.

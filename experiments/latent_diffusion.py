@@ -92,7 +92,7 @@ def figures(
     data: str = "fashion_mnist",
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of both stages, and the validation bounds, training what is missing.
+    """Samples of both stages, and the validation bounds, training missing runs.
 
     Args:
         workdir: the folder of the figure, the table and both runs.

@@ -101,7 +101,7 @@ def figures(
     factor: Literal[2, 4, 8] = 4,
     quick: bool = False,
 ) -> list[Path]:
-    """Samples of every class, and images with their centre filled in, training what is missing.
+    """Samples of every class, and images with their centre filled in, training missing runs.
 
     Args:
         workdir: the folder of the figures and of both runs.

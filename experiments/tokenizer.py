@@ -149,7 +149,7 @@ def figures(
     game: float = 0.0,
     quick: bool = False,
 ) -> list[Path]:
-    """Reconstructions of the same images by each kind of latents, training what is missing.
+    """Reconstructions of the same images by each kind of latents, training missing runs.
 
     Args:
         workdir: the folder of the figure and of a run for each kind.

@@ -116,7 +116,7 @@ def figures(
     data: str = "fashion_mnist",
     num_steps: int = 3000,
 ) -> list[Path]:
-    """Samples and reconstructions beside a plain VAE's, training what is missing.
+    """Samples and reconstructions beside a plain VAE's, training missing runs.
 
     Args:
         workdir: the folder of the figures and of both runs.

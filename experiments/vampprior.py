@@ -199,7 +199,7 @@ def published(*, prior: str, layers: int = 1, data: str = "mnist", **_: object) 
 def figures(
     *, workdir: Path = Path("runs/vampprior"), epochs: int = 10, seeds: int = 3
 ) -> list[Path]:
-    """Validation bounds of both priors, samples, and pseudo-inputs, training what is missing.
+    """Validation bounds of both priors, samples, and pseudo-inputs, training missing runs.
 
     Args:
         workdir: the folder of the figures and of a run for each prior.

@@ -101,7 +101,7 @@ def figures(
     data: str = "mnist",
     num_steps: int = 2000,
 ) -> list[Path]:
-    """Reconstructions, samples and codes in use for every quantizer, training what is missing.
+    """Reconstructions, samples and codes in use for every quantizer, training missing runs.
 
     Args:
         workdir: the folder of the figures and of a run for each quantizer.

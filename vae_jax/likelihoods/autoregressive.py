@@ -151,6 +151,10 @@ class AutoregressivePixels(Likelihood):
         width: the width of the transformer.
         num_layers: the number of transformer blocks.
         num_heads: the number of attention heads of each block.
+
+    Example:
+        >>> likelihood = AutoregressivePixels(Bernoulli(), width=32)
+        >>> model = VAE(..., decoder=MLP((200,)), likelihood=likelihood)
     """
 
     pixel: Annotated[Likelihood, "a likelihood, such as Bernoulli()"]

@@ -72,6 +72,11 @@ class SeenPixels(Likelihood):
         likelihood: p(x|z) of complete images, with independent components; it determines support
             and measure.
 
+    Example:
+        >>> missing = np.random.default_rng(0).random((len(data.train), 28, 28)) < 0.5
+        >>> data = data.with_missing({"train": missing})
+        >>> model = VAE(..., likelihood=SeenPixels(Bernoulli()))
+
     References:
         Mattei & Frellsen (2019), "MIWAE: deep generative modelling and imputation of incomplete
         data sets", equation 4.

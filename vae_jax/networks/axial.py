@@ -152,6 +152,15 @@ class AxialEncoder(Part):
         horizontal: the encoder from the image to a map.
         vertical: the encoder from the map to a set of vectors; its `patch_size` is in positions of
             the map.
+
+    Example:
+        Images of 28x28 pixels to a set of 7 vectors:
+
+        >>> horizontal = HorizontalEncoder(AxialAttention())
+        >>> vertical = VerticalEncoder(AxialAttention(), patch_size=1)
+        >>> model = VAE(
+        ...     encoder=AxialEncoder(horizontal, vertical), posterior=DiagonalGaussian((7, 8)), ...
+        ... )
     """
 
     horizontal: HorizontalEncoder

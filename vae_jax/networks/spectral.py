@@ -34,6 +34,9 @@ class SpectralNorm(Part):
 
     Attributes:
         network: the encoder or decoder to be normalized.
+
+    Example:
+        >>> model = VAE(..., decoder=SpectralNorm(MLP((400,))))
     """
 
     network: Network

@@ -25,6 +25,10 @@ class AdversarialAutoencoder(Objective):
     Attributes:
         weight: the weight of -ln D(z) relative to the distortion. The paper alternates between the
             two, with an optimizer for each.
+
+    Example:
+        >>> model = VAE(..., critic=LatentCritic(MLP((64, 64))))
+        >>> optimizer = by_group(optax.adam(1e-3), critic=optax.adam(1e-3))
     """
 
     weight: Weight = 1.0

@@ -39,6 +39,10 @@ class FactorVAE(Objective):
 
     Attributes:
         gamma: the weight of TC.
+
+    Example:
+        >>> model = VAE(..., critic=LatentCritic(MLP((64, 64))))
+        >>> optimizer = by_group(optax.adam(1e-3), critic=optax.adam(1e-4))
     """
 
     gamma: Weight

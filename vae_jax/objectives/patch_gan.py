@@ -87,6 +87,11 @@ class PatchGAN(Objective):
 
     Raises:
         VaeJaxError: the objective has a critic of its own.
+
+    Example:
+        >>> objective = PatchGAN(ELBO(beta=1e-6), start=5000)
+        >>> model = VAE(..., critic=PatchCritic((32, 64, 128)))
+        >>> optimizer = by_group(optax.adam(5e-4), critic=optax.adam(5e-4))
     """
 
     objective: Annotated[Objective, "an objective, such as ELBO()"]

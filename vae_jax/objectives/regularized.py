@@ -65,6 +65,10 @@ class RAE(Objective):
         beta: the weight of |z|²/2.
         l2: the weight of the squared weights of the decoder.
         gradient_penalty: the weight of the squared norm of the decoder's Jacobian.
+
+    Example:
+        >>> model = VAE(..., posterior=Deterministic(16))
+        >>> objective = RAE(beta=1e-4, gradient_penalty=1e-3)
     """
 
     beta: Weight = 0.0

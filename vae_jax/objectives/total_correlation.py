@@ -88,6 +88,9 @@ class BetaTC(Objective):
         gamma: the weight of the dimension-wise KL.
         sampling: the estimate of q(z) from a minibatch; see `log_weights`.
         num_samples: the number of samples K.
+
+    Example:
+        >>> objective = BetaTC(beta=6.0, dataset_size=len(data.train))
     """
 
     beta: Weight

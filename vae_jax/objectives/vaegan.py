@@ -34,6 +34,11 @@ class VAEGAN(Objective):
 
     Attributes:
         gamma: the weight of the reconstruction, relative to the game, in the decoder's loss.
+
+    Example:
+        >>> critic = ImageCritic(ConvEncoder((16, 32), dense=None), MLP((128,)))
+        >>> model = VAE(..., critic=critic)
+        >>> optimizer = by_group(optax.adam(5e-4), critic=optax.adam(5e-4))
     """
 
     gamma: Weight

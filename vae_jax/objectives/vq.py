@@ -33,6 +33,10 @@ class VQVAE(Objective):
     Attributes:
         commitment: the weight of |h - sg[z]|², beta in the paper.
         entropy: the weight of the entropy penalty of `LookupFree`.
+
+    Example:
+        >>> posterior = VectorQuantized(num_codes=512, dim=64)
+        >>> model = VAE(..., posterior=posterior, prior=UniformCodes((7, 7)))
     """
 
     commitment: Weight = 0.25

@@ -75,6 +75,11 @@ class Diffusion(TransportPrior):
         shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
         num_steps: the number of steps of the ancestral sampler, equally spaced in gamma.
 
+    Example:
+        As a second stage, for a model with z of the shape (7, 7, 4):
+
+        >>> second = fit_prior(run, Diffusion((7, 7, 4)), "runs/diffusion")
+
     References:
         Kingma et al. (2021), "Variational diffusion models", equations 11 to 18; Vahdat et al.
         (2021), "Score-based generative modeling in latent space", for the prior of a VAE; Salimans

@@ -33,6 +33,12 @@ class FlowMatching(TransportPrior):
     Attributes:
         shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
 
+    Example:
+        As a second stage, conditioned on ten classes, for a model with z of 16 dimensions:
+
+        >>> second = fit_prior(run, FlowMatching(16, num_classes=10), "runs/flow")
+        >>> images = second.sample(64, guidance=1.0)
+
     References:
         Lipman et al. (2023), "Flow matching for generative modeling", section 4.1; Kingma & Gao
         (2023), "Understanding diffusion objectives as the ELBO with simple data augmentation".

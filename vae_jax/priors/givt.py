@@ -100,6 +100,12 @@ class GIVT(TokenPrior):
         temperature: the factor of the standard deviations s in draws.
         num_components: the number K of Gaussians.
 
+    Example:
+        As a second stage, for a model with z of the shape (7, 7, 4):
+
+        >>> second = fit_prior(run, GIVT((7, 7, 4)), "runs/givt")
+        >>> images = second.sample(64, temperature=0.9)
+
     References:
         Tschannen et al. (2023), "GIVT: generative infinite-vocabulary transformers", section 3; the
         paper's guidance uses rejection sampling.

@@ -191,6 +191,11 @@ class MaskedCodes(CodePrior):
             log-probability of a drawn code; the noise falls to 0 by the last step. 4.5 is the value
             in the paper's code.
 
+    Example:
+        As a second stage, conditioned on ten classes, for a model with 7 x 7 codes:
+
+        >>> second = fit_prior(run, MaskedCodes((7, 7), num_classes=10), "runs/masked")
+
     References:
         Chang et al. (2022), "MaskGIT: masked generative image transformer"; Uria et al. (2014), "A
         deep and tractable density estimator", equation 9, for the bound.

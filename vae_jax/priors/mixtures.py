@@ -56,6 +56,11 @@ class VampPrior(Prior):
         images: images from which each seed draws its initial pseudo-inputs instead.
         fixed: whether pseudo-inputs keep their initial values.
         learned_weights: whether the w_c are learned; otherwise they are 1/C.
+
+    Example:
+        Exemplars, drawn from the training images:
+
+        >>> prior = VampPrior(500, images=data.train.images, fixed=True)
     """
 
     num_components: Count
