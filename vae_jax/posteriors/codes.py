@@ -246,9 +246,9 @@ class FiniteScalarQuantized(Posterior):
         """q(z|x), batch `[N]` and event `[h, w, len(levels)]`."""
         dense = nn.Dense(len(self.levels), kernel_init=self.kernel_init, name="encoded")
         h = dense(_as_map(features))
-        # Appendix A.1 of the paper, whose tan is a slip for artanh, as its author has confirmed:
-        # the shift lowers the bounds by half a level if the number of levels is even, and keeps
-        # h = 0 at 0. No shift does so for two levels; they are the signs of h instead.
+        # Appendix A.1 of the paper, whose tan is a slip for artanh, as its author has confirmed: if
+        # the number of levels is even, the offset lowers the bounds by half a level, and the shift
+        # keeps h = 0 at 0. For two levels no shift does so; they are the signs of h instead.
         counts = np.asarray(self.levels)
         half_length = (counts - 1) * (1 - 1e-3) / 2
         offset = np.where(counts % 2, 0.0, 0.5)
