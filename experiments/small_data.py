@@ -118,7 +118,7 @@ def figures(
     seeds: int = 3,
     num_samples: int = 500,
 ) -> list[Path]:
-    """Validation bounds of both recipes, and the table of test NLLs, training missing runs.
+    """Validation bounds with and without the recipe, a table of test NLLs, training missing runs.
 
     Args:
         workdir: the folder of the figure, the table and the runs.

@@ -69,7 +69,7 @@ class Distribution(Pytree, abc.ABC):
 
     @property
     def std(self) -> Float[Array, "..."] | None:
-        """The standard deviations, `[*batch, *event]`; None where they have no closed form."""
+        """The standard deviations, `[*batch, *event]`; None if they have no closed form."""
         return None
 
     @abc.abstractmethod
@@ -266,6 +266,6 @@ def register_kl(q_type: type[Distribution], p_type: type[Distribution]) -> Calla
 
 
 def exact_kl(q: Distribution, p: Distribution) -> Float[Array, "..."] | None:
-    """KL(q || p) in nats, `[*batch]`; None where no closed form is registered."""
+    """KL(q || p) in nats, `[*batch]`; None if no closed form is registered."""
     function = _EXACT_KL.get((type(q), type(p)))
     return None if function is None else function(q, p)
