@@ -152,6 +152,10 @@ class AutoregressivePixels(Likelihood):
         num_layers: the number of transformer blocks.
         num_heads: the number of attention heads of each block.
 
+    Raises:
+        VaeJaxError: the pixel's likelihood looks at the whole batch, or the width is not a multiple
+            of num_heads.
+
     Example:
         >>> likelihood = AutoregressivePixels(Bernoulli(), width=32)
         >>> model = VAE(..., decoder=MLP((200,)), likelihood=likelihood)

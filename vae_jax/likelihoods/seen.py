@@ -72,6 +72,10 @@ class SeenPixels(Likelihood):
         likelihood: p(x|z) of complete images, with independent components; it determines support
             and measure.
 
+    Raises:
+        VaeJaxError: the likelihood looks at the whole batch or (when the model is used) has
+            dependent components, or images have a single channel.
+
     Example:
         >>> missing = np.random.default_rng(0).random((len(data.train), 28, 28)) < 0.5
         >>> data = data.with_missing({"train": missing})

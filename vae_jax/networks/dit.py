@@ -21,6 +21,9 @@ class DiT(Part):
         num_heads: the number of attention heads of each block.
         patch_size: the side of the square patches of a map; in a set, each vector is a token.
 
+    Raises:
+        VaeJaxError: the width is not a multiple of num_heads.
+
     References:
         Peebles & Xie (2023), "Scalable diffusion models with transformers", section 3.2.
     """

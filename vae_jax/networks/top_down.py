@@ -168,6 +168,9 @@ class BottomUp(Part):
             has residual networks.
         width: the number of features at each level.
         net: the constructor of the residual networks.
+
+    Raises:
+        VaeJaxError: `width` is a tuple with more or fewer levels than `blocks`.
     """
 
     blocks: Blocks
@@ -228,6 +231,9 @@ class TopDown(Part):
         latents: the number of channels of z at each level.
         block: the constructor of a block from `features`, `latents` and `last`, such as
             `TopDownBlock` or a partial of it.
+
+    Raises:
+        VaeJaxError: `width` or `latents` is a tuple with more or fewer levels than `blocks`.
     """
 
     blocks: Blocks

@@ -33,6 +33,9 @@ class UNet(Part):
         blocks: the number of blocks of each stage, both on the way down and on the way up.
         num_heads: the number of attention heads on the coarsest map, a divisor of its features.
 
+    Raises:
+        VaeJaxError: the last of the widths is not a multiple of num_heads.
+
     References:
         Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B; Dhariwal & Nichol
         (2021), "Diffusion models beat GANs on image synthesis", section 3, for the modulation of

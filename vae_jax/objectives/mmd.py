@@ -125,6 +125,9 @@ class InfoVAE(Objective):
             alpha + lambda - 1.
         kernel: the kernel of MMD.
         num_samples: the number of samples K.
+
+    Raises:
+        VaeJaxError: alpha + lambda - 1 is negative, so that the distance would be rewarded.
     """
 
     alpha: Annotated[float, Bounds(most=1)]

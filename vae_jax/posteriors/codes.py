@@ -213,6 +213,9 @@ class FiniteScalarQuantized(Posterior):
         levels: the number of values of each component, at least 2; their product is the number of
             codes C.
         kernel_init: the initializer of the affine map to the components.
+
+    Raises:
+        VaeJaxError: there are 2^31 codes or more.
     """
 
     levels: Annotated[

@@ -92,6 +92,9 @@ class SylvesterFlow(Posterior):
         dim: the number of latent dimensions d.
         num_ortho: the number of orthonormal columns M <= d of Q, the width of each flow.
         num_flows: the number of flows T.
+
+    Raises:
+        VaeJaxError: M > d.
     """
 
     dim: Dim

@@ -24,6 +24,9 @@ class DiagonalGaussian(Posterior):
         kernel_init: the initializer of both affine maps.
         log_scale_range: the limits to which ln sigma is clipped, without a gradient outside. Before
             that, it is always limited softly, with a gradient everywhere, to (-11, 8).
+
+    Raises:
+        VaeJaxError: the first limit is not below the second.
     """
 
     shape: LatentShape

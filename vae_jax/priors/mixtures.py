@@ -57,6 +57,10 @@ class VampPrior(Prior):
         fixed: whether pseudo-inputs keep their initial values.
         learned_weights: whether the w_c are learned; otherwise they are 1/C.
 
+    Raises:
+        VaeJaxError: there are fewer images than components, or (when the model is used) they have
+            another shape than the model's images.
+
     Example:
         Exemplars, drawn from the training images:
 

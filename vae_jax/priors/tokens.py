@@ -37,6 +37,10 @@ class TokenPrior(Prior):
             proportional to p(z_i|y) (p(z_i|y) / p(z_i))^w. ln p(z|y) is computed without it.
         temperature: the temperature of draws; 1 draws from the model. ln p(z) does not depend on
             it.
+
+    Raises:
+        VaeJaxError: the width is not a multiple of num_heads, or guidance does not fit num_classes
+            and drop_labels.
     """
 
     shape: LatentShape

@@ -187,6 +187,10 @@ class TransportPrior(Prior):
             0 draws from p(z|y).
         sampler: "ode", the probability-flow ODE; or "ancestral", step by step with new noise, if
             the prior has such a sampler.
+
+    Raises:
+        VaeJaxError: the network does not fit the shape, the prior has no such sampler, or guidance
+            does not fit num_classes and drop_labels.
     """
 
     shape: LatentShape
