@@ -39,8 +39,8 @@ class TokenPrior(Prior):
             it.
 
     Raises:
-        VaeJaxError: the width is not a multiple of num_heads, or guidance does not fit num_classes
-            and drop_labels.
+        VaeJaxError: the width is not a multiple of num_heads, or there is guidance without classes
+            or without dropped labels.
     """
 
     shape: LatentShape

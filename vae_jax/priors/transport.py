@@ -189,8 +189,8 @@ class TransportPrior(Prior):
             the prior has such a sampler.
 
     Raises:
-        VaeJaxError: the network does not fit the shape, the prior has no such sampler, or guidance
-            does not fit num_classes and drop_labels.
+        VaeJaxError: the network does not fit the shape, the prior has no such sampler, or there is
+            guidance without classes or without dropped labels.
     """
 
     shape: LatentShape
