@@ -21,7 +21,7 @@ def norm(features: int) -> nn.GroupNorm:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """The nearest neighbour's, twice as large."""
+    """Nearest-neighbour upsampling by a factor of two."""
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -42,7 +42,7 @@ class Upsample(nn.Module):
 
 
 def coarsest(latents: int, features: int, size: int) -> nn.Sequential:
-    """A vector of latents to a decoder's first map."""
+    """Maps a vector of latents to the decoder's first map."""
     dense = nn.Linear(latents, features * size * size)
     return nn.Sequential(dense, nn.Unflatten(1, (features, size, size)))
 
@@ -73,7 +73,7 @@ class PreActivation(nn.Module):
 
 
 def resnet(widths: tuple[int, ...], blocks: int, latents: int, size: int):
-    """Encoder to a vector and its length, and decoder."""
+    """The encoder, to a vector; the length of this vector; and the decoder."""
     layers, before = [conv(3, widths[0])], widths[0]
     for stage, width in enumerate(widths):
         for block in range(blocks):
@@ -91,7 +91,7 @@ def resnet(widths: tuple[int, ...], blocks: int, latents: int, size: int):
 
 
 def vgg(stages: tuple[tuple[int, ...], ...], dense: int, latents: int, size: int):
-    """Encoder to a vector and its length, and decoder."""
+    """The encoder, to a vector; the length of this vector; and the decoder."""
 
     def layer(inputs: int, outputs: int) -> list[nn.Module]:
         return [conv(inputs, outputs, bias=True), norm(outputs), nn.ReLU()]
@@ -146,7 +146,7 @@ class XceptionBlock(nn.Module):
 
 
 def xception(stem, entry, middle: int, end, latents: int, size: int):
-    """Encoder to a vector and its length, and decoder."""
+    """The encoder, to a vector; the length of this vector; and the decoder."""
 
     def wide(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
         return [conv(inputs, outputs, 3, stride), norm(outputs), nn.ReLU()]
@@ -175,7 +175,7 @@ def xception(stem, entry, middle: int, end, latents: int, size: int):
 
 
 class Block(nn.Module):
-    """Attention and a wide layer, both pre-norm and residual."""
+    """Attention and an MLP, both pre-norm and residual."""
 
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
@@ -206,7 +206,7 @@ def to_patches(x: Tensor, size: int) -> Tensor:
 
 
 def from_patches(patches: Tensor, size: int) -> Tensor:
-    """Undoes `to_patches`."""
+    """The inverse of `to_patches`."""
     n, h, w, _ = patches.shape
     pixels = patches.reshape(n, h, w, -1, size, size).permute(0, 3, 1, 4, 2, 5)
     return pixels.reshape(n, -1, h * size, w * size)
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Images to the class token's or the last patch's features."""
+    """Images to the features of the class token or of the last patch."""
 
     def __init__(self, size: int, patch: int, width: int, layers: int, causal: bool):
         super().__init__()
@@ -245,7 +245,7 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """A vector as a token before those of all patches, to 16 features a pixel and the colours."""
+    """A vector as one token before the patches, to 16 features for each pixel and to colours."""
 
     def __init__(self, latents: int, size: int, patch: int, width: int, layers: int, causal: bool):
         super().__init__()
@@ -262,7 +262,7 @@ class PatchDecoder(nn.Module):
 
 
 def patch_transformer(size: int, patch: int, width: int, layers: int, causal: bool, latents: int):
-    """Encoder to a vector and its length, and decoder."""
+    """The encoder, to a vector; the length of this vector; and the decoder."""
     decoder = PatchDecoder(latents, size, patch, width, layers, causal)
     return PatchEncoder(size, patch, width, layers, causal), width, decoder
 
@@ -320,7 +320,7 @@ class AxialDecoder(nn.Module):
 
 
 def axial(size: int, patch: int, width: int, latents: int):
-    """Encoder to a vector and its length, and decoder."""
+    """The encoder, to a vector; the length of this vector; and the decoder."""
     hidden = size // patch * width
     return AxialEncoder(size, patch, width), hidden, AxialDecoder(latents, size, patch, width)
 
@@ -502,7 +502,7 @@ class DiT(nn.Module):
 
 
 class FlowMatching(nn.Module):
-    """The loss of a velocity: straight paths from latents to noise."""
+    """The loss of a velocity along straight paths from latents to noise."""
 
     def __init__(self, velocity: nn.Module):
         super().__init__()
