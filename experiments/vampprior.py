@@ -11,8 +11,8 @@
 Published: test NLL in nats on dynamically binarized MNIST, from the re-run in Norouzi et al.
 (2020): up to 2,000 epochs, L_5000 of all test images, mean ± sd.
 
-Ours: after 10 epochs, L_1000 of 1,000 test images, mean ± sd of seeds 0 to 2; 2026-11-25, two CPU
-cores, 118 s of training (standard) and 328 s (vamp).
+Ours: after 10 epochs, L_1000 of 1,000 test images, mean ± sd over seeds 0 to 2; 2026-11-25,
+two CPU cores, 118 s of training (standard) and 328 s (vamp).
 
     p(z)                         published           ours
     N(0, I)                      84.45 ± 0.12        95.85 ± 0.15
