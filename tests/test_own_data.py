@@ -111,9 +111,7 @@ def test_the_arrays_of_medmnist_are_its_splits_and_few_images_train(tmp_path: Pa
 
 @pytest.mark.parametrize("behind", ["32", "32x32", "32x32x4", "0x", "x"])
 def test_a_shape_that_is_none_is_refused(tmp_path: Path, behind: str):
-    with pytest.raises(
-        VaeJaxError, match=f"ends in @{behind}: behind a folder .* such as @32x32x3"
-    ):
+    with pytest.raises(VaeJaxError, match=f"ends in @{behind}: after a folder .* such as @32x32x3"):
         load(f"{tmp_path}@{behind}")
     (tmp_path / "me@home").mkdir()
     with pytest.raises(VaeJaxError, match="no training picture"):

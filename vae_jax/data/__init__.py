@@ -1,4 +1,4 @@
-"""Data: from a TFDS name or arrays to uint8 splits, and from those to what the likelihood sees."""
+"""Data: from a name, a path or arrays to uint8 splits, and from those to what likelihoods see."""
 
 from vae_jax.data.catalog import SOURCES, Listing, Source, list_datasets, load, prepare
 from vae_jax.data.datasets import Data, Split

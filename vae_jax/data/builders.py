@@ -1,4 +1,4 @@
-"""TFDS builders of the data sets that TFDS itself lacks; imported only to prepare.
+"""TFDS builders of data sets that TFDS itself lacks; imported only to prepare them.
 
 Like TFDS's own MNIST, each keys its examples by their index in the split, from which
 `tfds_prepare` restores the order given here.
@@ -225,10 +225,10 @@ def _cifar_info(
 
 
 class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
-    """The first 4,000 training images of CIFAR-10, for checks where the whole is not at hand.
+    """The first 4,000 training images of CIFAR-10, for checks where the full set is not at hand.
 
-    Train, validation and test hold the first 3,200, the next 400 and the last 400. A subset of the
-    official training images, whose numbers compare with nothing published: those take `cifar10`.
+    Train, validation and test hold the first 3,200, the next 400 and the last 400, all of the
+    official training images. Published numbers are comparable with `cifar10` alone.
     """
 
     name = "cifar10_4k"
@@ -262,8 +262,8 @@ class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
 class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
     """All images of CIFAR-10 as JPEG: lossy, so its bits per dimension are not CIFAR-10's.
 
-    The files know the official order within each class alone. Here the classes take turns, so that
-    any stretch of a split, such as the validation images at the end, has equally many of each.
+    The file names give the official order within each class alone. Here the classes take turns, so
+    that any stretch of a split, such as the validation images at the end, has as many of each.
     """
 
     name = "cifar10_jpeg"
@@ -310,12 +310,12 @@ class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
 
 
 class EmojiStyles(tfds.core.GeneratorBasedBuilder):
-    """1,594 emoji, each as three families of pictures draw it: OpenMoji, Twemoji, Fluent Emoji.
+    """1,594 emoji, each drawn in three styles: OpenMoji, Twemoji and Fluent Emoji.
 
-    The class is the family. Train, validation and test hold 1,274, 160 and 160 subjects by a fixed
-    permutation of their code points, so that no subject is in two splits. The pictures of a subject
-    follow each other, those of OpenMoji, Twemoji and Fluent: picture i of a split is of its subject
-    i // 3 in the style i % 3. Some subjects are much alike, such as the hours of a clock.
+    The class is the style. Train, validation and test hold 1,274, 160 and 160 subjects by a fixed
+    permutation of their code points, so that no subject is in two splits. The three pictures of a
+    subject follow each other in this order: picture i of a split shows its subject i // 3 in the
+    style i % 3. Some subjects are nearly the same, such as the hours of a clock.
     """
 
     name = "emoji_styles"

@@ -15,13 +15,13 @@ from vae_jax.errors import VaeJaxError
 
 
 def root(data_dir: str | Path | None) -> Path:
-    """Returns DATA_DIR, where None is VAE_JAX_DATA_DIR, TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """The data folder; None takes VAE_JAX_DATA_DIR, TFDS_DATA_DIR or ~/tensorflow_datasets."""
     chosen = data_dir or os.environ.get("VAE_JAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
     return storage.from_home(chosen or "~/tensorflow_datasets")
 
 
 def folder(data_dir: Path, name: str) -> Path:
-    """Returns where the cached arrays of a data set are, beside its TFDS files."""
+    """The folder of a data set's cached arrays, beside its TFDS files."""
     return data_dir / name / "vae_jax"
 
 
@@ -30,7 +30,7 @@ def publish(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
 
     Args:
         arrays: the folder, which is gone afterwards.
-        target: the folder to make; the caller sees that nobody else is making it.
+        target: the folder to make; the caller makes sure that nobody else is making it.
         about: further entries of the manifest, as JSON.
 
     Raises:
@@ -50,7 +50,7 @@ def read(
     Args:
         name: the data set, for the message.
         source: the folder that `publish` made.
-        wholly: whether every byte is checked, also of files that seem untouched.
+        wholly: whether every byte is checked, even in files that seem untouched.
 
     Returns:
         Read-only memory maps by array name, and the manifest: "files", and "class_names" and
@@ -85,13 +85,13 @@ def read(
 def remembered(
     source: Path, files: Mapping[str, Any], what: str, compute: Callable[[], str]
 ) -> str:
-    """What is computed of the arrays of a cache, by one process once.
+    """The result of a computation on cached arrays, made once by one process and kept with them.
 
     Args:
         source: the folder that `publish` made.
         files: its manifest's "files", as they were read.
-        what: which part of the arrays, and how, in words that differ where the result may.
-        compute: computes it.
+        what: the name of the computation, which differs where the result may differ.
+        compute: the computation.
     """
     path = source / ".fingerprints.json"
     key = hashlib.sha256(json.dumps([files, what], sort_keys=True).encode()).hexdigest()
@@ -104,7 +104,7 @@ def remembered(
     if isinstance(found := known().get(key), str):
         return found
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(VaeJaxError):  # nobody can write here, as on a full disk
+        with contextlib.suppress(VaeJaxError):  # nothing can be written, as on a full disk
             stack.enter_context(storage.lock(path.with_name(f"{path.name}.lock")))
         if isinstance(found := known().get(key), str):
             return found

@@ -169,20 +169,20 @@ def load(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Data:
-    """Loads a data set as memory maps, after preparing it where that was never done.
+    """Loads a data set as memory maps; where it is not prepared yet, it is prepared first.
 
     Args:
         name: a name in `SOURCES`; that of any image data set of TFDS, tfds:NAME or
             tfds:NAME/CONFIG, whose images are cut to squares and resized; or the path of images of
             your own, as in `load_path`.
-        protocol: a name in `PROTOCOLS`; None is the data set's own, "grey" for tfds:NAME.
-        valid: how many images to cut from the end of the official training split for validation;
-            None is the data set's own number, for tfds:NAME a tenth and 10,000 at most.
-        size: the side of images of tfds:NAME; None is the one that is prepared, or 64.
-        data_dir: where TFDS and the cache keep their files; None is VAE_JAX_DATA_DIR, else
+        protocol: a name in `PROTOCOLS`; None takes the data set's own, "grey" for tfds:NAME.
+        valid: the number of images to cut from the end of the official training split for
+            validation; None takes the data set's own, for tfds:NAME a tenth, at most 10,000.
+        size: the side of images of tfds:NAME; None takes the only one that is prepared, else 64.
+        data_dir: where TFDS and the cache keep their files; None takes VAE_JAX_DATA_DIR, else
             TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        manual_dir: a folder of files fetched by hand, those of NAME in its subfolder NAME if there
-            is one; None is VAE_JAX_MANUAL_DIR, if set.
+        manual_dir: a folder of files fetched by hand, those of NAME in its sub-folder NAME if there
+            is one; None takes VAE_JAX_MANUAL_DIR, if set.
 
     Raises:
         VaeJaxError: an argument is out of range, the data set cannot be prepared, or its cache is
@@ -249,15 +249,15 @@ def prepare(
         data_dir: as for `load`.
         manual_dir: as for `load`.
         size: as for `load`.
-        verify: whether every byte that is in the cache already is checked; `load` checks those of
-            files alone whose size or time has changed since they were.
+        verify: whether to check every byte that is already cached; `load` checks only files whose
+            size or time has changed since the last check.
 
     Returns:
         The folder of its arrays.
 
     Raises:
-        VaeJaxError: the name is unknown, a file or TensorFlow is missing, the disk refuses, or the
-            cache is damaged.
+        VaeJaxError: the name is unknown, a file or TensorFlow is missing, the disk cannot be
+            written, or the cache is damaged.
     """
     root = cache.root(data_dir)
     if name.startswith(PREFIX):

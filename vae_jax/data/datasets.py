@@ -31,18 +31,18 @@ class Split(given.Checked):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data(Shown, given.Checked):
-    """A data set ready for training: three splits, possibly empty but the first, and a protocol.
+    """A data set ready for training: three splits, the last two possibly empty, and a protocol.
 
     Attributes:
-        name: what results call it.
+        name: the name that results give it.
         protocol: how its bytes become x.
         train: the images that training sees.
         valid: the images for choosing between models.
         test: the images for reported numbers alone.
         split_rule: one clause that says where the splits come from.
         class_names: what the labels 0, 1, ... stand for; None where there are no labels.
-        source: the call that loads these data again; None where they were given as arrays, and in a
-            copy with other ones.
+        source: the call that loads these data again; None where they were given as arrays, or
+            changed after they were loaded.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Data(Shown, given.Checked):
         class_names: Sequence[str] | None = None,
         split_rule: str = "split by the user",
     ) -> "Data":
-        """Makes a data set of arrays.
+        """Makes a data set from arrays.
 
         Args:
-            name: what results shall call it.
+            name: the name that results give it.
             train: uint8 [N, H, W, C], at least one image.
             valid: uint8 [N, H, W, C]; None is an empty split.
             test: uint8 [N, H, W, C]; None is an empty split.
@@ -132,14 +132,14 @@ class Data(Shown, given.Checked):
         class_names: Sequence[str] | None,
         fingerprint: str,
     ) -> "Data":
-        """Data of which all is known but the images: each split is empty.
+        """Data without its images: everything else is known, and each split is empty.
 
         Args:
-            name: their name.
-            protocol: the name of their protocol.
+            name: its name.
+            protocol: the name of its protocol.
             image_shape: (H, W, C).
             class_names: what the labels stand for.
-            fingerprint: that of the images that are not here.
+            fingerprint: the fingerprint with the images.
         """
         nothing = Split(np.empty((0, *image_shape), np.uint8), None)
         names = None if class_names is None else tuple(class_names)
@@ -152,8 +152,8 @@ class Data(Shown, given.Checked):
     def with_missing(self, missing: Mapping[SplitName, np.ndarray]) -> "Data":
         """These data with missing pixels, for models with the likelihood `SeenPixels`.
 
-        Images get a last channel, 255 where a pixel is seen and 0 where it is missing; there the
-        others are 0 too, so that nothing is left of what stood there.
+        Images get one more channel, the last: 255 where a pixel is seen and 0 where it is missing.
+        Missing pixels are 0 in the other channels too, so that nothing of them is left.
 
         Args:
             missing: booleans `[H, W]`, one for all images, or `[N, H, W]`, True where pixels are
@@ -202,8 +202,8 @@ class Data(Shown, given.Checked):
 
         Args:
             source: that call.
-            remembered: a function of the shapes of the splits and of what computes the fingerprint,
-                which need not be called where that is known.
+            remembered: a function from the shapes of the splits and a function that computes the
+                fingerprint to the fingerprint; it makes that call only where none is known.
         """
         object.__setattr__(self, "_remembered", remembered)
         object.__setattr__(self, "source", source)
@@ -244,7 +244,7 @@ class Data(Shown, given.Checked):
 
     @property
     def description(self) -> str:
-        """One clause that says what the numbers of a run on this data are about."""
+        """The data, its splits and its protocol in one clause, as results state them."""
         return (
             f"{self.name}: {len(self.train):,} training, {len(self.valid):,} validation and "
             f"{len(self.test):,} test images ({self.split_rule}), protocol {self.protocol.name} "

@@ -1,4 +1,4 @@
-"""A data set of the user's own, by its path: arrays in a file, or a folder of pictures."""
+"""The user's own data set, by its path: arrays in a file, or a folder of pictures."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def is_path(name: str) -> bool:
 
 
 def _divided(path: str) -> tuple[str, str]:
-    """A path, and the shape behind its last @, if it is no part of a name."""
+    """A path, and the shape after its last @, unless the @ is part of a file's name."""
     bare, at, shape = path.rpartition("@")
     if not at or os.sep in shape or storage.from_home(path).exists():
         return path, ""
@@ -51,9 +51,9 @@ def load_path(
             which become bytes; an .npz file of such arrays, named `images` (and `labels`), or
             `train_images`, `test_images`, ... or `x_train`, `x_test`, ...; a folder of pictures, or
             one that Hugging Face's `datasets` has written with `save_to_disk`, which
-            `FOLDER@32x32x3` reads in this shape instead of 64x64x3. What is not split is: 80, 10
-            and 10 %, in an order that is always the same.
-        protocol: a name in `PROTOCOLS`; None is "dynamic" for grey images and "grey" for RGB.
+            `FOLDER@32x32x3` reads in this shape instead of 64x64x3. Images without splits are split
+            into 80, 10 and 10 %, in an order that is always the same.
+        protocol: a name in `PROTOCOLS`; None takes "dynamic" for grey images and "grey" for RGB.
         data_dir: where decoded pictures of a folder are kept, as for `load`.
 
     Raises:
@@ -63,8 +63,8 @@ def load_path(
     bare, shape = storage.from_home(name), SHAPE.fullmatch(behind)
     if behind and (shape is None or bare.suffix in (".npy", ".npz")):
         raise VaeJaxError(
-            f"{path} ends in @{behind}: behind a folder of pictures a shape such as @32x32x3 may "
-            "stand, height, width and 1 or 3 channels, behind a file of arrays none."
+            f"{path} ends in @{behind}: after a folder of pictures give a shape such as @32x32x3 "
+            "(height, width, and 1 or 3 channels), after a file of arrays none."
         )
     if bare.suffix in (".npy", ".npz"):
         return _of_arrays(bare, protocol).loaded_by(partial(load_path, str(bare), protocol))
@@ -122,7 +122,7 @@ def _of_arrays(path: Path, protocol: str | None) -> Data:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a file by name; the one of an .npy file is its images."""
+    """The arrays in a file by name; that of an .npy file is `images`."""
     try:
         content = np.load(path, allow_pickle=False)
         return {"images": content} if isinstance(content, np.ndarray) else {**content}
@@ -151,7 +151,7 @@ def _shuffled(whole: np.ndarray) -> dict[SplitName, np.ndarray]:
 
 
 def _bytes(path: Path, images: np.ndarray) -> np.ndarray:
-    """Images as bytes `[N, H, W, C]`; floats v in [0, 1] are round(255 v).
+    """Images as bytes `[N, H, W, C]`; floats v in [0, 1] become round(255 v).
 
     Raises:
         VaeJaxError: they have another shape or range.

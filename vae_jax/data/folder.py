@@ -1,7 +1,7 @@
 """A folder of pictures as a data set: what is in it, its splits and classes, and the way to arrays.
 
 TFDS's `ImageFolder` wants a folder for each split, lists .jpg, .jpeg and .png alone, ignores the
-orientation that cameras note, and stops at the first file that does not decode. So the files are
+orientation that cameras record, and stops at the first file that does not decode. So the files are
 listed here and decoded by Pillow (`folder_prepare`); a folder laid out for TFDS keeps its splits
 and classes.
 """
@@ -28,7 +28,7 @@ from vae_jax.processes.agreement import told_by_main
 from vae_jax.progress import say
 
 VALID = TEST = 0.1
-_FORMAT = 2  # of the cache: another number makes it anew
+_FORMAT = 2  # of the cache; under another number folders are prepared again
 SPLITS_NAMED: dict[str, SplitName] = {
     "train": "train",
     "valid": "valid",
@@ -39,18 +39,18 @@ SPLITS_NAMED: dict[str, SplitName] = {
 _ORDER: tuple[SplitName, ...] = ("train", "valid", "test")
 _LISTED = 30
 _State = str | tuple[int, int]
-"""Size and time of a file, in words, or the identity of a folder."""
+"""Size and time of a file, as text, or the identity of a folder."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What tells the content of a folder from another, without the names of its files.
+    """What tells one content of a folder from another, without the names of its files.
 
     Attributes:
         key: a hash of the names, sizes and times of the files, in the order of the names.
-        count: how many they are.
-        has_own_splits: whether there is a folder `train` with none beside it but `valid` and
-            `test`.
+        count: the number of files.
+        has_own_splits: whether the folder holds a folder `train`, and beside it at most folders
+            named `valid`, `validation`, `val` and `test`.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Listing:
 
     @classmethod
     def of(cls, entries: Iterable[tuple[str, str]]) -> "Listing":
-        """The listing of names and states, none of which is kept."""
+        """The listing of these names and states, which are not kept."""
         digest, count, tops = hashlib.sha256(), 0, set[str]()
         for name, state in entries:
             digest.update(b"%b\0%b\0" % (os.fsencode(name), state.encode()))
@@ -69,7 +69,7 @@ class Listing:
         return cls(digest.hexdigest(), count, own_splits)
 
     def key_of(self, height: int, width: int, channels: int) -> str:
-        """A name for what these files become in a size."""
+        """The name under which these files are cached at an image shape."""
         what = f"{self.key} {height} {width} {channels} {_FORMAT}"
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 
@@ -81,7 +81,7 @@ class Files:
     Attributes:
         root: the folder.
         names: paths below it, with slashes.
-        states: size and time of each, from which a change is told.
+        states: size and time of each, which tell whether it has changed.
     """
 
     root: Path
@@ -96,7 +96,7 @@ class Files:
 
     @cached_property
     def listing(self) -> Listing:
-        """What tells them from others."""
+        """Their hash and count."""
         return Listing.of(zip(self.names, self.states, strict=True))
 
     @property
@@ -105,16 +105,16 @@ class Files:
         return self.listing.has_own_splits
 
     def class_of(self, row: int) -> str:
-        """The first folder below the root or its split; "." where there is none."""
+        """The first folder below the root, or below that of the split; "." where there is none."""
         folders = self.names[row].split("/")[int(self.has_own_splits) : -1]
         return folders[0] if folders else "."
 
     def splits(self, rows: np.ndarray) -> dict[SplitName, np.ndarray]:
         """Divides the usable rows: by the folder's own splits, or by a hash of each name.
 
-        A name's hash u in [0, 1) puts it into test below 0.1 and into valid from 0.9 on, so that a
-        file stays where it is while others come and go. Of three files or more, one at least is in
-        each: the smallest u and the largest.
+        A name whose hash u in [0, 1) is below 0.1 is in test, and one from 0.9 on in valid, so that
+        a file stays where it is while others come and go. With three files or more, each split has
+        at least one: the smallest u is in test, the largest in valid.
         """
         names = [self.names[int(row)] for row in rows]
         if self.has_own_splits:
@@ -138,9 +138,9 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def walk(root: Path) -> Iterator[tuple[str, str]]:
-    """The files below a folder, sorted by name: names with slashes, and sizes and times in words.
+    """The files below a folder, sorted by name: names with slashes, and sizes and times as text.
 
-    No more is held than the names in the folders that a file is in, one within another.
+    Only the names in the folders on the way to the current file are held.
     """
     entered: set[tuple[int, int]] = set()
     opened: list[Iterator[tuple[str, _State]]] = [iter([("", _identity(os.stat(root)))])]
@@ -150,16 +150,16 @@ def walk(root: Path) -> Iterator[tuple[str, str]]:
             opened.pop()
         elif isinstance(state, str):
             yield name, state
-        elif state not in entered:  # no link to where we have been
+        elif state not in entered:  # a link may lead back
             entered.add(state)
             try:
                 opened.append(iter(_entries(root, name)))
-            except OSError:  # no permission: a folder's name among the files, reported as such
+            except OSError:  # no permission: the folder is listed, and later reported as unusable
                 yield name, "none"
 
 
 def _entries(root: Path, below: str) -> list[tuple[str, _State]]:
-    """What is in a folder, in the order of the paths of all that is below it: folders end in /."""
+    """The entries of a folder; folders end in /, so that this order is that of all paths below."""
     found: list[tuple[str, _State]] = []
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
@@ -193,12 +193,13 @@ def load_folder(
 ) -> Data:
     """Loads the pictures of a folder as memory maps, decoded once.
 
-    Each is turned as its camera noted, laid on white where it is transparent, cut to the wanted
-    shape around its centre, and resized. The first level of sub-folders, if there is one, gives the
-    labels and `class_names`. A hash of the file names gives the splits, 80, 10 and 10 % (for small
-    folders about so, and one picture at least), but where the sub-folders are `train`, `valid` and
-    `test`, as TFDS's `ImageFolder` has them: then these do, and their sub-folders are the classes.
-    Files that cannot be used are listed with the reasons when the folder is prepared.
+    Each is turned upright as its camera recorded it, laid on white where it is transparent, cut to
+    the wanted shape around its centre, and resized. The first level of sub-folders, if there is
+    one, gives the labels and `class_names`. A hash of the file names gives the splits, 80, 10 and
+    10 % (in small folders roughly, with at least one picture each), unless the sub-folders are
+    `train`, `valid` and `test`, as for TFDS's `ImageFolder`: then these are the splits, and their
+    sub-folders the classes. Files that cannot be used are listed with the reasons when the folder
+    is prepared.
 
     Args:
         path: the folder.
@@ -226,7 +227,7 @@ def load_folder(
     where = root, (height, width, channels), cache.root(data_dir)
     told = told_by_main(lambda: json.dumps(asdict(_prepared(*where))))
     listing = _prepared(*where) if told is None else Listing(**json.loads(told))
-    if not cache_of(listing, *where).exists():  # it is for other files, or other machines
+    if not cache_of(listing, *where).exists():  # this process sees other files, or another disk
         listing = _prepared(*where)
     target = cache_of(listing, *where)
     arrays, manifest = cache.read(root.name, target)
@@ -252,7 +253,7 @@ def cache_of(listing: Listing, root: Path, shape: tuple[int, int, int], data_dir
 
 
 def _prepared(root: Path, shape: tuple[int, int, int], data_dir: Path) -> Listing:
-    """The `Listing` of a folder, whose pictures are decoded if they were not.
+    """The `Listing` of a folder, whose pictures are decoded unless they have been.
 
     Raises:
         VaeJaxError: none of them can be used.
@@ -270,7 +271,7 @@ def _prepared(root: Path, shape: tuple[int, int, int], data_dir: Path) -> Listin
 
 
 def report_skipped(skipped: Sequence[str], whole: str, target: Path) -> None:
-    """Says what of the whole could not be used, if anything, and why."""
+    """Says which pictures of the whole could not be used, if any, and why."""
     if not skipped:
         return
     lines = [f"Not used, of {whole}:", *(f"  {line}" for line in skipped[:_LISTED])]

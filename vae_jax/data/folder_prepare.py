@@ -20,7 +20,7 @@ from vae_jax.errors import VaeJaxError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LARGEST_ENLARGEMENT = 4
-IMAGES_PER_PROCESS = 200  # a process starts in about the time in which another decodes as many
+IMAGES_PER_PROCESS = 200  # decoding as many takes about as long as starting a process
 
 
 class UnusableError(Exception):
@@ -31,7 +31,7 @@ def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
     """Decodes a picture to uint8 `[H, W, C]`.
 
     Raises:
-        UnusableError: the file is no still picture that fills the size, or is damaged.
+        UnusableError: the file is no still picture, is too small, or is damaged.
     """
     if not path.is_file():
         nowhere = path.is_symlink() and not path.exists()
@@ -40,7 +40,7 @@ def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
 
 
 def decode_file(file: Path | IO[bytes], height: int, width: int, channels: int) -> np.ndarray:
-    """As `decode`, of a file that is there."""
+    """As `decode`, for a file that exists."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
@@ -61,7 +61,7 @@ def decode_file(file: Path | IO[bytes], height: int, width: int, channels: int) 
 
 
 def _pixels(image: Image.Image, height: int, width: int, channels: int) -> np.ndarray:
-    # A phone's JPEG with a second picture behind the first ("MPO") is no animation.
+    # A phone's JPEG with a second picture after the first ("MPO") is no animation.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise UnusableError("an animation, not one picture")
     if max(height, width) > LARGEST_ENLARGEMENT * min(image.size):
@@ -72,7 +72,7 @@ def _pixels(image: Image.Image, height: int, width: int, channels: int) -> np.nd
     if image.mode[0] in "FI":  # which `convert` would clip to 8 bits
         levels = np.asarray(image)
         if levels.dtype.kind == "f" or not 0 <= levels.min() <= levels.max() < 2**16:
-            raise UnusableError("levels beyond 16 bits, or of which none is known to be white")
+            raise UnusableError("floats, or levels beyond 16 bits: which level is white is unknown")
         image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

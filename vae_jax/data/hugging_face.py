@@ -15,7 +15,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 def files_of(folder: Path) -> Files:
-    """Its files, without those that `datasets` keeps of what it computed there."""
+    """The files of a data set, without those that `datasets` caches beside them."""
     every = Files.of(folder)
     own = {
         name: state
@@ -41,8 +41,8 @@ def load_saved(
 ) -> Data:
     """Loads the pictures of a data set in a folder as memory maps, decoded once.
 
-    Each becomes what `load_folder` makes of a picture. Splits and classes are its own; what it
-    lacks of validation and test images is as of an .npz file in `load_path`.
+    Each is cut and resized as in `load_folder`. Splits and classes are those of the data set; one
+    without validation or test images is split as an .npz file is in `load_path`.
 
     Args:
         folder: the folder.
@@ -52,7 +52,7 @@ def load_saved(
         data_dir: where the decoded pictures are kept, as for `load`.
 
     Raises:
-        VaeJaxError: `datasets` is not installed, or the data set has not one column of images.
+        VaeJaxError: `datasets` is not installed, or the column of images is missing or ambiguous.
     """
     find_protocol(protocol)
     folder = storage.from_home(folder)

@@ -1,10 +1,10 @@
-"""Decode a data set of Hugging Face's: `python -m vae_jax.data.hugging_face_prepare FOLDER ...`.
+"""Decode a Hugging Face data set: `python -m vae_jax.data.hugging_face_prepare FOLDER ...`.
 
 The only process that imports `datasets`. `vae_jax.data.hugging_face` starts it (`preparation.run`).
 """
 
 # pyright: reportAttributeAccessIssue=false
-# (It takes the file beside this one for the package.)
+# (Pyright takes datasets.py, beside this file, for the package.)
 
 import functools
 import io
@@ -28,12 +28,12 @@ Splits = Mapping[SplitName, datasets.Dataset]
 
 
 class Columns(NamedTuple):
-    """What of an example is used.
+    """The columns of an example that are used.
 
     Attributes:
         image: the column of its picture.
         label: the column of its label, or None.
-        classes: what the labels stand for, by their values there.
+        classes: the name of each class, by the value of its label.
     """
 
     image: str
@@ -42,7 +42,7 @@ class Columns(NamedTuple):
 
 
 def open_splits(folder: Path) -> Splits:
-    """The splits that are used, pictures as their files.
+    """The splits that are used, by the names that they have here.
 
     Raises:
         VaeJaxError: none of them is for training.
@@ -61,10 +61,10 @@ def open_splits(folder: Path) -> Splits:
 
 
 def columns_of(folder: Path, splits: Splits) -> Columns:
-    """What of an example is used.
+    """The columns of an example that are used.
 
     Raises:
-        VaeJaxError: it has not one picture.
+        VaeJaxError: the column of pictures is missing or ambiguous.
     """
     every = splits["train"].features
     images = [name for name, kind in every.items() if isinstance(kind, datasets.Image)]
@@ -88,7 +88,7 @@ def columns_of(folder: Path, splits: Splits) -> Columns:
 
 
 class Stretch(NamedTuple):
-    """Examples `start` to `stop` of a split, whose first one is row `row` of all."""
+    """Examples `start` to `stop` of a split; `row` is the row of the first among all splits."""
 
     split: SplitName
     start: int
@@ -127,7 +127,7 @@ def _pixels(picture: object, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def divided(rows: Mapping[SplitName, np.ndarray]) -> tuple[dict[SplitName, np.ndarray], str]:
-    """The rows of all three splits, and where they come from in words."""
+    """The rows of all three splits, and in words where they come from."""
     train, none = rows["train"], np.empty(0, np.int64)
     valid, test = rows.get("valid", none), rows.get("test", none)
     rule = "the data set's own splits"
@@ -173,7 +173,7 @@ def _prepare(folder: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
         names: list[str] | None = None
         for split in SPLITS if columns.label is not None else ():
             file = whole / f"{split}_labels.npy"
-            if (np.load(file) < 0).any():  # as test images have whose labels are kept secret
+            if (np.load(file) < 0).any():  # as where the labels of test images are secret
                 file.unlink()
             else:
                 names = [*columns.classes.values()]

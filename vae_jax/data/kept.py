@@ -1,4 +1,4 @@
-"""Data that were given as arrays, kept in the folder of a run, so that the folder is the run."""
+"""Data given as arrays, kept in the run folder, so that the folder alone brings the run back."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def keep(data: Data, folder: Path) -> None:
 
 
 def kept(folder: Path) -> Data | None:
-    """The data that `keep` wrote, mapped from the disk; None where it did not.
+    """The data that `keep` wrote, mapped from the disk; None where it wrote none.
 
     Raises:
         VaeJaxError: they are damaged.

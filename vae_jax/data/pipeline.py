@@ -30,10 +30,10 @@ class Protocol:
 
     Attributes:
         name: the name by which users ask for it.
-        support: the values that x takes; the likelihood's must fit.
+        support: the values that x takes, for which the likelihood must be made.
         resampled: whether training draws new noise each time it sees an image. Evaluation splits,
             and training images where this is False, keep the noise of `random.image_keys`.
-        description: one clause for the record of a result.
+        description: one clause for the records of results.
         apply: the function from images, uint8 `[B, H, W, C]`, and typed keys `[B]` to x, float32
             `[B, H, W, C]`.
     """

@@ -1,9 +1,8 @@
 """Preparing a data set: images decoded once, part by part, by processes of their own.
 
 `run` starts a module in a child process and shows its progress. In that child, `working_folder`
-gives it a folder with plan.json and a file for each part that is decoded, so that a preparation
-that was killed goes on with the missing parts. No process ever holds more than a part or two in
-memory.
+gives a folder for plan.json and a file for each part that is decoded, so that a preparation that
+was killed goes on with the missing parts. No process ever holds more than a part or two in memory.
 """
 
 import contextlib
@@ -35,8 +34,8 @@ Job = TypeVar("Job")
 def run(module: str, arguments: Sequence[str], what: str) -> None:
     """Runs `python -m MODULE ARGUMENTS...`, away from this process's memory and main module.
 
-    The module prints `progress DONE ALL` on its stdout. What else it or its libraries print is not
-    shown; where it exits with 1, its last line is the error.
+    The module prints `progress DONE ALL` on its stdout. Whatever else it or its libraries print is
+    not shown; if it exits with 1, its last line is the error.
 
     Args:
         module: the module's name; the current folder is not searched for it.
@@ -112,8 +111,8 @@ def working_folder(target: Path) -> Generator[Path | None]:
     """Lets one process at a time make a cache; others wait.
 
     Yields:
-        The working folder, which a killed preparation leaves as it is and a full disk empties; None
-        where the cache is there already.
+        The working folder, which stays when the preparation is killed and goes when the disk is
+        full; None where the cache is there already.
     """
     storage.make_folder(target.parent)
     work = target.with_suffix(".partial")
@@ -137,14 +136,14 @@ def decode_parts(
     decode: Callable[[Job], Part],
     processes: int,
 ) -> list[Path]:
-    """Decodes the parts that are not there yet, and says on stdout how many are.
+    """Decodes the parts that are not there yet, and prints on stdout how many are.
 
     Args:
         work: the working folder.
-        plan: what the parts depend on, as JSON; those of another plan are thrown away.
+        plan: what the parts depend on, as JSON; those of another plan are deleted.
         jobs: one for each part.
-        decode: from a job to its part; picklable where there are several processes.
-        processes: the number of processes to start; none where it is 1.
+        decode: a function from a job to its part; picklable where there are several processes.
+        processes: the number of processes to start; with 1, none is started.
 
     Returns:
         The parts' files, in the order of the jobs.
@@ -189,7 +188,7 @@ def _each(
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent is killed, of which a pool's processes take no note."""
+    """Ends this process when its parent is killed, which a pool's processes do not notice."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -216,16 +215,16 @@ def write_in_place(
     write: Callable[[Path, Job], None],
     processes: int,
 ) -> Path:
-    """Has several processes write parts of whole arrays, which take their room on the disk once.
+    """Lets several processes write parts of the same arrays, which are on the disk only once.
 
     Args:
         work: the working folder.
-        plan: what the parts depend on, as JSON; those of another plan are thrown away.
+        plan: what the parts depend on, as JSON; those of another plan are deleted.
         arrays: shapes and types by name.
         jobs: one for each part.
         write: writes a job's part of {name}.npy in a folder; picklable where there are several
             processes.
-        processes: the number of processes to start; none where it is 1.
+        processes: the number of processes to start; with 1, none is started.
 
     Returns:
         The folder of the arrays, in the working folder.

@@ -28,8 +28,7 @@ def prepare_tfds(
 
     Args:
         name: tfds:NAME, or tfds:NAME/CONFIG.
-        size: the side of the square images; None is the one that is prepared, if there is one
-            alone, else 64.
+        size: the side of the square images; None takes the only one that is prepared, else 64.
         root: where TFDS and the cache keep their files.
         manual_folder: a folder of files fetched by hand.
         verify: whether every byte that is in the cache already is checked.
@@ -38,7 +37,7 @@ def prepare_tfds(
         The folder of the arrays.
 
     Raises:
-        VaeJaxError: it is no such name, TFDS cannot make it, or its images are none of bytes.
+        VaeJaxError: it is no such name, TFDS cannot make it, or its images are not bytes.
     """
     if _NAME.fullmatch(name) is None:
         raise VaeJaxError(

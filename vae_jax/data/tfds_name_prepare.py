@@ -1,7 +1,7 @@
 """Prepare any data set of TFDS: `python -m vae_jax.data.tfds_name_prepare NAME SIZE DATA_DIR ...`.
 
 `vae_jax.data.prepare` starts it (`preparation.run`). Several processes decode; each writes its
-stretch of a split into the arrays themselves, so that these take their place on the disk once.
+stretch of a split straight into the arrays, which are on the disk only once.
 """
 
 import functools
@@ -33,13 +33,13 @@ class Stretch(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What of an example is used.
+    """The features of an example that are used.
 
     Attributes:
         image: the name of its image.
         channels: 1 for grey images, 3 for RGB.
         label: the name of its label, or None.
-        classes: their names.
+        classes: the names of the classes.
     """
 
     image: str
@@ -49,10 +49,10 @@ class Features(NamedTuple):
 
 
 def features_of(builder: tfds.core.DatasetBuilder) -> Features:
-    """What of an example is used.
+    """The features of an example that are used.
 
     Raises:
-        VaeJaxError: there is not one image, or not of bytes, grey or RGB.
+        VaeJaxError: the image is missing or ambiguous, or not of bytes, grey or RGB.
     """
     features: Any = builder.info.features
     every = dict(features.items())

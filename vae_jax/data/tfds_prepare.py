@@ -1,7 +1,7 @@
 """Prepare one data set: `python -m vae_jax.data.tfds_prepare NAME DATA_DIR [MANUAL_FOLDER]`.
 
-The only process that imports TensorFlow. `vae_jax.data.prepare` starts it (`preparation.run`). TFDS
-generates in this one process; decoding what it has generated is what several share.
+`vae_jax.data.prepare` starts it (`preparation.run`). TensorFlow is imported here and in
+`tfds_name_prepare` alone. TFDS generates in this one process; several decode what it has generated.
 """
 
 import functools
@@ -34,12 +34,12 @@ _TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def build(name: str, data_dir: Path, manual_folder: Path | None) -> tfds.core.DatasetBuilder:
-    """A data set as TFDS generates it, once."""
+    """The builder of a data set, which TFDS generates unless it has done so before."""
     downloader.MAX_RETRIES = 4  # TFDS's 10 keep a machine without internet waiting for 200 s
     tfds.disable_progress_bar()
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
-        importlib.import_module("tensorflow")  # TFDS would miss it only halfway through
+        importlib.import_module("tensorflow")  # else TFDS fails halfway through
         # TFDS names what it extracts by file name alone: in its usual shared folder it takes
         # MNIST's images for Fashion-MNIST's, whose files are named alike.
         storage.make_folder(data_dir / builder.name)
@@ -51,7 +51,7 @@ def build(name: str, data_dir: Path, manual_folder: Path | None) -> tfds.core.Da
     return builder
 
 
-@functools.cache  # of each process
+@functools.cache  # in each process
 def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     return tfds.builder(name, data_dir=data_dir)
 
@@ -125,7 +125,7 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
 
 
 def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:
-    """Returns one sentence that says what is wrong, where, and what to do; `missing` for files."""
+    """One sentence on what is wrong, where, and what to do; `missing` where files are missing."""
     wrong_file = re.search(r"downloaded to (.*), has wrong checksum", str(error))
     match error:
         case VaeJaxError():
