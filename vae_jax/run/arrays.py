@@ -34,7 +34,7 @@ def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> Path:
 
 
 def flattened(variables: Variables) -> dict[str, np.ndarray]:
-    """The arrays of a tree by the names of their paths: `params/encoder/Dense_0/kernel`."""
+    """The arrays of a tree by their paths, such as `params/encoder/Dense_0/kernel`."""
     leaves, _ = jax.tree.flatten_with_path(variables)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -83,7 +83,7 @@ def check_alike(given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) 
     """Checks that arrays have the names and shapes of others.
 
     Raises:
-        VaeJaxError: they have not; the sentence names the first that differs.
+        VaeJaxError: they do not; the sentence names the first that differs.
     """
     for name in sorted(given.keys() | own.keys()):
         shapes = [list(each[name].shape) if name in each else "absent" for each in (given, own)]

@@ -16,17 +16,18 @@ class InBatches(Generic[Result]):
 
     Batches are as large as `parallel.floats_at_once` allows, and smaller where the compiler says
     that one would need more than `parallel.MEMORY_FRACTION` of a device's memory. The last one is
-    padded, and what is computed of the padding is thrown away. Matrix products are float32 on every
+    padded, and the results for the padding are dropped. Matrix products are float32 on every
     platform.
 
     Args:
         function: a function of trees that all examples share, and of a device's part of a batch,
             arrays `[b, ...]`; it returns a tree of arrays with an axis `[b]`.
-        floats: the floats in the largest array that the function makes of one example.
+        floats: the number of floats in the largest array that the function makes from one example.
         axis: the position of the axis `[b]` in its results.
-        merge: of a function that gives a summary of the batch too, from two summaries to that of
-            both, where one of zeros is of nothing. It takes which examples count too, `[b]`, and
-            returns a pair; its summaries are the same on all devices.
+        merge: where the function summarizes its batch too, the map from two summaries to that of
+            both; a summary of zeros is that of no examples. The function then takes, as its last
+            argument, which examples count, `[b]`, and returns a pair of results and summary, which
+            is the same on all devices.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class InBatches(Generic[Result]):
 
         Args:
             shared: host arrays that all examples share.
-            batch: a function from positions of examples to their arrays; None has no batch axis.
+            batch: a function from positions of examples to their arrays, or to None for those that
+                are left out.
             count: the number of examples N.
-            rounded: whether a few examples are padded to a power of two, so that calls with other
-                numbers of them need no other program.
+            rounded: whether a few examples are padded to a power of two, so that calls with similar
+                numbers of them share a program.
         """
         return self.with_summary(shared, batch, count, rounded)[0]
 
@@ -98,7 +100,7 @@ class InBatches(Generic[Result]):
         return jax.tree.map(joined, *parts), parallel.unreplicate(summary)
 
     def _of_nothing(self, arguments: tuple[object, ...]) -> object:
-        """A summary to begin with, on all devices; None where there is none."""
+        """The summary of no examples, on all devices; None where nothing is summarized."""
         if self.merge is None:
             return None
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
@@ -108,7 +110,7 @@ class InBatches(Generic[Result]):
         )
 
     def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
-        """The largest share of a device that is within the memory, at most this one."""
+        """The largest share of a batch, at most this one, that fits a device's memory."""
         budget = int(parallel.MEMORY_FRACTION * parallel.device_memory())
         while share > 1:
             needed = parallel.temporary_bytes(
@@ -117,4 +119,4 @@ class InBatches(Generic[Result]):
             if needed <= budget:
                 break
             share = max(1, share * budget // needed)
-        return -parallel.max_over_processes(-share)  # the least of any process
+        return -parallel.max_over_processes(-share)  # the smallest of all processes

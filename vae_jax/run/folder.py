@@ -1,18 +1,19 @@
 """The run folder: what is in it, who may write to it, and how a run comes back from it.
 
 experiment.json   what the run is, described from its objects; seeds, flags, versions, devices
-.experiment.json  a copy, for when that is lost or damaged
-metrics.jsonl     a line for every chunk of training steps and for every validation
+.experiment.json  a copy, for when experiment.json is lost or damaged
+metrics.jsonl     a line for every `log_every` steps and for every validation
 checkpoints/      Orbax
 figures/          PNG
 summary.json      final metrics, step, params_sha256; written when the run is finished
 evaluation.json   what `vae-jax evaluate` found
 data/             the images of a run from Python whose data were arrays
+priors/ features/ what sampling and scoring have fitted, once
 .unlogged.npz     metrics since the last line, of a run that was told to stop between two lines
 .training.lock    held by the process that trains here
 
-A run is what changes its result: two are the same where their descriptions are, whether they come
-from Python or from a file.
+What changes a run's result is its identity: two runs are the same where their descriptions are,
+whether they come from Python or from a file.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ from vae_jax.progress import say
 from vae_jax.run.arrays import check_suffix, flattened, save_arrays
 from vae_jax.run.same import LENGTH, Record, compared, compute_the_same, is_longer
 
-UP_TO = "up to step"  # beside the metrics that wait for their line
+UP_TO = "up to step"  # the name of the step, beside metrics that wait for their line
 # Settings that change numbers; those of XLA that only ask for speed do not.
 FLAGS = (
     "jax_enable_x64",
@@ -158,7 +159,7 @@ class RunFolder:
             )
         until = content["patience"]
         found = list(differences(compared(record, until), compared(content, until)))
-        if _python(record) != platform.python_version_tuple()[:2]:  # which compiles code otherwise
+        if _python(record) != platform.python_version_tuple()[:2]:  # with bytecode of its own
             found = [each for each in found if not each.of_code]
         rest = {each.name.partition(".")[0] for each in found if each.name not in LENGTH}
         longer = is_longer(record, content) and rest <= {"optimizer", "objective"}
@@ -179,7 +180,7 @@ class RunFolder:
             )
 
     def _steps_are_those_of(self, experiment: Experiment, record: Record, rest: set[str]) -> bool:
-        """Whether a record's run takes the steps of an experiment, whatever describes these."""
+        """Whether a record's run takes the steps of an experiment, however they are described."""
         try:
             return not rest or compute_the_same(
                 self.stored_experiment(record, trust=False, data=experiment.data), experiment
@@ -188,7 +189,7 @@ class RunFolder:
             return False
 
     def _prolong(self, content: Record) -> None:
-        """Writes what a run is that goes on for longer than it was to."""
+        """Writes the record of a run that is now to go on for longer."""
         with storage.lock(self.lock_file, self._refusal):
             storage.write_json(self.record, content)
             storage.write_json(self.record_copy, content)
@@ -224,7 +225,7 @@ class RunFolder:
                 )
 
     def check_trust(self, trust: bool) -> None:
-        """Makes sure that code in experiment.json is run with the user's consent alone.
+        """Makes sure that code in experiment.json is run only with the user's consent.
 
         Raises:
             VaeJaxError: another account wrote here, or any may, and there is no consent.
@@ -296,7 +297,7 @@ class RunFolder:
         why = "given as arrays" if isinstance(reason, NotImportableError) else str(reason)
         say(
             f"{self.path} is open without its data, {absent.name} ({why.rstrip('.')}): it encodes, "
-            "decodes and samples; what shows images of the data, or evaluates, has none."
+            "decodes and samples, but images of the data cannot be shown, nor the run evaluated."
         )
         return experiment
 
@@ -341,12 +342,12 @@ class RunFolder:
             yield
 
     def keep_data(self, experiment: Experiment, origin: Origin | None) -> None:
-        """Keeps images that were given as arrays, where no file makes them again."""
+        """Keeps images that were given as arrays, unless an experiment file makes them again."""
         if origin is None and parallel.is_main_process():
             keep(experiment.data, self.data)
 
     def _repair(self) -> None:
-        """Makes experiment.json and its copy two good files, of one that is."""
+        """Restores experiment.json or its copy from the other, where one is lost or damaged."""
         for path, other in ((self.record, self.record_copy), (self.record_copy, self.record)):
             try:
                 _read_record(path)
@@ -372,7 +373,7 @@ class RunFolder:
         return state
 
     def export(self, out: Path, checkpoint: Which = "latest") -> Path:
-        """Writes the model's variables as arrays into a file; no code here is run.
+        """Writes the model's variables as arrays into a file, without running the run's code.
 
         Args:
             out: an .npz or a .safetensors file; its arrays are named as
@@ -404,7 +405,7 @@ class RunFolder:
         return None
 
     def is_finished(self, record: Record) -> bool:
-        """Whether summary.json is that of the last step, or of an end from impatience."""
+        """Whether summary.json is that of the last step, or of an early end by patience."""
         summary, patience = self.read_summary(), record.get("patience")
         if summary is None:
             return False
@@ -459,7 +460,7 @@ class RunFolder:
 
         Args:
             step: the last of these steps.
-            chunks: what the process that goes on adds the metrics of its own steps to.
+            chunks: the metrics, to which the process that goes on adds those of its own steps.
         """
         if chunks and parallel.is_main_process():
             arrays = {
@@ -528,7 +529,7 @@ def versions() -> dict[str, str]:
 
 
 def _python(record: Record) -> tuple[str, ...]:
-    """The version of Python in a record, up to what changes how code is compiled."""
+    """The version of Python in a record, as far as it changes how code is compiled."""
     match record:
         case {"versions": {"python": str(version)}}:
             return tuple(version.split(".")[:2])
@@ -544,7 +545,7 @@ def _file(origin: Origin | None) -> Record:
 
 
 def _circumstances(origin: Origin | None) -> Record:
-    """What experiment.json says of a run beside its identity."""
+    """What experiment.json says about a run besides its identity."""
     return {
         **_file(origin),
         "git_commit": git_commit(),
@@ -556,7 +557,7 @@ def _circumstances(origin: Origin | None) -> Record:
 
 
 def _read_record(path: Path) -> Record:
-    """An experiment.json whose values that a run comes back from have their types.
+    """An experiment.json, in which the values needed to open a run have their types.
 
     Raises:
         DamagedError: it is damaged.

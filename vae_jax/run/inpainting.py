@@ -14,18 +14,18 @@ from vae_jax.interfaces import Layers, Model
 from vae_jax.priors.masked import MaskedCategorical
 from vae_jax.vae import Terms
 
-# The first steps, as a share, in which proposals are always taken: from a draw of the prior the
-# chain reaches likely pixels sooner so (Mattei & Frellsen 2018, section 3.3).
+# The share of the steps, the first ones, in which proposals are always accepted: from a draw of the
+# prior the chain then reaches likely pixels sooner (Mattei & Frellsen 2018, section 3.3).
 WARM_UP = 0.25
 
 
 def has_exact_chain(model: Model) -> bool:
-    """Whether ln q(z|x) can be evaluated at a given z, so that proposals can be refused."""
+    """Whether ln q(z|x) can be evaluated at a given z, so that proposals can be rejected."""
     return len(model.posteriors) == 1 and "density" in model.posteriors[0].traits
 
 
 def has_independent_pixels(model: Model, variables: VariableDict) -> bool:
-    """Whether pixels are independent given z, so that some can be drawn beside others."""
+    """Whether pixels are independent given z, so that some can be drawn while others stay."""
     y = None if model.labels is None else jnp.zeros(1, jnp.int32)
 
     def sample(variables: VariableDict) -> object:
@@ -46,10 +46,10 @@ def inpainted(
 ) -> tuple[Layers, Array]:
     """A draw of z and of the missing pixels from p(z, x_missing | x_seen), by Gibbs steps.
 
-    In each, z' from q(z|x), x with the pixels of the step before, takes the place of z with the
-    probability min(1, w(z') / w(z)), w(z) = p(x|z) p(z) / q(z|x), and then the missing pixels are
-    drawn from p(x|z): Metropolis within Gibbs, whose stationary distribution is the exact one. A
-    model of several layers, or without a density of q, always takes z': pseudo-Gibbs (Rezende et
+    In each step, z' drawn from q(z|x), where x has the pixels of the step before, replaces z with
+    probability min(1, w(z') / w(z)), w(z) = p(x|z) p(z) / q(z|x); then the missing pixels are drawn
+    from p(x|z). This is Metropolis within Gibbs, whose stationary distribution is the exact one. A
+    model of several layers, or without a density of q, always accepts z': pseudo-Gibbs (Rezende et
     al. 2014, appendix F), whose stationary distribution is near it where q is near p(z|x).
 
     Args:
@@ -118,14 +118,14 @@ def inpainted_by_codes(
     steps: int,
     y: Array | None = None,
 ) -> tuple[Layers, Array]:
-    """A draw of codes and of the missing pixels, codes of which pixels miss given the others.
+    """A draw of the codes whose pixels are missing, given the other codes, and of these pixels.
 
-    In each step the image, with the missing pixels of the step before, is encoded; codes whose
-    pixels miss, on a grid of equal blocks, are drawn by the prior, `MaskedCodes`, given those that
-    stay; and the missing pixels are drawn from p(x|z). Encoders look beyond a code's own block: the
-    first step sees pixels of another picture there, a draw of the model, later ones its own.
+    In each step the image, with the missing pixels of the step before, is encoded; the codes whose
+    blocks, on a grid of equal ones, lack pixels are drawn from the prior, `MaskedCodes`, given the
+    other codes; and the missing pixels are drawn from p(x|z). Encoders look beyond a code's own
+    block: there the first step sees pixels of a draw from the model, later ones those they drew.
 
-    Args, Returns: as of `inpainted`.
+    Args, Returns: as in `inpainted`.
 
     References:
         Chang et al. (2022), "MaskGIT: masked generative image transformer", section 4.4.

@@ -1,4 +1,4 @@
-"""The latents of images in numbers, and the way from some to others."""
+"""The latents of images as numbers, and the lines between them."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -17,7 +17,7 @@ from vae_jax.vae import Terms
 Latents = np.ndarray | tuple[np.ndarray, ...]
 """Latents `[n, *event]`; of a model with several layers a tuple of those of each, z_1 first."""
 
-# From which moments without a closed form are estimated: to a sixteenth of a standard deviation.
+# Those from which a mean without a closed form is estimated: to 1/16 of a standard deviation.
 DRAWS = 256
 
 
@@ -29,7 +29,8 @@ class Encoded:
     layers that are inferred before it at their means, and `sample` is a draw of all together.
 
     Attributes:
-        mean: E_q[z] of each image; of flows, which have no closed form, the mean of 256 draws.
+        mean: E_q[z] of each image; where it has no closed form, as with flows, the mean of 256
+            draws.
         std: the standard deviation of each component of z.
         sample: a draw from q(z|x).
     """
@@ -40,7 +41,7 @@ class Encoded:
 
     @property
     def named(self) -> dict[str, np.ndarray]:
-        """The arrays `z`, the mean, and `std`; of several layers `z_1`, `std_1` and so on."""
+        """The arrays `z`, the mean, and `std`; with several layers `z_1`, `std_1` and so on."""
         found: dict[str, np.ndarray] = {}
         for name, layers in {"z": self.mean, "std": self.std}.items():
             if isinstance(layers, tuple):
@@ -90,7 +91,7 @@ def centre(q: Distribution, space: Space) -> Array:
 
 
 def between(a: np.ndarray, b: np.ndarray, steps: int, space: Space) -> np.ndarray:
-    """The shortest lines from latents `[n, *event]` to others, `[n, steps, *event]`."""
+    """The shortest lines from latents a to latents b `[n, *event]`, `[n, steps, *event]`."""
     start, end = a[:, None], b[:, None]
     weights = np.linspace(0, 1, steps, dtype=np.float32).reshape(-1, *[1] * (a.ndim - 1))
     if space == "real":
@@ -102,7 +103,7 @@ def between(a: np.ndarray, b: np.ndarray, steps: int, space: Space) -> np.ndarra
 
 
 def pictures(px: Distribution, seed: Array, rows: Array) -> Array:
-    """Pictures `[b, H, W, C]`: means, or draws where these are the pictures."""
+    """Pictures `[b, H, W, C]`: means of p(x|z), or draws where the mean is no picture."""
     if px.mean_is_picture:
         values = px.mean
     else:

@@ -1,4 +1,4 @@
-"""A trained model with its variables and data, and the door for what users give to it."""
+"""A trained model with its variables and data, and the checks of what users give to it."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ Classes = Annotated[
 
 @dataclass(frozen=True, repr=False)
 class Loaded(Shown):
-    """A trained model with all that belongs to it: the attributes of `Run`, without its uses."""
+    """A trained model with all that belongs to it: the base of `Run`, which has its uses."""
 
     folder: RunFolder
     experiment: Experiment
@@ -115,7 +115,7 @@ class Loaded(Shown):
         changed = run.state.replace(params=every["params"], ema_params=None, model_state=state)
         return dataclasses.replace(run, state=changed)
 
-    # The data that it knows
+    # Its own data
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ class Loaded(Shown):
 
         Args:
             images: bytes, which go through the data's protocol with noise of their own, or floats,
-                which are taken to be what it makes.
+                which are taken as its output.
 
         Raises:
             VaeJaxError: they have another layout, shape, type or range than the model's.
@@ -190,10 +190,10 @@ class Loaded(Shown):
         Args:
             labels: classes by name or number, one for each image or latent, or one for all.
             count: the number of images or latents.
-            each_of: the number of those, repeated in turn, for which labels will do too.
+            each_of: another number of labels that will do; they are repeated in turn.
 
         Raises:
-            VaeJaxError: they are no classes of the model, or it has none, or needs them.
+            VaeJaxError: they are no classes of the model, it has none, or it needs some.
         """
         embedding = self.experiment.model.labels
         if labels is None and embedding is not None:
@@ -226,7 +226,7 @@ class Loaded(Shown):
         return steps, values[:, self.first : self.first + len(self.state.step)]
 
     def layers_or_refuse(self, name: str, number: int | None) -> int:
-        """A number of layers from which pictures are decoded; None stands for all.
+        """The number of layers from which pictures are decoded; None stands for all.
 
         Raises:
             VaeJaxError: there are fewer.
@@ -241,7 +241,7 @@ class Loaded(Shown):
         return layers if number is None else number
 
     def temperatures(self, temperature: float | Sequence[float] | None) -> tuple[np.ndarray, ...]:
-        """The further argument of the `sample` of a `DeepVAE`, if any."""
+        """The last argument of `DeepVAE.sample`, or none."""
         if temperature is None:
             return ()
         layers = self.experiment.model.decoded_layers
@@ -254,10 +254,10 @@ class Loaded(Shown):
         return (np.broadcast_to(np.asarray(factors, np.float32), (layers,)),)
 
     def drawn_by(self, **settings: float | Sequence[float] | None) -> Model:
-        """The model, draws from its prior made as these fields of it say; None leaves one.
+        """The model with these settings for draws from its prior; None keeps the prior's own.
 
         Raises:
-            VaeJaxError: the prior has no such field, or it is not guided, without classes.
+            VaeJaxError: the prior has no such field, or no classes to be guided to.
         """
         model = self.experiment.model
         asked = {name: value for name, value in settings.items() if value is not None}
@@ -318,7 +318,7 @@ class Loaded(Shown):
         seed: int = 0,
         decoded: int = 1,
     ) -> object:
-        """A function of variables, images `[b, H, W, C]`, keys and classes, over all images."""
+        """A function of variables, images `[b, H, W, C]`, keys and classes, for all images."""
         x = self._given(images)
         y = self.classes(labels, len(x))
         purpose = name if isinstance(name, str) else name[0]
@@ -343,7 +343,7 @@ class Loaded(Shown):
         count: int,
         decoded: int = 1,
     ) -> object:
-        """A function of the first seed's variables, of what is shared and of batches, for all."""
+        """A function of the first seed's variables, shared arrays and a batch, for all batches."""
         key = name, parallel.num_devices()
         if key not in self._programs:
             floats = math.prod(self.experiment.data.image_shape) * decoded

@@ -8,14 +8,14 @@ import numpy as np
 
 
 def score_of(validation: Mapping[str, Any]) -> float | None:
-    """The number by which states are compared: the NLL, or the distortion where there is none.
+    """The number by which states are compared: the NLL, else the negative ELBO or the distortion.
 
     Args:
         validation: numbers of a validation by name, one or one for each seed; others are ignored.
 
     Returns:
         The mean over seeds, nan where one is not finite; None where nothing was validated. It is
-        rounded to float32, in which processes tell it to each other.
+        rounded to float32, as processes exchange it.
     """
     values = [value for name, value in validation.items() if name.startswith("valid_")]
     return float(np.float32(np.mean(np.asarray(values[-1], float)))) if values else None
@@ -26,10 +26,10 @@ class Patience:
     """The best validation so far, and how many have come since.
 
     Attributes:
-        most: the number of validations that it lasts; None for ever.
+        most: the number of validations without a better one after which it is over; None: never.
         best: the best score.
-        step: its step.
-        waited: the number of validations since.
+        step: the step of the best score.
+        waited: the number of validations since then.
     """
 
     most: int | None
@@ -57,5 +57,5 @@ class Patience:
 
     @property
     def summary(self) -> dict[str, int]:
-        """What summary.json says of it; nothing where it lasts for ever."""
+        """What summary.json says of it; nothing where it is never over."""
         return {} if self.most is None else {"patience": self.most, "best_step": int(self.step)}

@@ -22,15 +22,15 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def save_programs(run: Run, folder: Path) -> list[Path]:
     """Writes a run's encoder, decoder and sampler, with the parameters of its first seed in them.
 
-    Each is StableHLO in the container of `jax.export`, for CPUs, CUDA and TPUs, of any number n of
-    examples. In a conditional model each takes the classes int32 `[n]` too, at the end.
+    Each is StableHLO in the container of `jax.export`, for CPUs, CUDA and TPUs, and for any number
+    n of examples. In a conditional model each takes the classes int32 `[n]` too, at the end.
 
     - `encoder.jax`: images float32 `[n, H, W, C]` in the form of the data's protocol, to the means
-      and the standard deviations of q(z|x), a tuple of those of each layer each.
+      and the standard deviations of q(z|x), each a tuple with an entry for each layer.
     - `decoder.jax`: latents `[n, *event]` of each layer from which pictures are decoded, to
       pictures `[n, H, W, C]`.
-    - `sampler.jax`: a seed uint32 `[]` and the numbers int32 `[n]` of pictures, to those that
-      `Run.sample` draws by these numbers with this seed.
+    - `sampler.jax`: a seed uint32 `[]` and the positions int32 `[n]` of pictures, to those at these
+      positions among the ones that `Run.sample` draws with this seed.
 
     Args:
         run: the trained model.
@@ -88,7 +88,7 @@ def save_programs(run: Run, folder: Path) -> list[Path]:
 
 
 def one_by_one(function: Callable[..., object]) -> Callable[..., Array]:
-    """A function of batches of one, mapped over a batch whose size no program need know."""
+    """A function of batches of one, mapped over a batch whose size need not be known."""
 
     def of_one(*arguments: Array) -> object:
         results = function(*(argument[None] for argument in arguments))

@@ -1,4 +1,4 @@
-"""A trained model, and what it is used for: arrays of NumPy in, arrays of NumPy out."""
+"""A trained model and its uses: NumPy arrays in, NumPy arrays out."""
 
 import math
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ from vae_jax.vae import has_bound
 class Run(Loaded):
     """A trained model with all that belongs to it.
 
-    `encode`, `decode`, `reconstruct`, `sample`, `log_prob` and `interpolate` show the first seed
-    (`replica` makes another the first), on all devices. Images are bytes, which go through the
-    data's protocol, or floats in [0, 1] as that makes them. Pictures are means of p(x|z), floats in
-    [0, 1]; where pixels depend on each other, draws from p(x|z) instead.
+    Its methods use the first seed (`replica` makes another the first), on all devices. Images are
+    bytes, which go through the data's protocol, or floats in [0, 1] as the protocol makes them.
+    Pictures are means of p(x|z), floats in [0, 1]; where pixels depend on each other, draws from
+    p(x|z) instead.
 
     Attributes:
-        folder: where it lives.
+        folder: the run folder.
         experiment: what was trained.
         state: the training state, host arrays with a leading axis of seeds.
-        checkpoint: which one `state` is.
+        checkpoint: the kind of checkpoint that `state` is.
         first: the position of the first seed in `state` among those that were trained.
 
     Example:
@@ -84,8 +84,8 @@ class Run(Loaded):
 
         Args:
             z: latents `[..., *event]`, or a tuple of those of each layer. Of a `DeepVAE` the top n
-                layers will do: those below are then at the means of their priors. Of other
-                hierarchies the bottom layer will do.
+                layers will do: those below are then at the means of their priors. Of a
+                `HierarchicalVAE` or a `LadderVAE` the bottom layer will do.
             labels: their classes in a conditional model: one for all, or one for each position of
                 the last axis of `[...]`.
             seed: the seed of the pixels where these are drawn.
@@ -140,7 +140,7 @@ class Run(Loaded):
             seed: the seed of the pixels where these are drawn.
 
         Raises:
-            VaeJaxError: images or labels do not fit the model, or it has not so many layers.
+            VaeJaxError: images or labels do not fit the model, or it has fewer layers.
         """
         top = self.layers_or_refuse("top", top)
         return self.decode(self.posterior_means(images, labels)[-top:], labels, seed=seed)
@@ -307,7 +307,7 @@ class Run(Loaded):
 
         Raises:
             VaeJaxError: images or labels do not fit the model or each other, there is nothing
-                between two of its latents, or it has not so many layers.
+                between two of its latents, or it has fewer layers.
         """
         top = self.layers_or_refuse("top", top)
         space = self.experiment.model.posteriors[0].space
@@ -339,11 +339,12 @@ class Run(Loaded):
     ) -> np.ndarray:
         """Pictures `[n, num, H, W, C]` of images with their missing pixels filled in.
 
-        Each is of a z from p(z | x_seen), by a Markov chain of its own: missing pixels are those of
-        the picture of z, seen ones stay as they are. Chains through a VAE are exact as they grow
-        long; those through models of several layers, or without a density of q(z|x), are not
-        (`vae_jax.run.inpainting.inpainted`). Where the prior is `MaskedCodes`, the codes whose
-        pixels miss are drawn given the others (`vae_jax.run.inpainting.inpainted_by_codes`).
+        Each shows a z from p(z | x_seen), drawn by a Markov chain of its own: missing pixels are
+        those of the picture of z, seen ones stay as they are. Chains through a VAE become exact as
+        they grow long; those through models of several layers, or without a density of q(z|x), do
+        not (`vae_jax.run.inpainting.inpainted`). Where the prior is `MaskedCodes`, the codes whose
+        pixels are missing are drawn given the others
+        (`vae_jax.run.inpainting.inpainted_by_codes`).
 
         Args:
             images: bytes or floats `[n, H, W, C]`, whose missing pixels may have any values.
@@ -403,8 +404,8 @@ class Run(Loaded):
     def posterior_means(self, images: object, labels: Classes = None) -> tuple[np.ndarray, ...]:
         """The latents in the middle of q(z|x), in the space that z lives in, from which to decode.
 
-        They are the mean or, where it has no closed form, a central point: the image of the base's
-        mean under the flows. Of unit vectors they are the mean's direction, of one-hot vectors the
+        They are the mean or, where it has no closed form, a central point: with flows, the image of
+        the base's mean. Of unit vectors they are the mean's direction, of one-hot vectors the
         likeliest.
 
         Args:
@@ -412,8 +413,8 @@ class Run(Loaded):
             labels: their classes in a conditional model.
 
         Returns:
-            All layers of a `DeepVAE`, `[n, h, w, c]`, the bottom layer first, and the bottom layer
-            alone of any other model, `[n, *event]`.
+            The layers from which pictures are decoded, `[n, *event]`: all of a `DeepVAE` or a
+            `SkipVAE`, the bottom layer first, and the bottom layer alone of any other model.
 
         Raises:
             VaeJaxError: images or labels do not fit the model.
@@ -442,14 +443,14 @@ def load_run(
     Args:
         folder: the run folder.
         checkpoint: the latest checkpoint, or the best by validation.
-        experiment: the experiment; needed where it was made in Python of parts that cannot be
-            imported, as those of a script.
+        experiment: the experiment; needed where it was made in Python from parts that cannot be
+            imported, such as those of a script.
         trust: whether to run the code in the folder, which makes the experiment, even where another
             account wrote it.
 
     Raises:
         VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
-            data or model are others now.
+            data or model have changed.
     """
     parallel.check_devices()
     run_folder = RunFolder(Path(folder))

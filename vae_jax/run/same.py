@@ -1,4 +1,4 @@
-"""When two runs are one: what their records have in common, and what their steps compute."""
+"""When two runs are the same: what their records have in common, and what their steps compute."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ LENGTH = ("num_steps", "patience")
 
 
 def compared(content: Record, until: int | None) -> dict[str, Json]:
-    """What in an experiment.json two runs that are the same have in common.
+    """The part of an experiment.json that two runs have in common if they are the same.
 
     Args:
         content: the record.
@@ -37,7 +37,7 @@ def compared(content: Record, until: int | None) -> dict[str, Json]:
     names.sort(key=lambda name: isinstance(content[name], dict | list))  # to name numbers first
     data = {name: content["data"].get(name) for name in ("description", "fingerprint", "protocol")}
     found = {name: content[name] for name in names} | {"data": data}
-    found = {"patience": None, "start": None} | found  # which runs did not have once
+    found = {"patience": None, "start": None} | found  # which older records lack
     if until is not None:
         every = content.get("validate_every") or content.get("checkpoint_every")
         found |= {"validate_every": every, "validate_images": content.get("validate_images")}
@@ -45,7 +45,7 @@ def compared(content: Record, until: int | None) -> dict[str, Json]:
 
 
 def is_longer(there: Record, here: Record) -> bool:
-    """Whether one run is another with more steps or more patience, as far as these are concerned.
+    """Whether one run has at least the steps and the patience of another, and more of one.
 
     Args:
         there: the record of the shorter one.
@@ -66,7 +66,7 @@ def is_longer(there: Record, here: Record) -> bool:
 def compute_the_same(one: Experiment, other: Experiment) -> bool:
     """Whether experiments begin with the same state and compute the same in the steps of the first.
 
-    A schedule that is made from the number of steps is no difference where its values are none.
+    Schedules that are made from different numbers of steps are the same where their values are.
 
     Args:
         one: an experiment.
@@ -90,7 +90,7 @@ def compute_the_same(one: Experiment, other: Experiment) -> bool:
 
 
 def _are_traced_alike(functions: Sequence[Callable[..., object]], *arguments: object) -> bool:
-    """Whether functions are one program without numbers in which they differ."""
+    """Whether functions are one program, and with the same numbers."""
     found = programs(functions, *arguments)
     return len(found) == 1 and not found[0].numbers
 
@@ -98,7 +98,7 @@ def _are_traced_alike(functions: Sequence[Callable[..., object]], *arguments: ob
 def _update_alike(
     optimizers: Sequence[optax.GradientTransformation], params: Variables, num_steps: int
 ) -> bool:
-    """Whether optimizers make the same updates of the same numbers at each of so many steps.
+    """Whether optimizers make the same updates of the same numbers in all of these steps.
 
     One number of each array stands for all, and the step for whatever an optimizer counts.
     """

@@ -15,7 +15,7 @@ from vae_jax.step import TrainState
 
 
 def first_run(experiment: Experiment, folder: RunFolder) -> RunFolder | None:
-    """The folder of the run with whose parameters an experiment begins in a run folder."""
+    """The folder of the run with whose parameters the run in this folder begins, if it does."""
     return None if experiment.start is None else RunFolder(folder.path.parent / experiment.start)
 
 
@@ -24,8 +24,8 @@ def begun(
 ) -> Callable[[TrainState], TrainState] | None:
     """The map from the initial state to one with the parameters of `experiment.start`.
 
-    Each replica takes those of the replica of its seed. The optimizer's state is that of a first
-    step, and a running average begins with the parameters.
+    Each replica takes those of the replica with its seed. The optimizer's state is a new one, and a
+    running average begins with the parameters.
 
     Args:
         experiment: the experiment that begins.
@@ -34,7 +34,7 @@ def begun(
 
     Returns:
         The map, which reads the other run and raises a VaeJaxError where that is not finished, has
-        other seeds or other parameters; None where the experiment begins by itself.
+        other seeds or other parameters; None where the experiment begins with random ones.
     """
     first = first_run(experiment, folder)
     if first is None:

@@ -1,4 +1,4 @@
-"""Trackers of experiments: callbacks of training that hand its metrics and figures to others.
+"""Trackers of experiments: callbacks of training that pass its metrics and figures on.
 
 Each opens what it writes to at its first call and flushes at every call. Its library is an extra of
 this package: `pip install "vae_jax[tensorboard]"`, `[wandb]` or `[mlflow]`.
@@ -47,7 +47,7 @@ def _library(name: str, extra: str) -> ModuleType:
 
 
 def _identity(folder: Path) -> tuple[str, Record]:
-    """An identifier of the run in a folder, the same whenever training goes on; its arguments."""
+    """An identifier of the run in a folder, the same when training goes on, and its arguments."""
     record = RunFolder(folder).read_record()
     checksum = hashlib.sha256(json.dumps([folder.name, record], sort_keys=True).encode())
     about = record["experiment"]
@@ -70,7 +70,7 @@ class TensorBoard:
 
     @cached_property
     def _writer(self):
-        name = f".{time.time_ns()}"  # or a run that goes on at once would replace the first file
+        name = f".{time.time_ns()}"  # or a run resumed at once would overwrite its first file
         return self._library.SummaryWriter(str(self._folder), filename_suffix=name)
 
     def __call__(self, step: int, values: Values) -> None:
@@ -126,7 +126,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow; MLFLOW_TRACKING_URI, a server, and MLFLOW_EXPERIMENT_NAME say where.
+    """A run of MLflow; MLFLOW_TRACKING_URI (a server) and MLFLOW_EXPERIMENT_NAME say where.
 
     Training that goes on finds the run that it began by a tag, `vae_jax`.
 
@@ -189,7 +189,7 @@ class Trackers(contextlib.ExitStack):
         self._of: dict[Path, list[Tracker]] = {}
 
     def of(self, folder: Path) -> Callback:
-        """A callback of the run in a folder."""
+        """The callback for the run in a folder."""
         if folder not in self._of:
             self._of[folder] = [kind(folder) for kind in self._kinds]
             for tracker in self._of[folder]:

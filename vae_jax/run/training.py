@@ -30,7 +30,7 @@ from vae_jax.step import TrainState
 Row = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
 Line = tuple[int, frozenset[str]]
-"""A line of metrics.jsonl: its step, and its names."""
+"""A line of metrics.jsonl: its step, and the names in it."""
 
 
 def summarize_steps(chunks: Sequence[Metrics]) -> Row:
@@ -52,12 +52,12 @@ def summarize_steps(chunks: Sequence[Metrics]) -> Row:
 
 @dataclass(frozen=True)
 class Held:
-    """A run's state on the devices, which go on when it has been looked at.
+    """A run's state on the devices, to be used before they go on.
 
     Attributes:
-        variables: its variables to evaluate the model with, where they are if they can be.
-        on_host: a copy on the host, made when it is asked for first.
-        shares: the state on the devices, where no process has the whole of it.
+        variables: gives the variables for evaluation, left on the devices where that is possible.
+        on_host: gives a copy on the host, made at the first call.
+        shares: the state on the devices where no process has the whole of it, else None.
     """
 
     variables: Callable[[], VariableDict | parallel.Placed]
@@ -75,13 +75,13 @@ class Training:
         checkpoints: what is saved there.
         seeds: the seeds of the replicas, `[S]`.
         state: the latest state on the host, `[S, ...]`; its shapes alone while devices have it.
-        validate: its validation, as of `make_validation`.
+        validate: its validation, as `make_validation` returns it.
         callback: what is called at each line of metrics.
-        forgotten: the lines after the checkpoint that training goes on from, which are written
-            again, but which the callback had.
+        forgotten: the lines after the checkpoint that training goes on from: they are written
+            again, but the callback has had them.
         step: the step of the state.
-        saved: the step of the latest state that is saved, or is the first.
-        validation: what `validate` found of it; empty where it was not asked.
+        saved: the step of the latest saved state, or of the first one.
+        validation: what `validate` found for it; empty where it was not validated.
         patience: how long it goes on without a better validation.
         failure: why it ended before it was finished; None where it did not.
     """
@@ -104,7 +104,7 @@ class Training:
         self.step = self.saved = int(self.state.step[0])
 
     def take_state(self) -> TrainState:
-        """The state on the host, which is held here no longer."""
+        """The state on the host, which is no longer held here."""
         state = self.state
         self.state = jax.eval_shape(lambda: state)
         return state
@@ -116,7 +116,7 @@ class Training:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it has not ended before its last step, from impatience or a failure."""
+        """Whether it has neither run out of patience nor failed."""
         return self.failure is None and not self.patience.is_over
 
     @property
@@ -161,8 +161,8 @@ class Training:
         """Validate a state, save it where that is due, and take it where the run ends with it.
 
         Returns:
-            The number of a signal for which a validation was left, and the state saved without; 0
-            where there was none.
+            The number of the signal that ended the validation early, so that the state is saved
+            without it; 0 where there was none.
         """
         before, left = self.patience.step, 0
         self.validation = {}
@@ -198,7 +198,7 @@ class Training:
         return unless_stopped(lambda: self.validate(variables()), received)
 
     def make_up(self, every: int, layout: parallel.Layout, received: Sequence[int]) -> None:
-        """Validate the state to go on from, where that was left out because of a signal.
+        """Validate the state to go on from, where a signal prevented that.
 
         Args:
             every: the number of steps between validations.
@@ -254,7 +254,7 @@ class Training:
         )
 
     def finish(self, images_per_second: float | None) -> None:
-        """Write the summary, unless the run is what it was before training."""
+        """Write the summary; where every step was skipped, the run has failed instead."""
         if (self.state.skipped == self.step).any():
             self.failure = VaeJaxError(
                 f"Every one of the {self.step} steps of {self.folder.path} was skipped, because "
@@ -347,6 +347,6 @@ def first_state(
 
 
 def is_good(state: TrainState) -> bool:
-    """Whether a state on the host is that of a step that was taken, in every seed, and finite."""
+    """Whether the last step of a state was taken in every seed, and its parameters are finite."""
     leaves = jax.tree.leaves(state.params)
     return not state.skipped_in_a_row.any() and all(np.isfinite(leaf).all() for leaf in leaves)
