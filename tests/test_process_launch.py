@@ -80,9 +80,9 @@ def test_a_launch_by_hand_by_slurm_and_by_open_mpi(
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({}, "where process 0 is, how many there are or which of them this one is"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "how many there are or which of them"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "which of them this one"),
+        ({}, "where process 0 is, how many processes there are or which process this one is"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "how many processes there are or which"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "which process this one"),
         (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "give the host and a port"),
         (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:"}, "give the host and a port"),
         (HOSTS | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:http"}, "give the host and a port"),

@@ -1,4 +1,4 @@
-"""Processes compare what they run, so that none trains something else in silence."""
+"""Processes compare what they run, so that none silently trains something else."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ from vae_jax.identity import ABSENT, Json, differences
 
 _SECONDS = 1  # between looks, after each of which Python may act on a signal
 _tellings, _choices = itertools.count(), itertools.count()
-_round = 0  # of agreement, the next one
+_round = 0  # the number of the next agreement
 
 
 class DisagreementError(VaeJaxError):
@@ -38,11 +38,11 @@ def objection(number: int, theirs: Json, ours: Json) -> str:
 def agree(content: dict[str, Json]) -> None:
     """Make sure that all processes run the same; each waits here for the others.
 
-    They meet in the store of JAX's coordination service, on no device, where programs that differ
+    They meet in the store of JAX's coordination service, not on devices, where programs that differ
     would wait for each other for ever.
 
     Args:
-        content: what this process runs, those names first by which a user tells runs apart.
+        content: what this process runs; the names by which a user tells runs apart come first.
 
     Raises:
         DisagreementError: a process runs something else.
@@ -65,13 +65,13 @@ def agree(content: dict[str, Json]) -> None:
 
 
 def told_by_main(find: Callable[[], str]) -> str | None:
-    """What process 0 finds, which tells the others, so that they need not look.
+    """What process 0 finds and tells the others, so that they need not look.
 
     Args:
         find: what process 0 calls, for as long as it takes.
 
     Returns:
-        What it found; None in another process where process 0 makes no such call before they agree.
+        What it found; in another process None, if process 0 goes on to `agree` without this call.
     """
     state = distributed.global_state
     if state.client is None or state.num_processes == 1:
@@ -85,14 +85,14 @@ def told_by_main(find: Callable[[], str]) -> str | None:
 
 
 class Choice:
-    """A choice that the first process to make it makes for all; each begins as many of them."""
+    """A choice that the first process to make it makes for all; all create the same number."""
 
     def __init__(self):
         self._key = f"vae_jax/choice/{next(_choices)}"
         self._alone: str | None = None
 
     def make(self, value: str) -> str:
-        """Choose a value; what was chosen, by this process or before it by another."""
+        """Choose a value; returns what was chosen, by this process or earlier by another."""
         state = distributed.global_state
         if state.client is None or state.num_processes == 1:
             self._alone = value if self._alone is None else self._alone
@@ -116,7 +116,7 @@ def _wait_for(key: str, unless: str | None = None) -> str | None:
 
     Args:
         key: its name.
-        unless: another one; None is the result where that is set before.
+        unless: another key; the result is None if that is set first.
     """
     client = distributed.global_state.client
     assert client is not None

@@ -1,4 +1,4 @@
-"""What the system that starts the processes of a run says of them."""
+"""What the system that starts the processes of a run says about them."""
 
 import os
 import re
@@ -14,7 +14,7 @@ WAYS = (
     "start under Slurm (srun), Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS (host:port "
     "of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
 )
-# Where the variables of JAX are not set but its address is: those of Slurm and of Open MPI.
+# Slurm's and Open MPI's are read where JAX's address is set but these variables of JAX are not.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
@@ -44,10 +44,10 @@ class Launch:
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """What variables of the environment, or a TPU pod, say of this process and the others.
+    """What environment variables, or a TPU pod, say about this process and the others.
 
     Raises:
-        VaeJaxError: they say too little, or what cannot be.
+        VaeJaxError: they say too little, or something impossible.
     """
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     count, number = _integer(environment, COUNTS), _integer(environment, NUMBERS)
@@ -58,12 +58,12 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if address is None or count is None or number is None:
         told = {
             "where process 0 is": address,
-            "how many there are": count,
-            "which of them this one is": number,
+            "how many processes there are": count,
+            "which process this one is": number,
         }
         *rest, last = (what for what, value in told.items() if value is None)
         what = f"{', '.join(rest)} or {last}" if rest else last
-        raise VaeJaxError(f"Nothing says of the processes {what}: {WAYS}.")
+        raise VaeJaxError(f"Nothing says {what}: {WAYS}.")
     match = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d{1,5})", address)
     if match is None or not 0 < int(match[2]) < 2**16:
         raise VaeJaxError(
@@ -73,8 +73,8 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if not 0 <= number < count:
         raise VaeJaxError(
             f"This is to be process {number} of {count}: JAX_PROCESS_ID must be one of the numbers "
-            f"from 0 to {max(0, count - 1)}, another for each process, and JAX_NUM_PROCESSES how "
-            "many they are."
+            f"from 0 to {max(0, count - 1)}, a different one for each process, and "
+            "JAX_NUM_PROCESSES the number of processes."
         )
     return Launch(match[1], int(match[2]), count, number, own_gpus(environment))
 
@@ -105,7 +105,7 @@ def _detected() -> tuple[str | None, int | None, int | None]:
 
 
 def neighbours(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """The number of processes on this machine, and this one's among them, as it was started."""
+    """The number of processes on this machine, and this one's number among them, if known."""
     if {"SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"} <= environment.keys():
         counts: list[int] = []
         for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):  # such as 8(x2),4
@@ -132,8 +132,8 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
 def own_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[int] | None:
     """Which of the GPUs that a process sees are its own; None: all of them.
 
-    Left to itself JAX takes the GPU of the process's number on its machine: one of eight where a
-    process has all of them, and one that is not there where each process sees its own alone.
+    By itself JAX takes the GPU with the process's number on its machine: one of eight where a
+    process has all of them, and one that does not exist where each process sees only its own.
 
     Raises:
         VaeJaxError: several processes see the same ones, which they cannot share evenly.

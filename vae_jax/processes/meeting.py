@@ -1,6 +1,6 @@
 """The processes of a run meet at process 0, before JAX connects them.
 
-JAX ends a process that it cannot connect by an abort with a trace of C++, does not say which one is
+JAX aborts a process that it cannot connect, with a C++ stack trace, does not say which one is
 missing, and lets two runs share a port. So they meet on JAX's port first. Their connections stay
 open, and the operating system closes those of a process that dies.
 """
@@ -26,7 +26,7 @@ def meet(launch: Launch, versions: dict[str, str], seconds: float) -> dict[int, 
 
     Args:
         launch: this process and where to meet.
-        versions: of the packages, which have to be the same in all.
+        versions: those of the packages, which must be the same in all processes.
         seconds: how long to wait.
 
     Returns:
@@ -63,7 +63,7 @@ def _receive_all(
 ) -> dict[int, socket.socket]:
     """Process 0: wait for all others, and tell them when all are there, or what is wrong."""
     arrived: dict[int, socket.socket] = {}
-    told: list[socket.socket] = []  # those of processes that are refused too
+    told: list[socket.socket] = []  # including processes that are refused
     error: VaeJaxError | None = None
     with _listen(launch) as server:
         while error is None and len(arrived) < launch.count - 1:
@@ -98,7 +98,7 @@ def _refusal(
     theirs: dict[str, Json],
     ours: dict[str, str],
 ) -> VaeJaxError | None:
-    """What keeps a process that has come from taking part."""
+    """Why a process that has come cannot take part; None where it can."""
     if count != launch.count:
         return DisagreementError(
             f"Process {number} was told that there are {count} processes, process 0 that there are "

@@ -16,7 +16,7 @@ from vae_jax.processes.agreement import Choice
 
 Result = TypeVar("Result")
 
-# SIGTERM of systems that stop, Ctrl-C, and what schedulers can be told to send before their limit.
+# SIGTERM at a shutdown, Ctrl-C, and what schedulers can be told to send before a time limit.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # How long work may go on after a signal, and how long one look lasts.
 SECONDS_TO_END = 5.0
@@ -24,7 +24,7 @@ _LOOK = 0.5
 
 
 class Left(Exception):  # noqa: N818  (nothing went wrong)
-    """A process was told to stop, and work that can be done again was left where it was.
+    """A process was told to stop, and work that can be done again was abandoned.
 
     Attributes:
         signal_number: the number of the signal.
@@ -36,18 +36,18 @@ class Left(Exception):  # noqa: N818  (nothing went wrong)
 
 
 def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Result:
-    """The result of work that takes nobody knows how long, as compiling does.
+    """The result of work that may take long, such as compiling.
 
-    It is done in a thread, since Python hears of signals only between its own instructions. Where
-    a process is told to stop, the work has some seconds to end; then all processes leave it, or
-    none, and it goes on for nothing until this one ends.
+    It is done in a thread, since Python hears of signals only between its own instructions. Once a
+    process is told to stop, the work has some seconds to end; then all processes abandon it, or
+    none does. Abandoned work goes on, for nothing, until its process ends.
 
     Args:
-        work: what changes nothing but its result, the same in all processes.
-        received: the signals that this process receives meanwhile, of `stop_signals`.
+        work: a function without side effects, the same in all processes.
+        received: the signals that this process has received, as `stop_signals` yields them.
 
     Raises:
-        Left: it was left.
+        Left: it was abandoned.
     """
     result: Future[Result] = Future()
     settings = _own_settings()
@@ -74,13 +74,13 @@ def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Resul
         if number := choice.make(""):
             raise Left(int(number))
     except BaseException:
-        atexit.register(wait, [result])  # or JAX would be taken down while it computes
+        atexit.register(wait, [result])  # or JAX would be shut down while it computes
         raise
     return result.result()
 
 
 def _own_settings() -> list[tuple[config.State, object]]:
-    """JAX's settings that this thread has by a `with` around it, and no other has."""
+    """JAX's settings from `with` statements around the caller, which hold in its thread alone."""
     every = [(state, state.get_local()) for state in config.config_states.values()]
     return [(state, value) for state, value in every if value is not config.config_ext.unset]
 
@@ -89,11 +89,11 @@ def _own_settings() -> list[tuple[config.State, object]]:
 def stop_signals() -> Iterator[list[int]]:
     """Collect the signals that stop a run instead of dying of them; a second of a kind does kill.
 
-    JAX's own notice of preemption hears SIGTERM alone, and takes it even where nobody asks for the
-    notice, so that a process that waits cannot be stopped.
+    JAX's preemption service hears SIGTERM alone, and catches it even where nobody asks the service,
+    so that a waiting process cannot be stopped.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone is told of them
+    if threading.current_thread() is not threading.main_thread():  # which alone receives them
         yield received
         return
 

@@ -1,4 +1,4 @@
-"""Processes that begin together and end together, whatever becomes of one of them."""
+"""Processes that begin together and end together, whatever happens to one of them."""
 
 import atexit
 import contextlib
@@ -33,16 +33,17 @@ def together(
     """Join the other processes of a run, and leave with them.
 
     What processes compute together never returns when one of them is missing. JAX's heartbeats end
-    the others, by an abort with a trace of C++; the connections of `meet` end them at once, with a
-    sentence and status 1. A process that finishes, or is told to stop, says farewell and waits for
-    the others' farewell, however long process 0 writes.
+    the others only later, by an abort with a C++ stack trace; the connections of `meet` end them at
+    once, with a sentence and status 1. A process that finishes, or is told to stop, says farewell
+    and waits for the others' farewell, however long process 0 writes.
 
     Args:
-        versions: of the packages, which have to be the same in all processes.
-        start_timeout: seconds in which all processes have to come.
-        heartbeat_timeout: seconds without a sign of life, as of a machine that has lost its power,
-            after which a process is taken for dead.
-        shutdown_timeout: seconds in which JAX's own goodbye has to succeed, after all farewells.
+        versions: those of the packages, which must be the same in all processes.
+        start_timeout: seconds within which all processes have to come.
+        heartbeat_timeout: seconds without a sign of life after which a process is taken for dead,
+            as when its machine has lost power.
+        shutdown_timeout: seconds within which JAX's own shutdown has to succeed, after all
+            farewells.
 
     Raises:
         VaeJaxError: nothing says where the others are, one of them did not come, or they differ.
@@ -59,7 +60,7 @@ def together(
     for watch in watches:
         watch.start()
     try:
-        # It would take SIGTERM, so that a process that waits could not be stopped.
+        # The service would catch SIGTERM, so that a waiting process could not be stopped.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             own.address,
@@ -75,7 +76,7 @@ def together(
             say(parallel.in_words())
         yield
         together_to_the_end = True
-    except (Interrupted, DisagreementError) as error:  # and so are the others
+    except (Interrupted, DisagreementError) as error:  # which the others raise too
         together_to_the_end = True
         if isinstance(error, Interrupted) and error.computing:  # with others, who have left
             atexit.register(_exit_now, 128 + error.signal_number)
@@ -102,7 +103,7 @@ def together(
 
 
 def _keep_alive(connection: socket.socket, seconds: int) -> None:
-    """Let the operating system find out whether the machine at the other end is there."""
+    """Let the operating system find out whether the machine at the other end is alive."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
         times = {socket.TCP_KEEPIDLE: seconds // 3, socket.TCP_KEEPINTVL: seconds // 6}
@@ -131,6 +132,6 @@ def _watch(number: int, connections: dict[int, socket.socket], leaving: threadin
 
 
 def _exit_now(status: int) -> None:
-    """End this process without the other functions that are registered for its exit."""
+    """End this process without running the other functions that are registered for its exit."""
     sys.stdout.flush()
     os._exit(status)
