@@ -10,13 +10,13 @@ from vae_jax.report.facts import facts, in_words, short_names
 from vae_jax.report.tables import recorded, rows_of
 from vae_jax.run import RunFolder
 
-# What every run has of its own.
+# Facts that are different in every run.
 OF_ITS_OWN = {"folder", "command", "started", "time", "speed", "SHA-256 of the parameters"}
 Column = Mapping[str, str]
 
 
 def compared(runs: Sequence[Path]) -> Table:
-    """A table of runs: flags and parts in which they differ, then the numbers, a column a run.
+    """A table with a column for each run: flags and parts in which they differ, then the numbers.
 
     Args:
         runs: the run folders.
@@ -42,7 +42,7 @@ def _rows(columns: Sequence[Column]) -> list[list[Cell]]:
 
 
 def _differing(columns: Sequence[Column], column: Column) -> Column:
-    """What of a column is not in all."""
+    """The entries of a column that are not the same in all columns."""
     return {
         name: of for name, of in column.items() if any(each.get(name) != of for each in columns)
     }

@@ -1,4 +1,4 @@
-"""What was run, in words: experiment.json, metrics.jsonl and summary.json without their code."""
+"""What was run, in words: from experiment.json, metrics.jsonl and summary.json, running no code."""
 
 import datetime
 import re
@@ -14,13 +14,13 @@ CHAIN = {"chain", "named_chain", "with_extra_args_support", "partition", "masked
 
 
 def facts(folder: RunFolder) -> dict[str, str]:
-    """What is known of a run, by what it is called.
+    """What is known about a run, each fact under its name.
 
     Args:
         folder: the run folder.
 
     Raises:
-        VaeJaxError: it is none.
+        VaeJaxError: it is no run folder.
     """
     record = folder.read_record()
     found = {"folder": str(folder.path), "command": command_of(record, folder)}
@@ -45,7 +45,7 @@ def facts(folder: RunFolder) -> dict[str, str]:
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """The ends of paths, as long as it takes to tell them apart."""
+    """The ends of paths, just long enough to tell them apart."""
     parts = [path.resolve().parts for path in runs]
     for length in range(1, max(map(len, parts))):
         names = ["/".join(each[-length:]) for each in parts]
@@ -55,7 +55,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
 
 
 def command_of(record: Record, folder: RunFolder) -> str:
-    """The command that trains such a run; from Python there is none."""
+    """The command that trains such a run; the Python call where it was trained from Python."""
     about = record["experiment"]
     if record["file"] is None or about is None:
         return "from Python: train(experiment, folder)"
@@ -105,7 +105,7 @@ def in_words(value: object) -> str:
 
 
 def _arguments(fields: Mapping[str, object]) -> list[str]:
-    """Fields that say what a part is: not how it begins, nor what it does without."""
+    """Fields that say what a part is: no initializers, and none that are None."""
     return [
         f"{name}={in_words(value)}"
         for name, value in fields.items()
@@ -119,7 +119,7 @@ def _short(name: str) -> str:
 
 
 def _steps_of(optimizer: object) -> Iterator[str]:
-    """The functions of Optax, with their numbers, of which an optimizer is made."""
+    """The Optax functions, with their numbers, from which an optimizer is made."""
     match optimizer:
         case {"is": str(), "update": update}:
             yield from _steps_of(update)

@@ -1,4 +1,4 @@
-"""What a training run needs of memory, told before it is trained."""
+"""The memory that a training run needs, told before it is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Needs:
     """Bytes of memory, by what takes them.
 
     Attributes:
-        device: of each device.
-        host: of the host that writes checkpoints, beside the programs themselves.
+        device: those on each device.
+        host: those on the host that writes checkpoints, besides the programs themselves.
         available: the memory of a device.
     """
 
@@ -62,7 +62,7 @@ def needs(
     streamed: bool | None = None,
     shard: parallel.Shard | None = None,
 ) -> Needs:
-    """What training needs on each device and on the host; its program is compiled, and not run.
+    """What training needs on each device and on the host; its program is compiled but not run.
 
         device = state + training images + batches of a chunk + gradients + activations
 

@@ -1,4 +1,4 @@
-"""A page about runs, in one file: no script, no request, figures as data URIs."""
+"""A page about runs, in one file: no scripts, no requests, figures as data URIs."""
 
 import base64
 import datetime
@@ -42,9 +42,9 @@ PICTURES = {
     "manifold": ("Manifold", "What the model makes of latents over the whole plane."),
 }
 ALWAYS = ("samples", "reconstructions")
-"""The pictures that every model has: where one is missing, all that are get drawn."""
+"""The pictures that every model has: where one is missing, all missing ones are drawn."""
 REDRAWN = ("learning_curves", "rate_and_distortion")
-"""Figures that a page draws of all its runs together."""
+"""Figures that a page draws for all its runs together."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Reported:
     """What a page says of one run.
 
     Attributes:
-        name: what it is called there.
+        name: its name on the page.
         folder: its folder.
-        facts: what was run, by what it is called.
+        facts: what was run, each fact under its name.
         evaluations: its evaluations, the oldest first.
         curves: the metrics in `LOGGED`, steps `[T]` and values `[T, S]`.
         figures: PNG files by name.
@@ -100,14 +100,14 @@ def report_on(
     """Write one page about runs, side by side.
 
     Without `out` the standard figures of a run are drawn into its folder first. With it the figures
-    in a run's folder are taken as they are; where one that every model has is missing, what is
-    missing is drawn, for the page alone.
+    in a run's folder are taken as they are; where one that every model has is missing, all missing
+    ones are drawn, for the page alone.
 
     Args:
         runs: a run or several, each as `train` and `load_run` return it, or its folder.
-        out: an .html file; None is figures/report.html in the folder of the run, if it is one.
-        evaluation: what `evaluate` found of the run, if it is one; what the command `vae-jax
-            evaluate` found is on the page anyhow.
+        out: an .html file; for a single run, None takes figures/report.html in its folder.
+        evaluation: for a single run, what `evaluate` returned; what the command `vae-jax evaluate`
+            found is on the page anyway.
         trust: whether to run the code in a run folder, to draw, even where another account wrote
             it.
 
@@ -227,9 +227,9 @@ def _text(text: object) -> str:
 def _table(
     runs: Sequence[str], rows: Iterable[tuple[str, str, Sequence[str]]], kind: str = ""
 ) -> str:
-    """A table of a column for each run; a row's label, what it means, and its cells, all escaped.
+    """A table with a column for each run; a row is a label, its meaning and its cells, all escaped.
 
-    Cells that are all the same are one, but in a table of a kind of its own, as one of numbers.
+    Cells of a row that are all the same are merged, except in a table with a `kind`.
     """
     body: list[str] = []
     for label, meaning, cells in rows:
@@ -260,7 +260,7 @@ def _what_was_run(runs: Sequence[Reported]) -> str:
 
 
 def _evaluation(runs: Sequence[Reported]) -> str:
-    """A table for each setting, so that what stands side by side can be compared."""
+    """A table for each setting, so that numbers side by side can be compared."""
     groups: dict[tuple[str, str], dict[tuple[str, str], Evaluation]] = {}
     for run in runs:
         for each in run.evaluations:
@@ -302,7 +302,7 @@ def _numbers(group: Mapping[tuple[str, str], Evaluation]) -> str:
 
 
 def _rates(group: Mapping[tuple[str, str], Evaluation]) -> str:
-    """The rates of several layers as bars of one scale."""
+    """The rates of several layers as bars on one scale."""
     layers = {name: found for name, each in group.items() if (found := rates_of(each))}
     if not layers:
         return ""
@@ -364,7 +364,7 @@ def _curves(runs: Sequence[Reported]) -> str:
 
 
 def _pictures(runs: Sequence[Reported]) -> str:
-    """A block for each kind of picture: of one run all in a grid, of several the runs."""
+    """A block for each kind of picture: one run's blocks in a grid, or in each block all runs."""
     blocks: list[str] = []
     for kind, (title, meaning) in PICTURES.items():
         shown = [

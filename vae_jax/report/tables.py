@@ -46,9 +46,9 @@ MEANINGS = {
     "bits_per_dim": "The NLL over the number of values in an image, in bits.",
     "active_units": "Latents whose posterior mean varies over images, by a variance above 0.01.",
     "codebook_use": "The share of all codes that occur in some image.",
-    "codebook_perplexity": "The number of codes that would be used as evenly, were all used alike.",
-    "frechet": "The distance of normal distributions fitted to the features; smaller is better.",
-    "kernel": "A distance of the features' distributions without bias; smaller is better.",
+    "codebook_perplexity": "The number of codes, all used alike, that would have the same entropy.",
+    "frechet": "The distance between Gaussians fitted to the features; smaller is better.",
+    "kernel": "A distance between the features' distributions, unbiased; smaller is better.",
     "precision": "The share of samples that lie among the real images.",
     "recall": "The share of real images that lie among the samples.",
     "rfrechet": "The Fréchet distance of reconstructions from their originals; smaller is better.",
@@ -69,12 +69,12 @@ QUALITIES = {
 
 
 class Row(NamedTuple):
-    """A measured quantity in words; without a unit, a number has none.
+    """A measured quantity in words.
 
     Attributes:
         label: its name.
         value: its value, with its error.
-        unit: its unit.
+        unit: its unit; empty where it has none.
         meaning: what it is, in a sentence.
     """
 
