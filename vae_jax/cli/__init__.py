@@ -1,8 +1,8 @@
 """The command `vae-jax`.
 
-The flags of a command are the arguments of a function: for `train FILE` and `figures FILE` one in
-the file, for the commands that make pictures one in `vae_jax.generate`, for all others one in
-`vae_jax.cli.commands`. What needs JAX is imported where it is used, so that `vae-jax --help`
+The flags of a command are the arguments of a function: for `train FILE`, `table FILE` and `figures
+FILE` one in the file, for the commands that make pictures one in `vae_jax.generate`, for all others
+one in `vae_jax.cli.commands`. What needs JAX is imported where it is used, so that `vae-jax --help`
 answers at once.
 """
 
@@ -39,7 +39,7 @@ def use_compilation_cache(wanted: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; it ends with 2 after bad input, 128 + the signal's number after a signal."""
+    """Run a command; it exits with 2 after bad input, 128 + the signal's number after a signal."""
     open_streams()
     if arguments is None:
         begin_command()
@@ -81,5 +81,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
             os._exit(128 + error.signal_number)
         sys.exit(128 + error.signal_number)
-    except KeyboardInterrupt:  # while training did not run
+    except KeyboardInterrupt:  # outside training
         sys.exit(128 + signal.SIGINT)

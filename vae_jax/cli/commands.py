@@ -139,7 +139,7 @@ def launch_with_flags(
     from vae_jax.experiment import find_file
     from vae_jax.grid import unfinished_programs
 
-    parallel.leave_to_others()  # the programs
+    parallel.leave_to_others()  # that is, to the programs
     workdir, seeds = options.workdir, (options.seed, options.seeds)
     programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
     say(f"{len(programs)} programs have to be run for the {len(cells)} cells of {workdir}.")
@@ -240,10 +240,10 @@ def fit_prior(
     Args:
         run: the run folder of the first stage, of which the first seed is taken.
         prior: the family of the prior.
-        workdir: the run folder of the second stage (None: that of the first and the family).
+        workdir: the run folder of the second stage (None: RUN-PRIOR).
         network: the network of diffusion or flow matching (None: mlp for vectors, unet for maps).
-        classes: condition the prior (any but mixture, flow and vae) on the classes of the data,
-            with or without which the first stage may have been trained.
+        classes: condition the prior (any but mixture, flow and vae) on the classes of the data;
+            the first stage may have been trained without them.
         num_steps: the number of optimizer steps.
         batch_size: the number of images in a batch.
         learning_rate: the largest learning rate of Adam.
@@ -304,7 +304,7 @@ def evaluate(
         split: the split of the data.
         checkpoint: the latest checkpoint, or the best by validation.
         ais_temperatures: also bound the NLL by annealed importance sampling through this number of
-            temperatures, and on as many simulated images from both sides. Slow: take few images.
+            temperatures, and that of simulated images from both sides. Slow: take few images.
         ais_chains: the number of annealed chains for each image.
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
         gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
@@ -316,7 +316,7 @@ def evaluate(
             (docs/quality.md), or FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features
             [n, F].
         trust: run the code in the run folder even where another account wrote it.
-        processes: which evaluate together; process 0 writes what they find.
+        processes: how several processes evaluate together; process 0 writes what they find.
     """
     check_counts(num_samples=num_samples, ais_chains=ais_chains)
     if ais_temperatures is not None:
@@ -480,7 +480,7 @@ def report(
 
     Args:
         runs: the run folders, or those of grids, each cell of which is a run.
-        out: an .html file, which needs no other and sends no request.
+        out: an .html file, which needs no other file and makes no requests.
         trust: run a run's code, to draw missing pictures, even where another account wrote it.
     """
     from vae_jax.grid import runs_of
@@ -524,7 +524,7 @@ def figures(file: File) -> None:
 
 
 def _in_overview() -> None:
-    """Stands for each command of `PICTURES`, which `main` runs, in the overview of all."""
+    """Stands for each command of `PICTURES`, which `main` runs, in the overview of commands."""
 
 
 for _command, _help in PICTURES.items():
@@ -555,7 +555,7 @@ def data_prepare(
             any image data set of TFDS.
         options: where data sets are.
         size: the side of images of tfds:NAME, cut to squares and resized (None: 64).
-        verify: check every byte of one that is prepared, also of files that seem untouched.
+        verify: where it is prepared already, check every byte, even in files that seem untouched.
     """
     options.use()
     from vae_jax.data import prepare
@@ -588,7 +588,7 @@ def experiments_copy(
 
 
 def print_paths(paths: Sequence[Path]) -> None:
-    """Print one path on each line, legible to a person, to a pipe as it is."""
+    """Print one path on each line: legible on a terminal, unchanged in a pipe."""
     for path in paths:
         if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):  # as in a notebook
             print(legible(path))

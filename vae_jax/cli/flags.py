@@ -1,4 +1,4 @@
-"""What a command takes beside the arguments of its function, and how its flags are parsed."""
+"""What a command takes besides the arguments of its function, and how its flags are parsed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FLAGS_OF = {"num_seeds": "seeds"}
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train` takes beside the experiment's own arguments."""
+    """What `train` takes besides the experiment's own arguments."""
 
     workdir: Path
-    """The run folder; that of the cells' run folders, where a flag has several values."""
+    """The run folder; where a flag has several values, the folder of the cells' run folders."""
     seed: int = 0
     """The seed of the first replica."""
     seeds: int = 1
@@ -39,9 +39,9 @@ class TrainOptions:
     dry_run: bool = False
     """Print what training needs of memory, on each device and on the host, and do not train."""
     deterministic: bool = False
-    """Compute the same bytes in each run on GPUs of one kind too, more slowly."""
+    """Compute the same bytes in each run, on GPUs of one kind too, but more slowly."""
     cells: tuple[str, ...] = ()
-    """Of a grid, the cells to train, by the names of their folders; others are left as they are."""
+    """The cells of a grid to train, by the names of their folders; others are left as they are."""
     launch: Literal["local", "slurm"] | None = None
     """Train the programs of a grid in processes of their own: here, or as jobs of Slurm."""
     jobs: int | None = None
@@ -56,14 +56,14 @@ class TrainOptions:
     """Also log metrics and figures to MLflow (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME)."""
 
     def check(self, cells: int, distributed: bool) -> None:
-        """Check that what is said of a grid is said of one, and of a launch where there is one.
+        """Check that flags for grids are given for one, and flags for a launch with --launch.
 
         Args:
             cells: the number of cells.
             distributed: whether several processes train together.
 
         Raises:
-            VaeJaxError: it is not.
+            VaeJaxError: they are not.
         """
         if cells < 2 and (self.launch or self.cells):
             what = "--launch starts" if self.launch else "--cells chooses among"
@@ -94,14 +94,14 @@ class ProcessOptions:
     distributed: bool = False
     """Work together with other processes, which are given the same command."""
     start_timeout: float = 45
-    """Seconds in which all processes have to come."""
+    """Seconds within which all processes have to come."""
     heartbeat_timeout: int = 100
     """Seconds without a sign of life after which a process is taken for dead."""
     shutdown_timeout: int = 300
-    """Seconds in which processes that have all finished have to take leave of each other."""
+    """Seconds within which JAX has to shut down once all processes have finished."""
 
     def together(self) -> contextlib.AbstractContextManager[None]:
-        """The company of the other processes, where there are any."""
+        """A context in which this process works with the others, where there are any."""
         if not self.distributed:
             return contextlib.nullcontext()
         from vae_jax.processes import together
@@ -139,7 +139,7 @@ class StyleOptions:
     """Dots per inch of a figure (None: 150, or the style sheet's)."""
 
     def use(self) -> None:
-        """Have Matplotlib draw so."""
+        """Set this style in Matplotlib."""
         from vae_jax import plots
 
         plots.use_style(self.style, self.dpi)
@@ -153,7 +153,7 @@ class FigureOptions(StyleOptions):
     """The format of the files; in pdf and svg text stays text."""
 
     def use(self) -> None:
-        """Have Matplotlib draw so."""
+        """Set this style and format in Matplotlib."""
         from vae_jax import plots
 
         plots.use_style(self.style, self.dpi, self.format)
@@ -161,7 +161,7 @@ class FigureOptions(StyleOptions):
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What a command that makes pictures takes beside the arguments of its function."""
+    """What a command that makes pictures takes besides the arguments of its function."""
 
     run: Folder
     """The run folder, or that of a grid; the names of its cells are added to the names of files."""
@@ -243,7 +243,7 @@ def check_counts(**counts: float) -> None:
 
 
 def as_flags(sentence: str, names: Iterable[str], typed: Sequence[str] = ()) -> str:
-    """A sentence in the words of who typed a command: `--num-samples 0`, not `num_samples=0`.
+    """A sentence as said to someone who typed a command: `--num-samples 0`, not `num_samples=0`.
 
     Args:
         sentence: what the package says to those who call it from Python.
@@ -264,7 +264,7 @@ def as_flags(sentence: str, names: Iterable[str], typed: Sequence[str] = ()) -> 
 
 @contextlib.contextmanager
 def said_in_flags(names: Iterable[str], typed: Sequence[str] = ()) -> Iterator[None]:
-    """Errors within say `as_flags` what they say."""
+    """Errors that are raised within are rewritten by `as_flags`."""
     try:
         yield
     except VaeJaxError as error:

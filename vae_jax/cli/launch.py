@@ -1,7 +1,7 @@
 """The programs of a grid as processes of their own: here, or as a job array under Slurm.
 
-Each is the same command for some cells alone, so it resumes what is unfinished and leaves what is
-finished. What starts it is an executor of Python's or submitit's.
+Each is the same command for some of the cells, so it resumes what is unfinished and leaves what is
+finished. It is started by an executor, Python's or submitit's.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Program:
 
         Args:
             command: its words.
-            log: a file for what it says; None for where this process says it.
+            log: a file for its output; None leaves it that of this process.
             gpu: the only GPU that it sees; None for all that this process sees.
 
         Raises:
-            VaeJaxError: it did not end well.
+            VaeJaxError: it failed.
         """
         own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with contextlib.ExitStack() as stack:
@@ -62,7 +62,7 @@ class Program:
             )
 
     def wait(self) -> None:
-        """Wait for its end, also beside another that waits, as a signal's handler does."""
+        """Wait for its end; a signal's handler may do so while another call waits."""
         while self.process is not None and self.process.poll() is None:
             time.sleep(POLL)
 
@@ -72,7 +72,7 @@ class Program:
             self.process.terminate()
 
     def checkpoint(self, *arguments: object) -> submitit.helpers.DelayedSubmission:
-        """What submitit puts back into the queue where the time is over or others come first."""
+        """What submitit puts back into the queue when time is up or the job is preempted."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -97,12 +97,12 @@ def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: i
 
     Args:
         programs: the commands.
-        logs: a file for what each says.
-        jobs: the number of those that run at once; None for the default.
+        logs: a file for the output of each.
+        jobs: the number of commands that run at once; None for the default.
 
     Raises:
-        VaeJaxError: one of them did not end well; the others went on to their end.
-        SystemExit: a signal told this process to stop, and so each of them.
+        VaeJaxError: one of them failed; the others went on to their end.
+        SystemExit: a signal told this process, and so each of them, to stop.
     """
     from vae_jax.processes import stop_signals, visible_gpus
 
@@ -177,7 +177,7 @@ def submit(
     Args:
         executor: submitit's executor.
         programs: the commands.
-        jobs: the number of those that run at once; None for all.
+        jobs: the number of commands that run at once; None for all.
         settings: parameters of the executor, `name=value` each.
 
     Raises:

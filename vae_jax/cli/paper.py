@@ -17,16 +17,16 @@ from vae_jax.progress import say
 
 @dataclass(frozen=True)
 class PaperOptions:
-    """What `table FILE` takes beside the experiment's own arguments, which hold for all cells."""
+    """What `table FILE` takes besides the experiment's own arguments, which hold for all cells."""
 
     workdir: Path
     """The folder of the cells' run folders."""
     quick: bool = False
-    """The small form of the table, for the order of its rows."""
+    """The small form of the table, which shows the order of its rows."""
     budget: str | None = None
     """How far to train for now: 40epochs of each cell, or 1.5h in all (None: to the last step)."""
     train: bool = True
-    """Train and evaluate what is missing (--no-train: say what is there, and what is missing)."""
+    """Train and evaluate what is missing (--no-train: show what is there, say what is missing)."""
     seed: int = 0
     """The seed of the first replica of each cell."""
     seeds: int = 1
@@ -55,7 +55,7 @@ class Budget:
     """How far training goes for now.
 
     Attributes:
-        epochs: of each run.
+        epochs: the number of epochs of each run.
         until: a time of `time.monotonic`, for all runs.
     """
 
@@ -67,7 +67,7 @@ class Budget:
         """The budget in words such as 40epochs or 1.5h.
 
         Raises:
-            VaeJaxError: they are others.
+            VaeJaxError: the words are others.
         """
         if text is None:
             return cls()
@@ -80,7 +80,7 @@ class Budget:
         return cls(epochs=number)
 
     def is_spent(self, epochs: float) -> bool:
-        """Whether a run that has gone so far goes no further."""
+        """Whether a run that is this far goes no further."""
         return epochs >= self.epochs or time.monotonic() >= self.until
 
 
@@ -132,7 +132,7 @@ def write_table(
     options: PaperOptions,
     budget: Budget,
 ) -> None:
-    """Train and evaluate what is missing of a table, and show it.
+    """Train and evaluate what a table lacks, and show it.
 
     Args:
         file: the experiment file.
@@ -248,7 +248,7 @@ def evaluate_cell(folder: Path, asked: Asked) -> None:
 
 
 def missing(folder: Path, evaluated: bool = True) -> str | None:
-    """What a cell of a table lacks, in a sentence: its end, or where it is asked its evaluation."""
+    """What a cell of a table lacks, in a sentence: its end or, where asked for, its evaluation."""
     from vae_jax.run import RunFolder
 
     run = RunFolder(folder)
