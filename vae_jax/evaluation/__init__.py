@@ -1,1 +1,1 @@
-"""Numbers of a trained model over a split of the data, in which every image is counted once."""
+"""Numbers about a trained model over a split of the data, in which every image counts once."""

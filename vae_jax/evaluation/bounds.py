@@ -14,7 +14,7 @@ from vae_jax.experiment import Experiment
 from vae_jax.vae import has_bound
 
 Latents = list[tuple[Moments, Moments]]
-"""Of each layer, the moments of the posterior means and of their sampling variances."""
+"""For each layer, the moments of the posterior means and of their sampling variances."""
 
 
 def make_bounds_evaluator(
@@ -32,7 +32,7 @@ def make_bounds_evaluator(
         split: the split of the data.
         num_samples: the number of samples K.
         num_images: the number of images N, evenly spaced over the split; None takes all.
-        names: which of the values are wanted, for the others are not computed; None takes all.
+        names: the values that are wanted; others are not computed. None takes all.
         exact_prior: as in `per_image`.
 
     Returns:
@@ -59,7 +59,7 @@ def make_bounds_and_latents_evaluator(
 ) -> Callable[[VariableDict], tuple[PerImage, Latents]]:
     """Compile what `make_bounds_evaluator` does, with the moments of posterior means.
 
-    The means of all images are never in one place: their moments are made where they are.
+    The means of all images are never gathered: their moments are computed on the devices.
 
     Args:
         experiment: as in `make_bounds_evaluator`.
@@ -94,11 +94,11 @@ def make_validation(experiment: Experiment) -> Callable[[OfSeeds], dict[str, np.
 
     Returns:
         A function from the variables of S seeds to mean bounds over the validation split, nats per
-        image, `[S]`: `valid_neg_elbo`, in which the KL weighs one whatever its weight in training,
-        and `valid_nll` with the objective's K. With a prior of which training knows a bound, there
-        is the former alone, by that bound, since ln p(z) itself takes long. Where the model has no
-        bound on the likelihood, it gives `valid_distortion` alone; where there is no validation
-        split, nothing. Of each image, no more than these numbers leaves its device.
+        image, `[S]`: `valid_neg_elbo`, in which the KL has weight one whatever its weight in
+        training, and `valid_nll` with the objective's K. With a prior of which training knows only
+        a bound, it gives the former alone, by that bound, since ln p(z) itself takes long. Where
+        the model has no bound on the likelihood, it gives `valid_distortion` alone; where there is
+        no validation split, nothing. Nothing but these numbers of each image leaves the devices.
     """
     if len(experiment.data.valid) == 0:
         return lambda variables: {}

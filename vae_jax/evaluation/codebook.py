@@ -29,7 +29,7 @@ def codebook_use(
     Returns:
         `codebook_use`, from 0 to 1, and `codebook_perplexity`, exp H from 1 to the number of codes
         C, `[S]` each, means over the levels of residual codes. Nothing where z is no map of codes.
-        Few images cannot use all of a large codebook: n codes in all use n / C of it at most.
+        Few images cannot use all of a large codebook: if they have n codes, at most n / C of it.
     """
     model = experiment.model
     if "codebook" not in model.posteriors[0].traits:

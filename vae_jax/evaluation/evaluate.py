@@ -1,4 +1,4 @@
-"""What is known about a run on a split: bounds, gaps, information, active units, quality."""
+"""What is found about a run on a split: bounds, gaps, information, active units, quality."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ ACTIVE_VARIANCE = 0.01
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Shown):
-    """What is known about a run on one split.
+    """What is found about a run on one split.
 
     Attributes:
         data: the data set, its split and its protocol, in words.
@@ -41,7 +41,7 @@ class Evaluation(Shown):
             `ais_acceptance`: the quantities of `bounds.per_image`, and where asked for those of
             `make_ais_evaluator`, `information.decompose` and `inference_gaps`. Where q has no
             density (`Deterministic`) or p(x|z) is not normalized there is no bound on the
-            likelihood, and of the bounds' quantities the distortion alone.
+            likelihood, and of `bounds.per_image` only the distortion.
         standard_error: the standard errors of these means over images, `[S]`.
         active_units: the number of active units of each layer, `[S]`; see `active_units`.
         codebook: `codebook_use` and `codebook_perplexity`, `[S]` each, where z is a map of codes;
@@ -114,7 +114,7 @@ def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
 
     For dequantized data, where x = (v + u)/256, the bound that the density gives on the mass of the
     256 levels adds 8 bits (Theis et al. 2016, section 3.1). None for densities of data that are not
-    dequantized, which carry no bits, and where pixels are missing, which have no dimensions.
+    dequantized, which have no bits, and where pixels are missing, whose dimensions do not count.
     """
     if isinstance(experiment.model.likelihood, SeenPixels):
         return None
@@ -157,7 +157,7 @@ def evaluate(
         features: spaces of features in which to score them, beside the package's own.
 
     Raises:
-        VaeJaxError: as in `over_split`, and in those of what is asked for.
+        VaeJaxError: as in `over_split`, and in the functions that are named above.
 
     Example:
         >>> result = evaluate(run, num_samples=5000)
@@ -219,7 +219,7 @@ def active_units(means: Moments, variances: Moments) -> np.ndarray:
     count = flat(means.count)
     noise, noise_squares = flat(variances.mean), flat(variances.squares) / count
     found = flat(means.squares) / count - (1 - 1 / count) * noise
-    # Of (mean + noise)² - variance at the limit of being active, for normal noise and any K > 1.
+    # That of (mean + noise)² - variance at the threshold, for normal noise and any K > 1.
     variance_of_each = 4 * (noise_squares + noise**2) + 4 * ACTIVE_VARIANCE * noise
     error = np.sqrt(variance_of_each / count)
     units = (found > ACTIVE_VARIANCE + 3 * error).sum(1)

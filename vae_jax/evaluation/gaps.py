@@ -28,8 +28,8 @@ from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Model
 from vae_jax.vae import VAE, has_bound
 
-# Adam on each image by itself: its rate is halved after a block of steps whose mean bound is no
-# higher than any before, and it ends when the rate is below the last.
+# Adam on each image by itself: its rate is halved after a block of steps whose mean bound is not
+# the highest so far, and it ends when the rate falls below LAST_RATE.
 SAMPLES, BLOCK, MAX_BLOCKS = 16, 100, 100
 FIRST_RATE, LAST_RATE = 3e-2, 5e-4
 Parameters = tuple[Array, Array]

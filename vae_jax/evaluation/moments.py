@@ -10,7 +10,7 @@ from vae_jax import parallel
 
 @struct.dataclass
 class Moments:
-    """The first two moments of values over images, which those of other images can be added to.
+    """The first two moments of values over images, which can be merged with those of other images.
 
     Sums of squares are of deviations from the mean, never of the values, whose difference would
     cancel.
@@ -43,7 +43,7 @@ class Moments:
         return cls(count, mean, parallel.batch_sum((deviations**2).sum(0)))
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of these images and of others, of which there is one at least."""
+        """The moments of these images and of others together, at least one in all."""
         count = self.count + other.count
         difference = other.mean - self.mean
 

@@ -38,15 +38,15 @@ def over_split(
     position in the split alone, so its values depend on neither batches nor devices.
 
     Args:
-        experiment: its data, and the model whose variables are given.
+        experiment: the experiment, for its data and the model whose variables are given.
         split: the split of the data.
         function: a function of the variables of one seed, images `[B, H, W, C]` scaled by the
             protocol, their keys `[B]`, their labels `[B]` (None in a model without labels) and
             further trees of that seed; it returns a tree of arrays `[B, ...]`.
         num_images: the number of images N, evenly spaced over the split; None takes all.
         num_decoded: the number of images that are decoded for each image at once.
-        with_moments: whether the function returns a pair of trees, and of the second no more is
-            wanted than its moments over the images, which stay on the devices until the end.
+        with_moments: whether the function returns a pair of trees, of which only the moments over
+            the images are wanted of the second; they stay on the devices until the end.
 
     Returns:
         A function of variables and further trees, as `OfSeeds`, to the tree of host arrays `[S, N,
@@ -54,7 +54,7 @@ def over_split(
         first call.
 
     Raises:
-        VaeJaxError: the split does not have this number of images, or none.
+        VaeJaxError: the split has no images, or not as many.
     """
     data_split = getattr(experiment.data, split)
     images, total = data_split.images, len(data_split.images)

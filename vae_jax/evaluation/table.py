@@ -1,4 +1,4 @@
-"""Tables of what `vae-jax evaluate` recorded in run folders: a row a run, or flags both ways."""
+"""Tables of what `vae-jax evaluate` recorded in run folders: by runs, or one flag by another."""
 
 import csv
 import io
@@ -32,9 +32,9 @@ class Number:
     """A measured number.
 
     Attributes:
-        values: of each seed, `[S]`.
-        standard_error: over images, of a single seed; nan where there is none.
-        decimals: the digits after the point.
+        values: those of the seeds, `[S]`.
+        standard_error: for a single seed, the standard error over images; nan where there is none.
+        decimals: the number of digits after the point.
     """
 
     values: np.ndarray
@@ -74,14 +74,14 @@ class Table:
     caption: str
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown."""
+        """The table in GitHub's Markdown."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
         body = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         return f"{body}\n\n{self.caption}\n"
 
     def latex(self) -> str:
-        """A `tabular` for LaTeX with booktabs."""
+        """The table as a `tabular` for LaTeX with booktabs."""
         lines = [
             " & ".join(_latex(str(cell)) for cell in line) for line in [self.header, *self.rows]
         ]
@@ -97,7 +97,7 @@ class Table:
         )
 
     def csv(self) -> str:
-        """Comma-separated values: a number's mean, its error and its seeds are three columns."""
+        """The table as comma-separated values; a number takes three columns: mean, error, seeds."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         of_numbers = [
@@ -156,9 +156,9 @@ class Evaluated:
 
 
 def published(folder: RunFolder, trust: bool = False) -> str:
-    """What the function `published` in the run's experiment file says of its arguments.
+    """What the function `published` in the run's experiment file returns for its arguments.
 
-    Empty where there is no such function or no such number, and where another account's code would
+    Empty where there is no such function or no such number, or where another account's code would
     have to be run.
     """
     record = folder.read_record()
@@ -277,7 +277,7 @@ def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = 
         quantity: what the cells show.
 
     Raises:
-        VaeJaxError: no run has such a flag, or several runs belong into one cell.
+        VaeJaxError: no run has such a flag, or several runs belong in one cell.
     """
     known = dict.fromkeys(name for run in runs for name in run.flags)
     for name in (rows, columns):
@@ -288,7 +288,7 @@ def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = 
     others = [name for name in differing(runs) if name not in (rows, columns)]
     if others:
         raise VaeJaxError(
-            f"The runs differ in {', '.join(map(_flag, others))} too, so several belong into one "
+            f"The runs differ in {', '.join(map(_flag, others))} too, so several belong in one "
             "cell: give fewer runs, or leave --rows and --columns out."
         )
     cells = {(str(run.flags.get(rows)), str(run.flags.get(columns))): run for run in runs}
