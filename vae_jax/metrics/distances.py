@@ -11,7 +11,7 @@ from vae_jax.errors import VaeJaxError
 
 GROUPS = 20  # the jackknife leaves them out one at a time
 MIN_IMAGES = 2 * GROUPS
-IMAGES_PER_FEATURE = 2  # that the interval of a Fréchet distance takes at least
+IMAGES_PER_FEATURE = 2  # at least, for a Fréchet distance to have an interval
 T_QUANTILE = 2.093024  # 97.5 % of Student's t with GROUPS - 1 degrees of freedom
 NORMAL_QUANTILE = 1.959964
 NEIGHBOURS = 3
@@ -26,7 +26,7 @@ class Estimate:
         value: the estimate, corrected for its bias.
         low: lower end of the 95 % confidence interval; nan where there is none.
         high: upper end; nan where there is none.
-        plain: the quantity of this very sample, biased, as its paper defines it.
+        plain: the quantity of this sample, biased, as its paper defines it.
     """
 
     value: float

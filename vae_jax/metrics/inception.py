@@ -63,7 +63,7 @@ class InceptionV3(nn.Module):
     """Inception-v3 up to the spatial means of its last map, the 2,048 features called pool3.
 
     This is the TensorFlow network of 2015, with which FID was defined: average pools leave padding
-    out, and the last block has a max pool instead of one.
+    out, and the last block has a max pool instead of an average pool.
 
     References:
         Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision.

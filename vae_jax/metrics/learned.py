@@ -15,7 +15,7 @@ from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks
 from vae_jax.networks.features import MAPS, NUM_STEPS, WIDTH, FeatureNetwork, maps, shrunk
 from vae_jax.run import RunFolder
 
-SCALED_BY = 1000  # training images, or a few more
+SCALED_BY = 1000  # training images, or up to twice as many, set the scales
 SEED = 0
 
 
@@ -24,7 +24,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
 
     They are the spatial means of its three maps and its last layer, each layer scaled to a mean
     variance of 1 on training images. The last layer knows where things are but forgets what does
-    not matter to the class, such as slight noise, which the maps see.
+    not matter to its task, such as slight noise, which the maps see.
 
     It is a classifier if the training images have labels of two or more classes, else an
     autoencoder, trained by Adam with a cosine schedule, batches of 64 and seed 0, so that the

@@ -32,7 +32,7 @@ class Score:
         space: the name of the feature space.
         name: the name of the quantity.
         samples: its value for samples against the split.
-        training: the floor: its value for real images that are not those of the split.
+        training: the floor: its value for real images that are not in the split.
     """
 
     space: str
@@ -61,7 +61,7 @@ class Quality:
 def measure_quality(
     run: Run, split: SplitName, num_images: int, features: Mapping[str, Features] | None = None
 ) -> Quality:
-    """Scores samples and reconstructions of the first seed, both as means of p(x|z).
+    """Scores samples and reconstructions of the first seed, as `Run` makes pictures of both.
 
     Distances, precision and recall compare `num_images` samples, or training images, with as many
     images of the split, in three feature spaces: colour, texture, and features learned on the
