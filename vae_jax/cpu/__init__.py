@@ -1,1 +1,1 @@
-"""What only the CPU needs: each file is one trick behind one function that the package calls."""
+"""What only the CPU needs, each trick behind one function or option that the package uses."""

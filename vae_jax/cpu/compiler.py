@@ -24,14 +24,14 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)
 
 RIGHT: Options = {}
-"""What a program of this package needs to be compiled rightly; filled where JAX began too early."""
+"""Options that make this package's programs right where JAX computed before the flag was set."""
 
 
 def leave_out_ynnpack() -> None:
     """Have every program of this process compiled without fusions that are compiled wrongly.
 
-    To be called before JAX begins to compute, for then XLA reads its flags. It leaves a flag that
-    the user has set as it is.
+    To be called before JAX begins to compute, which is when XLA reads its flags. A flag that the
+    user has set stays as it is.
     """
     jaxlib = tuple(int(number) for number in re.findall(r"\d+", version("jaxlib")))
     flags = os.environ.get("XLA_FLAGS", "")

@@ -1,14 +1,14 @@
-"""Convolutions that are as fast within a loop, such as that over the steps of training.
+"""Convolutions that are as fast within a loop, such as that over training steps, as outside.
 
 XLA's CPU backend computes a convolution by its library (Eigen), on every core, where its axes have
-one certain order: `[N, H, W, F]` and `[h, w, I, O]`. It brings others into this order, but outside
-of loops alone (xla/service/cpu/conv_canonicalization.cc goes through the entry computation); within
-`lax.scan` the gradients of a convolution, which have other orders, would be loops over single
-numbers, many times slower. So all three are written in this order here.
+one particular order: `[N, H, W, F]` and `[h, w, I, O]`. It brings other orders into this one, but
+only outside of loops (xla/service/cpu/conv_canonicalization.cc goes through the entry computation);
+within `lax.scan` the gradients of a convolution, which have other orders, would be loops over
+single numbers, many times slower. So the convolution and its gradients have this order here.
 
-The library computes at the rate of matrix products, which two kinds of convolutions can do without:
-where few features come in, each patch is copied in short runs, and where many do, Winograd's
-algorithm takes a quarter of the products.
+The library computes at the rate of matrix products. Two kinds of convolutions can be faster: those
+of few input features, whose patches it copies in short runs, and those of many, for which
+Winograd's algorithm takes a quarter of the products.
 """
 
 from collections.abc import Sequence
@@ -106,9 +106,9 @@ def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
-    """A convolution of y by the kernel turned round; its features are blocks of stride x stride.
+    """A convolution of y with the flipped kernel; its features are blocks of stride x stride.
 
-    With zeros between the pixels of y, as XLA has it, stride^2 times as many products are taken.
+    XLA's way, with zeros between the pixels of y, takes stride^2 times as many products.
     """
     stride, (height, width) = geometry.stride, geometry.size
     blocks = [-(-n // stride) for n in geometry.window]  # that a kernel spans
@@ -127,10 +127,10 @@ def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
-    """A convolution of x by y, with zeros between its pixels: examples as features, and back."""
+    """A convolution of x with y, zeros between y's pixels, with examples in place of features."""
     sizes = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
     edges = [(low, width - 1 + span - size - low) for size, span, width, low in sizes]
-    # Pixels that no output sees, as a kernel smaller than its stride leaves, are cut off.
+    # Pixels that no output sees, where a kernel is smaller than its stride, are cut off.
     seen = [size + min(high, 0) for size, (_, high) in zip(geometry.size, edges, strict=True)]
     x = x[:, : seen[0], : seen[1]].transpose(3, 1, 2, 0)
     found = lax.conv_general_dilated(
@@ -150,11 +150,11 @@ LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}
 # --- The choice ---------------------------------------------------------------------------------
 
 FEW = 4  # features: an image's colours
-MANY = 96  # features on either side, from which on tiles save more products than they cost
+MANY = 96  # features on both sides, from which on tiles save more than they cost
 
 
 def _computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
-    """The library, or a way of computing the output whose transpose gives the gradients."""
+    """By the library, or by a way to the output whose transposes give the gradients."""
     shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
     shapes[of] = geometry.shape(of, a.shape, b.shape)
     inputs, features = shapes["kernel"][2:]
@@ -200,7 +200,7 @@ def _gradient(
 def _mapped(
     operands: Sequence[Array], axes: Sequence[int | None], *, of: Of, geometry: Geometry
 ) -> tuple[Array, int]:
-    """As more images where these alone are mapped; else one after the other."""
+    """As more images where only these are mapped; otherwise one after the other."""
     bind = partial(_form_p.bind, of=of, geometry=geometry)
     each = [a if n is None else jnp.moveaxis(a, n, 0) for a, n in zip(operands, axes, strict=True)]
     if axes[1] is None and of != "kernel":

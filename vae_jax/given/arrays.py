@@ -1,4 +1,4 @@
-"""Images x, latents z and labels y against the model to which they are given."""
+"""Checks of images x, latents z and labels y against the model to which they are given."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ AnyArray = np.ndarray | Array
 
 
 def array(value: object, what: str, axes: str) -> AnyArray:
-    """An array with the axes that a text such as "[N, H, W, C]" begins with.
+    """An array with as many axes as the text that says what is wanted, such as "[N, H, W, C]".
 
     Raises:
         VaeJaxError: it is no array, or one with other axes.
@@ -93,7 +93,7 @@ def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
     """Images `[N, H, W, C]` in the form of a protocol.
 
     Args:
-        x: what was given for images.
+        x: what was given as images.
         image_shape: (H, W, C) of the model.
         pixels_in_unit: whether pixels are in [0, 1].
 
@@ -122,7 +122,7 @@ def mask(value: object, count: int, size: Shape) -> np.ndarray:
     """Which pixels are missing, booleans `[N, H, W]`, on the host.
 
     Args:
-        value: what was given for a mask, `[H, W]` or `[N, H, W]`.
+        value: what was given as a mask, `[H, W]` or `[N, H, W]`.
         count: the number of images N.
         size: (H, W).
 
@@ -132,7 +132,9 @@ def mask(value: object, count: int, size: Shape) -> np.ndarray:
     height, width = size
     way = f"[{height}, {width}], one for all images, or [{count}, {height}, {width}]"
     if not isinstance(value, np.ndarray | Array):
-        raise VaeJaxError(f"mask is {shown(value)}: give booleans {way}, True where pixels miss.")
+        raise VaeJaxError(
+            f"mask is {shown(value)}: give booleans {way}, True where pixels are missing."
+        )
     if value.dtype != bool:
         raise VaeJaxError(
             f"mask is {value.dtype}: give booleans {way}, True where pixels are missing, such as "
@@ -149,7 +151,7 @@ def mask(value: object, count: int, size: Shape) -> np.ndarray:
 
 
 LARGEST = float(np.finfo(np.float32).max)
-"""The largest number that is finite where models compute."""
+"""The largest float32, in which models compute."""
 
 TOLERANCE = 1e-3
 """How far rounding may take a pixel out of [0, 1], or the length of a unit vector from 1."""
@@ -159,7 +161,7 @@ def labels(y: object, num_classes: int | None) -> AnyArray | None:
     """Classes `[N]`, or `[1]`, one for all.
 
     Args:
-        y: what was given for labels.
+        y: what was given as labels.
         num_classes: the number of classes of the model; None where it is given no labels.
 
     Raises:
@@ -188,7 +190,7 @@ def latents(z: object, shape: Shape, space: str, what: str = "z") -> AnyArray:
     """Latents `[..., *event]` of one layer.
 
     Args:
-        z: what was given for them.
+        z: what was given as latents.
         shape: the event shape.
         space: the space in which they live, as in `vae_jax.interfaces.Space`.
         what: their name.
@@ -219,7 +221,7 @@ def layers(
     """Checks latents of every layer.
 
     Args:
-        zs: what was given for them.
+        zs: what was given as latents.
         shapes: the event shapes of the layers.
         spaces: the spaces of the layers.
         fewest: the number of layers that will do instead of all.
@@ -237,7 +239,7 @@ def layers(
 
 
 class Door(Protocol):
-    """What has a door, as models do."""
+    """What checks arguments before its methods get them, as models do."""
 
     def admit(
         self,
@@ -250,7 +252,7 @@ class Door(Protocol):
 
 
 def admitted(function: Callable[P, Result]) -> Callable[P, Result]:
-    """Linen's `apply` or `init_with_output`, of a model that admits the arguments."""
+    """Linen's `apply` or `init_with_output`, once the model has admitted the arguments."""
 
     @nn.nowrap
     @functools.wraps(function)

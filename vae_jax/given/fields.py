@@ -1,4 +1,4 @@
-"""The fields of parts, and the arguments of functions, against their annotations.
+"""Checks of the fields of parts, and of the arguments of functions, against their annotations.
 
 The annotation of a field says what fits, as in `beta: Weight`, and `check_fields` compares. In
 `Annotated`, a function tells whether a value fits, and a string describes what would.
@@ -42,14 +42,14 @@ _LEAST, _GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32)
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that fit, all finite as float32; of a sequence, its lengths that fit.
+    """The numbers that fit, all finite as float32; for a sequence, the lengths that fit.
 
-    What float32 rounds to zero, or XLA, which keeps no subnormal numbers, is zero. A number that is
-    traced fits, as its value is not known.
+    A number below the least normal float32 counts as zero, since XLA keeps no subnormal ones. A
+    number that is traced fits, as its value is not known.
 
     Attributes:
         least: the least number that fits.
-        most: the greatest.
+        most: the greatest number that fits.
         above: a number that all are greater than.
         below: a number that all are less than.
     """
@@ -114,7 +114,7 @@ LatentShape = Annotated[
 
 
 def fits(value: object, hint: object) -> bool:
-    """Whether a value is of the type that a hint says; one that is not understood excludes none."""
+    """Whether a value is of the type in a hint; a hint that is not understood fits every value."""
     kind, tests, _ = _read(hint)
     return _is_of(value, kind) and all(test(value) for test in tests)
 
@@ -176,7 +176,7 @@ def _is_uncalled(value: object) -> bool:
 
 
 def taking(*arguments: object, **named: object) -> Callable[[object], bool]:
-    """A test of functions: whether one takes these arguments, of which only the names matter."""
+    """A test of functions: whether one takes these arguments, whose values do not matter."""
 
     def takes(function: object) -> bool:
         try:
@@ -246,7 +246,7 @@ def check_fits(what: str, value: object, hint: object) -> None:
     """
     if fits(value, hint):
         return
-    # Of a class its method resolution order is looked at: protocols may not be asked.
+    # The method resolution order is compared, since `issubclass` refuses some protocols.
     if isinstance(value, type) and set(value.__mro__[:-1]).intersection(_members(hint)):
         name = value.__name__
         raise VaeJaxError(f"{what} is the class {name}: give an instance of it, {name}(...).")

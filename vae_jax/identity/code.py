@@ -1,7 +1,7 @@
 """A checksum of code: its instructions, and whatever it takes from its own module.
 
-Comments, docstrings and layout may change. Code of installed packages has none: their versions are
-in a run's record.
+Comments, docstrings and layout do not change it. Code of installed packages has no checksum: their
+versions are in a run's record.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def unwrapped(part: object) -> Any:
 
 
 def _layers(part: object) -> Iterator[object]:
-    """A function within others, such as the rules of its derivatives; the innermost last."""
+    """A function and what wraps it, such as the rules of its derivatives; the function is last."""
     yield part
     for attribute in ("fget", "__func__", "func", "__wrapped__"):
         if not isinstance(part, type | FunctionType | functools.partial) and hasattr(
@@ -89,7 +89,7 @@ def variables(thing: object) -> dict[str, object]:
 
 
 def codes_within(factory: object, inner: Sequence[str], closure: Set[str]) -> list[CodeType]:
-    """The code of functions inside another, by the names on the way, that close over these."""
+    """The code of functions within another that close over these; names go from outside in."""
     function = inspect.unwrap(unwrapped(factory))
     codes = [function.__code__] if isinstance(function, FunctionType) else []
     for name in inner:
@@ -99,7 +99,7 @@ def codes_within(factory: object, inner: Sequence[str], closure: Set[str]) -> li
 
 
 def _members(cls: type) -> list[tuple[str, object]]:
-    """Functions and constants of a class and its bases, but fields, which instances have."""
+    """Functions and constants of a class and its bases, without fields, which instances have."""
     if issubclass(cls, enum.Enum):
         return [(name, member.value) for name, member in cls.__members__.items()]
     fields = getattr(cls, "__dataclass_fields__", {})
@@ -134,7 +134,7 @@ def _named_by(steps: Sequence[dis.Instruction], operation: str) -> list[str]:
 
 
 def _taken(name: str, part: object, names: Set[str]) -> list[tuple[str, object]]:
-    """An object, or of a module that is not installed what code with these names takes from it."""
+    """An object; of a module that is not installed, what code with these names takes from it."""
     found, ahead, seen = list[tuple[str, object]](), [(name, part)], set[int]()
     while ahead:
         name, part = ahead.pop()
@@ -147,7 +147,7 @@ def _taken(name: str, part: object, names: Set[str]) -> list[tuple[str, object]]
 
 
 def _imported(name: str, parts: Sequence[str], scope: dict[str, object]) -> Iterator[ModuleType]:
-    """The modules, not installed ones, that a statement in a function may import.
+    """The modules outside of installed packages that a statement in a function may import.
 
     Args:
         name: what stands after `import` or `from`, without dots before it.
@@ -172,7 +172,7 @@ def _every_instruction(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def _instructions(code: CodeType) -> Iterator[object]:
-    """What code does, whatever its lines are and whatever it says of itself."""
+    """What code does, whatever its line numbers and its docstring."""
     yield list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     for step in dis.get_instructions(code):
         if isinstance(step.argval, CodeType):

@@ -20,7 +20,7 @@ from vae_jax.identity.names import is_installed, name_of, named
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
-_KEPT = 1000  # the most numbers of an array that stand in its description
+_KEPT = 1000  # the largest size of an array whose description has its numbers
 
 
 def describe(thing: object) -> Json:
@@ -102,14 +102,14 @@ def _local(thing: object, of: Callable[[object], Json]) -> dict[str, Json]:
 
 
 def _state(thing: object, of: Callable[[object], Json]) -> dict[str, Json]:
-    """What an object is made of: fields, attributes, or what it says of itself."""
+    """What an object is made of: fields, attributes, or its `repr`."""
     cls = type(thing)
     if dataclasses.is_dataclass(thing):
         state = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
         if isinstance(thing, nn.Module):  # where it is used, unless the user has named it
             place = {"parent"} if thing.name else {"parent", "name"}
             state = {name: part for name, part in state.items() if name not in place}
-        # From NumPy or not, numbers are the same, but where a user's code may ask for their types.
+        # NumPy's numbers are taken for Python's, unless a user's code may ask for their types.
         same = np.generic if is_installed(cls) else np.integer | np.bool_
         state = {
             name: part.item() if isinstance(part, same) else part for name, part in state.items()

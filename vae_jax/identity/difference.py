@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 def differences(there: Json, here: Json) -> Iterator[Difference]:
-    """The leaves at which two descriptions differ, those of the second first."""
+    """The leaves at which two descriptions differ; those that only the first has come last."""
     ours, theirs = _flat(here), _flat(there)
     for name in {**ours, **theirs}:
         one, other = theirs.get(name, ABSENT), ours.get(name, ABSENT)

@@ -9,7 +9,7 @@ import vae_jax
 
 _INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
 _INSTALLED |= {Path(path) for path in vae_jax.__path__}
-# Those of the user's account, of the system's Python below an environment, of Debian and Colab.
+# In the user's account, in the system's Python below an environment, on Debian and on Colab.
 _OF_PACKAGES = {"site-packages", "dist-packages"}
 _PUBLIC = ("vae_jax", "jax.nn", "jax.numpy", "optax", "flax.linen")
 
@@ -26,7 +26,7 @@ def name_of(thing: object) -> str:
 
 
 def named(name: str) -> object:
-    """What a dotted name means in the modules that are imported; None where it means nothing."""
+    """What a dotted name refers to in the modules that are imported; None where to nothing."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         if (found := sys.modules.get(".".join(parts[:length]))) is not None:

@@ -2,8 +2,8 @@
 
 A function is traced to its jaxpr, where a hyperparameter is a literal or a constant, whichever
 field, closure or schedule it came from. Functions whose jaxprs are equal but for such numbers are
-one program, with the numbers as its inputs. What Python decides by a value, as a branch, a shape or
-an exponent, makes the jaxprs unequal, and the functions programs of their own.
+one program, with the numbers as its inputs. What Python decides by a value, such as a branch, a
+shape or an exponent, makes the jaxprs unequal, and the functions programs of their own.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -21,10 +21,10 @@ from jax.extend.core import primitives as of_jax
 Result = TypeVar("Result")
 Value: TypeAlias = Array | np.ndarray
 Place: TypeAlias = "tuple[int | str, ...]"
-"""Where a number stands: equations on the way to it, and its position."""
+"""Where a number is: the equations on the way to it, and its position."""
 Numbers: TypeAlias = Mapping[Place, Value]
 
-# Calls of an inner function that is not differentiated any more: its derivatives do not matter.
+# Calls of inner functions that are not differentiated any more: their derivatives do not matter.
 _CALLS = {
     of_jax.jit_p: "jaxpr",
     of_jax.custom_jvp_call_p: "call_jaxpr",
@@ -55,12 +55,12 @@ def programs(
 ) -> list[Program[Result]]:
     """Put functions together that differ in numbers alone.
 
-    A function that is like no other stays as it is, and so does its program to the bit.
+    A function that is like no other stays as it is, and so does its program, to the bit.
 
     Args:
         functions: functions of the same arguments.
         arguments: arrays, or their shapes and types, of which only these matter.
-        axes: the names and sizes of axes that the functions' collectives speak of.
+        axes: the names and sizes of the axes that the functions' collectives use.
     """
     trace = partial(jax.make_jaxpr, axis_env=list(axes), return_shape=True)
     traced: list[tuple[ClosedJaxpr, Result]] = [trace(each)(*arguments) for each in functions]
@@ -97,7 +97,7 @@ def programs(
 def _skeleton(
     jaxpr: Jaxpr, consts: Sequence[Value], place: Place, numbers: dict[Place, Value]
 ) -> Hashable:
-    """What a jaxpr is but for its numbers, which are noted by their places."""
+    """What a jaxpr is apart from its numbers, which are collected by their positions."""
     names: dict[Var, int] = {}
 
     def of_number(value: Value, place: Place) -> Hashable:
@@ -129,7 +129,7 @@ def _skeleton(
             parameters = {_CALLS[primitive]: parameters[_CALLS[primitive]]}
         inner_numbers = len(numbers)
         inner = [of_parameter(parameters[name], (*place, name)) for name in sorted(parameters)]
-        if primitive not in _CALLS and primitive not in _LOOPS:  # then nothing can be put into it
+        if primitive not in _CALLS and primitive not in _LOOPS:  # no number in it can be replaced
             fixed = list(numbers)[inner_numbers:]
             inner.append(tuple(np.asarray(numbers.pop(each)).tobytes() for each in fixed))
         inputs = [of_atom(atom, (*place, "in", n)) for n, atom in enumerate(equation.invars)]
@@ -150,7 +150,7 @@ def _run(
     place: Place,
     numbers: Numbers,
 ) -> list[Value]:
-    """The results of a jaxpr with other numbers in some places."""
+    """The results of a jaxpr with other numbers in some positions."""
     values = dict(zip(jaxpr.invars, arguments, strict=True))
     for n, (variable, value) in enumerate(zip(jaxpr.constvars, consts, strict=True)):
         values[variable] = numbers.get((*place, "const", n), value)
@@ -179,7 +179,7 @@ def _run(
 def _run_inside(
     equation: JaxprEqn, inputs: list[Value], place: Place, numbers: Numbers
 ) -> Sequence[Value]:
-    """The results of an equation in whose inner jaxprs some numbers are others."""
+    """The results of an equation, some numbers in its inner jaxprs replaced by others."""
     parameters = equation.params
 
     def inner(name: str, *index: int) -> Callable[..., list[Value]]:

@@ -1,4 +1,4 @@
-"""From a description back to its object, as far as everything in it can be imported."""
+"""From a description back to its object, where everything in it can be imported."""
 
 import contextlib
 import dataclasses
@@ -18,16 +18,16 @@ Arrays: TypeAlias = Callable[[dict[str, Json]], np.ndarray | None]
 
 
 class NotImportableError(Exception):
-    """A description names a part, which the message is, that cannot be imported."""
+    """A part of a description cannot be imported; the message is its name."""
 
 
 def made_from(description: Json, arrays: Arrays) -> object:
     """The object of a description. What it names is imported, which runs code.
 
     Args:
-        description: what `describe` said of it.
-        arrays: from dtype, shape and sha256 to an array that is too large for a description, or
-            None.
+        description: what `describe` returned for it.
+        arrays: a function from dtype, shape and SHA-256 to an array that is too large for a
+            description, or None.
 
     Raises:
         NotImportableError: a part of it cannot be imported.
@@ -76,7 +76,7 @@ def made_from(description: Json, arrays: Arrays) -> object:
 
 
 def _imported(name: str) -> object:
-    """What a dotted name means; a name in a script means nothing to another one."""
+    """What a dotted name refers to; a name in one script refers to nothing in another."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         with contextlib.suppress(ImportError, AttributeError):
@@ -89,7 +89,7 @@ def _imported(name: str) -> object:
 
 
 def _instance(name: str, state: dict[str, object]) -> object:
-    """A dataclass or a named tuple of its fields, any other object of its state."""
+    """A dataclass or a named tuple from its fields, any other object from its state."""
     cls = _imported(name)
     if not isinstance(cls, type) or cls.__module__ == "builtins":
         raise NotImportableError(name)
@@ -112,7 +112,7 @@ def _function(name: str, state: dict[str, object]) -> FunctionType:
     if not isinstance(factory, FunctionType) or int(number or 0) >= len(codes):
         raise NotImportableError(path)
     if {each for each in state if each.startswith("__")} - {"__defaults__", "__kwdefaults__"}:
-        raise NotImportableError(path)  # of which this is a part, such as its derivatives' rules
+        raise NotImportableError(path)  # an object around it, such as its derivatives' rules
     code = codes[int(number or 0)]
     cells = [CellType(state[each]) if each in state else CellType() for each in code.co_freevars]
     made = FunctionType(code, factory.__globals__, inner[-1], None, tuple(cells))

@@ -41,9 +41,9 @@ def fit_prior(
     """Fit a prior to q(z|x) of the training images, or go on fitting it, in a run folder.
 
     It is a run like any other, of the model with this prior in place of its own: it is resumed,
-    sampled from and evaluated by its folder, for which that of the first stage is not needed.
-    Everything but the prior is that of the first seed and held fixed. Real latents are standardized
-    by their mean and standard deviation over the training images.
+    sampled from and evaluated by its folder, without that of the first stage. Everything but the
+    prior is that of the first seed of `run`, and held fixed. Real latents are standardized by their
+    mean and standard deviation over the training images.
 
     Args:
         run: the trained model, the first stage.

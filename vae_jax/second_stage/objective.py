@@ -16,11 +16,11 @@ from vae_jax.vae import Terms
 class FitPrior(Objective):
     """-E_q(z|x)[ln p(z)] of the prior, with q held fixed: the cross-entropy of q(z) and p(z).
 
-    Of a prior that is `Bounded`, what it is fitted by stands for ln p(z): a bound, or the error of
-    a velocity.
+    For a prior that is `Bounded`, its `fit_objective` stands for ln p(z): a bound, or the negative
+    error of a velocity.
 
     Attributes:
-        fitted_to: the SHA-256 of the variables of the first stage, which tells what q is.
+        fitted_to: the SHA-256 of the variables of the first stage, which identifies q.
     """
 
     fitted_to: str = ""
