@@ -9,7 +9,7 @@ from importlib.metadata import version
 Options = dict[str, str | bool]
 
 # Keeps optimization barriers, which the CPU backend otherwise removes before it fuses operations
-# and merges equal ones: what is behind a barrier is computed once, and what is rematerialized is
+# and merges equal ones: what is before a barrier is computed once, and what is rematerialized is
 # computed again.
 KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
