@@ -1,6 +1,6 @@
 """VAEs for images: encoder x posterior x prior x decoder x likelihood x objective.
 
-The public names stand in `__init__.pyi`; each is imported when it is first used, so that
+The public names are in `__init__.pyi`; each is imported when it is first used, so that
 `vae-jax --help` does not wait for JAX.
 """
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> object:
 
 
 def _meant(name: str) -> str:
-    """The public names that someone who wrote this one may have meant, as a question."""
+    """The public names that may have been meant by this one, as a question."""
     import difflib
 
     known = {each.lower(): each for each in __all__}

@@ -13,7 +13,7 @@ from vae_jax.distributions import Distribution
 from vae_jax.interfaces import Model
 from vae_jax.vae import Terms, has_bound
 
-# The samples drawn from one key: a constant, so that an image's noise depends on nothing else.
+# The number of samples from one key: a constant, so that an image's noise depends on nothing else.
 SAMPLES_AT_ONCE = 64
 
 
@@ -35,8 +35,8 @@ def per_image(
         keys: typed keys `[B]`.
         num_samples: the number of samples K.
         y: labels `[B]` of a conditional model.
-        exact_prior: whether ln p(z) is exact where training has a bound on it; with that bound,
-            which is sooner computed, the first of these values is no bound for K > 1.
+        exact_prior: whether ln p(z) is exact where training has only a bound on it. That bound is
+            faster to compute, but with it `nll` is no bound for K > 1.
 
     Returns:
         Values in nats, `[B]` each:
@@ -51,8 +51,8 @@ def per_image(
 
         and `posterior_mean_z1`, `posterior_mean_z2`, ...: E_q[z_l] of each layer, `[B, *event_l]`,
         the mean of the samples where no closed form exists or where q(z_l) depends on the sampled
-        latents of other layers; with `mean_variance_z1`, ...: the variance of that mean over the
-        samples, estimated without bias, which is 0 where the mean is exact and nan of one sample.
+        latents of other layers; with `mean_variance_z1`, ...: an unbiased estimate of the variance
+        of that mean over the samples, 0 where the mean is exact and nan from a single sample.
     """
     chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = -(-num_samples // chunk)
@@ -104,7 +104,7 @@ def per_image(
 
 
 def bounded(model: Model, values: dict[str, Array]) -> dict[str, Array]:
-    """What of `per_image` has a meaning: where nothing bounds the likelihood, no density of q."""
+    """The values of `per_image` that mean something; without a bound, none with a density of q."""
     parts = ("distortion", "posterior_mean", "mean_variance")
     kept = values if has_bound(model) else [name for name in values if name.startswith(parts)]
     return {name: values[name] for name in kept}

@@ -26,8 +26,8 @@ from vae_jax.processes.agreement import told_by_main
 
 State = TypeVar("State")
 Which = Literal["latest", "best"]
-_ATTEMPTS = 10  # to read beside a process that replaces checkpoints meanwhile
-_LOOKS = 3  # again for a checkpoint where there seems to be none
+_ATTEMPTS = 10  # to read while another process replaces checkpoints
+_LOOKS = 3  # more for a checkpoint where there seems to be none
 _LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
 
@@ -50,14 +50,14 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 def _finite(number: float | None) -> float | None:
-    """A number that JSON and an order have; None for others."""
+    """A finite number, which can be written as JSON and sorted; None for others."""
     return number if number is not None and math.isfinite(number) else None
 
 
 def _describe(
     partial: Path, arrays: dict[str, str], validation: float | None, finite: bool
 ) -> None:
-    """Writes the manifest of a checkpoint that is complete."""
+    """Writes the manifest of a complete checkpoint."""
     manifest = {
         "validation": _finite(validation),
         "finite": finite,
@@ -74,8 +74,8 @@ def _first_line(error: Exception) -> str:
 class _HostArrays(type_handlers.NumpyHandler):
     """Arrays on the host, written and read one at a time where they are large.
 
-    Orbax copies all before it writes any, TensorStore those with an axis of size one once more, and
-    what is read is held twice.
+    Orbax copies all arrays before it writes any, TensorStore copies those with an axis of size one
+    again, and arrays that are read are held twice.
     """
 
     def __init__(self):
@@ -109,7 +109,7 @@ class _HostArrays(type_handlers.NumpyHandler):
 
 
 class _Shares(type_handlers.ArrayHandler):
-    """Arrays on the devices of several processes, of which files say no more than of others."""
+    """Arrays on the devices of several processes, in files that read like those of host arrays."""
 
     def typestr(self) -> str:
         return type_handlers.NumpyHandler().typestr()
@@ -136,7 +136,7 @@ class Checkpoints:
             active_processes={process},
             barrier_sync_key_prefix=f"process{process}",
         )
-        # Of compressed floats little is saved, and the compressed ones are held beside them.
+        # Compression saves little of floats, and holds the compressed ones in memory too.
         handler = ocp.PyTreeCheckpointHandler(
             use_compression=False,
             multiprocessing_options=alone,
@@ -153,8 +153,8 @@ class Checkpoints:
         hook = self._hook = sys.unraisablehook
 
         def quiet(unraisable: Any) -> None:
-            # When one file cannot be written, Orbax is gone before it hears of the others; the
-            # first failure is an exception and enough.
+            # When one file cannot be written, Orbax is closed before it hears of the others; the
+            # first failure is raised, which is enough.
             if str(unraisable.exc_value) != "Event loop is closed":
                 hook(unraisable)
 
@@ -174,10 +174,10 @@ class Checkpoints:
         Args:
             step: its name; a whole checkpoint of that name stays as it is.
             state: a pytree.
-            validation: what `best` minimises; None if it was not measured. What is not finite
-                never is the best.
-            finite: whether the step before it was taken, and not skipped; the latest state of which
-                that is so stays.
+            validation: what `best` minimizes; None if it was not measured. A number that is not
+                finite is never the best.
+            finite: whether the step before it was taken, and not skipped; the latest such state
+                stays.
 
         Raises:
             VaeJaxError: the checkpoint before this one could not be written.
@@ -186,7 +186,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, step, state, validation, finite)
 
     def save_shares(self, step: int, state: object, validation: float | None, finite: bool) -> None:
-        """Starts writing a state of which each process has shares, and writes its own.
+        """Starts writing a state of which each process has a share, and writes its own.
 
         It returns when they are copied to the host. All processes call it, and `wait`.
 
@@ -262,7 +262,7 @@ class Checkpoints:
             self._delete_old()
 
     def _place_for(self, step: int) -> Path:
-        """Where a checkpoint belongs; a damaged one that is there moves out of the way."""
+        """The folder of a checkpoint; a damaged one that is there moves out of the way."""
         target = self.folder / str(step)
         if target.exists() and not self._is_whole(step):
             self._set_aside(step)
@@ -274,7 +274,7 @@ class Checkpoints:
             self._delete(old)
 
     def measure(self, step: int, validation: float | None) -> None:
-        """Notes what a validation found of a state that was saved without it; see `save`."""
+        """Adds the validation of a state that was saved without one; see `save`."""
         self.wait()
         if (manifest := self._manifest(step)) is not None:
             path = self.folder / str(step) / storage.MANIFEST
@@ -289,7 +289,7 @@ class Checkpoints:
         """Deletes the checkpoints of skipped steps at the end, so that the latest is a good one.
 
         Returns:
-            Its step; None where there is none, and nothing is deleted.
+            The step of that one; None where there is no good one, and nothing is deleted.
         """
         self.wait()
         good = next(iter(self._good()), None)
@@ -299,7 +299,7 @@ class Checkpoints:
         return good
 
     def _delete(self, step: int) -> None:
-        """Deletes a checkpoint; what else is in its folder stays, under another name."""
+        """Deletes a checkpoint; a folder that holds other files too is renamed instead."""
         manifest, folder = self._manifest(step), self.folder / str(step)
         if manifest is None:
             self._set_aside(step)
@@ -367,14 +367,14 @@ class Checkpoints:
                 if state is not None:
                     return state, skipped
                 if not (self.folder / str(step)).exists():
-                    break  # a later one has taken over from it: look again
+                    break  # a later one has replaced it: look again
                 skipped.append(
                     f"The checkpoint of step {step} in {self.folder} is damaged (its files are not "
                     "those that were written) and passed over."
                 )
             else:
                 if not skipped and attempt < _LOOKS:
-                    continue  # a list that was made while one took over from another has neither
+                    continue  # a list made while one replaced another may have neither
                 if not skipped:
                     return None
                 raise VaeJaxError(
@@ -435,13 +435,13 @@ class Checkpoints:
 
 
 def kept(folder: Path, step: int, like: State, make: Callable[[], State]) -> State:
-    """Host arrays that are made once: process 0 reads them, or writes what all have made.
+    """Host arrays that are made once: process 0 reads them, or writes what all processes have made.
 
     Args:
         folder: where they are kept.
         step: their name there.
         like: a tree of their shapes and types.
-        make: makes them, in all processes at once, where they are not there or damaged.
+        make: makes them, in all processes at once, where they are missing or damaged.
     """
     with Checkpoints(folder) as checkpoints:
         found = checkpoints.read(step, like) if parallel.is_main_process() else None

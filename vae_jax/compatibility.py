@@ -89,7 +89,7 @@ def check_data(likelihood: Likelihood, data: Data) -> None:
     if data.support in likelihood.supports:
         return
     fitting = [p for p in PROTOCOLS.values() if p.support in likelihood.supports]
-    if likelihood.measure != "mass":  # a density is of values that fill the interval
+    if likelihood.measure != "mass":  # a density is for values that fill an interval
         fitting = [protocol for protocol in fitting if protocol.support != "uint5"]
         fitting.sort(key=lambda protocol: protocol.support != "unit")
     others = [part.__name__ for part in LIKELIHOODS if data.support in part.supports]
@@ -103,7 +103,7 @@ def check_data(likelihood: Likelihood, data: Data) -> None:
     if "binary" in likelihood.supports and data.image_shape[-1] > 1:
         ways.reverse()  # nobody binarizes colours
     if data.support == "uint5" and isinstance(likelihood, OfLevels):
-        ways.reverse()  # who took five bits has only to say so twice
+        ways.reverse()  # whoever chose five bits need only tell the likelihood too
     raise VaeJaxError(
         f"{type(likelihood).__name__} gives no probability to {data.support} images (protocol "
         f"{data.protocol.name} of {data.name}): {ways[0]}; or {ways[1]}."
@@ -163,7 +163,7 @@ def check_prior(posterior: Posterior, prior: Prior) -> None:
     if posterior.space in prior.spaces:
         problem = f"needs {_TRAIT_NAMES[missing[0]]}, which {q_name} does not have"
     if isinstance(posterior, posteriors.DiagonalGaussian) or posterior.space in prior.spaces:
-        ways.reverse()  # of the two the prior was chosen for its own sake
+        ways.reverse()  # of the two, the prior was chosen on purpose
     raise VaeJaxError(f"{name} {problem}; {ways[0]}; or {ways[1]}.")
 
 
@@ -239,7 +239,7 @@ def check_objective(objective: Objective, model: Model) -> None:
     if requires.factorized_prior and not model.prior.factors:
         raise VaeJaxError(
             f"{name} needs a prior with independent components, which "
-            f"{type(model.prior).__name__} has not; "
+            f"{type(model.prior).__name__} does not have; "
             f"{_fitting(PRIORS, lambda p: p.factors and fits_prior(top, p))}."
         )
     if requires.fixed_prior and (model.prior.needs or _is_learned(model)):
@@ -250,9 +250,9 @@ def check_objective(objective: Objective, model: Model) -> None:
         )
     if requires.exact_prior and not model.prior.exact:
         raise VaeJaxError(
-            f"{name} takes the logarithm of a mean of densities, and of "
-            f"{type(model.prior).__name__} training knows a bound with noise: take the objective "
-            "ELBO(), or fit the prior afterwards, by `vae-jax fit-prior`; of priors, "
+            f"{name} takes the logarithm of a mean of densities, and training has only a noisy "
+            f"bound on that of {type(model.prior).__name__}: take the objective ELBO(), or fit the "
+            "prior afterwards, by `vae-jax fit-prior`; of priors, "
             f"{_fitting(PRIORS, lambda p: p.exact and fits_prior(top, p))}."
         )
     critic = type(model.critic).__name__
@@ -295,7 +295,7 @@ def _is_learned(model: Model) -> bool:
     return "prior" in _initial(model).get("params", {})
 
 
-# Models whose parts fit together, by identity, while they live: they cannot change.
+# Models whose parts fit together, by identity, as long as they exist: they cannot change.
 _FITTING: WeakValueDictionary[int, Model] = WeakValueDictionary()
 
 
@@ -422,10 +422,10 @@ def check_pictures(model: Model, objective: Objective) -> None:
 
 
 def check_moved(model: Model, augmentations: Sequence[Augmentation]) -> None:
-    """Checks that augmentations leave the channel that says which pixels are seen what it is.
+    """Checks that augmentations do not mix up the channel that says which pixels are seen.
 
     Raises:
-        VaeJaxError: one of the package's mixes or scales values.
+        VaeJaxError: an augmentation of this package mixes or scales values.
     """
     for each in augmentations:
         mixes = isinstance(each, RandomAffine | BrightnessJitter | ColourJitter)
@@ -441,7 +441,7 @@ def check_batch(objective: Objective, batch_size: int) -> None:
     """Checks that a batch has enough images for what the objective estimates from it.
 
     Raises:
-        VaeJaxError: it has not.
+        VaeJaxError: it does not.
     """
     least = objective.requires.least_batch
     if batch_size < least:
@@ -452,7 +452,7 @@ def check_batch(objective: Objective, batch_size: int) -> None:
 
 
 def notes(objective: Objective, opt_state: optax.OptState) -> Iterator[str]:
-    """What is allowed and weaker than it need be, a sentence each.
+    """What is allowed but weaker than it need be, a sentence each.
 
     Args:
         objective: the objective.

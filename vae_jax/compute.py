@@ -1,5 +1,5 @@
-"""How networks compute: in another precision, again in the backward pass to save memory, and the
-same on a GPU each time.
+"""How networks compute: in another precision, once more in the backward pass to save memory, and
+reproducibly on a GPU.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 NETWORKS = ("encoder", "decoder")
 Saveable = Callable[..., bool]
-"""What says of an operation whether its result is kept."""
+"""A policy, which says whether the result of an operation is kept."""
 
 
 def as_floats(tree: Tree, dtype: DTypeLike) -> Tree:
@@ -37,7 +37,7 @@ def as_floats(tree: Tree, dtype: DTypeLike) -> Tree:
 def networks_as_floats(params: Collection, dtype: DTypeLike) -> Collection:
     """Convert the parameters of encoders and decoders; gradients are converted back.
 
-    So are those of a likelihood's own `network`, as `AutoregressivePixels` has one.
+    So are those of a likelihood's own `network`, such as that of `AutoregressivePixels`.
     """
 
     def converted(name: str, group: Collection) -> Collection:
@@ -58,7 +58,8 @@ def with_policy(
     Args:
         apply: a function of the model's variables and further arguments.
         dtype: the type of float that encoders and decoders compute in.
-        remat: whether their blocks are computed again in the backward pass, or what of them is not.
+        remat: whether their blocks are computed again in the backward pass, or a policy of what is
+            not.
     """
 
     def with_interceptors(variables: VariableDict, *arguments: object) -> Result:
@@ -95,11 +96,11 @@ def networks_in(dtype: DTypeLike) -> contextlib.AbstractContextManager[None]:
 def rematerialized(
     policy: Saveable | None = None,
 ) -> contextlib.AbstractContextManager[None]:
-    """Keep the inputs of each block of encoders and decoders alone for the backward pass.
+    """Keep only the inputs of each block of encoders and decoders for the backward pass.
 
-    A block is a module that a network calls itself, such as a residual block. Gradients are the
+    A block is a module that a network calls directly, such as a residual block. Gradients are the
     same; memory falls from the outputs of all layers to the inputs of all blocks and the layers of
-    one, for one more computation of each block.
+    one, at the cost of computing each block once more.
 
     Args:
         policy: what of a block is kept too, one of `jax.checkpoint_policies`; None keeps nothing.
@@ -148,6 +149,6 @@ DETERMINISTIC = (
 def be_deterministic() -> None:
     """Make GPUs compute the same bytes in each run, more slowly. Call it before JAX starts.
 
-    Devices of another kind, or as many as another number, round otherwise all the same.
+    Devices of another kind, or another number of them, still round differently.
     """
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()

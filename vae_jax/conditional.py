@@ -21,9 +21,9 @@ from vae_jax.interfaces import Model, Part, Prior, latent_shape
 
 
 class Labels(Part):
-    """The classes y of a model whose prior alone is given them: p(z|y) over latents of q(z|x).
+    """The classes y of a model in which only the prior depends on them: p(z|y), but q(z|x), p(x|z).
 
-    So a second stage has classes where the first has none.
+    With these a second stage has classes where the first has none.
 
     Attributes:
         num_classes: the number of classes; labels are 0 to `num_classes` - 1.
@@ -119,12 +119,12 @@ def given(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"]:
 def dropped(
     y: Int[Array, "N"], keys: Key[Array, "N"], none: int, probability: float
 ) -> Int[Array, "N"]:
-    """Labels, each that of no class with this probability (Ho & Salimans 2022, algorithm 1).
+    """Labels, each replaced by "no class" with a probability (Ho & Salimans 2022, algorithm 1).
 
     Args:
         y: the labels.
         keys: typed keys.
-        none: the label of no class.
+        none: the label that stands for no class.
         probability: the probability.
     """
     uniform = random.draw(jax.random.uniform, random.purpose(keys, "drop"), (), y.shape)
@@ -134,10 +134,10 @@ def dropped(
 def check_guidance(
     part: nn.Module, num_classes: int | None, drop_labels: float, guidance: float
 ) -> None:
-    """Checks that draws which are guided towards classes have classes, and learned what is not.
+    """Checks that a prior with guidance has classes to be guided to, and learns p(z) too.
 
     Raises:
-        VaeJaxError: they have none, or did not.
+        VaeJaxError: it has no classes, or no labels are dropped.
     """
     name = type(part).__name__
     if guidance > 0 and num_classes is None:

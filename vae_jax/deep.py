@@ -27,7 +27,7 @@ Temperature = float | Sequence[float] | Float[Array, "L"]
 
 
 class TopLayer(Prior):
-    """p(z_L) of a `DeepVAE`, which its topmost block makes of the learned start."""
+    """p(z_L) of a `DeepVAE`, which its topmost block makes from the learned start."""
 
     factors = True
 
@@ -41,9 +41,9 @@ class DeepVAE(Model, kw_only=True):
     """p(x, z) = p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2, ..., z_L) p(x | z_1, ..., z_L).
 
     A deterministic state h, whose start is learned, runs down through all resolutions. At each of L
-    blocks z_l is drawn from q(z_l | h, a) or p(z_l | h), Gaussians of independent components, with
-    a the activations on the way up, and changes h; x is drawn from the last h. So every z_l depends
-    on all layers above, and `decode` takes all.
+    blocks z_l is drawn from q(z_l | h, a) or p(z_l | h), Gaussians of independent components, where
+    a are the activations on the way up, and h is changed by z_l; x is drawn from the last h. So
+    every z_l depends on all layers above, and `decode` takes all layers.
 
     `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
     samples.
@@ -343,7 +343,7 @@ class DeepVAE(Model, kw_only=True):
             return z
 
         h, found = self._down(len(flat[0]), activations, given, flat, y)
-        # In bfloat16 the decoder has rounded the latents, and the densities are of those given.
+        # In bfloat16 the decoder has rounded the latents; the densities are at the given ones.
         ends = itertools.accumulate(len(level.z) for level in found)
         levels = [
             dataclasses.replace(level, z=jnp.stack(flat[end - len(level.z) : end]))
@@ -353,7 +353,7 @@ class DeepVAE(Model, kw_only=True):
 
 
 def _inferred(q: Distribution | None) -> Distribution:
-    """q(z_l | h, a), which is there where there are activations."""
+    """q(z_l | h, a), which there is wherever there are activations."""
     assert q is not None
     return q
 

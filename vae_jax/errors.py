@@ -1,4 +1,4 @@
-"""What people are shown: objects in a few lines, and exceptions, which the command makes a
+"""What people are shown: objects in a few lines, and exceptions, which the command turns into a
 sentence and an exit code.
 """
 
@@ -9,13 +9,13 @@ import signal
 def legible(text: object) -> str:
     """Text of which a terminal prints every character and obeys none.
 
-    Escapes, control characters and undecodable bytes, as names of files may have them, are spelled.
+    Escapes, control characters and undecodable bytes, which names of files may have, are escaped.
     """
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
 
 
 class Shown:
-    """The base of what says what it is in a few lines, or in a table in notebooks: no arrays."""
+    """The base of objects shown in a few lines, or as a table in notebooks, without arrays."""
 
     @property
     def shown(self) -> dict[str, str]:
@@ -36,7 +36,7 @@ class Shown:
 
 
 class VaeJaxError(Exception):
-    """An error that the user can mend: one sentence says what is wrong, where, and what to do."""
+    """An error that the user can fix: one sentence says what is wrong, where, and what to do."""
 
 
 class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
@@ -44,7 +44,7 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
 
     Attributes:
         signal_number: the number of the signal.
-        computing: whether a thread still computes, for nothing, for which no exit should wait.
+        computing: whether a thread still computes, for nothing; the exit should not wait for it.
     """
 
     def __init__(self, signal_number: int, step: int, computing: bool = False):

@@ -81,9 +81,9 @@ class Experiment(Checked):
             None skips none but those that are not finite.
         max_nonfinite: the number of steps skipped in a row, because they were not finite or because
             of `skip_above`, after which training stops.
-        start: the folder of a finished run with whose parameters training begins, seen from the
-            folder in which the run's own lies; the model and the seeds are the same. None begins
-            with random ones.
+        start: the folder of a finished run with whose parameters training begins, relative to the
+            parent of the run's own folder; the model and the seeds are the same. None begins with
+            random ones.
 
     Raises:
         VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
@@ -191,7 +191,7 @@ INCIDENTAL = (
 
 
 def load_again(source: Json) -> Data:
-    """Data by the call that their description names.
+    """Data, loaded by the call that their description names.
 
     Raises:
         NotImportableError: they were given as arrays.
@@ -203,7 +203,7 @@ def load_again(source: Json) -> Data:
 
 
 def experiment_of(description: Mapping[str, Json], data: Data) -> Experiment:
-    """The experiment of a description, of parts that are imported by their names.
+    """The experiment of a description, whose parts are imported by their names.
 
     Raises:
         NotImportableError: a part cannot be imported.
@@ -218,7 +218,7 @@ def experiment_of(description: Mapping[str, Json], data: Data) -> Experiment:
         return None
 
     names = [field.name for field in dataclasses.fields(Experiment) if field.name != "data"]
-    found = [name for name in names if name in description]  # others are newer than it is
+    found = [name for name in names if name in description]  # others are newer than the description
     parts = {name: made_from(description[name], array_of) for name in found}
     return Experiment(data=data, **cast("dict[str, Never]", parts))
 

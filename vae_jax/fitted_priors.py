@@ -1,8 +1,8 @@
 """Priors fitted after training, to the aggregated posterior q(z) = 1/N sum_n q(z|x_n).
 
-Where q(z) does not fill the prior, samples from the prior ask a decoder for what it never learned
-to decode. A density of z itself, fitted by maximum likelihood to latents of the training images,
-mends that and leaves encoder and decoder alone.
+Where q(z) does not fill the prior, some samples from the prior are latents that the decoder has
+never learned to decode. A density of z itself, fitted by maximum likelihood to latents of the
+training images, avoids that and leaves encoder and decoder as they are.
 
 References:
     Ghosh et al. (2020), "From variational to deterministic autoencoders", section 4, for a mixture
@@ -49,7 +49,7 @@ Tree = TypeVar("Tree")
 Quick = Literal["mixture", "flow", "vae", "autoregressive"]
 Family = Quick | Literal["masked", "givt", "diffusion", "flow_matching"]
 
-LATENTS = 50_000  # the least number drawn from the aggregated posterior
+LATENTS = 50_000  # the number drawn from the aggregated posterior, at least
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
 IMAGES_AT_ONCE = 1000
 
@@ -86,10 +86,10 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
 
 
 def check_replaced(run: Run, prior: Prior) -> None:
-    """Checks that a prior can take over from that of a run's model.
+    """Checks that a prior can replace that of a run's model.
 
     Raises:
-        VaeJaxError: it gives the latents no density, or the run's own is p(z|y), or of layers.
+        VaeJaxError: it gives the latents no density, or the run's own is p(z|y) or a `DeepVAE`'s.
     """
     model = run.experiment.model
     if model.prior.label_classes is not None and prior.label_classes is None:
@@ -106,7 +106,7 @@ def check_replaced(run: Run, prior: Prior) -> None:
 
 
 def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and the standard deviation of latents `[M, *event]`, one where they do not vary."""
+    """The mean and the standard deviation of latents `[M, *event]`, 1 in place of zeros."""
     loc, scale = z.mean(0, dtype=np.float64), z.std(0, dtype=np.float64)
     return loc.astype(z.dtype), np.where(scale > 0, scale, 1).astype(z.dtype)
 
@@ -263,8 +263,8 @@ def prior_for(
     Args:
         run: the trained model.
         family: the family.
-        classes: the number of classes of any prior of a network of its own.
-        network: the network of diffusion or flow matching; None takes their own.
+        classes: the number of classes of the prior, in any family but mixture, flow and vae.
+        network: the network of diffusion or flow matching; None takes their default.
 
     Raises:
         VaeJaxError: no prior of the family fits the latents, or it has no classes or network.

@@ -1,6 +1,6 @@
 """Pictures of a run's own data: samples, reconstructions, interpolations, traversals, manifolds.
 
-The methods of `Run`, which take a user's own images, draw these too. Images of a conditional model
+The methods of `Run`, which take a user's own images, make these too. Images of a conditional model
 keep their labels unless others are asked for. `vae-jax` makes a command of `sample`, `reconstruct`,
 `restyle`, `interpolate` and `traverse`: their arguments are its flags.
 """
@@ -34,7 +34,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> np.ndarray:
-    """Draw z from the prior and show means of p(x|z).
+    """Draw z from the prior and decode it.
 
     Args:
         run: the trained model.
@@ -48,7 +48,7 @@ def sample(
             layer, the bottom layer first; or the temperature of a prior over codes or of GIVT; None
             leaves them.
         guidance: the weight of classifier-free guidance of a prior that `vae-jax fit-prior
-            --classes` has fitted; 0 draws from p(z|y), None with the prior's own.
+            --classes` has fitted; 0 draws from p(z|y), None leaves the prior's own.
         top_k: the number of likeliest codes from which a prior over codes draws one; None leaves
             the prior's own.
         top_p: the mass of the likeliest codes from which it draws one, above 0; None leaves the
@@ -90,7 +90,7 @@ def reconstruct(
         Images `[n, H, W, C]`, scaled by the protocol, and their reconstructions `[n, H, W, C]`.
 
     Raises:
-        VaeJaxError: the split is empty, or the model has not so many layers.
+        VaeJaxError: the split is empty, or the model has fewer layers.
     """
     run.layers_or_refuse("top", top)
     rows = np.arange(min(num, len(getattr(run.experiment.data, split))))
@@ -181,7 +181,7 @@ def interpolate(
 
     Raises:
         VaeJaxError: there is nothing between two latents of the model, the split has no pair, or
-            the model has not so many layers.
+            the model has fewer layers.
     """
     run.layers_or_refuse("top", top)
     rows = pairs_of(run, split, pairs)
@@ -219,7 +219,7 @@ def has_coordinates(run: Run) -> bool:
 def encode_pictures(
     run: Run, path: Path, labels: Sequence[str] | None, num_samples: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """What is known of a user's pictures: latents, bounds, names.
+    """What is found about a user's pictures: latents, bounds, names.
 
     Args:
         run: the trained model.

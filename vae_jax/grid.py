@@ -3,8 +3,8 @@
     runs/rd/beta=0.1/    the run folder of a cell, as if it had been trained alone
     runs/rd/beta=0.3/
 
-Values that are only numbers to the training step, as beta or a learning rate, are an axis of its
-program beside the seeds; those that change shapes or code make programs of their own, which are
+Values that are only numbers to the training step, such as beta or a learning rate, are an axis of
+its program beside the seeds; those that change shapes or code make programs of their own, which are
 trained one after the other. Nobody says which is which: `identity.programs` compares the steps.
 """
 
@@ -36,7 +36,7 @@ from vae_jax.run.training import Row, Training, opened
 from vae_jax.step import TrainState, empty_batch, init_state, train_step
 from vae_jax.train import SharedStep, seeds_from, train_together
 
-# What the loop around the steps has to have in common.
+# What runs must have in common to share the loop around the steps.
 _OF_THE_LOOP = (
     *("num_steps", "batch_size", "accumulate", "shuffle"),
     *("log_every", "checkpoint_every", "validate_every", "start"),
@@ -56,7 +56,7 @@ def train_grid(
     until: Callable[[int], bool] | None = None,
     callbacks: Callable[[Path], Callback] | None = None,
 ) -> dict[str, Run]:
-    """Train the experiment of a file with several arguments, or go on with it.
+    """Train the experiment of a file with several sets of arguments, or go on with it.
 
     Each cell is the run that would be made alone, in a run folder of its own. A cell that ends too
     early, because its loss is not finite, stops no other.
@@ -69,7 +69,7 @@ def train_grid(
         num_seeds: the number of replicas of each cell, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
         only: the names of the cells' folders that are trained; none trains all.
-        until: whether a program stops for now at a step, as at a signal.
+        until: a function of a step: whether a program stops there for now, as at a signal.
         callbacks: the callback of the run in a folder, as in `train`.
 
     Returns:
@@ -84,7 +84,7 @@ def train_grid(
     Example:
         >>> train_grid("beta_vae.py", "runs/beta", [{"beta": beta} for beta in (0.1, 1.0, 10.0)])
     """
-    seed, num_seeds = int(seed), int(num_seeds)  # of NumPy, which no JSON takes
+    seed, num_seeds = int(seed), int(num_seeds)  # JSON takes no integers of NumPy's
     seeds, path = seeds_from(seed, num_seeds), Path(folder)
     parallel.check_devices()
     if is_run(path):
@@ -135,7 +135,7 @@ def unfinished_programs(
     seed: int = 0,
     num_seeds: int = 1,
 ) -> list[list[str]]:
-    """The names of the cells that can share a program, of those that are not finished.
+    """The names of the unfinished cells, those that can share a program together.
 
     Args:
         file: as in `train_grid`.
@@ -176,7 +176,7 @@ def unfinished_programs(
 def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedStep | None]]:
     """Put runs together that can share a program, each set with the step that it shares.
 
-    A run that is like no other keeps its own step, None.
+    A run that is like no other has its own step, for which None stands.
     """
     groups: dict[object, list[Training]] = {}
     for run in runs:
@@ -187,7 +187,7 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
         steps = [partial(train_step, run.experiment, axis=layout.axis) for run in alike]
         for program in programs(steps, *_arguments(alike[0], layout), axes=layout.axes):
             together = [alike[index] for index in program.members]
-            if _layout(together) != layout:  # fewer runs lie on the devices in another way
+            if _layout(together) != layout:  # fewer runs are laid out on the devices differently
                 yield from sharing(together)
             else:
                 num_seeds = len(alike[0].seeds)
@@ -196,7 +196,7 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
 
 
 def _kind(experiment: Experiment, state: TrainState) -> tuple[object, ...]:
-    """What experiments that can share a program have in common, but for what a step computes."""
+    """What experiments that share a program have in common, besides what a step computes."""
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
     loop = [getattr(experiment, name) for name in _OF_THE_LOOP]
     return *loop, experiment.data.fingerprint, *shapes, jax.tree.structure(state)
@@ -218,7 +218,7 @@ def _arguments(run: Training, layout: parallel.Layout) -> tuple[object, ...]:
 def _initial_states(
     experiments: Sequence[Experiment], seeds: np.ndarray
 ) -> list[Callable[[np.ndarray], TrainState]]:
-    """The states before the first step as functions of the seeds, one for those that are equal."""
+    """The initial states as functions of the seeds, shared by experiments where they are equal."""
     functions = [jax.vmap(partial(init_state, experiment)) for experiment in experiments]
     found = [parallel.jit(function) for function in functions]
     for program in programs(functions, seeds):
@@ -248,7 +248,7 @@ def _validations(
 def chosen(
     cells: Sequence[Mapping[str, object]], only: Collection[str]
 ) -> dict[str, Mapping[str, object]]:
-    """Cells by the names of their folders, those of some names or all.
+    """Cells by the names of their folders, those in `only` or all.
 
     Raises:
         VaeJaxError: there is no cell of such a name, or as in `names_of`.
@@ -263,7 +263,7 @@ def chosen(
 def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
     """The folders of cells: the arguments in which they differ, `beta=0.1,learning_rate=0.001`.
 
-    Those that a cell does not have are left out, but for the first.
+    Those that a cell does not have are left out, except for the first.
 
     Raises:
         VaeJaxError: two cells have the same arguments.
@@ -290,7 +290,7 @@ def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def cells_of_flags(function: Callable[..., object], flags: Sequence[str]) -> list[list[str]]:
-    """The flags of each cell, where a flag of a function has several values or stands repeatedly.
+    """The flags of each cell, where a flag of a function has several values or is repeated.
 
     Args:
         function: a function with type hints; a flag of a tuple takes all values that follow it, and
@@ -311,7 +311,7 @@ def cells_of_flags(function: Callable[..., object], flags: Sequence[str]) -> lis
         name = flag.removeprefix("--").replace("-", "_")
         name = name if name in hints else name.removeprefix("no_")
         if name not in hints:
-            choices[flag] = [[flag, *values]]  # of another's
+            choices[flag] = [[flag, *values]]  # not of this function
         elif len(values) < 2 or _takes_several(hints[name]):
             choices.setdefault(name, []).append([flag, *values])
         else:

@@ -37,7 +37,7 @@ class Hierarchy(Model, kw_only=True):
     Attributes:
         encoders: L networks; see the subclass.
         posteriors: L posteriors, on the features of the encoders.
-        prior: p(z_L); one that is made of q(z|x), such as the VampPrior, for a `SkipVAE` alone.
+        prior: p(z_L); one that is made of q(z|x), such as the VampPrior, only in a `SkipVAE`.
         decoders: L networks: decoders[0] maps z_1 to the features of the likelihood p(x|z_1), and
             decoders[i] maps z_{i+1} to those of conditionals[i - 1], which is p(z_i|z_{i+1}).
         conditionals: the L - 1 densities p(z_1|z_2), p(z_2|z_3), and so on.
@@ -311,7 +311,7 @@ class SkipVAE(Hierarchy, kw_only=True):
     """p(x|z_1, ..., z_L): every layer reaches the image, past those below it.
 
     Inference is top-down, q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2). With L = 2 this is
-    the HVAE of Tomczak & Welling (2018). Images and latents stand side by side in one vector:
+    the HVAE of Tomczak & Welling (2018). Images and latents are concatenated into one vector:
     encoders[L-1] is a network on images, the others on [x, z_{l+1}], and decoders[0] on [z_1, ...,
     z_L]. The prior of z_L may be made of q(z_L|x), as a VampPrior is.
 
@@ -345,7 +345,7 @@ class SkipVAE(Hierarchy, kw_only=True):
 
     @override
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
-        """q(z_L|x), batch `[B]`: that of the layer which is inferred first."""
+        """q(z_L|x), batch `[B]`: that of the layer that is inferred first."""
         return self.posteriors[-1](self.encoders[-1](self._for_encoder(x, y)))
 
     @override
@@ -422,7 +422,7 @@ def _log_probs(
 def _log_priors(
     ps: Sequence[Distribution], zs: Sequence[Float[Array, "K B ..."]], keys: Key[Array, "B"]
 ) -> Float[Array, "L K B"]:
-    """The same of priors, or an estimate of the bound on it where training knows no more."""
+    """The same under priors; for one that is `Bounded`, an estimate of its bound."""
     return jnp.stack([log_prob_or_bound(p, z, keys) for p, z in zip(ps, zs, strict=True)])
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vae_jax.distributions import Distribution
     from vae_jax.vae import Terms
 else:
-    Labels = nn.Module  # while the program runs, `Model` knows it by its name alone
+    Labels = nn.Module  # at run time `Model` knows it only by name
 
 Own = TypeVar("Own", bound="Part")
 Shape = tuple[int, ...]
@@ -106,8 +106,8 @@ class Requirements:
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
             parts has a different loss.
-        least_batch: the least number of images in a batch; of fewer, what the loss estimates from
-            the batch is undefined, or constant.
+        least_batch: the least number of images in a batch; from fewer, what the loss estimates from
+            the batch is undefined or constant.
     """
 
     posterior: frozenset[Trait] = frozenset()
@@ -134,14 +134,14 @@ class Part(nn.Module):
     """
 
     def __post_init__(self):
-        # A module that is bound, or copied to be bound, has been checked when it was made.
+        # A module that is bound, or copied to be bound, was checked when it was made.
         if not (self.parent is None or isinstance(self.parent, nn.Module | Scope)):
             self.check()
         super().__post_init__()
 
     @nn.nowrap
     def check(self) -> None:
-        """Checks the fields; a subclass, by `nn.nowrap`, adds what has to hold between them.
+        """Checks the fields; a subclass, with `nn.nowrap`, adds what has to hold between them.
 
         Raises:
             VaeJaxError: a field does not fit, or a module is in two positions.
@@ -153,7 +153,7 @@ class Part(nn.Module):
     def clone(  # pyright: ignore[reportIncompatibleMethodOverride]
         self: Own, **updates: object
     ) -> Own:
-        """Linen's `clone`, with the fields that are exchanged checked too."""
+        """Linen's `clone`, which checks the fields that are replaced too."""
         copied = super().clone(**updates)  # pyright: ignore[reportArgumentType]
         if not updates.keys() <= {"parent", "name", "_deep_clone", "_reset_names"}:
             copied.check()
@@ -199,7 +199,7 @@ class Posterior(Part):
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
 
     def seen(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """What networks see of latents; by default these themselves."""
+        """What networks see of latents; by default the latents themselves."""
         return z
 
     def affine(
@@ -387,7 +387,7 @@ def _is_embedding(labels: object) -> bool:
 
 @functools.cache
 def _arguments_of(method: str) -> tuple[str, ...]:
-    """The names of the arguments of one of a model's methods; none of any other's."""
+    """The names of the arguments of one of a model's methods; none for any other name."""
     function = getattr(Model, method, None)
     return () if function is None else tuple(inspect.signature(function).parameters)[1:]
 
@@ -407,7 +407,7 @@ class Model(Part, kw_only=True):
 
     Raises:
         VaeJaxError: a part is of another kind, or in two positions; or (when the model is used)
-            neither said what its images are.
+            neither it nor an `Experiment` has said what its images are.
     """
 
     prior: Annotated[Prior, "a prior, such as StandardNormal(20)"]
@@ -509,7 +509,7 @@ class Model(Part, kw_only=True):
     ) -> "tuple[Distribution, ...]":
         """q(z_l|x, ...) of every layer, batch `[B]`, z_1 first.
 
-        Each is given the layers that are inferred before it at the means of theirs.
+        Each is given the layers that are inferred before it, at their means.
         """
         return (self.encode(x, y),)
 
@@ -560,7 +560,8 @@ class Objective(given.Checked, abc.ABC):
 
     Attributes:
         num_samples: the number of samples K from q(z|x) for each example.
-        holds_state: whether what the model counts over batches, as a codebook, is held fixed.
+        holds_state: whether what the model counts over batches, such as the use of a codebook, is
+            held fixed.
 
     Example:
         The ELBO with the sampled estimate of the KL::

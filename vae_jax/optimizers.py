@@ -54,7 +54,7 @@ def by_group(default: Optimizer, **groups: Optimizer) -> optax.GradientTransform
         groups: optimizers by the name of a group, one of `PARAMETER_GROUPS`.
 
     Raises:
-        VaeJaxError: there is no such group, or an optimizer is none.
+        VaeJaxError: there is no such group, or a value is no optimizer.
 
     Example:
         >>> by_group(optax.adam(1e-3), critic=optax.adam(1e-4))
@@ -132,13 +132,13 @@ def lagging_inference(
 ) -> optax.GradientTransformation:
     """Extra steps of the inference network, against a posterior that lags behind and collapses.
 
-    During the first `steps` updates q(z|x) alone moves in `encoder_steps` of them, each on a batch
-    of its own, then the rest of the model alone in one, and so on; afterwards both move in each.
+    During the first `steps` updates q(z|x) alone moves for `encoder_steps` of them, each on its own
+    batch, then the rest of the model alone for one, and so on; afterwards both move in each.
     In the paper the number of steps of q(z|x) is found by its loss, at most 100, and the phase ends
     when the mutual information of x and z no longer grows.
 
     Args:
-        optimizer: the optimizer of either side, each with a state of its own.
+        optimizer: the optimizer of both sides, each with a state of its own.
         encoder_steps: the number of steps of encoder and posterior for each step of the others.
         steps: the number of updates in this phase, those of both sides counted.
 
@@ -184,12 +184,12 @@ def spectral_regularization(
 ) -> optax.GradientTransformation:
     """Adds to the loss the largest singular values of the networks' kernels, times a weight.
 
-    weight sum_i sigma(W_i), whose gradient for W is weight u v', u and v being the first singular
-    vectors, is added to the gradient; the loss that is reported is without it. u and v come from
-    power iteration, which goes on from the last step's. The kernels are those of encoders,
-    decoders, conditionals and critics: `[inputs, outputs]`, a convolution's `[h, w, inputs,
-    outputs]` as a matrix from patches to features, or several of either with a leading axis, as
-    the blocks of a `DeepVAE`'s level are.
+    That is weight sum_i sigma(W_i), whose gradient for W is weight u v', with u and v the first
+    singular vectors. Only the gradient is changed; the loss that is reported is without it. u and v
+    come from power iteration, which goes on from the last step's. The kernels are those of
+    encoders, decoders, conditionals and critics: `[inputs, outputs]`, a convolution's `[h, w,
+    inputs, outputs]` as a matrix from patches to features, or several of either with a leading
+    axis, as the blocks of a `DeepVAE`'s level are.
 
     Args:
         weight: a number, or a schedule of the step, in nats if the loss is.

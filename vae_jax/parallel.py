@@ -26,14 +26,14 @@ from vae_jax.cpu import compiler
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
-# The floats in one array of (examples x samples) decoded images: 4 MiB on each CPU, cache-sized.
+# The number of floats in one array of (examples x samples) decoded images: 4 MiB fit a CPU's cache.
 DECODED_FLOATS = 2**20
-# The fraction of a device's memory that whatever is computed of one batch may take.
+# The fraction of a device's memory that the computation for one batch may take.
 MEMORY_FRACTION = 0.25
-# The arrays of their size that an accelerator is taken to hold at once, until the compiler says.
+# The number of such arrays that an accelerator is taken to hold at once, until the compiler says.
 ARRAYS_AT_ONCE = 16
 Shard = Literal["optimizer"]
-"""What of a state each device may have a share of."""
+"""The part of a state of which each device may have only a share."""
 SHARDED = ("opt_state", "ema_params")
 _others_left = False
 Tree = TypeVar("Tree")
@@ -58,7 +58,7 @@ def check_devices() -> None:
 
 
 def leave_to_others() -> None:
-    """Let this process, before it has used any, have no device but the CPU."""
+    """Restrict this process to the CPU; to be called before it has used any device."""
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -68,17 +68,17 @@ def is_main_process() -> bool:
 
 
 def num_devices() -> int:
-    """The number of devices of all processes that are here."""
+    """The number of devices of all processes that have not left."""
     return jax.local_device_count() if _others_left else jax.device_count()
 
 
 def num_processes() -> int:
-    """The number of processes of this run that are here."""
+    """The number of processes of this run that have not left."""
     return 1 if _others_left else jax.process_count()
 
 
 def go_on_alone() -> None:
-    """Compute on the devices of this process from now on, for the others have left."""
+    """Compute on the devices of this process alone from now on: the others have left."""
     global _others_left
     _others_left = True
 
@@ -114,7 +114,7 @@ def in_words() -> str:
 
 
 def own_devices() -> dict[str, str | int]:
-    """The devices of this process, which are as many and of the same kind in each."""
+    """The number and kind of this process's devices, which must be the same in all processes."""
     return {"number": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind}
 
 
@@ -173,7 +173,7 @@ def batch_sum(share: Tree) -> Tree:
 
 def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
     """The result of `update` where `good` is true, else `old`."""
-    if jax.default_backend() == "cpu":  # a branch works in place, where a choice copies
+    if jax.default_backend() == "cpu":  # a branch works in place; `where` would copy
         return lax.cond(good, update, lambda: old)
     return jax.tree.map(partial(jnp.where, good), update(), old)  # a branch would be slower
 
@@ -188,8 +188,8 @@ class OnDevices(Generic[Result]):
     """A function that runs on every device at once; every argument has the device axis.
 
     XLA's CPU backend would remove optimization barriers before it fuses operations and merges equal
-    ones. In a program of one process they are kept: what stands behind a barrier is computed once,
-    and what is rematerialized is computed again.
+    ones. In a program of one process they are kept: what is before a barrier is computed once, and
+    what is rematerialized is computed again.
 
     Attributes:
         mapped: the function under `jax.pmap`.
@@ -218,7 +218,7 @@ class OnDevices(Generic[Result]):
 
 
 def jit(function: Callable[..., object]) -> Wrapped:
-    """`jax.jit` of a function for one device, with what its compiler must be told to be right."""
+    """`jax.jit` of a function for one device, with the options that make XLA compile it rightly."""
     return jax.jit(function, compiler_options=compiler.RIGHT or None)
 
 
@@ -362,7 +362,7 @@ class Layout:
         return replicate(tree)
 
     def in_place(self, tree: object) -> Placed:
-        """Variables of a state on the devices, as evaluation takes them; not apart."""
+        """Variables of a state on the devices, as evaluation takes them; not if it is `apart`."""
         return Placed(tree)
 
     def place(self, tree: Tree) -> Tree:
@@ -427,7 +427,7 @@ class Layout:
             if len(seed) > 1:
                 if jax.default_backend() != "cpu":
                     return jax.vmap(of_one)(*each)
-                # A core is busy with one seed's products; small ones of many seeds take longer.
+                # One seed's products keep a core busy; batched small ones of many seeds are slower.
                 return lax.map(lambda one: of_one(*one), each)
             # An axis of size one costs a few percent in products of small matrices.
             result = of_one(*jax.tree.map(lambda leaf: leaf[0], each))
@@ -440,7 +440,7 @@ class Layout:
 
 
 class Sharded(Layout):
-    """Every device has all parameters, and a share of what the optimizer keeps of them.
+    """Every device has all parameters, and a share of the optimizer's state and of their average.
 
     A device computes gradients of its share of the batch, then its share of the optimizer's step,
     which is written for one device and partitioned by the compiler. Arrays are global, `[S, ...]`;
@@ -470,7 +470,7 @@ class Sharded(Layout):
         return jax.tree_util.tree_map_with_path(of_one, tree)
 
     def from_main_process(self, tree: Tree) -> Tree:
-        """The main process's state on the devices; no other holds more than an array of it."""
+        """The main process's state on the devices; others never hold more than one whole array."""
         if not self.spread:
             return tree
         return self._shard(tree, lambda leaf, sharding: _cut(from_main_process(leaf), sharding))
@@ -521,7 +521,7 @@ class Sharded(Layout):
         return self._shard(tree, lax.with_sharding_constraint)
 
     def on_shares(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        """A function of state, images, batch and seed, of one device's view, as one of all's."""
+        """A function of state, images, batch and seed from one device's view, as one from all's."""
         whole, shared = PartitionSpec(), PartitionSpec(AXIS)
         specs = whole, shared, shared, whole
         return jax.shard_map(
@@ -529,7 +529,7 @@ class Sharded(Layout):
         )
 
     def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
-        """Map a function of one replica, and of all devices' view, over all replicas."""
+        """Map a function of one replica, from the view of all devices, over all replicas."""
         every_seed = self._every_seed(function)
 
         def of_shares(state: object, images: object, batches: object, *each: object) -> Result:
@@ -543,14 +543,14 @@ class Sharded(Layout):
 
 
 def _cut(whole: np.ndarray | Array, sharding: NamedSharding) -> Array:
-    """Put this process's parts of a host array on its devices, where they are not there."""
+    """Put this process's parts of a host array on its devices, unless they are there."""
     if isinstance(whole, Array):
         return jax.device_put(whole, sharding)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def give_replicas_cores(num_seeds: int) -> None:
-    """Make the CPU the largest number of devices that divides its cores and the replicas.
+    """Split the CPU into the largest number of devices that divides its cores and the replicas.
 
     Where that is a device for each core, each device has one thread. Call it before JAX starts; it
     has no effect where there are accelerators, or where XLA_FLAGS sets the number of CPU devices.
@@ -584,16 +584,16 @@ def bytes_on_device(tree: object) -> int:
 
 
 def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
-    """The bytes that a program needs on each device beside arguments and results.
+    """The bytes that a program needs on each device besides arguments and results.
 
-    The number is the compiler's, and the program is kept for calls with such arguments.
+    The compiler tells the number, and the program is kept for calls with such arguments.
     """
     analysis = on_devices.compiled(*arguments).memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
 
 
 def floats_at_once() -> int:
-    """The floats in one array of decoded images: what a CPU's cache, or else the memory, holds."""
+    """The number of floats in one array of decoded images: what a CPU's cache, or memory, holds."""
     if jax.default_backend() == "cpu":
         return DECODED_FLOATS
     return int(MEMORY_FRACTION * device_memory()) // (4 * ARRAYS_AT_ONCE)

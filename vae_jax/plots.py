@@ -1,11 +1,12 @@
 """Arrays to figures: learning curves, image grids, latent spaces.
 
 Functions take NumPy arrays; each figure has an Agg canvas of its own, so there is no global state
-to close, and shows itself as the value of a notebook's cell. What a style sheet of Matplotlib's
-says of lines, fonts and sizes prevails: `with matplotlib.style.context("paper.mplstyle")`.
+to close, and shows itself as the value of a notebook's cell. The lines, fonts and sizes of a
+Matplotlib style sheet prevail: `with matplotlib.style.context("paper.mplstyle")`.
 
-Images are floats in [0,1], the channel last, `C` being 1 (grey) or 3 (RGB);
-others raise a `VaeJaxError`: logits and bytes must never be shown as pictures.
+Images are floats in [0,1], the channel last, `C` being 1 (grey) or 3 (RGB), or one more where the
+last channel says which pixels are seen; others raise a `VaeJaxError`: logits and bytes must never
+be shown as pictures.
 """
 
 import contextlib
@@ -40,16 +41,16 @@ Setting = Literal["axes.prop_cycle", "figure.figsize", "grid.color", "savefig.dp
 DPI = 150
 MAX_DPI = 2400
 MAX_WIDTH = 1260  # dots of pictures side by side: text stays legible at the width of a README
-MAX_ZOOM = 4  # dots a pixel, a whole number unless the picture has to shrink
+MAX_ZOOM = 4  # dots per pixel, a whole number unless the picture has to shrink
 GAP = 2  # white pixels between pictures
-FEW = 20  # points of a curve, each marked, none left out
+FEW = 20  # points of a curve, up to which each is marked and none is outside of the limits
 SQUASHED = 4  # how many times their own height curves may be pressed by their first steps
-MISSING_GREY = 0.5  # that missing pixels are shown in
+MISSING_GREY = 0.5  # the value that missing pixels are shown with
 TOLERANCE = 1e-3  # rounding that a value in [0,1] may have suffered
-# subsampling 0 keeps the colour of every pixel: of small pictures JPEG's usual half shows.
+# subsampling 0 keeps the colour of every pixel: in small pictures JPEG's usual half is visible.
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 OPTIONS = {".png": {}, ".jpg": JPEG_OPTIONS, ".jpeg": JPEG_OPTIONS, ".webp": {"lossless": True}}
-# Of figures alone; without dates, so that the same figure is the same file.
+# For figures alone; without dates, so that the same figure is the same file.
 VECTOR = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 # Distinct under colour blindness: Okabe and Ito (2008), with the wine and a grey of Tol (2021).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
@@ -86,9 +87,9 @@ def learning_curves(
 
 
 def learning_panels(panels: Mapping[str, Curves], *, ylabel: str = "nats per image") -> Figure:
-    """Draws title -> name -> curves as of `learning_curves`, each panel with limits of its own.
+    """Draws title -> name -> curves as in `learning_curves`, each panel with limits of its own.
 
-    So that a rate can be read that is a thousandth of the distortion. Raises VaeJaxError if there
+    Then even a rate that is a thousandth of the distortion can be read. Raises VaeJaxError if there
     is no curve.
     """
     return _over_steps(panels, (3.6, 2.8), ylabel)
@@ -115,9 +116,9 @@ def scaling(
 ) -> Figure:
     """Draws title -> name -> (x `[T]`, y `[T]`) over a logarithmic x-axis, three panels a row.
 
-    A power law is a line where the y-axis is logarithmic too. Every point is marked and
-    has its x below, as long as these can be read, and every panel has a legend of its own. Without
-    `ylabel` the title of a panel is what its y-axis has.
+    A power law is a straight line where the y-axis is logarithmic too. Every point is marked, every
+    x is labelled if there are at most twelve, and every panel has a legend of its own. Without
+    `ylabel` the title of a panel is that of its y-axis.
     """
     figure, charts = _charts(len(panels), (4.2, 3.6))
     lines = max(map(len, panels.values()))
@@ -130,7 +131,7 @@ def scaling(
         if len(positions) <= 12:
             axes.set_xticks(positions, labels=[f"{each:g}" for each in positions])
             axes.xaxis.minorticks_off()
-        # Above the chart, each of one height, so that the charts are too.
+        # Legends are above the charts and of one height, so that the charts are too.
         missing = lines - len(curves)
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
         axes.legend(
@@ -313,7 +314,7 @@ def save(
         else:
             figure.savefig(to, dpi=dots, pil_kwargs=options)
 
-    # What is text stays text, which a paper's editor finds and sets in its own font.
+    # Text stays text, which a paper's editor can find and set in its own font.
     as_text = mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "vae"})
     with _of_any_script(), as_text:
         return _write(path, write)
@@ -328,7 +329,7 @@ def png(figure: AnyFigure) -> bytes:
 
 
 def use_style(style: str | Path | None, dpi: float | None = None, suffix: str = "png") -> None:
-    """Give figures a style sheet, dots per inch and the suffix of what names none, from now on.
+    """Give figures a style sheet, dots per inch and a default suffix from now on.
 
     Args:
         style: an .mplstyle file, or the name of one of Matplotlib's.
@@ -357,9 +358,9 @@ def save_images(
     """Writes images `[N,H,W,C]` as one grid of bytes round(255 x), without axes or separators.
 
     The bytes are sRGB, as those of the data are. The suffix decides: .png and .webp keep every
-    byte, .jpg and .jpeg have quality 95; a quality, 1 to 100, is that of .jpg, .jpeg and .webp. A
+    byte, .jpg and .jpeg have quality 95; `quality`, 1 to 100, is for .jpg, .jpeg and .webp. A
     failure leaves no file behind. Raises VaeJaxError unless the path can be written and ends in one
-    of these, the quality is one for it, and the images are pictures in [0,1].
+    of these, the quality suits it, and the images are pictures in [0,1].
     """
     path = Path(path)
     options = options_for(path, quality)
@@ -372,7 +373,7 @@ def save_images(
 def save_each(images: np.ndarray, path: str | Path, quality: int | None = None) -> list[Path]:
     """Writes images `[N,H,W,C]` to a file each: {} in the path's name becomes 0, 1, ... N - 1.
 
-    With leading zeros, so that names sort. Raises VaeJaxError as `save_images` does.
+    The numbers have leading zeros, so that names sort. Raises VaeJaxError as `save_images` does.
     """
     path, digits = Path(path), len(str(len(images) - 1))
     paths = [path.with_name(path.name.replace("{}", f"{n:0{digits}}")) for n in range(len(images))]
@@ -380,9 +381,9 @@ def save_each(images: np.ndarray, path: str | Path, quality: int | None = None) 
 
 
 def options_for(path: Path, quality: int | None, of_figure: bool = False) -> dict[str, Any]:
-    """What PIL is told to write a picture to that path, or Matplotlib to write a figure.
+    """The options with which PIL writes a picture to that path, or Matplotlib a figure.
 
-    Raises VaeJaxError as `save_images`.
+    Raises VaeJaxError as `save_images` does.
     """
     suffix, known = path.suffix.lower(), OPTIONS | VECTOR if of_figure else OPTIONS
     if suffix not in known:
@@ -402,12 +403,12 @@ def options_for(path: Path, quality: int | None, of_figure: bool = False) -> dic
 
 
 def plain(name: str) -> str:
-    """A name of the user's, for a figure to show as it is: no formula, and in every legend."""
+    """A user's name, escaped so that figures show it as it is, and in every legend."""
     return legible(f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def _house(setting: Setting, own: T) -> T:
-    """A setting of the house, or that of a style sheet which is not Matplotlib's default."""
+    """This module's own setting, unless a style sheet has changed Matplotlib's default."""
     said = mpl.rcParams[setting]
     return own if said == mpl.rcParamsDefault[setting] else said
 
@@ -421,7 +422,7 @@ def _palette() -> list[str]:
 
 @contextlib.contextmanager
 def _of_any_script() -> Iterator[None]:
-    """Draws a box for each letter that no font has, without a word."""
+    """Draws a box for each letter that no font has, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
         yield

@@ -1,6 +1,6 @@
 """Progress of what runs for long: a bar on a terminal and in a notebook, plain lines on a pipe.
 
-Nothing is silent for longer than `SECONDS_BETWEEN_LINES`, nor deaf for longer than
+Nothing is silent for longer than `SECONDS_BETWEEN_LINES`, or ignores a signal for much longer than
 `SECONDS_TO_HEAR`.
 """
 
@@ -38,13 +38,13 @@ _silent_since: float | None = None  # of a command that runs alone; None in a us
 
 
 def begin_command() -> None:
-    """From now on silence is measured over all that a command does, whatever its parts are."""
+    """From now on silence is measured over the whole command, not over each of its parts."""
     global _silent_since
     _silent_since = time.perf_counter()
 
 
 def say(sentence: object) -> None:
-    """Print a sentence on standard error, its own line; where nobody can read it, go on."""
+    """Print a sentence as a line on standard error; where nobody can read it, go on."""
     global _silent_since
     if _silent_since is not None:
         _silent_since = time.perf_counter()
@@ -54,9 +54,9 @@ def say(sentence: object) -> None:
 
 
 def open_streams() -> None:
-    """Open what the caller closed, or files would take its place and what is printed go there.
+    """Open the streams that the caller closed, or files would get their numbers, and the output.
 
-    What the locale cannot encode is spelled.
+    What the locale cannot encode is escaped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -79,7 +79,7 @@ def _on_terminal() -> bool:
 
 
 class _Shown(Protocol):
-    """What IPython shows, and can show anew."""
+    """What IPython shows, and can update."""
 
     def update(self, shown: object) -> None: ...
 
@@ -99,7 +99,7 @@ class _Html:
 
 
 def _notebook() -> Callable[[object], _Shown] | None:
-    """What shows an object in the cell of a notebook, where this runs in one."""
+    """A function that shows an object in a notebook's cell; None outside of notebooks."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if ipython is None or getattr(shell, "kernel", None) is None:
@@ -114,7 +114,7 @@ class Waiting:
 
     Args:
         what: what is being done, or a function that says so.
-        quiet: whether a display of its own shows it on a terminal.
+        quiet: whether another display shows it on a terminal.
     """
 
     _shown = False  # one at a time: what is done within something else is a part of it
@@ -157,7 +157,7 @@ class Waiting:
         return self._what if isinstance(self._what, str) else self._what()
 
     def heard(self) -> None:
-        """Something else was said."""
+        """Notes that something else was said."""
         self._said = self._begun = time.perf_counter()
 
     def _say_again(self) -> None:
@@ -303,10 +303,10 @@ def largest_divisor(number: int, most: float) -> int:
 
 @dataclass
 class Pace:
-    """How many steps a chunk has: few enough to hear of a signal in time, and no fewer.
+    """How many steps a chunk has: as many as let a signal be heard in time.
 
     Attributes:
-        longest: the most steps of a chunk, which its number of steps divides.
+        longest: the largest number of steps of a chunk, of which any other is a divisor.
         steps: the number of steps of a chunk.
     """
 
@@ -322,7 +322,7 @@ class Pace:
 
         Args:
             steps: the number of steps of the last chunk.
-            seconds: what it took.
+            seconds: how long it took.
             step: the number of steps so far.
         """
         first, self._is_compiled = not self._is_compiled, True

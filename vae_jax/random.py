@@ -5,7 +5,7 @@ depend on the number of devices and resumes without any saved generator.
 
 A purpose has a name, `purpose(keys, "posterior")`, which is folded in by its checksum with the
 highest bit set; indices of examples, samples, layers and chunks are below 2^31. So no purpose can
-meet an index, nor what `jax.random` itself splits off, for
+coincide with an index, nor with what `jax.random` itself splits off, for
 `jax.random.split(key)[i] == jax.random.fold_in(key, i)`. A key is either drawn from or folded,
 never both.
 """

@@ -1,4 +1,4 @@
-"""The figures of a run: the standard ones, plotted when its training ends, and a command's."""
+"""The figures of a run: the standard ones, plotted when training ends, and those of commands."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -70,7 +70,7 @@ def pictures_of(
 
 
 def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
-    """What the model allows to be plotted from validation images, never test ones, by file name."""
+    """The figures that the model allows, by file name; none shows test images."""
     data = run.experiment.data
     split = "valid" if len(data.valid) else "train"
     name = plots.plain(f"{data.name}, {split} split")

@@ -1,6 +1,6 @@
 """One training step, and many of them in one scan: pure functions of one device's view.
 
-The state carried between steps; everything else is a function of (seed, data, step).
+Only a `TrainState` is carried between steps; everything else is a function of (seed, data, step).
 """
 
 # The stubs of jax.numpy leave members partly unknown, and optax has none.
@@ -73,7 +73,7 @@ class Batch:
 
 
 def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W C"], Batch]:
-    """Images and a batch of this size, of which the shapes and types matter alone."""
+    """Images and a batch of this size, of which only the shapes and types matter."""
     split = experiment.data.train
     labels = None if experiment.model.labels is None else split.labels
     y = None if labels is None else jnp.zeros(size, labels.dtype)
@@ -173,7 +173,7 @@ def loss_and_gradients(
 
 
 def averaged(ema: Variables, params: Variables, decay: float) -> Variables:
-    """The running average after one more step; what is equal stays so, and does not drift."""
+    """The running average after one more step; one that equals its parameter does not drift."""
     moved = optax.incremental_update(params, ema, 1 - decay)
 
     def unless_equal(old: Array, new: Array, moved: Array) -> Array:

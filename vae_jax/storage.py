@@ -3,8 +3,8 @@
 
 A file or folder is made under a temporary name beside its target, flushed to the disk and renamed,
 so that a reader finds the old one or the new one, whatever was killed, full or unplugged meanwhile.
-A lock ends with the process that holds it. What yields or takes a path to fill raises the disk's
-OSError; what writes by itself, a sentence.
+A lock ends with the process that holds it. Functions that yield or take a path to fill raise the
+disk's OSError; those that write themselves raise a VaeJaxError.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANIFEST = "manifest.json"
 STAMP = ".verified.json"
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
-# Of two letters at least, for Windows has drives; a Path has one of its slashes.
+# At least two letters, since Windows has drives; a Path keeps only one of the slashes.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
-# What a file system says that has no locks, or cannot flush a folder.
+# The errors of file systems that have no locks, or cannot flush a folder.
 _NOT_OFFERED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EACCES)
 
 
@@ -98,7 +98,7 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Flushes a folder to the disk and renames it; one that has the name already stays."""
+    """Flushes a folder to the disk and renames it; a folder that already has the name stays."""
     for path in [*folder.rglob("*"), folder]:
         _flush(path)
     try:
@@ -110,7 +110,7 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those that it is in, on the disk too."""
+    """Makes a folder and its parents, and flushes them to the disk."""
     check_local(path)
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def from_home(path: str | Path) -> Path:
     """An absolute path; one that begins with ~ is in this account's home.
 
     Raises:
-        VaeJaxError: the account has none, or the path is of another machine's files.
+        VaeJaxError: the account has none, or the path is an address.
     """
     check_local(path)
     try:
@@ -186,7 +186,7 @@ def check_local(path: str | Path) -> None:
 
 
 def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
-    """Refuses what is in the way of a run's folders and files, before it has taken its time.
+    """Refuses what is in the way of a run's folders and files, before the run takes any time.
 
     Raises:
         VaeJaxError: a folder is where a file is to be, or a file, or a link to nothing, where a
@@ -223,7 +223,7 @@ def _partial_beside(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Returns when a file, or a folder's list of names, is on the disk."""
+    """Waits until a file, or a folder's list of names, is on the disk."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -288,7 +288,7 @@ def append_line(path: Path, content: Any) -> None:
         _lock_file(file.fileno(), wait=True)
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off stays one of its own
+        if file.read(1) not in (b"", b"\n"):  # what a crash cut off stays a line of its own
             line = b"\n" + line
         try:
             while line:
@@ -302,7 +302,7 @@ def append_line(path: Path, content: Any) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; other lines, as one cut off by a crash, are left out."""
+    """The objects of a JSON Lines file; other lines, such as one that a crash cut, are left out."""
     found: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().splitlines():
@@ -324,9 +324,9 @@ def lock(path: Path, refusal: str | None = None) -> Generator[None]:
     standard error says so.
 
     Args:
-        path: of the lock file, which says who holds it; it stays, empty, when nobody does.
-        refusal: what is said where another process holds it, "{holder}" standing for that one;
-            None waits for it.
+        path: the lock file, which says who holds it; it stays, empty, when nobody does.
+        refusal: the error where another process holds it, "{holder}" standing for that one; None
+            waits for it.
 
     Raises:
         VaeJaxError: another process holds it, or the file cannot be written.
@@ -378,7 +378,7 @@ def _lock_file(file: int, wait: bool) -> str | None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock; that one may just be writing it down."""
+    """Who holds a lock; the holder may still be about to write that down."""
     for _ in range(20):
         with contextlib.suppress(DamagedError):
             note = read_json(path)
@@ -429,7 +429,7 @@ def damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
 
 
 def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False) -> str | None:
-    """What is wrong with the files of a manifest, where only what has been touched is hashed.
+    """As `damage`, but hashing only the files that were touched since all were hashed.
 
     A stamp beside them tells for which manifest all were hashed, and the size and time of each
     then. Of several processes that come at once, one hashes, and the others wait for its stamp.
@@ -442,11 +442,11 @@ def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False
     if not wholly and _is_stamped(folder, manifest):
         return None
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(VaeJaxError):  # nobody can write here, as on a full disk
+        with contextlib.suppress(VaeJaxError):  # nothing can be written, as on a full disk
             stack.enter_context(lock(folder / f"{STAMP}.lock"))
         if not wholly and _is_stamped(folder, manifest):
             return None
-        stamp = _stamp_of(folder, manifest)  # of before they are read
+        stamp = _stamp_of(folder, manifest)  # from before they are read
         found = damage(folder, manifest)
         if found is None and stamp is not None:
             with contextlib.suppress(VaeJaxError):

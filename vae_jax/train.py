@@ -43,7 +43,7 @@ from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_ch
 
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
-# The most bytes of a chunk of streamed images in a process, which makes one more meanwhile.
+# The most bytes of a chunk of streamed images in a process, which prepares the next one meanwhile.
 STREAMED_BYTES = 2**26
 
 
@@ -63,8 +63,8 @@ def chunks_of_batches(
     """The batches of one chunk of steps after another, from `step` on, on the devices.
 
     They are a function of seed and step alone. A chunk has `longest` steps (None: those between two
-    lines of metrics, which it divides); a chunk of streamed images fewer where it would be larger
-    than `STREAMED_BYTES`.
+    lines of metrics, which it divides); a chunk of streamed images has fewer where it would be
+    larger than `STREAMED_BYTES`.
     """
     split, batch = experiment.data.train, experiment.batch_size
     labels = None if experiment.model.labels is None else split.labels
@@ -164,7 +164,7 @@ def train_together(
 ) -> None:
     """Train runs that are at the same step to their end, in one program.
 
-    What makes one of them end too early is its `failure`, and the others go on.
+    Where one of them ends too early, its `failure` says why, and the others go on.
 
     Args:
         runs: runs of one experiment, or of several that share a step.
@@ -293,10 +293,10 @@ def train(
             parameters' running average (stage 1 of ZeRO), for models whose state does not fit. The
             run is the same, to rounding, and goes on with or without it, on any number of devices.
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
-            (of several also `loss/seed_0`, ...), called as metrics.jsonl gets a line, in the main
-            process. It is not called again with what it had before training was resumed.
+            (with several also `loss/seed_0`, ...), called for each line of metrics.jsonl, in the
+            main process. It is not called again with what it had before training was resumed.
         start: a function from the initial state to that with which training begins; the experiment
-            has to name what it takes from elsewhere, as `second_stage.FitPrior` does.
+            has to identify what it takes from elsewhere, as `second_stage.FitPrior` does.
 
     Returns:
         The finished run.
@@ -307,7 +307,7 @@ def train(
             long or in every step.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
-    seed, num_seeds = int(seed), int(num_seeds)  # of NumPy, which no JSON takes
+    seed, num_seeds = int(seed), int(num_seeds)  # JSON takes no integers of NumPy's
     seeds, run_folder = seeds_from(seed, num_seeds), RunFolder(Path(folder))
     parallel.check_devices()
     if parallel.num_processes() > 1:
@@ -382,7 +382,7 @@ def train_file(
 
 
 class _Callable(ModuleType):
-    """Called, this module is `train`: `vae_jax.train` is both, whichever is imported first."""
+    """Called, this module runs `train`: `vae_jax.train` is both, whichever is imported first."""
 
     __call__ = staticmethod(train)
     __signature__ = inspect.signature(train)

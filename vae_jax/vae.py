@@ -44,10 +44,10 @@ class Terms:
         keys: typed keys, from which `random.purpose` makes further noise.
         z: the latents of each layer, `[K, B, *event]`.
         path: zeros; adding `(c * path).sum()` to a loss multiplies the gradient that passes through
-            z[k, b] by 1 + c[k, b] (`weigh_path`). With several layers it is None but in the Terms
-            of `Model.held`.
+            z[k, b] by 1 + c[k, b] (`weigh_path`). With several layers it is None except in the
+            Terms of `Model.held`.
         log_px: ln p(x|z).
-        log_pz: ln p(z) of each layer; of a prior that is `Bounded`, an estimate of its bound.
+        log_pz: ln p(z) of each layer; for a prior that is `Bounded`, an estimate of its bound.
         log_qz: ln q(z|x) of each layer.
         kl: the exact KL(q(z|x) || p(z)) of each layer; None where there is no closed form. Where a
             layer depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
@@ -85,7 +85,7 @@ class Terms:
         return self.kl_sampled if self.kl is None else self.kl
 
     def with_exact_prior(self) -> "Terms":
-        """The same with ln p(z) where `log_pz` has an estimate of its bound."""
+        """The same Terms, with ln p(z) itself where `log_pz` has an estimate of its bound."""
         log_pz = [
             p.log_prob(z) if isinstance(p, Bounded) else known
             for p, z, known in zip(self.p, self.z, self.log_pz, strict=True)
@@ -119,13 +119,13 @@ def weigh_path(
 ) -> tuple[Float[Array, "K B *event"], Float[Array, "K B"]]:
     """The identity; its backward pass multiplies the cotangent of z by 1 + that of `weights`.
 
-    So in one backward pass, for each sample, the gradient of the parameters of q(z|x) has another
-    weight than the gradient of the parameters of p(x|z), as doubly reparameterized gradients need
+    So in one backward pass, for each sample, the gradient of the parameters of q(z|x) can have
+    another weight than that of the parameters of p(x|z), as doubly reparameterized gradients need
     (Tucker et al. 2019).
 
     Args:
         z: latents.
-        weights: zeros, the cotangent of which is the weight.
+        weights: zeros, whose cotangent is the weight.
     """
     return z, weights
 
@@ -190,7 +190,7 @@ def apply_flat(
 
 
 def with_batch(flat: D, batch: Shape) -> D:
-    """A distribution with its one batch axis `[N]` as the axes `[*batch]`."""
+    """A distribution with its one batch axis `[N]` split into the axes `[*batch]`."""
 
     def reshaped(leaf: Array | Shared) -> Array | Shared:
         return leaf if isinstance(leaf, Shared) else leaf.reshape(*batch, *leaf.shape[1:])

@@ -210,7 +210,7 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
     ),
     "FreeBits with a mixture": (
         partial(combined, objective=vj.FreeBits(1.0), prior=vj.GaussianMixture(3, 2)),
-        "which GaussianMixture has not; these do: StandardLaplace, StandardNormal",
+        "which GaussianMixture does not have; these do: StandardLaplace, StandardNormal",
     ),
     "VAEGAN of pixels one after the other": (
         partial(
@@ -223,7 +223,7 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
     ),
     "IWAE of a prior of which training knows a bound": (
         partial(combined, prior=vj.Diffusion(2), objective=vj.IWAE(3)),
-        "IWAE takes the logarithm of a mean of densities, and of Diffusion training knows a bound",
+        "and training has only a noisy bound on that of Diffusion: take the objective ELBO()",
     ),
     # Prior and posterior
     "unit vectors with the default prior": (

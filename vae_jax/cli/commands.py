@@ -30,7 +30,7 @@ from vae_jax.errors import VaeJaxError, legible
 from vae_jax.progress import Waiting, say
 
 PICTURES = {
-    "sample": "Means of p(x|z) with z from the prior, in one picture or a file for each.",
+    "sample": "Decoded latents from the prior, in one picture or a file for each.",
     "reconstruct": "Images of a split beside their reconstructions.",
     "restyle": "Images of one class, encoded with it and decoded with others.",
     "interpolate": "Decoded lines between the posterior means of pairs of images.",

@@ -263,7 +263,7 @@ class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
     """All images of CIFAR-10 as JPEG: lossy, so its bits per dimension are not CIFAR-10's.
 
     The file names give the official order within each class alone. Here the classes take turns, so
-    that any stretch of a split, such as the validation images at the end, has as many of each.
+    that any stretch of a split, such as the validation images at the end, has each equally often.
     """
 
     name = "cifar10_jpeg"

@@ -72,7 +72,7 @@ def _pixels(image: Image.Image, height: int, width: int, channels: int) -> np.nd
     if image.mode[0] in "FI":  # which `convert` would clip to 8 bits
         levels = np.asarray(image)
         if levels.dtype.kind == "f" or not 0 <= levels.min() <= levels.max() < 2**16:
-            raise UnusableError("floats, or levels beyond 16 bits: which level is white is unknown")
+            raise UnusableError("floats, or levels beyond 16 bits, whose white level is unknown")
         image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -98,7 +98,7 @@ def make_validation(experiment: Experiment) -> Callable[[OfSeeds], dict[str, np.
         training, and `valid_nll` with the objective's K. With a prior of which training knows only
         a bound, it gives the former alone, by that bound, since ln p(z) itself takes long. Where
         the model has no bound on the likelihood, it gives `valid_distortion` alone; where there is
-        no validation split, nothing. Nothing but these numbers of each image leaves the devices.
+        no validation split, nothing. Only these numbers of each image leave the devices.
     """
     if len(experiment.data.valid) == 0:
         return lambda variables: {}

@@ -114,7 +114,7 @@ def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
 
     For dequantized data, where x = (v + u)/256, the bound that the density gives on the mass of the
     256 levels adds 8 bits (Theis et al. 2016, section 3.1). None for densities of data that are not
-    dequantized, which have no bits, and where pixels are missing, whose dimensions do not count.
+    dequantized, which have no bits, and where pixels are missing, so that dimensions vary.
     """
     if isinstance(experiment.model.likelihood, SeenPixels):
         return None

@@ -239,7 +239,7 @@ def layers(
 
 
 class Door(Protocol):
-    """What checks arguments before its methods get them, as models do."""
+    """An object that checks arguments before its methods get them, as models do."""
 
     def admit(
         self,

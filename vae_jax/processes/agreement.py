@@ -85,7 +85,7 @@ def told_by_main(find: Callable[[], str]) -> str | None:
 
 
 class Choice:
-    """A choice that the first process to make it makes for all; all create the same number."""
+    """A choice that the first process to make it makes for all; all create theirs in one order."""
 
     def __init__(self):
         self._key = f"vae_jax/choice/{next(_choices)}"

@@ -35,7 +35,7 @@ Classes = Annotated[
 
 @dataclass(frozen=True, repr=False)
 class Loaded(Shown):
-    """A trained model with all that belongs to it: the base of `Run`, which has its uses."""
+    """A trained model with all that belongs to it: the base of `Run`, which adds its uses."""
 
     folder: RunFolder
     experiment: Experiment

@@ -45,7 +45,7 @@ class Run(Loaded):
         folder: the run folder.
         experiment: what was trained.
         state: the training state, host arrays with a leading axis of seeds.
-        checkpoint: the kind of checkpoint that `state` is.
+        checkpoint: the checkpoint that `state` is from, the latest or the best.
         first: the position of the first seed in `state` among those that were trained.
 
     Example:
