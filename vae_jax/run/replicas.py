@@ -46,7 +46,7 @@ def apart(tree: Tree, count: int) -> list[Tree]:
 
 
 def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
-    """The states of runs in one on the devices, which is copied once if it is copied at all.
+    """The states of runs that are one state on the devices, which is copied at most once.
 
     What was copied before is written first, so that there is one such copy at a time.
     """
@@ -69,7 +69,7 @@ def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -
 
 
 class LeftChunk(Left):
-    """A chunk of steps was left.
+    """A chunk of steps was abandoned.
 
     Attributes:
         states: those of the runs before it, to be saved, in the process that writes.
@@ -98,7 +98,7 @@ def make_unless_left(
             return state, layout.collect(metrics)
 
         if layout.spread and not is_saved:
-            return done()  # of a state in shares there is no copy to save
+            return done()  # a state in shares has no copy to save
         try:
             return unless_stopped(done, received)
         except Left as left:
