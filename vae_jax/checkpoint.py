@@ -1,7 +1,7 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is one training state on the host, written in the background as a whole folder with a
-manifest of its files, which are checked before any is read.
+A checkpoint is one training state, written in the background as a whole folder with a manifest of
+its files, which are checked before any is read.
 """
 
 import hashlib

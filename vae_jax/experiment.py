@@ -35,7 +35,7 @@ def _computes(dtype: object) -> bool:
         found = jnp.dtype(cast(DTypeLike, dtype))
     except TypeError:
         return False
-    # No float8, and nothing that JAX turns into another type, as float64 without x64.
+    # No float8, and nothing that JAX turns into another type, such as float64 without x64.
     is_float = jnp.issubdtype(found, jnp.floating) and found.itemsize > 1
     return is_float and dtypes.canonicalize_dtype(found) == found
 

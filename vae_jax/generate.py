@@ -1,8 +1,8 @@
 """Pictures of a run's own data: samples, reconstructions, interpolations, traversals, manifolds.
 
 The methods of `Run`, which take a user's own images, make these too. Images of a conditional model
-keep their labels unless others are asked for. `vae-jax` makes a command of `sample`, `reconstruct`,
-`restyle`, `interpolate` and `traverse`: their arguments are its flags.
+keep their labels unless others are asked for. `sample`, `reconstruct`, `restyle`, `interpolate` and
+`traverse` are also commands of `vae-jax`: their arguments are its flags.
 """
 
 from collections.abc import Sequence

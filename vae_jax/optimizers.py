@@ -92,7 +92,7 @@ class SwitchedState(NamedTuple):
 def switched(steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientTransformation:
     """Change the optimizer after a number of steps; the second counts its own steps from there.
 
-    Steps that training skips, because they were not finite, are not counted.
+    Steps that training skips are not counted.
 
     Args:
         steps: the number of updates by the first optimizer.

@@ -185,14 +185,14 @@ def batch_offset(share: int) -> Array | int:
 
 @dataclass
 class OnDevices(Generic[Result]):
-    """A function that runs on every device at once; every argument has the device axis.
+    """A function that runs on every device at once; its arguments have the device axis.
 
     XLA's CPU backend would remove optimization barriers before it fuses operations and merges equal
     ones. In a program of one process they are kept: what is before a barrier is computed once, and
     what is rematerialized is computed again.
 
     Attributes:
-        mapped: the function under `jax.pmap`.
+        mapped: the function under `jax.pmap`, or under `jax.jit` if arrays are global (`Sharded`).
         programs: the compiled programs, one for each kind of arguments.
     """
 

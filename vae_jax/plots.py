@@ -241,9 +241,9 @@ def interpolations(images: np.ndarray) -> Figure:
 def traversals(images: np.ndarray, values: np.ndarray, latents: Iterable[int]) -> Figure:
     """Draws images `[D,T,H,W,C]`: each row moves one latent through `values` `[T]`.
 
-    The values stand above the columns, and beside the rows which of the latents each moves, counted
-    from 0 in `latents` `[D]` and from z_1 in the figure. Raises VaeJaxError unless the images are
-    pictures in [0,1] that both fit.
+    The values are above the columns; beside each row is the latent that it moves, counted from 0 in
+    `latents` `[D]` and from z_1 in the figure. Raises VaeJaxError unless the images are pictures in
+    [0,1] that both fit.
     """
     tiles = _pixels(images, "[D,T,H,W,C]")
     names = [f"$z_{{{latent + 1}}}$" for latent in latents]

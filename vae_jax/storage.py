@@ -162,7 +162,7 @@ def from_home(path: str | Path) -> Path:
 
 
 def check_local(path: str | Path) -> None:
-    """Refuses an address such as gs://bucket/runs, of which Python would make a folder `gs:`.
+    """Refuses an address such as gs://bucket/runs, from which Python would make a folder `gs:`.
 
     Raises:
         VaeJaxError: it is one, or a name that no file can have.
@@ -246,7 +246,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The content of a JSON file, an object or of another type.
+    """The content of a JSON file, of this type.
 
     Raises:
         DamagedError: it cannot be read, is not JSON, or holds another type.

@@ -238,7 +238,7 @@ def fit_prior(
     """Fit a prior to the latents of a run, or go on fitting it: a run folder of its own.
 
     Args:
-        run: the run folder of the first stage, of which the first seed is taken.
+        run: the run folder of the first stage, whose first seed is taken.
         prior: the family of the prior.
         workdir: the run folder of the second stage (None: RUN-PRIOR).
         network: the network of diffusion or flow matching (None: mlp for vectors, unet for maps).

@@ -41,8 +41,8 @@ def load_saved(
 ) -> Data:
     """Loads the pictures of a data set in a folder as memory maps, decoded once.
 
-    Each is cut and resized as in `load_folder`. Splits and classes are those of the data set; one
-    without validation or test images is split as an .npz file is in `load_path`.
+    Each is treated as in `load_folder`. Splits and classes are those of the data set; one without
+    validation or test images is split as an .npz file is in `load_path`.
 
     Args:
         folder: the folder.

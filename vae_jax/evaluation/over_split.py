@@ -45,8 +45,8 @@ def over_split(
             further trees of that seed; it returns a tree of arrays `[B, ...]`.
         num_images: the number of images N, evenly spaced over the split; None takes all.
         num_decoded: the number of images that are decoded for each image at once.
-        with_moments: whether the function returns a pair of trees, of which only the moments over
-            the images are wanted of the second; they stay on the devices until the end.
+        with_moments: whether the function returns a pair of trees, the second of which is wanted
+            only as moments over the images, which stay on the devices until the end.
 
     Returns:
         A function of variables and further trees, as `OfSeeds`, to the tree of host arrays `[S, N,

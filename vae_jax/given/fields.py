@@ -66,7 +66,7 @@ class Bounds:
         assert isinstance(value, Sequence | Real | np.ndarray | Array)
         try:
             number = len(value) if isinstance(value, Sequence) else float(value)
-        except OverflowError:  # of a whole number
+        except OverflowError:  # a whole number that no float holds
             return False
         if abs(number) < _LEAST:
             number = 0.0

@@ -158,7 +158,7 @@ def _imported(name: str, parts: Sequence[str], scope: dict[str, object]) -> Iter
     around = itertools.accumulate(package.split("."), lambda outer, inner: f"{outer}.{inner}")
     roots = {f"{each}.{name}".strip(".") for each in (*around, "")} | {name.partition(".")[0]}
     for full in roots | {f"{root}.{part}" for root in roots for part in parts}:
-        with contextlib.suppress(Exception):  # there is none, or it is for the function to raise
+        with contextlib.suppress(Exception):  # there is none, or the function itself will raise
             spec = importlib.util.find_spec(full)
             if spec is not None and not is_of_package(spec.origin):
                 yield importlib.import_module(full)

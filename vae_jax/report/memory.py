@@ -67,7 +67,7 @@ def needs(
         device = state + training images + batches of a chunk + gradients + activations
 
     where gradients are as large as the parameters, and activations are what the compiler plans for
-    a chunk of steps beside its arguments and its gradients. The host holds the training images, and
+    a chunk of steps besides its arguments and gradients. The host holds the training images, and
     a state while a checkpoint is written, with half a state more at the most.
 
     Args:

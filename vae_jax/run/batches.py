@@ -59,8 +59,7 @@ class InBatches(Generic[Result]):
 
         Args:
             shared: host arrays that all examples share.
-            batch: a function from positions of examples to their arrays, or to None for those that
-                are left out.
+            batch: a function from positions of examples to their arrays, any of which may be None.
             count: the number of examples N.
             rounded: whether a few examples are padded to a power of two, so that calls with similar
                 numbers of them share a program.

@@ -4,7 +4,7 @@ experiment.json   what the run is, described from its objects; seeds, flags, ver
 .experiment.json  a copy, for when experiment.json is lost or damaged
 metrics.jsonl     a line for every `log_every` steps and for every validation
 checkpoints/      Orbax
-figures/          PNG
+figures/          PNG, and report.html
 summary.json      final metrics, step, params_sha256; written when the run is finished
 evaluation.json   what `vae-jax evaluate` found
 data/             the images of a run from Python whose data were arrays

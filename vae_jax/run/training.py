@@ -198,7 +198,7 @@ class Training:
         return unless_stopped(lambda: self.validate(variables()), received)
 
     def make_up(self, every: int, layout: parallel.Layout, received: Sequence[int]) -> None:
-        """Validate the state to go on from, where a signal prevented that.
+        """Validate the state to go on from, where a signal prevented that or the run has ended.
 
         Args:
             every: the number of steps between validations.
@@ -236,7 +236,7 @@ class Training:
         self.checkpoints.save(step, state, score, finite=is_good(state))
 
     def give_up(self, step: int, row: Row) -> None:
-        """End a run of which too many steps in a row were skipped; its latest good state stays."""
+        """End a run that has skipped too many steps in a row; its latest good state stays."""
         experiment = self.experiment
         what, way_out = "The loss or its gradients were not finite", "clip the gradients"
         if experiment.skip_above is not None:
