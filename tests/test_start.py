@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "seeds": ({"start": "first", "seed": 0}, "which has seed 3 and 2 replicas, not 0 and 2"),
     "fewer": ({"start": "first", "num_seeds": 1}, "which has seed 3 and 2 replicas, not 3 and 1"),
     "model": ({"start": "first", "model": tiny.model(9)}, "whose model has other parameters"),
-    "not finished": ({"start": "begun"}, "which is not finished: train it to its end before"),
+    "not finished": ({"start": "begun"}, "which is not finished: train it to its end first"),
 }
 
 

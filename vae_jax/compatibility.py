@@ -217,7 +217,9 @@ def check_objective(objective: Objective, model: Model) -> None:
         if missing:
             problem = f"needs {_TRAIT_NAMES[missing[0]]}, which {type(posterior).__name__} lacks"
         elif excess:
-            problem = f"has no use for {_TRAIT_NAMES[excess[0]]}, as {type(posterior).__name__} has"
+            problem = (
+                f"has no use for {_TRAIT_NAMES[excess[0]]}, which {type(posterior).__name__} has"
+            )
         elif posterior.space not in requires.spaces:
             problem = (
                 f"has no meaning for {_SPACE_NAMES[posterior.space]}, the latents of "

@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise VaeJaxError(f"The images {path} do not exist: name a file that does.") from error
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise VaeJaxError(f"{path} holds no arrays ({error}): write it by numpy.save.") from error
+        raise VaeJaxError(f"{path} holds no arrays ({error}): write it with numpy.save.") from error
 
 
 def _by_split(arrays: Mapping[str, np.ndarray], *names: str) -> dict[SplitName, np.ndarray]:

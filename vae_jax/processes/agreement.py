@@ -27,7 +27,7 @@ def objection(number: int, theirs: Json, ours: Json) -> str:
     for each in [*clear, *found][:1]:
         what = f"{each.name.removesuffix('.is')} is {each.there} instead of {each.here}"
         if each.of_code:
-            what = f"the code of {each.name.removesuffix('.class')} is another"
+            what = f"the code of {each.name.removesuffix('.class')} is different"
         return (
             f"Process {number} was given another run than process 0 ({what}): start all processes "
             "with the same command, files and packages."

@@ -280,7 +280,7 @@ class RunFolder:
         except NotImportableError as error:
             reason = f"{error} cannot be imported"
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"its parts are others in this version of vae_jax, {error}"
+            reason = f"its parts are different in this version of vae_jax, {error}"
         raise VaeJaxError(
             f"{self.path} was trained from Python, and cannot be opened from its folder alone "
             f"({reason}): call load_run(folder, experiment=...) where that is at hand."

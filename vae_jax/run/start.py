@@ -49,7 +49,7 @@ def begun(
             )
         record = first.read_record()
         if not first.is_finished(record):
-            raise VaeJaxError(f"{where}, which is not finished: train it to its end before.")
+            raise VaeJaxError(f"{where}, which is not finished: train it to its end first.")
         theirs = np.arange(record["num_seeds"], dtype=np.uint32) + np.uint32(record["seed"])
         if not np.array_equal(theirs, seeds):
             raise VaeJaxError(
