@@ -146,7 +146,7 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
     ),
     "RAE of Gaussians": (
         partial(combined, objective=vj.RAE()),
-        "as DiagonalGaussian has; of posteriors, these do: Deterministic; or take another "
+        "which DiagonalGaussian has; of posteriors, these do: Deterministic; or take another "
         "objective, such as ELBO().",
     ),
     "BetaTC of unit vectors": (
