@@ -420,7 +420,7 @@ def test_a_file_system_without_locks_is_named(
     storage.append_entry(tmp_path / "a.json", 1)
     storage.append_line(tmp_path / "a.jsonl", {"a": 1})
     said = capsys.readouterr().err
-    assert "a.json.lock is no lock (this file system has none: Function not implemented)" in said
+    assert "a.json.lock cannot be locked (this file system has none: Function not impl" in said
     assert storage.read_json(tmp_path / "a.json", list) == [1]
 
 

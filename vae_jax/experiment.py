@@ -177,7 +177,7 @@ class Experiment(Checked):
         return other
 
 
-# What does not change a run's result, or only its rounding.
+# Fields that do not affect a run's result, except for rounding.
 INCIDENTAL = (
     "accumulate",
     "remat",

@@ -5,7 +5,8 @@
 
 Values that are only numbers to the training step, such as beta or a learning rate, are an axis of
 its program beside the seeds; those that change shapes or code make programs of their own, which are
-trained one after the other. Nobody says which is which: `identity.programs` compares the steps.
+trained one after the other. Which is which need not be declared, for `identity.programs` compares
+the steps.
 """
 
 import contextlib
@@ -99,7 +100,7 @@ def train_grid(
         if parallel.num_processes() > 1:
             agree(what_processes_share(experiment, seed, num_seeds, origin))
         run_folder.claim(experiment, seed, num_seeds, origin)
-    parallel.max_over_processes(0)  # nobody writes there before it is claimed
+    parallel.max_over_processes(0)  # wait until the folders are claimed
     called = [callbacks and callbacks(run_folder.path) for run_folder in folders]
     with contextlib.ExitStack() as stack:
         runs = [

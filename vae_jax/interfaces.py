@@ -242,7 +242,7 @@ def _axes(positions: Sequence[int]) -> str:
 
 
 class Prior(Part):
-    """p(z), or p(z|y); it is given the model of which it is a part.
+    """p(z), or p(z|y); it is called with the model it belongs to.
 
     Most priors ignore the model. The VampPrior is made of the model's `encode`, and a prior over
     codes takes the codebook from the model's posterior.
@@ -544,7 +544,7 @@ class Model(Part, kw_only=True):
         return self.decode(zs, y).log_prob(x), self.log_prior(zs, y)
 
     def held(self, terms: "Terms") -> "Terms":
-        """These Terms with q's parameters fixed in ln q(z|x), z weighed by `path` (Tucker 2019)."""
+        """These Terms, q's parameters fixed in ln q(z|x), z weighted by `path` (Tucker 2019)."""
         raise NotImplementedError
 
     def log_joint(

@@ -119,7 +119,7 @@ def make_folder(path: Path) -> None:
 
 
 def delete_partial(partial: Path) -> None:
-    """Deletes a temporary file or folder, and what bears its name with a further suffix."""
+    """Deletes a temporary file or folder, and anything whose name begins with its name."""
     for path in list(partial.parent.glob(f"{partial.name}*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -171,12 +171,12 @@ def check_local(path: str | Path) -> None:
         os.lstat(path)
     except ValueError as error:  # a zero byte
         raise VaeJaxError(
-            f"{str(path)!r} is no name of a file ({error}): choose another."
+            f"{str(path)!r} is not a valid file name ({error}): choose another."
         ) from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise VaeJaxError(
-                f"{path} is no name of a file ({error.strerror}): choose another."
+                f"{path} is not a valid file name ({error.strerror}): choose another."
             ) from error
     if found := _ADDRESS.match(str(path)):
         raise VaeJaxError(
@@ -320,7 +320,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def lock(path: Path, refusal: str | None = None) -> Generator[None]:
     """Holds a lock, which the operating system releases when this process ends, however it ends.
 
-    Where nobody may write, there is nothing to guard; where there are no locks, a sentence on
+    In a read-only folder there is nothing to guard; where there are no locks, a sentence on
     standard error says so.
 
     Args:
@@ -345,7 +345,7 @@ def lock(path: Path, refusal: str | None = None) -> Generator[None]:
         except BlockingIOError:
             raise VaeJaxError((refusal or "").replace("{holder}", _holder(path))) from None
         if missing is not None:
-            say(f"{path} is no lock ({missing}): let one process at a time write there.")
+            say(f"{path} cannot be locked ({missing}): let one process at a time write there.")
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         with contextlib.suppress(OSError):  # a full disk

@@ -1,4 +1,4 @@
-"""Training: the loop around the scanned steps, and how runs begin, go on and come back."""
+"""Training: the loop around the scanned steps, and how runs start, resume and finish."""
 
 # pyright: strict, reportUnknownMemberType=false
 
@@ -48,7 +48,7 @@ STREAMED_BYTES = 2**26
 
 
 def is_streamed(data: Data) -> bool:
-    """Whether training images are better left on the disk than put into the memory of devices."""
+    """Whether to stream training images from disk rather than keep them in device memory."""
     return data.train.images.nbytes > parallel.device_memory() // 4
 
 
@@ -60,7 +60,7 @@ def chunks_of_batches(
     streamed: bool,
     longest: int | None = None,
 ) -> Iterator[Batch]:
-    """The batches of one chunk of steps after another, from `step` on, on the devices.
+    """The batches of successive chunks of steps, starting at `step`, on the devices.
 
     They are a function of seed and step alone. A chunk has `longest` steps (None: those between two
     lines of metrics, which it divides); a chunk of streamed images has fewer where it would be
@@ -109,16 +109,16 @@ def advance(
         streamed: whether the batches bring their images.
         meanwhile: a function to call while the devices are busy; returns the seconds it took.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
-        unless_left: takes a step, the state then, and a chunk of steps from there that may take
-            long; returns the state after it and its metrics on the host.
+        unless_left: a function that runs a possibly long chunk, given its first step and the state
+            there; returns the state after it and its metrics on the host.
         shared: the step where the replicas are of several experiments.
 
     Yields:
         The step, the state on the devices and, where a line of metrics is due, the metrics since
-        the last one; once for each chunk. The state is gone when the next item is asked for.
+        the last one; once for each chunk. The state is donated when the next item is requested.
 
     Raises:
-        Left: a process was told to stop in a chunk that was to take too long.
+        Left: a process was told to stop during a chunk that would have taken too long.
     """
     one_step, numbers = shared or (None, ())
     train_chunk = make_train_chunk(experiment, layout, one_step)
@@ -126,7 +126,7 @@ def advance(
     device_state, each = begin(), layout.place((seeds, *numbers))
     step = int(layout.collect(device_state.step)[0])
     pace = Pace(experiment.log_every)
-    quick: set[int] = set()  # numbers of steps of chunks that are over before a signal is urgent
+    quick: set[int] = set()  # lengths of chunks that end before a signal becomes urgent
     while step < experiment.num_steps:
         every = chunks_of_batches(experiment, layout, seeds, step, streamed, pace.steps)
         with contextlib.closing(prefetched(every)) as chunks:
@@ -294,7 +294,7 @@ def train(
             run is the same, to rounding, and goes on with or without it, on any number of devices.
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
             (with several also `loss/seed_0`, ...), called for each line of metrics.jsonl, in the
-            main process. It is not called again with what it had before training was resumed.
+            main process. After resuming, it is not called again for lines it has already received.
         start: a function from the initial state to that with which training begins; the experiment
             has to identify what it takes from elsewhere, as `second_stage.FitPrior` does.
 
@@ -314,7 +314,7 @@ def train(
         agree(what_processes_share(experiment, seed, num_seeds, origin))
     layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
     run_folder.claim(experiment, seed, num_seeds, origin)
-    parallel.max_over_processes(0)  # nobody writes there before it is claimed
+    parallel.max_over_processes(0)  # wait until the folder is claimed
     if layout.spread:
         check_shared(run_folder)
     opening = opened(

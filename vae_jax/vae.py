@@ -117,7 +117,7 @@ class Terms:
 def weigh_path(
     z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
 ) -> tuple[Float[Array, "K B *event"], Float[Array, "K B"]]:
-    """The identity; its backward pass multiplies the cotangent of z by 1 + that of `weights`.
+    """The identity; its backward pass multiplies z's cotangent by one plus that of `weights`.
 
     So in one backward pass, for each sample, the gradient of the parameters of q(z|x) can have
     another weight than that of the parameters of p(x|z), as doubly reparameterized gradients need
@@ -151,7 +151,7 @@ weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
 def with_parameters_held(
     method: Callable[Concatenate[M, P], T], model: M, *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """What a method of a model returns, its parameters taken as constants.
+    """Call a method of a model with its parameters held constant.
 
     Args:
         method: a function of the model and further arguments.

@@ -52,8 +52,11 @@ CALLS: dict[str, tuple[Any, str]] = {
     "train: no folder": (lambda _: train(None), "folder of train is None: give a str, or a Path"),
     "train: a number for a folder": (lambda _: train(3), "folder of train is 3"),
     "train: bytes for a folder": (lambda _: train(b"runs"), "folder of train is a bytes"),
-    "train: a zero byte": (lambda _: train("a\0b"), "is no name of a file (embedded null byte)"),
-    "train: a long name": (lambda f: train(f / ("a" * 300)), "is no name of a file (File name too"),
+    "train: a zero byte": (
+        lambda _: train("a\0b"),
+        "is not a valid file name (embedded null",
+    ),
+    "train: a long name": (lambda f: train(f / ("a" * 300)), "is not a valid file name (File name"),
     "train: swapped": (lambda f: train(TINY, f), "experiment of train is a PosixPath"),
     "train: a broken seed": (lambda f: train(f, seed=1.5), "seed of train is 1.5: give a whole"),
     "train: a seed in words": (lambda f: train(f, seed="1"), "seed of train is '1'"),

@@ -21,7 +21,7 @@ class DisagreementError(VaeJaxError):
 
 
 def objection(number: int, theirs: Json, ours: Json) -> str:
-    """A sentence where process `number` runs something else than process 0; empty where not."""
+    """A sentence where process `number` runs something other than process 0; empty where not."""
     found = list(differences(theirs, ours))
     clear = [each for each in found if ABSENT not in each]
     for each in [*clear, *found][:1]:

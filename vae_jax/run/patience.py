@@ -38,7 +38,7 @@ class Patience:
     waited: int = 0
 
     def see(self, step: int, score: float) -> None:
-        """Take a score into account; one that is not finite is no better than any."""
+        """Take a score into account; one that is not finite never counts as an improvement."""
         if np.isfinite(score) and score < self.best:
             self.best, self.step, self.waited = score, step, 0
         else:

@@ -24,7 +24,7 @@ UnlessLeft = Callable[
 
 
 def together(trees: Sequence[Tree]) -> Tree:
-    """Host arrays `[S, ...]` of each of several runs as those of all, `[runs * S, ...]`."""
+    """Concatenates the host arrays `[S, ...]` of several runs into `[runs * S, ...]`."""
     if len(trees) == 1:
         return trees[0]
 
@@ -48,7 +48,7 @@ def apart(tree: Tree, count: int) -> list[Tree]:
 def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
     """The states of runs that are one state on the devices, which is copied at most once.
 
-    What was copied before is written first, so that there is one such copy at a time.
+    The previous copy is written first, so that there is only one at a time.
     """
 
     @cache
@@ -72,7 +72,7 @@ class LeftChunk(Left):
     """A chunk of steps was abandoned.
 
     Attributes:
-        states: those of the runs before it, to be saved, in the process that writes.
+        states: the runs' states before the chunk, to be saved by the process that writes.
     """
 
     def __init__(self, signal_number: int, states: Sequence[TrainState]):
@@ -83,7 +83,7 @@ class LeftChunk(Left):
 def make_unless_left(
     layout: parallel.Layout, runs: Sequence[Training], received: Sequence[int]
 ) -> UnlessLeft:
-    """What takes a chunk of steps that may take long, unless a signal comes; see `advance`."""
+    """Make the function that runs a possibly long chunk unless a signal arrives; see `advance`."""
 
     def unless_left(
         step: int, state: TrainState, chunk: Callable[[], tuple[TrainState, Metrics]]

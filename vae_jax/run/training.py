@@ -1,4 +1,4 @@
-"""A run that is being trained: what is logged, validated, saved and kept of it."""
+"""A run that is being trained: its logging, validation and checkpoints."""
 
 # pyright: strict, reportUnknownMemberType=false
 
@@ -158,7 +158,7 @@ class Training:
         later: Callable[..., None],
         received: Sequence[int],
     ) -> int:
-        """Validate a state, save it where that is due, and take it where the run ends with it.
+        """Validate a state, save it where that is due, and keep it if the run ends here.
 
         Returns:
             The number of the signal that ended the validation early, so that the state is saved
