@@ -1,16 +1,28 @@
 """The hierarchy whose layers all reach the image, with a VampPrior on top: NumPy and quadrature."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy import special, stats
 from test_hierarchical import dense, gaussian, keys, log_normal
 
 import vae_jax as vj
-from vae_jax import MLP, Bernoulli, DiagonalGaussian, SkipVAE, StandardNormal, VampPrior
+from vae_jax import (
+    MLP,
+    Bernoulli,
+    DiagonalGaussian,
+    SkipVAE,
+    StandardNormal,
+    VampPrior,
+    generate,
+)
+from vae_jax.standard_figures import plot_standard_figures
 
 SHAPE, B, K = (1, 2, 1), 3, 5
 WIDTHS = (2, 3)
@@ -106,6 +118,39 @@ def test_terms_in_numpy(prior: str) -> None:
     loc_2, scale_2 = own.q_2(flat)
     kl_2 = (-np.log(scale_2) + (scale_2**2 + loc_2**2) / 2 - 0.5).sum(-1)
     np.testing.assert_allclose(terms.kl, [kl_1, kl_2], rtol=1e-4, atol=1e-4)
+
+
+def test_layers_below_those_that_are_given_are_at_the_means_of_their_priors() -> None:
+    model = make(StandardNormal(WIDTHS[-1]))
+    params = spread(model)
+    z_2 = np.random.default_rng(1).normal(size=(K, B, WIDTHS[-1])).astype(np.float32)
+    found: Any = model.apply({"params": params}, (z_2,), method="decode_top")
+    own = Written(params)
+    expected = own.probabilities(own.p_1(z_2)[0], z_2)
+    np.testing.assert_allclose(found.mean.reshape(K, B, -1), expected, rtol=1e-4, atol=1e-4)
+    whole = z_2[..., : WIDTHS[0]], z_2
+    both: Any = model.apply({"params": params}, whole, method="decode_top")
+    decoded: Any = model.apply({"params": params}, whole, method="decode")
+    np.testing.assert_array_equal(both.mean, decoded.mean)
+    with pytest.raises(vj.VaeJaxError, match="give"):
+        model.apply({"params": params}, (z_2[..., :2],), method="decode_top")
+
+
+def test_every_figure_of_a_run_is_drawn(tmp_path: Path) -> None:
+    """Traversals move the top layer, or another below which layers follow."""
+    experiment = tiny.experiment(num_steps=2, log_every=1, checkpoint_every=2)
+    model = make(VampPrior(4), (3, 2)).clone(image_shape=())
+    run = vj.train(dataclasses.replace(experiment, model=model), tmp_path / "run")
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (2, *tiny.IMAGE_SHAPE)).astype(np.uint8)
+    means = run.posterior_means(images)
+    top = run.reconstruct(images, top=1)
+    np.testing.assert_array_equal(top, run.decode((means[1],)))
+    assert np.abs(top - run.reconstruct(images)).max() > 0
+    for layer in (None, 1, 2):
+        moved, _, which = generate.traverse(run, "valid", layer=layer, steps=3)
+        assert moved.shape == (len(which), 3, *tiny.IMAGE_SHAPE)
+    assert plot_standard_figures(run)
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -131,10 +131,8 @@ class DeepVAE(Model, kw_only=True):
     ) -> None:
         super().admit(variables, method, args, kwargs)
         if method == "decode_top":
-            zs = args[0] if args else kwargs.get("zs")
-            top = self.latent_shapes(cast(Variables, variables))
-            top = top[-len(zs) :] if isinstance(zs, tuple | list) and zs else top
-            given.layers(zs, top, ["real"] * len(top))
+            shapes = self.latent_shapes(cast(Variables, variables))
+            given.top_layers(args[0] if args else kwargs.get("zs"), shapes, ["real"] * len(shapes))
 
     @property
     def posteriors(self) -> Sequence[Posterior]:

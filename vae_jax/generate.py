@@ -83,8 +83,8 @@ def reconstruct(
         run: the trained model.
         split: the split of the data.
         num: the number of images, the first of the split, or all if there are fewer.
-        top: the number of layers of a `DeepVAE`, from the top, that are encoded; those below are at
-            the means of their priors. None encodes all.
+        top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that are encoded;
+            those below are at the means of their priors. None encodes all.
 
     Returns:
         Images `[n, H, W, C]`, scaled by the protocol, and their reconstructions `[n, H, W, C]`.
@@ -173,8 +173,8 @@ def interpolate(
         split: the split that the images are from.
         pairs: the number of lines, or all if there are fewer pairs; see `pairs_of`.
         steps: the number of pictures on each line.
-        top: the number of layers of a `DeepVAE`, from the top, that the lines run through; those
-            below are at the means of their priors. None takes all.
+        top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that the lines run
+            through; those below are at the means of their priors. None takes all.
 
     Returns:
         Pictures `[n, steps, H, W, C]`.
@@ -272,9 +272,9 @@ def traverse(
         steps: the number of values of each latent.
         latents: the number of latents: those whose posterior means vary most over the first
             thousand images of the split.
-        layer: the layer of a `DeepVAE`, counted from the bottom; None takes the top layer. The
-            layers above are at the means of the image's posteriors, those below at the means of
-            their priors.
+        layer: the layer of a `DeepVAE` or a `SkipVAE`, counted from the bottom; None takes the top
+            layer. The layers above are at the means of the image's posteriors, those below at the
+            means of their priors.
 
     Returns:
         Pictures `[n, steps, H, W, C]`, the values `[steps]`, and which latents they are, `[n]`:

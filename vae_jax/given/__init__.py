@@ -10,6 +10,7 @@ from vae_jax.given.arrays import (
     layers,
     mask,
     pictures,
+    top_layers,
 )
 from vae_jax.given.fields import (
     Bounds,
@@ -76,4 +77,5 @@ __all__ = [
     "pictures",
     "shown",
     "taking",
+    "top_layers",
 ]

@@ -238,6 +238,13 @@ def layers(
         latents(z, shape, space, "z" if len(shapes) == 1 else f"z_{layer}")
 
 
+def top_layers(zs: object, shapes: Sequence[Shape], spaces: Sequence[str]) -> None:
+    """Checks latents of the top n layers, for any n; the arguments are those of `layers`."""
+    given = len(zs) if isinstance(zs, tuple | list) else 0
+    n = given if 0 < given <= len(shapes) else len(shapes)
+    layers(zs, shapes[-n:], spaces[-n:])
+
+
 class Door(Protocol):
     """An object that checks arguments before its methods get them, as models do."""
 

@@ -83,9 +83,9 @@ class Run(Loaded):
         """Pictures `[..., H, W, C]` of latents.
 
         Args:
-            z: latents `[..., *event]`, or a tuple of those of each layer. Of a `DeepVAE` the top n
-                layers will do: those below are then at the means of their priors. Of a
-                `HierarchicalVAE` or a `LadderVAE` the bottom layer will do.
+            z: latents `[..., *event]`, or a tuple of those of each layer. Of a `DeepVAE` or a
+                `SkipVAE` the top n layers will do: those below are then at the means of their
+                priors. Of a `HierarchicalVAE` or a `LadderVAE` the bottom layer will do.
             labels: their classes in a conditional model: one for all, or one for each position of
                 the last axis of `[...]`.
             seed: the seed of the pixels where these are drawn.
@@ -97,7 +97,7 @@ class Run(Loaded):
         several = z if isinstance(z, tuple | list) else ()
         layered = any(isinstance(each, np.ndarray | Array) for each in several)
         zs = tuple(several) if layered else (z,)
-        from_top = isinstance(model, DeepVAE) and len(zs) < model.decoded_layers
+        from_top = len(zs) < model.decoded_layers
         method = "decode_top" if from_top else "decode"
         model.admit(variables, method, (zs,), {})  # values, which a program cannot look at
         layers = [np.asarray(layer, np.float32) for layer in zs]
@@ -135,8 +135,8 @@ class Run(Loaded):
         Args:
             images: bytes or floats `[n, H, W, C]`.
             labels: their classes in a conditional model.
-            top: the number of layers of a `DeepVAE`, from the top, that are encoded; those below
-                are at the means of their priors. None encodes all.
+            top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that are encoded;
+                those below are at the means of their priors. None encodes all.
             seed: the seed of the pixels where these are drawn.
 
         Raises:
@@ -301,8 +301,8 @@ class Run(Loaded):
             b: images `[n, H, W, C]`, with whose latents they end.
             labels: the classes of both in a conditional model.
             steps: the number of pictures on each line.
-            top: the number of layers of a `DeepVAE`, from the top, that the lines run through;
-                those below are at the means of their priors. None takes all.
+            top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that the lines
+                run through; those below are at the means of their priors. None takes all.
             seed: the seed of the pixels where these are drawn.
 
         Raises:
