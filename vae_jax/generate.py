@@ -18,7 +18,8 @@ from vae_jax.data.pictures import read_pictures
 from vae_jax.errors import VaeJaxError
 from vae_jax.fitted_priors import Quick, fitted
 from vae_jax.given import Count, Index, checked
-from vae_jax.interfaces import Space
+from vae_jax.interfaces import Space, latent_shape
+from vae_jax.priors import StandardNormal
 from vae_jax.run import Run
 
 
@@ -304,6 +305,13 @@ def traverse(
     return run.decode((moved, *held), y), values, dims
 
 
+def has_manifold(run: Run) -> bool:
+    """Whether the prior is a standard normal of two latents."""
+    prior = run.experiment.model.prior
+    one_layer = len(run.experiment.model.posteriors) == 1
+    return one_layer and isinstance(prior, StandardNormal) and latent_shape(prior.shape) == (2,)
+
+
 @checked
 def manifold(run: Run, n: Count, label: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Decode a grid over two latents, equally spaced in prior probability.
@@ -317,9 +325,17 @@ def manifold(run: Run, n: Count, label: str | int | None = None) -> tuple[np.nda
         Pictures `[n, n, H, W, C]`, rows of ascending z_2 and columns of ascending z_1, and the
         values `[n]` of either: the inverse normal CDF of equally spaced probabilities.
 
+    Raises:
+        VaeJaxError: the model has another prior, or not two latents.
+
     References:
         Kingma & Welling (2013), figure 4.
     """
+    if not has_manifold(run):
+        raise VaeJaxError(
+            f"A manifold shows two latents with a standard normal prior, which {run.folder.path} "
+            "does not have: take `traverse` or `sample`."
+        )
     values = np.asarray(ndtri((jnp.arange(n) + 0.5) / n))
     z_2, z_1 = np.meshgrid(values, values, indexing="ij")
     return run.decode(np.stack([z_1, z_2], -1), label), values

@@ -35,7 +35,7 @@ def bound_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def samples(run: Run) -> Figure:
     """A hundred samples; of a conditional model a row of ten for each class, with its name."""
-    title = "p(x|z) means, z from the prior"
+    title = "pictures of p(x|z), z from the prior"
     if run.experiment.model.labels is None:
         return plots.image_grid(generate.sample(run, 100), columns=10, title=title)
     names = run.class_names[:SHOWN_CLASSES]
@@ -103,8 +103,9 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
         labels = getattr(data, split).labels
         classes = None if labels is None else labels[rows]
-        label = None if y is None else 0
         figures["latents"] = lambda: plots.latent_scatter(z, classes, data.class_names)
+    if generate.has_manifold(run):
+        label = None if y is None else 0
         figures["manifold"] = lambda: plots.manifold(*generate.manifold(run, 20, label))
     return figures
 
