@@ -60,7 +60,7 @@ FLOORS = (
 )
 # What looks upward, for the names of types alone.
 UPWARD_TYPES = {
-    "interfaces": {"conditional", "distributions", "vae"},
+    "interfaces": {"distributions", "vae"},
 }
 
 KEYS = re.compile(r"jax\.random\.(key|PRNGKey|split|fold_in|clone|wrap_key_data|key_data)")

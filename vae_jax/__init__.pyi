@@ -6,7 +6,6 @@ from . import metrics as metrics
 from . import plots as plots
 from .conditional import ClassGaussian as ClassGaussian
 from .conditional import LabelEmbedding as LabelEmbedding
-from .conditional import Labels as Labels
 from .data import Data as Data
 from .data import Split as Split
 from .data import load as load
@@ -27,6 +26,7 @@ from .grid import train_grid as train_grid
 from .hierarchical import HierarchicalVAE as HierarchicalVAE
 from .hierarchical import LadderVAE as LadderVAE
 from .hierarchical import SkipVAE as SkipVAE
+from .interfaces import Labels as Labels
 from .likelihoods.autoregressive import AutoregressivePixels as AutoregressivePixels
 from .likelihoods.bernoulli import Bernoulli as Bernoulli
 from .likelihoods.beta import Beta as Beta

@@ -33,6 +33,8 @@ from vae_jax.interfaces import (
     Variables,
 )
 from vae_jax.likelihoods.base import OfLevels
+from vae_jax.networks.critics import ImageCritic, LatentCritic, PatchCritic
+from vae_jax.objectives.geco import Multiplier
 from vae_jax.optimizers import has_groups
 
 _SPACE_NAMES: dict[Space, str] = {
@@ -57,11 +59,11 @@ _FIXED_PRIORS: dict[Space, str] = {
     "simplex": "UniformConcrete",
     "codes": "UniformCodes",
 }
-_PLAYING_AGAINST = {
-    "LatentCritic": "FactorVAE(...) or AdversarialAutoencoder()",
-    "ImageCritic": "VAEGAN(...)",
-    "PatchCritic": "PatchGAN(...)",
-    "Multiplier": "GECO(...)",
+_PLAYING_AGAINST: dict[type[nn.Module], str] = {
+    LatentCritic: "FactorVAE(...) or AdversarialAutoencoder()",
+    ImageCritic: "VAEGAN(...)",
+    PatchCritic: "PatchGAN(...)",
+    Multiplier: "GECO(...)",
 }
 Part = TypeVar("Part")
 
@@ -244,6 +246,13 @@ def check_objective(objective: Objective, model: Model) -> None:
             f"{type(model.prior).__name__} does not have; "
             f"{_fitting(PRIORS, lambda p: p.factors and fits_prior(top, p))}."
         )
+    for conditional in getattr(model, "conditionals", ()):
+        if requires.factorized_prior and "factors" not in conditional.traits:
+            raise VaeJaxError(
+                f"{name} needs conditionals with independent components, which "
+                f"{type(conditional).__name__} has not; "
+                f"{_fitting(POSTERIORS, lambda p: 'factors' in p.traits)}."
+            )
     if requires.fixed_prior and (model.prior.needs or _is_learned(model)):
         raise VaeJaxError(
             f"{name} does not train a prior, so {type(model.prior).__name__} would stay as it is "
@@ -258,13 +267,14 @@ def check_objective(objective: Objective, model: Model) -> None:
             f"{_fitting(PRIORS, lambda p: p.exact and fits_prior(top, p))}."
         )
     critic = type(model.critic).__name__
-    if requires.critic and critic not in requires.critic:
+    if requires.critic and not isinstance(model.critic, requires.critic):
+        fitting = " or ".join(kind.__name__ for kind in requires.critic)
         raise VaeJaxError(
-            f"{name} plays against a critic: give the model critic={' or '.join(requires.critic)}"
-            f"(...){'' if model.critic is None else f' instead of {critic}'}."
+            f"{name} plays against a critic: give the model critic={fitting}(...)"
+            f"{'' if model.critic is None else f' instead of {critic}'}."
         )
     if model.critic is not None and not requires.critic:
-        objectives = _PLAYING_AGAINST.get(critic)
+        objectives = _PLAYING_AGAINST.get(type(model.critic))
         way = f"take {objectives} for an objective, or " if objectives else ""
         raise VaeJaxError(f"{name} has no use for a critic: {way}leave {critic} out of the model.")
 
@@ -397,6 +407,16 @@ def _check_unchanged(model: Model, variables: Variables) -> None:
         ) from error
 
 
+def check_densities(model: Model, objective: Objective) -> None:
+    """Checks, where an objective takes densities apart, that they are what their parts declare.
+
+    Raises:
+        VaeJaxError: a user's own part declares what its density is not.
+    """
+    if objective.requires.posterior & {"factors", "codebook"}:
+        _initial_loss(model, objective)
+
+
 def check_pictures(model: Model, objective: Objective) -> None:
     """Checks that the mean of p(x|z) is a picture where an objective shows it to a critic.
 
@@ -460,7 +480,7 @@ def notes(objective: Objective, opt_state: optax.OptState) -> Iterator[str]:
         objective: the objective.
         opt_state: the state of the optimizer.
     """
-    if "Multiplier" in objective.requires.critic and not has_groups(opt_state):
+    if Multiplier in objective.requires.critic and not has_groups(opt_state):
         yield (
             f"The multiplier of {type(objective).__name__} is moved by the model's optimizer: by "
             "Adam's learning rate in each step, however far the distortion is from the tolerance, "
@@ -511,4 +531,5 @@ def check(model: Model, objective: Objective, data: Data) -> None:
             )
     check_objective(objective, model)
     check_shapes(model, objective)
+    check_densities(model, objective)
     check_pictures(model, objective)

@@ -17,33 +17,7 @@ from vae_jax import random
 from vae_jax.distributions import Normal
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, LatentShape
-from vae_jax.interfaces import Model, Part, Prior, latent_shape
-
-
-class Labels(Part):
-    """The classes y of a model in which only the prior depends on them: p(z|y), but q(z|x), p(x|z).
-
-    With these a second stage has classes where the first has none.
-
-    Attributes:
-        num_classes: the number of classes; labels are 0 to `num_classes` - 1.
-    """
-
-    num_classes: Count
-
-    def for_encoder(
-        self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
-    ) -> Float[Array, "N ..."]:
-        """The inputs of an encoder, images or latents, as they are."""
-        del y
-        return x
-
-    def for_decoder(
-        self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
-    ) -> Float[Array, "N ..."]:
-        """The inputs of a decoder, latents, as they are."""
-        del y
-        return z
+from vae_jax.interfaces import Labels, Model, Prior, latent_shape
 
 
 class LabelEmbedding(Labels):

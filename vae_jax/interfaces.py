@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ca
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from flax.core import Scope
 from jax import Array
 from jax.nn.initializers import Initializer
@@ -28,11 +27,8 @@ from vae_jax import given, random
 from vae_jax.errors import VaeJaxError
 
 if TYPE_CHECKING:
-    from vae_jax.conditional import Labels
     from vae_jax.distributions import Distribution
     from vae_jax.vae import Terms
-else:
-    Labels = nn.Module  # at run time `Model` knows it only by name
 
 Own = TypeVar("Own", bound="Part")
 Shape = tuple[int, ...]
@@ -73,21 +69,6 @@ def latent_shape(shape: int | Sequence[int]) -> Shape:
     return tuple(int(size) for size in (shape if isinstance(shape, Sequence) else (shape,)))
 
 
-class Pytree:
-    """A `flax.struct.dataclass` whose tree structure tells its class.
-
-    Each subclass gets a static field with its own name: without it, two dataclasses with equal
-    fields have equal tree structures (jaxlib 0.10 to 0.12), and `jax.jit` may run the program that
-    was compiled for the other.
-    """
-
-    def __init_subclass__(cls, **kwargs: object):
-        super().__init_subclass__(**kwargs)
-        cls.__annotations__ = inspect.get_annotations(cls) | {"_class": str}
-        name = f"{cls.__module__}.{cls.__qualname__}"
-        cls._class = struct.field(pytree_node=False, default=name, kw_only=True, repr=False)
-
-
 @dataclass(frozen=True)
 class Requirements:
     """What an objective requires of a model.
@@ -100,8 +81,7 @@ class Requirements:
         fixed_prior: whether p(z) must have no parameters, because the objective does not train
             them.
         exact_prior: whether ln p(z) has to be known exactly, as inside the logarithm of a mean.
-        critic: the names of the critic classes of which the model must have one; empty where none
-            is needed.
+        critic: the classes of critics of which the model must have one; empty where none is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
@@ -116,7 +96,7 @@ class Requirements:
     factorized_prior: bool = False
     fixed_prior: bool = False
     exact_prior: bool = False
-    critic: tuple[str, ...] = ()
+    critic: tuple[type[nn.Module], ...] = ()
     mean_is_picture: bool = False
     one_layer: bool = False
     whole_batch: bool = False
@@ -230,15 +210,12 @@ class Posterior(Part):
             features = features.reshape(features.shape[0], -1)
         elif own != tuple(positions):
             fitting = f"shape={(*own, outputs)}, one number for a vector" if own else "one number"
+            axes = [f"[{', '.join(['N', *map(str, each), 'F'])}]" for each in (positions, own)]
             raise VaeJaxError(
-                f"Latents of shape {event} are made of features {_axes(positions)}, and the "
-                f"encoder's are {_axes(own)}: take {fitting}, or another encoder."
+                f"Latents of shape {event} are made of features {axes[0]}, and the "
+                f"encoder's are {axes[1]}: take {fitting}, or another encoder."
             )
         return nn.Dense(outputs, kernel_init=kernel_init, name=name)(features)
-
-
-def _axes(positions: Sequence[int]) -> str:
-    return f"[{', '.join(['N', *map(str, positions), 'F'])}]"
 
 
 class Prior(Part):
@@ -380,9 +357,28 @@ class Likelihood(Part):
         return dense(features).reshape(-1, *shape)
 
 
-def _is_embedding(labels: object) -> bool:
-    names = [each.__name__ for each in type(labels).__mro__]
-    return labels is None or "Labels" in names
+class Labels(Part):
+    """The classes y of a model in which only the prior depends on them: p(z|y), but q(z|x), p(x|z).
+
+    With these a second stage has classes where the first has none.
+
+    Attributes:
+        num_classes: the number of classes; labels are 0 to `num_classes` - 1.
+    """
+
+    num_classes: given.Count
+
+    def for_encoder(
+        self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N ..."]:
+        """The inputs of an encoder, images or latents; by default as they are."""
+        return x
+
+    def for_decoder(
+        self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
+    ) -> Float[Array, "N ..."]:
+        """The inputs of a decoder, latents; by default as they are."""
+        return z
 
 
 @functools.cache
@@ -415,7 +411,7 @@ class Model(Part, kw_only=True):
     critic: Annotated[nn.Module | None, "a critic, such as LatentCritic(MLP((64,))), or None"] = (
         None
     )
-    labels: Annotated[Labels | None, _is_embedding, "a LabelEmbedding, or None"] = None
+    labels: Annotated[Labels | None, "a LabelEmbedding, or None"] = None
     image_shape: Annotated[
         tuple[()] | tuple[given.Count, given.Count, given.Count], "(H, W, C), such as (28, 28, 1)"
     ] = ()

@@ -13,7 +13,9 @@ from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.interfaces import Pytree, Shape, Variables
+from vae_jax.errors import VaeJaxError
+from vae_jax.given import Pytree
+from vae_jax.interfaces import Shape, Variables
 
 
 class Distribution(Pytree, abc.ABC):
@@ -243,6 +245,24 @@ class Elementwise(Distribution):
     def components(self) -> "Elementwise":
         """The same density with a `log_prob` and a KL for each component, `[*batch, *event]`."""
         return dataclasses.replace(self, event_ndims=0)
+
+
+D = TypeVar("D", bound=Distribution)
+
+
+def promised(distribution: Distribution, kind: type[D], trait: str) -> D:
+    """The distribution, of the class that a declaration of the part that made it promises.
+
+    Raises:
+        VaeJaxError: it is of another.
+    """
+    if isinstance(distribution, kind):
+        return distribution
+    name = type(distribution).__name__
+    raise VaeJaxError(
+        f"The model made a {name}, which is no {kind.__name__}, and the part that makes it "
+        f'declares "{trait}": derive {name} from {kind.__name__}, or leave the declaration out.'
+    )
 
 
 KL = TypeVar("KL", bound=Callable[..., Array])

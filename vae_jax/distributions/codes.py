@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax.distributions.base import Bounded, Distribution, Shape
-from vae_jax.interfaces import Pytree
+from vae_jax.given import Pytree
 
 
 class Codebook(Pytree, abc.ABC):

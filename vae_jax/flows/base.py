@@ -12,7 +12,8 @@ from jax import Array, lax
 from jaxtyping import Float
 from typing_extensions import override
 
-from vae_jax.interfaces import Pytree, Variables
+from vae_jax.given import Pytree
+from vae_jax.interfaces import Variables
 
 MIN_SLOPE = 0.01
 """The lower limit of the derivative of scalar maps that are inverted numerically."""

@@ -40,6 +40,7 @@ from vae_jax.given.fields import (
     shown,
     taking,
 )
+from vae_jax.given.pytree import Pytree
 
 __all__ = [
     "Bounds",
@@ -53,6 +54,7 @@ __all__ = [
     "Network",
     "Positive",
     "Proportion",
+    "Pytree",
     "Seed",
     "SeveralDims",
     "Share",

@@ -11,7 +11,7 @@ from vae_jax import random
 from vae_jax.distributions import sample_each
 from vae_jax.given import Weight
 from vae_jax.interfaces import SPACES, Metrics, Model, Objective, Requirements
-from vae_jax.networks.critics import critic_of, frozen
+from vae_jax.networks.critics import LatentCritic, critic_of, frozen
 from vae_jax.vae import Terms, has_bound
 
 
@@ -40,7 +40,7 @@ class AdversarialAutoencoder(Objective):
             without=frozenset({"codebook"}),
             spaces=SPACES - {"codes"},
             fixed_prior=True,
-            critic=("LatentCritic",),
+            critic=(LatentCritic,),
             one_layer=True,
         )
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 from vae_jax import random
 from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.networks.critics import critic_of, frozen
+from vae_jax.networks.critics import LatentCritic, critic_of, frozen
 from vae_jax.parallel import batch_offset, gather_batch
 from vae_jax.vae import Terms
 
@@ -54,7 +54,7 @@ class FactorVAE(Objective):
             posterior=frozenset({"density", "path"}),
             spaces=frozenset({"real"}),
             factorized_prior=True,
-            critic=("LatentCritic",),
+            critic=(LatentCritic,),
             one_layer=True,
             whole_batch=True,
             least_batch=4,  # two halves, of which one is permuted

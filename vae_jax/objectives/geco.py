@@ -61,7 +61,7 @@ class GECO(Objective):
     @property
     @override
     def requires(self) -> Requirements:
-        return Requirements(posterior=frozenset({"density"}), critic=("Multiplier",))
+        return Requirements(posterior=frozenset({"density"}), critic=(Multiplier,))
 
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model

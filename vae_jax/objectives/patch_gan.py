@@ -13,7 +13,7 @@ from typing_extensions import override
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Index, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Variables
-from vae_jax.networks.critics import critic_of, frozen
+from vae_jax.networks.critics import PatchCritic, critic_of, frozen
 from vae_jax.objectives.perceptual import Perceptual
 from vae_jax.parallel import batch_mean
 from vae_jax.vae import Terms
@@ -117,7 +117,7 @@ class PatchGAN(Objective):
     def requires(self) -> Requirements:
         return dataclasses.replace(
             self.objective.requires,
-            critic=("PatchCritic",),
+            critic=(PatchCritic,),
             mean_is_picture=True,
             one_layer=True,
             whole_batch=True,  # lambda is of the whole batch

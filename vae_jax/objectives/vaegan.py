@@ -12,7 +12,7 @@ from vae_jax import random
 from vae_jax.distributions import sample_each
 from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.networks.critics import critic_of, frozen
+from vae_jax.networks.critics import ImageCritic, critic_of, frozen
 from vae_jax.vae import Terms
 
 
@@ -48,7 +48,7 @@ class VAEGAN(Objective):
     def requires(self) -> Requirements:
         return Requirements(
             posterior=frozenset({"density"}),
-            critic=("ImageCritic",),
+            critic=(ImageCritic,),
             mean_is_picture=True,
             one_layer=True,
         )

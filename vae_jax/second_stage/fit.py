@@ -9,12 +9,11 @@ import numpy as np
 import optax
 
 from vae_jax.checkpoint import fingerprint
-from vae_jax.conditional import Labels
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
 from vae_jax.fitted_priors import check_replaced, latents_of, moments
 from vae_jax.given import Count, Positive, Seed, checked
-from vae_jax.interfaces import Prior
+from vae_jax.interfaces import Labels, Prior
 from vae_jax.optimizers import by_group
 from vae_jax.priors.standardized import Standardized
 from vae_jax.progress import Waiting
