@@ -233,7 +233,7 @@ def test_every_parameter_of_a_model_of_categories_has_a_gradient(posterior, prio
 
         def loss(params):
             terms: Any = model.apply({"params": params}, x, keys, 3)
-            return objective(terms, jnp.int32(0))[0], terms.kl
+            return objective(terms, jnp.int32(0), tiny.model())[0], terms.kl
 
         (z,), _ = model.apply({"params": params}, keys, method="sample")
         return jax.value_and_grad(loss, has_aux=True)(params), z

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax import lax
 from scipy import ndimage, signal
 
@@ -344,7 +345,7 @@ def test_a_model_starts_near_chance_and_learns(encoder, decoder, form):
 
     def loss(params):
         terms: Any = model.apply({"params": params}, x, keys)
-        value, metrics = objective(terms, jnp.asarray(0))
+        value, metrics = objective(terms, jnp.asarray(0), tiny.model())
         return value, metrics
 
     @jax.jit

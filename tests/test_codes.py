@@ -543,7 +543,7 @@ def test_the_bound_has_a_mass_for_every_code(posterior, rate):
         (z,), px = sampled
         codebook = terms.q[0].codebook
         again = codebook.embed(codebook.indices(z))
-        return terms, VQVAE()(terms, jnp.int32(0)), z, again, px.mean
+        return terms, VQVAE()(terms, jnp.int32(0), model), z, again, px.mean
 
     variables = drawn(model, X, KEYS)
     variables |= {"codebook": jax.tree.map(np.abs, variables.get("codebook", {}))}

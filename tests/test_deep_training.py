@@ -111,7 +111,7 @@ def test_balance_gives_the_weight_of_small_layers_to_large_ones() -> None:
     gamma *= 3 / gamma.sum()
     objective = BalancedELBO(optax.linear_schedule(0.0, 1.0, 10))
     for step, weights in ((4, 0.4 * gamma), (10, np.ones(3)), (99, np.ones(3))):
-        loss, metrics = objective(terms, jnp.asarray(step))
+        loss, metrics = objective(terms, jnp.asarray(step), tiny.model())
         distortion = float(metrics["distortion"])
         assert loss == pytest.approx(distortion + weights @ kl, rel=1e-5)
         assert metrics["neg_elbo"] == pytest.approx(distortion + kl.sum(), rel=1e-5)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from running import script
@@ -81,7 +82,9 @@ BY_HAND: dict[str, tuple[Objective, Bound]] = {
 
 def results(objectives: Any, terms: Terms) -> list[Any]:
     """Loss and metrics of each objective, by one program."""
-    return jax.jit(lambda terms: [objective(terms, STEP) for objective in objectives])(terms)
+    return jax.jit(
+        lambda terms: [objective(terms, STEP, tiny.model()) for objective in objectives]
+    )(terms)
 
 
 def test_bounds_by_hand():

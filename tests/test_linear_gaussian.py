@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from vae_jax import ELBO, IWAE, Terms
 from vae_jax.bounds import per_image
@@ -76,7 +77,7 @@ def test_the_elbo_is_tight_at_the_optimum(ppca, x):
     """-ELBO with the exact KL = -ln p(x), to 1e-6 nats, in float64."""
     with jax.enable_x64(True):
         terms = jax.jit(partial(exact_terms, ppca.model))(ppca.variables, jnp.asarray(x))
-        loss, metrics = ELBO()(terms, jnp.int32(0))
+        loss, metrics = ELBO()(terms, jnp.int32(0), tiny.model())
     assert float(loss) == pytest.approx(-ppca.optimum, abs=1e-6)
     assert float(metrics["neg_elbo"]) == pytest.approx(-ppca.optimum, abs=1e-6)
 
@@ -86,7 +87,7 @@ def test_every_weight_is_the_likelihood_at_the_optimum(ppca, x):
     with jax.enable_x64(True):
         apply = jax.jit(ppca.model.apply, static_argnums=3)
         terms = apply(ppca.variables, x, example_keys(), 20)
-        log_w, loss = np.asarray(terms.log_w), IWAE(20)(terms, jnp.int32(0))[0]
+        log_w, loss = np.asarray(terms.log_w), IWAE(20)(terms, jnp.int32(0), tiny.model())[0]
     expected = np.broadcast_to(ppca.log_likelihood(x), (20, N))
     np.testing.assert_allclose(log_w, expected, atol=1e-6)
     assert np.ptp(np.asarray(terms.z[0]), axis=0).min() > 0.1
@@ -115,7 +116,7 @@ def test_training_reaches_the_optimum(ppca, x):
     def loss(params, step):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(1), step), N)
         terms = model.apply({"params": params}, images, keys, objective.num_samples)
-        return objective(terms, step)[0]
+        return objective(terms, step, tiny.model())[0]
 
     def update(carry, step):
         params, state = carry
@@ -131,7 +132,7 @@ def test_training_reaches_the_optimum(ppca, x):
     @jax.jit
     def elbo(params):
         terms = exact_terms(model, {"params": params}, images)
-        return -ELBO()(terms, jnp.int32(0))[0]
+        return -ELBO()(terms, jnp.int32(0), tiny.model())[0]
 
     start, end = train()
     assert elbo(start) < ppca.optimum - 3
@@ -180,7 +181,7 @@ def test_objectives_are_ordered_bounds(ppca, wrong, x):
         def loss(key):
             keys = jax.random.split(key, N)
             terms = ppca.model.apply(wrong, images, keys, objective.num_samples)
-            return objective(terms, jnp.int32(0))[0]
+            return objective(terms, jnp.int32(0), tiny.model())[0]
 
         return np.float64(jax.jit(jax.vmap(loss))(jax.random.split(jax.random.key(5), 40)))
 

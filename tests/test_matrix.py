@@ -9,6 +9,7 @@ of any two kinds meets, and each part is on one and on two devices.
 """
 
 import heapq
+import inspect
 import itertools
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,8 @@ import vae_jax as vj
 from vae_jax import parallel
 from vae_jax.compatibility import check_data, check_objective, check_prior
 from vae_jax.interfaces import Likelihood, Objective, Posterior, Prior
-from vae_jax.step import init_state, make_train_chunk
+from vae_jax.second_stage import FitPrior
+from vae_jax.step import init_state, loss_at_terms, make_train_chunk
 from vae_jax.train import chunks_of_batches
 
 STEPS, BATCH = 3, 8
@@ -147,6 +150,32 @@ def test_every_combination_is_accepted_or_refused_with_a_sentence_that_names_wha
         fitting += [n for n in PRIORS if prior_fits(q, n) and objective_fits(q, n, objective)]
         assert names_one_of(fitting, said), said
     assert accepted == len(triples())
+
+
+def test_every_objective_is_called_as_their_base_is() -> None:
+    """With the model, which one that needs none is given too: no argument has a default."""
+    kinds = [type(made) for made, *_ in OBJECTIVES.values()]
+    base = inspect.signature(Objective.__call__).parameters.values()
+    for kind in [*kinds, FitPrior]:
+        found = inspect.signature(kind.__call__).parameters.values()
+        assert [(each.name, each.default) for each in found] == [
+            (each.name, each.default) for each in base
+        ], kind
+
+
+@pytest.mark.others_slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_loss_is_made_of_terms_and_not_of_what_is_logged(objective, monkeypatch) -> None:
+    """Tracing it misses nothing where the metrics of Terms are empty."""
+    q, p, _ = next(triple for triple in triples() if triple[2] == objective)
+    model, made, _ = build((q, p, "Gaussian", objective))
+    check_objective(made, model)
+    for name in ("bound_metrics", "rate_and_distortion"):
+        monkeypatch.setattr(vj.Terms, name, lambda terms: {})
+    x, key = jax.ShapeDtypeStruct((2, *tiny.IMAGE_SHAPE), jnp.float32), jax.random.key(0)
+    y = None if model.labels is None else jnp.zeros(2, jnp.int32)
+    init = nn.init(loss_at_terms, model)
+    jax.eval_shape(lambda x: init(key, made, x, jax.random.split(key), y, jnp.int32(0)), x)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -130,7 +130,7 @@ def test_prior_draws_are_independent_and_samples_of_one_image_are_not_paired(spa
     def estimates() -> Any:
         def one(keys: Any) -> Any:
             terms: Any = model.apply({"params": params}, images, keys, 2)
-            return aggregated_mmd(terms, RBF()), terms.z[0]
+            return aggregated_mmd(terms, RBF(), tiny.model()), terms.z[0]
 
         return jax.lax.map(one, keys, batch_size=500)
 
@@ -147,7 +147,7 @@ def test_prior_draws_are_independent_and_samples_of_one_image_are_not_paired(spa
 def test_the_order_of_the_batch_is_nothing(terms: Any) -> None:
     order = jnp.array([3, 1, 5, 0, 2, 4])
     shuffled = terms.replace(z=(terms.z[0][:, order],), keys=terms.keys[order])
-    distance = jax.jit(lambda terms: aggregated_mmd(terms, RBF()))
+    distance = jax.jit(lambda terms: aggregated_mmd(terms, RBF(), tiny.model()))
     assert distance(shuffled) == pytest.approx(float(distance(terms)), rel=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_info_vae_by_its_ends(terms: Any) -> None:
     @jax.jit
     def everything(terms: Any) -> Any:
         results = [objective(terms, STEP, tiny.model()) for objective in objectives]
-        return results, [aggregated_mmd(terms, kernel) for kernel in (IMQ(), RBF())]
+        return results, [aggregated_mmd(terms, kernel, tiny.model()) for kernel in (IMQ(), RBF())]
 
     results, (imq_distance, rbf_distance) = everything(terms)
     (elbo, metrics), (none, info), (one, _), (between, _), (wae, _) = results

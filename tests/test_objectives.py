@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from jax.flatten_util import ravel_pytree
 from scipy import special
 
@@ -57,7 +58,9 @@ KL = [[0.5, 1.5], [1.0, 3.0]]
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
 def test_elbo_by_hand(beta):
-    loss, metrics = ELBO(num_samples=2, beta=beta)(make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), STEP)
+    loss, metrics = ELBO(num_samples=2, beta=beta)(
+        make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), STEP, tiny.model()
+    )
     assert loss == pytest.approx(3 + beta * 3)
     expected = {
         "neg_elbo": 6.0,
@@ -71,7 +74,7 @@ def test_elbo_by_hand(beta):
 
 
 def test_elbo_takes_the_sampled_rate_where_no_exact_one_exists():
-    loss, metrics = ELBO(beta=2.0)(make_terms(LOG_PX, LOG_PZ, LOG_QZ), STEP)
+    loss, metrics = ELBO(beta=2.0)(make_terms(LOG_PX, LOG_PZ, LOG_QZ), STEP, tiny.model())
     assert loss == pytest.approx(3 + 2 * 1.625)
     assert metrics["neg_elbo"] == pytest.approx(4.625)
     assert "kl" not in metrics
@@ -81,7 +84,7 @@ def test_elbo_takes_the_sampled_rate_where_no_exact_one_exists():
 def test_warm_up(step, beta):
     """A linear schedule over 100 steps; the reported bound never has another weight than one."""
     objective = ELBO(beta=optax.linear_schedule(0.0, 1.0, 100))
-    loss, metrics = objective(make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), jnp.int32(step))
+    loss, metrics = objective(make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), jnp.int32(step), tiny.model())
     assert loss == pytest.approx(3 + beta * 3)
     assert metrics["beta"] == pytest.approx(beta)
     assert metrics["neg_elbo"] == pytest.approx(6.0)
@@ -94,7 +97,7 @@ def test_iwae_is_the_log_of_the_mean_weight(shift):
     log_w = log_px + (np.asarray(LOG_PZ) - np.asarray(LOG_QZ)).sum(0)
     expected = -(special.logsumexp(log_w, axis=0) - np.log(2)).mean()
     for kl in (KL, None):
-        loss, metrics = IWAE(2)(make_terms(log_px, LOG_PZ, LOG_QZ, kl), STEP)
+        loss, metrics = IWAE(2)(make_terms(log_px, LOG_PZ, LOG_QZ, kl), STEP, tiny.model())
         assert loss == pytest.approx(expected, rel=1e-6)
         assert metrics["neg_elbo"] == pytest.approx(-log_w.mean(), rel=1e-6)
         assert metrics["distortion"] == pytest.approx(-log_px.mean(), rel=1e-6)
@@ -105,7 +108,9 @@ def test_the_bounds_are_one_at_one_sample():
     """L_1 is the ELBO with the sampled rate."""
     one = [np.asarray(LOG_PX)[:1], np.asarray(LOG_PZ)[:, :1], np.asarray(LOG_QZ)[:, :1]]
     terms = make_terms(*one)
-    assert IWAE(1)(terms, STEP)[0] == pytest.approx(ELBO()(terms, STEP)[0])
+    assert IWAE(1)(terms, STEP, tiny.model())[0] == pytest.approx(
+        ELBO()(terms, STEP, tiny.model())[0]
+    )
 
 
 # --- Gradients ----------------------------------------------------------------------------------
@@ -151,7 +156,9 @@ def derivatives(request):
 
         def values(params):
             of_params = terms(params)
-            losses = [objective(of_params, STEP)[0] for objective in OBJECTIVES.values()]
+            losses = [
+                objective(of_params, STEP, tiny.model())[0] for objective in OBJECTIVES.values()
+            ]
             return jnp.stack(losses), of_params.log_w
 
         @jax.jit

@@ -240,7 +240,7 @@ def test_every_parameter_of_a_prior_has_a_gradient(prior, names):
 
         def loss(params):
             terms: Any = model.apply({"params": params}, X, KEYS, 3)
-            return ELBO(3)(terms, jnp.int32(0))[0], terms.kl
+            return ELBO(3)(terms, jnp.int32(0), tiny.model())[0], terms.kl
 
         keys = jax.random.split(jax.random.key(5), 4000)
         (z,), _ = model.apply({"params": params}, keys, method="sample")

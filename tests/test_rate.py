@@ -65,7 +65,7 @@ def terms_of(loc: Array, exact: bool = True) -> Terms:
 
 @partial(jax.jit, static_argnames=("per", "exact"))
 def free_bits(floor: Any, loc: Array, per: Any = "dimension", exact: bool = True) -> Any:
-    return FreeBits(floor, per)(terms_of(loc, exact), STEP)
+    return FreeBits(floor, per)(terms_of(loc, exact), STEP, tiny.model())
 
 
 def test_free_bits_take_the_batch_mean_before_the_maximum() -> None:
@@ -81,8 +81,8 @@ def test_free_bits_of_layers_by_hand() -> None:
     """The layers' exact KLs are 1 and 2, the sampled ones 0.625 and 1 (see test_objectives)."""
     exact = make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL)
     sampled = make_terms(LOG_PX, LOG_PZ, LOG_QZ)
-    assert FreeBits(1.5, per="layer")(exact, STEP)[0] == pytest.approx(3 + 1.5 + 2)
-    assert FreeBits(0.8, per="layer")(sampled, STEP)[0] == pytest.approx(3 + 0.8 + 1)
+    assert FreeBits(1.5, per="layer")(exact, STEP, tiny.model())[0] == pytest.approx(3 + 1.5 + 2)
+    assert FreeBits(0.8, per="layer")(sampled, STEP, tiny.model())[0] == pytest.approx(3 + 0.8 + 1)
 
 
 def test_free_bits_sample_where_there_is_no_exact_kl() -> None:
@@ -114,8 +114,8 @@ def test_without_a_floor_the_dimensions_of_every_layer_add_up() -> None:
     def losses() -> Any:
         x, keys = jnp.ones((B, *model.image_shape)), KEYS
         terms, _ = model.init_with_output(jax.random.key(0), x, keys, 2)
-        free = [objective(terms, STEP)[0] for objective in (no_floor, high_floor)]
-        return free, ELBO()(terms, STEP)[0], -terms.log_px.mean()
+        free = [objective(terms, STEP, tiny.model())[0] for objective in (no_floor, high_floor)]
+        return free, ELBO()(terms, STEP, tiny.model())[0], -terms.log_px.mean()
 
     (none, high), elbo, distortion = losses()
     assert none == pytest.approx(float(elbo), rel=1e-5)
@@ -129,7 +129,7 @@ def test_without_a_floor_the_dimensions_of_every_layer_add_up() -> None:
 def test_capacity_by_hand(step: int, capacity: float) -> None:
     """The mean KL is 3, the images' are 1.5 and 4.5: not the mean of their distances from C."""
     objective = Capacity(gamma=10.0, capacity=optax.linear_schedule(0.0, 5.0, 100))
-    loss, metrics = objective(make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), jnp.int32(step))
+    loss, metrics = objective(make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), jnp.int32(step), tiny.model())
     assert loss == pytest.approx(3 + 10 * abs(3 - capacity))
     assert metrics["capacity"] == pytest.approx(capacity)
     assert metrics["neg_elbo"] == pytest.approx(6.0)
@@ -144,7 +144,9 @@ def test_cyclical_schedule_is_the_papers(total: int, cycles: int, ratio: float) 
         tau = ((t - 1) % math.ceil(total / cycles)) / (total / cycles)
         expected.append(tau / ratio if tau <= ratio else 1.0)
     np.testing.assert_allclose(schedule(jnp.arange(total)), expected, atol=1e-6)
-    loss, metrics = ELBO(beta=schedule)(make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), jnp.int32(3))
+    loss, metrics = ELBO(beta=schedule)(
+        make_terms(LOG_PX, LOG_PZ, LOG_QZ, KL), jnp.int32(3), tiny.model()
+    )
     assert loss == pytest.approx(3 + 3 * expected[3])
     assert metrics["neg_elbo"] == pytest.approx(6.0)
 

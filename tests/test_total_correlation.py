@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import struct
 from gradients import assert_close, norm, one_batch
+from hostile.declared import Logistic
 from jax import Array
 from scipy import special, stats
 from test_objectives import make_terms
@@ -59,7 +62,7 @@ def terms_of(loc: Any, scale: Any, z: Any) -> Terms:
 @partial(jax.jit, static_argnums=0)
 def at(objective: Objective, loc: Any, scale: Any, z: Any) -> Any:
     """Loss and metrics."""
-    return objective(terms_of(loc, scale, z), STEP)  # pyright: ignore[reportCallIssue]
+    return objective(terms_of(loc, scale, z), STEP, tiny.model())
 
 
 @partial(jax.jit, static_argnums=0)
@@ -202,6 +205,47 @@ def test_dip_penalizes_numpys_covariance(covariance_of: Any) -> None:
     loss, metrics = at(DIPVAE(3.0, 5.0, covariance_of), LOC, SCALE, Z)
     assert metrics["covariance_penalty"] == pytest.approx(expected, rel=1e-5)
     assert loss == pytest.approx(4.0 + expected, rel=1e-5)
+
+
+# A user's own density
+
+
+@struct.dataclass
+class Spread(Logistic):
+    """The logistic distribution of scale one, which is no Normal, with its deviations."""
+
+    @property
+    def std(self) -> Array:
+        return jnp.full(self.shape, math.pi / math.sqrt(3))
+
+
+def test_a_users_own_density_is_taken_apart_as_a_normal_is() -> None:
+    """Its mixture, the parts of its KL and its covariance by SciPy."""
+    z = LOC + np.random.default_rng(4).logistic(size=(K, N, D))
+    each = stats.logistic.logpdf(z[:, :, None], LOC)  # [K, image of z, image of q, D]
+    joint = special.logsumexp(each.sum(-1), axis=2) - np.log(N)
+    marginals = (special.logsumexp(each, axis=2) - np.log(N)).sum(-1)
+    own = each[:, range(N), range(N)]
+    rates = (own - stats.norm.logpdf(z)).mean((0, 1))
+    assert rates.min() < 0.5 * sum(rates) < rates.max()
+    covariance = np.cov(LOC.T, bias=True) + np.diag([np.pi**2 / 3] * D)
+    penalty = ((covariance - np.eye(D)) ** 2).sum()
+
+    @jax.jit
+    def losses() -> list[Array]:
+        q = Spread(jnp.asarray(LOC, jnp.float32))
+        terms: Any = terms_of(LOC, SCALE, z)
+        terms = terms.replace(q=(q,), log_qz=q.log_prob(terms.z[0])[None], kl=None)
+        objectives = BetaTC(6.0, N), DIPVAE(1.0, 1.0), FreeBits(0.5 * sum(rates))
+        return [each(terms, STEP, tiny.model())[0] for each in objectives]
+
+    kl = [own.sum(-1) - joint, joint - marginals, marginals - stats.norm.logpdf(z).sum(-1)]
+    expected = [
+        3 + np.dot([1.0, 6.0, 1.0], [part.mean() for part in kl]),
+        3 + sum(rates) + penalty,
+        3 + np.maximum(rates, 0.5 * sum(rates)).sum(),
+    ]
+    np.testing.assert_allclose(losses(), expected, rtol=1e-5)
 
 
 # Devices

@@ -33,7 +33,11 @@ class TopLayer(Prior):
 
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Distribution:
-        assert isinstance(model, DeepVAE)
+        if not isinstance(model, DeepVAE):
+            raise VaeJaxError(
+                f"TopLayer is the prior of a DeepVAE, made by its decoder, and this is a "
+                f"{type(model).__name__}: take another prior, such as StandardNormal."
+            )
         return model.top(y)
 
 
@@ -351,8 +355,12 @@ class DeepVAE(Model, kw_only=True):
 
 
 def _inferred(q: Distribution | None) -> Distribution:
-    """q(z_l | h, a), which there is wherever there are activations."""
-    assert q is not None
+    """q(z_l | h, a), which a block makes where there are activations."""
+    if q is None:
+        raise VaeJaxError(
+            "A block of the decoder made no q(z | h, a) from activations a: let it, as "
+            "TopDownBlock does."
+        )
     return q
 
 
@@ -362,5 +370,9 @@ def _unstacked(level: Layer) -> list[Layer]:
 
 
 def _tempered(p: Distribution, temperature: Array) -> Distribution:
-    assert isinstance(p, Normal)
+    if not isinstance(p, Normal):
+        raise VaeJaxError(
+            "A temperature is a factor of the scale of p(z | h), and a block of the decoder made "
+            f"it a {type(p).__name__}: let it make a Normal, as TopDownBlock does."
+        )
     return dataclasses.replace(p, scale=temperature * p.scale)

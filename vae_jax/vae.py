@@ -22,6 +22,7 @@ from vae_jax.distributions import (
     log_prob_or_bound,
     sample_each,
 )
+from vae_jax.errors import VaeJaxError
 from vae_jax.given import Network, check_decoder, check_encoder
 from vae_jax.interfaces import Layers, Metrics, Model, Posterior, Shape
 
@@ -43,9 +44,8 @@ class Terms:
         y: the labels of a conditional model, else None.
         keys: typed keys, from which `random.purpose` makes further noise.
         z: the latents of each layer, `[K, B, *event]`.
-        path: zeros; adding `(c * path).sum()` to a loss multiplies the gradient that passes through
-            z[k, b] by 1 + c[k, b] (`weigh_path`). With several layers it is None except in the
-            Terms of `Model.held`.
+        path: zeros, by which `weigh` multiplies the gradient that passes through z[k, b]
+            (`weigh_path`). With several layers it is None except in those of `Model.held`.
         log_px: ln p(x|z).
         log_pz: ln p(z) of each layer; for a prior that is `Bounded`, an estimate of its bound.
         log_qz: ln q(z|x) of each layer.
@@ -84,6 +84,24 @@ class Terms:
         """KL(q(z|x) || p(z)), exact where there is a closed form, else the sampled estimate."""
         return self.kl_sampled if self.kl is None else self.kl
 
+    @property
+    def neg_elbo(self) -> Float[Array, "B"]:
+        """-ELBO: the rate of all layers, plus the mean over K of the distortion."""
+        return self.rate.sum(0) - self.log_px.mean(0)
+
+    def weigh(self, weights: Float[Array, "K B"]) -> Float[Array, ""]:
+        """Zero; in a loss it gives the gradient through z[k, b] the weight 1 + `weights[k, b]`.
+
+        Raises:
+            VaeJaxError: these Terms have no `path`.
+        """
+        if self.path is None:
+            raise VaeJaxError(
+                "These Terms have no path, as those of a model with several layers: take those of "
+                "model.held(terms)."
+            )
+        return (weights * self.path).sum()
+
     def with_exact_prior(self) -> "Terms":
         """The same Terms, with ln p(z) itself where `log_pz` has an estimate of its bound."""
         log_pz = [
@@ -109,8 +127,7 @@ class Terms:
 
     def bound_metrics(self) -> Metrics:
         """`neg_elbo`, at beta = 1, and the metrics of `rate_and_distortion`."""
-        neg_elbo = (self.rate.sum(0) - self.log_px.mean(0)).mean()
-        return {"neg_elbo": neg_elbo} | self.rate_and_distortion()
+        return {"neg_elbo": self.neg_elbo.mean()} | self.rate_and_distortion()
 
 
 @jax.custom_vjp

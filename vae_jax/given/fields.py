@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import (
@@ -63,9 +63,13 @@ class Bounds:
         """Whether a number fits, or the length of a sequence."""
         if isinstance(value, Tracer):
             return True
-        assert isinstance(value, Sequence | Real | np.ndarray | Array)
         try:
-            number = len(value) if isinstance(value, Sequence) else float(value)
+            if isinstance(value, Real | np.ndarray | Array):
+                number = float(value)
+            elif isinstance(value, Sized):
+                number = len(value)
+            else:
+                return True  # None, where a hint allows it
         except OverflowError:  # a whole number that no float holds
             return False
         if abs(number) < _LEAST:

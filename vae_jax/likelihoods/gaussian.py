@@ -89,12 +89,11 @@ class OptimalGaussian(Likelihood):
         """
         if self.is_initializing() or not self.is_mutable_collection("running"):
             return px
-        assert isinstance(px, Normal)
-        variance = batch_mean(jnp.square(lax.stop_gradient(x - px.loc)).mean())
+        variance = batch_mean(jnp.square(lax.stop_gradient(x - px.mean)).mean())
         if remember:
             before = self.get_variable("running", "variance")
             self.put_variable("running", "variance", before + (variance - before) / MEMORY)
-        return self._of_variance(px.loc, variance)
+        return self._of_variance(px.mean, variance)
 
     def _of_variance(self, loc: Float[Array, "... H W C"], variance: Float[Array, ""]) -> Normal:
         scale = jnp.maximum(jnp.sqrt(variance), self.min_scale)

@@ -12,6 +12,7 @@ import jax
 from jax import Array
 from typing_extensions import override
 
+from vae_jax.errors import VaeJaxError
 from vae_jax.given import Network, SomeWidths, check_encoder
 from vae_jax.interfaces import Model, Part
 from vae_jax.networks.layers import Conv
@@ -32,8 +33,16 @@ def frozen(module: M) -> M:
 
 
 def critic_of(model: Model) -> nn.Module:
-    """The critic of a model, which has one: this is checked before training."""
-    assert model.critic is not None
+    """The critic of a model; for an objective that requires one, it is checked before training.
+
+    Raises:
+        VaeJaxError: the model has none.
+    """
+    if model.critic is None:
+        raise VaeJaxError(
+            "The objective plays against a critic, and the model has none: give the model "
+            "critic=..., and the objective requires = Requirements(critic=...), the critic's class."
+        )
     return model.critic
 
 

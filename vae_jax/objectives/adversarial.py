@@ -58,5 +58,5 @@ class AdversarialAutoencoder(Objective):
         critic_loss = -(jax.nn.log_sigmoid(real) + jax.nn.log_sigmoid(-fake)).mean()
 
         metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
-        loss = metrics["distortion"] + self.weight * encoder_loss + critic_loss
+        loss = -terms.log_px.mean() + self.weight * encoder_loss + critic_loss
         return loss, metrics | {"encoder_loss": encoder_loss, "critic_loss": critic_loss}

@@ -52,14 +52,13 @@ class BalancedELBO(Objective):
         return Requirements(posterior=frozenset({"density"}), whole_batch=True)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; the metric `neg_elbo` has neither weight."""
         del model
-        metrics = terms.bound_metrics()
-        beta = jnp.asarray(self.beta(step), metrics["distortion"].dtype)
+        beta = jnp.asarray(self.beta(step), terms.log_px.dtype)
         rates = terms.rate.mean(1)
         gamma = (batch_mean(jnp.abs(terms.rate).mean(1)) + FLOOR) / shares_of(terms.z)
         gamma = jnp.where(beta < 1, lax.stop_gradient(gamma / gamma.mean()), 1.0)
-        loss = metrics["distortion"] + beta * (gamma * rates).sum()
-        return loss, metrics | {"beta": beta}
+        loss = -terms.log_px.mean() + beta * (gamma * rates).sum()
+        return loss, terms.bound_metrics() | {"beta": beta}

@@ -39,13 +39,12 @@ class Capacity(Objective):
         return Requirements(posterior=frozenset({"density"}), whole_batch=True)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; the metric `neg_elbo` has no target."""
         del model
-        metrics = terms.bound_metrics()
         capacity = self.capacity(step) if callable(self.capacity) else self.capacity
-        capacity = jnp.asarray(capacity, metrics["distortion"].dtype)
+        capacity = jnp.asarray(capacity, terms.log_px.dtype)
         rate = batch_mean(terms.rate.sum(0).mean())
-        loss = metrics["distortion"] + self.gamma * jnp.abs(rate - capacity)
-        return loss, metrics | {"capacity": capacity}
+        loss = -terms.log_px.mean() + self.gamma * jnp.abs(rate - capacity)
+        return loss, terms.bound_metrics() | {"capacity": capacity}

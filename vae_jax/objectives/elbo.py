@@ -45,11 +45,10 @@ class ELBO(Objective):
         return Requirements(posterior=frozenset({"density"}))
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -ELBO in nats per image; the metric `neg_elbo` is at beta = 1."""
         if self.sticking_the_landing:
-            assert model is not None
             terms = model.held(terms)
             rate = terms.kl_sampled.sum(0)
         else:

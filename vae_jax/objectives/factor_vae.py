@@ -65,7 +65,6 @@ class FactorVAE(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -ELBO + gamma TC of the model, plus the cross-entropy of the critic."""
         del step
-        metrics = terms.bound_metrics()
         total_correlation = frozen(critic_of(model))(terms.z[0][0]).mean()
 
         z = lax.stop_gradient(terms.z[0][0])
@@ -78,6 +77,6 @@ class FactorVAE(Objective):
         right = jnp.where(position < len(first), logits, -logits)
         critic_loss = -jax.nn.log_sigmoid(right).mean()
 
-        loss = metrics["neg_elbo"] + self.gamma * total_correlation + critic_loss
+        loss = terms.neg_elbo.mean() + self.gamma * total_correlation + critic_loss
         added = {"total_correlation": total_correlation, "critic_loss": critic_loss}
-        return loss, metrics | added
+        return loss, terms.bound_metrics() | added

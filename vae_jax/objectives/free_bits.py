@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float, Int
 from typing_extensions import override
 
-from vae_jax.distributions import Elementwise, exact_kl
+from vae_jax.distributions import Elementwise, exact_kl, promised
 from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
@@ -22,11 +22,9 @@ def component_rates(terms: Terms) -> list[Float[Array, "..."]]:
     """
     rates = []
     for q, p, z in zip(terms.q, terms.p, terms.z, strict=True):
-        assert isinstance(q, Elementwise)
-        assert isinstance(p, Elementwise)
-        q_j, p_j = q.components, p.components
-        kl = q_j.log_prob(z) - p_j.log_prob(z) if terms.kl is None else exact_kl(q_j, p_j)
-        assert kl is not None
+        q_j, p_j = (promised(each, Elementwise, "factors").components for each in (q, p))
+        exact = None if terms.kl is None else exact_kl(q_j, p_j)
+        kl = q_j.log_prob(z) - p_j.log_prob(z) if exact is None else exact
         examples = kl.ndim - (len(q_j.batch_shape) - len(q.batch_shape))
         rates.append(kl.mean(tuple(range(examples))))
     return rates
@@ -60,11 +58,10 @@ class FreeBits(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; the metric `neg_elbo` has no floor."""
         del step, model
-        metrics = terms.bound_metrics()
         if self.per == "layer":
             groups = [terms.rate.mean(1)]
         else:
@@ -72,4 +69,4 @@ class FreeBits(Objective):
             if self.per == "map":
                 groups = [kl.sum(tuple(range(kl.ndim - 1))) for kl in groups]
         rate = sum(jnp.maximum(self.floor, batch_mean(kl)).sum() for kl in groups)
-        return metrics["distortion"] + rate, metrics
+        return -terms.log_px.mean() + rate, terms.bound_metrics()

@@ -55,7 +55,7 @@ def requirements(doubly_reparameterized: bool) -> Requirements:
 
 
 def importance_loss(
-    terms: Terms, bound: OfWeights, path_factor: OfWeights | None, model: Model | None
+    terms: Terms, bound: OfWeights, path_factor: OfWeights | None, model: Model
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss -bound in nats per image; the metric `neg_elbo` is -L_1, the mean of -ln w.
 
@@ -68,10 +68,7 @@ def importance_loss(
     metrics = {"neg_elbo": -terms.log_w.mean()} | terms.rate_and_distortion()
     if path_factor is None:
         return -bound(terms.log_w).mean(), metrics
-    assert model is not None
     terms = model.held(terms)
     log_w = terms.log_w
     factor: Array = lax.stop_gradient(path_factor(log_w)).reshape(log_w.shape)
-    assert terms.path is not None
-    weigh = ((factor - 1) * terms.path).sum()  # zero; see `weigh_path`
-    return -bound(log_w).mean() + weigh, metrics
+    return -bound(log_w).mean() + terms.weigh(factor - 1), metrics

@@ -39,7 +39,7 @@ class IWAE(Objective):
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -L_K in nats per image."""
         del step

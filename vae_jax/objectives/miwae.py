@@ -46,7 +46,7 @@ class MIWAE(Objective):
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -1/M sum_m L_K in nats per image."""
         del step
@@ -117,7 +117,7 @@ class CIWAE(Objective):
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -(beta L_1 + (1 - beta) L_K) in nats per image."""
         del step

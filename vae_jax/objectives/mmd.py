@@ -95,15 +95,14 @@ def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float
     return within(x) + within(y) - 2 * kernel(x, y).mean()
 
 
-def aggregated_mmd(terms: Terms, kernel: Kernel, model: Model | None = None) -> Float[Array, ""]:
+def aggregated_mmd(terms: Terms, kernel: Kernel, model: Model) -> Float[Array, ""]:
     """MMD² of q(z) and p(z), from the whole batch and as many draws from the prior.
 
     It is averaged over the K samples: two z of one image are not independent draws from q(z), so
     they must not form a pair. Draws from the prior pass no gradient to its parameters.
     """
     (p,), (z,) = terms.p, terms.z
-    if model is not None:
-        kernel = fitting(kernel, model.posteriors[0].space, z.shape[-1])
+    kernel = fitting(kernel, model.posteriors[0].space, z.shape[-1])
     keys = random.purpose(terms.keys, "prior")
     z_prior = lax.stop_gradient(sample_each(p, keys, (len(z),)))
 
@@ -156,18 +155,17 @@ class InfoVAE(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image, of a batch of at least two images."""
         del step
-        metrics = terms.bound_metrics()
         distance = aggregated_mmd(terms, self.kernel, model)
         loss = (
-            metrics["distortion"]
+            -terms.log_px.mean()
             + (1 - self.alpha) * terms.rate.sum(0).mean()
             + (self.alpha + self.lambda_ - 1) * distance
         )
-        return loss, metrics | {"mmd": distance}
+        return loss, terms.bound_metrics() | {"mmd": distance}
 
 
 @dataclass(frozen=True)
@@ -204,5 +202,5 @@ class WAE(Objective):
         del step
         metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
         distance = aggregated_mmd(terms, self.kernel, model)
-        loss = metrics["distortion"] + self.weight * distance
+        loss = -terms.log_px.mean() + self.weight * distance
         return loss, metrics | {"mmd": distance}

@@ -91,8 +91,9 @@ class RAE(Objective):
         """The loss in nats per image; there is no bound."""
         del step
         z = terms.z[0][0]
-        metrics = terms.rate_and_distortion() | {"squared_norm": sum_event(z**2, z.ndim - 1).mean()}
-        loss = metrics["distortion"] + 0.5 * self.beta * metrics["squared_norm"]
+        squared_norm = sum_event(z**2, z.ndim - 1)
+        loss = -terms.log_px.mean() + 0.5 * self.beta * squared_norm.mean()
+        metrics = terms.rate_and_distortion() | {"squared_norm": squared_norm.mean()}
         if self.l2:
             loss += self.l2 * squared_weights(model)
         if self.gradient_penalty:

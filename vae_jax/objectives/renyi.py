@@ -78,7 +78,7 @@ class RenyiBound(Objective):
         return requirements(self.doubly_reparameterized)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -L_alpha in nats per image."""
         del step

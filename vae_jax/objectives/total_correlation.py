@@ -13,7 +13,8 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
 
-from vae_jax.distributions import Distribution, Elementwise, Normal, one_event_axis
+from vae_jax.distributions import Distribution, Elementwise, one_event_axis, promised
+from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_offset, gather_batch
@@ -61,8 +62,7 @@ def log_aggregated(
         dataset_size: the number N of training images.
         sampling: the scheme of `log_weights`.
     """
-    q, z = _over_batch(terms.q[0]), terms.z[0]
-    assert isinstance(q, Elementwise)
+    q, z = promised(_over_batch(terms.q[0]), Elementwise, "factors"), terms.z[0]
     own = batch_offset(z.shape[1]) + jnp.arange(z.shape[1])
     log_q = q.component_log_prob(z[:, :, None])
     log_q = log_q.reshape(*log_q.shape[:3], -1)  # of z_j from image i under image m: [K, i, m, j]
@@ -112,25 +112,24 @@ class BetaTC(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; the three parts are metrics, unweighted."""
         del step, model
-        metrics = terms.bound_metrics()
         log_qz, log_prod_qz = log_aggregated(terms, self.dataset_size, self.sampling)
-        mutual_information = (terms.log_qz[0] - log_qz).mean()
-        total_correlation = (log_qz - log_prod_qz).mean()
-        dimension_wise_kl = (log_prod_qz - terms.log_pz[0]).mean()
+        mutual_information = terms.log_qz[0] - log_qz
+        total_correlation = log_qz - log_prod_qz
+        dimension_wise_kl = log_prod_qz - terms.log_pz[0]
         loss = (
-            metrics["distortion"]
-            + self.alpha * mutual_information
-            + self.beta * total_correlation
-            + self.gamma * dimension_wise_kl
+            -terms.log_px.mean()
+            + self.alpha * mutual_information.mean()
+            + self.beta * total_correlation.mean()
+            + self.gamma * dimension_wise_kl.mean()
         )
-        return loss, metrics | {
-            "mutual_information": mutual_information,
-            "total_correlation": total_correlation,
-            "dimension_wise_kl": dimension_wise_kl,
+        return loss, terms.bound_metrics() | {
+            "mutual_information": mutual_information.mean(),
+            "total_correlation": total_correlation.mean(),
+            "dimension_wise_kl": dimension_wise_kl.mean(),
         }
 
 
@@ -165,24 +164,27 @@ class DIPVAE(Objective):
         )
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; the metric `covariance_penalty` is its second term."""
         del step, model
-        metrics = terms.bound_metrics()
         q = terms.q[0]
         ndims = len(q.event_shape)
         mean = gather_batch(one_event_axis(q.mean, ndims))
         centred = mean - mean.mean(0)
         covariance = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST) / len(mean)
         if self.covariance_of == "z":
-            assert isinstance(q, Normal)
-            variance = jnp.broadcast_to(q.scale**2, q.loc.shape)
-            covariance += jnp.diag(gather_batch(one_event_axis(variance, ndims)).mean(0))
+            if (std := q.std) is None:
+                raise VaeJaxError(
+                    "DIPVAE needs the standard deviations of q(z|x), and the distribution "
+                    f'{type(q).__name__} has no `std`: give it one, or take covariance_of="mean".'
+                )
+            covariance += jnp.diag(gather_batch(one_event_axis(std**2, ndims)).mean(0))
         diagonal = jnp.diag(covariance)
         off_diagonal = covariance - jnp.diag(diagonal)
         penalty = (
             self.lambda_off * (off_diagonal**2).sum()
             + self.lambda_diagonal * ((diagonal - 1) ** 2).sum()
         )
-        return metrics["neg_elbo"] + penalty, metrics | {"covariance_penalty": penalty}
+        metrics = terms.bound_metrics() | {"covariance_penalty": penalty}
+        return terms.neg_elbo.mean() + penalty, metrics

@@ -9,7 +9,7 @@ from jax.scipy.special import entr
 from jaxtyping import Float, Int
 from typing_extensions import override
 
-from vae_jax.distributions import Quantized
+from vae_jax.distributions import Quantized, promised
 from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import batch_mean
@@ -27,7 +27,8 @@ class VQVAE(Objective):
     """-ln p(x|z) - ln p(z) plus the posterior's penalties (van den Oord et al. 2017, equation 3).
 
     The penalties are sums over the code vectors, as -ln p(x|z) is a sum over pixels; if the
-    codebook is learned by gradient, its penalty has the weight one. Distortion and penalties train
+    codebook is learned by gradient, its penalty has the weight one,
+    as has one of another name. Distortion and penalties train
     the encoder, the rate -ln p(z) trains the prior.
 
     Attributes:
@@ -48,15 +49,14 @@ class VQVAE(Objective):
         return Requirements(posterior=frozenset({"codebook"}), one_layer=True)
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; `neg_elbo`, without penalties, bounds -ln p(x)."""
         del step, model
-        q = terms.q[0]
-        assert isinstance(q, Quantized)
+        q = promised(terms.q[0], Quantized, "codebook")
         weights = {"codebook": 1.0, "commitment": self.commitment, "entropy": self.entropy}
         penalties = {name: penalty.mean() for name, penalty in q.penalties.items()}
         neg_elbo = -terms.log_w.mean()
-        loss = neg_elbo + sum(weights[name] * penalty for name, penalty in penalties.items())
+        loss = neg_elbo + sum(weights.get(name, 1.0) * each for name, each in penalties.items())
         metrics = {"neg_elbo": neg_elbo, "perplexity": perplexity(q)} | penalties
         return loss, metrics | terms.rate_and_distortion()

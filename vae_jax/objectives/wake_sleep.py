@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 from typing_extensions import override
@@ -37,14 +38,13 @@ class WakeSleep(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The sum of the two losses in nats per image, which are also metrics."""
         del step
-        metrics = terms.bound_metrics()
-        wake = -(terms.log_px + terms.log_pz[0]).mean()
-        assert terms.path is not None
-        hold_z = -terms.path.sum()  # zero; it cancels the gradient that passes through z
+        wake = -(terms.log_px + terms.log_pz[0])
+        hold_z = terms.weigh(-jnp.ones_like(wake))  # cancels the gradient through z
 
         keys = random.purpose(terms.keys, "dream")
         (z,), px = model.sample(keys, terms.y)
         x = px.sample(random.purpose(keys, "pixels"))
         x, z = lax.stop_gradient((x, z))
-        sleep = -model.encode(x, terms.y).log_prob(z).mean()
-        return wake + hold_z + sleep, metrics | {"wake": wake, "sleep": sleep}
+        sleep = -model.encode(x, terms.y).log_prob(z)
+        loss = wake.mean() + hold_z + sleep.mean()
+        return loss, terms.bound_metrics() | {"wake": wake.mean(), "sleep": sleep.mean()}

@@ -33,7 +33,7 @@ class FitPrior(Objective):
         return Requirements()
 
     def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model | None = None
+        self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
         """The mean over the batch, per image; the metric `prior_loss` is the same."""
         del step, model
