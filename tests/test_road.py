@@ -251,6 +251,14 @@ def test_only_parallel_knows_devices_and_processes() -> None:
     assert "parallel.py" in knowing
 
 
+def test_what_a_users_own_part_may_break_is_no_assertion() -> None:
+    """Where models and objectives meet parts, a sentence says what one of them is not."""
+    meeting = {"vae.py", "hierarchical.py", "deep.py", "objectives", "likelihoods", "posteriors"}
+    for path, tree in TREES.items():
+        if path.parts[0] in meeting:
+            assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)], path
+
+
 def test_few_types_cannot_be_said() -> None:
     found = [
         node

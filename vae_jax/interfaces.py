@@ -47,7 +47,7 @@ Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
 
 - `"density"`: its `log_prob` is a density or a mass, so importance weights have a meaning.
 - `"path"`: its density is differentiable along z with the parameters held fixed.
-- `"factors"`: its components are independent, and each has a KL.
+- `"factors"`: it is an `Elementwise`: its components are independent, and each has a KL.
 - `"amortized"`: all its parameters depend on x, so the components q(z|u_c) of a mixture can be
   indexed.
 - `"noise"`: two draws differ.
@@ -227,7 +227,7 @@ class Prior(Part):
     Attributes:
         spaces: the spaces in which z may live.
         needs: the traits that the posterior must have.
-        factors: whether the components are independent.
+        factors: whether the components are independent, as those of an `Elementwise` are.
         exact: whether training can compute ln p(z), rather than a noisy estimate of a bound on it.
         bound_alone: whether only that bound is available, so that evaluation takes it too.
         draws_by: the names of the fields that say how draws are made, of "guidance",
