@@ -27,9 +27,8 @@ class VQVAE(Objective):
     """-ln p(x|z) - ln p(z) plus the posterior's penalties (van den Oord et al. 2017, equation 3).
 
     The penalties are sums over the code vectors, as -ln p(x|z) is a sum over pixels; if the
-    codebook is learned by gradient, its penalty has the weight one,
-    as has one of another name. Distortion and penalties train
-    the encoder, the rate -ln p(z) trains the prior.
+    codebook is learned by gradient, its penalty has the weight one, as have penalties of other
+    names. Distortion and penalties train the encoder, the rate -ln p(z) trains the prior.
 
     Attributes:
         commitment: the weight of |h - sg[z]|², beta in the paper.
