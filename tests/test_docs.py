@@ -440,7 +440,7 @@ def test_vr_max_is_above_the_iwae():
         p=nothing,
         reconstruction=nothing,
     )
-    iwae, names = IWAE(6)(terms, jnp.int32(0), nothing)
+    iwae, names = IWAE(6)(terms, jnp.int32(0), tiny.model())
     loss, metrics = objective(6)(terms, jnp.int32(0), nothing)
     assert metrics.keys() <= names.keys()
     assert loss == pytest.approx(-(log_p[0] + log_p[1] - log_p[2]).max(0).mean(), rel=1e-6)

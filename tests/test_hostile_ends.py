@@ -79,7 +79,7 @@ class Diverging(ELBO):
 
     first: int = 25
 
-    def __call__(self, terms: Any, step: Any, model: Any = None) -> Any:
+    def __call__(self, terms: Any, step: Any, model: Any) -> Any:
         loss, metrics = super().__call__(terms, step, model)
         return jnp.where(step >= self.first, jnp.nan, 1.0) * loss, metrics
 

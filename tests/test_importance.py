@@ -163,8 +163,7 @@ def test_plain_gradients_by_central_differences():
 
         def losses(flat):
             terms = make_terms(*unravel(flat))
-            model: Any = None
-            return jnp.stack([objective(terms, STEP, model)[0] for objective in plain])
+            return jnp.stack([objective(terms, STEP, tiny.model())[0] for objective in plain])
 
         @jax.jit
         def both(flat):
