@@ -130,98 +130,6 @@ class Terms:
         return {"neg_elbo": self.neg_elbo.mean()} | self.rate_and_distortion()
 
 
-@jax.custom_vjp
-def weigh_path(
-    z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
-) -> tuple[Float[Array, "K B *event"], Float[Array, "K B"]]:
-    """The identity; its backward pass multiplies z's cotangent by one plus that of `weights`.
-
-    So in one backward pass, for each sample, the gradient of the parameters of q(z|x) can have
-    another weight than that of the parameters of p(x|z), as doubly reparameterized gradients need
-    (Tucker et al. 2019).
-
-    Args:
-        z: latents.
-        weights: zeros, whose cotangent is the weight.
-    """
-    return z, weights
-
-
-ZAndWeights = tuple[Float[Array, "K B *event"], Float[Array, "K B"]]
-
-
-def _weigh_path_forward(
-    z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
-) -> tuple[ZAndWeights, None]:
-    return (z, weights), None
-
-
-def _weigh_path_backward(_: None, cotangents: ZAndWeights) -> ZAndWeights:
-    of_z, weights = cotangents
-    factor = 1 + weights.reshape(weights.shape + (1,) * (of_z.ndim - weights.ndim))
-    return factor * of_z, jnp.zeros_like(weights)
-
-
-weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
-
-
-def with_parameters_held(
-    method: Callable[Concatenate[M, P], T], model: M, *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Call a method of a model with its parameters held constant.
-
-    Args:
-        method: a function of the model and further arguments.
-        model: the model, bound or within `apply`.
-    """
-    return nn.map_variables(method, "params", trans_in_fn=lax.stop_gradient)(model, *args, **kwargs)
-
-
-def weigh_paths(zs: Layers) -> tuple[Layers, Float[Array, "K B"]]:
-    """`weigh_path` of every layer with one weight for each sample.
-
-    Args:
-        zs: latents `[K, B, *event]` of every layer.
-
-    Returns:
-        The layers, and `Terms.path`.
-    """
-    weights = jnp.zeros(zs[0].shape[:2], zs[0].dtype)
-    weighed, paths = zip(*(weigh_path(z, weights) for z in zs), strict=True)
-    return weighed, jnp.stack(paths).sum(0)
-
-
-def apply_flat(
-    conditional: Callable[[Array], D], z: Float[Array, "..."], posterior: Posterior
-) -> D:
-    """p(. | z), batch `[*batch]`, by networks that take one batch axis.
-
-    Args:
-        conditional: a function of latents `[N, *event]` to a distribution with batch `[N]`.
-        z: latents `[*batch, *event]`.
-        posterior: the posterior of these latents.
-    """
-    ndims = posterior.event_ndims
-    batch, event = z.shape[: z.ndim - ndims], z.shape[z.ndim - ndims :]
-    return with_batch(conditional(posterior.seen(z).reshape(math.prod(batch), *event)), batch)
-
-
-def with_batch(flat: D, batch: Shape) -> D:
-    """A distribution with its one batch axis `[N]` split into the axes `[*batch]`."""
-
-    def reshaped(leaf: Array | Shared) -> Array | Shared:
-        return leaf if isinstance(leaf, Shared) else leaf.reshape(*batch, *leaf.shape[1:])
-
-    return jax.tree.map(reshaped, flat, is_leaf=lambda leaf: isinstance(leaf, Shared))
-
-
-def has_bound(model: Model) -> bool:
-    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x): q is a density, or a mass on codes."""
-    return model.likelihood.measure != "pseudo" and all(
-        posterior.traits & {"density", "codebook"} for posterior in model.posteriors
-    )
-
-
 class VAE(Model, kw_only=True):
     """encoder x posterior x prior x decoder x likelihood (Kingma & Welling 2013).
 
@@ -324,3 +232,101 @@ class VAE(Model, kw_only=True):
     def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
         (z,) = zs
         return self.prior(self, y).log_prob(z)
+
+
+def has_bound(model: Model) -> bool:
+    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x): q is a density, or a mass on codes."""
+    return model.likelihood.measure != "pseudo" and all(
+        posterior.traits & {"density", "codebook"} for posterior in model.posteriors
+    )
+
+
+# Further models are made of these too
+
+
+def apply_flat(
+    conditional: Callable[[Array], D], z: Float[Array, "..."], posterior: Posterior
+) -> D:
+    """p(. | z), batch `[*batch]`, by networks that take one batch axis.
+
+    Args:
+        conditional: a function of latents `[N, *event]` to a distribution with batch `[N]`.
+        z: latents `[*batch, *event]`.
+        posterior: the posterior of these latents.
+    """
+    ndims = posterior.event_ndims
+    batch, event = z.shape[: z.ndim - ndims], z.shape[z.ndim - ndims :]
+    return with_batch(conditional(posterior.seen(z).reshape(math.prod(batch), *event)), batch)
+
+
+def with_batch(flat: D, batch: Shape) -> D:
+    """A distribution with its one batch axis `[N]` split into the axes `[*batch]`."""
+
+    def reshaped(leaf: Array | Shared) -> Array | Shared:
+        return leaf if isinstance(leaf, Shared) else leaf.reshape(*batch, *leaf.shape[1:])
+
+    return jax.tree.map(reshaped, flat, is_leaf=lambda leaf: isinstance(leaf, Shared))
+
+
+# The gradient through z
+
+
+@jax.custom_vjp
+def weigh_path(
+    z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
+) -> tuple[Float[Array, "K B *event"], Float[Array, "K B"]]:
+    """The identity; its backward pass multiplies z's cotangent by one plus that of `weights`.
+
+    So in one backward pass, for each sample, the gradient of the parameters of q(z|x) can have
+    another weight than that of the parameters of p(x|z), as doubly reparameterized gradients need
+    (Tucker et al. 2019).
+
+    Args:
+        z: latents.
+        weights: zeros, whose cotangent is the weight.
+    """
+    return z, weights
+
+
+ZAndWeights = tuple[Float[Array, "K B *event"], Float[Array, "K B"]]
+
+
+def _weigh_path_forward(
+    z: Float[Array, "K B *event"], weights: Float[Array, "K B"]
+) -> tuple[ZAndWeights, None]:
+    return (z, weights), None
+
+
+def _weigh_path_backward(_: None, cotangents: ZAndWeights) -> ZAndWeights:
+    of_z, weights = cotangents
+    factor = 1 + weights.reshape(weights.shape + (1,) * (of_z.ndim - weights.ndim))
+    return factor * of_z, jnp.zeros_like(weights)
+
+
+weigh_path.defvjp(_weigh_path_forward, _weigh_path_backward)
+
+
+def with_parameters_held(
+    method: Callable[Concatenate[M, P], T], model: M, *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Call a method of a model with its parameters held constant.
+
+    Args:
+        method: a function of the model and further arguments.
+        model: the model, bound or within `apply`.
+    """
+    return nn.map_variables(method, "params", trans_in_fn=lax.stop_gradient)(model, *args, **kwargs)
+
+
+def weigh_paths(zs: Layers) -> tuple[Layers, Float[Array, "K B"]]:
+    """`weigh_path` of every layer with one weight for each sample.
+
+    Args:
+        zs: latents `[K, B, *event]` of every layer.
+
+    Returns:
+        The layers, and `Terms.path`.
+    """
+    weights = jnp.zeros(zs[0].shape[:2], zs[0].dtype)
+    weighed, paths = zip(*(weigh_path(z, weights) for z in zs), strict=True)
+    return weighed, jnp.stack(paths).sum(0)
