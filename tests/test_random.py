@@ -4,7 +4,6 @@ The second part runs losses, training, evaluation, fitting and sampling, and loo
 was drawn from (`recording`).
 """
 
-import ast
 import dataclasses
 import itertools
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 from combinations import POSTERIORS, PRIORS, Triple, build, one_for_each_part, triples
-from recording import PACKAGE, Recording, checksum, keys_alone, purposes, recording
+from recording import Recording, checksum, keys_alone, purposes, recording
 from running import on_devices
 
 import vae_jax as vj
@@ -46,19 +45,6 @@ def test_every_purpose_has_a_number_of_its_own_above_all_indices():
     assert {"posterior", "protocol", "prior", "dream", "angle", "train"} <= names
     assert len({checksum(name) for name in names}) == len(names)
     assert min(map(checksum, names)) >= 2**31
-
-
-def test_only_one_file_makes_keys():
-    """No other calls what makes, folds or splits keys: `jax.random` is for samplers."""
-    makers = {"key", "PRNGKey", "split", "fold_in", "clone", "wrap_key_data"}
-    for file in PACKAGE.rglob("*.py"):
-        if file.relative_to(PACKAGE).as_posix() in ("random.py", "cpu/threefry.py"):
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jax.random":
-                assert node.attr not in makers, f"{file.name}: jax.random.{node.attr}"
-            if isinstance(node, ast.ImportFrom):
-                assert node.module != "jax.random", file.name
 
 
 @pytest.mark.parametrize("seed", [0, 3, 2**32 - 1])
