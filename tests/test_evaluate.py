@@ -40,6 +40,7 @@ from vae_jax.evaluation.moments import Moments, merged
 from vae_jax.interfaces import Likelihood
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
+from vae_jax.run.batches import MEMORY_FRACTION, floats_at_once
 from vae_jax.step import init_state
 
 SHAPE, D, N = (4, 4, 1), 2, 13
@@ -85,7 +86,7 @@ def stacked(*seeds):
 def small_pieces(monkeypatch):
     """Three samples and one image for each device at a time."""
     monkeypatch.setattr(bounds, "SAMPLES_AT_ONCE", 3)
-    monkeypatch.setattr(parallel, "DECODED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr("vae_jax.cpu.choices.CACHED_FLOATS", 3 * math.prod(SHAPE))
 
 
 # --- K samples of one batch ---------------------------------------------------------------------
@@ -364,7 +365,7 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     experiment, seeds = noisy
     variables = stacked(seeds[0])
     everything = make_bounds_evaluator(experiment, "test", 100)(variables)
-    monkeypatch.setattr(parallel, "DECODED_FLOATS", math.prod(SHAPE) * 64)
+    monkeypatch.setattr("vae_jax.cpu.choices.CACHED_FLOATS", math.prod(SHAPE) * 64)
     some = make_bounds_evaluator(experiment, "test", 100, num_images=4)(variables)
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]
@@ -393,10 +394,10 @@ def test_however_many_batches_there_are_one_program_is_compiled(noisy, tmp_path,
 
 def test_batches_are_of_a_cpus_cache_or_of_an_accelerators_memory(monkeypatch):
     """16 arrays of 2^28 bytes each in a quarter of 16 GiB."""
-    assert parallel.floats_at_once() == 2**20
+    assert floats_at_once() == 2**20
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(parallel, "device_memory", lambda: 2**34)
-    assert parallel.floats_at_once() == 2**26
+    assert floats_at_once() == 2**26
 
 
 def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
@@ -420,7 +421,7 @@ def test_images_are_taken_in_chunks_that_fit_the_memory(noisy, monkeypatch):
         assert count == 60
         taken.clear()
         budget = whole // 4
-        monkeypatch.setattr(parallel, "device_memory", lambda: budget / parallel.MEMORY_FRACTION)
+        monkeypatch.setattr(parallel, "device_memory", lambda: budget / MEMORY_FRACTION)
         evaluator = make_bounds_evaluator(experiment, "train", 64)
         chunked = evaluator(variables)
         assert taken[-1][1] <= budget

@@ -124,7 +124,7 @@ def test_the_mixture_in_chunks(family, monkeypatch):
     normal: Any = stats.multivariate_normal
     log_q = [normal.logpdf(z, m, f @ f.T) for m, f in zip(loc, factor, strict=True)]
     expected = np.log(np.exp(log_q).mean(0))
-    monkeypatch.setattr(module, "DECODED_FLOATS", 3 * 6 * 2)
+    monkeypatch.setattr(module, "floats_at_once", lambda: 3 * 6 * 2)
     found: Any = jax.jit(log_aggregated_posterior)(q, jnp.asarray(z))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 

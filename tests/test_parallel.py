@@ -1,6 +1,7 @@
 """Devices: the same gradients, noise and training on 1 to 8 of them, and in two processes."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,11 @@ from vae_jax import (
     train,
 )
 from vae_jax import evaluate as evaluate_run
+from vae_jax.cpu import cores
 from vae_jax.errors import Interrupted
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import (
-    Layout,
+    Replicated,
     gather,
     gather_batch,
     on_every_device,
@@ -83,7 +85,7 @@ def one_batch(experiment: Experiment, devices: int) -> Any:
     seed = np.uint32(3)
     with on_devices(devices):
         state = jax.jit(partial(init_state, experiment))(seed).replace(step=jnp.asarray(7))
-        axis = Layout(apart=False).axis
+        axis = Replicated().axis
         function = on_every_device(partial(loss_and_gradients, experiment, axis=axis))
         rows = np.arange(20, 28, dtype=np.int32)
         images = split(experiment.data.train.images[rows], 0)
@@ -180,3 +182,31 @@ def test_evaluation_does_not_depend_on_devices(on_eight: Run) -> None:
         np.testing.assert_allclose(
             two.standard_error[name], eight.standard_error[name], rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "flags", "devices", "expected"),
+    [
+        (4, "", 4, cores.ONE_THREAD),
+        (8, "--xla_a=1", 4, f"--xla_a=1 {cores.ONE_THREAD}"),
+        (6, "", 2, ""),  # devices of two cores have a thread for each
+        (3, "", None, ""),
+        (1, "", None, ""),
+        (4, "--xla_force_host_platform_device_count=8", None, None),
+    ],
+)
+def test_replicas_get_cores_of_their_own(
+    num_replicas: int,
+    flags: str,
+    devices: int | None,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine of four; a number of devices that the user has set stays."""
+    set_to: dict[str, object] = {}
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("jax.config.update", set_to.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    cores.give_replicas_cores(num_replicas)
+    assert set_to == ({} if devices is None else {"jax_num_cpu_devices": devices})
+    assert os.environ["XLA_FLAGS"] == (flags if expected is None else expected)

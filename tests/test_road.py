@@ -33,7 +33,8 @@ PARTS = {
     "posteriors/gaussian.py",
     "priors/simple.py",
 }
-ROAD_ON_CPU = {"cpu/softplus.py", "cpu/threefry.py"}  # the platform's room, behind its seams
+# The platform's room, behind its seams.
+ROAD_ON_CPU = {"cpu/choices.py", "cpu/softplus.py", "cpu/threefry.py"}
 
 # The house from the ground up: a room imports only from floors below its own.
 FLOORS = (
@@ -215,6 +216,13 @@ def test_the_top_level_has_at_most_25_modules() -> None:
     assert len({path for path in TREES if len(path.parts) == 1} - {Path("__init__.py")}) <= 25
 
 
+def test_the_page_on_architecture_says_once_what_each_room_holds() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    first_cells = re.findall(r"^\| (`vae_jax/[^|]*) \|", page, re.MULTILINE)
+    said = [room for cell in first_cells for room in re.findall(r"`vae_jax/(\w+)(?:\.py|/)`", cell)]
+    assert sorted(said) == sorted(rooms(False))
+
+
 # Who may speak of what
 
 
@@ -225,8 +233,17 @@ def names(tree: ast.AST) -> set[str]:
 
 def imported_names(tree: ast.AST) -> set[str]:
     """Dotted names that a file imports under shorter ones."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.asname}
+    return found
+
+
+def all_names(tree: ast.AST) -> set[str]:
+    return names(tree) | imported_names(tree)
 
 
 def files_with(name: Callable[[str], object], found: Callable[[ast.AST], set[str]]) -> set[str]:
@@ -244,11 +261,14 @@ def test_only_random_makes_folds_and_splits_keys() -> None:
 
 
 def test_only_parallel_knows_devices_and_processes() -> None:
-    knowing = files_with(DEVICES.match, lambda tree: names(tree) | imported_names(tree))
-    # Processes meet before JAX connects them; Orbax asks which of them writes.
-    allowed = {"parallel.py", "processes/together.py", "checkpoint.py", "cpu/compiler.py"}
-    assert knowing <= allowed
-    assert "parallel.py" in knowing
+    knowing = {file for file in files_with(DEVICES.match, all_names) if not file.startswith("cpu/")}
+    # Processes meet before JAX connects them.
+    assert knowing == {"parallel.py", "processes/together.py"}
+
+
+def test_the_room_of_the_cpu_asks_whether_it_is_one_and_no_more() -> None:
+    said = [all_names(tree) for path, tree in TREES.items() if path.parts[0] == "cpu"]
+    assert set(filter(DEVICES.match, set().union(*said))) == {"jax.default_backend"}
 
 
 def test_what_a_users_own_part_may_break_is_no_assertion() -> None:

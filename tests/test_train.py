@@ -40,6 +40,7 @@ from vae_jax.parallel import (
     AXIS,
     Layout,
     OnDevices,
+    Replicated,
     batch_mean,
     on_every_device,
     replicate,
@@ -65,7 +66,7 @@ def two_devices() -> Iterator[None]:
 
 def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[str, Any]]]:
     """The state after each of 0, 1, ..., `num_steps` steps, and the metrics of the last of them."""
-    train_chunk = make_train_chunk(experiment, Layout(apart=False))
+    train_chunk = make_train_chunk(experiment, Replicated())
     seeds = np.zeros(1, np.uint32)
     count, batch = len(experiment.data.train), experiment.batch_size
     state = jax.jit(jax.vmap(partial(init_state, experiment)))(seeds)
@@ -90,7 +91,7 @@ def test_a_batch_is_drawn_once() -> None:
         made = dataclasses.replace(TINY, data=data, model=model, objective=IWAE(5), batch_size=32)
         batch = Batch(rows=split(np.arange(32, dtype=np.int32), 0), images=None, y=None)
         begun = jax.eval_shape(partial(init_state, made), 0)
-        state, seed = Layout(apart=False).shapes(begun), replicate(np.uint32(0))
+        state, seed = Replicated().shapes(begun), replicate(np.uint32(0))
         step = on_every_device(partial(loss_and_gradients, made, axis=AXIS))
         program = step.compiled(state, split(images, 0), batch, seed)
         return (program.as_text() or "").count(" shift-left(")
@@ -545,7 +546,7 @@ def test_every_device_has_the_same_model_state(centered: Experiment) -> None:
     seeds = np.zeros(1, np.uint32)
     state = replicate(jax.jit(jax.vmap(partial(init_state, centered)))(seeds))
     batches = Batch(rows=split(batch_indices(0, 0, 3, 90, 16)[None], 2), images=None, y=None)
-    train_chunk = make_train_chunk(centered, Layout(apart=False))
+    train_chunk = make_train_chunk(centered, Replicated())
     state, _ = train_chunk(state, images, batches, replicate(seeds))
     for leaf in jax.tree.leaves(state):
         assert (np.asarray(leaf[0]) == np.asarray(leaf[1])).all()

@@ -16,7 +16,7 @@ from running import on_devices
 from scipy import special
 
 import vae_jax as vj
-from vae_jax import parallel, random
+from vae_jax import random
 from vae_jax.run import Run, RunFolder
 from vae_jax.run.latents import between
 from vae_jax.step import init_state
@@ -127,7 +127,7 @@ def test_devices_and_batches_change_nothing_and_one_program_does(
         np.testing.assert_allclose(run.encode(grey(N)[:count]).mean, whole.mean[:count], 1e-4)
     (program,) = run._programs.values()
     assert len(program.on_devices.programs) == 1
-    monkeypatch.setattr(parallel, "DECODED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr("vae_jax.cpu.choices.CACHED_FLOATS", 3 * math.prod(SHAPE))
     run = dataclasses.replace(run)
     with on_devices(2):
         pieces = run.encode(grey(N))

@@ -129,7 +129,7 @@ class Checkpoints:
         absl_logging.set_verbosity(absl_logging.FATAL)  # its errors are raised too
         self.folder = folder.absolute()
         self.keep = keep
-        process = jax.process_index()
+        process = parallel.own_process()
         # The state is the same in every process: each reads alone, and one writes.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=process,
@@ -204,7 +204,8 @@ class Checkpoints:
             storage.make_folder(self.folder)
         if self._shared is None:
             together = ocp.options.MultiprocessingOptions(
-                active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="shares"
+                active_processes=set(range(parallel.num_processes())),
+                barrier_sync_key_prefix="shares",
             )
             self._shared = ocp.AsyncCheckpointer(
                 ocp.PyTreeCheckpointHandler(

@@ -186,7 +186,8 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
     for alike in groups.values():
         layout = _layout(alike)
         steps = [partial(train_step, run.experiment, axis=layout.axis) for run in alike]
-        for program in programs(steps, *_arguments(alike[0], layout), axes=layout.axes):
+        axes = [] if layout.axis is None else [(layout.axis, parallel.num_devices())]
+        for program in programs(steps, *_arguments(alike[0], layout), axes=axes):
             together = [alike[index] for index in program.members]
             if _layout(together) != layout:  # fewer runs are laid out on the devices differently
                 yield from sharing(together)

@@ -5,12 +5,12 @@ through `on_every_device`. Its arguments carry a leading axis over the devices o
 `replicate` gives each device a copy of one value, `split` a share of a batch.
 """
 
-import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled, Wrapped
 from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
+from typing_extensions import override
 
-from vae_jax.cpu import compiler
+from vae_jax.cpu import choices, compiler
+from vae_jax.cpu.cores import over_replicas
 from vae_jax.errors import VaeJaxError
 
 AXIS = "batch"
-# The number of floats in one array of (examples x samples) decoded images: 4 MiB fit a CPU's cache.
-DECODED_FLOATS = 2**20
-# The fraction of a device's memory that the computation for one batch may take.
-MEMORY_FRACTION = 0.25
-# The number of such arrays that an accelerator is taken to hold at once, until the compiler says.
-ARRAYS_AT_ONCE = 16
 Shard = Literal["optimizer"]
 """The part of a state of which each device may have only a share."""
 SHARDED = ("opt_state", "ema_params")
@@ -62,9 +58,14 @@ def leave_to_others() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+def own_process() -> int:
+    """The number of this process."""
+    return jax.process_index()
+
+
 def is_main_process() -> bool:
     """Whether this process writes the run folder."""
-    return jax.process_index() == 0
+    return own_process() == 0
 
 
 def num_devices() -> int:
@@ -102,15 +103,6 @@ def from_main_process(tree: Tree) -> Tree:
         return np.asarray(multihost_utils.broadcast_one_to_all(own))  # of one array at a time
 
     return jax.tree.map(of_one, tree)
-
-
-def in_words() -> str:
-    """How many processes there are, and the devices of each, in a clause."""
-    each, kind = jax.local_device_count(), jax.devices()[0].device_kind
-    return (
-        f"{jax.process_count()} process{'es' * (jax.process_count() > 1)} \N{MULTIPLICATION SIGN} "
-        f"{each} device{'s' * (each > 1)} ({kind})"
-    )
 
 
 def own_devices() -> dict[str, str | int]:
@@ -173,9 +165,9 @@ def batch_sum(share: Tree) -> Tree:
 
 def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
     """The result of `update` where `good` is true, else `old`."""
-    if jax.default_backend() == "cpu":  # a branch works in place; `where` would copy
+    if choices.branches_in_place():
         return lax.cond(good, update, lambda: old)
-    return jax.tree.map(partial(jnp.where, good), update(), old)  # a branch would be slower
+    return jax.tree.map(partial(jnp.where, good), update(), old)
 
 
 def batch_offset(share: int) -> Array | int:
@@ -186,10 +178,6 @@ def batch_offset(share: int) -> Array | int:
 @dataclass
 class OnDevices(Generic[Result]):
     """A function that runs on every device at once; its arguments have the device axis.
-
-    XLA's CPU backend would remove optimization barriers before it fuses operations and merges equal
-    ones. In a program of one process they are kept: what is before a barrier is computed once, and
-    what is rematerialized is computed again.
 
     Attributes:
         mapped: the function under `jax.pmap`, or under `jax.jit` if arrays are global (`Sharded`).
@@ -204,10 +192,8 @@ class OnDevices(Generic[Result]):
         leaves, structure = jax.tree.flatten(arguments)
         kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if kind not in self.programs:
-            stay = jax.local_devices()[0].platform == "cpu" and num_processes() == 1
-            lowered = self.mapped.lower(*arguments)
-            options = compiler.RIGHT | (compiler.KEEP_BARRIERS if stay else {})
-            self.programs[kind] = lowered.compile(options or None)
+            options = choices.options() if num_processes() == 1 else compiler.RIGHT
+            self.programs[kind] = self.mapped.lower(*arguments).compile(options or None)
         return self.programs[kind]
 
     def __call__(self, *arguments: object) -> Result:
@@ -253,11 +239,7 @@ def put(leaf: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Placed:
-    """A tree of arrays `[devices, ...]` that stays on the devices where it is.
-
-    Attributes:
-        tree: what `replicate` need not copy.
-    """
+    """A tree of arrays `[devices, ...]` on the devices, which `replicate` need not copy."""
 
     tree: object
 
@@ -280,7 +262,7 @@ def shares(batch: np.ndarray, axis: int) -> np.ndarray:
     Device i of all devices, those of other processes included, gets the i-th run of examples.
     """
     every = np.split(batch, num_devices(), axis)
-    first = 0 if num_processes() == 1 else jax.process_index() * jax.local_device_count()
+    first = 0 if num_processes() == 1 else own_process() * jax.local_device_count()
     return np.stack(every[first : first + jax.local_device_count()])
 
 
@@ -291,7 +273,7 @@ def split(batch: np.ndarray, axis: int) -> Array:
 
 def to_host(arrays: Tree) -> Tree:
     """Host arrays of a tree of device arrays, copied once and so safe from donation."""
-    if jax.default_backend() == "cpu":  # where `asarray` shows the device's own memory
+    if choices.shows_its_memory():
         return jax.tree.map(np.array, arrays)
     for leaf in jax.tree.leaves(arrays):
         leaf.copy_to_host_async()
@@ -312,8 +294,7 @@ def gather(sharded: Array, axis: int) -> np.ndarray:
     return np.concatenate(np.concatenate(multihost_utils.process_allgather(own)), axis)
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(ABC):
     """How replicas, each with its own seed, are laid out on the devices.
 
     Attributes:
@@ -321,11 +302,11 @@ class Layout:
             with the others; otherwise every device has all replicas and a share of each batch.
     """
 
-    apart: bool
+    apart: bool = False
 
-    @classmethod
+    @staticmethod
     def of(
-        cls, num_seeds: int, batch_size: int, accumulate: int = 1, shard: Shard | None = None
+        num_seeds: int, batch_size: int, accumulate: int = 1, shard: Shard | None = None
     ) -> "Layout":
         """The layout for these replicas: apart where the devices of one process divide them.
 
@@ -342,47 +323,95 @@ class Layout:
                 f"A device's share of a batch is {share} images, which accumulate={accumulate} "
                 "does not divide into equal parts."
             )
-        return cls(apart) if shard is None else Sharded(apart)
+        return Replicated(apart) if shard is None else Sharded()
 
     @property
-    def spread(self) -> bool:
-        """Whether no process has the whole state."""
-        return False
-
-    def from_main_process(self, tree: Tree) -> Tree:
-        """The main process's state, to `place`; in the others `tree` has its shapes and types."""
-        return from_main_process(tree)
-
-    def put(self, leaf: np.ndarray) -> Array:
-        """Put what `rows` cuts, with the axis of this process's devices, on them."""
-        return put(leaf)
-
-    def everywhere(self, tree: Tree) -> Tree:
-        """Put host arrays that replicas share on each device."""
-        return replicate(tree)
-
-    def in_place(self, tree: object) -> Placed:
-        """Variables of a state on the devices, as evaluation takes them; not if it is `apart`."""
-        return Placed(tree)
-
-    def place(self, tree: Tree) -> Tree:
-        """Put host arrays `[S, ...]` on the devices, `[D, S, ...]`; apart, `[D, S/D, ...]`."""
-        if not self.apart:
-            return replicate(tree)
-        return jax.tree.map(lambda leaf: put(self._deal(np.asarray(leaf))), tree)
+    def axis(self) -> str | None:
+        """The name of the axis of the devices that share a batch; None where none does."""
+        return None if self.apart or jax.device_count() == 1 else AXIS
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The parts of `[S, steps, B]` for the devices of this process, `[D, S', steps, b]`."""
-        return self._deal(rows) if self.apart else shares(rows, axis=2)
+        return _dealt(rows) if self.apart else shares(rows, axis=2)
 
-    def collect(self, tree: Tree) -> Tree:
-        """Undo `place`: host arrays, copied and so safe from donation."""
-        if not self.apart:
-            return unreplicate(tree)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
+    @property
+    @abstractmethod
+    def spread(self) -> bool:
+        """Whether no process has the whole state."""
 
+    @abstractmethod
+    def from_main_process(self, tree: Tree) -> Tree:
+        """The main process's state, to `place`; in the others `tree` has its shapes and types."""
+
+    @abstractmethod
+    def place(self, tree: Tree) -> Tree:
+        """Put host arrays `[S, ...]`, an axis over the replicas, on the devices."""
+
+    @abstractmethod
+    def everywhere(self, tree: Tree) -> Tree:
+        """Put host arrays that replicas share on each device."""
+
+    @abstractmethod
+    def put(self, leaf: np.ndarray) -> Array:
+        """Put what `rows` cuts, with the axis of this process's devices, on them."""
+
+    @abstractmethod
     def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
         """What `place` or `everywhere` would put on the devices, shapes alone."""
+
+    @abstractmethod
+    def collect(self, tree: Tree) -> Tree:
+        """Undo `place`, in every process: host arrays, copied and so safe from donation."""
+
+    @abstractmethod
+    def in_place(self, tree: object) -> Placed:
+        """Variables of a state on the devices, as evaluation takes them; not if it is `apart`."""
+
+    @abstractmethod
+    def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
+        """Map a function of one replica over all replicas and devices.
+
+        Args:
+            function: a function of a replica's state, of images that all replicas share, of its
+                batches, of its seed and of its numbers, such as `step.scanned_steps`.
+
+        Returns:
+            The same function of what is placed, the state donated.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Replicated(Layout):
+    """Every device has the whole state of its replicas: `[D, S, ...]`, apart `[D, S/D, ...]`."""
+
+    apart: bool = False
+
+    @property
+    @override
+    def spread(self) -> bool:
+        return False
+
+    @override
+    def from_main_process(self, tree: Tree) -> Tree:
+        return from_main_process(tree)
+
+    @override
+    def place(self, tree: Tree) -> Tree:
+        if not self.apart:
+            return replicate(tree)
+        return jax.tree.map(lambda leaf: put(_dealt(np.asarray(leaf))), tree)
+
+    @override
+    def everywhere(self, tree: Tree) -> Tree:
+        return replicate(tree)
+
+    @override
+    def put(self, leaf: np.ndarray) -> Array:
+        return put(leaf)
+
+    @override
+    def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
         devices = jax.local_device_count()
 
         def of_one(leaf: Array) -> jax.ShapeDtypeStruct:
@@ -393,52 +422,22 @@ class Layout:
 
         return jax.tree.map(of_one, tree)
 
-    @property
-    def axis(self) -> str | None:
-        """The name of the axis of the devices that share a batch; None where none does."""
-        return None if self.apart or jax.device_count() == 1 else AXIS
+    @override
+    def collect(self, tree: Tree) -> Tree:
+        if not self.apart:
+            return unreplicate(tree)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(tree))
 
-    @property
-    def axes(self) -> list[tuple[str, int]]:
-        """The name and the size of that axis, if there is one."""
-        return [] if self.axis is None else [(self.axis, jax.device_count())]
+    @override
+    def in_place(self, tree: object) -> Placed:
+        return Placed(tree)
 
+    @override
     def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
-        """Map a function of one replica over all replicas and devices.
-
-        Args:
-            function: a function of a replica's state, of images that all replicas share, of its
-                batches, of its seed and of its numbers, such as `step.scanned_steps`.
-
-        Returns:
-            The same function of `[D, S, ...]` (images `[D, ...]`), the state donated.
-        """
-        return on_every_device(self._every_seed(function), (0,), self.axis)
-
-    def _every_seed(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        def every_seed(
-            state: object, images: object, batches: object, seed: Array, *numbers: Array
-        ) -> Result:
-            each = (state, batches, seed, *numbers)
-
-            def of_one(state: object, *own: object) -> Result:
-                return function(state, images, *own)
-
-            if len(seed) > 1:
-                if jax.default_backend() != "cpu":
-                    return jax.vmap(of_one)(*each)
-                # One seed's products keep a core busy; batched small ones of many seeds are slower.
-                return lax.map(lambda one: of_one(*one), each)
-            # An axis of size one costs a few percent in products of small matrices.
-            result = of_one(*jax.tree.map(lambda leaf: leaf[0], each))
-            return jax.tree.map(lambda leaf: leaf[None], result)
-
-        return every_seed
-
-    def _deal(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(jax.device_count(), -1, *array.shape[1:])
+        return on_every_device(_every_seed(function), (0,), self.axis)
 
 
+@final
 class Sharded(Layout):
     """Every device has all parameters, and a share of the optimizer's state and of their average.
 
@@ -452,37 +451,43 @@ class Sharded(Layout):
     """
 
     @property
+    @override
     def spread(self) -> bool:
-        """Whether no process has the whole state."""
         return num_processes() > 1
 
-    def _shard(self, tree: Tree, put: Callable[[Array, NamedSharding], object]) -> Tree:
-        mesh = global_mesh()
-
-        def of_one(path: KeyPath, leaf: Array) -> object:
-            axes: list[str | None] = [None] * np.ndim(leaf)
-            if any(getattr(key, "name", None) in SHARDED for key in path[:2]):
-                divided = [n for n, size in enumerate(leaf.shape) if size % mesh.size == 0]
-                for axis in divided[-1:]:
-                    axes[axis] = AXIS
-            return put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
-
-        return jax.tree_util.tree_map_with_path(of_one, tree)
-
+    @override
     def from_main_process(self, tree: Tree) -> Tree:
-        """The main process's state on the devices; others never hold more than one whole array."""
         if not self.spread:
             return tree
-        return self._shard(tree, lambda leaf, sharding: _cut(from_main_process(leaf), sharding))
+        # One array after the other: other processes never hold more than one whole.
+        return _sharded(tree, lambda leaf, sharding: _cut(from_main_process(leaf), sharding))
 
+    @override
+    def place(self, tree: Tree) -> Tree:
+        return _sharded(tree, _cut)
+
+    everywhere = place  # images whole, for they are no part of a state
+
+    @override
     def put(self, leaf: np.ndarray) -> Array:
-        """Put what `rows` cuts on the devices, one array of all processes."""
         sharding = NamedSharding(global_mesh(), PartitionSpec(AXIS))
         return jax.make_array_from_process_local_data(sharding, leaf)
 
-    def in_place(self, tree: object) -> Placed:
-        """Variables of a state on the devices, whole on each of this process's."""
+    @override
+    def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
+        def of_one(leaf: Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+        return _sharded(tree, of_one)
+
+    @override
+    def collect(self, tree: Tree) -> Tree:
+        if not self.spread:
+            return to_host(tree)
+        return jax.tree.map(lambda leaf: np.array(self._whole(leaf)), tree)  # one at a time
+
+    @override
+    def in_place(self, tree: object) -> Placed:
         def of_one(leaf: Array) -> Array:
             own = [shard.data[None] for shard in leaf.addressable_shards]
             sharding = NamedSharding(local_mesh(), PartitionSpec(AXIS))
@@ -490,47 +495,9 @@ class Sharded(Layout):
 
         return Placed(jax.tree.map(of_one, self._whole(tree)))
 
-    @cached_property
-    def _whole(self) -> Wrapped:
-        """A function of arrays in shares, to the same ones whole on each device."""
-        sharding = NamedSharding(global_mesh(), PartitionSpec())
-        return jax.jit(lambda tree: tree, out_shardings=sharding)
-
-    def place(self, tree: Tree) -> Tree:
-        """Put host arrays on the devices, each in shares or whole."""
-        return self._shard(tree, _cut)
-
-    everywhere = place  # images too, whole
-
-    def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
-        """What `place` would put on the devices, shapes alone."""
-
-        def of_one(leaf: Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return self._shard(tree, of_one)
-
-    def collect(self, tree: Tree) -> Tree:
-        """Undo `place`, in every process: host arrays, copied and so safe from donation."""
-        if not self.spread:
-            return to_host(tree)
-        return jax.tree.map(lambda leaf: np.array(self._whole(leaf)), tree)  # one at a time
-
-    def kept(self, tree: Tree) -> Tree:
-        """What is being traced, laid out as `place` does."""
-        return self._shard(tree, lax.with_sharding_constraint)
-
-    def on_shares(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        """A function of state, images, batch and seed from one device's view, as one from all's."""
-        whole, shared = PartitionSpec(), PartitionSpec(AXIS)
-        specs = whole, shared, shared, whole
-        return jax.shard_map(
-            function, mesh=global_mesh(), in_specs=specs, out_specs=whole, check_vma=False
-        )
-
+    @override
     def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
-        """Map a function of one replica, from the view of all devices, over all replicas."""
-        every_seed = self._every_seed(function)
+        every_seed = _every_seed(function)
 
         def of_shares(state: object, images: object, batches: object, *each: object) -> Result:
             def joined(shares: Array) -> Array:  # [D, S, steps, b, ...] to [S, steps, B, ...]
@@ -541,6 +508,64 @@ class Sharded(Layout):
 
         return OnDevices(jax.jit(of_shares, donate_argnums=0))
 
+    def kept(self, tree: Tree) -> Tree:
+        """What is being traced, laid out as `place` does."""
+        return _sharded(tree, lax.with_sharding_constraint)
+
+    def on_shares(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        """A function of state, images, batch and seed from one device's view, as one from all's."""
+        whole, shared = PartitionSpec(), PartitionSpec(AXIS)
+        specs = whole, shared, shared, whole
+        return jax.shard_map(
+            function, mesh=global_mesh(), in_specs=specs, out_specs=whole, check_vma=False
+        )
+
+    @cached_property
+    def _whole(self) -> Wrapped:
+        """A function of arrays in shares, to the same ones whole on each device."""
+        sharding = NamedSharding(global_mesh(), PartitionSpec())
+        return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def _dealt(array: np.ndarray) -> np.ndarray:
+    """`[S, ...]` to `[D, S/D, ...]`: a run of replicas for each device."""
+    return array.reshape(jax.device_count(), -1, *array.shape[1:])
+
+
+def _every_seed(function: Callable[..., Result]) -> Callable[..., Result]:
+    """A function of one replica (see `Layout.over_seeds`) as one of all replicas of a device."""
+
+    def every_seed(
+        state: object, images: object, batches: object, seed: Array, *numbers: Array
+    ) -> Result:
+        each = (state, batches, seed, *numbers)
+
+        def of_one(state: object, *own: object) -> Result:
+            return function(state, images, *own)
+
+        if len(seed) > 1:
+            return over_replicas(of_one)(*each)
+        # An axis of size one makes products of small matrices slower.
+        result = of_one(*jax.tree.map(lambda leaf: leaf[0], each))
+        return jax.tree.map(lambda leaf: leaf[None], result)
+
+    return every_seed
+
+
+def _sharded(tree: Tree, put: Callable[[Array, NamedSharding], object]) -> Tree:
+    """What `put` makes of each array and of its sharding in a `Sharded` layout."""
+    mesh = global_mesh()
+
+    def of_one(path: KeyPath, leaf: Array) -> object:
+        axes: list[str | None] = [None] * np.ndim(leaf)
+        if any(getattr(key, "name", None) in SHARDED for key in path[:2]):
+            divided = [n for n, size in enumerate(leaf.shape) if size % mesh.size == 0]
+            for axis in divided[-1:]:
+                axes[axis] = AXIS
+        return put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree_util.tree_map_with_path(of_one, tree)
+
 
 def _cut(whole: np.ndarray | Array, sharding: NamedSharding) -> Array:
     """Put this process's parts of a host array on its devices, unless they are there."""
@@ -549,38 +574,10 @@ def _cut(whole: np.ndarray | Array, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def give_replicas_cores(num_seeds: int) -> None:
-    """Split the CPU into the largest number of devices that divides its cores and the replicas.
-
-    Where that is a device for each core, each device has one thread. Call it before JAX starts; it
-    has no effect where there are accelerators, or where XLA_FLAGS sets the number of CPU devices.
-    """
-    cores = os.cpu_count() or 1
-    devices, flags = math.gcd(num_seeds, cores), os.environ.get("XLA_FLAGS", "")
-    if devices > 1 and "xla_force_host_platform_device_count" not in flags:
-        jax.config.update("jax_num_cpu_devices", devices)
-        if devices == cores:  # their threads would only wait for each other
-            os.environ["XLA_FLAGS"] = f"{flags} {compiler.ONE_THREAD}".strip()
-
-
 def device_memory() -> int:
     """The bytes of memory that a device has for itself."""
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None:  # the CPU: its devices share it
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    return limit
-
-
-def bytes_on_device(tree: object) -> int:
-    """The bytes of placed arrays, or of their shapes, on each device of this process."""
-
-    def of_one(leaf: Array | jax.ShapeDtypeStruct) -> int:
-        if leaf.sharding is None:
-            return leaf.size * leaf.dtype.itemsize // jax.local_device_count()
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    return sum(map(of_one, jax.tree.leaves(tree)))
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return choices.memory() // jax.local_device_count() if limit is None else limit
 
 
 def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
@@ -590,10 +587,3 @@ def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
     """
     analysis = on_devices.compiled(*arguments).memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes
-
-
-def floats_at_once() -> int:
-    """The number of floats in one array of decoded images: what a CPU's cache, or memory, holds."""
-    if jax.default_backend() == "cpu":
-        return DECODED_FLOATS
-    return int(MEMORY_FRACTION * device_memory()) // (4 * ARRAYS_AT_ONCE)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from vae_jax import parallel
 from vae_jax.cli import main
-from vae_jax.cpu import compiler, convolution, convolution_products, threefry
+from vae_jax.cpu import choices, compiler, convolution, convolution_products, cores, threefry
 from vae_jax.likelihoods import bernoulli
 
 
@@ -38,13 +39,16 @@ def depthwise(x: Array, kernel: Array, stride: int) -> Array:
 TRICKS: dict[str, tuple[Any, str, Any]] = {
     "threefry": (threefry, "key", jax.random.key),
     "softplus": (bernoulli, "softplus", jax.nn.softplus),
-    "barriers": (compiler, "KEEP_BARRIERS", None),
+    "barriers": (compiler, "KEEP_BARRIERS", {}),
+    "branches": (choices, "branches_in_place", lambda: False),
     "convolution": (lax, "platform_dependent", platform_dependent),
     "winograd": (convolution, "MANY", float("inf")),
     "patches": (convolution, "FEW", 0),
     "parts": (convolution_products, "batched_matmul", jnp.matmul),
     "shifts": (convolution, "_by_shifts", depthwise),
-    "one thread": (compiler, "ONE_THREAD", ""),
+    "cores": (cores, "give_replicas_cores", lambda num_replicas: None),
+    "one thread": (cores, "ONE_THREAD", ""),
+    "turns": (parallel, "over_replicas", jax.vmap),
 }
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         return launch_with_flags(name, flags, options, cells)
     from vae_jax import parallel
     from vae_jax.compute import be_deterministic
+    from vae_jax.cpu import cores
     from vae_jax.report import report_on
     from vae_jax.report.memory import needs
     from vae_jax.run.trackers import MLflow, TensorBoard, Trackers, WandB
@@ -91,7 +92,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         be_deterministic()
     if not processes.distributed:  # cells that differ in other than floats hardly share a program
         axis = {tuple(v for v in cell.values() if isinstance(v, float)) for cell in cells}
-        parallel.give_replicas_cores(options.seeds * len(axis))
+        cores.give_replicas_cores(options.seeds * len(axis))
     if options.shard is not None and len(cells) > 1:
         raise VaeJaxError(
             "--shard is for a run that is trained alone, and these flags are of a grid of "

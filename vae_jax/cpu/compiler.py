@@ -13,10 +13,6 @@ Options = dict[str, str | bool]
 # computed again.
 KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# One thread for each device, where each core is a device: threads of two devices that share a core
-# wait for each other.
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-
 # The kinds of fusions that XLA gives to YNNPACK. jaxlib 0.10.2 computes some sums of products of
 # 32,768 elements and more wrongly (jax-ml/jax issue 39103), up to 0.11 some crash (39257), and up
 # to 0.12, the last that was tried, a dilated window loses its holes (openxla/xla issue 48714).

@@ -23,7 +23,7 @@ from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import Evaluator, OfSeeds, PerImage, over_split
 from vae_jax.experiment import Experiment
-from vae_jax.parallel import DECODED_FLOATS
+from vae_jax.run.batches import floats_at_once
 from vae_jax.vae import VAE
 
 SAMPLES = 10  # from each image's q(z|x); their noise is small beside the spread over images
@@ -42,7 +42,7 @@ def log_aggregated_posterior(q: Distribution, z: Array) -> Array:
         Log-densities in nats, `[M]`.
     """
     (count,) = q.batch_shape
-    chunk = max(1, DECODED_FLOATS // (count * math.prod(q.event_shape)))
+    chunk = max(1, floats_at_once() // (count * math.prod(q.event_shape)))
 
     def one(z: Array) -> Array:
         return jax.nn.logsumexp(q.log_prob_pairs(z)) - math.log(count)

@@ -73,7 +73,7 @@ def together(
         )
         parallel.check_devices()
         if parallel.is_main_process():
-            say(parallel.in_words())
+            say(_in_words())
         yield
         together_to_the_end = True
     except (Interrupted, DisagreementError) as error:  # which the others raise too
@@ -100,6 +100,15 @@ def together(
             with contextlib.suppress(OSError):  # the other is gone already
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+
+def _in_words() -> str:
+    """How many processes there are, and the devices of each, in a clause."""
+    count, own = parallel.num_processes(), parallel.own_devices()
+    return (
+        f"{count} process{'es' * (count > 1)} \N{MULTIPLICATION SIGN} "
+        f"{own['number']} device{'s' * (own['number'] != 1)} ({own['kind']})"
+    )
 
 
 def _keep_alive(connection: socket.socket, seconds: int) -> None:

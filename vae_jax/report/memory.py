@@ -1,10 +1,12 @@
 """The memory that a training run needs, told before it is trained."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import jax
+from jax import Array
 
 from vae_jax import parallel
 from vae_jax.experiment import Experiment
@@ -49,10 +51,20 @@ def state_of(experiment: Experiment, num_seeds: int = 1) -> TrainState:
     return jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
 
 
+def bytes_on_device(tree: object) -> int:
+    """The bytes of placed arrays, or of their shapes, on each device."""
+
+    def of_one(leaf: Array | jax.ShapeDtypeStruct) -> int:
+        own = leaf.shape[1:] if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(own) * leaf.dtype.itemsize
+
+    return sum(map(of_one, jax.tree.leaves(tree)))
+
+
 def state_bytes(state: TrainState, layout: parallel.Layout) -> dict[str, int]:
     """The bytes of the parts of a state on each device, from its shapes alone."""
     placed = layout.shapes(state)
-    return {name: parallel.bytes_on_device(getattr(placed, of)) for of, name in NAMES.items()}
+    return {name: bytes_on_device(getattr(placed, of)) for of, name in NAMES.items()}
 
 
 def needs(
@@ -92,8 +104,8 @@ def needs(
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     gradients = min(of_state["parameters"], temporary)
     device = of_state | {
-        "training images": parallel.bytes_on_device(images),
-        "batches": parallel.bytes_on_device(batches),
+        "training images": bytes_on_device(images),
+        "batches": bytes_on_device(batches),
         "gradients": gradients,
         "activations": temporary - gradients,
     }

@@ -7,17 +7,27 @@ import jax
 import numpy as np
 
 from vae_jax import parallel
+from vae_jax.cpu import choices
 
+# The fraction of a device's memory that the computation for one batch may take.
+MEMORY_FRACTION = 0.25
+# The number of its largest arrays that a device is taken to hold at once, until the compiler says.
+ARRAYS_AT_ONCE = 16
 Result = TypeVar("Result")
+
+
+def floats_at_once() -> int:
+    """The number of floats in one array of (examples x samples) decoded images, or of densities."""
+    most = int(MEMORY_FRACTION * parallel.device_memory()) // (4 * ARRAYS_AT_ONCE)
+    return choices.floats_at_once(most)
 
 
 class InBatches(Generic[Result]):
     """A function of many examples, batch by batch on every device.
 
-    Batches are as large as `parallel.floats_at_once` allows, and smaller where the compiler says
-    that one would need more than `parallel.MEMORY_FRACTION` of a device's memory. The last one is
-    padded, and the results for the padding are dropped. Matrix products are float32 on every
-    platform.
+    Batches are as large as `floats_at_once` allows, and smaller where the compiler says that one
+    would need more than `MEMORY_FRACTION` of a device's memory. The last one is padded, and the
+    results for the padding are dropped. Matrix products are float32 on every platform.
 
     Args:
         function: a function of trees that all examples share, and of a device's part of a batch,
@@ -45,7 +55,7 @@ class InBatches(Generic[Result]):
 
         self.function, self.merge, self.axis = function, merge, axis
         self.on_devices = parallel.on_every_device(and_summary, (0,))
-        self.most = max(1, parallel.floats_at_once() // floats)
+        self.most = max(1, floats_at_once() // floats)
         self.fitting: dict[int, int] = {}
 
     def __call__(
@@ -110,7 +120,7 @@ class InBatches(Generic[Result]):
 
     def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
         """The largest share of a batch, at most this one, that fits a device's memory."""
-        budget = int(parallel.MEMORY_FRACTION * parallel.device_memory())
+        budget = int(MEMORY_FRACTION * parallel.device_memory())
         while share > 1:
             needed = parallel.temporary_bytes(
                 self.on_devices, *first(parallel.num_devices() * share)

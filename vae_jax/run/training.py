@@ -275,7 +275,7 @@ class Training:
         )
 
 
-EACH_WHOLE = parallel.Layout(apart=False)
+EACH_WHOLE = parallel.Replicated()
 
 
 @contextlib.contextmanager
