@@ -57,10 +57,13 @@ def test_a_file_is_meant_before_a_name(tmp_path: Path, monkeypatch: pytest.Monke
         find_file("iwea")
 
 
-@pytest.mark.parametrize(
+PLATFORMS = pytest.mark.parametrize(
     ("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
 )
-def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, machine: str):
+
+
+def pinned_for(system: str, machine: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The environment of a platform's markers, and what the lock pins there."""
     platform = {**default_environment(), "sys_platform": system, "platform_machine": machine}
     pinned: dict[str, str] = {}
     for line in (ROOT / "requirements.lock").read_text().splitlines():
@@ -69,6 +72,12 @@ def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, mach
             (version,) = pin.specifier
             assert version.operator == "=="
             pinned[re.sub(r"[-_.]+", "-", pin.name).lower()] = version.version
+    return platform, pinned
+
+
+@PLATFORMS
+def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, machine: str):
+    platform, pinned = pinned_for(system, machine)
     extras = PROJECT["optional-dependencies"]
     for line in [
         *PROJECT["dependencies"],
@@ -82,6 +91,26 @@ def test_the_lock_pins_what_the_project_needs_on_each_platform(system: str, mach
         name = re.sub(r"[-_.]+", "-", needed.name).lower()
         if name != "vae-jax" and (needed.marker is None or needed.marker.evaluate(platform)):
             assert needed.specifier.contains(pinned[name]), line
+
+
+@pytest.mark.slow
+@PLATFORMS
+def test_what_the_lock_pins_has_wheels_for_each_platform(system: str, machine: str, tmp_path: Path):
+    """Resolved by pip, all but `promise`, which is Python alone and has no wheel."""
+    _, pinned = pinned_for(system, machine)
+    del pinned["promise"]
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(12, 36)]
+    tags = ["macosx_14_0_arm64"] if system == "darwin" else [f"manylinux2014_{machine}", *tags]
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("--dry-run", "--no-deps", "--only-binary=:all:", "--python-version", "3.11"),
+            *(f"--platform={tag}" for tag in tags),
+            *("--target", str(tmp_path)),
+            *(f"{name}=={version}" for name, version in pinned.items()),
+        ],
+        check=True,
+    )
 
 
 @pytest.mark.slow
