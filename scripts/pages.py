@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # of the extra `docs`; the names of the pages are tested with
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "models": ("Models", ("vae", "hierarchical", "deep", "conditional")),
+    "models": ("Models", ("vae", "hierarchical", "deep", "interfaces", "conditional")),
     "posteriors": ("Posteriors", ("posteriors",)),
     "priors": ("Priors", ("priors",)),
     "networks": ("Networks", ("networks",)),

@@ -7,6 +7,7 @@ whole training step costs a fraction of a second.
 
 import ast
 import contextlib
+import functools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ SPLITS = {"train", "valid", "test"}  # purposes, in `random.image_keys`
 Key = tuple[int, int]
 
 
+@functools.cache
 def purposes() -> set[str]:
     """The names of all purposes in the package: its calls of `purpose` and `purposes`."""
     calls = [
