@@ -2,20 +2,19 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Sequence
+from typing import TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
-from vae_jax import given, random
+from vae_jax import random
 from vae_jax.distributions import Distribution, Normal, exact_kl
 from vae_jax.errors import VaeJaxError
-from vae_jax.interfaces import Layers, Model, Posterior, Prior, Variables
+from vae_jax.interfaces import Layers, Model, Posterior, Prior
 from vae_jax.likelihoods import MixtureOfLogistics
 from vae_jax.networks.top_down import BottomUp, Choose, Layer, TopDown
 from vae_jax.posteriors import DiagonalGaussian
@@ -123,20 +122,6 @@ class DeepVAE(Model, kw_only=True):
     @override
     def decoded_layers(self) -> int:
         return len(self.posteriors)
-
-    @nn.nowrap
-    @override
-    def admit(
-        self,
-        variables: object,
-        method: str,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-    ) -> None:
-        super().admit(variables, method, args, kwargs)
-        if method == "decode_top":
-            shapes = self.latent_shapes(cast(Variables, variables))
-            given.top_layers(args[0] if args else kwargs.get("zs"), shapes, ["real"] * len(shapes))
 
     @property
     def posteriors(self) -> Sequence[Posterior]:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, cast
+from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
-from vae_jax import given, random
+from vae_jax import random
 from vae_jax.distributions import (
     Distribution,
     Normal,
@@ -22,7 +22,7 @@ from vae_jax.distributions import (
 )
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, check_decoder, check_encoder
-from vae_jax.interfaces import Layers, Model, Posterior, Variables
+from vae_jax.interfaces import Layers, Model, Posterior
 from vae_jax.vae import Terms, apply_flat, weigh_paths, with_batch, with_parameters_held
 
 NETWORKS = "a tuple of Linen modules, such as (MLP((64,)), MLP((64,)))"
@@ -326,21 +326,6 @@ class SkipVAE(Hierarchy, kw_only=True):
     @override
     def decoded_layers(self) -> int:
         return len(self.encoders)
-
-    @nn.nowrap
-    @override
-    def admit(
-        self,
-        variables: object,
-        method: str,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-    ) -> None:
-        super().admit(variables, method, args, kwargs)
-        if method == "decode_top":
-            shapes = self.latent_shapes(cast(Variables, variables))
-            spaces = [posterior.space for posterior in self.posteriors]
-            given.top_layers(args[0] if args else kwargs.get("zs"), shapes, spaces)
 
     @override
     def __call__(

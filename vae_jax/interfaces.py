@@ -452,7 +452,8 @@ class Model(Part, kw_only=True):
         Raises:
             VaeJaxError: they do not fit the model.
         """
-        arguments = {**dict(zip(_arguments_of(method), args, strict=False)), **kwargs}
+        names = _arguments_of("decode" if method == "decode_top" else method)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         if "x" in arguments and self.image_shape:
             in_unit = "real" not in self.likelihood.supports
             given.images(arguments["x"], self.image_shape, in_unit)
@@ -460,8 +461,11 @@ class Model(Part, kw_only=True):
         if "zs" in arguments:
             shapes = self.latent_shapes(cast(Variables, variables))
             spaces = [posterior.space for posterior in self.posteriors]
-            fewest = self.decoded_layers if method == "decode" else len(shapes)
-            given.layers(arguments["zs"], shapes, spaces, fewest)
+            if method == "decode_top":
+                given.top_layers(arguments["zs"], shapes, spaces)
+            else:
+                fewest = self.decoded_layers if method == "decode" else len(shapes)
+                given.layers(arguments["zs"], shapes, spaces, fewest)
 
     @nn.nowrap
     def latent_shapes(self, variables: Variables) -> list[Shape]:
