@@ -169,13 +169,13 @@ def experiment(objective: Objective = ELBO, **parts: Any) -> vj.Experiment:
     return dataclasses.replace(tiny.experiment(), model=model, objective=objective)
 
 
-def of_codes() -> vj.Experiment:
+def of_codes(prior: Prior) -> vj.Experiment:
     """Codes by declaration."""
     return experiment(
         vj.VQVAE(),
         encoder=vj.ConvEncoder((3,), None),
         posterior=Codes(shape=(2, 2, 1)),
-        prior=PriorOfCodes(),
+        prior=prior,
     )
 
 
@@ -205,6 +205,7 @@ def deep(infers: bool) -> None:
 
 
 NO_COMPONENTS = 'a Whole, which is no Elementwise, and the part that makes it declares "factors"'
+NO_CODEBOOK = "A prior over codes needs `codebook` of Codes, which has none: give it a property"
 NO_STD = 'the distribution {} has no `std`: give it one, or take covariance_of="mean"'
 OWN = partial(experiment, posterior=Own())
 LOGISTIC = partial(experiment, posterior=Own(Logistic))
@@ -261,8 +262,20 @@ SITUATIONS: dict[str, tuple[Callable[[], object], str]] = {
         "",
     ),
     # Codes
+    "own codes without a codebook, uniform": (
+        lambda: of_codes(vj.UniformCodes((2, 2))),
+        NO_CODEBOOK,
+    ),
+    "own codes without a codebook, autoregressive": (
+        lambda: of_codes(vj.AutoregressiveCodes((2, 2), 4, 1, 1)),
+        NO_CODEBOOK,
+    ),
+    "own codes without a codebook, masked": (
+        lambda: of_codes(vj.MaskedCodes((2, 2), 4, 1, 1)),
+        NO_CODEBOOK,
+    ),
     "own codes that are none": (
-        of_codes,
+        lambda: of_codes(PriorOfCodes()),
         'a Whole, which is no Quantized, and the part that makes it declares "codebook"',
     ),
     # Critics, labels, paths

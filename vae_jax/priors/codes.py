@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Annotated
 
 import flax.linen as nn
@@ -14,10 +15,30 @@ from typing_extensions import override
 
 from vae_jax import random
 from vae_jax.conditional import given
-from vae_jax.distributions import BoundedCoded, Coded, OneHotCategorical, Shape
+from vae_jax.distributions import BoundedCoded, Codebook, Coded, OneHotCategorical, Shape
+from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, Share
-from vae_jax.interfaces import Model, Prior, latent_shape
+from vae_jax.interfaces import Model, Posterior, Prior, latent_shape
 from vae_jax.priors.tokens import Autoregressive, TokenPrior, Tokens
+
+
+def codebook_of(posterior: Posterior) -> Codebook:
+    """The codebook of a posterior over codes.
+
+    Raises:
+        VaeJaxError: a user's own posterior has none.
+    """
+    _check_has(posterior, "codebook", "the Codebook that its Quantized has")
+    return posterior.codebook
+
+
+def _check_has(posterior: Posterior, name: str, what: str) -> None:
+    kind = type(posterior)
+    if not hasattr(kind, name) and name not in {field.name for field in fields(kind)}:
+        raise VaeJaxError(
+            f"A prior over codes needs `{name}` of {kind.__name__}, which has none: give it a "
+            f"property or a field `{name}`, {what}."
+        )
 
 
 class UniformCodes(Prior):
@@ -35,7 +56,7 @@ class UniformCodes(Prior):
 
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Coded:
-        codebook = model.posterior.codebook
+        codebook = codebook_of(model.posterior)
         logits = jnp.zeros((math.prod(self.shape) * codebook.depth, codebook.num_codes))
         return Coded(OneHotCategorical(logits, temperature=1.0), codebook, self.shape)
 
@@ -61,8 +82,10 @@ class CodePrior(TokenPrior):
         """The number n of codes in a map, and the number C of values of each."""
         posterior, positions = model.posterior, math.prod(latent_shape(self.shape))
         if posterior.space == "onehot":
+            _check_has(posterior, "classes", "the number of classes of each of its codes")
             return positions, posterior.classes
-        return positions * posterior.codebook.depth, posterior.codebook.num_codes
+        codebook = codebook_of(posterior)
+        return positions * codebook.depth, codebook.num_codes
 
 
 @struct.dataclass
@@ -171,4 +194,4 @@ class AutoregressiveCodes(CodePrior):
         )
         if model.posterior.space == "onehot":
             return base
-        return BoundedCoded(base, model.posterior.codebook, self.shape)
+        return BoundedCoded(base, codebook_of(model.posterior), self.shape)

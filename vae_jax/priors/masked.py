@@ -16,7 +16,7 @@ from vae_jax.distributions import BoundedCoded, Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, Weight
 from vae_jax.interfaces import Model
-from vae_jax.priors.codes import CodePrior, CodeTokens
+from vae_jax.priors.codes import CodePrior, CodeTokens, codebook_of
 
 Noise = Callable[[Int[Array, ""]], tuple[Float[Array, "N n C"], Float[Array, "N n"]]]
 """A function from a step to the Gumbel noise of its codes and of their order."""
@@ -226,4 +226,4 @@ class MaskedCodes(CodePrior):
         base = MaskedCategorical(
             network.variables, y, network.clone(parent=None), self.clone(parent=None)
         )
-        return BoundedCoded(base, model.posterior.codebook, self.shape)
+        return BoundedCoded(base, codebook_of(model.posterior), self.shape)
