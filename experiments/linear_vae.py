@@ -19,8 +19,8 @@ the optimum, and the largest angle between the two subspaces, by the third comma
     optimum      12.55    90.95    183.15    304.52
     angle         0.1°     0.8°      0.3°      0.3°
 
-sigma² is between 0.01 % and 0.1 % too large. 2026-11-29, two CPU cores that did other work too,
-183 s with the figures, seed 0.
+sigma² is between 0.01 % and 0.1 % too large. 2026-11-29, two CPU cores, training time not recorded,
+seed 0.
 
 With sigma² held fixed and q = 20, after 2,000 steps, by the second command: active units out of 20,
 and -L_100 of the 500 test images in nats, ± s.e.

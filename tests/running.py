@@ -44,7 +44,7 @@ _cache = tempfile.TemporaryDirectory(prefix="vae_jax_compiled_")
 _SETTINGS = {
     "jax_compilation_cache_dir": _cache.name,
     "jax_persistent_cache_min_compile_time_secs": 0.3,  # below, it costs as much as it saves
-    "jax_traceback_in_locations_limit": 0,  # an eighth of the time is writing them down
+    "jax_traceback_in_locations_limit": 0,  # nobody reads them, and writing them takes time
 }
 for _name, _value in _SETTINGS.items():
     jax.config.update(_name, _value)

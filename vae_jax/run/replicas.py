@@ -1,5 +1,7 @@
 """Runs that train side by side: one state for all on the devices, its own for each on the host."""
 
+# pyright: strict, reportUnknownMemberType=false
+
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
