@@ -552,6 +552,9 @@ def test_the_bound_has_a_mass_for_every_code(posterior, rate):
     np.testing.assert_allclose(metrics["neg_elbo"], metrics["distortion"] + rate, rtol=1e-5)
     penalty = sum(0.25 * value.mean() for value in terms.q[0].penalties.values())
     np.testing.assert_allclose(loss, metrics["neg_elbo"] + penalty, rtol=1e-5)
+    own = dataclasses.replace(terms.q[0], penalties={"own": jnp.array([1.0, 2.0, 6.0])})
+    weighed, _ = VQVAE()(dataclasses.replace(terms, q=(own,)), jnp.int32(0), model)
+    np.testing.assert_allclose(weighed, metrics["neg_elbo"] + 3, rtol=1e-5)
     assert z.shape == terms.z[0].shape[1:] == (3, *terms.p[0].event_shape)
     assert means.shape == X.shape
     np.testing.assert_allclose(z, again, atol=1e-6)
