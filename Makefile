@@ -20,9 +20,9 @@ test: .venv/installed
 test-all: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
-# The newest JAX, which wants a newer Python: densities, programs and checkpoints there too.
+# The newest JAX, which wants a newer Python: densities, programs, checkpoints and refusals there too.
 NEWEST ?= python3.13
-ON_NEWEST := $(addprefix tests/test_,$(addsuffix .py,checkpoint compiled distributions float64 grid posteriors))
+ON_NEWEST := $(addprefix tests/test_,$(addsuffix .py,checkpoint compiled distributions float64 grid hostile posteriors))
 
 .venv-newest/installed: pyproject.toml
 	$(NEWEST) -m venv .venv-newest

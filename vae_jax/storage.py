@@ -169,9 +169,10 @@ def check_local(path: str | Path) -> None:
     """
     try:
         os.lstat(path)
-    except ValueError as error:  # a zero byte
+    except ValueError as error:
+        reason = "it has a zero byte" if "\0" in str(path) else error
         raise VaeJaxError(
-            f"{str(path)!r} is not a valid file name ({error}): choose another."
+            f"{str(path)!r} is not a valid file name ({reason}): choose another."
         ) from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):

@@ -54,7 +54,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "train: bytes for a folder": (lambda _: train(b"runs"), "folder of train is a bytes"),
     "train: a zero byte": (
         lambda _: train("a\0b"),
-        "is not a valid file name (embedded null",
+        "is not a valid file name (it has a zero",
     ),
     "train: a long name": (lambda f: train(f / ("a" * 300)), "is not a valid file name (File name"),
     "train: swapped": (lambda f: train(TINY, f), "experiment of train is a PosixPath"),
@@ -74,7 +74,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     ),
     "Origin: no arguments that fit": (
         lambda _: Origin("own.py", "def experiment(*, a: int): ...", {}).make(),
-        "missing a required argument: 'a', and it takes a.",
+        "argument: 'a', and it takes a.",  # Python 3.13 calls it keyword-only
     ),
     "load_run: trust in words": (
         lambda f: vj.load_run(f, trust="no"),  # type: ignore[arg-type]
