@@ -272,7 +272,7 @@ def cpu_tricks() -> list[Work]:
     def ours(work: str, log_every: int, batch_size: int, k: int = 1) -> Contender:
         return Contender(OURS, train(work, log_every, batch_size, k), batch_size)
 
-    everywhere = "threefry", "softplus", "barriers", "branches"
+    everywhere = "threefry", "softplus", "norm", "barriers", "branches"
     convolutions = "convolution", "patches"
     return [
         without("MLP, batch 20", ours("mlp", 500, 20), *everywhere),

@@ -20,6 +20,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Integer, Key, Num, UInt8
 
 from vae_jax import compute, parallel, random
+from vae_jax.cpu.norm import norm
 from vae_jax.data.augment import augmented
 from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Metrics, Model, Objective, Variables
@@ -204,7 +205,7 @@ def apply_gradients(
     gradients: Variables,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step, skipped where a number is not finite or the gradient's norm too large."""
-    gradient_norm = optax.tree.norm(gradients)
+    gradient_norm = norm(gradients)
     good = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     if experiment.skip_above is not None:
         good &= gradient_norm <= experiment.skip_above

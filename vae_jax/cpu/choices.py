@@ -18,6 +18,11 @@ def branches_in_place() -> bool:
     return _is_here()
 
 
+def adds_one_by_one() -> bool:
+    """Whether the sum of a whole array adds its numbers one after the other."""
+    return _is_here()
+
+
 def shows_its_memory() -> bool:
     """Whether `np.asarray` of a device's array shows its memory, instead of copying it."""
     return _is_here()
