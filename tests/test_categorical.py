@@ -59,7 +59,7 @@ def test_masses_by_enumeration():
 def test_exact_kl_is_the_enumerated_sum():
     """And to the uniform prior N ln C less the entropy."""
     p = CATEGORICAL.replace(logits=CATEGORICAL.logits[::-1] / 2)
-    uniform: Any = UniformCategorical(N, C)(None)
+    uniform: Any = UniformCategorical(N, C)(tiny.model())
     for other in (p, uniform):
         log_q, log_p = (
             np.asarray(r.log_prob(VALUES[:, None]), np.float64) for r in (CATEGORICAL, other)
@@ -175,7 +175,7 @@ def test_concrete_is_scored_where_it_was_drawn(temperature, gap):
     @jax.jit
     @partial(jax.grad, has_aux=True)
     def gradient(logits):
-        q, p = Concrete(logits, temperature), UniformConcrete(1, 2, 0.5)(None)
+        q, p = Concrete(logits, temperature), UniformConcrete(1, 2, 0.5)(tiny.model())
         x, log_q = q.sample_and_log_prob(jax.random.key(3), (4000,))
         ratio = log_q - p.log_prob(x)
         return ratio.mean(), (x, ratio)

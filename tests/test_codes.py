@@ -38,7 +38,7 @@ from vae_jax.distributions import VectorCodebook
 from vae_jax.evaluation.codebook import codebook_use
 from vae_jax.networks.transformer import Transformer
 from vae_jax.objectives.vq import perplexity
-from vae_jax.priors.codes import AutoregressiveCategorical
+from vae_jax.priors.autoregressive_codes import AutoregressiveCategorical
 from vae_jax.step import init_state, make_train_chunk
 from vae_jax.train import chunks_of_batches
 

@@ -295,6 +295,6 @@ def test_shapes_that_do_not_fit_are_refused_with_a_sentence(parts, said):
 def test_a_kl_is_not_broadcast():
     """Without the refusal a prior over vectors [1] would have passed for one over vectors [6]."""
     terms, _ = terms_of(model_of(6))
-    assert exact_kl(terms.q[0], vj.StandardNormal(1)(None)) is not None
+    assert exact_kl(terms.q[0], vj.StandardNormal(1)(model_of(6))) is not None
     with pytest.raises(vj.VaeJaxError, match="give both the same"):
         check_shapes(model_of(6, prior=vj.StandardNormal(1)))

@@ -82,7 +82,7 @@ def test_learned_degrees_of_freedom_have_limits(log_dof):
     """Density, draws and gradients are finite wherever training takes the parameter."""
 
     def loss(log_dof):
-        p: Any = StandardStudentT(2).apply({"params": {"log_dof": log_dof}})
+        p: Any = StandardStudentT(2).apply({"params": {"log_dof": log_dof}}, MODEL)
         return p.log_prob(jnp.array([0.3, 50.0])), (p.dof, p.sample(jax.random.key(0), (100,)))
 
     (log_p, (dof, z)), slope = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(log_dof))

@@ -19,7 +19,8 @@ import vae_jax as vj
 from vae_jax import VaeJaxError
 from vae_jax.bounds import per_image
 from vae_jax.networks.transformer import Transformer
-from vae_jax.priors.codes import AutoregressiveCategorical, likeliest
+from vae_jax.priors.autoregressive_codes import AutoregressiveCategorical
+from vae_jax.priors.codes import likeliest
 from vae_jax.priors.masked import MaskedCategorical
 from vae_jax.run.inpainting import inpainted_by_codes, of_grid
 

@@ -33,7 +33,7 @@ from vae_jax import (
 from vae_jax.compatibility import check_objective
 from vae_jax.distributions import Normal
 from vae_jax.interfaces import Metrics, Model, Objective
-from vae_jax.objectives.total_correlation import log_aggregated, log_weights
+from vae_jax.objectives.beta_tc import log_aggregated, log_weights
 
 STEP = jnp.int32(0)
 N, D, K = 5, 2, 3

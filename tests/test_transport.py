@@ -55,11 +55,12 @@ class ExactFlow(vj.FlowMatching):
 
 EXACT = {"Diffusion": ExactDiffusion, "FlowMatching": ExactFlow}
 NETWORK = vj.AdaptiveMLP(8, 1)
+MODEL = tiny.model()
 
 
 @partial(jax.jit, static_argnums=0)
 def made(prior: Any) -> Any:
-    return prior.apply(prior.init(jax.random.key(0)))
+    return prior.apply(prior.init(jax.random.key(0), MODEL), MODEL)
 
 
 def log_density(z: Any) -> np.ndarray:
@@ -246,10 +247,10 @@ def test_guidance_moves_away_from_no_class():
 
     @partial(jax.jit, static_argnums=0)
     def sample(prior: Any, variables: Any) -> Any:
-        return prior.apply(variables, y=y).sample(key, (500,))
+        return prior.apply(variables, MODEL, y).sample(key, (500,))
 
     prior = OfClass(2, NETWORK, num_classes=3)
-    variables = jax.jit(prior.init)(jax.random.key(0))
+    variables = jax.jit(lambda key: prior.init(key, MODEL))(jax.random.key(0))
     plain, more = (np.asarray(sample(prior.clone(guidance=w), variables)) for w in (0.0, 1.0))
     expected = np.array([[1, -1], [2, -2]])
     np.testing.assert_allclose(plain.mean(0), expected, atol=0.1)
@@ -266,7 +267,7 @@ def test_a_label_is_dropped_as_often_as_is_asked_for():
             return jnp.where(y == 3, 100.0, 0.0)[:, None] * jnp.ones(2)
 
     prior = Counts(2, NETWORK, num_classes=3, drop_labels=0.2)
-    p = prior.apply(prior.init(jax.random.key(0)), y=jnp.array([0, 1, 2, 0]))
+    p = prior.apply(prior.init(jax.random.key(0), MODEL), MODEL, jnp.array([0, 1, 2, 0]))
     keys = random.indexed(random.key(0), jnp.arange(4000).reshape(1000, 4))
     error: Any = jax.jit(lambda p, keys: -p.fit_objective(jnp.zeros((1000, 4, 2)), keys))(p, keys)
     assert (np.asarray(error) > 1000).mean() == pytest.approx(0.2, abs=0.03)

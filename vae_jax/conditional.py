@@ -153,7 +153,7 @@ class ClassGaussian(Prior):
         return self.num_classes
 
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Normal:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Normal:
         y = given(y, self)
         loc, log_scale = jnp.asarray(self.loc)[y], jnp.asarray(self.log_scale)[y]
         return Normal(loc, jnp.exp(log_scale), event_ndims=self.loc.ndim - 1)

@@ -33,13 +33,13 @@ from vae_jax.distributions import Bounded, Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, checked
 from vae_jax.interfaces import Model, Prior, Variables
-from vae_jax.priors.codes import AutoregressiveCodes
+from vae_jax.priors.autoregressive_codes import AutoregressiveCodes
 from vae_jax.priors.diffusion import Diffusion
 from vae_jax.priors.flow_matching import FlowMatching
-from vae_jax.priors.flows import RealNVP
+from vae_jax.priors.gaussian_mixture import GaussianMixture
 from vae_jax.priors.givt import GIVT
 from vae_jax.priors.masked import MaskedCodes
-from vae_jax.priors.mixtures import GaussianMixture
+from vae_jax.priors.real_nvp import RealNVP
 from vae_jax.priors.second_stage import SecondStageVAE
 from vae_jax.priors.standardized import Standardized
 from vae_jax.run import Run

@@ -8,9 +8,10 @@ them.
 from vae_jax.flows.autoregressive import MADE, InverseAutoregressive, MaskedAutoregressive
 from vae_jax.flows.base import NEAR_ZERO, Flow, Reverse, detach, direction
 from vae_jax.flows.coupling import AffineCoupling, CouplingNetwork
+from vae_jax.flows.householder import Householder
 from vae_jax.flows.ode import solve, solve_with_log_det
 from vae_jax.flows.planar import Planar
-from vae_jax.flows.sylvester import Householder, Sylvester, orthogonalize
+from vae_jax.flows.sylvester import Sylvester, orthogonalize
 
 __all__ = [
     "MADE",

@@ -1,6 +1,5 @@
-"""Flows made of orthogonal matrices: Householder flows, and Sylvester flows with two triangles."""
+"""Sylvester flows: a residual step of low rank, with two triangles in an orthonormal basis."""
 
-from collections.abc import Iterable
 from functools import partial
 
 import jax.numpy as jnp
@@ -11,44 +10,6 @@ from jaxtyping import Float
 from vae_jax.flows.base import MIN_SLOPE, Flow, direction, monotone_root, tanh_and_slope
 
 einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # densities depend on them
-
-
-@struct.dataclass
-class Householder(Flow):
-    """Reflections z - 2 v vᵀz / |v|², one after the other (Tomczak & Welling 2016, section 3).
-
-    Attributes:
-        v: the vectors of T reflections; a vector of zeros is replaced by the first unit vector.
-    """
-
-    v: Float[Array, "*batch T d"]
-
-    def forward_and_log_det(
-        self, x: Float[Array, "... d"]
-    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """Reflections keep volumes: ln |det| = 0."""
-        return self._reflect(x, range(self.v.shape[-2]))
-
-    def inverse_and_log_det(
-        self, y: Float[Array, "... d"]
-    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """The reflections in reverse order; each is its own inverse."""
-        return self._reflect(y, reversed(range(self.v.shape[-2])))
-
-    def matrix(self) -> Float[Array, "*batch d d"]:
-        """The orthogonal matrix that is the product of the reflections."""
-        images, _ = Householder(self.v[..., None, :, :]).forward_and_log_det(
-            jnp.eye(self.v.shape[-1], dtype=self.v.dtype)
-        )
-        return images.mT
-
-    def _reflect(
-        self, x: Float[Array, "... d"], order: Iterable[int]
-    ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        v = direction(self.v, jnp.eye(1, self.v.shape[-1], dtype=self.v.dtype)[0])
-        for t in order:
-            x = x - 2 * v[..., t, :] * (v[..., t, :] * x).sum(-1, keepdims=True)
-        return x, jnp.zeros(x.shape[:-1], x.dtype)
 
 
 def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:

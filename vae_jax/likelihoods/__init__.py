@@ -9,10 +9,12 @@ from vae_jax.likelihoods.beta import Beta
 from vae_jax.likelihoods.categorical import CategoricalPixels
 from vae_jax.likelihoods.charbonnier import Charbonnier
 from vae_jax.likelihoods.continuous_bernoulli import ContinuousBernoulli
-from vae_jax.likelihoods.gaussian import Gaussian, HeteroscedasticGaussian, OptimalGaussian
+from vae_jax.likelihoods.gaussian import Gaussian
+from vae_jax.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian
 from vae_jax.likelihoods.laplace import Laplace
 from vae_jax.likelihoods.logistic import DiscretizedLogistic
 from vae_jax.likelihoods.logistic_mixture import MixtureOfLogistics
+from vae_jax.likelihoods.optimal_gaussian import OptimalGaussian
 from vae_jax.likelihoods.seen import SeenPixels
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""q(z) matched to p(z) by maximum mean discrepancy (Gretton et al. 2012), without a critic."""
+"""The maximum mean discrepancy of q(z) and p(z), which needs no critic."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,16 +8,14 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int
-from typing_extensions import override
+from jaxtyping import Float
 
 from vae_jax import random
 from vae_jax.distributions import sample_each
-from vae_jax.errors import VaeJaxError
-from vae_jax.given import Bounds, Checked, Count, Positive, Weight
-from vae_jax.interfaces import Metrics, Model, Objective, Requirements, Space
+from vae_jax.given import Bounds, Checked, Positive
+from vae_jax.interfaces import Model, Space
 from vae_jax.parallel import gather_batch
-from vae_jax.vae import Terms, has_bound
+from vae_jax.vae import Terms
 
 Kernel = Callable[[Array, Array], Array]
 SPACES: frozenset[Space] = frozenset({"real", "sphere"})
@@ -110,97 +108,3 @@ def aggregated_mmd(terms: Terms, kernel: Kernel, model: Model) -> Float[Array, "
         return gather_batch(z.reshape(*z.shape[:2], -1), axis=1)
 
     return jax.vmap(lambda x, y: mmd(x, y, kernel))(flat(z), flat(z_prior)).mean()
-
-
-@dataclass(frozen=True)
-class InfoVAE(Objective):
-    """Distortion + (1 - alpha) KL + (alpha + lambda - 1) MMD² (Zhao et al. 2019).
-
-    At alpha = 1 it is the MMD-VAE.
-
-    Attributes:
-        alpha: the weight of the mutual information of x and z, at most 1.
-        lambda_: the weight lambda; the distance between q(z) and p(z) has the weight
-            alpha + lambda - 1.
-        kernel: the kernel of MMD.
-        num_samples: the number of samples K.
-
-    Raises:
-        VaeJaxError: alpha + lambda - 1 is negative, so that the distance would be rewarded.
-    """
-
-    alpha: Annotated[float, Bounds(most=1)]
-    lambda_: Weight
-    kernel: Kernel = IMQ()
-    num_samples: Count = 1
-
-    @override
-    def __post_init__(self):
-        super().__post_init__()
-        if self.alpha + self.lambda_ < 1:
-            raise VaeJaxError(
-                f"alpha + lambda_ - 1 of InfoVAE is {self.alpha + self.lambda_ - 1:g}, a reward "
-                f"for the distance of q(z) from p(z): give lambda_ >= {1 - self.alpha:g}."
-            )
-
-    @property
-    @override
-    def requires(self) -> Requirements:
-        return Requirements(
-            posterior=frozenset({"density"}),
-            spaces=SPACES,
-            one_layer=True,
-            whole_batch=True,
-            least_batch=2,
-        )
-
-    def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in nats per image, of a batch of at least two images."""
-        del step
-        distance = aggregated_mmd(terms, self.kernel, model)
-        loss = (
-            -terms.log_px.mean()
-            + (1 - self.alpha) * terms.rate.sum(0).mean()
-            + (self.alpha + self.lambda_ - 1) * distance
-        )
-        return loss, terms.bound_metrics() | {"mmd": distance}
-
-
-@dataclass(frozen=True)
-class WAE(Objective):
-    """The Wasserstein autoencoder with MMD (Tolstikhin et al. 2018, algorithm 2).
-
-    The loss is the distortion + weight MMD². With `Gaussian(scale)` the distortion is, up to a
-    constant, the squared error divided by 2 scale². q(z|x) may be deterministic.
-
-    Attributes:
-        weight: the weight lambda of MMD².
-        kernel: the kernel of MMD.
-    """
-
-    weight: Weight
-    kernel: Kernel = IMQ()
-
-    @property
-    @override
-    def requires(self) -> Requirements:
-        return Requirements(
-            without=frozenset({"codebook"}),
-            spaces=SPACES,
-            fixed_prior=True,
-            one_layer=True,
-            whole_batch=True,
-            least_batch=2,
-        )
-
-    def __call__(
-        self, terms: Terms, step: Int[Array, ""], model: Model
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in nats per image, of a batch of at least two images."""
-        del step
-        metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
-        distance = aggregated_mmd(terms, self.kernel, model)
-        loss = -terms.log_px.mean() + self.weight * distance
-        return loss, metrics | {"mmd": distance}

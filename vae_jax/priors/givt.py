@@ -117,9 +117,7 @@ class GIVT(TokenPrior):
 
     @nn.compact
     @override
-    def __call__(
-        self, model: Model | None = None, y: Int[Array, "B"] | None = None
-    ) -> AutoregressiveMixture:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> AutoregressiveMixture:
         y = None if self.num_classes is None else given(y, self)
         *positions, size = latent_shape(self.shape)
         outputs = self.num_components * (1 + 2 * size)

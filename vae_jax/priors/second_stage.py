@@ -98,7 +98,7 @@ class SecondStageVAE(Prior):
         )
 
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> SecondStage:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> SecondStage:
         if self.is_initializing():
             self.vae(jnp.zeros((1, self.dim, 1, 1)), random.key(0)[None])
         return SecondStage(self.vae.variables, self.vae.clone(parent=None))

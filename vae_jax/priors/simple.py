@@ -36,7 +36,7 @@ class StandardNormal(Prior):
     factors = True
 
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Normal:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Normal:
         event = latent_shape(self.shape)
         return Normal(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
@@ -55,7 +55,7 @@ class StandardLaplace(Prior):
     factors = True
 
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Laplace:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Laplace:
         event = latent_shape(self.shape)
         return Laplace(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
@@ -77,7 +77,7 @@ class StandardStudentT(Prior):
 
     @nn.compact
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> StudentT:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> StudentT:
         if self.dof is None:
             log_dof = self.param("log_dof", nn.initializers.constant(math.log(5.0)), ())
             dof = jnp.exp(limited(log_dof, *LOG_DOF_RANGE))
@@ -101,7 +101,7 @@ class HypersphericalUniform(Prior):
 
     @override
     def __call__(
-        self, model: Model | None = None, y: Int[Array, "B"] | None = None
+        self, model: Model, y: Int[Array, "B"] | None = None
     ) -> HypersphericalUniformDistribution:
         return HypersphericalUniformDistribution(self.dim)
 
@@ -120,9 +120,7 @@ class UniformCategorical(Prior):
     spaces = frozenset({"onehot"})
 
     @override
-    def __call__(
-        self, model: Model | None = None, y: Int[Array, "B"] | None = None
-    ) -> OneHotCategorical:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> OneHotCategorical:
         return OneHotCategorical(jnp.zeros((self.num, self.classes)), temperature=1.0)
 
 
@@ -145,5 +143,5 @@ class UniformConcrete(Prior):
     spaces = frozenset({"simplex"})
 
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Concrete:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Concrete:
         return Concrete(jnp.zeros((self.num, self.classes)), self.temperature)

@@ -239,7 +239,7 @@ class TransportPrior(Prior):
         return self.num_classes
 
     @override
-    def __call__(self, model: Model | None = None, y: Int[Array, "B"] | None = None) -> Transported:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Transported:
         y = None if self.num_classes is None else given(y, self)
         event = latent_shape(self.shape)
         if self.is_initializing():

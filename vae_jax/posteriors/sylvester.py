@@ -1,6 +1,6 @@
-"""Flow posteriors: a diagonal Gaussian, transformed by invertible maps.
+"""A diagonal Gaussian, transformed by Sylvester flows, with three choices of their Q.
 
-Each is close to that Gaussian at initialization, the Householder flow to a rotation of it.
+They are near the identity at initialization.
 """
 
 from collections.abc import Sequence
@@ -12,77 +12,13 @@ from typing_extensions import override
 
 from vae_jax.distributions import Transformed
 from vae_jax.errors import VaeJaxError
-from vae_jax.flows import (
-    MADE,
-    NEAR_ZERO,
-    Flow,
-    Householder,
-    InverseAutoregressive,
-    Planar,
-    Reverse,
-    Sylvester,
-    detach,
-    orthogonalize,
-)
-from vae_jax.given import Count, Dim, SeveralDims, Widths
+from vae_jax.flows import NEAR_ZERO, Flow, Householder, Reverse, Sylvester, orthogonalize
+from vae_jax.given import Count, Dim
 from vae_jax.interfaces import Posterior
 from vae_jax.posteriors.gaussian import DiagonalGaussian
 
 GLOROT = nn.initializers.glorot_uniform()
 NORMAL = nn.initializers.normal(1.0)
-
-
-class PlanarFlow(Posterior):
-    """Planar flows with all parameters from the features (Rezende & Mohamed 2015).
-
-    Attributes:
-        dim: the number of latent dimensions d.
-        num_flows: the number of flows T.
-    """
-
-    dim: Dim
-    num_flows: Count = 8
-
-    traits = frozenset({"density", "path", "amortized", "noise"})
-
-    @nn.compact
-    @override
-    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
-        h = features.reshape(features.shape[0], -1)
-        base = DiagonalGaussian(self.dim, name="base")(h)
-        shape = (self.num_flows, self.dim)
-        u = nn.DenseGeneral(shape, kernel_init=NEAR_ZERO, name="u")(h)
-        w = nn.DenseGeneral(shape, kernel_init=GLOROT, bias_init=NORMAL, name="w")(h)
-        b = nn.Dense(self.num_flows, kernel_init=GLOROT, name="b")(h)
-        flows = tuple(Planar(u[:, t], w[:, t], b[:, t]) for t in range(self.num_flows))
-        return Transformed(base, flows)
-
-
-class HouseholderFlow(Posterior):
-    """Reflections whose vectors come from the features (Tomczak & Welling 2016).
-
-    q(z|x) is thus a Gaussian with a full covariance matrix, whose eigenvectors are learned apart
-    from its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here all v_t are affine maps
-    of the features.
-
-    Attributes:
-        dim: the number of latent dimensions d.
-        num_flows: the number of reflections T; d of them can form any orthogonal matrix.
-    """
-
-    dim: Dim
-    num_flows: Count = 8
-
-    traits = frozenset({"density", "path", "amortized", "noise"})
-
-    @nn.compact
-    @override
-    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
-        h = features.reshape(features.shape[0], -1)
-        base = DiagonalGaussian(self.dim, name="base")(h)
-        shape = (self.num_flows, self.dim)
-        v = nn.DenseGeneral(shape, kernel_init=GLOROT, bias_init=NORMAL, name="v")(h)
-        return Transformed(base, (Householder(v),))
 
 
 class SylvesterFlow(Posterior):
@@ -189,33 +125,3 @@ def _sylvester(
     diagonals = nn.DenseGeneral((t, 2, m), kernel_init=NEAR_ZERO, name="diagonals")(h)
     b = nn.DenseGeneral((t, m), kernel_init=GLOROT, name="b")(h)
     return [Sylvester(q, r[:, i], diagonals[:, i], b[:, i]) for i, q in enumerate(qs)]
-
-
-class InverseAutoregressiveFlow(Posterior):
-    """Inverse autoregressive flows, with the features as context (Kingma et al. 2016, section 4).
-
-    A draw and its density take one evaluation of each network, the density of a given z takes d.
-    The order of the components is reversed between flows. All examples share the networks.
-
-    Attributes:
-        dim: the number of latent dimensions d, at least 2.
-        num_flows: the number of flows T.
-        features: the width of each hidden layer of a flow's MADE.
-    """
-
-    dim: SeveralDims
-    num_flows: Count = 4
-    features: Widths = (128,)
-
-    traits = frozenset({"density", "path", "noise"})
-
-    @nn.compact
-    @override
-    def __call__(self, features: Float[Array, "N ..."]) -> Transformed:
-        h = features.reshape(features.shape[0], -1)
-        base = DiagonalGaussian(self.dim, name="base")(h)
-        flows: list[Flow] = []
-        for t in range(self.num_flows):
-            made = MADE(self.features, name=f"made{t}")
-            flows += [InverseAutoregressive(*detach(made, base.loc, h), h), Reverse()]
-        return Transformed(base, tuple(flows[:-1]))
