@@ -6,15 +6,19 @@ import griffe  # pyright: ignore[reportMissingImports]
 
 ATTRIBUTES = re.compile(r"^Attributes:\n(?: .*\n|\n(?= ))*(?: .*)?", re.MULTILINE)
 EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+REFERENCES = re.compile(r"^References:\n(?: {4}.*\n?)+", re.MULTILINE)
+ENTRY = re.compile(r"^ {4}(?=\S)", re.MULTILINE)
 
 
 class FieldsAreArguments(griffe.Extension):
     """Shows the fields of a Linen module, with their defaults, as its constructor's arguments."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
-        """Makes an `Example:` a section whose code is shown as code."""
+        """Makes an `Example:` a section whose code is shown as code, and `References:` a list."""
         if obj.docstring is not None:
-            obj.docstring.value = EXAMPLE.sub("Examples:", obj.docstring.value)
+            text = EXAMPLE.sub("Examples:", obj.docstring.value)
+            text = REFERENCES.sub(lambda found: ENTRY.sub("    - ", found[0]), text)
+            obj.docstring.value = text
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: object) -> None:
         """Gives each class with fields a constructor."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 from jax.test_util import check_grads
 from scipy import linalg, optimize, stats
@@ -388,10 +389,10 @@ def prior(request) -> tuple[Any, Any]:
 
     @jax.jit
     def make(key):
-        return module.init_with_output(key, None)
+        return module.init_with_output(key, tiny.model())
 
     start, variables = make(jax.random.key(0))
-    return start, module.apply(spread(variables, 2, 0.4), None)
+    return start, module.apply(spread(variables, 2, 0.4), tiny.model())
 
 
 def grid(limit: float, count: int) -> tuple[np.ndarray, np.ndarray, float]:

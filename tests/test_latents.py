@@ -71,7 +71,7 @@ def terms_of(model: Any, num_samples: int = 1) -> tuple[Any, Any]:
     ],
 )
 def test_simple_priors_are_products_over_all_components(shape, prior, scipy):
-    p: Any = prior(shape).apply({}, None)
+    p: Any = prior(shape).apply({}, tiny.model())
     event = latent_shape(shape)
     assert (p.batch_shape, p.event_shape) == ((), event)
     z = np.random.default_rng(0).normal(size=(2, 3, *event)).astype(np.float32)

@@ -139,7 +139,7 @@ def test_gaussian_mixture_is_scipys():
     """Density by SciPy's log-sum-exp, samples by Kolmogorov-Smirnov, with parameters given."""
     log_scale, logits = np.log(SCALE[:3]), np.array([0.3, -1.0, 1.2], np.float32)
     params = {"loc": LOC[:3], "log_scale": log_scale, "logits": logits}
-    p: Any = GaussianMixture(3, D).apply({"params": params}, None)
+    p: Any = GaussianMixture(3, D).apply({"params": params}, MODEL)
     z = np.random.default_rng(0).normal(size=(5, B, D)).astype(np.float32) * 2
     components = stats.norm.logpdf(z[..., None, :], LOC[:3], SCALE[:3]).sum(-1)
     expected = np.asarray(special.logsumexp(components + special.log_softmax(logits), axis=-1))

@@ -235,7 +235,7 @@ def mixture(weights: tuple[float, ...], means: Any, variances: Any) -> Case:
 
 def flow(prior: Prior) -> Case:
     """At the identity: the last layer of every network is zero, the others are not."""
-    params = jax.eval_shape(partial(prior.init, model=None), jax.random.key(0))["params"]
+    params = jax.eval_shape(partial(prior.init, model=tiny.model()), jax.random.key(0))["params"]
 
     def leaf(path: Any, leaf: Any) -> np.ndarray:
         return (0.0 if "out" in jax.tree_util.keystr(path) else 0.5) * RNG.normal(size=leaf.shape)

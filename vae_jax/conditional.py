@@ -33,8 +33,9 @@ class LabelEmbedding(Labels):
 
     References:
         Kingma et al. (2014), "Semi-supervised learning with deep generative models", where y is
-        one-hot; Sohn et al. (2015), "Learning structured output representation using deep
-        conditional generative models".
+            one-hot.
+        Sohn et al. (2015), "Learning structured output representation using deep conditional
+            generative models".
     """
 
     width: Count
@@ -134,6 +135,10 @@ class ClassGaussian(Prior):
     Attributes:
         num_classes: the number of classes.
         shape: the shape of z: d, (n, d) or (h, w, c).
+
+    References:
+        Sohn et al. (2015), "Learning structured output representation using deep conditional
+            generative models", for a prior that depends on the condition.
     """
 
     num_classes: Count

@@ -63,7 +63,7 @@ class DeepVAE(Model, kw_only=True):
 
     References:
         Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
-        images".
+            images".
 
     Example:
         Latents of 16 channels, two layers at each of 7x7, 14x14 and 28x28 pixels:

@@ -6,10 +6,10 @@ training images, avoids that and leaves encoder and decoder as they are.
 
 References:
     Ghosh et al. (2020), "From variational to deterministic autoencoders", section 4, for a mixture
-    or a flow.
+        or a flow.
     Dai & Wipf (2019), "Diagnosing and enhancing VAE models", section 3, for a second VAE.
     van den Oord et al. (2017), "Neural discrete representation learning", section 3.3, for an
-    autoregressive model of codes.
+        autoregressive model of codes.
 """
 
 import dataclasses

@@ -329,7 +329,7 @@ def manifold(run: Run, n: Count, label: str | int | None = None) -> tuple[np.nda
         VaeJaxError: the model has another prior, or not two latents.
 
     References:
-        Kingma & Welling (2013), figure 4.
+        Kingma & Welling (2013), "Auto-encoding variational Bayes", figure 4.
     """
     if not has_manifold(run):
         raise VaeJaxError(

@@ -144,7 +144,7 @@ def lagging_inference(
 
     References:
         He et al. (2019), "Lagging inference networks and posterior collapse in variational
-        autoencoders", algorithm 1.
+            autoencoders", algorithm 1.
 
     Example:
         >>> lagging_inference(optax.adam(1e-3), encoder_steps=10, steps=5000)
@@ -196,7 +196,7 @@ def spectral_regularization(
         iterations: the number of power iterations at each step.
 
     References:
-        Vahdat & Kautz (2020), "NVAE", section 3.2, spectral regularization.
+        Vahdat & Kautz (2020), "NVAE: a deep hierarchical variational autoencoder", section 3.2.
 
     Example:
         >>> optax.chain(spectral_regularization(0.1), optax.adamax(1e-3))

@@ -446,8 +446,8 @@ class Sharded(Layout):
     one that has no axis that the devices divide stays whole.
 
     References:
-        Rajbhandari et al. (2020), "ZeRO: Memory optimizations toward training trillion parameter
-        models", section 5.1: P_os.
+        Rajbhandari et al. (2020), "ZeRO: memory optimizations toward training trillion parameter
+            models", section 5.1.
     """
 
     @property

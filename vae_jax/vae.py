@@ -131,7 +131,7 @@ class Terms:
 
 
 class VAE(Model, kw_only=True):
-    """encoder x posterior x prior x decoder x likelihood (Kingma & Welling 2013).
+    """encoder x posterior x prior x decoder x likelihood.
 
     Attributes:
         encoder: a network from images `[N, H, W, C]` to features.
@@ -142,6 +142,9 @@ class VAE(Model, kw_only=True):
         critic: the module that the objective plays against, if it needs one.
         labels: the embedding of classes y, which makes this the model p(x|z, y), q(z|x, y).
         image_shape: (H, W, C); by default that of an experiment's data.
+
+    References:
+        Kingma & Welling (2013), "Auto-encoding variational Bayes".
 
     Example:
         >>> model = VAE(

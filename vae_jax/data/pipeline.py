@@ -51,7 +51,7 @@ def _drawn_once(x: Array) -> Array:
 
 
 def _bernoulli(images: Array, keys: Array) -> Array:
-    flat = images.reshape(len(images), -1)  # loops over a long last axis are faster on the CPU
+    flat = images.reshape(len(images), -1)  # loops over one long axis vectorize
     u = random.draw(jax.random.uniform, keys, (), flat.shape)
     x = 255 * u < flat  # u is in [0, 1): 0 is never on, 255 always
     return _drawn_once(x.astype(jnp.float32).reshape(images.shape))

@@ -200,7 +200,7 @@ def on_unit(value: Num[Array, "..."], log_prob: Float[Array, "..."]) -> Float[Ar
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
     """Flattens the event: `[*batch, *event]` to `[*batch, size of the event]`.
 
-    On CPUs a loop over one long axis is faster than nested loops over short ones.
+    A loop over one long axis vectorizes where nested loops over short ones do not.
     """
     return x.reshape(*x.shape[: x.ndim - event_ndims], -1)
 

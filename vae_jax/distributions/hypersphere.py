@@ -90,7 +90,7 @@ class VonMisesFisherDistribution(Distribution):
 
     References:
         Davidson et al. (2018), "Hyperspherical variational auto-encoders", for the density, the
-        sampler and the KL.
+            sampler and the KL.
     """
 
     loc: Float[Array, "*batch d"]

@@ -1,12 +1,6 @@
 """Annealed importance sampling of ln p(x): from below, and on simulated images from both sides.
 
 The approximate posterior q(z|x) is not used at all.
-
-References:
-    Neal (2001), "Annealed importance sampling".
-    Wu et al. (2017), "On the quantitative analysis of decoder-based generative models".
-    Grosse et al. (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo",
-    for the bound from above.
 """
 
 import math
@@ -50,6 +44,13 @@ class AIS(Checked):
 
     Raises:
         VaeJaxError: one of the first two is below 1, or the last below 0.
+
+    References:
+        Neal (2001), "Annealed importance sampling".
+        Wu et al. (2017), "On the quantitative analysis of decoder-based generative models".
+        Grosse et al. (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo",
+            for the bound from above.
+        Neal (2011), "MCMC using Hamiltonian dynamics", for the transitions.
     """
 
     num_temperatures: Count = 1000

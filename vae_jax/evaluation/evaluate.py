@@ -159,6 +159,13 @@ def evaluate(
     Raises:
         VaeJaxError: as in `over_split`, and in the functions that are named above.
 
+    References:
+        Burda et al. (2015), "Importance weighted autoencoders", equation 8, for `nll`, and section
+            5.2, for active units.
+        Hoffman & Johnson (2016), "ELBO surgery: yet another way to carve up the variational
+            evidence lower bound", for `information`.
+        Cremer et al. (2018), "Inference suboptimality in variational autoencoders", for `gaps`.
+
     Example:
         >>> result = evaluate(run, num_samples=5000)
         >>> result.mean["nll"], result.standard_error["nll"]  # of each seed

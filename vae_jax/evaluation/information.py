@@ -6,7 +6,7 @@ of the aggregated posterior from the prior.
 
 References:
     Hoffman & Johnson (2016), "ELBO surgery: yet another way to carve up the variational evidence
-    lower bound".
+        lower bound".
 """
 
 import math

@@ -2,8 +2,9 @@
 
 References:
     Chen et al. (2018), "Neural ordinary differential equations", section 4.
-    Grathwohl et al. (2019), "FFJORD", for Hutchinson's estimator of the divergence with noise that
-    is fixed along a path.
+    Grathwohl et al. (2019), "FFJORD: free-form continuous dynamics for scalable reversible
+        generative models", for Hutchinson's estimator of the divergence with noise that is fixed
+        along a path.
 """
 
 from collections.abc import Callable

@@ -139,7 +139,7 @@ class AutoregressivePixelsDistribution(Distribution):
 class AutoregressivePixels(Likelihood):
     """p(x|z) = prod_t p(x_t | x_1, ..., x_t-1, z), over pixels in raster order.
 
-    PixelVAE (Gulrajani et al. 2017) with a transformer instead of a PixelCNN. The decoder, which
+    The PixelVAE with a transformer instead of a PixelCNN. The decoder, which
     may be any network, gives the transformer features of z, and a likelihood of independent pixels
     turns the transformer's features into p(x_t | x_1, ..., x_t-1, z). A draw takes as many steps as
     an image has pixels. The mean has no closed form, so pictures are draws. A p(x|z) as flexible as
@@ -155,6 +155,9 @@ class AutoregressivePixels(Likelihood):
     Raises:
         VaeJaxError: the pixel's likelihood looks at the whole batch, or the width is not a multiple
             of num_heads.
+
+    References:
+        Gulrajani et al. (2017), "PixelVAE: a latent variable model for natural images".
 
     Example:
         >>> likelihood = AutoregressivePixels(Bernoulli(), width=32)

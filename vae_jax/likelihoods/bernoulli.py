@@ -52,6 +52,9 @@ class Bernoulli(Likelihood):
         kernel_init: the initializer of the kernel of the affine map to logits.
         bias_init: the initializer of its bias; it may give the logits of the training mean, as
             Burda et al. (2015) do.
+
+    References:
+        Kingma & Welling (2013), "Auto-encoding variational Bayes", appendix C.1.
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()

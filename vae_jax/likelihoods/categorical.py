@@ -57,7 +57,7 @@ class CategoricalPixelsDistribution(Distribution):
 
 
 class CategoricalPixels(OfLevels):
-    """p(x|z) = prod softmax(logits_i)_{x_i}: free probabilities (van den Oord et al. 2016).
+    """p(x|z) = prod softmax(logits_i)_{x_i}: free probabilities.
 
     The distribution of a pixel can take any form and ignores the order of the levels; the decoder
     needs an output for each level of each pixel and channel.
@@ -65,6 +65,9 @@ class CategoricalPixels(OfLevels):
     Attributes:
         kernel_init: the initializer of the affine map to logits.
         levels: the number of levels, 256 or 32.
+
+    References:
+        van den Oord et al. (2016), "Pixel recurrent neural networks".
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()

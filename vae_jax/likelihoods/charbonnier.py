@@ -73,8 +73,9 @@ class Charbonnier(Likelihood):
 
     References:
         Charbonnier et al. (1994), "Two deterministic half-quadratic regularization algorithms for
-        computed imaging"; Barndorff-Nielsen (1977), "Exponentially decreasing distributions for
-        the logarithm of particle size", for the density.
+            computed imaging".
+        Barndorff-Nielsen (1977), "Exponentially decreasing distributions for the logarithm of
+            particle size", for the density.
     """
 
     scale: Positive = 1.0

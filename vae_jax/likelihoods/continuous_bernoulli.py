@@ -61,13 +61,17 @@ class ContinuousBernoulliDistribution(Elementwise):
 
 
 class ContinuousBernoulli(Likelihood):
-    """p(x|z) = prod CB(x_i; logit_i), for grey levels (Loaiza-Ganem & Cunningham 2019).
+    """p(x|z) = prod CB(x_i; logit_i), for grey levels.
 
     A Bernoulli likelihood of grey levels is this density without its normalizer, which depends on
     the logits and so cannot be left out.
 
     Attributes:
         kernel_init: the initializer of the affine map to logits.
+
+    References:
+        Loaiza-Ganem & Cunningham (2019), "The continuous Bernoulli: fixing a pervasive error in
+            variational autoencoders".
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()

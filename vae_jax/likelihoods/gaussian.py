@@ -27,6 +27,10 @@ class Gaussian(Likelihood):
         squash: the map from the affine output to the mean; the sigmoid keeps it within [0, 1].
         kernel_init: the initializer of the kernel of the affine map.
         bias_init: the initializer of its bias.
+
+    References:
+        Rybkin et al. (2021), "Simple and effective VAE training with calibrated decoders", for the
+            learned scale.
     """
 
     scale: Positive | None = None

@@ -19,13 +19,15 @@ from vae_jax.likelihoods.base import MAX_LOG_SCALE
 class HeteroscedasticGaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, s_i²), with means and scales from the decoder.
 
-    The decoder of Kingma & Welling (2013, appendix C.2) for Frey Faces. If it predicts a pixel
-    exactly, only `min_scale` keeps the density bounded.
+    If the decoder predicts a pixel exactly, only `min_scale` keeps the density bounded.
 
     Attributes:
         min_scale: the lower limit of s_i in units of the data.
         squash: the map from the affine output to the mean.
         kernel_init: the initializer of both affine maps.
+
+    References:
+        Kingma & Welling (2013), "Auto-encoding variational Bayes", appendix C.2.
     """
 
     min_scale: Positive = 1e-3

@@ -80,12 +80,15 @@ class DiscretizedLogisticDistribution(Elementwise):
 
 
 class DiscretizedLogistic(OfLevels):
-    """A logistic integrated over the levels of each pixel (Kingma et al. 2016, the IAF paper).
+    """p(x|z) of independent pixels, a logistic density integrated over the levels of each.
 
     Attributes:
         levels: the number of levels, 256 or 32.
         kernel_init: the initializer of the affine maps to the location and to the log-scale.
         initial_scale: the scale where the affine map gives 0, in units of [0, 1].
+
+    References:
+        Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow".
     """
 
     kernel_init: Initializer = nn.initializers.glorot_uniform()

@@ -118,7 +118,7 @@ class MixtureOfLogisticsDistribution(Distribution):
 
 
 class MixtureOfLogistics(OfLevels):
-    """A mixture of discretized logistics for each pixel (PixelCNN++, Salimans et al. 2017).
+    """A mixture of discretized logistics for each pixel, as in PixelCNN++.
 
     As in the paper, green is shifted by red, and blue by both, with coefficients in [-1, 1] from
     the decoder. Grey images have no shifts.
@@ -128,6 +128,10 @@ class MixtureOfLogistics(OfLevels):
         kernel_init: the initializer of the affine maps.
         initial_scale: the scale where the affine map gives 0, in units of [0, 1].
         levels: the number of levels, 256 or 32.
+
+    References:
+        Salimans et al. (2017), "PixelCNN++: improving the PixelCNN with discretized logistic
+            mixture likelihood and other modifications", section 2.
     """
 
     num_components: Count = 10

@@ -19,7 +19,7 @@ MEMORY = 20
 
 
 class OptimalGaussian(Likelihood):
-    """p(x|z) = prod N(x_i; m_i, s²) with the best-fitting s: sigma-VAE (Rybkin et al. 2021).
+    """p(x|z) = prod N(x_i; m_i, s²) with the best-fitting s, the optimal sigma-VAE.
 
     In training s² is the mean squared error over all images, samples and pixels of the batch on
     all devices, which maximizes their log-likelihood. It enters the loss as a constant, since the
@@ -30,6 +30,9 @@ class OptimalGaussian(Likelihood):
         min_scale: the lower limit of s in units of the data.
         squash: the map from the affine output to the mean.
         kernel_init: the initializer of the affine map.
+
+    References:
+        Rybkin et al. (2021), "Simple and effective VAE training with calibrated decoders".
     """
 
     min_scale: Positive = 1e-3

@@ -76,14 +76,14 @@ class SeenPixels(Likelihood):
         VaeJaxError: the likelihood looks at the whole batch or (when the model is used) has
             dependent components, or images have a single channel.
 
+    References:
+        Mattei & Frellsen (2019), "MIWAE: deep generative modelling and imputation of incomplete
+            data sets", equation 4.
+
     Example:
         >>> missing = np.random.default_rng(0).random((len(data.train), 28, 28)) < 0.5
         >>> data = data.with_missing({"train": missing})
         >>> model = VAE(..., likelihood=SeenPixels(Bernoulli()))
-
-    References:
-        Mattei & Frellsen (2019), "MIWAE: deep generative modelling and imputation of incomplete
-        data sets", equation 4.
     """
 
     likelihood: Annotated[Likelihood, "a likelihood of independent pixels, such as Bernoulli()"]

@@ -47,7 +47,7 @@ class Estimate:
             unbiased: whether T has no bias to correct.
 
         References:
-            Efron & Stein (1981), The jackknife estimate of variance.
+            Efron & Stein (1981), "The jackknife estimate of variance".
         """
         number = len(without)
         bias = 0.0 if unbiased else (number - 1) * (without.mean() - plain)
@@ -60,7 +60,7 @@ class Estimate:
         """The share of hits in independent trials, booleans `[N]`, with Wilson's interval.
 
         References:
-            Wilson (1927), Probable inference, the law of succession, and statistical inference.
+            Wilson (1927), "Probable inference, the law of succession, and statistical inference".
         """
         p, n, q = float(hits.mean()), len(hits), NORMAL_QUANTILE**2
         middle = (p + q / (2 * n)) / (1 + q / n)
@@ -92,8 +92,10 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> Estimate:
         VaeJaxError: the two sets cannot be compared.
 
     References:
-        Heusel et al. (2017), GANs trained by a two time-scale update rule converge to a local Nash
-        equilibrium. Chong & Forsyth (2020), Effectively unbiased FID and Inception Score.
+        Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a local Nash
+            equilibrium".
+        Chong & Forsyth (2020), "Effectively unbiased FID and Inception Score and where to find
+            them".
     """
     x, y = _checked(x, y)
     without = [_frechet(_without(x, group), _without(y, group)) for group in range(GROUPS)]
@@ -137,8 +139,8 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> Estimate:
         VaeJaxError: the two sets cannot be compared.
 
     References:
-        Binkowski et al. (2018), Demystifying MMD GANs. Gretton et al. (2012), A kernel two-sample
-        test.
+        Binkowski et al. (2018), "Demystifying MMD GANs".
+        Gretton et al. (2012), "A kernel two-sample test".
     """
     x, y = _checked(x, y)
     xx, yy, xy = _kernel_sums(x, x), _kernel_sums(y, y), _kernel_sums(x, y)
@@ -191,8 +193,8 @@ def precision_recall(
         VaeJaxError: the two sets cannot be compared.
 
     References:
-        Kynkäänniemi et al. (2019), Improved precision and recall metric for assessing generative
-        models.
+        Kynkäänniemi et al. (2019), "Improved precision and recall metric for assessing generative
+            models".
     """
     real, generated = _checked(real, generated)
     most = min(len(real), len(generated)) - 1

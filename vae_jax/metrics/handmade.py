@@ -35,8 +35,8 @@ def colour(images: np.ndarray) -> np.ndarray:
         VaeJaxError: `images` are of another dtype or shape.
 
     References:
-        Swain & Ballard (1991), Color indexing. Stricker & Orengo (1995), Similarity of color
-        images.
+        Swain & Ballard (1991), "Color indexing".
+        Stricker & Orengo (1995), "Similarity of color images".
     """
     return in_chunks(_colour, check_images(images))
 
@@ -76,8 +76,9 @@ def texture(images: np.ndarray) -> np.ndarray:
         VaeJaxError: `images` are of another dtype or shape.
 
     References:
-        Manjunath & Ma (1996), Texture features for browsing and retrieval of image data. Tuzel et
-        al. (2006), Region covariance.
+        Manjunath & Ma (1996), "Texture features for browsing and retrieval of image data".
+        Tuzel et al. (2006), "Region covariance: a fast descriptor for detection and
+            classification".
     """
     return in_chunks(_texture, check_images(images))
 

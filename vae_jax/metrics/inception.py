@@ -66,8 +66,9 @@ class InceptionV3(nn.Module):
     out, and the last block has a max pool instead of an average pool.
 
     References:
-        Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision.
-        Heusel et al. (2017), GANs Trained by a Two Time-Scale Update Rule.
+        Szegedy et al. (2016), "Rethinking the Inception architecture for computer vision".
+        Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a local Nash
+            equilibrium".
     """
 
     @nn.compact
@@ -177,6 +178,10 @@ def inception_features(file: str | Path) -> Features:
 
     Raises:
         VaeJaxError: the file cannot be read, or an array is missing or has another shape.
+
+    References:
+        Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a local Nash
+            equilibrium".
     """
     network = InceptionV3()
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)

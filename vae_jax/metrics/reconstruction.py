@@ -47,8 +47,8 @@ def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
         VaeJaxError: the two arrays differ in dtype or shape, or are not images.
 
     References:
-        Wang et al. (2004), Image quality assessment: from error visibility to structural
-        similarity.
+        Wang et al. (2004), "Image quality assessment: from error visibility to structural
+            similarity".
     """
     x, y = _pair(images, originals)
     smaller = min(WINDOW, *x.shape[1:3])

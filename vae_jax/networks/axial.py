@@ -32,6 +32,9 @@ class AxialAttention(Part):
     Attributes:
         num_layers: the number of blocks.
         num_heads: the number of attention heads of each block, a divisor of the width.
+
+    References:
+        Ho et al. (2019), "Axial attention in multidimensional transformers".
     """
 
     num_layers: Count = 2
@@ -153,6 +156,9 @@ class AxialEncoder(Part):
         vertical: the encoder from the map to a set of vectors; its `patch_size` is in positions of
             the map.
 
+    References:
+        Ho et al. (2019), "Axial attention in multidimensional transformers".
+
     Example:
         Images of 28x28 pixels to a set of 7 vectors:
 
@@ -240,6 +246,9 @@ class AxialDecoder(Part):
         vertical: the decoder from the latents to a map with a position for each patch of the
             horizontal decoder.
         horizontal: the decoder from that map to the image.
+
+    References:
+        Ho et al. (2019), "Axial attention in multidimensional transformers".
     """
 
     vertical: VerticalDecoder

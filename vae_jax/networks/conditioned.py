@@ -44,11 +44,16 @@ def modulations(condition: Array, count: int, features: int, ndim: int) -> list[
 
 
 class AdaptiveMLP(Part):
-    """Residual layers over vectors, modulated by the condition (Li et al. 2024, appendix A).
+    """Residual layers over vectors, modulated by the condition.
 
     Attributes:
         width: the width of the residual stream.
         num_layers: the number of residual blocks.
+
+    References:
+        Li et al. (2024), "Autoregressive image generation without vector quantization", appendix A.
+        Peebles & Xie (2023), "Scalable diffusion models with transformers", section 3.2, for the
+            modulation.
     """
 
     width: Count = 256

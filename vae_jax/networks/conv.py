@@ -44,6 +44,10 @@ class ConvEncoder(Part):
         residual_blocks: the number of residual blocks on the last map.
         activation: the elementwise function after every layer.
         kernel_init: the initializer of every kernel; biases start at zero.
+
+    References:
+        van den Oord et al. (2017), "Neural discrete representation learning", section 4.1, for the
+            residual blocks.
     """
 
     features: Widths
@@ -81,6 +85,10 @@ class ConvDecoder(Part):
             layer has a feature for each parameter of a pixel, so that the likelihood's own affine
             map adds nothing.
         kernel_init: the initializer of every kernel; biases start at zero.
+
+    References:
+        van den Oord et al. (2017), "Neural discrete representation learning", section 4.1, for the
+            residual blocks.
     """
 
     features: SomeWidths

@@ -50,11 +50,15 @@ class LatentCritic(Part):
     """Distinguishes two distributions of z: D(z) = sigmoid(logit).
 
     With equal numbers of examples from both, the optimal logit is the logarithm of their density
-    ratio. (The softmax over two logits in Kim & Mnih 2018 is equivalent: the difference of the two
-    is affine in the features.)
+    ratio.
 
     Attributes:
         network: the network from latents to features.
+
+    References:
+        Makhzani et al. (2016), "Adversarial autoencoders", section 2.
+        Kim & Mnih (2018), "Disentangling by factorising", section 3, whose softmax over two
+            logits is equivalent.
     """
 
     network: Network
@@ -73,13 +77,16 @@ class LatentCritic(Part):
 
 
 class ImageCritic(Part):
-    """Tells real images from generated ones, and provides features to compare (Larsen et al. 2016).
+    """Tells real images from generated ones, and provides features to compare.
 
     Attributes:
         body: the network from images to Dis_l(x), the features of the layer l at which images are
             compared; they are normalized for each example to mean 0 and variance 1, so that
             distances between them have a fixed scale.
         head: the network from Dis_l(x) to the features from which the logit is an affine map.
+
+    References:
+        Larsen et al. (2016), "Autoencoding beyond pixels using a learned similarity metric".
     """
 
     body: Network
@@ -102,7 +109,7 @@ class ImageCritic(Part):
 
 
 class PatchCritic(Part):
-    """Tells overlapping patches of real images from those of generated ones (Isola et al. 2017).
+    """Tells overlapping patches of real images from those of generated ones.
 
     4x4 convolutions of stride 2 (the last has stride 1), then one more to the logit of each patch.
     The paper normalizes over pixels and images; here each pixel's features are normalized, as in
@@ -111,6 +118,9 @@ class PatchCritic(Part):
     Attributes:
         features: the number of features of each of n layers. The side of a patch is then
             9 * 2^(n-1) - 2 pixels, and the image is halved n - 1 times.
+
+    References:
+        Isola et al. (2017), "Image-to-image translation with conditional adversarial networks".
     """
 
     features: SomeWidths

@@ -36,11 +36,15 @@ class MLP(Part):
 
 
 class GatedMLP(Part):
-    """Gated dense layers, (W x + b) * sigmoid(V x + c), as in Tomczak & Welling (2018).
+    """Gated dense layers, (W x + b) * sigmoid(V x + c).
 
     Attributes:
         features: the width of each layer.
         kernel_init: the initializer of every kernel; biases start at zero.
+
+    References:
+        Dauphin et al. (2017), "Language modeling with gated convolutional networks".
+        Tomczak & Welling (2018), "VAE with a VampPrior", for its use in VAEs.
     """
 
     features: Widths

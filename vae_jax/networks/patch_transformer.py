@@ -85,7 +85,7 @@ class _Decoder(Part):
 
 
 class ViTEncoder(_Encoder):
-    """The vision transformer (Dosovitskiy et al. 2020).
+    """The vision transformer.
 
     The paper's class token, from which a vector is read, is here a position before the patches with
     zero input. Images may have any size; patches that cross their edges are padded with zeros.
@@ -96,6 +96,10 @@ class ViTEncoder(_Encoder):
         num_layers: its number of blocks.
         num_heads: the number of heads of each block.
         output: "vector", the features of the class token; "tokens" or "map", those of the patches.
+
+    References:
+        Dosovitskiy et al. (2020), "An image is worth 16x16 words: transformers for image
+            recognition at scale".
     """
 
     causal: ClassVar[bool] = False
@@ -117,7 +121,7 @@ class ViTEncoder(_Encoder):
 
 
 class GPTEncoder(_Encoder):
-    """GPT-2's causal transformer (Radford et al. 2019) over patches in raster order.
+    """GPT-2's causal transformer over patches in raster order.
 
     The features of a patch depend on the patches up to it, so those of the last patch depend on the
     whole image. Images may have any size; patches that cross their edges are padded with zeros.
@@ -128,6 +132,10 @@ class GPTEncoder(_Encoder):
         num_layers: its number of blocks.
         num_heads: the number of heads of each block.
         output: "vector", the features of the last patch; "tokens" or "map", those of all patches.
+
+    References:
+        Radford et al. (2019), "Language models are unsupervised multitask learners".
+        Chen et al. (2020), "Generative pretraining from pixels".
     """
 
     causal: ClassVar[bool] = True
@@ -155,6 +163,10 @@ class ViTDecoder(_Decoder):
         width: the width of the `Transformer`, a multiple of num_heads.
         num_layers: its number of blocks.
         num_heads: the number of heads of each block.
+
+    References:
+        Dosovitskiy et al. (2020), "An image is worth 16x16 words: transformers for image
+            recognition at scale".
     """
 
     causal: ClassVar[bool] = False
@@ -177,6 +189,9 @@ class GPTDecoder(_Decoder):
         width: the width of the `Transformer`, a multiple of num_heads.
         num_layers: its number of blocks.
         num_heads: the number of heads of each block.
+
+    References:
+        Radford et al. (2019), "Language models are unsupervised multitask learners".
     """
 
     causal: ClassVar[bool] = True

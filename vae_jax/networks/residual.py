@@ -49,7 +49,7 @@ def convolution(features: int, x: Array, name: str, factor: float = 1.0) -> Arra
 
 
 class Bottleneck(Part):
-    """1x1, 3x3, 3x3 and 1x1 convolutions with an activation before each (Child 2021, figure 3).
+    """1x1, 3x3, 3x3 and 1x1 convolutions with an activation before each.
 
     Attributes:
         features: the number of output features.
@@ -58,6 +58,10 @@ class Bottleneck(Part):
         ratio: the number of features in between, in units of `width`.
         activation: the elementwise function before each convolution.
         excite: whether the output passes through `SqueezeExcite`.
+
+    References:
+        Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
+            images", figure 3.
     """
 
     features: Count
@@ -88,6 +92,10 @@ class Gated(Part):
         width: the number of features of the hierarchy's state h, and of the maps in between.
         last: the factor of the initial weights of c.
         activation: the elementwise function ac, also before each 3x3 convolution.
+
+    References:
+        Dittadi (2019), "Ladder variational autoencoders (LVAE) in PyTorch",
+            github.com/addtt/ladder-vae-pytorch.
     """
 
     features: Count

@@ -79,6 +79,11 @@ class ResNetEncoder(Part):
         large_stem: whether to begin with the ImageNet networks' 7x7 convolution and 3x3 pool, each
             a halving, instead of one 3x3 convolution.
         output: "map"; "tokens", its positions as a set; or "vector", their mean.
+
+    References:
+        He et al. (2016), "Identity mappings in deep residual networks".
+        He et al. (2016), "Deep residual learning for image recognition", table 1, for the stages.
+        Wu & He (2018), "Group normalization".
     """
 
     blocks: SomeWidths
@@ -116,6 +121,9 @@ class ResNetDecoder(Part):
 
     Attributes:
         blocks, width, bottleneck, large_stem: the attributes of the encoder.
+
+    References:
+        He et al. (2016), "Identity mappings in deep residual networks".
     """
 
     blocks: SomeWidths

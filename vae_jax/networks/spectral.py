@@ -26,7 +26,7 @@ def spectral_norm(kernel: Array) -> Array:
 
 
 class SpectralNorm(Part):
-    """A network with each weight W replaced by W / sigma(W) (Miyato et al. 2018).
+    """A network with each weight W replaced by W / sigma(W).
 
     Weights are the parameters with two axes or more, of which the last runs over the outputs; a
     convolution's kernel is a matrix from patches to features, as in the paper. The likelihood's own
@@ -34,6 +34,9 @@ class SpectralNorm(Part):
 
     Attributes:
         network: the encoder or decoder to be normalized.
+
+    References:
+        Miyato et al. (2018), "Spectral normalization for generative adversarial networks".
 
     Example:
         >>> model = VAE(..., decoder=SpectralNorm(MLP((400,))))

@@ -3,10 +3,6 @@
 The state h runs down from a learned start. In each block z_l is drawn from q(z_l | h, a) or
 p(z_l | h), where a is the activation of the bottom-up path, and its projection is added to h.
 Levels count the halvings of the image: level 0 is the image's own resolution.
-
-References:
-    Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
-    images"; Vahdat & Kautz (2020), "NVAE"; Hazami et al. (2022), "Efficient-VDVAE".
 """
 
 import math
@@ -103,7 +99,7 @@ def scale_of(s: Float[Array, "*shape"], smooth: bool) -> Float[Array, "*shape"]:
 
 
 class TopDownBlock(Part):
-    """p(z | h), q(z | h, a), h + the projection of z, h + R(h) (Child 2021, figure 3).
+    """p(z | h), q(z | h, a), h + the projection of z, h + R(h).
 
     Attributes:
         features: the number of features of h.
@@ -117,6 +113,12 @@ class TopDownBlock(Part):
         smooth: whether scales are a softplus instead of an exponential (`scale_of`), as in the
             Efficient-VDVAE.
         residuals: the number of networks R after z.
+
+    References:
+        Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
+            images", figure 3.
+        Vahdat & Kautz (2020), "NVAE: a deep hierarchical variational autoencoder".
+        Hazami et al. (2022), "Efficient-VDVAE: less is more".
     """
 
     features: Count
@@ -171,6 +173,10 @@ class BottomUp(Part):
 
     Raises:
         VaeJaxError: `width` is a tuple with more or fewer levels than `blocks`.
+
+    References:
+        Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
+            images".
     """
 
     blocks: Blocks
@@ -234,6 +240,10 @@ class TopDown(Part):
 
     Raises:
         VaeJaxError: `width` or `latents` is a tuple with more or fewer levels than `blocks`.
+
+    References:
+        Child (2021), "Very deep VAEs generalize autoregressive models and can outperform them on
+            images".
     """
 
     blocks: Blocks

@@ -37,9 +37,9 @@ class UNet(Part):
         VaeJaxError: the last of the widths is not a multiple of num_heads.
 
     References:
-        Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B; Dhariwal & Nichol
-        (2021), "Diffusion models beat GANs on image synthesis", section 3, for the modulation of
-        group norms.
+        Ho et al. (2020), "Denoising diffusion probabilistic models", appendix B.
+        Dhariwal & Nichol (2021), "Diffusion models beat GANs on image synthesis", section 3, for
+            the modulation of group norms.
     """
 
     widths: Annotated[SomeWidths, "a tuple of whole numbers, the finest first, as (64, 128)"] = (

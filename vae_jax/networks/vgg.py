@@ -47,6 +47,10 @@ class VGGEncoder(Part):
         dense: the widths of these layers.
         normalize: whether to apply GroupNorm after each convolution. The paper does not; without
             it, the features of a deep network grow with each pool at initialization.
+
+    References:
+        Simonyan & Zisserman (2014), "Very deep convolutional networks for large-scale image
+            recognition".
     """
 
     stages: Stages
@@ -85,6 +89,10 @@ class VGGDecoder(Part):
         dense: the widths of the encoder's dense layers, which precede the coarsest map in reverse
             order; () where `coarsest_map` maps the latents directly.
         normalize: whether to apply GroupNorm after each convolution.
+
+    References:
+        Simonyan & Zisserman (2014), "Very deep convolutional networks for large-scale image
+            recognition".
     """
 
     stages: Stages

@@ -1,8 +1,4 @@
-"""The networks of VQGAN and of latent diffusion's autoencoders: from images to maps, and back.
-
-Esser et al. (2021), "Taming transformers for high-resolution image synthesis", table 7; Rombach et
-al. (2022), "High-resolution image synthesis with latent diffusion models", section 3.1.
-"""
+"""The networks of VQGAN and of latent diffusion's autoencoders: from images to maps, and back."""
 
 import flax.linen as nn
 import jax
@@ -44,6 +40,11 @@ class VQGANEncoder(Part):
         widths: the number of features at each resolution, the image's first; each but the first
             halves the map, so that n widths downsample by 2^(n - 1).
         blocks: the number of residual blocks at each resolution.
+
+    References:
+        Esser et al. (2021), "Taming transformers for high-resolution image synthesis", table 7.
+        Rombach et al. (2022), "High-resolution image synthesis with latent diffusion models",
+            section 3.1.
     """
 
     widths: SomeWidths
@@ -66,6 +67,11 @@ class VQGANDecoder(Part):
 
     Attributes:
         widths, blocks: the attributes of the encoder.
+
+    References:
+        Esser et al. (2021), "Taming transformers for high-resolution image synthesis", table 7.
+        Rombach et al. (2022), "High-resolution image synthesis with latent diffusion models",
+            section 3.1.
     """
 
     widths: SomeWidths

@@ -54,7 +54,7 @@ class XceptionBlock(nn.Module):
 
 
 class XceptionEncoder(Part):
-    """Entry, middle and exit flow (Chollet 2017, figure 5).
+    """Entry, middle and exit flow, of separable convolutions with shortcuts.
 
     GroupNorm replaces the paper's batch normalization.
 
@@ -66,6 +66,9 @@ class XceptionEncoder(Part):
         exit: the numbers of features of the exit flow's block, which halves the map, and of the two
             separable convolutions after it.
         output: "map"; "tokens", its positions as a set; or "vector", their mean.
+
+    References:
+        Chollet (2017), "Xception: deep learning with depthwise separable convolutions", figure 5.
     """
 
     stem: tuple[Count, Count]
@@ -99,6 +102,9 @@ class XceptionDecoder(Part):
 
     Attributes:
         stem, entry, middle, exit: the attributes of the encoder.
+
+    References:
+        Chollet (2017), "Xception: deep learning with depthwise separable convolutions".
     """
 
     stem: tuple[Count, Count]

@@ -17,7 +17,7 @@ from vae_jax.vae import Terms, has_bound
 
 @dataclass(frozen=True)
 class AdversarialAutoencoder(Objective):
-    """The distortion, with q(z) matched to p(z) by a critic (Makhzani et al. 2016, section 2).
+    """The distortion, with q(z) matched to p(z) by a critic.
 
     The critic distinguishes z of the prior from z of the encoder; the encoder plays against it with
     the non-saturating loss -ln D(z). q(z|x) may be deterministic, and no density of z is needed.
@@ -25,6 +25,9 @@ class AdversarialAutoencoder(Objective):
     Attributes:
         weight: the weight of -ln D(z) relative to the distortion. The paper alternates between the
             two, with an optimizer for each.
+
+    References:
+        Makhzani et al. (2016), "Adversarial autoencoders", section 2.
 
     Example:
         >>> model = VAE(..., critic=LatentCritic(MLP((64, 64))))

@@ -28,7 +28,7 @@ def shares_of(zs: Layers) -> Float[np.ndarray, "L"]:
 
 @dataclass(frozen=True)
 class BalancedELBO(Objective):
-    """Distortion + beta sum_l gamma_l KL_l, gamma_l ∝ E[KL_l] / alpha_l (Vahdat & Kautz 2020).
+    """Distortion + beta sum_l gamma_l KL_l, gamma_l ∝ E[KL_l] / alpha_l.
 
     While beta is below one, layers with a high rate for their size alpha_l are penalized more than
     layers with a low rate, so that none is left unused; the weights gamma_l have a mean of one and
@@ -39,8 +39,9 @@ class BalancedELBO(Objective):
         num_samples: the number of samples K.
 
     References:
-        Vahdat & Kautz (2020), "NVAE", appendix A, where alpha_l is the layer's size; dividing by
-        the number of layers of that size follows the paper's code.
+        Vahdat & Kautz (2020), "NVAE: a deep hierarchical variational autoencoder", appendix A,
+            where alpha_l is the layer's size; dividing by the number of layers of that size follows
+            the paper's code.
     """
 
     beta: Callable[[Array], ArrayLike] = field()

@@ -73,7 +73,7 @@ def log_aggregated(
 
 @dataclass(frozen=True)
 class BetaTC(Objective):
-    """The ELBO with a weight for each part of its KL (Chen et al. 2018, equations 2 and 4).
+    """The ELBO with a weight for each part of its KL.
 
     The loss is the distortion + alpha MI + beta TC + gamma DKL, with the index-code mutual
     information MI = E[ln q(z|x) - ln q(z)], the total correlation
@@ -87,6 +87,10 @@ class BetaTC(Objective):
         gamma: the weight of the dimension-wise KL.
         sampling: the estimate of q(z) from a minibatch; see `log_weights`.
         num_samples: the number of samples K.
+
+    References:
+        Chen et al. (2018), "Isolating sources of disentanglement in variational autoencoders",
+            equations 2 and 4.
 
     Example:
         >>> objective = BetaTC(beta=6.0, dataset_size=len(data.train))

@@ -17,7 +17,7 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class Capacity(Objective):
-    """Distortion + gamma |KL - C| (Burgess et al. 2018).
+    """Distortion + gamma |KL - C|.
 
     The paper's equation is for one image. Here, as in Locatello et al. (2019), the KL is the mean
     over the whole batch, so that the KL of single images may differ from C.
@@ -27,6 +27,11 @@ class Capacity(Objective):
         capacity: the target C in nats, a number or a schedule of the step, such as
             `optax.linear_schedule(0.0, 25.0, 100_000)`.
         num_samples: the number of samples K.
+
+    References:
+        Burgess et al. (2018), "Understanding disentangling in beta-VAE".
+        Locatello et al. (2019), "Challenging common assumptions in the unsupervised learning of
+            disentangled representations".
     """
 
     gamma: Weight

@@ -20,16 +20,21 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class CIWAE(Objective):
-    """beta ELBO + (1 - beta) L_K (Rainforth et al. 2018).
+    """beta ELBO + (1 - beta) L_K, a convex combination of two bounds.
 
     Attributes:
         num_samples: the number of samples K.
         beta: the weight of the ELBO, in [0, 1].
         doubly_reparameterized: whether the gradient through z_k has the weight
-            beta / K + (1 - beta) w~_k² (Tucker et al. 2019).
+            beta / K + (1 - beta) w~_k².
 
     Raises:
         VaeJaxError: beta is not in [0, 1], so this is not a bound.
+
+    References:
+        Rainforth et al. (2018), "Tighter variational bounds are not necessarily better".
+        Tucker et al. (2019), "Doubly reparameterized gradient estimators for Monte Carlo
+            objectives".
     """
 
     num_samples: Count = field()

@@ -20,8 +20,7 @@ from vae_jax.vae import Terms
 class DIPVAE(Objective):
     """The ELBO with a penalty that draws a covariance C of the latents to the identity.
 
-    The loss is -ELBO + lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)² (Kumar et
-    al. 2018).
+    The loss is -ELBO + lambda_off sum_{i != j} C_ij² + lambda_diagonal sum_i (C_ii - 1)².
 
     Attributes:
         lambda_off: the weight of the entries off the diagonal.
@@ -29,6 +28,12 @@ class DIPVAE(Objective):
             DIP-VAE-I and lambda_off for DIP-VAE-II.
         covariance_of: the choice of C: "mean", C = Cov_x[mu(x)], is DIP-VAE-I; "z",
             C = Cov_x[mu(x)] + E_x[diag sigma(x)²], is DIP-VAE-II.
+
+    References:
+        Kumar et al. (2018), "Variational inference of disentangled latent concepts from unlabeled
+            observations".
+        Locatello et al. (2019), "Challenging common assumptions in the unsupervised learning of
+            disentangled representations", for the weights.
     """
 
     lambda_off: Weight

@@ -26,11 +26,16 @@ class ELBO(Objective):
             `optax.linear_schedule(0.0, 1.0, steps)`.
         sticking_the_landing: whether the KL is the sampled estimate with the parameters of q held
             fixed in ln q. Each sample's gradient with respect to q then vanishes at the exact
-            posterior (Roeder et al. 2017; for several layers Bauer & Mnih 2021).
+            posterior.
 
     References:
-        Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 3; Higgins et al.
-        (2017), "beta-VAE", for beta.
+        Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 3.
+        Higgins et al. (2017), "beta-VAE: learning basic visual concepts with a constrained
+            variational framework", equation 4, for beta.
+        Roeder et al. (2017), "Sticking the landing: simple, lower-variance gradient estimators for
+            variational inference".
+        Bauer & Mnih (2021), "Generalized doubly reparameterized gradient estimators", section 4,
+            for several layers.
     """
 
     num_samples: Count = 1

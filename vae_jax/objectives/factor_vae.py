@@ -30,7 +30,7 @@ def permute_dims(
 
 @dataclass(frozen=True)
 class FactorVAE(Objective):
-    """The ELBO - gamma TC(z), TC(z) = KL(q(z) || prod_j q(z_j)) (Kim & Mnih 2018, algorithm 2).
+    """The ELBO - gamma TC(z), TC(z) = KL(q(z) || prod_j q(z_j)).
 
     TC is estimated by the mean of the critic's logit, whose optimum is ln[q(z) / prod_j q(z_j)].
     The paper draws two minibatches at each step, one to be scored and one to be permuted. Here
@@ -39,6 +39,9 @@ class FactorVAE(Objective):
 
     Attributes:
         gamma: the weight of TC.
+
+    References:
+        Kim & Mnih (2018), "Disentangling by factorising", algorithm 2.
 
     Example:
         >>> model = VAE(..., critic=LatentCritic(MLP((64, 64))))

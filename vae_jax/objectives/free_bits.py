@@ -32,7 +32,7 @@ def component_rates(terms: Terms) -> list[Float[Array, "..."]]:
 
 @dataclass(frozen=True)
 class FreeBits(Objective):
-    """Distortion + sum_j max(floor, KL_j) (Kingma et al. 2016, appendix C.8).
+    """Distortion + sum_j max(floor, KL_j).
 
     KL_j is the mean KL of one group over the whole batch, on all devices. A KL below the floor
     gains nothing.
@@ -42,6 +42,10 @@ class FreeBits(Objective):
         per: the grouping: by "dimension" of z; by "map", that is all positions of one channel of
             latents `(h, w, c)` or `(n, d)`; or by "layer".
         num_samples: the number of samples K.
+
+    References:
+        Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow",
+            appendix C.8.
     """
 
     floor: Weight

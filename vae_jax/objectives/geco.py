@@ -20,6 +20,9 @@ class Multiplier(Part):
 
     Attributes:
         start: the value of lambda before training.
+
+    References:
+        Rezende & Viola (2018), "Taming VAEs", algorithm 1.
     """
 
     start: Positive = 1.0
@@ -32,7 +35,7 @@ class Multiplier(Part):
 
 @dataclass(frozen=True)
 class GECO(Objective):
-    """The smallest rate at a distortion no higher than the tolerance (Rezende & Viola 2018).
+    """The smallest rate at a distortion no higher than the tolerance.
 
     The model minimizes KL + lambda C with C = distortion - tolerance, in nats per image, and the
     multiplier lambda plays against it. As in algorithm 1, each step multiplies lambda by
@@ -46,6 +49,9 @@ class GECO(Objective):
     Attributes:
         tolerance: the tolerated distortion -E_q[ln p(x|z)] in nats per image.
         num_samples: the number of samples K.
+
+    References:
+        Rezende & Viola (2018), "Taming VAEs", algorithm 1.
 
     Example:
         Algorithm 1, except that optax corrects the bias of the average in its first steps:

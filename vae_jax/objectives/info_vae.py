@@ -16,7 +16,7 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class InfoVAE(Objective):
-    """Distortion + (1 - alpha) KL + (alpha + lambda - 1) MMD² (Zhao et al. 2019).
+    """Distortion + (1 - alpha) KL + (alpha + lambda - 1) MMD².
 
     At alpha = 1 it is the MMD-VAE.
 
@@ -29,6 +29,10 @@ class InfoVAE(Objective):
 
     Raises:
         VaeJaxError: alpha + lambda - 1 is negative, so that the distance would be rewarded.
+
+    References:
+        Zhao et al. (2019), "InfoVAE: balancing learning and inference in variational autoencoders".
+        Gretton et al. (2012), "A kernel two-sample test", lemma 6, for MMD².
     """
 
     alpha: Annotated[float, Bounds(most=1)]

@@ -19,15 +19,19 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class IWAE(Objective):
-    """The importance-weighted bound (Burda et al. 2015, equation 8).
+    """The importance-weighted bound.
 
     L_K = E[ln 1/K sum_k w_k] with w_k = p(x|z_k) p(z_k) / q(z_k|x). Its gradient gives sample k the
-    weight w~_k = w_k / sum_j w_j (equation 14). No exact KL is used.
+    weight w~_k = w_k / sum_j w_j. No exact KL is used.
 
     Attributes:
         num_samples: the number of samples K.
-        doubly_reparameterized: whether the gradient through z_k has the weight w~_k² (Tucker et al.
-            2019).
+        doubly_reparameterized: whether the gradient through z_k has the weight w~_k².
+
+    References:
+        Burda et al. (2015), "Importance weighted autoencoders", equations 8 and 14.
+        Tucker et al. (2019), "Doubly reparameterized gradient estimators for Monte Carlo
+            objectives".
     """
 
     num_samples: Count = field()

@@ -20,7 +20,7 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class MIWAE(Objective):
-    """The mean of M importance-weighted bounds of K samples each (Rainforth et al. 2018).
+    """The mean of M importance-weighted bounds of K samples each.
 
     With K = 1 it is the ELBO, with M = 1 the IWAE bound.
 
@@ -28,6 +28,11 @@ class MIWAE(Objective):
         m: the number of bounds M.
         k: the number of samples K in each.
         doubly_reparameterized: whether the gradient of each bound is doubly reparameterized.
+
+    References:
+        Rainforth et al. (2018), "Tighter variational bounds are not necessarily better".
+        Tucker et al. (2019), "Doubly reparameterized gradient estimators for Monte Carlo
+            objectives".
     """
 
     m: Count

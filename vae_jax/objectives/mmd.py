@@ -30,13 +30,16 @@ def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
 class IMQ(Checked):
     """The inverse multiquadratic kernel sum_s C_s / (C_s + |x - y|²), C_s = 2 d sigma² s.
 
-    2 d sigma² is the expected squared distance between two draws from the prior (Tolstikhin et al.
-    2018, section 4). The tails are heavier than those of `RBF`, so outliers have a gradient.
+    2 d sigma² is the expected squared distance between two draws from the prior. The tails are
+    heavier than those of `RBF`, so outliers have a gradient.
 
     Attributes:
         variance: the variance sigma² of each coordinate of the prior; None stands for 1, and in an
             objective for 1/d where z are unit vectors.
         scales: the scales s, as in the paper's code.
+
+    References:
+        Tolstikhin et al. (2018), "Wasserstein auto-encoders", section 4.
     """
 
     variance: Positive | None = None
@@ -52,10 +55,13 @@ class IMQ(Checked):
 
 @dataclass(frozen=True)
 class RBF(Checked):
-    """The Gaussian kernel exp(-|x - y|² / (2 d sigma²)) (Tolstikhin et al. 2018, section 4).
+    """The Gaussian kernel exp(-|x - y|² / (2 d sigma²)).
 
     Attributes:
         variance: the variance sigma² of each coordinate of the prior, as in `IMQ`.
+
+    References:
+        Tolstikhin et al. (2018), "Wasserstein auto-encoders", section 4.
     """
 
     variance: Positive | None = None

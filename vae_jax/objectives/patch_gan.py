@@ -88,6 +88,12 @@ class PatchGAN(Objective):
     Raises:
         VaeJaxError: the objective has a critic of its own.
 
+    References:
+        Esser et al. (2021), "Taming transformers for high-resolution image synthesis", equations 6
+            and 7.
+        Rombach et al. (2022), "High-resolution image synthesis with latent diffusion models".
+        Lim & Ye (2017), "Geometric GAN", for the hinge losses.
+
     Example:
         >>> objective = PatchGAN(ELBO(beta=1e-6), start=5000)
         >>> model = VAE(..., critic=PatchCritic((32, 64, 128)))

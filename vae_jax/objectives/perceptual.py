@@ -104,12 +104,15 @@ class Perceptual(Objective):
         features: a function of images `[N, H, W, C]` in [0, 1] to maps `[N, h, w, F]`, one for each
             layer.
 
-    Example:
-        >>> objective = Perceptual(VQVAE(), weight=100.0)
-
     References:
         Zhang et al. (2018), "The unreasonable effectiveness of deep features as a perceptual
-        metric"; Esser et al. (2021) and Rombach et al. (2022), for its use.
+            metric".
+        Esser et al. (2021), "Taming transformers for high-resolution image synthesis", for its use.
+        Rombach et al. (2022), "High-resolution image synthesis with latent diffusion models", for
+            its use.
+
+    Example:
+        >>> objective = Perceptual(VQVAE(), weight=100.0)
     """
 
     objective: Annotated[Objective, "an objective, such as ELBO()"]

@@ -15,7 +15,7 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class PIWAE(Objective):
-    """The IWAE bound with M K samples for p, the MIWAE bound for q (Rainforth et al. 2018).
+    """The IWAE bound with M K samples for p, the MIWAE bound for q.
 
     p(x|z) is computed twice, the second time with z held fixed, so that either bound can be
     differentiated with respect to p alone. A prior made from the encoder counts as p.
@@ -24,6 +24,11 @@ class PIWAE(Objective):
         m: the number of bounds M for q.
         k: the number of samples K in each.
         doubly_reparameterized: whether the gradient of q is doubly reparameterized.
+
+    References:
+        Rainforth et al. (2018), "Tighter variational bounds are not necessarily better".
+        Tucker et al. (2019), "Doubly reparameterized gradient estimators for Monte Carlo
+            objectives".
     """
 
     m: Count

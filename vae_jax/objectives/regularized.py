@@ -52,7 +52,7 @@ def squared_weights(model: Model) -> Float[Array, ""]:
 
 @dataclass(frozen=True)
 class RAE(Objective):
-    """-ln p(x|z) + beta |z|²/2 + l2 |theta|² + gradient_penalty |dD/dz|² (Ghosh et al. 2020).
+    """-ln p(x|z) + beta |z|²/2 + l2 |theta|² + gradient_penalty |dD/dz|².
 
     The last two terms are the paper's RAE-L2 and RAE-GP, with theta the weights of the decoder; for
     RAE-SN, wrap the decoder in `SpectralNorm`. With all weights zero it is a plain autoencoder. The
@@ -65,6 +65,9 @@ class RAE(Objective):
         beta: the weight of |z|²/2.
         l2: the weight of the squared weights of the decoder.
         gradient_penalty: the weight of the squared norm of the decoder's Jacobian.
+
+    References:
+        Ghosh et al. (2020), "From variational to deterministic autoencoders".
 
     Example:
         >>> model = VAE(..., posterior=Deterministic(16))

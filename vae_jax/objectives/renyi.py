@@ -54,7 +54,7 @@ def _finite(log_w: Float[Array, "B"]) -> Float[Array, "B"]:
 
 @dataclass(frozen=True)
 class RenyiBound(Objective):
-    """The variational Rényi bound (Li & Turner 2016).
+    """The variational Rényi bound.
 
     L_alpha = 1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha). Its expectation decreases in alpha: at
     alpha = 0 it is the IWAE bound, at alpha = 1 the ELBO. With alpha < 0 it is a lower bound on
@@ -64,8 +64,12 @@ class RenyiBound(Objective):
         num_samples: the number of samples K.
         alpha: the order, any number.
         doubly_reparameterized: whether the gradient through z_k has the weight
-            alpha w~_k + (1 - alpha) w~_k², with w~_k the normalized w_k^(1 - alpha) (Tucker et al.
-            2019).
+            alpha w~_k + (1 - alpha) w~_k², with w~_k the normalized w_k^(1 - alpha).
+
+    References:
+        Li & Turner (2016), "Rényi divergence variational inference".
+        Tucker et al. (2019), "Doubly reparameterized gradient estimators for Monte Carlo
+            objectives", for w~_k².
     """
 
     num_samples: Count = field()

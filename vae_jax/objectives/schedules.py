@@ -18,7 +18,7 @@ def cyclical_schedule(
     num_cycles: Count = 4,
     ratio: Annotated[float, Bounds(above=0, most=1)] = 0.5,
 ) -> Callable[[Array], Array]:
-    """A weight of the KL that rises from 0 to 1, stays there, and starts again (Fu et al. 2019).
+    """A weight of the KL that rises from 0 to 1, stays there, and starts again.
 
     Args:
         num_steps: the number of steps T of the whole training.
@@ -27,6 +27,10 @@ def cyclical_schedule(
 
     Raises:
         VaeJaxError: a number does not fit, or there are more cycles than steps.
+
+    References:
+        Fu et al. (2019), "Cyclical annealing schedule: a simple approach to mitigating KL
+            vanishing".
 
     Example:
         >>> objective = ELBO(beta=cyclical_schedule(100_000))

@@ -1,4 +1,4 @@
-"""VAE/GAN: images are compared in the features of the critic that they have to fool."""
+"""Images compared in the features of a critic: the VAE/GAN."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class VAEGAN(Objective):
-    """VAE/GAN (Larsen et al. 2016, algorithm 1).
+    """The VAE/GAN: images are compared in the features of the critic that they have to fool.
 
     With L_prior the KL, L_llike = -ln N(Dis_l(x); Dis_l(x~), I) up to its constant, and
     L_GAN = -ln D(x) - ln(1 - D(x~)) - ln(1 - D(x_p)), where x~ and x_p are the means of p(x|z) at z
@@ -34,6 +34,10 @@ class VAEGAN(Objective):
 
     Attributes:
         gamma: the weight of the reconstruction, relative to the game, in the decoder's loss.
+
+    References:
+        Larsen et al. (2016), "Autoencoding beyond pixels using a learned similarity metric",
+            algorithm 1.
 
     Example:
         >>> critic = ImageCritic(ConvEncoder((16, 32), dense=None), MLP((128,)))

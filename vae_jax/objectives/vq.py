@@ -24,7 +24,7 @@ def perplexity(q: Quantized) -> Float[Array, ""]:
 
 @dataclass(frozen=True)
 class VQVAE(Objective):
-    """-ln p(x|z) - ln p(z) plus the posterior's penalties (van den Oord et al. 2017, equation 3).
+    """-ln p(x|z) - ln p(z) plus the posterior's penalties.
 
     The penalties are sums over the code vectors, as -ln p(x|z) is a sum over pixels; if the
     codebook is learned by gradient, its penalty has the weight one, as have penalties of other
@@ -33,6 +33,9 @@ class VQVAE(Objective):
     Attributes:
         commitment: the weight of |h - sg[z]|², beta in the paper.
         entropy: the weight of the entropy penalty of `LookupFree`.
+
+    References:
+        van den Oord et al. (2017), "Neural discrete representation learning", equation 3.
 
     Example:
         >>> posterior = VectorQuantized(num_codes=512, dim=64)

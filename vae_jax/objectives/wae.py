@@ -14,7 +14,7 @@ from vae_jax.vae import Terms, has_bound
 
 @dataclass(frozen=True)
 class WAE(Objective):
-    """The Wasserstein autoencoder with MMD (Tolstikhin et al. 2018, algorithm 2).
+    """The Wasserstein autoencoder with MMD.
 
     The loss is the distortion + weight MMD². With `Gaussian(scale)` the distortion is, up to a
     constant, the squared error divided by 2 scale². q(z|x) may be deterministic.
@@ -22,6 +22,9 @@ class WAE(Objective):
     Attributes:
         weight: the weight lambda of MMD².
         kernel: the kernel of MMD.
+
+    References:
+        Tolstikhin et al. (2018), "Wasserstein auto-encoders", algorithm 2.
     """
 
     weight: Weight

@@ -15,7 +15,7 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class WakeSleep(Objective):
-    """The generative model learns from data, the inference model from dreams (Hinton et al. 1995).
+    """The generative model learns from data, the inference model from dreams.
 
     The wake phase, -E_q(z|x)[ln p(x, z)] with z held fixed, trains decoder, likelihood and prior.
     The sleep phase, -E_p(x, z)[ln q(z|x)] with one dream for each image, trains encoder and
@@ -24,6 +24,9 @@ class WakeSleep(Objective):
 
     Attributes:
         num_samples: the number of samples K in the wake phase.
+
+    References:
+        Hinton et al. (1995), "The wake-sleep algorithm for unsupervised neural networks".
     """
 
     num_samples: Count = 1

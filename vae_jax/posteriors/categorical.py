@@ -67,7 +67,8 @@ class GumbelSoftmax(Posterior):
 
     References:
         Maddison et al. (2017), "The Concrete distribution: a continuous relaxation of discrete
-        random variables".
+            random variables".
+        Jang et al. (2017), "Categorical reparameterization with Gumbel-softmax".
     """
 
     num: Count

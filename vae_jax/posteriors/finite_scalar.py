@@ -20,7 +20,7 @@ from vae_jax.posteriors.codes import as_map
 
 
 class FiniteScalarQuantized(Posterior):
-    """Each component bounded and rounded to one of a few levels (Mentzer et al. 2023).
+    """Each component bounded and rounded to one of a few levels.
 
     No codebook is learned, and there are no penalties.
 
@@ -31,6 +31,9 @@ class FiniteScalarQuantized(Posterior):
 
     Raises:
         VaeJaxError: there are 2^31 codes or more.
+
+    References:
+        Mentzer et al. (2023), "Finite scalar quantization: VQ-VAE made simple", appendix A.1.
     """
 
     levels: Annotated[

@@ -15,7 +15,7 @@ from vae_jax.interfaces import Posterior, latent_shape
 
 
 class DiagonalGaussian(Posterior):
-    """q(z|x) = N(mu(h), diag sigma(h)²) with affine mu and ln sigma (Kingma & Welling 2013, eq. 9).
+    """q(z|x) = N(mu(h), diag sigma(h)²) with affine mu and ln sigma.
 
     Hierarchical models also use it for p(z_l | z_{l+1}).
 
@@ -27,6 +27,9 @@ class DiagonalGaussian(Posterior):
 
     Raises:
         VaeJaxError: the first limit is not below the second.
+
+    References:
+        Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 9.
     """
 
     shape: LatentShape
@@ -70,6 +73,9 @@ class FullCovarianceGaussian(Posterior):
     Attributes:
         dim: the number of latent dimensions d.
         kernel_init: the initializer of the affine maps.
+
+    References:
+        Kingma & Welling (2019), "An introduction to variational autoencoders", section 2.5.
     """
 
     dim: Dim

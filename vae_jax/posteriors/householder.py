@@ -16,7 +16,7 @@ NORMAL = nn.initializers.normal(1.0)
 
 
 class HouseholderFlow(Posterior):
-    """Reflections whose vectors come from the features (Tomczak & Welling 2016).
+    """Reflections whose vectors come from the features.
 
     q(z|x) is thus a Gaussian with a full covariance matrix, whose eigenvectors are learned apart
     from its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here all v_t are affine maps
@@ -25,6 +25,9 @@ class HouseholderFlow(Posterior):
     Attributes:
         dim: the number of latent dimensions d.
         num_flows: the number of reflections T; d of them can form any orthogonal matrix.
+
+    References:
+        Tomczak & Welling (2016), "Improving variational auto-encoders using Householder flow".
     """
 
     dim: Dim

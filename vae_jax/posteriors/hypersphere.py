@@ -16,13 +16,16 @@ from vae_jax.interfaces import Posterior
 
 
 class VonMisesFisher(Posterior):
-    """q(z|x) = vMF(mu(h), kappa(h)) on unit vectors (Davidson et al. 2018).
+    """q(z|x) = vMF(mu(h), kappa(h)) on unit vectors.
 
     mu is a normalized affine map; kappa is one plus the softplus of another.
 
     Attributes:
         dim: the number of components d >= 2 of the vectors, which have d - 1 degrees of freedom.
         kernel_init: the initializer of both affine maps.
+
+    References:
+        Davidson et al. (2018), "Hyperspherical variational auto-encoders".
     """
 
     dim: Annotated[int, Bounds(least=2)]

@@ -13,7 +13,7 @@ from vae_jax.posteriors.gaussian import DiagonalGaussian
 
 
 class InverseAutoregressiveFlow(Posterior):
-    """Inverse autoregressive flows, with the features as context (Kingma et al. 2016, section 4).
+    """Inverse autoregressive flows, with the features as context.
 
     A draw and its density take one evaluation of each network, the density of a given z takes d.
     The order of the components is reversed between flows. All examples share the networks.
@@ -22,6 +22,10 @@ class InverseAutoregressiveFlow(Posterior):
         dim: the number of latent dimensions d, at least 2.
         num_flows: the number of flows T.
         features: the width of each hidden layer of a flow's MADE.
+
+    References:
+        Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow",
+            section 4.
     """
 
     dim: SeveralDims

@@ -18,7 +18,7 @@ from vae_jax.posteriors.codes import as_map
 
 
 class LookupFree(Posterior):
-    """The signs of an affine map h: lookup-free quantization (Yu et al. 2023).
+    """The signs of an affine map h: lookup-free quantization.
 
     Its penalties are `commitment`, |h - z|², and `entropy`: the entropy of each position's soft
     assignment q(c) ∝ exp(-|h - c|²) over all 2^dim codes, less the entropy of the mean assignment

@@ -16,11 +16,14 @@ NORMAL = nn.initializers.normal(1.0)
 
 
 class PlanarFlow(Posterior):
-    """Planar flows with all parameters from the features (Rezende & Mohamed 2015).
+    """Planar flows with all parameters from the features.
 
     Attributes:
         dim: the number of latent dimensions d.
         num_flows: the number of flows T.
+
+    References:
+        Rezende & Mohamed (2015), "Variational inference with normalizing flows", section 4.1.
     """
 
     dim: Dim

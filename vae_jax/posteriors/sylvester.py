@@ -22,7 +22,7 @@ NORMAL = nn.initializers.normal(1.0)
 
 
 class SylvesterFlow(Posterior):
-    """Orthogonal Sylvester flows with all parameters from the features (van den Berg et al. 2018).
+    """Orthogonal Sylvester flows with all parameters from the features.
 
     Attributes:
         dim: the number of latent dimensions d.
@@ -31,6 +31,10 @@ class SylvesterFlow(Posterior):
 
     Raises:
         VaeJaxError: M > d.
+
+    References:
+        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference", section
+            3.1.
     """
 
     dim: Dim
@@ -62,7 +66,7 @@ class SylvesterFlow(Posterior):
 
 
 class HouseholderSylvesterFlow(Posterior):
-    """Sylvester flows whose Q is a product of reflections (van den Berg et al. 2018, section 3.2).
+    """Sylvester flows whose Q is a product of reflections.
 
     The flows are as wide as the space, M = d, and all parameters come from the features.
 
@@ -70,6 +74,10 @@ class HouseholderSylvesterFlow(Posterior):
         dim: the number of latent dimensions d.
         num_reflections: the number of Householder reflections H of each flow.
         num_flows: the number of flows T.
+
+    References:
+        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference", section
+            3.2.
     """
 
     dim: Dim
@@ -90,7 +98,7 @@ class HouseholderSylvesterFlow(Posterior):
 
 
 class TriangularSylvesterFlow(Posterior):
-    """Sylvester flows whose Q is a permutation (van den Berg et al. 2018, section 3.3).
+    """Sylvester flows whose Q is a permutation.
 
     The components keep their order in one flow and reverse it in the next, M = d, and all
     parameters come from the features.
@@ -98,6 +106,10 @@ class TriangularSylvesterFlow(Posterior):
     Attributes:
         dim: the number of latent dimensions d.
         num_flows: the number of flows T.
+
+    References:
+        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference", section
+            3.3.
     """
 
     dim: Dim

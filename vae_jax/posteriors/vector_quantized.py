@@ -112,18 +112,22 @@ def _quantize(encoded: Float[Array, "N h w d"], levels: Sequence[Vectors]) -> Qu
 
 
 class VectorQuantized(Posterior):
-    """The nearest vectors of a learned codebook (van den Oord et al. 2017).
+    """The nearest vectors of a learned codebook.
 
     Attributes:
         num_codes: the number of codes C.
         dim: the number of components d of the vectors and of the affine map before them.
         decay: the decay of the running averages that make up the vectors, in the collection
-            "codebook", from the inputs assigned to them (appendix A.1); None learns the vectors by
-            gradient, through the penalty "codebook".
+            "codebook", from the inputs assigned to them; None learns the vectors by gradient,
+            through the penalty "codebook".
         restart_below: the running average of uses per batch below which a code moves to one of the
             batch's inputs, as a fraction of the fair share, (the number of positions in a batch) /
             C; 0 leaves dead codes alone.
         kernel_init: the initializer of the affine map.
+
+    References:
+        van den Oord et al. (2017), "Neural discrete representation learning", equation 3 and
+            appendix A.1.
     """
 
     num_codes: Count
@@ -151,7 +155,7 @@ class VectorQuantized(Posterior):
 
 
 class ResidualVectorQuantized(Posterior):
-    """A sequence of codebooks, each for the residual of those before (Zeghidour et al. 2021).
+    """A sequence of codebooks, each for the residual of those before.
 
     z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder gets only
     the last one.
@@ -164,6 +168,11 @@ class ResidualVectorQuantized(Posterior):
         restart_below: the fraction of its fair share of uses below which a code is dead, as in
             `VectorQuantized`.
         kernel_init: the initializer of the affine map.
+
+    References:
+        Zeghidour et al. (2021), "SoundStream: an end-to-end neural audio codec".
+        Lee et al. (2022), "Autoregressive image generation using residual quantization", for the
+            penalties.
     """
 
     num_codes: Count

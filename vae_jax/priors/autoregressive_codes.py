@@ -46,7 +46,6 @@ class AutoregressiveCategorical(CodeTokens, Autoregressive):  # pyright: ignore[
 class AutoregressiveCodes(CodePrior):
     """An autoregressive p(z) over codes, row by row, by a transformer.
 
-    The prior of van den Oord et al. (2017, section 3.3) with a transformer instead of a PixelCNN.
     It is trained together with the model or as a second stage. Codes pass no gradient to the
     encoder; one-hot latents do. ln p(z) is exact.
 
@@ -54,6 +53,12 @@ class AutoregressiveCodes(CodePrior):
         shape: the height and width (h, w) of the map of codes; (n,) for one-hot latents.
         width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
         guidance, temperature, top_k, top_p: settings of draws, as in `CodePrior`.
+
+    References:
+        van den Oord et al. (2017), "Neural discrete representation learning", section 3.3, with a
+            PixelCNN.
+        Ho & Salimans (2022), "Classifier-free diffusion guidance", for guidance.
+        Holtzman et al. (2020), "The curious case of neural text degeneration", for `top_p`.
     """
 
     shape: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]

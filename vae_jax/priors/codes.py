@@ -42,6 +42,9 @@ class UniformCodes(Prior):
 
     Attributes:
         shape: the height and width (h, w) of the map of codes.
+
+    References:
+        van den Oord et al. (2017), "Neural discrete representation learning", section 3.1.
     """
 
     shape: tuple[Count, Count]
@@ -65,8 +68,12 @@ class CodePrior(TokenPrior):
         num_classes, drop_labels, guidance: as in `TokenPrior`.
         temperature: a code is drawn from p^(1/temperature), normalized; 0 takes the likeliest.
         top_k: the number of likeliest codes from which one is drawn; None keeps all.
-        top_p: the probability of the smallest set of likeliest codes from which one is drawn
-            (Holtzman et al. 2020); None keeps all. It applies after temperature and top_k.
+        top_p: the probability of the smallest set of likeliest codes from which one is drawn;
+            None keeps all. It applies after temperature and top_k.
+
+    References:
+        Holtzman et al. (2020), "The curious case of neural text degeneration", section 3.1, for
+            `top_p`.
     """
 
     top_k: Count | None = None

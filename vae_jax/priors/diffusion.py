@@ -50,7 +50,7 @@ class NoiseSchedule(nn.Module):
 
 
 class Diffusion(TransportPrior):
-    """Variational diffusion of latents with a learned noise schedule (Kingma et al. 2021).
+    """Variational diffusion of latents with a learned noise schedule.
 
     z_t = alpha z + sigma e with alpha² = sigmoid(-gamma(t)) and sigma² = sigmoid(gamma(t)), gamma
     increasing from -10 to 10. In continuous time the bound has three terms:
@@ -75,15 +75,18 @@ class Diffusion(TransportPrior):
         shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
         num_steps: the number of steps of the ancestral sampler, equally spaced in gamma.
 
+    References:
+        Kingma et al. (2021), "Variational diffusion models", equations 11 to 18.
+        Vahdat et al. (2021), "Score-based generative modeling in latent space", for the prior of a
+            VAE.
+        Salimans & Ho (2022), "Progressive distillation for fast sampling of diffusion models", for
+            the network's output.
+        Ho & Salimans (2022), "Classifier-free diffusion guidance", for guidance.
+
     Example:
         As a second stage, for a model with z of the shape (7, 7, 4):
 
         >>> second = fit_prior(run, Diffusion((7, 7, 4)), "runs/diffusion")
-
-    References:
-        Kingma et al. (2021), "Variational diffusion models", equations 11 to 18; Vahdat et al.
-        (2021), "Score-based generative modeling in latent space", for the prior of a VAE; Salimans
-        & Ho (2022), "Progressive distillation", for the network's output.
     """
 
     num_steps: Count = 250

@@ -14,7 +14,7 @@ FIRST = 1e-3  # the time at the data end, and sigma there
 
 
 class FlowMatching(TransportPrior):
-    """Flow matching with straight paths from data to noise (Lipman et al. 2023).
+    """Flow matching with straight paths from data to noise.
 
     z_t = (1 - t) z + t e for t from 0.001 to 1; the network's v estimates e - z. Fitted to given
     latents, it minimizes E_t,e |e - z - v(z_t, t)|² (equation 23), which is not a bound; ln p(z) is
@@ -22,7 +22,7 @@ class FlowMatching(TransportPrior):
     in scale.
 
     In the ELBO this error is weighted so that it gives the bound of `Diffusion` along the straight
-    path (Kingma & Gao 2023), with t drawn uniformly in ln t:
+    path, with t drawn uniformly in ln t:
 
         ln p(z) >= E ln p(z|z_t) at t = 0.001 - 1/2 E_t,e[gamma'(t) (1 - t)² |e - z - v|²],
 
@@ -33,15 +33,17 @@ class FlowMatching(TransportPrior):
     Attributes:
         shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
 
+    References:
+        Lipman et al. (2023), "Flow matching for generative modeling", section 4.1.
+        Kingma & Gao (2023), "Understanding diffusion objectives as the ELBO with simple data
+            augmentation".
+        Ho & Salimans (2022), "Classifier-free diffusion guidance", for guidance.
+
     Example:
         As a second stage, conditioned on ten classes, for a model with z of 16 dimensions:
 
         >>> second = fit_prior(run, FlowMatching(16, num_classes=10), "runs/flow")
         >>> images = second.sample(64, guidance=1.0)
-
-    References:
-        Lipman et al. (2023), "Flow matching for generative modeling", section 4.1; Kingma & Gao
-        (2023), "Understanding diffusion objectives as the ELBO with simple data augmentation".
     """
 
     @property

@@ -85,7 +85,7 @@ class AutoregressiveMixture(Autoregressive):
 
 
 class GIVT(TokenPrior):
-    """A generative infinite-vocabulary transformer (Tschannen et al. 2023).
+    """A generative infinite-vocabulary transformer.
 
     ln p(z) = sum_i ln sum_k w_k N(z_i; m_k, diag s_k²), where a causal transformer computes w, m
     and s from z_1, ..., z_i-1, the vectors of a map row by row. It is exact and takes one pass, so
@@ -100,15 +100,15 @@ class GIVT(TokenPrior):
         temperature: the factor of the standard deviations s in draws.
         num_components: the number K of Gaussians.
 
+    References:
+        Tschannen et al. (2023), "GIVT: generative infinite-vocabulary transformers", section 3,
+            whose guidance uses rejection sampling.
+
     Example:
         As a second stage, for a model with z of the shape (7, 7, 4):
 
         >>> second = fit_prior(run, GIVT((7, 7, 4)), "runs/givt")
         >>> images = second.sample(64, temperature=0.9)
-
-    References:
-        Tschannen et al. (2023), "GIVT: generative infinite-vocabulary transformers", section 3; the
-        paper's guidance uses rejection sampling.
     """
 
     width: Count = 128

@@ -164,7 +164,7 @@ def _rank(x: Float[Array, "N n"]) -> Int[Array, "N n"]:
 
 
 class MaskedCodes(CodePrior):
-    """Masked code modelling with a bidirectional transformer (MaskGIT, Chang et al. 2022).
+    """Masked code modelling with a bidirectional transformer, MaskGIT.
 
     The transformer learns p(z_i | seen codes). A draw begins with all codes hidden. In each of a
     few steps all hidden codes are drawn at once and the most confident ones are kept, so that
@@ -174,7 +174,7 @@ class MaskedCodes(CodePrior):
 
     Fitted to given latents, it maximizes the paper's sum over hidden codes, which is not a bound.
     In the ELBO the sums are weighted by the number of hidden codes so that they bound ln p(z) of
-    the model that draws one code after the other in a random order (Uria et al. 2014):
+    the model that draws one code after the other in a random order:
 
         ln p(z) >= E_order sum_t ln p(z_t | those before) = n E_hidden mean_i ln p(z_i | seen).
 
@@ -191,14 +191,15 @@ class MaskedCodes(CodePrior):
             log-probability of a drawn code; the noise falls to 0 by the last step. 4.5 is the value
             in the paper's code.
 
+    References:
+        Chang et al. (2022), "MaskGIT: masked generative image transformer".
+        Uria et al. (2014), "A deep and tractable density estimator", equation 9, for the bound.
+        Ho & Salimans (2022), "Classifier-free diffusion guidance", for guidance.
+
     Example:
         As a second stage, conditioned on ten classes, for a model with 7 x 7 codes:
 
         >>> second = fit_prior(run, MaskedCodes((7, 7), num_classes=10), "runs/masked")
-
-    References:
-        Chang et al. (2022), "MaskGIT: masked generative image transformer"; Uria et al. (2014), "A
-        deep and tractable density estimator", equation 9, for the bound.
     """
 
     shape: tuple[Count, Count]  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -13,7 +13,7 @@ from vae_jax.interfaces import Model, Prior
 
 
 class MaskedAutoregressiveFlow(Prior):
-    """Masked autoregressive flows, the order reversed between them (Papamakarios et al. 2017).
+    """Masked autoregressive flows, the order reversed between them.
 
     ln p(z) takes one evaluation of each network, a draw takes d. Unlike the paper, it has no batch
     normalization.
@@ -22,6 +22,10 @@ class MaskedAutoregressiveFlow(Prior):
         dim: the number of latent dimensions d, at least 2.
         num_flows: the number of flows T.
         features: the width of each hidden layer of a flow's MADE.
+
+    References:
+        Papamakarios et al. (2017), "Masked autoregressive flow for density estimation", section
+            3.1.
     """
 
     dim: SeveralDims

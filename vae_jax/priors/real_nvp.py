@@ -13,7 +13,7 @@ from vae_jax.interfaces import Model, Prior
 
 
 class RealNVP(Prior):
-    """Affine coupling layers that move even and odd components in turn (Dinh et al. 2017).
+    """Affine coupling layers that move even and odd components in turn.
 
     Unlike the paper, it has no batch normalization.
 
@@ -21,6 +21,9 @@ class RealNVP(Prior):
         dim: the number of latent dimensions d, at least 2.
         num_flows: the number of layers T.
         features: the width of each hidden layer of a coupling's network.
+
+    References:
+        Dinh et al. (2017), "Density estimation using Real NVP", section 3.
     """
 
     dim: SeveralDims

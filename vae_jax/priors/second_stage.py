@@ -74,11 +74,14 @@ class SecondStage(Bounded):
 
 
 class SecondStageVAE(Prior):
-    """A VAE over latents z, whose own latents u have as many dimensions (Dai & Wipf 2019).
+    """A VAE over latents z, whose own latents u have as many dimensions.
 
     Attributes:
         dim: the number of dimensions d of z and of u.
         hidden: the widths of the hidden layers of its encoder and decoder.
+
+    References:
+        Dai & Wipf (2019), "Diagnosing and enhancing VAE models", section 3.
     """
 
     dim: Dim

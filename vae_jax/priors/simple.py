@@ -29,6 +29,9 @@ class StandardNormal(Prior):
 
     Attributes:
         shape: the shape of z: d, (n, d) or (h, w, c).
+
+    References:
+        Kingma & Welling (2013), "Auto-encoding variational Bayes".
     """
 
     shape: LatentShape
@@ -89,10 +92,13 @@ class StandardStudentT(Prior):
 
 
 class HypersphericalUniform(Prior):
-    """p(z) constant on unit vectors (Davidson et al. 2018).
+    """p(z) constant on unit vectors.
 
     Attributes:
         dim: the number of components d of the vectors.
+
+    References:
+        Davidson et al. (2018), "Hyperspherical variational auto-encoders".
     """
 
     dim: Annotated[int, Bounds(least=2)]
@@ -128,12 +134,16 @@ class UniformConcrete(Prior):
     """The relaxation of `UniformCategorical` to probability vectors `[n, C]`.
 
     It is not uniform on the simplex: at lower temperatures more of its mass is near the corners,
-    equally near each of them (Maddison et al. 2017).
+    equally near each of them.
 
     Attributes:
         num: the number of variables n.
         classes: the number of components C of each.
         temperature: the temperature of the relaxation.
+
+    References:
+        Maddison et al. (2017), "The Concrete distribution: a continuous relaxation of discrete
+            random variables".
     """
 
     num: Count

@@ -17,11 +17,10 @@ from vae_jax.interfaces import Model, Prior
 
 
 class VampPrior(Prior):
-    """p(z) = sum_c w_c q(z | u_c) with pseudo-inputs u_c (Tomczak & Welling 2018, equation 9).
+    """p(z) = sum_c w_c q(z | u_c) with pseudo-inputs u_c.
 
     The pseudo-inputs are parameters. If they are fixed, they are exemplars, in the collection
-    "exemplars", and only the encoder that maps them is trained (Norouzi et al. 2020; their prior
-    also leaves out the image that is being encoded, this one does not).
+    "exemplars", and only the encoder that maps them is trained.
 
     Attributes:
         num_components: the number of components C.
@@ -35,6 +34,11 @@ class VampPrior(Prior):
     Raises:
         VaeJaxError: there are fewer images than components, or (when the model is used) they have
             another shape than the model's images.
+
+    References:
+        Tomczak & Welling (2018), "VAE with a VampPrior", equation 9.
+        Norouzi et al. (2020), "Exemplar VAE: linking generative models, nearest neighbor retrieval,
+            and data augmentation", whose prior also leaves out the image that is being encoded.
 
     Example:
         Exemplars, drawn from the training images:

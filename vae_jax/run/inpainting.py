@@ -66,7 +66,7 @@ def inpainted(
 
     References:
         Mattei & Frellsen (2018), "Leveraging the exact likelihood of deep latent variable models",
-        algorithm 2.
+            algorithm 2.
     """
     exact = has_exact_chain(model)
     hidden = missing[..., None]
