@@ -18,7 +18,7 @@ from vae_jax.priors.standardized import Standardized
 
 SMALL: dict[str, Any] = {"width": 8, "num_layers": 1, "num_heads": 2, "num_components": 3}
 K = 3
-MODEL: Any = None  # GIVT does not look at the model
+MODEL = tiny.model()
 
 
 def made(prior: vj.GIVT, y: Array | None = None) -> AutoregressiveMixture:

@@ -41,7 +41,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.distributions import MultivariateNormal, Normal
-from vae_jax.hierarchical import merge
+from vae_jax.hierarchical.ladder import merge
 
 SHAPE, B, K = (3, 2, 1), 4, 2000
 

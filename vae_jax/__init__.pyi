@@ -23,9 +23,9 @@ from .evaluation.evaluate import evaluate as evaluate
 from .experiment import Experiment as Experiment
 from .generate import sample as sample
 from .grid import train_grid as train_grid
-from .hierarchical import HierarchicalVAE as HierarchicalVAE
-from .hierarchical import LadderVAE as LadderVAE
-from .hierarchical import SkipVAE as SkipVAE
+from .hierarchical.bottom_up import HierarchicalVAE as HierarchicalVAE
+from .hierarchical.ladder import LadderVAE as LadderVAE
+from .hierarchical.skip import SkipVAE as SkipVAE
 from .interfaces import Labels as Labels
 from .likelihoods.autoregressive import AutoregressivePixels as AutoregressivePixels
 from .likelihoods.bernoulli import Bernoulli as Bernoulli
