@@ -14,9 +14,10 @@ from running import on_devices
 from scipy import stats
 
 import vae_jax as vj
-from vae_jax import VaeJaxError, plots
+from vae_jax import VaeJaxError
 from vae_jax.bounds import per_image
 from vae_jax.compatibility import check_pictures
+from vae_jax.plots import pictures
 from vae_jax.standard_figures import plot_standard_figures
 
 SHAPE, D = (2, 4, 1), 2
@@ -144,7 +145,7 @@ HALF = np.arange(4)[:, None] < np.array([[2] * 4])
 def test_missing_pixels_are_shown_grey() -> None:
     x = np.zeros((1, 2, 2, 2), np.float32)
     x[0, 0, :, 1] = 1
-    pixels = plots._pixels(x, "[N,H,W,C]")
+    pixels = pictures._pixels(x, "[N,H,W,C]")
     np.testing.assert_array_equal(pixels[0, :, 0, 0], [0, 128])
 
 

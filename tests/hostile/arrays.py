@@ -253,9 +253,9 @@ def _plot_rows() -> dict[str, tuple[Callable[[Path], object], str]]:
 
     return {
         "a list": (save(pictures.tolist()), "give an array [N,H,W,C]"),
-        "bytes": (save(IMAGES), "pass pictures in [0,1], not logits or bytes"),
-        "logits": (save(8 * pictures - 4), "pass pictures in [0,1]"),
-        "a NaN": (save(pictures * np.nan), "pass pictures in [0,1]"),
+        "bytes": (save(IMAGES), "pass pictures in [0, 1], not logits or bytes"),
+        "logits": (save(8 * pictures - 4), "pass pictures in [0, 1]"),
+        "a NaN": (save(pictures * np.nan), "pass pictures in [0, 1]"),
         "channels first": (save(np.zeros((2, 3, 8, 8))), "channels last"),
         "one image": (save(pictures[0]), "give [N,H,W,C]"),
         "no image": (save(pictures[:0]), "at least one"),
