@@ -114,7 +114,7 @@ def restyled(run: Run, source: str) -> dict[str, np.ndarray]:
 
 
 def compare(run: Run) -> None:
-    """Prints SSIM, PSNR and Fréchet distances to the true pictures, for each pair of styles.
+    """Print SSIM, PSNR and Fréchet distances to the true pictures, for each pair of styles.
 
     SSIM and PSNR are also printed for the nearest training picture, with the mean gain in SSIM over
     it and its 95 % interval over subjects. PSNR is the median, because a few pictures are nearly

@@ -62,7 +62,7 @@ from vae_jax.run import Run
 
 
 def identity(x: Any) -> Any:
-    """Leaves the means affine in z."""
+    """Leave the means affine in z."""
     return x
 
 

@@ -109,7 +109,7 @@ class Logistic256(DiscretizedLogistic):
 
 
 def normalized_gradients() -> optax.GradientTransformation:
-    """Divides each tensor's gradient by its norm."""
+    """Divide each tensor's gradient by its norm."""
 
     def normalize(gradients: optax.Updates, params: optax.Params | None) -> optax.Updates:
         return jax.tree.map(lambda g: g / (jnp.linalg.norm(g.ravel()) + 1e-10), gradients)

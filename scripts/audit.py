@@ -164,7 +164,7 @@ NUMBERS: list[Callable[[], float]] = [
 
 
 def main() -> None:
-    """Prints a row for each number."""
+    """Print a row for each number."""
     print("| number | value |\n|---|---|")
     for number in NUMBERS:
         print(f"| {(number.__doc__ or '').rstrip('.')} | {number():.3g} |")

@@ -42,7 +42,7 @@ class Program:
     """A contender's process, running or paused."""
 
     def __init__(self, contender: Contender, peers: Path, folder: Path):
-        """Starts it, waits for its first lines, notes what starting took, and pauses it."""
+        """Start it, wait for its first lines, note what starting took, and pause it."""
         self.contender = contender
         self.output, self.errors = folder.with_suffix(".output"), folder.with_suffix(".errors")
         binaries = (peers if contender.peer else ROOT / ".venv") / "bin"
@@ -92,7 +92,7 @@ class Program:
         return [line for line in lines if line.get("time", 0) >= self.woken and "step" in line]
 
     def wait(self, count: int, seconds: float = 0.0) -> None:
-        """Waits for that many lines, and seconds, after it was resumed."""
+        """Wait for that many lines, and seconds, after it was resumed."""
         while len(self.lines()) < count or time.time() < self.woken + seconds:
             if self.process.poll() is not None:
                 raise SystemExit(f"{self.contender.name} ended:\n{self.errors.read_text()[-2000:]}")
@@ -173,12 +173,12 @@ class Measured:
 
 
 def end_by_exception(number: int, _: object) -> NoReturn:
-    """Ends this program by an exception, so that it also ends its contenders."""
+    """End this program by an exception, so that it also ends its contenders."""
     raise SystemExit(128 + number)
 
 
 def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[Measured], int]:
-    """Runs a workload's contenders, and counts disturbed windows."""
+    """Run a workload's contenders, and count disturbed windows."""
     programs: list[Program] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
         try:
@@ -298,7 +298,7 @@ def main(
     rounds: int = 9,
     seconds: float = 2.0,
 ) -> None:
-    """Runs the benchmark.
+    """Run the benchmark.
 
     Args:
         peers: an environment with numpyro, pythae and torch.

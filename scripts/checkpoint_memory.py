@@ -35,7 +35,7 @@ def peak() -> int:
 
 
 def measure(folder: Path, millions: float, stopped: bool) -> dict[str, float]:
-    """Trains in this process, to the end or to the first step."""
+    """Train in this process, to the end or to the first step."""
     import jax
     import numpy as np
     import optax
@@ -119,7 +119,7 @@ def in_a_process(folder: Path, millions: float, *stopped: str) -> dict[str, floa
 
 
 def main(*, millions: float = 100) -> None:
-    """Prints both processes' numbers.
+    """Print both processes' numbers.
 
     Args:
         millions: the number of parameters, in millions.

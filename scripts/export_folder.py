@@ -52,7 +52,7 @@ def read_groups(data: Data, groups: tuple[str, ...]) -> dict[str, list[int]]:
 
 
 def export(data: Data, folder: Path, groups: tuple[str, ...] = ()) -> int:
-    """Writes the images as SPLIT/GROUP/ROW.png and returns their number.
+    """Write the images as SPLIT/GROUP/ROW.png, and return their number.
 
     Raises:
         VaeJaxError: the groups do not suit the data set, or the folder exists.
@@ -76,7 +76,7 @@ def main(
     folder: tyro.conf.Positional[Path],
     groups: tuple[str, ...] = (),
 ) -> None:
-    """Writes a data set's images to a folder, a sub-folder for each class or group of them.
+    """Write a data set's images to a folder, a sub-folder for each class or group of them.
 
     Args:
         data: the name of a data set, as `vae-jax data list` prints it.

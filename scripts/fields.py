@@ -14,14 +14,14 @@ class FieldsAreArguments(griffe.Extension):
     """Shows the fields of a Linen module, with their defaults, as its constructor's arguments."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
-        """Makes an `Example:` a section whose code is shown as code, and `References:` a list."""
+        """Make an `Example:` a section whose code is shown as code, and `References:` a list."""
         if obj.docstring is not None:
             text = EXAMPLE.sub("Examples:", obj.docstring.value)
             text = REFERENCES.sub(lambda found: ENTRY.sub("    - ", found[0]), text)
             obj.docstring.value = text
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: object) -> None:
-        """Gives each class with fields a constructor."""
+        """Give each class with fields a constructor."""
         for module in [pkg, *_modules(pkg)]:
             for cls in module.classes.values():
                 if not cls.is_alias and "__init__" not in cls.members:

@@ -82,7 +82,7 @@ def draw(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out:
 
 
 def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scaling.png") -> None:
-    """Measures all points, or one.
+    """Measure all points, or one.
 
     Args:
         point: the number of images and K of one point, whose seconds and MiB are printed; None

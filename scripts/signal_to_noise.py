@@ -101,7 +101,7 @@ class Toy:
 
     @classmethod
     def make(cls, dim: int, images: int, offset: float, seed: int = 0) -> "Toy":
-        """Draws mu, the images, and the parameters' offsets from the optimum, N(0, offset²)."""
+        """Draw mu, the images, and the parameters' offsets from the optimum, N(0, offset²)."""
         generator = np.random.default_rng(seed)
         x = generator.normal(size=dim) + math.sqrt(2) * generator.normal(size=(images, dim))
         mu = x.mean(0)
@@ -127,7 +127,7 @@ class Toy:
         return -0.25 * square - 0.5 * self.x.shape[1] * math.log(4 * math.pi)
 
     def map_images(self, function: Callable[[Array, Array], Any], samples: int) -> Callable:
-        """Maps a function over the images, each with its own key, several images at a time.
+        """Map a function over the images, each with its own key, several images at a time.
 
         Args:
             function: a function of an image `[1, D, 1, 1]` and keys `[1]`.
@@ -254,7 +254,7 @@ def main(
     offset: float = 0.01,
     draws: int = 4096,
 ) -> None:
-    """Plots the toy's signal-to-noise ratios against K and M, and its bounds beside exact ln p(x).
+    """Plot the toy's signal-to-noise ratios against K and M, and its bounds beside exact ln p(x).
 
     Args:
         workdir: the folder of the figures.

@@ -91,7 +91,7 @@ def tell_apart(
 def main(
     run: tyro.conf.Positional[Path], per_class: int = 100, num_train: int = 20_000, seed: int = 0
 ) -> None:
-    """Prints how often a classifier of real images assigns samples to the class asked for.
+    """Print how often a classifier of real images assigns samples to the class asked for.
 
     Args:
         run: the run folder of a conditional model.

@@ -77,7 +77,7 @@ def timed(function: Function, a: Array, b: Array, looped: bool = True) -> str:
 
 
 def main(slow: bool = False) -> None:
-    """Prints the table.
+    """Print the table.
 
     Args:
         slow: whether to time XLA's own gradients in a loop too, which take seconds.

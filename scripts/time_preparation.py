@@ -30,7 +30,7 @@ assert len(data.train) + len(data.valid) + len(data.test) == int(sys.argv[3])
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Writes JPEG files, a thousand in each sub-folder."""
+    """Write JPEG files, a thousand in each sub-folder."""
     generator = np.random.default_rng(0)
     for number in range(count):
         own = folder / f"{number // 1000:04d}"
@@ -61,7 +61,7 @@ def measure(count: int) -> tuple[float, float]:
 
 
 def main(counts: tuple[int, ...] = (1000, 10_000, 100_000)) -> None:
-    """Measures every point and prints them.
+    """Measure every point, and print them.
 
     Args:
         counts: the numbers of pictures.

@@ -87,7 +87,7 @@ def road(experiment: Experiment) -> Road:
 
 
 def main() -> None:
-    """Prints the road of the plainest step."""
+    """Print the road of the plainest step."""
     found = road(plainest())
     for file, functions in found.items():
         print(f"{file}: {', '.join(functions)}")

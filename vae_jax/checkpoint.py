@@ -57,7 +57,7 @@ def _finite(number: float | None) -> float | None:
 def _describe(
     partial: Path, arrays: dict[str, str], validation: float | None, finite: bool
 ) -> None:
-    """Writes the manifest of a complete checkpoint."""
+    """Write the manifest of a complete checkpoint."""
     manifest = {
         "validation": _finite(validation),
         "finite": finite,
@@ -169,7 +169,7 @@ class Checkpoints:
         sys.unraisablehook = self._hook
 
     def save(self, step: int, state: Any, validation: float | None, finite: bool = True) -> None:
-        """Starts writing a state of host arrays, which must not change afterwards.
+        """Start writing a state of host arrays, which must not change afterwards.
 
         Args:
             step: its name; a whole checkpoint of that name stays as it is.
@@ -186,7 +186,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, step, state, validation, finite)
 
     def save_shares(self, step: int, state: object, validation: float | None, finite: bool) -> None:
-        """Starts writing a state of which each process has a share, and writes its own.
+        """Start writing a state of which each process has a share, and write its own.
 
         It returns when they are copied to the host. All processes call it, and `wait`.
 
@@ -224,7 +224,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write_shares, step, partial, about)
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
+        """Return when everything is on disk.
 
         Raises:
             VaeJaxError: it could not be written.
@@ -275,7 +275,7 @@ class Checkpoints:
             self._delete(old)
 
     def measure(self, step: int, validation: float | None) -> None:
-        """Adds the validation of a state that was saved without one; see `save`."""
+        """Add the validation of a state that was saved without one; see `save`."""
         self.wait()
         if (manifest := self._manifest(step)) is not None:
             path = self.folder / str(step) / storage.MANIFEST
@@ -287,7 +287,7 @@ class Checkpoints:
         return [step for step in self.steps() if (self._manifest(step) or {}).get("finite")]
 
     def back_to_finite(self) -> int | None:
-        """Deletes the checkpoints of skipped steps at the end, so that the latest is a good one.
+        """Delete the checkpoints of skipped steps at the end, so that the latest is a good one.
 
         Returns:
             The step of that one; None where there is no good one, and nothing is deleted.
@@ -300,7 +300,7 @@ class Checkpoints:
         return good
 
     def _delete(self, step: int) -> None:
-        """Deletes a checkpoint; a folder that holds other files too is renamed instead."""
+        """Delete a checkpoint; a folder that holds other files too is renamed instead."""
         manifest, folder = self._manifest(step), self.folder / str(step)
         if manifest is None:
             self._set_aside(step)
@@ -310,7 +310,7 @@ class Checkpoints:
             storage.delete_folder(folder)
 
     def _set_aside(self, step: int) -> None:
-        """Moves a damaged checkpoint out of the way."""
+        """Move a damaged checkpoint out of the way."""
         target = self.folder.with_name(f"damaged_{self.folder.name}") / str(step)
         storage.make_folder(target.parent)
         (self.folder / str(step)).rename(storage.free_name(target))
@@ -346,7 +346,7 @@ class Checkpoints:
     def restore(
         self, like: State | None, which: Which = "latest"
     ) -> tuple[State, list[str]] | None:
-        """Reads a state; one that is damaged is passed over for the next.
+        """Read a state; one that is damaged is passed over for the next.
 
         Args:
             like: a state of the same structure, its leaves arrays or `jax.ShapeDtypeStruct`; None
@@ -388,7 +388,7 @@ class Checkpoints:
         )
 
     def read(self, step: int, like: State | None) -> State | None:
-        """Reads the state of a step.
+        """Read the state of a step.
 
         Args:
             step: its step.
@@ -425,7 +425,7 @@ class Checkpoints:
         return jax.tree.map(np.asarray, state)
 
     def clean_up(self, step: int) -> None:
-        """Makes room to go on from `step`, in the one process that writes.
+        """Make room to go on from `step`, in the one process that writes.
 
         What a killed process was writing is deleted; checkpoints later than `step`, which are
         damaged, move to `damaged_checkpoints`, to be written again.

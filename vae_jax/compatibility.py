@@ -83,7 +83,7 @@ def _fitting(parts: Iterable[type[Part]], fits: Callable[[type[Part]], bool]) ->
 
 
 def check_data(likelihood: Likelihood, data: Data) -> None:
-    """Checks that the likelihood gives a probability to the images that the protocol makes.
+    """Check that the likelihood gives a probability to the images that the protocol makes.
 
     Raises:
         VaeJaxError: it does not.
@@ -113,7 +113,7 @@ def check_data(likelihood: Likelihood, data: Data) -> None:
 
 
 def check_labels(model: Model, data: Data) -> None:
-    """Checks that a conditional model and its prior have the classes of the data.
+    """Check that a conditional model and its prior have the classes of the data.
 
     Raises:
         VaeJaxError: they do not, or a prior p(z|y) is in a model without labels.
@@ -148,7 +148,7 @@ def check_labels(model: Model, data: Data) -> None:
 
 
 def check_prior(posterior: Posterior, prior: Prior) -> None:
-    """Checks that the prior has a density where the latents live, and can be made of the posterior.
+    """Check that the prior has a density where the latents live, and can be made of the posterior.
 
     Raises:
         VaeJaxError: it has none, or cannot.
@@ -201,7 +201,7 @@ def fits_posterior(requires: Requirements, posterior: Posterior | type[Posterior
 
 
 def check_objective(objective: Objective, model: Model) -> None:
-    """Checks that the model has what the objective requires.
+    """Check that the model has what the objective requires.
 
     Raises:
         VaeJaxError: it does not.
@@ -312,7 +312,7 @@ _FITTING: WeakValueDictionary[int, Model] = WeakValueDictionary()
 
 
 def check_shapes(model: Model, objective: Objective | None = None) -> None:
-    """Checks that the parts of a model fit together: every one takes what the part before gives.
+    """Check that the parts of a model fit together: every one takes what the part before gives.
 
     A model without a critic is traced once, however many experiments it is in.
 
@@ -387,7 +387,7 @@ def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
 
 
 def _check_unchanged(model: Model, variables: Variables) -> None:
-    """Checks that a model may be called without changing its variables, as evaluation does.
+    """Check that a model may be called without changing its variables, as evaluation does.
 
     Raises:
         VaeJaxError: a part always changes its own, as batch normalization does.
@@ -408,7 +408,7 @@ def _check_unchanged(model: Model, variables: Variables) -> None:
 
 
 def check_densities(model: Model, objective: Objective) -> None:
-    """Checks, where an objective takes densities apart, that they are what their parts declare.
+    """Check, where an objective takes densities apart, that they are what their parts declare.
 
     Raises:
         VaeJaxError: a user's own part declares what its density is not.
@@ -418,7 +418,7 @@ def check_densities(model: Model, objective: Objective) -> None:
 
 
 def check_pictures(model: Model, objective: Objective) -> None:
-    """Checks that the mean of p(x|z) is a picture where an objective shows it to a critic.
+    """Check that the mean of p(x|z) is a picture where an objective shows it to a critic.
 
     Raises:
         VaeJaxError: pictures are draws, through which no gradient passes, or images have missing
@@ -444,7 +444,7 @@ def check_pictures(model: Model, objective: Objective) -> None:
 
 
 def check_moved(model: Model, augmentations: Sequence[Augmentation]) -> None:
-    """Checks that augmentations do not mix up the channel that says which pixels are seen.
+    """Check that augmentations do not mix up the channel that says which pixels are seen.
 
     Raises:
         VaeJaxError: an augmentation of this package mixes or scales values.
@@ -460,7 +460,7 @@ def check_moved(model: Model, augmentations: Sequence[Augmentation]) -> None:
 
 
 def check_batch(objective: Objective, batch_size: int) -> None:
-    """Checks that a batch has enough images for what the objective estimates from it.
+    """Check that a batch has enough images for what the objective estimates from it.
 
     Raises:
         VaeJaxError: it does not.
@@ -490,7 +490,7 @@ def notes(objective: Objective, opt_state: optax.OptState) -> Iterator[str]:
 
 
 def check_accumulation(model: Model, objective: Objective) -> None:
-    """Checks that a batch taken in parts has the gradients of the batch taken at once.
+    """Check that a batch taken in parts has the gradients of the batch taken at once.
 
     Raises:
         VaeJaxError: it does not.
@@ -514,7 +514,7 @@ def check_accumulation(model: Model, objective: Objective) -> None:
 
 
 def check(model: Model, objective: Objective, data: Data) -> None:
-    """Checks everything that has to fit before training.
+    """Check everything that has to fit before training.
 
     Raises:
         VaeJaxError: a combination has no meaning; the sentence names what would fit.

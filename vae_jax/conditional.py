@@ -109,7 +109,7 @@ def dropped(
 def check_guidance(
     part: nn.Module, num_classes: int | None, drop_labels: float, guidance: float
 ) -> None:
-    """Checks that a prior with guidance has classes to be guided to, and learns p(z) too.
+    """Check that a prior with guidance has classes to be guided to, and learns p(z) too.
 
     Raises:
         VaeJaxError: it has no classes, or no labels are dropped.
@@ -169,7 +169,7 @@ class ClassGaussian(Prior):
         source: Integer[ArrayLike, ""],
         target: Integer[ArrayLike, ""],
     ) -> Float[Array, "*latents"]:
-        """Moves z from one class to another: m_b + s_b (z - m_a) / s_a keeps its deviation.
+        """Move z from one class to another: m_b + s_b (z - m_a) / s_a keeps its deviation.
 
         Args:
             z: latents `[..., *shape]`; if they are distributed as p(z|a), the result is distributed

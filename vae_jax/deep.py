@@ -80,7 +80,7 @@ class DeepVAE(Model, kw_only=True):
     prior: Prior = TopLayer()
 
     def setup(self):
-        """Refuses ways up and down that do not meet.
+        """Refuse ways up and down that do not meet.
 
         Raises:
             VaeJaxError: they do not, or there is no block.

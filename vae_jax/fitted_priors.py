@@ -86,7 +86,7 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
 
 
 def check_replaced(run: Run, prior: Prior) -> None:
-    """Checks that a prior can replace that of a run's model.
+    """Check that a prior can replace that of a run's model.
 
     Raises:
         VaeJaxError: it gives the latents no density, or the run's own is p(z|y) or a `DeepVAE`'s.

@@ -121,7 +121,7 @@ class Part(nn.Module):
 
     @nn.nowrap
     def check(self) -> None:
-        """Checks the fields; a subclass, with `nn.nowrap`, adds what has to hold between them.
+        """Check the fields; a subclass, with `nn.nowrap`, adds what has to hold between them.
 
         Raises:
             VaeJaxError: a field does not fit, or a module is in two positions.
@@ -424,7 +424,7 @@ class Model(Part, kw_only=True):
             ...
 
     def setup(self):
-        """Refuses a model that does not know its images."""
+        """Refuse a model that does not know its images."""
         if not self.image_shape:
             raise VaeJaxError(
                 f"This {type(self).__name__} does not know the shape of its images: give it to an "
@@ -447,7 +447,7 @@ class Model(Part, kw_only=True):
         args: Sequence[object],
         kwargs: Mapping[str, object],
     ) -> None:
-        """Checks images x, latents zs and labels y before one of the model's methods gets them.
+        """Check images x, latents zs and labels y before one of the model's methods gets them.
 
         Raises:
             VaeJaxError: they do not fit the model.
@@ -485,7 +485,7 @@ class Model(Part, kw_only=True):
         num_samples: int = 1,
         y: Int[Array, "_"] | None = None,
     ) -> "Terms":
-        """Encodes images, samples latents, decodes them.
+        """Encode images, sample latents, decode them.
 
         Args:
             x: images in the form of the data's protocol.

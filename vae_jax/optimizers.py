@@ -182,7 +182,7 @@ class SpectralState(NamedTuple):
 def spectral_regularization(
     weight: Weight | Callable[[Array], ArrayLike], iterations: Count = 4
 ) -> optax.GradientTransformation:
-    """Adds to the loss the largest singular values of the networks' kernels, times a weight.
+    """Add to the loss the largest singular values of the networks' kernels, times a weight.
 
     That is weight sum_i sigma(W_i), whose gradient for W is weight u v', with u and v the first
     singular vectors. Only the gradient is changed; the loss that is reported is without it. u and v

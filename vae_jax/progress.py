@@ -157,7 +157,7 @@ class Waiting:
         return self._what if isinstance(self._what, str) else self._what()
 
     def heard(self) -> None:
-        """Notes that something else was said."""
+        """Record that something else was said."""
         self._said = self._begun = time.perf_counter()
 
     def _say_again(self) -> None:

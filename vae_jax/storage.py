@@ -46,7 +46,7 @@ class DamagedError(VaeJaxError):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turns a failure to write into a sentence.
+    """Turn a failure to write into a sentence.
 
     Raises:
         VaeJaxError: `path` cannot be written: no permission, no space, not a folder.
@@ -64,7 +64,7 @@ def writing(path: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """Replaces a file once its content is complete and on the disk.
+    """Replace a file once its content is complete and on the disk.
 
     Yields:
         A temporary path beside it, with its suffix, to write to. An exception deletes what is
@@ -83,7 +83,7 @@ def whole_file(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Generator[Path]:
-    """Makes a folder that appears once its content is complete and on the disk.
+    """Make a folder that appears once its content is complete and on the disk.
 
     Yields:
         A temporary folder beside it to fill, which an exception deletes.
@@ -110,7 +110,7 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its parents, and flushes them to the disk."""
+    """Make a folder and its parents, and flush them to the disk."""
     check_local(path)
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def make_folder(path: Path) -> None:
 
 
 def delete_partial(partial: Path) -> None:
-    """Deletes a temporary file or folder, and anything whose name begins with its name."""
+    """Delete a temporary file or folder, and anything whose name begins with its name."""
     for path in list(partial.parent.glob(f"{partial.name}*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -128,12 +128,12 @@ def delete_partial(partial: Path) -> None:
 
 
 def delete_folder(path: Path) -> None:
-    """Deletes a folder, which a reader finds whole or not at all."""
+    """Delete a folder, which a reader finds whole or not at all."""
     delete_partial(path.rename(_partial_beside(path)))
 
 
 def sweep(folder: Path, age: float = 3600.0) -> None:
-    """Deletes the temporary files and folders of writers that were killed.
+    """Delete the temporary files and folders of writers that were killed.
 
     Args:
         folder: where they wrote.
@@ -162,7 +162,7 @@ def from_home(path: str | Path) -> Path:
 
 
 def check_local(path: str | Path) -> None:
-    """Refuses an address such as gs://bucket/runs, from which Python would make a folder `gs:`.
+    """Refuse an address such as gs://bucket/runs, from which Python would make a folder `gs:`.
 
     Raises:
         VaeJaxError: it is one, or a name that no file can have.
@@ -187,7 +187,7 @@ def check_local(path: str | Path) -> None:
 
 
 def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
-    """Refuses what is in the way of a run's folders and files, before the run takes any time.
+    """Refuse what is in the way of a run's folders and files, before the run takes any time.
 
     Raises:
         VaeJaxError: a folder is where a file is to be, or a file, or a link to nothing, where a
@@ -224,7 +224,7 @@ def _partial_beside(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -240,7 +240,7 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
     with writing(path), whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -265,7 +265,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def append_entry(path: Path, entry: Any) -> None:
-    """Adds an entry to a JSON file that holds a list; those of all processes are kept.
+    """Add an entry to a JSON file that holds a list; those of all processes are kept.
 
     A damaged file is renamed, and a new list begun.
     """
@@ -283,7 +283,7 @@ def append_entry(path: Path, entry: Any) -> None:
 
 
 def append_line(path: Path, content: Any) -> None:
-    """Adds a line to a JSON Lines file, whole or not at all, and returns when it is on the disk."""
+    """Add a line to a JSON Lines file, whole or not at all, and return when it is on the disk."""
     line = json.dumps(content).encode() + b"\n"
     with writing(path), path.open("a+b", buffering=0) as file:
         _lock_file(file.fileno(), wait=True)
@@ -319,7 +319,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def lock(path: Path, refusal: str | None = None) -> Generator[None]:
-    """Holds a lock, which the operating system releases when this process ends, however it ends.
+    """Hold a lock, which the operating system releases when this process ends, however it ends.
 
     In a read-only folder there is nothing to guard; where there are no locks, a sentence on
     standard error says so.
@@ -360,7 +360,7 @@ def lock(path: Path, refusal: str | None = None) -> Generator[None]:
 
 
 def _lock_file(file: int, wait: bool) -> str | None:
-    """Locks an open file until it is closed.
+    """Lock an open file until it is closed.
 
     Returns:
         Why that is not possible here, or None.
@@ -456,7 +456,7 @@ def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False
 
 
 def write_stamp(folder: Path, manifest: Mapping[str, Entry]) -> None:
-    """Notes that `manifest_of` has just hashed the files of a folder, for `damage_since`."""
+    """Record that `manifest_of` has just hashed the files of a folder, for `damage_since`."""
     with contextlib.suppress(VaeJaxError):  # then they are hashed once more
         write_json(folder / STAMP, _stamp_of(folder, manifest))
 

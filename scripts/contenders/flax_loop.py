@@ -42,7 +42,7 @@ class ConvVAE(nn.Module):
 
 
 def main(work: Literal["mlp", "conv"], batch_size: int = 128, log_every: int = 100) -> None:
-    """Trains until it is killed."""
+    """Train until it is killed."""
     generator = np.random.default_rng(0)
     images = jnp.asarray(generator.integers(0, 256, (50_000, 28, 28, 1), np.uint8))
     model: Any = MLPVAE() if work == "mlp" else ConvVAE()

@@ -38,7 +38,7 @@ def mlp(x):
 
 
 def main(work: Literal["square", "mlp"], batch_size: int = 128, log_every: int = 100) -> None:
-    """Multiplies until it is killed."""
+    """Multiply until it is killed."""
     if work == "square":
         step, carry = square, jnp.ones((2048, 2048))
         flops = 2 * 2048**3

@@ -60,7 +60,7 @@ def guide(x):
 
 
 def main() -> None:
-    """Trains until it is killed."""
+    """Train until it is killed."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (50_000, 784), np.uint8).astype(np.float32) / 255
     images = jnp.asarray(images)

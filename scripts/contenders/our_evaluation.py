@@ -54,7 +54,7 @@ def plain(
 
 
 def main(num_samples: int = 5000, num_images: int = 1000, plain_loop: bool = False) -> None:
-    """Evaluates until it is killed.
+    """Evaluate until it is killed.
 
     Args:
         num_samples: the number of samples K.

@@ -14,7 +14,7 @@ from vae_jax.train import chunks_of_batches
 
 
 def main(batch_size: int = 128, log_every: int = 400, streamed: bool = True) -> None:
-    """Takes batches until it is killed."""
+    """Take batches until it is killed."""
     this = experiment(work="stream", batch_size=batch_size, log_every=log_every)
     layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)
     images = None if streamed else parallel.replicate(this.data.train.images)

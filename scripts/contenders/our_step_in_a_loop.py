@@ -23,7 +23,7 @@ from vae_jax.step import init_state, loss_at_terms
 
 
 def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) -> None:
-    """Trains until it is killed."""
+    """Train until it is killed."""
     this = experiment(work=work, batch_size=batch_size, k=k, log_every=log_every)
     protocol, images = this.data.protocol, jnp.asarray(this.data.train.images)
 

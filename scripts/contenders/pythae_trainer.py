@@ -54,14 +54,14 @@ class Lines(TrainingCallback):
     steps = 0
 
     def on_train_step_end(self, training_config, **_):
-        """Counts the step."""
+        """Count the step."""
         self.steps += 1
         if self.steps % LOG_EVERY == 0:
             print(json.dumps({"step": self.steps, "time": time.time()}), flush=True)
 
 
 def main() -> None:
-    """Trains until it is killed."""
+    """Train until it is killed."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 2, (50_000, 784)).astype(np.float32)
     config = VAEConfig(input_dim=(784,), latent_dim=20, reconstruction_loss="bce")

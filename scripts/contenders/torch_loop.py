@@ -234,7 +234,7 @@ def evaluate(model, images, num_samples=5000):
 
 
 def main() -> None:
-    """Trains or evaluates until it is killed."""
+    """Train or evaluate until it is killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work")
     parser.add_argument("--batch-size", type=int, default=128)

@@ -42,7 +42,7 @@ class Upsample(nn.Module):
 
 
 def coarsest(latents: int, features: int, size: int) -> nn.Sequential:
-    """Maps a vector of latents to the decoder's first map."""
+    """Map a vector of latents to the decoder's first map."""
     dense = nn.Linear(latents, features * size * size)
     return nn.Sequential(dense, nn.Unflatten(1, (features, size, size)))
 

@@ -63,7 +63,7 @@ class MissingFileError(Exception):
 
 
 def _find(dl_manager: tfds.download.DownloadManager, *names: str) -> Path:
-    """Returns the first of these files that the manual folder holds."""
+    """Return the first of these files that the manual folder holds."""
     try:
         folder = Path(dl_manager.manual_dir)
     except AssertionError:  # TFDS's way to say that there is no such folder

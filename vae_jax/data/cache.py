@@ -26,7 +26,7 @@ def folder(data_dir: Path, name: str) -> Path:
 
 
 def publish(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
-    """Turns a folder of {name}.npy files into a cache, in one rename.
+    """Turn a folder of {name}.npy files into a cache, in one rename.
 
     Args:
         arrays: the folder, which is gone afterwards.
@@ -45,7 +45,7 @@ def publish(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
 def read(
     name: str, source: Path, wholly: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Maps the arrays of a prepared data set into memory.
+    """Map the arrays of a prepared data set into memory.
 
     Args:
         name: the data set, for the message.

@@ -147,7 +147,7 @@ class Listing:
 
 
 def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
-    """Returns every data set known by name, prepared in DATA_DIR or not."""
+    """Return every data set known by name, prepared in DATA_DIR or not."""
     root = cache.root(data_dir)
     return [
         Listing(
@@ -169,7 +169,7 @@ def load(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Data:
-    """Loads a data set as memory maps; where it is not prepared yet, it is prepared first.
+    """Load a data set as memory maps; where it is not prepared yet, it is prepared first.
 
     Args:
         name: a name in `SOURCES`; that of any image data set of TFDS, tfds:NAME or
@@ -242,7 +242,7 @@ def prepare(
     size: int | None = None,
     verify: bool = False,
 ) -> Path:
-    """Prepares a data set with TFDS in a subprocess, unless it is in the cache already.
+    """Prepare a data set with TFDS in a subprocess, unless it is in the cache already.
 
     Args:
         name: as for `load`.

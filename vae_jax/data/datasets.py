@@ -70,7 +70,7 @@ class Data(Shown, given.Checked):
         class_names: Sequence[str] | None = None,
         split_rule: str = "split by the user",
     ) -> "Data":
-        """Makes a data set from arrays.
+        """Make a data set from arrays.
 
         Args:
             name: the name that results give it.
@@ -259,7 +259,11 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def find_protocol(name: str) -> Protocol:
-    """Returns the protocol of that name, or raises a VaeJaxError that lists the names."""
+    """The protocol of that name.
+
+    Raises:
+        VaeJaxError: there is none; the sentence lists the names.
+    """
     if name not in PROTOCOLS:
         raise VaeJaxError(f"There is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

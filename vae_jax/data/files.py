@@ -44,7 +44,7 @@ def _divided(path: str) -> tuple[str, str]:
 def load_path(
     path: str, protocol: str | None = None, *, data_dir: str | Path | None = None
 ) -> Data:
-    """Loads images of the user's own.
+    """Load images of the user's own.
 
     Args:
         path: an .npy file of images `[N, H, W, C]` or `[N, H, W]`, bytes or floats from 0 to 1,

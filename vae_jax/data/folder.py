@@ -90,7 +90,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path) -> "Files":
-        """Lists a folder and the folders in it, links to folders included."""
+        """List a folder and the folders in it, links to folders included."""
         found = list(walk(root))
         return cls(root, [name for name, _ in found], [state for _, state in found])
 
@@ -110,7 +110,7 @@ class Files:
         return folders[0] if folders else "."
 
     def splits(self, rows: np.ndarray) -> dict[SplitName, np.ndarray]:
-        """Divides the usable rows: by the folder's own splits, or by a hash of each name.
+        """Divide the usable rows: by the folder's own splits, or by a hash of each name.
 
         A name whose hash u in [0, 1) is below 0.1 is in test, and one from 0.9 on in valid, so that
         a file stays where it is while others come and go. With three files or more, each split has
@@ -191,7 +191,7 @@ def load_folder(
     protocol: str = "grey",
     data_dir: str | Path | None = None,
 ) -> Data:
-    """Loads the pictures of a folder as memory maps, decoded once.
+    """Load the pictures of a folder as memory maps, decoded once.
 
     Each is turned upright as its camera recorded it, laid on white where it is transparent, cut to
     the wanted shape around its centre, and resized. The first level of sub-folders, if there is
@@ -271,7 +271,7 @@ def _prepared(root: Path, shape: tuple[int, int, int], data_dir: Path) -> Listin
 
 
 def report_skipped(skipped: Sequence[str], whole: str, target: Path) -> None:
-    """Says which pictures of the whole could not be used, if any, and why."""
+    """Say which pictures of the whole could not be used, if any, and why."""
     if not skipped:
         return
     lines = [f"Not used, of {whole}:", *(f"  {line}" for line in skipped[:_LISTED])]

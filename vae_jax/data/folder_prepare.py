@@ -28,7 +28,7 @@ class UnusableError(Exception):
 
 
 def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
-    """Decodes a picture to uint8 `[H, W, C]`.
+    """Decode a picture to uint8 `[H, W, C]`.
 
     Raises:
         UnusableError: the file is no still picture, is too small, or is damaged.
@@ -138,7 +138,7 @@ def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
 
 
 def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> int:
-    """Prepares a folder; on failure prints one sentence and returns 1."""
+    """Prepare a folder; on failure print one sentence and return 1."""
     try:
         _prepare(Path(folder), (int(height), int(width), int(channels)), Path(data_dir))
     except VaeJaxError as error:

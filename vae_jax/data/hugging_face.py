@@ -39,7 +39,7 @@ def load_saved(
     protocol: str,
     data_dir: str | Path | None = None,
 ) -> Data:
-    """Loads the pictures of a data set in a folder as memory maps, decoded once.
+    """Load the pictures of a data set in a folder as memory maps, decoded once.
 
     Each is treated as in `load_folder`. Splits and classes are those of the data set; one without
     validation or test images is split as an .npz file is in `load_path`.

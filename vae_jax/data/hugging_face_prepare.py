@@ -182,7 +182,7 @@ def _prepare(folder: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
 
 
 def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> int:
-    """Prepares a data set; on failure prints one sentence and returns 1."""
+    """Prepare a data set; on failure print one sentence and return 1."""
     try:
         _prepare(Path(folder), (int(height), int(width), int(channels)), Path(data_dir))
     except VaeJaxError as error:

@@ -15,7 +15,7 @@ _SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 def keep(data: Data, folder: Path) -> None:
-    """Writes the arrays of data into a new folder, unless they can be loaded again or are large.
+    """Write the arrays of data into a new folder, unless they can be loaded again or are large.
 
     Raises:
         VaeJaxError: the folder cannot be written.

@@ -27,7 +27,7 @@ class Pictures(NamedTuple):
 
 
 def read_pictures(path: str | Path, image_shape: tuple[int, int, int]) -> Pictures:
-    """Reads a folder of pictures, one picture, or an .npy file.
+    """Read a folder of pictures, one picture, or an .npy file.
 
     Pictures are cut to the shape around their centres and resized, as `load_folder` does; files
     that cannot be used are named on standard error. An array has to have the shape.

@@ -32,7 +32,7 @@ Job = TypeVar("Job")
 
 
 def run(module: str, arguments: Sequence[str], what: str) -> None:
-    """Runs `python -m MODULE ARGUMENTS...`, away from this process's memory and main module.
+    """Run `python -m MODULE ARGUMENTS...`, away from this process's memory and main module.
 
     The module prints `progress DONE ALL` on its stdout. Whatever else it or its libraries print is
     not shown; if it exits with 1, its last line is the error.
@@ -101,14 +101,14 @@ class Part(NamedTuple):
 
 
 def divide_rows(num_images: int, image_bytes: int) -> list[range]:
-    """Divides the rows 0..N-1 into ranges of `PART_BYTES` of images."""
+    """Divide the rows 0..N-1 into ranges of `PART_BYTES` of images."""
     step = max(1, PART_BYTES // image_bytes)
     return [range(a, min(a + step, num_images)) for a in range(0, num_images, step)]
 
 
 @contextlib.contextmanager
 def working_folder(target: Path) -> Generator[Path | None]:
-    """Lets one process at a time make a cache; others wait.
+    """Let one process at a time make a cache; others wait.
 
     Yields:
         The working folder, which stays when the preparation is killed and goes when the disk is
@@ -136,7 +136,7 @@ def decode_parts(
     decode: Callable[[Job], Part],
     processes: int,
 ) -> list[Path]:
-    """Decodes the parts that are not there yet, and prints on stdout how many are.
+    """Decode the parts that are not there yet, and print on stdout how many are.
 
     Args:
         work: the working folder.
@@ -188,7 +188,7 @@ def _each(
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent is killed, which a pool's processes do not notice."""
+    """End this process when its parent is killed, which a pool's processes do not notice."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -215,7 +215,7 @@ def write_in_place(
     write: Callable[[Path, Job], None],
     processes: int,
 ) -> Path:
-    """Lets several processes write parts of the same arrays, which are on the disk only once.
+    """Let several processes write parts of the same arrays, which are on the disk only once.
 
     Args:
         work: the working folder.
@@ -266,7 +266,7 @@ def usable_rows(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
 def assemble_splits(
     work: Path, files: Sequence[Path], splits: Mapping[SplitName, np.ndarray]
 ) -> Path:
-    """Writes {split}_images.npy and, if there are labels, {split}_labels.npy.
+    """Write {split}_images.npy and, if there are labels, {split}_labels.npy.
 
     Args:
         work: the working folder.

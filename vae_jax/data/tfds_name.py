@@ -24,7 +24,7 @@ def folder_of(name: str, size: int, data_dir: Path) -> Path:
 def prepare_tfds(
     name: str, size: int | None, root: Path, manual_folder: Path | None, *, verify: bool = False
 ) -> Path:
-    """Prepares a data set of TFDS in a subprocess, unless it is in the cache already.
+    """Prepare a data set of TFDS in a subprocess, unless it is in the cache already.
 
     Args:
         name: tfds:NAME, or tfds:NAME/CONFIG.

@@ -132,7 +132,7 @@ def _prepare(name: str, size: int, data_dir: Path, manual_folder: Path | None) -
 
 
 def main(name: str, size: str, data_dir: str, manual: str) -> int:
-    """Prepares a data set; on failure prints one sentence and returns 1."""
+    """Prepare a data set; on failure print one sentence and return 1."""
     where = manual or "a folder that --manual-dir names"
     missing = (
         f"The files of {PREFIX}{name} are not at hand and could not be downloaded: put them into "

@@ -88,7 +88,7 @@ def _decode(source: Source, data_dir: Path, records: Records) -> preparation.Par
 
 
 def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
-    """Divides all splits, whose images are numbered in the order their builder generates them."""
+    """Divide all splits, whose images are numbered in the order their builder generates them."""
     plan, first = [], 0
     for split in source.sizes:
         name = _TFDS_SPLITS[split]
@@ -103,7 +103,7 @@ def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
 
 
 def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None:
-    """Makes the cache of a data set, unless another process makes it first."""
+    """Make the cache of a data set, unless another process makes it first."""
     target = cache.folder(data_dir, source.name)
     with preparation.working_folder(target) as work:
         if work is None:
@@ -159,7 +159,7 @@ def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:
 
 
 def main(name: str, data_dir: str, manual_folder: str | None = None) -> int:
-    """Prepares a data set; on failure prints one sentence and returns 1."""
+    """Prepare a data set; on failure print one sentence and return 1."""
     source = SOURCES[name]
     where = manual_folder or "a folder that --manual-dir or VAE_JAX_MANUAL_DIR names"
     missing = (

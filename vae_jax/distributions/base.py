@@ -151,7 +151,7 @@ def log_prob_or_bound(
 def sample_each(
     p: Distribution, keys: Key[Array, "N"], sample_shape: Shape = ()
 ) -> Float[Array, "..."]:
-    """Draws for each key, from a single density or from the densities of B examples.
+    """Draw for each key, from a single density or from the densities of B examples.
 
     Args:
         p: a density with batch `[]` or `[B]`; in the second case key n draws from density n mod B.
@@ -181,7 +181,7 @@ class Shared:
 
 
 def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
-    """Sums the last `event_ndims` axes."""
+    """Sum the last `event_ndims` axes."""
     return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
 
 
@@ -198,7 +198,7 @@ def on_unit(value: Num[Array, "..."], log_prob: Float[Array, "..."]) -> Float[Ar
 
 
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
-    """Flattens the event: `[*batch, *event]` to `[*batch, size of the event]`.
+    """Flatten the event: `[*batch, *event]` to `[*batch, size of the event]`.
 
     A loop over one long axis vectorizes where nested loops over short ones do not.
     """
@@ -270,7 +270,7 @@ _EXACT_KL: dict[tuple[type, type], Callable[..., Array]] = {}
 
 
 def register_kl(q_type: type[Distribution], p_type: type[Distribution]) -> Callable[[KL], KL]:
-    """Registers a closed form of KL(q || p), `[*batch]` in nats, for a pair of types.
+    """Register a closed form of KL(q || p), `[*batch]` in nats, for a pair of types.
 
     Example:
         >>> @register_kl(Exponential, Exponential)

@@ -40,7 +40,7 @@ class Mixture(Distribution):
         return jnp.tensordot(weights, self.components.mean, axes=1, precision=exact)
 
     def sample(self, key: Key[Array, ""], sample_shape: Shape = ()) -> Float[Array, "..."]:
-        """Draws a component, then a value from it; not reparameterized in the weights."""
+        """Draw a component, then a value from it; not reparameterized in the weights."""
         key_component, key_value = random.purposes(key, "component", "value")
         chosen = jax.random.categorical(key_component, self.log_weights, shape=sample_shape)
         component = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], self.components)

@@ -120,7 +120,7 @@ class Table:
         return out.getvalue()
 
     def write(self, path: Path) -> Path:
-        """Writes the table as the ending of the path says: .md, .tex or .csv.
+        """Write the table as the ending of the path says: .md, .tex or .csv.
 
         Raises:
             VaeJaxError: it ends otherwise, or cannot be written.

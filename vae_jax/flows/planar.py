@@ -47,7 +47,7 @@ class Planar(Flow):
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """Finds the root a = wᵀz of one scalar equation, a + wᵀû tanh(a + b) = wᵀy."""
+        """Find the root a = wᵀz of one scalar equation, a + wᵀû tanh(a + b) = wᵀy."""
         u, wu = self.constrained()
         wy = (self.w * y).sum(-1)
         reach = jnp.abs(wu)

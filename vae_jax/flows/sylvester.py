@@ -69,7 +69,7 @@ class Sylvester(Flow):
     def inverse_and_log_det(
         self, y: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """Solves v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz, one component at a time, the last first."""
+        """Solve v + R tanh(R̃ v + b) = Qᵀy for v = Qᵀz, one component at a time, the last first."""
         r, r_tilde = self.triangles()
         goal = self._components(y)
 

@@ -35,7 +35,7 @@ def array(value: object, what: str, axes: str) -> AnyArray:
 
 
 def _whole(value: AnyArray, what: str) -> AnyArray:
-    """Refuses a masked array, whose mask nothing here would look at."""
+    """Refuse a masked array, whose mask nothing here would look at."""
     if isinstance(value, np.ma.MaskedArray):
         raise VaeJaxError(
             f"{what} is a masked array, whose mask would be lost: give its values, .filled(...)."
@@ -218,7 +218,7 @@ def latents(z: object, shape: Shape, space: str, what: str = "z") -> AnyArray:
 def layers(
     zs: object, shapes: Sequence[Shape], spaces: Sequence[str], fewest: int | None = None
 ) -> None:
-    """Checks latents of every layer.
+    """Check latents of every layer.
 
     Args:
         zs: what was given as latents.
@@ -239,7 +239,7 @@ def layers(
 
 
 def top_layers(zs: object, shapes: Sequence[Shape], spaces: Sequence[str]) -> None:
-    """Checks latents of the top n layers, for any n; the arguments are those of `layers`."""
+    """Check latents of the top n layers, for any n; the arguments are those of `layers`."""
     given = len(zs) if isinstance(zs, tuple | list) else 0
     n = given if 0 < given <= len(shapes) else len(shapes)
     layers(zs, shapes[-n:], spaces[-n:])
@@ -255,7 +255,7 @@ class Door(Protocol):
         args: Sequence[object],
         kwargs: Mapping[str, object],
     ) -> None:
-        """Refuses arguments of a method that do not fit."""
+        """Refuse arguments of a method that do not fit."""
 
 
 def admitted(function: Callable[P, Result]) -> Callable[P, Result]:

@@ -243,7 +243,7 @@ def _with_article(name: str) -> str:
 
 
 def check_fits(what: str, value: object, hint: object) -> None:
-    """Checks that a value is what a hint asks for.
+    """Check that a value is what a hint asks for.
 
     Raises:
         VaeJaxError: it is not; the sentence says what would be.
@@ -273,7 +273,7 @@ def _hints(owner: Callable[..., object]) -> dict[str, object]:
 
 
 def check_fields(part: object) -> None:
-    """Checks the fields of a dataclass or of a Linen module against their annotations.
+    """Check the fields of a dataclass or of a Linen module against their annotations.
 
     Raises:
         VaeJaxError: one does not fit.
@@ -307,7 +307,7 @@ def _modules(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def check_apart(part: nn.Module) -> None:
-    """Checks that no module is in two positions of a part.
+    """Check that no module is in two positions of a part.
 
     Raises:
         VaeJaxError: one is, so that both would have the same parameters.
@@ -322,7 +322,7 @@ def check_apart(part: nn.Module) -> None:
 
 
 def check_encoder(what: str, network: nn.Module) -> None:
-    """Checks that a network can be called with its inputs alone.
+    """Check that a network can be called with its inputs alone.
 
     Raises:
         VaeJaxError: it cannot.
@@ -335,7 +335,7 @@ def check_encoder(what: str, network: nn.Module) -> None:
 
 
 def check_decoder(what: str, network: nn.Module, of_an_image: bool = True) -> None:
-    """Checks that a network can be called with latents and, of an image, with its shape.
+    """Check that a network can be called with latents and, of an image, with its shape.
 
     Raises:
         VaeJaxError: it cannot.

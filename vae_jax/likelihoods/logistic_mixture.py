@@ -90,7 +90,7 @@ class MixtureOfLogisticsDistribution(Distribution):
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws H W C"]:
-        """Draws a component for each pixel, then its channels in turn; not reparameterized."""
+        """Draw a component for each pixel, then its channels in turn; not reparameterized."""
         key_component, key_value = random.purposes(key, "component", "value")
         gumbel = random.draw(jax.random.gumbel, key_component, sample_shape, self.log_weights.shape)
         component = (self.log_weights + gumbel).argmax(-1)

@@ -11,7 +11,7 @@ from vae_jax.metrics.spaces import Features, check_images, in_chunks
 
 
 def load_features(reference: str) -> dict[str, Features]:
-    """Loads a feature space: an Inception network from its weights, or a function of the user's.
+    """Load a feature space: an Inception network from its weights, or a function of the user's.
 
     Args:
         reference: `WEIGHTS.npz`, as `inception_features` takes it; or `FILE.py:FUNCTION`, where the

@@ -214,7 +214,7 @@ def _array(
     path: KeyPath,
     wanted: jax.ShapeDtypeStruct,
 ) -> Array:
-    """Reads the array at a path of the network's parameters."""
+    """Read the array at a path of the network's parameters."""
     name = keystr(path, simple=True, separator=".")
     if name not in arrays:
         raise VaeJaxError(f"The weights {file} have no {name}: write all of Inception-v3's arrays.")

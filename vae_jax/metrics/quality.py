@@ -61,7 +61,7 @@ class Quality:
 def measure_quality(
     run: Run, split: SplitName, num_images: int, features: Mapping[str, Features] | None = None
 ) -> Quality:
-    """Scores samples and reconstructions of the first seed, as `Run` makes pictures of both.
+    """Score samples and reconstructions of the first seed, as `Run` makes pictures of both.
 
     Distances, precision and recall compare `num_images` samples, or training images, with as many
     images of the split, in three feature spaces: colour, texture, and features learned on the

@@ -19,7 +19,7 @@ def in_chunks(
     images: np.ndarray,
     at_once: int = IMAGES_AT_ONCE,
 ) -> np.ndarray:
-    """Applies a function to chunks of images `[n, H, W, C]`, n <= `at_once`: float64 `[N, F]`.
+    """Apply a function to chunks of images `[n, H, W, C]`, n <= `at_once`: float64 `[N, F]`.
 
     The last chunk repeats images up to the size of the others, so that one program serves all.
     """
@@ -47,7 +47,7 @@ def standardized(space: Features, images: np.ndarray) -> Features:
 
 
 def check_images(images: np.ndarray) -> np.ndarray:
-    """Returns the images if they are uint8 `[N, H, W, C]`, C = 1 or 3, N > 0.
+    """Return the images if they are uint8 `[N, H, W, C]`, C = 1 or 3, N > 0.
 
     Raises:
         VaeJaxError: they are not.

@@ -89,7 +89,7 @@ class _Embedding(nn.Module):
 
 
 def _along(axis: int, layers: nn.Module, x: Array) -> Array:
-    """Applies layers that mix along axis 2 along another axis instead."""
+    """Apply layers that mix along axis 2 along another axis instead."""
     return layers(x.swapaxes(axis, 2)).swapaxes(axis, 2)
 
 

@@ -69,7 +69,7 @@ def leading_zeros(blocks: Sequence[int]) -> int:
 
 
 def check_levels(part: Part, blocks: Sequence[int], *values: PerLevel) -> None:
-    """Checks that each of the values has a number for each level.
+    """Check that each of the values has a number for each level.
 
     Raises:
         VaeJaxError: one has more or fewer.

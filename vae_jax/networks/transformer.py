@@ -16,7 +16,7 @@ SMALL = nn.initializers.normal(0.02)
 
 
 def check_heads(part: nn.Module, width: int, num_heads: int) -> None:
-    """Checks that the width of a transformer is a multiple of its number of heads.
+    """Check that the width of a transformer is a multiple of its number of heads.
 
     Raises:
         VaeJaxError: it is not.

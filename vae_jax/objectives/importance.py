@@ -43,7 +43,7 @@ def normalized_weights(log_w: Float[Array, "K B"]) -> Float[Array, "K B"]:
 
 
 def in_groups(function: OfWeights, m: int) -> OfWeights:
-    """Applies the function to each of M groups of samples: `[M * K, B]` to `[M, ...]`."""
+    """Apply the function to each of M groups of samples: `[M * K, B]` to `[M, ...]`."""
     return lambda log_w: jax.vmap(function)(log_w.reshape(m, -1, *log_w.shape[1:]))
 
 

@@ -188,7 +188,7 @@ def _palette() -> list[str]:
 
 
 def _charts(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """Makes `count` charts of `size` inches, three a row, but no figure too narrow for a legend."""
+    """Make `count` charts of `size` inches, three a row, but no figure too narrow for a legend."""
     rows, columns = math.ceil(count / 3), min(count, 3)
     figsize = (max(4.5, size[0] * columns), size[1] * rows + 0.5)
     if count == 1:
@@ -214,7 +214,7 @@ def _over_steps(panels: Mapping[str, Curves], size: tuple[float, float], ylabel:
 def _curve_figure(
     panels: Mapping[str, Curves], size: tuple[float, float], xscale: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """Draws panels of `size` inches under one legend of all their names."""
+    """Draw panels of `size` inches under one legend of all their names."""
     if not panels or not all(panels.values()):
         raise VaeJaxError("There are no curves to draw: give every panel a name with its values.")
     looks = _looks(name for curves in panels.values() for name in curves)
@@ -246,7 +246,7 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _draw_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]) -> None:
-    """Draws lines and bands, and sets the y-limits as `learning_curves` says."""
+    """Draw lines and bands, and set the y-limits as `learning_curves` says."""
     log = axes.get_xscale() == "log"
     drawn = []
     for name, (steps, values) in curves.items():

@@ -142,14 +142,14 @@ def house(setting: Setting, own: T) -> T:
 
 @contextlib.contextmanager
 def of_any_script() -> Iterator[None]:
-    """Draws a box for each letter that no font has, without a warning."""
+    """Draw a box for each letter that no font has, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph|Matplotlib currently does not support")
         yield
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
-    """Lets `write` make a file, whole or not at all."""
+    """Let `write` make a file, whole or not at all."""
     with storage.writing(path), storage.whole_file(path) as partial:
         write(partial)
     return path

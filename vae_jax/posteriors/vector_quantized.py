@@ -93,7 +93,7 @@ class Vectors(nn.Module):
 
 
 def _quantize(encoded: Float[Array, "N h w d"], levels: Sequence[Vectors]) -> Quantized:
-    """Quantizes level by level; each level quantizes the residual of the levels before.
+    """Quantize level by level; each level quantizes the residual of the levels before.
 
     The penalties pull the encoder's output and every partial sum towards each other (van den Oord
     et al. 2017, equation 3; for several levels, Lee et al. 2022).

@@ -94,7 +94,7 @@ class Diffusion(TransportPrior):
     samplers: ClassVar[tuple[Sampler, ...]] = ("ode", "ancestral")
 
     def setup(self):
-        """Adds the schedule to the network and the embeddings."""
+        """Add the schedule to the network and the embeddings."""
         super().setup()
         self.schedule = NoiseSchedule()
 

@@ -107,7 +107,7 @@ class MaskedCategorical(CodeTokens):
     def complete(
         self, one_hot: Float[Array, "N n C"], hidden: Bool[Array, "N n"], keys: Key[Array, "N"]
     ) -> Float[Array, "N n C"]:
-        """Draws the hidden codes given those that are seen.
+        """Draw the hidden codes given those that are seen.
 
         Args:
             one_hot: the codes; the values of hidden ones do not matter.

@@ -161,7 +161,7 @@ class Transported(Bounded):
     def _over_flat(
         self, function: OfNoise, value: Array, keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """Evaluates a function of noise and uniform numbers over a batch of any shape."""
+        """Evaluate a function of noise and uniform numbers over a batch of any shape."""
         flat, y = self.flat(value)
         keys_flat = keys.reshape(-1)
         key_time, key_noise = random.purposes(keys_flat, "time", "noise")
@@ -266,7 +266,7 @@ class TransportPrior(Prior):
         return v
 
     def start(self) -> None:
-        """Creates further parameters when the prior is initialized."""
+        """Create further parameters when the prior is initialized."""
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -17,7 +17,7 @@ SUFFIXES = (".npz", ".safetensors")
 
 
 def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    """Writes arrays by name into an .npz or a .safetensors file.
+    """Write arrays by name into an .npz or a .safetensors file.
 
     Raises:
         VaeJaxError: the file is of another kind, or cannot be written.
@@ -80,7 +80,7 @@ def load_variables(file: str | Path) -> dict[str, Variables]:
 
 
 def check_alike(given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> None:
-    """Checks that arrays have the names and shapes of others.
+    """Check that arrays have the names and shapes of others.
 
     Raises:
         VaeJaxError: they do not; the sentence names the first that differs.
@@ -96,7 +96,7 @@ def check_alike(given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) 
 
 
 def check_suffix(file: Path) -> None:
-    """Refuses a file of another kind."""
+    """Refuse a file of another kind."""
     if file.suffix not in SUFFIXES:
         raise VaeJaxError(f"{file} must end in {' or '.join(SUFFIXES)}.")
 

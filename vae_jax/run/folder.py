@@ -139,7 +139,7 @@ class RunFolder:
         return self.path / ".training.lock"
 
     def claim(self, experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None):
-        """Makes this folder the experiment's, or makes sure that it is.
+        """Make this folder the experiment's, or make sure that it is.
 
         Raises:
             VaeJaxError: it is another experiment's, is used for something else, or cannot be
@@ -189,7 +189,7 @@ class RunFolder:
             return False
 
     def _prolong(self, content: Record) -> None:
-        """Writes the record of a run that is now to go on for longer."""
+        """Write the record of a run that is now to go on for longer."""
         with storage.lock(self.lock_file, self._refusal):
             storage.write_json(self.record, content)
             storage.write_json(self.record_copy, content)
@@ -206,7 +206,7 @@ class RunFolder:
             )
 
     def check_model(self, record: Record, experiment: Experiment) -> None:
-        """Makes sure that a run is opened with the data and the model that it was trained with.
+        """Make sure that a run is opened with the data and the model that it was trained with.
 
         Raises:
             VaeJaxError: it is not.
@@ -225,7 +225,7 @@ class RunFolder:
                 )
 
     def check_trust(self, trust: bool) -> None:
-        """Makes sure that code in experiment.json is run only with the user's consent.
+        """Make sure that code in experiment.json is run only with the user's consent.
 
         Raises:
             VaeJaxError: another account wrote here, or any may, and there is no consent.
@@ -302,7 +302,7 @@ class RunFolder:
         return experiment
 
     def _create(self, content: Record) -> None:
-        """Writes experiment.json into a new or empty folder, unless another process is first."""
+        """Write experiment.json into a new or empty folder, unless another process is first."""
         with storage.writing(self.path):
             found = set(self.path.iterdir()) if self.path.exists() else set()
             storage.make_folder(self.path)
@@ -328,7 +328,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
-        """Keeps other processes from training here; released when this one ends, however it ends.
+        """Keep other processes from training here until this one ends, however it ends.
 
         Raises:
             VaeJaxError: another process trains here.
@@ -342,12 +342,12 @@ class RunFolder:
             yield
 
     def keep_data(self, experiment: Experiment, origin: Origin | None) -> None:
-        """Keeps images that were given as arrays, unless an experiment file makes them again."""
+        """Keep images that were given as arrays, unless an experiment file makes them again."""
         if origin is None and parallel.is_main_process():
             keep(experiment.data, self.data)
 
     def _repair(self) -> None:
-        """Restores experiment.json or its copy from the other, where one is lost or damaged."""
+        """Restore experiment.json or its copy from the other, where one is lost or damaged."""
         for path, other in ((self.record, self.record_copy), (self.record_copy, self.record)):
             try:
                 _read_record(path)
@@ -373,7 +373,7 @@ class RunFolder:
         return state
 
     def export(self, out: Path, checkpoint: Which = "latest") -> Path:
-        """Writes the model's variables as arrays into a file, without running the run's code.
+        """Write the model's variables as arrays into a file, without running the run's code.
 
         Args:
             out: an .npz or a .safetensors file; its arrays are named as
@@ -392,7 +392,7 @@ class RunFolder:
         return save_arrays(out, arrays)
 
     def write_summary(self, content: Record) -> None:
-        """Writes summary.json."""
+        """Write summary.json."""
         if parallel.is_main_process():
             storage.write_json(self.summary, content)
 
@@ -437,7 +437,7 @@ class RunFolder:
             return record
 
     def append_metrics(self, line: Record) -> None:
-        """Adds a line to metrics.jsonl; non-finite numbers become null."""
+        """Add a line to metrics.jsonl; non-finite numbers become null."""
         content = {name: jsonable(value) for name, value in line.items()}
         storage.append_line(self.metrics, content)
 
@@ -456,7 +456,7 @@ class RunFolder:
         return steps, values.reshape(len(lines), -1 if lines else 0)
 
     def keep_unlogged(self, step: int, chunks: Sequence[Metrics]) -> None:
-        """Keeps metrics `[S, steps]` of chunks of steps that wait for their line.
+        """Keep metrics `[S, steps]` of chunks of steps that wait for their line.
 
         Args:
             step: the last of these steps.
@@ -490,7 +490,7 @@ class RunFolder:
         return [line for line in lines if line["step"] > step]
 
     def append_evaluation(self, entry: Record) -> None:
-        """Adds an entry to evaluation.json; those of several processes are all kept."""
+        """Add an entry to evaluation.json; those of several processes are all kept."""
         storage.append_entry(self.evaluation, entry)
 
 

@@ -20,7 +20,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def save_programs(run: Run, folder: Path) -> list[Path]:
-    """Writes a run's encoder, decoder and sampler, with the parameters of its first seed in them.
+    """Write a run's encoder, decoder and sampler, with the parameters of its first seed in them.
 
     Each is StableHLO in the container of `jax.export`, for CPUs, CUDA and TPUs, and for any number
     n of examples. In a conditional model each takes the classes int32 `[n]` too, at the end.

@@ -107,7 +107,7 @@ def fit_prior(
 
 
 def _check_folder(folder: RunFolder, run: Run, fitted_to: str) -> None:
-    """Checks that a folder is new, or the second stage of this run.
+    """Check that a folder is new, or the second stage of this run.
 
     Raises:
         VaeJaxError: it is that of another run.
