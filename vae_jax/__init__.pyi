@@ -4,7 +4,6 @@ from . import fitted_priors as fitted_priors
 from . import generate as generate
 from . import metrics as metrics
 from . import plots as plots
-from .conditional import ClassGaussian as ClassGaussian
 from .conditional import LabelEmbedding as LabelEmbedding
 from .data import Data as Data
 from .data import Split as Split
@@ -123,6 +122,7 @@ from .posteriors.sylvester import TriangularSylvesterFlow as TriangularSylvester
 from .posteriors.vector_quantized import ResidualVectorQuantized as ResidualVectorQuantized
 from .posteriors.vector_quantized import VectorQuantized as VectorQuantized
 from .priors.autoregressive_codes import AutoregressiveCodes as AutoregressiveCodes
+from .priors.class_gaussian import ClassGaussian as ClassGaussian
 from .priors.codes import UniformCodes as UniformCodes
 from .priors.diffusion import Diffusion as Diffusion
 from .priors.flow_matching import FlowMatching as FlowMatching

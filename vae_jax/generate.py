@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from vae_jax.conditional import ClassGaussian
 from vae_jax.data import SplitName
 from vae_jax.data.pictures import read_pictures
 from vae_jax.errors import VaeJaxError
@@ -20,6 +19,7 @@ from vae_jax.fitted_priors import Quick, fitted
 from vae_jax.given import Count, Index, checked
 from vae_jax.interfaces import Space, latent_shape
 from vae_jax.priors import StandardNormal
+from vae_jax.priors.class_gaussian import ClassGaussian
 from vae_jax.run import Run
 
 
