@@ -20,7 +20,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Integer, Key, Num, UInt8
 
 from vae_jax import compute, parallel, random
-from vae_jax.cpu.norm import norm
+from vae_jax.cpu.sums import norm
 from vae_jax.data.augment import augmented
 from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Metrics, Model, Objective, Variables

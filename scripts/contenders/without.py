@@ -40,7 +40,7 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "threefry": (threefry, "key", jax.random.key),
     "softplus": (bernoulli, "softplus", jax.nn.softplus),
     "barriers": (compiler, "KEEP_BARRIERS", {}),
-    "norm": (choices, "adds_one_by_one", lambda: False),
+    "sums": (choices, "adds_one_by_one", lambda: False),
     "branches": (choices, "branches_in_place", lambda: False),
     "convolution": (lax, "platform_dependent", platform_dependent),
     "winograd": (convolution, "MANY", float("inf")),

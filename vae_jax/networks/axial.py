@@ -19,7 +19,7 @@ from vae_jax.distributions import Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count
 from vae_jax.interfaces import Part
-from vae_jax.networks.layers import Conv
+from vae_jax.networks.layers import Conv, Dense
 from vae_jax.networks.patches import from_patches, grid_of, to_patches
 from vae_jax.networks.transformer import SMALL, Block, check_heads
 
@@ -70,7 +70,7 @@ class AxialConvolution(Part):
         width = x.shape[-1]
         for _ in range(self.num_layers):
             h = Conv(width, (1, self.kernel_size), 1, True, self.kernel_init)(nn.LayerNorm()(x))
-            x += nn.Dense(width, kernel_init=self.kernel_init)(jax.nn.gelu(h))
+            x += Dense(width, kernel_init=self.kernel_init)(jax.nn.gelu(h))
         return x
 
 
@@ -85,7 +85,7 @@ class _Embedding(nn.Module):
         num_rows, num_columns = grid
         rows = self.param("rows", SMALL, (num_rows, 1, self.width))
         columns = self.param("columns", SMALL, (num_columns, self.width))
-        return nn.Dense(self.width)(x) + rows + columns
+        return Dense(self.width)(x) + rows + columns
 
 
 def _along(axis: int, layers: nn.Module, x: Array) -> Array:
@@ -209,7 +209,7 @@ class _Decoder(Part):
         grid = grid_of(image_shape, self.patch_size)
         h = _Embedding(self.width)(_on_grid(z, grid, self.axis), grid)
         h = nn.LayerNorm()(_along(self.axis, self.layers, h))
-        patches = nn.Dense(self.patch_size**2 * self.features)(h)
+        patches = Dense(self.patch_size**2 * self.features)(h)
         return from_patches(patches, image_shape, self.patch_size)
 
 

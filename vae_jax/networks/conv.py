@@ -11,7 +11,7 @@ from vae_jax.distributions import Shape
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Count, Index, SomeWidths, Widths
 from vae_jax.interfaces import Part
-from vae_jax.networks.layers import Conv, ConvTranspose, halvings
+from vae_jax.networks.layers import Conv, ConvTranspose, Dense, halvings
 
 
 class ResidualBlock(nn.Module):
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
         """`[N, H, W, F]` to the same shape."""
         features = x.shape[-1]
         h = Conv(features, use_bias=True, kernel_init=self.kernel_init)(self.activation(x))
-        return x + nn.Dense(features, kernel_init=self.kernel_init)(self.activation(h))
+        return x + Dense(features, kernel_init=self.kernel_init)(self.activation(h))
 
 
 class ConvEncoder(Part):

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 
 from vae_jax.cpu import convolution
+from vae_jax.cpu.sums import add_bias, repeated_rows, sum_of_rows
 from vae_jax.distributions import Shape
 
 Output = Literal["map", "tokens", "vector"]
@@ -131,8 +132,26 @@ class Conv(nn.Module):
         else:
             y = conv_upsampled(x, kernel, upsampled_to)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,))
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y
+
+
+class Dense(nn.Module):
+    """An affine map of the features at each of many positions, with the parameters of Flax's Dense.
+
+    Attributes:
+        features: the number of output features.
+        kernel_init: the initializer of the kernel; the bias starts at zero.
+    """
+
+    features: int
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[..., F]` to `[..., features]`."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        return add_bias(x @ kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
 class ConvTranspose(nn.Module):
@@ -153,7 +172,7 @@ class ConvTranspose(nn.Module):
         """`[N, ceil(H / 2), ceil(W / 2), F]` to `[N, H, W, features]`, (H, W) = `size`."""
         shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
         y = conv_transpose(x, self.param("kernel", self.kernel_init, shape), 2, size)
-        return y + self.param("bias", nn.initializers.zeros, (self.features,))
+        return add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
 class SeparableConv(nn.Module):
@@ -178,8 +197,8 @@ class SeparableConv(nn.Module):
 class GroupNorm(nn.Module):
     """Normalizes each group of features of an example to mean 0, variance 1; then an affine map.
 
-    It takes two passes over x, one for both moments of each feature and one for an affine map,
-    because passes are what costs time on CPUs. Its parameters are those of Flax's GroupNorm.
+    The moments of each feature are summed over all positions, then one affine map is applied, so
+    that x is passed over as rarely as possible. The parameters are those of Flax's GroupNorm.
 
     Attributes:
         group_size: the number of features of a group, a divisor of the number of features.
@@ -192,22 +211,22 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, ..., F]` to the same shape."""
-        features, positions = x.shape[-1], tuple(range(1, x.ndim - 1))
+        features = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(len(x), -1, features)
+        num_positions = wide.shape[1]
 
-        def of_group(moment: Array) -> Array:
-            each = moment.reshape(len(x), -1, self.group_size).mean(-1, keepdims=True)
-            return jnp.broadcast_to(each, (*each.shape[:2], self.group_size)).reshape(moment.shape)
+        def mean_of_group(y: Array) -> Array:
+            each = sum_of_rows(y).reshape(len(x), -1, self.group_size).mean(-1, keepdims=True)
+            mean = jnp.broadcast_to(each, (*each.shape[:2], self.group_size)) / num_positions
+            return mean.reshape(len(x), features)
 
-        mean, square = (of_group(each.mean(positions)) for each in (wide, wide**2))
-        variance = jnp.maximum(square - mean**2, 0)
-        factor = scale * lax.rsqrt(variance + self.epsilon)
-        factor, shift = (
-            jnp.expand_dims(each, positions) for each in (factor, bias - mean * factor)
-        )
-        return (wide * factor + shift).astype(x.dtype)
+        mean, square = mean_of_group(wide), mean_of_group(wide**2)
+        factor = scale * lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon)
+        shift = bias - mean * factor
+        y = wide * repeated_rows(factor, num_positions) + repeated_rows(shift, num_positions)
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 def group_norm(x: Array) -> Array:
@@ -285,10 +304,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`[N, h, w, F]` to the same shape."""
         number, height, width, features = x.shape
-        qkv = nn.Dense(3 * features, name="qkv")(group_norm(x))
+        qkv = Dense(3 * features, name="qkv")(group_norm(x))
         heads = qkv.reshape(number, height * width, 3, self.num_heads, -1)
         attended = jax.nn.dot_product_attention(*jnp.unstack(heads, axis=2))
-        return x + nn.Dense(features, name="out")(attended.reshape(x.shape))
+        return x + Dense(features, name="out")(attended.reshape(x.shape))
 
 
 # --- Between maps and vectors -------------------------------------------------------------------
@@ -314,7 +333,7 @@ def coarsest_map(z: Array, size: Shape, features: int) -> Array:
     """
     height, width = size
     if z.shape[1:-1] in ((height, width), (height * width,)):
-        x = nn.Dense(features, kernel_init=HE, name="pointwise")(z)
+        x = Dense(features, kernel_init=HE, name="pointwise")(z)
     else:
         flat = z.reshape(len(z), -1)
         x = nn.Dense(height * width * features, kernel_init=HE, name="dense")(flat)

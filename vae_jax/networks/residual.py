@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 
 from vae_jax.given import Count, Positive, Weight
 from vae_jax.interfaces import Part
-from vae_jax.networks.layers import Conv
+from vae_jax.networks.layers import Conv, Dense
 
 
 class Residual(Protocol):
@@ -44,7 +44,7 @@ def convolution(features: int, x: Array, name: str, factor: float = 1.0) -> Arra
     Call it in a compact method.
     """
     if max(x.shape[1:3]) <= 2:
-        return nn.Dense(features, kernel_init=scaled(factor), name=name)(x)
+        return Dense(features, kernel_init=scaled(factor), name=name)(x)
     return Conv(features, use_bias=True, kernel_init=scaled(factor), name=name)(x)
 
 
@@ -75,10 +75,10 @@ class Bottleneck(Part):
     def __call__(self, x: Array) -> Array:
         """`[N, h, w, F]` to `[N, h, w, features]`."""
         width = max(1, int(self.width * self.ratio))
-        r = nn.Dense(width, kernel_init=scaled(1.0), name="in")(self.activation(x))
+        r = Dense(width, kernel_init=scaled(1.0), name="in")(self.activation(x))
         r = convolution(width, self.activation(r), "first")
         r = convolution(width, self.activation(r), "second")
-        r = nn.Dense(self.features, kernel_init=scaled(self.last), name="out")(self.activation(r))
+        r = Dense(self.features, kernel_init=scaled(self.last), name="out")(self.activation(r))
         return SqueezeExcite(name="excite")(r) if self.excite else r
 
 
@@ -108,7 +108,7 @@ class Gated(Part):
         """`[N, h, w, F]` to `[N, h, w, features]`."""
         r = convolution(self.width, self.activation(x), "first")
         r = convolution(self.width, self.activation(r), "second")
-        dense = partial(nn.Dense, self.features)
+        dense = partial(Dense, self.features)
         content = dense(kernel_init=scaled(self.last), name="content")(r)
         gate = dense(kernel_init=scaled(1.0), name="gate")(r)
         return self.activation(content) * jax.nn.sigmoid(gate)

@@ -22,7 +22,7 @@ from vae_jax.distributions import LOG_SCALE_RANGE, Distribution, Normal, Shape, 
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, Count, Index, Weight, taking
 from vae_jax.interfaces import Part
-from vae_jax.networks.layers import Conv, ConvTranspose, average_pool, halvings, upsample
+from vae_jax.networks.layers import Conv, ConvTranspose, Dense, average_pool, halvings, upsample
 from vae_jax.networks.residual import Bottleneck, Residual, scaled
 
 Own = TypeVar("Own")
@@ -154,7 +154,7 @@ class TopDownBlock(Part):
                 loc, scale = p.loc + loc, p.scale * scale
             q = Normal(loc, scale, event_ndims=3)
         z = draw(p, q)
-        project = nn.Dense(features, kernel_init=scaled(self.last), name="project")
+        project = Dense(features, kernel_init=scaled(self.last), name="project")
         h = h + project(z.astype(h.dtype))
         for number in range(self.residuals):
             h = h + self.net(features, features, self.last, name=f"residual_{number}")(h)
@@ -206,7 +206,7 @@ class BottomUp(Part):
             if level == 0:
                 h = conv(width, name="in")(h)
             if width != h.shape[-1]:
-                h = nn.Dense(width, kernel_init=scaled(1.0), name=f"width_{level}")(h)
+                h = Dense(width, kernel_init=scaled(1.0), name=f"width_{level}")(h)
             if count:
                 net = self.net(width, width, last, name=f"blocks_{level}")
 
@@ -338,7 +338,7 @@ class TopDown(Part):
         shape = (*size, at(self.width, level))
         if above is not None:
             if above.shape[-1] != shape[-1]:
-                dense = nn.Dense(shape[-1], kernel_init=scaled(1.0), name=f"width_{level}")
+                dense = Dense(shape[-1], kernel_init=scaled(1.0), name=f"width_{level}")
                 above = cast(Array, dense(above))
             if max(size) > LARGEST_START:
                 return above

@@ -8,6 +8,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from vae_jax.errors import VaeJaxError
+from vae_jax.networks.layers import Dense
 
 Cache = tuple[tuple[Array, Array], ...]
 """The keys and values of each block at all T positions, `[N, T, heads, width / heads]` each."""
@@ -62,8 +63,8 @@ class Block(nn.Module):
         width = x.shape[-1]
         check_heads(self, width, self.num_heads)
 
-        def dense(features: int) -> nn.Dense:
-            return nn.Dense(features, kernel_init=self.kernel_init)
+        def dense(features: int) -> Dense:
+            return Dense(features, kernel_init=self.kernel_init)
 
         qkv = dense(3 * width)(nn.LayerNorm()(x))
         heads = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
@@ -125,7 +126,7 @@ class Transformer(nn.Module):
             `[N, S, features or width]`, and the cache with these positions in it.
         """
         positions = self.param("positions", SMALL, (self.length, self.width))
-        h = nn.Dense(self.width, kernel_init=self.kernel_init)(x)
+        h = Dense(self.width, kernel_init=self.kernel_init)(x)
         h += lax.dynamic_slice_in_dim(positions, start, x.shape[1])
         new_cache = []
         for layer in [None] * self.num_layers if cache is None else cache:
@@ -133,5 +134,5 @@ class Transformer(nn.Module):
             new_cache.append(seen)
         h = nn.LayerNorm()(h)
         if self.features is not None:
-            h = nn.Dense(self.features, kernel_init=SMALL)(h)
+            h = Dense(self.features, kernel_init=SMALL)(h)
         return h, tuple(new_cache)

@@ -1,0 +1,57 @@
+"""Sums against NumPy in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vae_jax.cpu import choices
+from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_rows
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["cpu", "elsewhere"])
+def test_the_norm_of_a_tree(there: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(choices, "adds_one_by_one", lambda: there)
+    rng = np.random.default_rng(0)
+    shapes = (), (0, 3), (1,), (31,), (32,), (33,), (3, 3, 5, 7), (784, 500)
+    tree = {str(shape): rng.normal(size=shape).astype(np.float32) for shape in shapes}
+    exact = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in tree.values()))
+    np.testing.assert_allclose(jax.jit(norm)(tree), exact, rtol=1e-6)
+    np.testing.assert_allclose(norm(tree), exact, rtol=1e-6)
+    assert norm({}) == optax.tree.norm({}) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [0, 17, 99])
+def test_one_number_that_is_not_finite_is_found(value: float, position: int):
+    x = jnp.zeros(100).at[position].set(value)
+    assert not np.isfinite(norm([jnp.ones(3), x]))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 1, 4), (2, 32, 32, 64)])
+def test_sums_of_rows_and_their_gradients(shape: tuple[int, ...]):
+    rng = np.random.default_rng(0)
+    x, ct = rng.normal(size=shape), rng.normal(size=(*shape[:-2], shape[-1]))
+    for compiled in (lambda f: f, jax.jit):
+        summed, back = jax.vjp(compiled(sum_of_rows), jnp.float32(x))
+        repeated, gradient = jax.vjp(
+            compiled(partial(repeated_rows, num=shape[-2])), jnp.float32(ct)
+        )
+        np.testing.assert_allclose(summed, x.sum(-2), atol=1e-4)
+        np.testing.assert_allclose(gradient(jnp.float32(x))[0], x.sum(-2), atol=1e-4)
+        for copy in (repeated, back(jnp.float32(ct))[0]):
+            expected = np.broadcast_to(np.float32(ct)[..., None, :], shape)
+            np.testing.assert_array_equal(copy, expected)
+
+
+def test_a_bias_and_its_gradient():
+    rng = np.random.default_rng(0)
+    y, bias = (np.float32(rng.normal(size=shape)) for shape in ((64, 16, 16, 24), (24,)))
+    found, back = jax.vjp(jax.jit(add_bias), y, bias)
+    np.testing.assert_array_equal(found, y + bias)
+    of_y, of_bias = back(jnp.asarray(y))
+    np.testing.assert_array_equal(of_y, y)
+    np.testing.assert_allclose(of_bias, y.astype(np.float64).sum((0, 1, 2)), rtol=1e-5, atol=2e-3)
