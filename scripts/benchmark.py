@@ -101,7 +101,7 @@ class Program:
             time.sleep(0.05)
 
     def pause(self) -> None:
-        """Pauses it, by SIGSTOP."""
+        """Pause it, by SIGSTOP."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def window(self, seconds: float) -> tuple[float, float]:

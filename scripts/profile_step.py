@@ -49,7 +49,7 @@ def busy(events: list[dict[str, Any]]) -> float:
 
 
 def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int = 25) -> None:
-    """Traces a chunk and prints its table.
+    """Trace a chunk, and print its table.
 
     Args:
         work: the benchmark's workload.

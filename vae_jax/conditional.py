@@ -1,4 +1,4 @@
-"""Conditional models: p(x|z, y) and q(z|x, y) for a class y (Kingma et al. 2014; Sohn et al. 2015).
+"""Conditional models: p(x|z, y) and q(z|x, y) for a class y.
 
 Labels y are an argument of the model's methods like any other: integers `[B]` for B examples, or
 `[1]`, one for all. Of N inputs, where N is a multiple of B, as with samples `[K, B, ...]`, input n

@@ -544,7 +544,7 @@ class Model(Part, kw_only=True):
         return self.decode(zs, y).log_prob(x), self.log_prior(zs, y)
 
     def held(self, terms: "Terms") -> "Terms":
-        """These Terms, q's parameters fixed in ln q(z|x), z weighted by `path` (Tucker 2019)."""
+        """These Terms, q's parameters fixed in ln q(z|x), z weighted by `path`, for DReG."""
         raise NotImplementedError
 
     def log_joint(

@@ -74,7 +74,7 @@ class Reverse(Flow):
 
 
 def detach(network: nn.Module, *example: Float[Array, "..."]) -> tuple[nn.Module, Variables]:
-    """Separates a network made in a compact method from its variables, for a density to hold both.
+    """Separate a network made in a compact method from its variables, for a density to hold both.
 
     Args:
         network: a bound network.

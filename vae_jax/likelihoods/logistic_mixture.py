@@ -38,7 +38,7 @@ def settled(
     coefficients: Float[Array, "*shape C C"],
     settle: Callable[[Array], Array],
 ) -> Float[Array, "*shape C"]:
-    """Settles one channel after the other, each at a location shifted by the channels before.
+    """Settle one channel after the other, each at a location shifted by the channels before.
 
     Args:
         loc: the locations m.

@@ -135,7 +135,7 @@ _average = partial(nn.avg_pool, padding="SAME", count_include_pad=False)
 def _mixed(
     block: str, x: Array, branches: Branches, pool: Callable[..., Array] = _average
 ) -> Array:
-    """Concatenates the branches' maps; `branch_pool` sees the pooled input."""
+    """Concatenate the branches' maps; `branch_pool` sees the pooled input."""
     maps = [
         _chain(f"{block}.{name}", pool(x, (3, 3)) if name == "branch_pool" else x, convs)
         for name, convs in branches.items()
@@ -144,7 +144,7 @@ def _mixed(
 
 
 def _reduced(block: str, x: Array, branches: Branches) -> Array:
-    """Concatenates the branches' maps, halved by their last convolutions, and the pooled input."""
+    """Concatenate the branches' maps, halved by their last convolutions, and the pooled input."""
     maps = [_chain(f"{block}.{name}", x, convs, halves=True) for name, convs in branches.items()]
     return jnp.concatenate([*maps, nn.max_pool(x, (3, 3), (2, 2))], -1)
 

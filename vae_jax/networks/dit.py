@@ -1,4 +1,4 @@
-"""Diffusion transformers: a condition modulates every block (Peebles & Xie 2023)."""
+"""Diffusion transformers: a condition modulates every block."""
 
 import flax.linen as nn
 import jax

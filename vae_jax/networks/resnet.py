@@ -1,4 +1,4 @@
-"""Pre-activation residual networks (He et al. 2016, "Identity mappings") and their mirror image."""
+"""Pre-activation residual networks and their mirror image."""
 
 from collections.abc import Callable
 
@@ -94,12 +94,12 @@ class ResNetEncoder(Part):
 
     @classmethod
     def resnet18(cls, output: Output = "map") -> "ResNetEncoder":
-        """ResNet-18 (He et al. 2015, table 1)."""
+        """ResNet-18 (He et al. 2016, table 1)."""
         return cls((2, 2, 2, 2), large_stem=True, output=output)
 
     @classmethod
     def resnet50(cls, output: Output = "map") -> "ResNetEncoder":
-        """ResNet-50 (He et al. 2015, table 1)."""
+        """ResNet-50 (He et al. 2016, table 1)."""
         return cls((3, 4, 6, 3), bottleneck=True, large_stem=True, output=output)
 
     @nn.compact

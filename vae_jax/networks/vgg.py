@@ -1,4 +1,4 @@
-"""VGG as an encoder, and its mirror image as a decoder (Simonyan & Zisserman 2014)."""
+"""VGG as an encoder, and its mirror image as a decoder."""
 
 from collections.abc import Sequence
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Xception (Chollet 2017): separable convolutions with shortcuts, and its mirror image."""
+"""Xception: separable convolutions with shortcuts, and its mirror image."""
 
 from collections.abc import Sequence
 

@@ -19,7 +19,7 @@ from vae_jax.vae import Terms
 def permute_dims(
     z: Float[Array, "N *event"], noise: Float[Array, "N *event"]
 ) -> Float[Array, "N *event"]:
-    """Shuffles each latent over the batch: q(z) to prod_j q(z_j) (Kim & Mnih 2018, algorithm 1).
+    """Shuffle each latent over the batch: q(z) to prod_j q(z_j) (Kim & Mnih 2018, algorithm 1).
 
     Args:
         z: latents of N examples.

@@ -1,4 +1,4 @@
-"""A second VAE, over the latents of the first (Dai & Wipf 2019)."""
+"""A second VAE, over the latents of the first."""
 
 from typing import cast
 

@@ -26,7 +26,7 @@ UnlessLeft = Callable[
 
 
 def together(trees: Sequence[Tree]) -> Tree:
-    """Concatenates the host arrays `[S, ...]` of several runs into `[runs * S, ...]`."""
+    """Concatenate the host arrays `[S, ...]` of several runs into `[runs * S, ...]`."""
     if len(trees) == 1:
         return trees[0]
 
