@@ -36,6 +36,7 @@ from vae_jax import (
     plots,
     train_file,
 )
+from vae_jax.evaluation.table import Cell, Number, Table
 
 TEMPERATURES = (1.0, 0.9, 0.7)
 
@@ -116,12 +117,9 @@ def figures(
     for temperature in TEMPERATURES:
         panels[f"GIVT, {temperature:g}"] = second.sample(64, temperature=temperature)
     figure = plots.save(plots.sample_panels(panels), workdir / f"{name}_samples")
-    table = workdir / f"{name}.md"
-    bounds = {"N(0, I)": first, "GIVT": second}
-    rows = [
-        f"| {prior} | {run.metric('valid_neg_elbo')[1][-1, 0]:.1f} |"
-        for prior, run in bounds.items()
+    bounds: list[list[Cell]] = [
+        [prior, Number(run.metric("valid_neg_elbo")[1][-1], decimals=1)]
+        for prior, run in (("N(0, I)", first), ("GIVT", second))
     ]
-    head = ["| prior | negative ELBO, nats per validation image |", "|---|---|"]
-    table.write_text("\n".join([*head, *rows]) + "\n")
-    return [figure, table]
+    table = Table(["prior", "negative ELBO"], bounds, "Nats per validation image.")
+    return [figure, table.write(workdir / f"{name}.md")]

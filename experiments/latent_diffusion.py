@@ -42,6 +42,7 @@ from vae_jax import (
     plots,
     train_file,
 )
+from vae_jax.evaluation.table import Cell, Number, Table
 
 CHANNELS = 4
 
@@ -114,9 +115,9 @@ def figures(
     runs = {"N(0, I)": first, "diffusion": second}
     samples = {prior: generate.sample(run, 64) for prior, run in runs.items()}
     figure = plots.save(plots.sample_panels(samples), workdir / f"{name}_samples")
-    table = workdir / f"{name}.md"
-    bounds = {prior: run.metric("valid_neg_elbo")[1][-1, 0] for prior, run in runs.items()}
-    rows = [f"| {prior} | {bound:.1f} |" for prior, bound in bounds.items()]
-    head = ["| prior | negative ELBO, nats per validation image |", "|---|---|"]
-    table.write_text("\n".join([*head, *rows]) + "\n")
-    return [figure, table]
+    bounds: list[list[Cell]] = [
+        [prior, Number(run.metric("valid_neg_elbo")[1][-1], decimals=1)]
+        for prior, run in runs.items()
+    ]
+    table = Table(["prior", "negative ELBO"], bounds, "Nats per validation image.")
+    return [figure, table.write(workdir / f"{name}.md")]

@@ -25,6 +25,7 @@ training images. Its settings were chosen on validation images.
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import optax
 
 from vae_jax import (
@@ -46,6 +47,7 @@ from vae_jax import (
     train_file,
 )
 from vae_jax.checkpoint import Which
+from vae_jax.evaluation.table import Cell, Number, Table
 
 LATENTS = 20
 SIZES = (200, 1000)
@@ -127,7 +129,8 @@ def figures(
         seeds: the number of replicas of each run.
         num_samples: K of the importance-weighted bound.
     """
-    bounds, rows = {}, []
+    bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    rows: list[list[Cell]] = []
     for num_train, recipe in product(SIZES, (False, True)):
         name = f"{'recipe' if recipe else 'plain'}_{num_train}"
         arguments = {
@@ -142,13 +145,8 @@ def figures(
         )
         for checkpoint in CHECKPOINTS[recipe]:
             found = evaluate(load_run(workdir / name, checkpoint), num_samples=num_samples)
-            nll = found.mean["nll"]
-            spread = f" ± {nll.std(ddof=1):.2f}" if seeds > 1 else ""
-            rows.append(f"| {name} | {found.checkpoint} | {nll.mean():.2f}{spread} |")
-    table = "\n".join(("| run | checkpoint | test NLL, nats |", "|---|---|---|", *rows))
-    written = workdir / "comparison.md"
-    written.write_text(
-        f"{table}\n\nAll test images of {data}, K = {num_samples}; mean ± sd of {seeds} seeds.\n"
-    )
+            rows.append([name, found.checkpoint, Number(found.mean["nll"])])
+    caption = f"All test images of {data}, K = {num_samples}; mean ± sd of {seeds} seeds."
+    table = Table(["run", "checkpoint", "test NLL, nats"], rows, caption)
     figure = plots.learning_curves(bounds, ylabel="negative ELBO [nats per image]")
-    return [plots.save(figure, workdir / "bounds"), written]
+    return [plots.save(figure, workdir / "bounds"), table.write(workdir / "comparison.md")]

@@ -20,11 +20,16 @@ PAPERS = ("models", "posteriors", "priors", "networks", "likelihoods", "objectiv
 """The pages on which each name, as those in `PAPER_TOO` and metrics, has a paper, or is below."""
 PAPER_TOO = {"AIS", "RandomShift", "evaluate"}
 NO_PAPER = {
-    # What the code itself is made of
+    # This project's own
+    "AxialConvolution",
+    "HorizontalDecoder",
+    "HorizontalEncoder",
     "Labels",
     "LearnedPerceptual",
     "Pretrain",
     "Terms",
+    "VerticalDecoder",
+    "VerticalEncoder",
     # Textbook densities and networks
     "Beta",
     "Deterministic",
@@ -42,12 +47,6 @@ NO_PAPER = {
     "nearest_pictures",
     "psnr",
     "standardized",
-    # This project's own networks along one axis
-    "AxialConvolution",
-    "HorizontalDecoder",
-    "HorizontalEncoder",
-    "VerticalDecoder",
-    "VerticalEncoder",
 }
 REFERENCE = re.compile(r'[^()"]+ \((?:19|20)\d\d\), "([^"]+)"(?:, .+)?\.')
 """Kingma & Welling (2013), "Auto-encoding variational Bayes", equation 9, for the posterior."""

@@ -250,7 +250,7 @@ def check_objective(objective: Objective, model: Model) -> None:
         if requires.factorized_prior and "factors" not in conditional.traits:
             raise VaeJaxError(
                 f"{name} needs conditionals with independent components, which "
-                f"{type(conditional).__name__} has not; "
+                f"{type(conditional).__name__} does not have; "
                 f"{_fitting(POSTERIORS, lambda p: 'factors' in p.traits)}."
             )
     if requires.fixed_prior and (model.prior.needs or _is_learned(model)):

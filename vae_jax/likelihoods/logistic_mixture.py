@@ -100,8 +100,8 @@ class MixtureOfLogisticsDistribution(Distribution):
             each = jnp.broadcast_to(parameter, sample_shape + parameter.shape)
             return jnp.take_along_axis(each, index, axis).squeeze(axis)
 
-        # By index: written as a sum over one-hot components, jaxlib 0.10 mixes up channels on CPUs
-        # once there are thousands of pixels.
+        # By index: of a sum over one-hot components jaxlib 0.10 makes a program that mixes up
+        # channels once there are thousands of pixels.
         loc, scale = chosen(self.loc, -2), chosen(self.scale, -2)
         coefficients = chosen(self.coefficients, -3)
         shape = self.batch_shape + self.event_shape
