@@ -15,10 +15,10 @@ einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # densities depen
 def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
     """Orthonormal columns with the span of the M <= d columns of a.
 
-    The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018),
-    section 3.1. Started at Frobenius norm 1 it converges unless a is singular. Each iteration
-    multiplies small singular values by 1.5, so 40 iterations are enough for every matrix that has
-    full rank in float32. A singular matrix, such as zeros, gives the first M unit vectors.
+    The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018).
+    Started at Frobenius norm 1 it converges unless a is singular. Each iteration multiplies small
+    singular values by 1.5, so 40 iterations are enough for every matrix that has full rank in
+    float32. A singular matrix, such as zeros, gives the first M unit vectors.
     """
     first = jnp.eye(*a.shape[-2:], dtype=a.dtype)
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)

@@ -75,7 +75,7 @@ class FullCovarianceGaussian(Posterior):
         kernel_init: the initializer of the affine maps.
 
     References:
-        Kingma & Welling (2019), "An introduction to variational autoencoders", section 2.5.
+        Kingma & Welling (2019), "An introduction to variational autoencoders".
     """
 
     dim: Dim

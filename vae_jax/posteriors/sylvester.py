@@ -33,8 +33,8 @@ class SylvesterFlow(Posterior):
         VaeJaxError: M > d.
 
     References:
-        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference", section
-            3.1.
+        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference",
+            section 3.
     """
 
     dim: Dim
@@ -76,8 +76,8 @@ class HouseholderSylvesterFlow(Posterior):
         num_flows: the number of flows T.
 
     References:
-        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference", section
-            3.2.
+        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference",
+            section 3.
     """
 
     dim: Dim
@@ -108,8 +108,8 @@ class TriangularSylvesterFlow(Posterior):
         num_flows: the number of flows T.
 
     References:
-        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference", section
-            3.3.
+        van den Berg et al. (2018), "Sylvester normalizing flows for variational inference",
+            section 3.
     """
 
     dim: Dim
