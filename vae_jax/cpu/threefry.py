@@ -8,7 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.extend.random import define_prng_impl
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -22,6 +22,12 @@ def key(seed: Array | int) -> Array:
         seed: a scalar in [0, 2^32).
     """
     return jax.random.key(seed, impl=_impl)
+
+
+def _rotated(word: Array, bits: int) -> Array:
+    """A word turned to the left."""
+    left, right = (lax.full_like(word, by) for by in (bits, 32 - bits))
+    return lax.bitwise_or(lax.shift_left(word, left), lax.shift_right_logical(word, right))
 
 
 @jax.jit
@@ -40,8 +46,8 @@ def _threefry2x32(key: Array, counter: Array) -> tuple[Array, Array]:
     b = counter + schedule[1]
     for group in range(1, 6):
         for bits in _ROTATIONS[(group - 1) % 2]:
-            a = a + b
-            b = a ^ (b << jnp.uint32(bits) | b >> jnp.uint32(32 - bits))
+            a = lax.add(a, b)  # lax, not jnp, whose operators take twice as long to trace
+            b = lax.bitwise_xor(a, _rotated(b, bits))
         a = a + schedule[group % 3]
         b = b + schedule[(group + 1) % 3] + jnp.uint32(group)
     return a, b
