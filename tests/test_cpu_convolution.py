@@ -138,17 +138,20 @@ def test_within_a_loop_every_convolution_has_the_librarys_order() -> None:
 def test_conv_upsampled_is_that_of_the_upsampled_map(size: tuple[int, int]) -> None:
     """Values and gradients in float64, for odd and even windows; odd sizes are cut."""
     half = [-(-n // 2) for n in size]
+
+    def expected(x: Any, kernel: Any) -> Any:
+        return librarys(upsample(x, size), kernel, 1)
+
+    @jax.jit
+    def with_gradients(x: Any, kernel: Any, y: Any) -> Any:
+        pulled = [jax.vjp(f, x, kernel) for f in (partial(conv_upsampled, size=size), expected)]
+        return [(value, *pullback(y)) for value, pullback in pulled]
+
     with jax.enable_x64(True):
         for window in [(1, 1), (3, 3), (5, 3), (7, 7), (2, 3)]:
-            x, kernel, y = (
-                a.astype(float) for a in normal((2, *half, 3), (*window, 3, 4), (2, *size, 4))
-            )
-            value, pullback = jax.vjp(partial(conv_upsampled, size=size), x, kernel)
-            expected, librarys_pullback = jax.vjp(
-                lambda x, kernel: librarys(upsample(x, size), kernel, 1), x, kernel
-            )
-            np.testing.assert_allclose(value, expected, atol=1e-10)
-            for mine, other in zip(pullback(y), librarys_pullback(y), strict=True):
+            operands = normal((2, *half, 3), (*window, 3, 4), (2, *size, 4))
+            found = with_gradients(*(a.astype(float) for a in operands))
+            for mine, other in zip(*found, strict=True):
                 np.testing.assert_allclose(mine, other, atol=1e-10)
 
 
@@ -166,11 +169,14 @@ def test_group_norm_is_flaxs(shape: tuple[int, ...], group: int) -> None:
     """Values, and gradients in x and in the parameters, which have the same names."""
     x, y, scale, bias = normal(shape, shape, shape[-1:], shape[-1:])
     params = {"params": {"scale": scale, "bias": bias}}
-    found = []
-    for module in (GroupNorm(group), nn.GroupNorm(num_groups=None, group_size=group)):
-        value, pullback = jax.vjp(module.apply, params, 0.5 + 2 * x)
-        found.append(jax.tree.leaves((value, pullback(y))))
-    for mine, flaxs in zip(*found, strict=True):
+
+    @jax.jit
+    def with_gradients(params: Any, x: Any, y: Any) -> Any:
+        modules = GroupNorm(group), nn.GroupNorm(num_groups=None, group_size=group)
+        pulled = [jax.vjp(module.apply, params, x) for module in modules]
+        return [jax.tree.leaves((value, pullback(y))) for value, pullback in pulled]
+
+    for mine, flaxs in zip(*with_gradients(params, 0.5 + 2 * x, y), strict=True):
         np.testing.assert_allclose(mine, flaxs, rtol=1e-4, atol=1e-4)
 
 

@@ -147,9 +147,14 @@ def test_over_standardized_latents() -> None:
     inner = made(vj.GIVT((2, 1), **SMALL))
     variables = {"loc": loc, "scale": scale, "prior": inner.variables["params"]}
     variables["prior"] = {"network": variables["prior"]}
-    p: Any = prior.apply({"params": variables}, tiny.model())
     u = np.random.default_rng(2).normal(size=(6, 2, 1)).astype(np.float32)
-    expected = inner.log_prob(jnp.asarray(u)) - np.log(scale).sum()
-    np.testing.assert_allclose(p.log_prob(loc + scale * u), expected, rtol=1e-3, atol=1e-3)
-    draw = jax.jit(lambda key: (p.sample(key, (3,)), loc + scale * inner.sample(key, (3,))))
-    np.testing.assert_allclose(*draw(jax.random.key(6)), rtol=1e-5)
+
+    @jax.jit
+    def found(u: Any, key: Any) -> Any:
+        p: Any = prior.apply({"params": variables}, tiny.model())
+        densities = p.log_prob(loc + scale * u), inner.log_prob(u) - np.log(scale).sum()
+        return densities, (p.sample(key, (3,)), loc + scale * inner.sample(key, (3,)))
+
+    densities, draws = found(u, jax.random.key(6))
+    np.testing.assert_allclose(*densities, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(*draws, rtol=1e-5)

@@ -76,6 +76,7 @@ def q(request) -> dict[str, Any]:
 
     middles = (EDGES[1:] + EDGES[:-1]) / 2
     points = np.stack(np.meshgrid(middles, middles, indexing="ij"), -1).reshape(-1, 1, D)
+    points = np.broadcast_to(points, (CELLS**2, B, D))
     with jax.enable_x64(True):
         variables = spread(start, jnp.float64)
         keys = jax.random.split(jax.random.key(2), B)
@@ -83,16 +84,19 @@ def q(request) -> dict[str, Any]:
         others = jnp.asarray(FEATURES).at[::2].add(1.0)  # all but the second example
         other_keys = jax.random.split(jax.random.key(3), B).at[1].set(keys[1])
         steps = EPS * np.concatenate([np.eye(D), -np.eye(D)])[:, None, None]
-        around = density(q, np.concatenate([z, (z[:8] + steps[:, None, 0]).reshape(-1, B, D)]))
-        ahead, behind = around[DRAWS:].reshape(2, D, 8, B)
+        near = (z[:8] + steps[:, None, 0]).reshape(-1, B, D)
+        by_inverses, around, grid = np.split(
+            density(q, np.concatenate([z, near, points])), [DRAWS, DRAWS + len(near)]
+        )
+        ahead, behind = around.reshape(2, D, 8, B)
         of_parameters, path = gradients(variables, z[:8])
         found = {
             "mean": mean,
             "z": z,
             "log_q": log_q,
-            "log_q_by_inverses": around[:DRAWS],
+            "log_q_by_inverses": by_inverses,
             "with_others": drawn(variables, others, other_keys)[2],
-            "grid": density(q, points),
+            "grid": grid,
             "of_parameters": of_parameters,
             "path": path,
             "differences": np.moveaxis((ahead - behind) / (2 * EPS), 0, -1),
