@@ -113,6 +113,9 @@ def test_the_arrays_of_medmnist_are_its_splits_and_few_images_train(tmp_path: Pa
 def test_a_shape_that_is_none_is_refused(tmp_path: Path, behind: str):
     with pytest.raises(VaeJaxError, match=f"ends in @{behind}: after a folder .* such as @32x32x3"):
         load(f"{tmp_path}@{behind}")
+
+
+def test_a_name_may_have_an_at_sign(tmp_path: Path):
     (tmp_path / "me@home").mkdir()
     with pytest.raises(VaeJaxError, match="no training picture"):
         load(str(tmp_path / "me@home"))

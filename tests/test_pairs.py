@@ -174,7 +174,8 @@ def test_every_pair_trains(encoder, decoder, kind):
         with pytest.raises(VaeJaxError, match=r"The parts of the model do not fit together: .*4"):
             experiment(encoder, decoder, kind)
         return
-    jax.clear_caches()  # compiled programs take memory maps, of which a process has not many
+    if (encoder, decoder, kind) != IN_DEFAULT:
+        jax.clear_caches()  # compiled programs take memory maps, of which a process has not many
     to_train, seeds = experiment(encoder, decoder, kind), np.zeros(1, np.uint32)
     before = jax.tree.map(np.asarray, jax.jit(jax.vmap(partial(init_state, to_train)))(seeds))
     with on_devices(1):

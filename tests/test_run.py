@@ -37,8 +37,8 @@ from vae_jax.errors import Interrupted
 from vae_jax.run import RunFolder
 from vae_jax.train import load_run, train_file
 
-# 50 checkpoints: long enough to be killed at any moment.
-ARGUMENTS = {"num_steps": 1000, "log_every": 10, "checkpoint_every": 20}
+# 25 checkpoints: long enough to be killed at any moment.
+ARGUMENTS = {"num_steps": 1000, "log_every": 10, "checkpoint_every": 40}
 
 
 def flags(arguments: dict[str, Any]) -> list[Any]:
