@@ -340,6 +340,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return train(tiny.experiment(), tmp_path_factory.mktemp("runs") / "run")
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("damage", [empty, flip_data])
 def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
     damage: Callable[[Path], Any],

@@ -86,6 +86,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return train(tiny.experiment(**SHORT), tmp_path_factory.mktemp("runs") / "run")
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(("steps", "told_at"), [(4, 8), (1, 29)])
 def test_a_run_stopped_between_two_lines_goes_on_to_the_same_bytes(
     steps: int, told_at: int, whole: Run, tmp_path: Path
