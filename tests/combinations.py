@@ -164,14 +164,16 @@ def triples() -> list[Triple]:
 
 
 def one_for_each_part() -> Iterator[Triple]:
-    """Few of `triples` in which every part occurs.
+    """Few of `triples` in which every part occurs, of an objective's settings the last.
 
     Greedy: each time the one of which most parts are new, and the others were used least.
     """
-    used, every = Counter[str](), {*POSTERIORS, *PRIORS, *OBJECTIVES}
+    objectives = {type(made): name for name, (made, *_) in OBJECTIVES.items()}
+    used, every = Counter[str](), {*POSTERIORS, *PRIORS, *objectives.values()}
 
     def gain(triple: Triple) -> tuple[int, int]:
-        return sum(not used[part] for part in triple), -sum(used[part] for part in triple)
+        new = sum(part in every and not used[part] for part in triple)
+        return new, -sum(used[part] for part in triple)
 
     while every - set(used):
         best = max(triples(), key=gain)

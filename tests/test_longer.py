@@ -42,7 +42,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.others_slow
-@pytest.mark.others_slow
 @pytest.mark.parametrize("first", [33, 20])
 def test_a_finished_run_goes_on_with_more_steps(
     first: int, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -215,7 +214,6 @@ def end_of(curve: tuple[np.ndarray, np.ndarray], patience: int) -> tuple[int, in
     raise AssertionError("it never ends")
 
 
-@pytest.mark.others_slow
 @pytest.mark.others_slow
 @pytest.mark.parametrize("patience", [3, 1])
 def test_training_ends_when_validations_no_longer_improve(

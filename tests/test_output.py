@@ -95,9 +95,11 @@ def vae_jax(*arguments: Any) -> None:
     ("command", "suffix", "files"),
     [
         (["sample", "--num", 3, "--file-quality", 50], ".webp", 3),
-        (["reconstruct", "--num", 3], ".jpg", 3),
+        pytest.param(["reconstruct", "--num", 3], ".jpg", 3, marks=pytest.mark.slow),
         (["reconstruct", "--num", 30], ".jpg", 21),  # as many as the split has
-        (["interpolate", "--pairs", 2, "--steps", 3], ".webp", 6),
+        pytest.param(
+            ["interpolate", "--pairs", 2, "--steps", 3], ".webp", 6, marks=pytest.mark.slow
+        ),
         (["interpolate", "--pairs", 30, "--steps", 3], ".webp", 30),
         (["traverse", "--steps", 3, "--file-quality", 80], ".jpeg", 6),
     ],
@@ -136,6 +138,7 @@ def test_a_split_without_images_is_refused(draw: Any, run: Path) -> None:
         draw(emptied, "test", 3)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png"])
 def test_a_seed_is_the_same_bytes(suffix: str, run: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):

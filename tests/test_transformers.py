@@ -78,7 +78,7 @@ def test_gpt_has_gpt2s_parameters(network, gpt2s):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 31), (256, 255)])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_image_size_and_shape_of_latents(size, channels):
     """Shapes alone, traced and not run."""
     shape, p = (*size, channels), 4 if max(size) < 64 else 32
