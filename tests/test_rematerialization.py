@@ -87,13 +87,13 @@ def test_what_a_block_remembers_is_kept_and_counted_once_in_a_call() -> None:
 
 
 def test_a_deep_network_takes_less_memory() -> None:
-    """Twenty blocks on either side, of which it keeps the inputs, an eighth of a block's width.
+    """Ten blocks on either side, of which it keeps the inputs, an eighth of a block's width.
 
     With a policy that keeps products, it takes more again.
     """
 
     def temporary(remat: Any) -> int:
-        made = experiment(20, remat=remat)
+        made = experiment(10, remat=remat)
         state = jax.eval_shape(partial(init_state, made), 0)
         images = jax.ShapeDtypeStruct((256, *tiny.IMAGE_SHAPE), jnp.uint8)
         rows = jax.ShapeDtypeStruct((256,), jnp.int32)
