@@ -280,6 +280,7 @@ def cpu_tricks() -> list[Work]:
         without("convolutional VAE", ours("conv", 20, 128), *convolutions),
         without("residual network", ours("residual", 8, 64), *convolutions, "winograd", "parts"),
         without("ResNet with norms", ours("resnet", 8, 32), "sums"),
+        without("flow matching by a DiT", ours("dit", 8, 64), "sums"),
         without("separable convolutions", ours("separable", 8, 64), "convolution", "shifts"),
         without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "cores", "one thread"),
         without("five seeds, MLP, batch 128", several(5, "mlp", 100, 128), "turns"),

@@ -16,7 +16,7 @@ from vae_jax.cpu.convolution import MANY
 from vae_jax.cpu.convolution_products import by_tiles, tile_size
 from vae_jax.networks import MLP, ConvDecoder, ConvEncoder
 from vae_jax.networks.conv import ResidualBlock
-from vae_jax.networks.layers import conv, conv_transpose
+from vae_jax.networks.layers import Dense, conv, conv_transpose
 
 # Every kernel width meets an odd height and an even width; (h, w) differ, so no axis is swapped.
 SIZE = (7, 8)
@@ -222,6 +222,24 @@ def test_conv_networks_between_images_and_maps(size):
     assert features.shape == (2, *size, 2)
     with pytest.raises(VaeJaxError, match="coarsest map of"):
         ConvDecoder((4, 3, 2), dense=None).init(jax.random.key(0), jnp.zeros((2, 4, 6, 4)), shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 7, 5), (3, 4, 6, 5)])
+def test_dense_is_flaxs(shape: tuple[int, ...]):
+    """Values, gradients and parameters."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    ours, theirs = Dense(4), nn.Dense(4)
+    variables = theirs.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(1), x), variables)
+
+    def loss(network, variables, x):
+        return (jnp.sin(jax.vmap(partial(network.apply, variables))(x[None])) ** 2).sum()
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(partial(loss, network), (0, 1)))(variables, x)
+        for network in (ours, theirs)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), found, expected)
 
 
 def test_mlp_is_a_chain_of_dense_layers():

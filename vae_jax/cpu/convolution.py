@@ -128,6 +128,7 @@ def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
     """A convolution of x with y, zeros between y's pixels, with examples in place of features."""
+    x, y = lax.optimization_barrier((x, y))  # otherwise computed within their transposed copies
     sizes = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
     edges = [(low, width - 1 + span - size - low) for size, span, width, low in sizes]
     # Pixels that no output sees, where a kernel is smaller than its stride, are cut off.
@@ -144,6 +145,11 @@ def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
     return found.transpose(1, 2, 0, 3)
 
 
+def _by_rows(x: Array, kernel: Array) -> Array:
+    """A 1x1 convolution, one product of the pixels' features, as are both of its gradients."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
 LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}
 
 
@@ -158,8 +164,10 @@ def _computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
     shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
     shapes[of] = geometry.shape(of, a.shape, b.shape)
     inputs, features = shapes["kernel"][2:]
+    if geometry.window == (1, 1) and geometry.stride == 1:
+        way = _by_rows
     # The library has no float64, and the transforms of tiles would lose bfloat16's eight bits.
-    if a.dtype != jnp.float32 or (inputs <= FEW and of != "kernel"):
+    elif a.dtype != jnp.float32 or (inputs <= FEW and of != "kernel"):
         way = partial(by_patches, stride=geometry.stride)
     elif geometry.window == (3, 3) and geometry.stride == 1 and min(inputs, features) >= MANY:
         way = by_tiles

@@ -151,7 +151,10 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`[..., F]` to `[..., features]`."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return add_bias(x @ kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        # As rows: for the kernel's gradient, XLA's CPU backend copies operands of more axes.
+        rows = x.reshape(-1, x.shape[-1])
+        return add_bias(rows @ kernel, bias).reshape(*x.shape[:-1], self.features)
 
 
 class ConvTranspose(nn.Module):
