@@ -16,13 +16,13 @@ reconstructions and the negative ELBO of test images, after 3,000 steps of 64 Fa
 by the commands above.
 
                  patch_gan                    vae
-    colour       11.54 (10.49 to 12.59)       15.12 (14.20 to 16.04)
-    texture      54.5 (50.8 to 58.2)          65.8 (62.2 to 69.4)
-    learned      78.0 (70.1 to 85.9)          75.4 (68.8 to 82.1)
-    SSIM         0.640                        0.656
-    -ELBO        -464.6 nats                  -520.6 nats
+    colour       9.87 (8.92 to 10.81)         12.71 (11.80 to 13.61)
+    texture      50.3 (47.1 to 53.5)          59.9 (56.9 to 62.8)
+    learned      73.9 (65.1 to 82.7)          74.3 (67.2 to 81.4)
+    SSIM         0.641                        0.656
+    -ELBO        -474.7 nats                  -520.1 nats
 
-2026-11-26, two CPU cores, training time not recorded, seed 0. The scores of `vaegan` itself: not
+2026-11-29, two CPU cores beside other programs, so without a time; seed 0. The scores of `vaegan` itself: not
 yet computed.
 """
 
