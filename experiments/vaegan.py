@@ -22,8 +22,8 @@ by the commands above.
     SSIM         0.641                        0.656
     -ELBO        -474.7 nats                  -520.1 nats
 
-2026-11-29, two CPU cores beside other programs, so without a time; seed 0. The scores of `vaegan` itself: not
-yet computed.
+2026-11-29, two CPU cores beside other programs, so without a time; seed 0. The scores of `vaegan`
+itself: not yet computed.
 """
 
 from pathlib import Path
