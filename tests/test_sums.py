@@ -43,7 +43,7 @@ def test_sums_of_rows_and_their_gradients(shape: tuple[int, ...]):
         np.testing.assert_allclose(summed, x.sum(-2), atol=1e-4)
         np.testing.assert_allclose(gradient(jnp.float32(x))[0], x.sum(-2), atol=1e-4)
         for copy in (repeated, back(jnp.float32(ct))[0]):
-            expected = np.broadcast_to(np.float32(ct)[..., None, :], shape)
+            expected = np.broadcast_to(ct.astype(np.float32)[..., None, :], shape)
             np.testing.assert_array_equal(copy, expected)
 
 
