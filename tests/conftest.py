@@ -4,10 +4,9 @@ import os
 from importlib.metadata import version
 
 # Before JAX starts. The tests compile many small programs and run each for a moment, so LLVM's
-# optimizations, XLA's fusion emitters and its passes over loops cost much of their time and save
-# nothing. Compiled in 32 parts side by side, three training programs took 2.7 s of the CPU, in one
-# part 1.8; without the passes over loops, sixteen programs take 11.4 in place of 13.0. (A training
-# program, whose own option names another pass, has them all the same.)
+# optimizations, XLA's fusion emitters, its passes over loops and compiling in parts side by side
+# cost much of their time and save nothing. (A training program, whose own option names another
+# pass, has the passes over loops all the same.)
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
