@@ -147,7 +147,8 @@ def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
 
 def _by_rows(x: Array, kernel: Array) -> Array:
     """A 1x1 convolution, one product of the pixels' features, as are both of its gradients."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    return (rows @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}

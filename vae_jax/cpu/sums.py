@@ -34,14 +34,14 @@ def _sum_of_squares(x: Array) -> Array:
 
 
 def sum_of_rows(x: Array) -> Array:
-    """`[..., P, F]` to `[..., F]`."""
+    """The sum over the last axis but one, `[..., P, F]` to `[..., F]`."""
     if not choices.adds_one_by_one():
         return x.sum(-2)
     return jnp.einsum("...pf,p->...f", x, _ones(x.shape[-2], x), precision=lax.Precision.HIGHEST)
 
 
 def repeated_rows(row: Array, num: int) -> Array:
-    """`[..., F]` to `[..., num, F]`, the transpose of `sum_of_rows`: its gradient is such a sum."""
+    """Copies of a row, `[..., F]` to `[..., num, F]`; the gradient is a `sum_of_rows`."""
     if not choices.adds_one_by_one():
         return jnp.broadcast_to(row[..., None, :], (*row.shape[:-1], num, row.shape[-1]))
     return jnp.einsum("...f,p->...pf", row, _ones(num, row), precision=lax.Precision.HIGHEST)

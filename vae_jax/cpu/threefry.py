@@ -46,7 +46,7 @@ def _threefry2x32(key: Array, counter: Array) -> tuple[Array, Array]:
     b = counter + schedule[1]
     for group in range(1, 6):
         for bits in _ROTATIONS[(group - 1) % 2]:
-            a = lax.add(a, b)  # lax, not jnp, whose operators take twice as long to trace
+            a = lax.add(a, b)  # lax, not jnp, whose operators take longer to trace
             b = lax.bitwise_xor(a, _rotated(b, bits))
         a = a + schedule[group % 3]
         b = b + schedule[(group + 1) % 3] + jnp.uint32(group)
