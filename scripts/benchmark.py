@@ -1,7 +1,7 @@
 """Times this codebase and its peers on the same work, and writes docs/performance.md's tables.
 
     make bench                                             # everything
-    python scripts/benchmark.py --only "MLP, batch 128"    # some of it, printed alone
+    python scripts/benchmark.py --only "MLP, batch 128"    # one workload
 
 The workloads are defined in `scripts/works.py`. Every contender is a separate program, in
 `scripts/contenders/`, that trains without end and prints lines of steps and times; ours is
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 import tyro
 from rich.console import Console
-from works import CONTENDERS, SQUARE, Asked, Contender, Work, everything
+from works import CONTENDERS, MATRIX_RATE, SQUARE, Asked, Contender, Work, everything
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "performance.md"
@@ -212,16 +212,15 @@ def spread(values: np.ndarray, digits: int) -> str:
     return " / ".join(f"{f(values):,.{digits}f}" for f in (np.min, np.median, np.max))
 
 
-def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarray | None) -> str:
+def table(work: Work, measured: list[Measured], disturbed: int) -> str:
     """One workload's part of the report.
 
     Args:
         work: the workload.
-        measured: the measurements of its contenders, ours first.
+        measured: the measurements of its contenders, ours first and `SQUARE` last.
         disturbed: the number of disturbed windows.
-        square: operations/s of `SQUARE` in each round, if they were measured.
     """
-    ours = measured[0]
+    ours, square = measured[0], measured[-1].rates * (measured[-1].flops or 0)
     windows = len(measured) * len(ours.rates)
     lines = [
         f"### {work.title}",
@@ -237,7 +236,7 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
         ratio = "" if one is ours else spread(ours.rates / one.rates, 2)
         flops = counted if one.flops is None else one.flops
         share = ""
-        if flops and square is not None:
+        if flops:
             share = f"{np.median(one.rates) * flops / np.median(square):.0%}"
         compiling = "" if one.compile_seconds is None else f"{one.compile_seconds:.1f} s"
         lines.append(
@@ -245,7 +244,11 @@ def table(work: Work, measured: list[Measured], disturbed: int, square: np.ndarr
             f"{one.start_seconds:.1f} s | {compiling} | {one.mebibytes:,.0f} MiB |"
         )
     quiet = "all quiet" if not disturbed else f"{disturbed} of them disturbed by other programs"
-    lines += ["", f"{len(ours.rates)} rounds, {windows} windows, {quiet}."]
+    lines += [
+        "",
+        f"{date.today()}, {os.cpu_count()} cores of {cpu()}; {SQUARE}: "
+        f"{spread(square / 1e9, 0)} GFLOP/s; {len(ours.rates)} rounds, {windows} windows, {quiet}.",
+    ]
     if counted:
         lines[-1] += f" An image costs {counted / 1e6:,.2f} MFLOP, as XLA counts our plain loop's."
     if work.streams:
@@ -291,54 +294,60 @@ def hidden_share(
     )
 
 
+def cpu() -> str:
+    """The name of this machine's CPU."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def write(parts: dict[str, str], titles: list[str]) -> None:
+    """Put workloads' parts in the report, in place of earlier ones.
+
+    Args:
+        parts: the parts by title.
+        titles: all titles, in order; parts with other titles are removed from the report.
+    """
+    before, rest = REPORT.read_text().split(BEGIN)
+    generated, after = rest.split(END)
+    earlier = re.split(r"^### (.*)$", generated, flags=re.MULTILINE)[1:]
+    found = zip(earlier[::2], earlier[1::2], strict=True)
+    parts = {title: f"### {title}{text}".rstrip() for title, text in found} | parts
+    kept = [parts[title] for title in titles if title in parts]
+    REPORT.write_text("\n\n".join([before + BEGIN, *kept, END + after]))
+
+
 def main(
     peers: Path = ROOT / ".venv-peers",
     only: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
-    rounds: int = 9,
+    rounds: int = 5,
     seconds: float = 2.0,
 ) -> None:
-    """Run the benchmark.
+    """Run the benchmark; each workload's table is written as soon as it is measured.
 
     Args:
         peers: an environment with numpyro, pythae and torch.
-        only: the titles of the workloads to run; the report is then not written.
-        without: the names of contenders to leave out; the report is then not written.
+        only: the titles of the workloads to run; the other tables stay as they are.
+        without: the names of contenders to leave out; the tables are then only printed.
         rounds: the number of rounds of windows.
         seconds: the length of a window, which is longer if lines come slowly.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_by_exception)
-    console = Console()
-    parts, square = [], None
-    for work in everything():
+    console, works = Console(), everything()
+    titles = [work.title for work in works]
+    for unknown in set(only) - set(titles):
+        raise SystemExit(f"There is no workload {unknown!r}; the titles are {titles}.")
+    for work in works:
         if only and work.title not in only:
             continue
-        work.contenders = [one for one in work.contenders if one.name not in without]
-        measured, disturbed = measure(work, peers, rounds, seconds)
-        for one in measured:
-            if one.name == SQUARE and one.flops is not None:
-                square = one.rates * one.flops
-        parts.append(table(work, measured, disturbed, square))
-        console.print(parts[-1], markup=False, soft_wrap=True)
-    if only or without:
-        return
-    assert square is not None
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    heading = (
-        f"`make bench`, {date.today()}, {os.cpu_count()} cores of {cpu}; {SQUARE}: "
-        f"{spread(square / 1e9, 0)} GFLOP/s. Min / median / max over rounds."
-    )
-    before, rest = REPORT.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    REPORT.write_text("\n\n".join([before + BEGIN, heading, *parts, END + after]))
+        contenders = [one for one in work.contenders if one.name not in without]
+        work.contenders = [*contenders, MATRIX_RATE]
+        part = table(work, *measure(work, peers, rounds, seconds))
+        console.print(part, markup=False, soft_wrap=True)
+        if not without:
+            write({work.title: part}, titles)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The memory that checkpoints cost a process, compared with the size of a training state.
 
     python scripts/checkpoint_memory.py --millions 100
+    python scripts/checkpoint_memory.py --millions 100 --processes 4
 
-Two processes, one after the other, train an MLP with Adam and a running average, so that a state is
-four times its parameters, for three steps on one CPU device, with a checkpoint after each step: the
-first process is told to stop at the first checkpoint, the second resumes. For each process, the
-script prints its peak memory (the kernel's number, as shown by `/usr/bin/time -v`); how much of it,
-in states, the process needed before its first copy of a state, and how much checkpoints added; and
-the time of the longest copy, for which training waits. On a CPU the same memory also holds the
-device's state and the intermediate results of a step.
+One process, or several with a share of the optimizer's state each (`--shard optimizer`), train an
+MLP with Adam and a running average, so that a state is four times its parameters, for three steps
+with a checkpoint after each: a first run is told to stop at the first checkpoint, a second resumes
+it. Every process has one CPU device. For each, the script prints its peak memory (the kernel's
+number, as shown by `/usr/bin/time -v`); the part of a state on its device; how much memory, in
+states, it needed before its first copy of a state, how much checkpoints added, and how much the end
+added, where each of several processes collects the whole state; and the time of the longest copy,
+for which training waits. On a CPU the same memory also holds the device's state and the
+intermediate results of a step.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,7 +38,7 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure(folder: Path, millions: float, stopped: bool) -> dict[str, float]:
+def measure(folder: Path, millions: float, several: bool, stopped: bool) -> dict[str, float]:
     """Train in this process, to the end or to the first step."""
     import jax
     import numpy as np
@@ -51,8 +55,10 @@ def measure(folder: Path, millions: float, stopped: bool) -> dict[str, float]:
         StandardNormal,
         train,
     )
+    from vae_jax.checkpoint import Checkpoints
     from vae_jax.errors import Interrupted
     from vae_jax.parallel import Layout
+    from vae_jax.processes.together import together
     from vae_jax.step import TrainState, init_state
 
     width = round(1e6 * millions / (3 * 3072))  # to a width and back, to a mean and a variance
@@ -75,64 +81,93 @@ def measure(folder: Path, millions: float, stopped: bool) -> dict[str, float]:
         checkpoint_every=1,
         keep_checkpoints=1,
     )
-    before, collect = peak(), Layout.collect
-    peaks: list[int] = []
-    seconds: list[float] = []
-
-    def measured(self: Layout, tree: Any) -> Any:
-        if not isinstance(tree, TrainState):
-            return collect(self, tree)
-        if stopped and not peaks:
-            signal.raise_signal(signal.SIGTERM)
-        peaks.append(peak())
-        begun = time.perf_counter()
-        collected = collect(self, tree)
-        seconds.append(time.perf_counter() - begun)
-        return collected
-
-    Layout.collect = measured
-    with contextlib.suppress(Interrupted):
-        train(experiment, folder)
     shapes = jax.eval_shape(partial(init_state, experiment), 0)
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    before = peak()
+    peaks: dict[str, list[int]] = {"collect": [], "save_shares": []}
+    seconds: list[float] = []
+    on_device = 0
+
+    def measured(owner: Any, name: str) -> None:
+        method = getattr(owner, name)
+
+        def instead(self: Any, *arguments: Any) -> Any:
+            nonlocal on_device
+            tree = next((one for one in arguments if isinstance(one, TrainState)), None)
+            if tree is None:
+                return method(self, *arguments)
+            if stopped and not any(peaks.values()):
+                signal.raise_signal(signal.SIGTERM)
+            shards = [one for leaf in jax.tree.leaves(tree) for one in leaf.addressable_shards]
+            on_device = sum(one.data.nbytes for one in shards)
+            peaks[name].append(peak())
+            begun = time.perf_counter()
+            result = method(self, *arguments)
+            seconds.append(time.perf_counter() - begun)
+            return result
+
+        setattr(owner, name, instead)
+
+    for layout in (Layout, *Layout.__subclasses__()):
+        if "collect" in vars(layout):
+            measured(layout, "collect")
+    measured(Checkpoints, "save_shares")
+    with contextlib.suppress(Interrupted), together({}) if several else contextlib.nullcontext():
+        train(experiment, folder, shard="optimizer" if several else None)
+    first = min(one[0] for one in peaks.values() if one)
+    ending = peaks["collect"][-1] if several and peaks["collect"] else peak()
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes.params)),
         "state_MiB": state / 2**20,
         "peak_MiB": peak() / 2**20,
-        "training_states": (peaks[0] - before) / state,
-        "checkpoint_states": (peak() - peaks[0]) / state,
+        "on_device_states": on_device / state,
+        "training_states": (first - before) / state,
+        "checkpoint_states": (ending - first) / state,
+        "end_states": (peak() - ending) / state,
         "longest_copy_s": max(seconds),
     }
 
 
-def in_a_process(folder: Path, millions: float, *stopped: str) -> dict[str, float]:
-    """`measure` in a process that does nothing else."""
-    point = [str(folder), str(millions), *stopped]
-    done = subprocess.run(
-        [sys.executable, __file__, "--point", *point],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def in_processes(
+    folder: Path, millions: float, count: int, *stopped: str
+) -> list[dict[str, float]]:
+    """`measure` in processes that do nothing else."""
+    point = [str(folder), str(millions), str(count), *stopped]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--point", *point],
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+            | {"JAX_COORDINATOR_ADDRESS": address}
+            | {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    return [json.loads(one.communicate()[0].splitlines()[-1]) for one in started]
 
 
-def main(*, millions: float = 100) -> None:
-    """Print both processes' numbers.
+def main(*, millions: float = 100, processes: int = 1) -> None:
+    """Print the numbers of every process of both runs.
 
     Args:
         millions: the number of parameters, in millions.
+        processes: the number of processes; several share the optimizer's state.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        print("begun:", in_a_process(run, millions, "stopped"), flush=True)
-        print("gone on:", in_a_process(run, millions))
+        for name, stopped in (("begun", ["stopped"]), ("gone on", [])):
+            for number, one in enumerate(in_processes(run, millions, processes, *stopped)):
+                print(f"{name}, process {number}: {one}", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--point"]:
-        folder, millions, *stopped = sys.argv[2:]
-        print(json.dumps(measure(Path(folder), float(millions), bool(stopped))))
+        folder, millions, count, *stopped = sys.argv[2:]
+        print(json.dumps(measure(Path(folder), float(millions), int(count) > 1, bool(stopped))))
     else:
         tyro.cli(main)

@@ -10,7 +10,7 @@ PLAIN = "plain jitted loop of the same model"
 TORCH = "tight PyTorch loop"
 ONE_SEED = "one seed after the other"
 PRODUCTS = "its matrix products alone"
-SQUARE = "2048² matrix products"  # measured beside the first work, reported for all
+SQUARE = "2048² matrix products"  # measured beside every work
 CORES = os.cpu_count() or 1
 # Each core works alone on its share of a batch.
 DEVICE_A_CORE = {
@@ -39,6 +39,11 @@ class Contender:
     images: int
     peer: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+
+
+MATRIX_RATE = Contender(
+    SQUARE, ["matrix_products.py", "--work", "square", "--log-every", "10"], 128
+)
 
 
 @dataclass
@@ -123,7 +128,6 @@ def mlp() -> Work:
         Contender("NumPyro's example", ["numpyro_example.py"], 128, peer=True),
         Contender("Pythae's trainer", ["pythae_trainer.py"], 128, peer=True),
         Contender(PRODUCTS, [*products, "mlp"], 128),
-        Contender(SQUARE, [*products, "square", "--log-every", "10"], 128),
     ]
     work.asked += [
         Asked(1.1, "NumPyro's example"),
