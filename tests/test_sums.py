@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.test_util import check_grads
 
 from vae_jax.cpu import choices
 from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_rows
@@ -45,6 +46,24 @@ def test_sums_of_rows_and_their_gradients(shape: tuple[int, ...]):
         for copy in (repeated, back(jnp.float32(ct))[0]):
             expected = np.broadcast_to(ct.astype(np.float32)[..., None, :], shape)
             np.testing.assert_array_equal(copy, expected)
+
+
+def test_every_derivative_and_mapping_of_sums_and_copies():
+    """Both modes, twice, against finite differences; mapped over an axis that is not the first."""
+    x = np.random.default_rng(0).normal(size=(2, 48, 3))
+    with jax.enable_x64(True):
+        check_grads(lambda x: jnp.sin(sum_of_rows(x)), (x,), order=2, rtol=1e-6)
+        check_grads(lambda x: jnp.sin(repeated_rows(x, 6)), (x[0],), order=2, rtol=1e-6)
+        mapped = jax.vmap(sum_of_rows, 2)(jnp.asarray(x)[..., None])
+        np.testing.assert_allclose(mapped[..., 0], x.sum(1).T, rtol=1e-12)
+        copies = jax.vmap(partial(repeated_rows, num=5), 1)(jnp.asarray(x[0]))
+        np.testing.assert_array_equal(copies, np.broadcast_to(x[0].T[:, None], (3, 5, 48)))
+
+
+def test_sums_of_many_bfloat16_numbers_are_of_float32():
+    x = jnp.ones((1, 4096, 3), jnp.bfloat16)  # added one by one, 256 + 1 is 256
+    for summed in (sum_of_rows(x), jax.jit(sum_of_rows)(x)):
+        np.testing.assert_array_equal(np.float32(summed), np.full((1, 3), 4096))
 
 
 def test_a_bias_and_its_gradient():

@@ -5,10 +5,17 @@ by column for the sum of its rows. So parts of an array are added to each other 
 rows are added by a product with ones. Elsewhere these are JAX's own sums.
 """
 
+from collections.abc import Sequence
+from functools import partial, reduce
+from math import gcd
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from vae_jax.cpu import choices
 
@@ -37,14 +44,14 @@ def sum_of_rows(x: Array) -> Array:
     """The sum over the last axis but one, `[..., P, F]` to `[..., F]`."""
     if not choices.adds_one_by_one():
         return x.sum(-2)
-    return jnp.einsum("...pf,p->...f", x, _ones(x.shape[-2], x), precision=lax.Precision.HIGHEST)
+    return _sum_p.bind(x)
 
 
 def repeated_rows(row: Array, num: int) -> Array:
     """Copies of a row, `[..., F]` to `[..., num, F]`; the gradient is a `sum_of_rows`."""
     if not choices.adds_one_by_one():
-        return jnp.broadcast_to(row[..., None, :], (*row.shape[:-1], num, row.shape[-1]))
-    return jnp.einsum("...f,p->...pf", row, _ones(num, row), precision=lax.Precision.HIGHEST)
+        return _repeated(row, num=num)
+    return _repeated_p.bind(row, num=num)
 
 
 def add_bias(y: Array, bias: Array) -> Array:
@@ -52,5 +59,45 @@ def add_bias(y: Array, bias: Array) -> Array:
     return y + repeated_rows(bias, y.size // bias.size).reshape(y.shape)
 
 
-def _ones(num: int, like: Array) -> Array:
-    return jnp.ones(num, like.dtype)
+# --- A sum and copies, each the other's transpose -------------------------------------------------
+
+
+def _repeated(row: Array, *, num: int) -> Array:
+    return jnp.broadcast_to(row[..., None, :], (*row.shape[:-1], num, row.shape[-1]))
+
+
+def _sum(x: Array) -> Array:
+    """Parts are added to each other, and the rows that remain by a product with ones."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    folded = reduce(jnp.add, jnp.split(wide, gcd(x.shape[-2], NUM_PARTS), -2))
+    ones = jnp.ones(folded.shape[-2], folded.dtype)
+    summed = jnp.einsum("...pf,p->...f", folded, ones, precision=lax.Precision.HIGHEST)
+    return summed.astype(x.dtype)
+
+
+_sum_p, _repeated_p = Primitive("sum_of_rows"), Primitive("repeated_rows")
+
+
+@_sum_p.def_abstract_eval
+def _shape_of_sum(x: ShapedArray) -> ShapedArray:
+    return ShapedArray((*x.shape[:-2], x.shape[-1]), x.dtype)
+
+
+@_repeated_p.def_abstract_eval
+def _shape_of_copies(row: ShapedArray, *, num: int) -> ShapedArray:
+    return ShapedArray((*row.shape[:-1], num, row.shape[-1]), row.dtype)
+
+
+def _mapped(
+    primitive: Primitive, operands: Sequence[Array], axes: Sequence[int], **parameters: int
+) -> tuple[Array, int]:
+    return primitive.bind(jnp.moveaxis(operands[0], axes[0], 0), **parameters), 0
+
+
+for _primitive, _function in ((_sum_p, _sum), (_repeated_p, _repeated)):
+    mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=False))
+    batching.primitive_batchers[_primitive] = partial(_mapped, _primitive)
+_sum_p.def_impl(jax.jit(_sum))
+_repeated_p.def_impl(jax.jit(_repeated, static_argnames="num"))
+ad.deflinear2(_sum_p, lambda ct, x: [_repeated_p.bind(ct, num=x.aval.shape[-2])])
+ad.deflinear2(_repeated_p, lambda ct, row, num: [_sum_p.bind(ct)])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.cpu.sums import repeated_rows
 from vae_jax.given import Count
 from vae_jax.interfaces import Part
 
@@ -27,20 +28,20 @@ def embedded(time: Array, width: int) -> Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)[:, :width]
 
 
-def modulations(condition: Array, count: int, features: int, ndim: int) -> list[Array]:
-    """Vectors `[N, 1, ..., features]`, affine in the condition, zero at initialization.
+def modulations(condition: Array, count: int, x: Array) -> list[Array]:
+    """Arrays of the shape of x, equal at all positions, affine in the condition, zero at first.
 
     Call it in a compact method.
 
     Args:
         condition: `[N, E]`.
-        count: the number of vectors.
-        features: the number of features of each vector.
-        ndim: the number of axes of the array that they modulate.
+        count: the number of arrays.
+        x: what they modulate, `[N, ..., F]`.
     """
-    dense = nn.Dense(count * features, kernel_init=ZEROS, name="modulations")
-    found = dense(jax.nn.silu(condition))
-    return jnp.split(found.reshape(len(found), *[1] * (ndim - 2), -1), count, -1)
+    dense = nn.Dense(count * x.shape[-1], kernel_init=ZEROS, name="modulations")
+    found = jnp.split(dense(jax.nn.silu(condition)), count, -1)
+    num_positions = x[0, ..., 0].size
+    return [repeated_rows(each, num_positions).reshape(x.shape) for each in found]
 
 
 class AdaptiveMLP(Part):
@@ -76,6 +77,6 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array, condition: Array) -> Array:
         width = h.shape[-1]
-        shift, scale, gate = modulations(condition, 3, width, h.ndim)
+        shift, scale, gate = modulations(condition, 3, h)
         inner = nn.LayerNorm(use_bias=False, use_scale=False)(h) * (1 + scale) + shift
         return h + gate * nn.Dense(width)(jax.nn.silu(nn.Dense(width)(inner)))

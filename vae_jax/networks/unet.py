@@ -83,7 +83,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array, condition: Array) -> Array:
         inner = Conv(self.features, use_bias=True)(jax.nn.silu(group_norm(h)))
-        shift, scale = modulations(condition, 2, self.features, h.ndim)
+        shift, scale = modulations(condition, 2, inner)
         inner = jax.nn.silu(group_norm(inner) * (1 + scale) + shift)
         inner = Conv(self.features, use_bias=True, kernel_init=ZEROS)(inner)
         if h.shape[-1] != self.features:
