@@ -76,23 +76,62 @@ def test_values_and_gradients_are_the_librarys() -> None:
 
 
 def test_depthwise_is_the_librarys() -> None:
-    x, kernel = normal((2, 5, 6, 4), (3, 3, 1, 4))
-    for stride in (1, 2, 3):
-        np.testing.assert_allclose(
-            conv(jnp.asarray(x), jnp.asarray(kernel), stride),
-            librarys(x, kernel, stride),
-            rtol=1e-5,
-            atol=1e-5,
-        )
+    """Value and both gradients, at odd sizes and strides and at a size of training, compiled."""
+    cases = [
+        *(
+            ((2, *size, 4), window, stride)
+            for size, window, stride in product(SIZES, WINDOWS, (1, 2, 3))
+        ),
+        ((32, 16, 16, 128), (3, 3), 1),
+    ]
+
+    @jax.jit
+    def both(every: Any) -> Any:
+        found = []
+        for (*_, stride), (x, kernel, y) in zip(cases, every, strict=True):
+            for function in (conv, librarys):
+                value, pullback = jax.vjp(partial(function, stride=stride), x, kernel)
+                found.append((value, *pullback(y)))
+        return found
+
+    every = []
+    for shape, window, stride in cases:
+        small = [-(-n // stride) for n in shape[1:3]]
+        every.append(normal(shape, (*window, 1, shape[3]), (shape[0], *small, shape[3])))
+    found = both(every)
+    for case, ours, theirs in zip(cases, found[::2], found[1::2], strict=True):
+        for mine, other in zip(ours, theirs, strict=True):
+            largest = float(np.abs(other).max())
+            np.testing.assert_allclose(mine, other, atol=2e-5 * largest, err_msg=str(case))
+
+
+def test_a_depthwise_kernels_gradient_in_bfloat16_is_added_in_float32() -> None:
+    x, kernel, y = (jnp.asarray(a, jnp.bfloat16) for a in operands_of_one((64, 16, 16, 8)))
+    exact = jax.grad(lambda k: (conv(*wide(x, k), 1) * wide(y)[0]).sum())(wide(kernel)[0])
+    found = jax.vjp(lambda k: conv(x, k, 1), kernel)[1](y)[0]
+    assert found.dtype == jnp.bfloat16
+    scale = float(jnp.abs(exact).max())
+    np.testing.assert_allclose(wide(found)[0], exact, atol=2**-8 * scale)
+
+
+def wide(*arrays: Any) -> list[Any]:
+    """The same numbers in float32."""
+    return [array.astype(jnp.float32) for array in arrays]
+
+
+def operands_of_one(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Images, a depthwise 3x3 kernel, and a cotangent."""
+    return normal(shape, (3, 3, 1, shape[3]), shape)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_derivative(stride: int) -> None:
     """Both modes, twice, of all three functions, against finite differences in float64."""
     with jax.enable_x64(True):
-        x, kernel, _ = (a.astype(float) for a in operands((3, 4), (3, 2), stride, 2, 3))
+        x, kernel, _ = (a.astype(float) for a in operands((3, 4), (3, 2), stride, 2, 2))
         function = jax.jit(partial(conv, stride=stride))
         check_grads(function, (x, kernel), order=2, rtol=1e-6)
+        check_grads(function, (x, kernel[:, :, :1]), order=2, rtol=1e-6)  # depthwise
 
 
 @pytest.mark.parametrize("axes", [(1, None), (None, 1), (1, 1)])

@@ -14,6 +14,7 @@ Winograd's algorithm takes a quarter of the products.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from math import gcd
 from typing import Literal
 
 import jax
@@ -23,7 +24,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from vae_jax.cpu.convolution_products import by_patches, by_tiles, padding
+from vae_jax.cpu.convolution_products import by_patches, by_tiles
+from vae_jax.cpu.sums import NUM_PARTS, sum_of_rows
 
 Shape = tuple[int, ...]
 Of = Literal["output", "image", "kernel"]
@@ -48,9 +50,8 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
     Returns:
         `[N, ceil(H / stride), ceil(W / stride), O]`.
     """
-    if kernel.shape[2] == 1 < x.shape[-1]:
-        return _by_shifts(x, kernel, stride)
-    geometry = Geometry(x.shape[1:3], kernel.shape[:2], stride)
+    depthwise = kernel.shape[2] == 1 < x.shape[-1]
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], stride, depthwise)
     return _form_p.bind(x, kernel, of="output", geometry=geometry)
 
 
@@ -62,11 +63,13 @@ class Geometry:
         size: (H, W) of the images.
         window: (h, w) of the kernel.
         stride: along both axes.
+        depthwise: whether each feature is convolved by itself.
     """
 
     size: Shape
     window: Shape
     stride: int
+    depthwise: bool = False
 
     @property
     def small(self) -> Shape:
@@ -84,15 +87,21 @@ class Geometry:
         each = zip(self.spans, self.window, self.size, strict=True)
         return [max(span + width - 1 - size, 0) // 2 for span, width, size in each]
 
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """The padding before and after the images, or less than none where no weight looks."""
+        each = zip(self.spans, self.window, self.size, self.lows, strict=True)
+        return [(low, span + width - 1 - size - low) for span, width, size, low in each]
+
     def shape(self, of: Of, a: Shape, b: Shape) -> Shape:
         """The shape of one of the three, from those of the operands."""
         match of:
             case "output":
                 return a[0], *self.small, b[3]
             case "image":
-                return a[0], *self.size, b[2]
+                return a[0], *self.size, b[3 if self.depthwise else 2]
             case "kernel":
-                return *self.window, a[3], b[3]
+                return *self.window, 1 if self.depthwise else a[3], b[3]
 
 
 # --- By XLA's library ---------------------------------------------------------------------------
@@ -117,20 +126,22 @@ def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
     turned = jnp.pad(kernel, [*missing, (0, 0), (0, 0)])
     turned = turned.reshape(down, stride, across, stride, *kernel.shape[2:])[::-1, :, ::-1]
     turned = turned.transpose(0, 2, 5, 1, 3, 4).reshape(down, across, kernel.shape[3], -1)
-    edges = [(n - 1, n - 1) for n in blocks]
+    # Of all blocks that y's windows cover, those with a pixel of the image.
+    first = [low // stride for low in geometry.lows]
+    sides = zip(blocks, geometry.small, first, geometry.lows, geometry.size, strict=True)
+    edges = [(n - 1 - f, -(-(low + size) // stride) - small) for n, small, f, low, size in sides]
     found = lax.conv_general_dilated(y, turned, (1, 1), edges, dimension_numbers=ORDER)
     number, rows, columns, _ = found.shape
     found = found.reshape(number, rows, columns, stride, stride, -1).swapaxes(2, 3)
     found = found.reshape(number, rows * stride, columns * stride, -1)
-    top, left = geometry.lows
+    top, left = (low - f * stride for low, f in zip(geometry.lows, first, strict=True))
     return found[:, top : top + height, left : left + width]
 
 
 def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
     """A convolution of x with y, zeros between y's pixels, with examples in place of features."""
     x, y = lax.optimization_barrier((x, y))  # otherwise computed within their transposed copies
-    sizes = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
-    edges = [(low, width - 1 + span - size - low) for size, span, width, low in sizes]
+    edges = geometry.edges
     # Pixels that no output sees, where a kernel is smaller than its stride, are cut off.
     seen = [size + min(high, 0) for size, (_, high) in zip(geometry.size, edges, strict=True)]
     x = x[:, : seen[0], : seen[1]].transpose(3, 1, 2, 0)
@@ -154,6 +165,64 @@ def _by_rows(x: Array, kernel: Array) -> Array:
 LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}
 
 
+# --- Each feature by itself ---------------------------------------------------------------------
+
+
+def _windows(padded: Array, window: Shape, stride: int, size: Shape) -> list[Array]:
+    """For each of a kernel's weights, the pixels that it is multiplied by, each `[N, *size, F]`."""
+    (down, across), (rows, columns) = window, (n * stride for n in size)
+    return [
+        padded[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(down)
+        for j in range(across)
+    ]
+
+
+def _seen(x: Array, geometry: Geometry) -> list[Array]:
+    edges = [(low, max(high, 0)) for low, high in geometry.edges]
+    padded = jnp.pad(x, [(0, 0), *edges, (0, 0)])
+    return _windows(padded, geometry.window, geometry.stride, geometry.small)
+
+
+def _weighted(windows: Sequence[Array], kernel: Array) -> Array:
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    return reduce(jnp.add, map(jnp.multiply, windows, weights))
+
+
+def _depthwise_output(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    return _weighted(_seen(x, geometry), kernel)
+
+
+def _depthwise_image(y: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A convolution of y, zeros between its pixels, with the flipped kernel."""
+    sides = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
+    between = geometry.stride - 1
+    edges = [(k - 1 - low, size + low - span, between) for size, span, k, low in sides]
+    spread = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return _weighted(_windows(spread, geometry.window, 1, geometry.size), kernel[::-1, ::-1])
+
+
+def _depthwise_kernel(x: Array, y: Array, geometry: Geometry) -> Array:
+    """For each weight, the sum over all positions of its pixels times y.
+
+    Parts of the batch are added elementwise first, in the operation that multiplies.
+    """
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    x, y = x.astype(wide), y.astype(wide)
+    num_parts = gcd(len(y), NUM_PARTS)
+
+    def of_one(pixels: Array) -> Array:
+        pairs = zip(jnp.split(pixels, num_parts), jnp.split(y, num_parts), strict=True)
+        products = reduce(jnp.add, (a * b for a, b in pairs))
+        return sum_of_rows(products.reshape(-1, products.shape[-1]))
+
+    found = jnp.stack(list(map(of_one, _seen(x, geometry))))
+    return found.reshape(*geometry.window, 1, -1).astype(dtype)
+
+
+DEPTHWISE = {"output": _depthwise_output, "image": _depthwise_image, "kernel": _depthwise_kernel}
+
+
 # --- The choice ---------------------------------------------------------------------------------
 
 FEW = 4  # features: an image's colours
@@ -164,6 +233,8 @@ def _computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
     """By the library, or by a way to the output whose transposes give the gradients."""
     shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
     shapes[of] = geometry.shape(of, a.shape, b.shape)
+    if geometry.depthwise:
+        return DEPTHWISE[of](a, b, geometry)
     inputs, features = shapes["kernel"][2:]
     if geometry.window == (1, 1) and geometry.stride == 1:
         way = _by_rows
@@ -227,20 +298,3 @@ def _mapped(
 
 ad.defbilinear(_form_p, partial(_gradient, number=0), partial(_gradient, number=1))
 batching.primitive_batchers[_form_p] = _mapped
-
-
-# --- Depthwise ----------------------------------------------------------------------------------
-
-
-def _by_shifts(x: Array, kernel: Array, stride: int) -> Array:
-    """The sum over the kernel's weights of the image shifted to each, times that weight."""
-    pads = [padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
-    rows, columns = (-(-n // stride) for n in x.shape[1:3])
-    padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-    terms = [
-        padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
-        * kernel[i, j, 0]
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
-    ]
-    return reduce(jnp.add, terms)
