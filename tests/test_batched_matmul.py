@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from vae_jax.cpu.attention import by_heads
 from vae_jax.cpu.batched_matmul import NUM_PARTS, batched_matmul
+from vae_jax.networks.layers import attention
 from vae_jax.parallel import on_every_device
 
 
@@ -55,3 +57,42 @@ def test_compiled_with_its_barriers() -> None:
     text = on_devices.compiled(a, b).as_text() or ""
     assert text.count(" opt-barrier(") == 2
     assert text.count(" dot(") == NUM_PARTS == 16
+
+
+@pytest.mark.parametrize("shapes", [((2, 5, 3, 4), (2, 7, 3, 4)), ((64, 64, 4, 32),) * 2], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_jaxs(shapes: tuple[tuple[int, ...], ...], masked: bool) -> None:
+    """Values and all gradients, compiled, with fewer and more queries than keys and heads."""
+    generator = np.random.default_rng(0)
+    query, keys, values = (
+        generator.normal(size=shape).astype(np.float32) for shape in (*shapes, shapes[1])
+    )
+    mask = None
+    if masked:
+        mask = np.arange(shapes[1][1]) <= np.arange(shapes[0][1])[:, None] + 1
+
+    def found(function: Any) -> Any:
+        def of(query: Any, keys: Any, values: Any) -> Any:
+            return function(query, keys, values, mask=None if mask is None else mask[None, None])
+
+        out, pull_back = jax.vjp(of, query, keys, values)
+        return out, pull_back(jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
+
+    expected = jax.jit(lambda: found(jax.nn.dot_product_attention))()
+    for function in (by_heads, attention):
+        for ours, theirs in zip(
+            jax.tree.leaves(jax.jit(lambda f=function: found(f))()),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_attention_in_bfloat16_is_the_librarys() -> None:
+    query, keys, values = (
+        jax.random.normal(jax.random.key(n), (2, 8, 2, 4), jnp.bfloat16) for n in range(3)
+    )
+    np.testing.assert_array_equal(
+        np.float32(by_heads(query, keys, values)),
+        np.float32(jax.nn.dot_product_attention(query, keys, values)),
+    )

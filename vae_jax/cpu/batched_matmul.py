@@ -19,17 +19,18 @@ from jax.interpreters import ad, batching, mlir
 NUM_PARTS = 16
 
 
-def batched_matmul(a: Array, b: Array) -> Array:
+def batched_matmul(a: Array, b: Array, contract: tuple[int, int] = (2, 1)) -> Array:
     """Each matrix of a times its matrix of b; supports every transformation of JAX.
 
     Args:
         a: `[P, m, k]`.
         b: `[P, k, n]`.
+        contract: the axes of a and b that are summed over, each 1 or 2; by default those named k.
 
     Returns:
         `[P, m, n]`.
     """
-    return _batched_matmul_p.bind(a, b, contract=(2, 1))
+    return _batched_matmul_p.bind(a, b, contract=contract)
 
 
 def _in_parts(a: Array, b: Array, *, contract: tuple[int, int]) -> Array:

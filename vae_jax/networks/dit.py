@@ -8,7 +8,7 @@ from typing_extensions import override
 from vae_jax.given import Count
 from vae_jax.interfaces import Part
 from vae_jax.networks.conditioned import ZEROS, modulations
-from vae_jax.networks.layers import Dense
+from vae_jax.networks.layers import Dense, attention
 from vae_jax.networks.patches import from_patches, to_patches, to_tokens
 from vae_jax.networks.transformer import SMALL, check_heads
 
@@ -49,7 +49,7 @@ class DiT(Part):
         h = Dense(self.width)(tokens) + positions
         for layer in range(self.num_layers):
             h = _Block(self.num_heads, name=f"block{layer}")(h, condition)
-        shift, scale = modulations(condition, 2, self.width, h.ndim)
+        shift, scale = modulations(condition, 2, h)
         h = _normalized(h) * (1 + scale) + shift
         h = Dense(tokens.shape[-1], kernel_init=ZEROS)(h)
         return from_patches(h, z.shape[1:], self.patch_size) if is_map else h.reshape(z.shape)
@@ -63,13 +63,13 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array, condition: Array) -> Array:
         width = h.shape[-1]
-        shift, scale, gate, *of_mlp = modulations(condition, 6, width, h.ndim)
+        shift, scale, gate, *of_mlp = modulations(condition, 6, h)
         qkv = Dense(3 * width)(_normalized(h) * (1 + scale) + shift)
         query, key, value = (
             each.reshape(*h.shape[:2], self.num_heads, -1)
             for each in (qkv[..., :width], qkv[..., width : 2 * width], qkv[..., 2 * width :])
         )
-        attended = jax.nn.dot_product_attention(query, key, value)
+        attended = attention(query, key, value)
         h += gate * Dense(width)(attended.reshape(h.shape))
         shift, scale, gate = of_mlp
         inner = Dense(4 * width)(_normalized(h) * (1 + scale) + shift)
