@@ -144,6 +144,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return train(augmented_experiment(), tmp_path_factory.mktemp("runs") / "whole")
 
 
+@pytest.mark.slow
 def test_training_is_augmented_and_validation_is_not(whole: Run, tmp_path: Path) -> None:
     with on_devices(1):
         plain = train(tiny.experiment(num_steps=20), tmp_path / "plain")

@@ -347,6 +347,7 @@ def with_labels(data: Data, change: Callable[[np.ndarray], np.ndarray] | None) -
     return dataclasses.replace(data, class_names=names, **changed)
 
 
+@pytest.mark.slow
 def test_labels_in_the_data_change_nothing_of_a_model_that_takes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -408,6 +408,7 @@ def test_a_manual_folder_that_does_not_exist(tmp_path: Path) -> None:
         prepare("mnist", tmp_path, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_no_internet_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VAE_JAX_MANUAL_DIR", raising=False)
     for scheme in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -416,6 +417,7 @@ def test_no_internet_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         prepare("mnist", tmp_path)
 
 
+@pytest.mark.slow
 def test_files_that_only_a_person_can_fetch(tmp_path: Path) -> None:
     with pytest.raises(VaeJaxError, match=rf"put frey_rawface.mat from .* into {tmp_path}"):
         prepare("frey_faces", tmp_path / "data", tmp_path)

@@ -227,6 +227,7 @@ def five() -> tuple[DeepVAE, Any, Any]:
     return model, params, jax.tree.map(np.float64, params)
 
 
+@pytest.mark.slow
 def test_draws_from_the_prior_at_any_temperature_and_decoding(five: Any) -> None:
     """Against NumPy: z of each layer from its own key, decoded with all layers."""
     model, params, exact = five
@@ -259,6 +260,7 @@ def test_draws_from_the_prior_at_any_temperature_and_decoding(five: Any) -> None
     np.testing.assert_allclose(log_px, np.stack([ones, ones]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_posterior_means_and_what_the_top_layers_say(five: Any) -> None:
     """Against NumPy: `infer`, `encode`, `decode_top` of two layers, `top`."""
     model, params, exact = five
@@ -325,6 +327,7 @@ def test_papers_sizes(name: str, published: float, exact: int, layers: int) -> N
     assert len(model.posteriors) == layers
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("data", "side", "layers", "batch", "published"),
     [
@@ -371,6 +374,7 @@ def program_of(layers: int) -> Any:
     return jax.jit(jax.grad(bound)).lower(shapes)
 
 
+@pytest.mark.slow
 def test_programs_grow_with_resolutions_and_not_with_layers() -> None:
     few, many = (len(program_of(number).as_text().splitlines()) for number in (15, 45))
     assert many < 1.2 * few

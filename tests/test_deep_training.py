@@ -125,7 +125,7 @@ def test_objectives_of_one_layer_are_refused() -> None:
 # Exactness of training and evaluation
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "devices", "tolerance"),
     [
@@ -247,6 +247,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return train(made, tmp_path_factory.mktemp("runs") / "deep")
 
 
+@pytest.mark.slow
 def test_it_trains_and_has_a_rate_of_each_layer(run: Run) -> None:
     with on_devices(1):
         evaluation = evaluate(run, num_samples=16)

@@ -365,6 +365,7 @@ def test_the_models_fit_together(heading):
     assert log_w.shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_the_new_parts_train_together(tmp_path):
     """The loss falls, every parameter moves, and evaluation finds the quantities it should."""
     network = partial(namespace("A network: a residual MLP")["ResidualMLP"], width=16, num_blocks=1)
@@ -462,6 +463,7 @@ def as_a_user(command: list[str], folder: Path, **variables: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_experiment_file_runs(tmp_path):
     """The blocks of `squares.py` in one file, and the commands below them."""
     file = [block.text for block in EXTENDING if block.mark == "file: squares.py"]

@@ -44,6 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(experiment, tmp_path_factory.mktemp("runs") / "bars", num_seeds=2)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_parameters_leave_and_come_back(suffix: str, run: Run, tmp_path: Path) -> None:
     """Of all seeds and, after `replica`, of one; a damaged file and another model are sentences."""
@@ -175,6 +176,7 @@ assert not [name for name in sys.modules if name.startswith(("vae_jax", "flax"))
 """
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -266,6 +268,7 @@ def experiment(*, images: str = "bars.npy") -> vj.Experiment:
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_a_file_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor does it where the file makes parts of its own."""
     bars = tmp_path / "bars.npy"

@@ -52,6 +52,7 @@ def run_model(run, method: str, argument) -> Any:
     return jax.jit(partial(model.apply, method=method))(run.seed_variables, argument)
 
 
+@pytest.mark.slow
 def test_latents_are_draws_of_every_images_posterior(run, latents):
     """23 draws of each of 90 images, their mean and variance those of the mixture of posteriors.
 
@@ -101,6 +102,7 @@ PRIORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flow", "vae"))]
 )
@@ -124,6 +126,7 @@ def test_the_scale_of_the_latents_makes_no_difference(family, run, capsys):
     np.testing.assert_allclose(draws[1], 20 + 25 * draws[0], rtol=1e-2, atol=0.3)
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_worse_than_a_gaussian_says_so(run, capsys):
     fitted_priors.fit(run, GaussianMixture(5, 2), num_steps=1)
     assert "take more steps" in capsys.readouterr().err
@@ -149,6 +152,7 @@ def test_pixels_fixed_by_the_protocol_are_not_drawn_again(run, monkeypatch):
     np.testing.assert_allclose(z[0], means, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_second_vae_has_the_moments_of_the_latents(run, latents):
     """4,000 draws, mean and covariance within 0.15 of the latents' spread; no density."""
     fitted = fitted_priors.fit(run, fitted_priors.SecondStageVAE(2, hidden=(32,)), num_steps=1500)

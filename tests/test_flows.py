@@ -226,6 +226,7 @@ def dense_sylvester(
     return z + q @ r @ np.tanh(a), jacobian
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("d", [1, 5])
 def test_the_sylvester_flows_of_full_width_have_dense_determinants(d: int) -> None:
     """Q the identity and the reversal in turn, or the product of reflections, written out."""

@@ -70,6 +70,7 @@ def kl_normals(loc, covariance, other_loc, other_covariance):
     )
 
 
+@pytest.mark.slow
 def test_gaps_of_a_wrong_encoder_with_a_correlated_posterior(ppca, correlated, x):
     """Both gaps in closed form (Cremer et al. 2018, for a Gaussian posterior).
 
@@ -160,6 +161,7 @@ def test_the_tighter_bound_on_the_likelihood_counts():
     np.testing.assert_allclose(inference_gaps({"nll": nll} | bounds)["approximation_gap"], 1)
 
 
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     """In the evaluation both gaps add up to what the ELBO loses against the best bound."""
     experiment = tiny.experiment()

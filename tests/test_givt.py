@@ -44,6 +44,7 @@ def outputs_of(p: AutoregressiveMixture, z: Any, label: int | None = None) -> np
     return np.asarray(jax.jit(p.outputs)(before, y)[0])
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("shape", [3, (4, 2), (2, 3, 2)])
 def test_the_density_is_that_of_mixtures_row_by_row(shape: Any) -> None:
     """By SciPy in float64; of a vector it is one mixture."""

@@ -247,6 +247,7 @@ def test_numbers_are_an_axis_and_shapes_programs_of_their_own(
     assert len(runs_of(straight)) == 5
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("cell", [pytest.param(0, marks=pytest.mark.slow), 3, 4])
 def test_a_cell_is_the_run_that_would_be_made_alone(
     cell: int, straight: Path, tmp_path: Path

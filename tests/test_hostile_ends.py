@@ -271,6 +271,7 @@ main()
 """
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("situation", some_slow(ENVIRONMENTS, quick=["all closed", "no home"]))
 def test_an_environment_is_no_reason_to_fail(situation: str, copied: Path, tmp_path: Path) -> None:
     shell, sentence, code, environment = ENVIRONMENTS[situation]

@@ -163,6 +163,7 @@ def test_all_features_are_torchvisions(side: int, weights: Path, tmp_path: Path)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
     """Each refusal names the file, and the array if one is at fault."""
     name, other = "Mixed_6b.branch7x7_2.conv.weight", "Mixed_7c.branch_pool.bn.running_var"

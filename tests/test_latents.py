@@ -211,6 +211,7 @@ def test_the_jacobians_norm_is_of_the_whole_latent():
     np.testing.assert_allclose(estimate, (jacobian**2).sum(-1), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_layers_may_have_shapes_of_their_own():
     """A set of vectors below, a vector above; the sum of the layers' terms is the bound."""
     for cls in (vj.HierarchicalVAE, vj.LadderVAE):

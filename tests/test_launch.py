@@ -168,6 +168,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_programs_of_a_grid_are_those_that_differ_in_more_than_numbers(tmp_path: Path) -> None:
     names = names_of(CELLS)
     with on_devices(1):

@@ -67,6 +67,7 @@ def test_a_run_that_was_told_to_stop_goes_on_with_more_steps(
     assert summary(tmp_path) == summary(straight)
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_finished_when_it_is_summarized(straight: Path, tmp_path: Path) -> None:
     """The summary of the shorter one, left by a kill after the last checkpoint, is none of it."""
     folder = tmp_path / "run"
@@ -121,7 +122,7 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "sentence"), SCHEDULES, ids=lambda each: str(each))
 def test_a_run_goes_on_where_its_schedules_allow(
     arguments: dict[str, str], sentence: str, tmp_path: Path
@@ -233,6 +234,7 @@ def test_training_ends_when_validations_no_longer_improve(
     assert found["params_sha256"] == summary(tmp_path / "plain")["params_sha256"]
 
 
+@pytest.mark.slow
 def test_patience_is_resumed_exactly(
     curve: tuple[np.ndarray, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +255,7 @@ def test_patience_is_resumed_exactly(
     assert "there is nothing to do" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_goes_on_with_more_patience(
     curve: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

@@ -279,6 +279,7 @@ def name(part: Any) -> str:
     return "-".join(part) if isinstance(part, tuple) else str(part)
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(("combination", "devices"), list(each_part()), ids=name)
 def test_every_part_trains(combination, devices):
     train_a_little(combination, devices)

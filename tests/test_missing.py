@@ -116,6 +116,7 @@ def model(likelihood: Any = None) -> vj.VAE:
     return tiny.model().clone(likelihood=vj.SeenPixels(inner), image_shape=(4, 4, 2))
 
 
+@pytest.mark.slow
 def test_training_with_missing_pixels(tmp_path: Path) -> None:
     """MIWAE end to end: the bound falls, figures are drawn, there are no bits, images complete."""
     data = tiny.data("grey").with_missing({"train": masks(90), "valid": masks(21), "test": HALF})

@@ -110,6 +110,7 @@ def test_a_second_density_of_the_same_step_moves_nothing():
     assert_close(twice, once, 1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_has_the_scale_of_the_last_batches(tmp_path):
     """After 400 steps the remembered variance is the training images' within a tenth."""
     experiment = dataclasses.replace(

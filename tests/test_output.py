@@ -91,6 +91,7 @@ def vae_jax(*arguments: Any) -> None:
         main([str(argument) for argument in arguments])
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("command", "suffix", "files"),
     [

@@ -145,6 +145,7 @@ EXPERIMENTS = [
 ]
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_takes_a_path(tmp_path: Path, file: Path):
     """Traced as it stands, but for what the shape of the images asks; folder.py has --images."""

@@ -154,6 +154,7 @@ def experiment(encoder: str, decoder: str, kind: str) -> Experiment:
     )
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(
     ("encoder", "decoder", "kind"),
     [

@@ -159,6 +159,7 @@ def test_a_table_trains_what_is_missing_as_far_as_the_budget_goes(
     assert (tmp_path / "again.md").read_text() == document.read_text()
 
 
+@pytest.mark.slow
 def test_flags_hold_for_all_cells(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One that makes cells equal leaves one of them; the quick form has its own."""
     file, runs = tmp_path / "bars.py", tmp_path / "runs"
@@ -196,6 +197,7 @@ def evaluation(*, quick: bool = False):
 """
 
 
+@pytest.mark.slow
 def test_a_cell_waits_for_the_one_with_which_it_begins(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

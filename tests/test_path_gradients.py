@@ -76,7 +76,7 @@ OBJECTIVES: dict[str, tuple[Any, Callable[[Any], tuple[Any, ...]]]] = {
 }
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gradient_is_that_of_its_parts(name: str) -> None:
     """Of p's parameters at the drawn z, weighed by v_k; and through z alone, weighed otherwise.

@@ -129,6 +129,7 @@ def learned(num_steps: int = 10) -> Any:
     return dataclasses.replace(tiny.experiment(num_steps=num_steps), objective=objective)
 
 
+@pytest.mark.slow
 def test_learned_features_are_those_of_a_network_trained_on_the_data() -> None:
     """A classifier of the labels from seed 1, its three maps; another split, other features."""
     experiment = learned()

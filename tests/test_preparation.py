@@ -205,6 +205,7 @@ def test_what_breaks_off_is_said_in_a_sentence(tmp_path: Path) -> None:
             preparation.run("refuses", [], "it")
 
 
+@pytest.mark.slow
 def test_python_files_beside_the_pictures_are_not_run(tmp_path: Path, two_cores: None) -> None:
     """By none of the processes, though Python would look in the current folder for a module."""
     folder = pictures(tmp_path / "pictures", 420)

@@ -107,7 +107,7 @@ def killed_at(step: int, folder: Path) -> None:
         train(experiment(), folder)
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [SWITCH - 5, SWITCH, SWITCH + 5])
 def test_a_run_killed_around_the_switch_is_the_run_never_stopped(
     step: int, straight: Run, tmp_path: Path

@@ -202,6 +202,7 @@ def test_exemplars_are_different_training_images_of_each_seeds_own():
         VampPrior(31, images=images)
 
 
+@pytest.mark.slow
 def test_training_moves_no_exemplars(tmp_path):
     """Weights and encoder move, on two devices; exemplars come back bit by bit, and evaluate."""
     experiment = dataclasses.replace(tiny.experiment(num_steps=10), log_every=10)

@@ -206,6 +206,7 @@ def distances_grow(
             assert floor.high < found[-1].low, (how, distance.__name__)
 
 
+@pytest.mark.others_slow
 def test_distances_grow_with_blur_noise_and_a_shift_of_colour(
     space: tuple[str, metrics.Features],
 ) -> None:
@@ -251,6 +252,7 @@ def test_learned_features_tell_classes_apart_and_are_kept(folder: Path) -> None:
     np.testing.assert_array_equal(kept(test), space(test))
 
 
+@pytest.mark.slow
 def test_learned_features_are_the_same_each_time(tmp_path: Path) -> None:
     images, _ = pictures(64, 0, side=8, channels=1)
     train = Split(images, None)

@@ -382,6 +382,7 @@ EVALUATED: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(("model", "asked"), EVALUATED.values(), ids=EVALUATED)
 def test_no_two_draws_of_an_evaluation_share_bits(quick, model, asked):
     """Nor those of samples from other models."""
@@ -404,6 +405,7 @@ FITTED = {
 }
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize(("model", "prior"), FITTED.values(), ids=FITTED)
 def test_no_two_draws_of_a_fit_share_bits(quick, model, prior):
     """Of a prior to two draws from each image's posterior; and of samples from it."""

@@ -246,6 +246,7 @@ def test_geco_reaches_its_tolerance() -> None:
     assert multiplier.min() > 0
 
 
+@pytest.mark.slow
 def test_training_says_that_a_multiplier_has_no_optimizer_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

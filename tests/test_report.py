@@ -232,6 +232,7 @@ def test_without_its_data_a_run_shows_what_needs_none(runs: list[Path]) -> None:
     assert {*figures} == {"learning_curves", "rate_and_distortion", "samples"}
 
 
+@pytest.mark.slow
 def test_a_run_from_python_has_its_figures_and_its_report_by_one_call(tmp_path: Path) -> None:
     """Of a run whose parts cannot be imported; shown whole in the cell of a notebook."""
 

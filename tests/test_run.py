@@ -158,6 +158,7 @@ def finished(stopped: Path) -> Path:
     return stopped
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_ends_as_the_run_never_stopped(
     finished: Path, straight: Straight
 ) -> None:
@@ -325,6 +326,7 @@ def test_the_second_process_in_a_run_folder_is_told_who_trains_there(tmp_path: P
     assert summary(folder)["step"] == 1000
 
 
+@pytest.mark.slow
 def test_of_two_experiments_started_together_in_a_new_folder_one_has_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     rates = (1e-3, 1e-2)
@@ -425,6 +427,7 @@ def test_a_damaged_summary_is_none(damage: str, straight: Straight, tmp_path: Pa
 SHORT = {"num_steps": 60, "log_every": 10, "checkpoint_every": 20}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_record_and_with_metrics_of_any_kind(tmp_path: Path) -> None:
     """And is finished again where its summary is damaged."""
     folder, whole = tmp_path / "run", tmp_path / "whole"
@@ -487,6 +490,7 @@ def test_experiment_json_says_what_the_run_is(straight: Straight) -> None:
 # The same bytes on GPUs
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_is_recorded_and_does_not_go_on_as_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

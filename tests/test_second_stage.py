@@ -62,6 +62,7 @@ def test_everything_but_the_prior_is_held_to_the_bit(first: Run, second: Run):
     np.testing.assert_allclose(prior["scale"], z.std(0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_its_folder_alone_is_sampled_from_and_knows_classes(first: Run, second: Run):
     """Guidance at zero weight is the conditional model to the bit; the first stage has none."""
     loaded = vj.load_run(second.folder.path)
@@ -74,6 +75,7 @@ def test_its_folder_alone_is_sampled_from_and_knows_classes(first: Run, second: 
         first.sample(4, guidance=1.0)
 
 
+@pytest.mark.slow
 def test_a_finished_one_is_left_as_it_is_and_a_stopped_one_goes_on_to_the_same_bytes(
     first: Run, second: Run, tmp_path: Path
 ):

@@ -86,6 +86,7 @@ class Written:
 PRIORS = {"standard": StandardNormal, "vamp": lambda d: VampPrior(4)}
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("prior", PRIORS)
 def test_terms_in_numpy(prior: str) -> None:
     model = make(PRIORS[prior](WIDTHS[-1]))
@@ -136,6 +137,7 @@ def test_layers_below_those_that_are_given_are_at_the_means_of_their_priors() ->
         model.apply({"params": params}, (z_2[..., :2],), method="decode_top")
 
 
+@pytest.mark.slow
 def test_every_figure_of_a_run_is_drawn(tmp_path: Path) -> None:
     """Traversals move the top layer, or another below which layers follow."""
     experiment = tiny.experiment(num_steps=2, log_every=1, checkpoint_every=2)

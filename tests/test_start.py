@@ -43,6 +43,7 @@ def equal(one: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_each_replica_has_the_parameters_of_its_seed(first: Run, folder: Path) -> None:
     """Of an optimizer that moves nothing; the running average forgets that of the first run."""
     run = train(experiment(**STILL), folder / "still", seed=3, num_seeds=2)
@@ -66,6 +67,7 @@ def test_the_optimizer_begins_at_its_first_step(first: Run, folder: Path) -> Non
     assert steps.max() < 1.01 * rate
 
 
+@pytest.mark.slow
 def test_a_run_that_has_begun_needs_the_first_no_longer(first: Run, tmp_path: Path) -> None:
     shutil.copytree(first.folder.path, tmp_path / "first")
     how: dict[str, Any] = {"seed": 3, "num_seeds": 2}
@@ -99,6 +101,7 @@ def test_what_it_cannot_begin_with(case: str, first: Run, folder: Path) -> None:
         train(experiment(**fields), folder / case, **how)
 
 
+@pytest.mark.slow
 def test_cells_of_a_grid_begin_with_a_run_beside_them(tmp_path: Path) -> None:
     """Named by the arguments that they have; one program each, for they begin differently."""
     file = tmp_path / "bars.py"

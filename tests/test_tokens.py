@@ -279,6 +279,7 @@ def test_the_cosine_says_how_many_codes_are_left() -> None:
     np.testing.assert_array_equal(drawn.sum(-1), hidden)
 
 
+@pytest.mark.slow
 def test_guided_codes_are_drawn_from_guided_masses() -> None:
     """All at once: the class's mass times its ratio to that of no class, normalized."""
     weight, y = 1.5, jnp.array([1])
@@ -314,6 +315,7 @@ def test_a_code_is_hidden_where_a_pixel_of_its_block_is(
         np.testing.assert_array_equal(hidden, expected)
 
 
+@pytest.mark.slow
 def test_masked_codes_in_a_model() -> None:
     """Draws, the bound in evaluation, and pixels filled in: codes of seen ones stay."""
     model = vj.VAE(

@@ -275,6 +275,7 @@ WHOLE_BATCH = [
 ]
 
 
+@pytest.mark.slow
 def test_whole_batch_estimators_have_the_same_gradients_on_1_2_and_8_devices() -> None:
     """Loss by loss, and the gradient of their sum, where a wrong share of any one would show."""
     experiment = dataclasses.replace(

@@ -81,6 +81,7 @@ def walk(experiment: Experiment, num_steps: int) -> list[tuple[TrainState, dict[
     return walked
 
 
+@pytest.mark.slow
 def test_a_batch_is_drawn_once() -> None:
     """And not again in each operation that reads it: the left shifts of the compiled step."""
     images = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1), np.uint8)
@@ -164,6 +165,7 @@ def test_beta_warms_up_in_training_while_the_bound_keeps_beta_one() -> None:
         assert m["kl"] > 0.01
 
 
+@pytest.mark.slow
 def test_validation_has_beta_one_whatever_training_has(tmp_path: Path) -> None:
     experiment = dataclasses.replace(TINY, objective=ELBO(beta=0.0))
     run = train(experiment, tmp_path / "run")
@@ -263,6 +265,7 @@ def test_training_stops_when_every_gradient_is_too_large(tmp_path: Path) -> None
             dataclasses.replace(TINY, skip_above=wrong)
 
 
+@pytest.mark.slow
 def test_seeds_of_one_device_take_the_same_steps_in_turns_and_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +405,7 @@ def test_validation_is_float32_and_brings_back_no_more_than_its_numbers(
     assert "bf16" not in texts[0]
 
 
+@pytest.mark.slow
 def test_the_step_count_of_a_schedule_survives_resumption(tmp_path: Path) -> None:
     once = optax.sgd(lambda count: jnp.where(count == 25, 0.1, 0.0))
     experiment = dataclasses.replace(UNVALIDATED, optimizer=once, num_steps=30)
@@ -440,6 +444,7 @@ def test_two_seeds_at_once_are_the_two_runs(straight: Path, tmp_path: Path) -> N
             assert row[name][0] == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_seeds_are_resumed_together(tmp_path: Path) -> None:
     for name, step in (("straight", None), ("resumed", 10)):
         if step is not None:
@@ -449,6 +454,7 @@ def test_two_seeds_are_resumed_together(tmp_path: Path) -> None:
     assert_same_bytes(tmp_path / "resumed", tmp_path / "straight", TINY)
 
 
+@pytest.mark.slow
 def test_replicas_on_devices_of_their_own_are_those_that_share_devices(tmp_path: Path) -> None:
     with on_devices(2):  # which divide four replicas, and do not divide three
         four, three = (train(UNVALIDATED, tmp_path / str(n), num_seeds=n).state for n in (4, 3))
@@ -474,6 +480,7 @@ def test_a_streamed_run_is_the_resident_run_to_the_byte(
     assert_same_bytes(tmp_path / "streamed", tmp_path / "resident", TINY)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_goes_on_to_the_same_bytes(straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted), interrupted_after(15):
         train(TINY, tmp_path / "run", streamed=True)
@@ -541,6 +548,7 @@ def test_model_state_is_trained_saved_and_restored(
     assert np.isfinite(evaluate(final).mean["nll"]).all()  # which does not change the mean
 
 
+@pytest.mark.slow
 def test_every_device_has_the_same_model_state(centered: Experiment) -> None:
     images = replicate(centered.data.train.images)
     seeds = np.zeros(1, np.uint32)

@@ -114,6 +114,7 @@ def test_draws_pass_two_sample_tests(name, sampler):
         assert result.pvalue > 1e-3
 
 
+@pytest.mark.others_slow
 @pytest.mark.parametrize("name", ["Diffusion", "FlowMatching"])
 def test_before_training_the_density_is_the_standard_normals(name):
     """And diffusion's bound is its closed form, tight to the ends of the schedule."""
@@ -194,6 +195,7 @@ def test_a_schedule_increases_from_0_to_1():
         np.testing.assert_allclose(gamma[jnp.array([0, -1])], [0, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_schedule_moves_to_a_lower_variance():
     """Steps down its gradient leave the mean of the bound and take a tenth of its spread."""
     p = made(ExactDiffusion(2, NETWORK))
@@ -240,6 +242,7 @@ class OfClass(vj.FlowMatching):
         return (sigma - alpha * 0.25) / variance * (z - alpha * loc) - loc
 
 
+@pytest.mark.slow
 def test_guidance_moves_away_from_no_class():
     """Without it draws are those of the class; with w their mean is (1 + w) times as far."""
     y = jnp.array([1, 2])
@@ -258,6 +261,7 @@ def test_guidance_moves_away_from_no_class():
     np.testing.assert_allclose(more.mean(0), 2 * expected, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_label_is_dropped_as_often_as_is_asked_for():
     """What the network is told, counted over 4,000 examples."""
 
@@ -276,6 +280,7 @@ def test_a_label_is_dropped_as_often_as_is_asked_for():
 # In a model
 
 
+@pytest.mark.slow
 def test_a_joint_bound_is_that_of_the_standard_normal_at_first():
     """Training knows the bound, evaluation ln p(z): with v = 0 both are known."""
     x = jnp.asarray(tiny.images(3, 0) / 255.0, jnp.float32)

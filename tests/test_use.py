@@ -205,6 +205,7 @@ def family(request: pytest.FixtureRequest) -> tuple[str, Run]:
     return request.param, untrained(request.param)
 
 
+@pytest.mark.others_slow
 def test_every_family_encodes_decodes_and_draws(family: tuple[str, Run]) -> None:
     """Shapes, ranges, and agreement of each with the model's own methods."""
     name, run = family
