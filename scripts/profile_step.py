@@ -3,20 +3,23 @@
     python scripts/profile_step.py --work mlp --batch-size 20
 
 Traces one chunk of a benchmark workload (`scripts/contenders/ours.py`) with jax.profiler, after a
-first chunk that compiles. Prints each operation's milliseconds per step, and the fraction of the
-chunk's time in which no operation ran: time spent in the host or waiting for it. On a GPU, where a
-step is one CUDA graph, the trace has only the graphs, and they overlap.
+first chunk that compiles. Prints the milliseconds per step of each kind of operation, or of each
+operation with `--one-by-one`, from its start to its end, and the fraction of the chunk's time in
+which no operation ran: time spent in the host or waiting for it. Operations that do not depend on
+each other run at the same time, so the sum can exceed a step. On a GPU, where a step is one CUDA
+graph, the trace has only the graphs.
 """
 
 import gzip
 import json
+import re
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,30 +35,62 @@ sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 from ours import Work, experiment  # pyright: ignore[reportMissingImports]
 
 
-def operations(folder: str) -> list[dict[str, Any]]:
-    """The events of a trace that are operations of a compiled program; times in microseconds."""
+@dataclass
+class Operation:
+    """One execution of an operation of a compiled program, in microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def operations(folder: str) -> list[Operation]:
+    """The operations of a trace, but for loops, which consist of others.
+
+    The CPU's threads share the work of an operation after its own event has ended; an event named
+    "end: " and its name is its end.
+    """
     (file,) = Path(folder).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    return [e for e in events if e.get("ph") == "X" and "hlo_op" in e.get("args", {})]
+    events = [event for event in events if event.get("ph") == "X"]
+    ends: dict[str, list[float]] = {}
+    for event in events:
+        if event["name"].startswith("end: "):
+            ends.setdefault(event["name"].removeprefix("end: "), []).append(event["ts"])
+    found = []
+    for event in events:
+        name, start = event.get("args", {}).get("hlo_op"), event["ts"]
+        if name is None or name.startswith("while"):
+            continue
+        later = [end for end in ends.get(name, []) if end >= start]
+        found.append(Operation(name, start, max(start + event["dur"], min(later, default=0.0))))
+    return found
 
 
-def busy(events: list[dict[str, Any]]) -> float:
+def busy(run: list[Operation]) -> float:
     """Microseconds in which at least one operation ran."""
-    total, end = 0.0, -np.inf
-    for start, duration in sorted((e["ts"], e["dur"]) for e in events):
-        total += max(0.0, start + duration - max(end, start))
-        end = max(end, start + duration)
+    total, latest = 0.0, -np.inf
+    for each in sorted(run, key=lambda each: each.start):
+        total += max(0.0, each.end - max(latest, each.start))
+        latest = max(latest, each.end)
     return total
 
 
-def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int = 25) -> None:
+def main(
+    work: Work = "mlp",
+    batch_size: int = 128,
+    steps: int = 50,
+    one_by_one: bool = False,
+    most: int = 25,
+) -> None:
     """Trace a chunk, and print its table.
 
     Args:
         work: the benchmark's workload.
         batch_size: the number of images in a step.
         steps: the number of steps in the chunk.
-        most: the largest number of operations in the table.
+        one_by_one: print every operation instead of every kind.
+        most: the largest number of rows of the table.
     """
     this = experiment(work=work, batch_size=batch_size, log_every=steps)
     layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)
@@ -75,15 +110,17 @@ def main(work: Work = "mlp", batch_size: int = 128, steps: int = 50, most: int =
             _, metrics = train_chunk(state, images, batch, device_seeds)
             jax.block_until_ready(metrics)
             wall = time.perf_counter() - began
-        events = operations(folder)
+        run = operations(folder)
     durations: Counter[str] = Counter()
-    for event in events:
-        durations[event["args"]["hlo_op"]] += event["dur"]
-    table = Table("operation", "ms per step", "of all operations")
-    whole = sum(durations.values())
+    counts: Counter[str] = Counter()
+    for each in run:
+        name = each.name if one_by_one else re.sub(r"(\.\d+)+$", "", each.name)
+        durations[name] += each.end - each.start
+        counts[name] += 1
+    table = Table("operation", "times per step", "ms per step")
     for name, microseconds in durations.most_common(most):
-        table.add_row(name, f"{microseconds / 1e3 / steps:.3f}", f"{microseconds / whole:.1%}")
-    idle = max(0.0, 1 - busy(events) / 1e6 / wall)
+        table.add_row(name, f"{counts[name] / steps:.1f}", f"{microseconds / 1e3 / steps:.3f}")
+    idle = max(0.0, 1 - busy(run) / 1e6 / wall)
     table.caption = (
         f"{work}, batch {batch_size}, {jax.devices()[0].device_kind}: {1e3 * wall / steps:.3f} ms "
         f"per step while traced; in {idle:.1%} of the time no operation ran."
