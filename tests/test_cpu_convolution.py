@@ -78,10 +78,8 @@ def test_values_and_gradients_are_the_librarys() -> None:
 def test_depthwise_is_the_librarys() -> None:
     """Value and both gradients, at odd sizes and strides and at a size of training, compiled."""
     cases = [
-        *(
-            ((2, *size, 4), window, stride)
-            for size, window, stride in product(SIZES, WINDOWS, (1, 2, 3))
-        ),
+        *(((2, 7, 8, 4), window, stride) for window in WINDOWS[1:] for stride in (1, 2, 3)),
+        *(((2, *size, 4), (3, 3), 2) for size in SIZES[1:]),
         ((32, 16, 16, 128), (3, 3), 1),
     ]
 
