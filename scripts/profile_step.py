@@ -4,8 +4,9 @@
 
 Traces one chunk of a benchmark workload (`scripts/contenders/ours.py`) with jax.profiler, after a
 first chunk that compiles. Prints the milliseconds per step of each kind of operation, or of each
-operation with `--one-by-one`, from its start to its end, and the fraction of the chunk's time in
-which no operation ran: time spent in the host or waiting for it. Operations that do not depend on
+operation with `--one-by-one`, from its start to its end; the fraction of the chunk's time in which
+no operation ran, which is time spent in the host or waiting for it; and the process's peak memory
+before and after it compiles the chunk, and after the first chunk. Operations that do not depend on
 each other run at the same time, so the sum can exceed a step. On a GPU, where a step is one CUDA
 graph, the trace has only the graphs.
 """
@@ -13,6 +14,7 @@ graph, the trace has only the graphs.
 import gzip
 import json
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -67,6 +69,11 @@ def operations(folder: str) -> list[Operation]:
     return found
 
 
+def peak_mebibytes() -> float:
+    """The peak memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def busy(run: list[Operation]) -> float:
     """Microseconds in which at least one operation ran."""
     total, latest = 0.0, -np.inf
@@ -101,8 +108,12 @@ def main(
         make_train_chunk(this, layout),
         chunks_of_batches(this, layout, seeds, 0, False),
     )
-    state, metrics = train_chunk(state, images, next(batches), device_seeds)
+    batch, peaks = next(batches), [peak_mebibytes()]
+    train_chunk.compiled(state, images, batch, device_seeds)
+    peaks.append(peak_mebibytes())
+    state, metrics = train_chunk(state, images, batch, device_seeds)
     jax.block_until_ready(metrics)
+    peaks.append(peak_mebibytes())
     batch = next(batches)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -123,7 +134,8 @@ def main(
     idle = max(0.0, 1 - busy(run) / 1e6 / wall)
     table.caption = (
         f"{work}, batch {batch_size}, {jax.devices()[0].device_kind}: {1e3 * wall / steps:.3f} ms "
-        f"per step while traced; in {idle:.1%} of the time no operation ran."
+        f"per step while traced; in {idle:.1%} of the time no operation ran. Peak memory in MiB: "
+        "{:,.0f} before compiling, {:,.0f} after it, {:,.0f} after the first chunk.".format(*peaks)
     )
     Console(width=100).print(table)
 

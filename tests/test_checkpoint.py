@@ -230,6 +230,7 @@ def test_a_whole_checkpoint_is_not_written_again(folder: Path) -> None:
 
 
 # Orbax closes its loop at the first file that has gone, and TensorStore calls for the others there.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_reading_beside_a_process_that_replaces_checkpoints(folder: Path) -> None:
     """Whatever is being replaced, a whole state comes back, without a word of damage."""

@@ -482,6 +482,7 @@ def trained() -> Any:
         return start, run(start), run(broken)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_bound_and_uses_the_codes(trained):
     _, (_, metrics), _ = trained
     neg_elbo, used = metrics["neg_elbo"], metrics["perplexity"]

@@ -50,6 +50,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(picture.convert("L"), float)
 
 
+@pytest.mark.slow
 def test_a_class_is_drawn_by_its_name(folder: Path, tmp_path: Path):
     """Bars 0 to 3 are rows, 4 to 7 columns, of 4x4 pixels."""
     for label in (1, 6):

@@ -142,6 +142,7 @@ def grey_model() -> vj.VAE:
 HALF = np.arange(4)[:, None] < np.array([[2] * 4])
 
 
+@pytest.mark.slow
 def test_a_run_fills_in_what_is_missing(run: Any) -> None:
     """Whatever stood there; the same draws of an image beside others and with more draws."""
     images = tiny.images(3, 7)

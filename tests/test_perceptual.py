@@ -63,6 +63,7 @@ def test_the_distance_is_two_less_twice_the_mean_cosine() -> None:
     assert np.isfinite(jax.grad(lambda z: perceptual_distance([z], [0 * u]).sum())(0 * u)).all()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_objectives_and_the_weighted_distance() -> None:
     """Of the means of p(x|z) at each of three samples; its gradient is that of the sum."""
     objective = Perceptual(IWAE(3), 2.5, corners)

@@ -118,6 +118,7 @@ def test_a_run_killed_around_the_switch_is_the_run_never_stopped(
     assert fingerprint(resumed.state) == fingerprint(straight.state)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_before_and_after_the_switch(straight: Run, tmp_path: Path) -> None:
     with on_devices(1):
         killed_at(SWITCH, tmp_path / "run")

@@ -86,6 +86,7 @@ def test_what_a_block_remembers_is_kept_and_counted_once_in_a_call() -> None:
     assert sorted(map(float, jax.tree.leaves(counts))) == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_deep_network_takes_less_memory() -> None:
     """Ten blocks on either side, of which it keeps the inputs, an eighth of a block's width.
 

@@ -53,7 +53,7 @@ def test_a_sharded_run_is_the_run(whole: Any, tmp_path: Path) -> None:
         np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "shard"), [(2, None), (4, "optimizer"), (1, "optimizer")], ids=str
 )
@@ -86,6 +86,7 @@ def times(tree: Any, number: int) -> Any:
     return jax.tree.map(lambda x: (number * x).astype(x.dtype), tree)
 
 
+@pytest.mark.slow
 def test_shares_are_written_where_they_are_and_read_as_a_whole(tmp_path: Path) -> None:
     """The files, hashes and ways back of any other checkpoint."""
     layout = Layout.of(1, 16, shard="optimizer")

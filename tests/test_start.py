@@ -55,6 +55,7 @@ def test_each_replica_has_the_parameters_of_its_seed(first: Run, folder: Path) -
     assert run.folder.read_record()["start"] == "first"
 
 
+@pytest.mark.slow
 def test_the_optimizer_begins_at_its_first_step(first: Run, folder: Path) -> None:
     """Adam's first step moves each parameter by its rate, whatever the gradient (1e-8 aside)."""
     rate = 1e-3

@@ -128,6 +128,7 @@ def test_draws_have_the_mass_that_is_asked_for(name: str) -> None:
     same_frequencies(jax.jit(jax.vmap(p.sample))(keys), mass)
 
 
+@pytest.mark.slow
 def test_no_guidance_is_the_conditional_mass_and_no_temperature_the_likeliest() -> None:
     """To the bit: by the same Gumbel noise as of a prior that cannot be guided."""
     y, key = jnp.array([0, 1]), jax.random.key(5)

@@ -129,6 +129,7 @@ def test_ema_is_the_running_average_of_the_parameters(walked: list) -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), actual, expected)
 
 
+@pytest.mark.slow
 def test_ema_starts_in_memory_of_its_own() -> None:
     state = init_state(TINY, 0)  # donated to a step, one buffer must not stand for two leaves
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
@@ -176,6 +177,7 @@ def test_validation_has_beta_one_whatever_training_has(tmp_path: Path) -> None:
     assert validation[-1] == summary(tmp_path / "run")["valid_neg_elbo"]
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_average_where_one_is_kept(straight: Path, tmp_path: Path) -> None:
     run = load_run(straight, experiment=TINY)
     assert equal(run.variables, {"params": run.state.ema_params})
@@ -531,7 +533,7 @@ def running_mean(experiment: Experiment, num_steps: int) -> np.ndarray:
     return mean
 
 
-@pytest.mark.others_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_model_state_is_trained_saved_and_restored(
     devices: int, centered: Experiment, tmp_path: Path

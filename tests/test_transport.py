@@ -305,6 +305,7 @@ def test_a_joint_bound_is_that_of_the_standard_normal_at_first():
     np.testing.assert_allclose(values["nll"], nll, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_where_a_density_is_only_estimated_evaluation_has_the_bound():
     """Above 64 dimensions: at first that of N(0, I), and no tighter with more samples."""
     assert not vj.Diffusion(64).bound_alone
