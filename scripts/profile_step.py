@@ -122,15 +122,16 @@ def main(
             jax.block_until_ready(metrics)
             wall = time.perf_counter() - began
         run = operations(folder)
-    durations: Counter[str] = Counter()
+    microseconds: dict[str, float] = {}
     counts: Counter[str] = Counter()
     for each in run:
         name = each.name if one_by_one else re.sub(r"(\.\d+)+$", "", each.name)
-        durations[name] += each.end - each.start
+        microseconds[name] = microseconds.get(name, 0.0) + each.end - each.start
         counts[name] += 1
     table = Table("operation", "times per step", "ms per step")
-    for name, microseconds in durations.most_common(most):
-        table.add_row(name, f"{counts[name] / steps:.1f}", f"{microseconds / 1e3 / steps:.3f}")
+    for name in sorted(microseconds, key=microseconds.__getitem__, reverse=True)[:most]:
+        milliseconds = microseconds[name] / 1e3 / steps
+        table.add_row(name, f"{counts[name] / steps:.1f}", f"{milliseconds:.3f}")
     idle = max(0.0, 1 - busy(run) / 1e6 / wall)
     table.caption = (
         f"{work}, batch {batch_size}, {jax.devices()[0].device_kind}: {1e3 * wall / steps:.3f} ms "

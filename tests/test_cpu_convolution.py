@@ -104,22 +104,16 @@ def test_depthwise_is_the_librarys() -> None:
 
 
 def test_a_depthwise_kernels_gradient_in_bfloat16_is_added_in_float32() -> None:
-    x, kernel, y = (jnp.asarray(a, jnp.bfloat16) for a in operands_of_one((64, 16, 16, 8)))
-    exact = jax.grad(lambda k: (conv(*wide(x, k), 1) * wide(y)[0]).sum())(wide(kernel)[0])
-    found = jax.vjp(lambda k: conv(x, k, 1), kernel)[1](y)[0]
-    assert found.dtype == jnp.bfloat16
-    scale = float(jnp.abs(exact).max())
-    np.testing.assert_allclose(wide(found)[0], exact, atol=2**-8 * scale)
-
-
-def wide(*arrays: Any) -> list[Any]:
-    """The same numbers in float32."""
-    return [array.astype(jnp.float32) for array in arrays]
-
-
-def operands_of_one(shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Images, a depthwise 3x3 kernel, and a cotangent."""
-    return normal(shape, (3, 3, 1, shape[3]), shape)
+    x, kernel, y = (
+        jnp.asarray(a, jnp.bfloat16) for a in normal((64, 16, 16, 8), (3, 3, 1, 8), (64, 16, 16, 8))
+    )
+    gradients = []
+    for dtype in (jnp.bfloat16, jnp.float32):
+        images, given, ct = (a.astype(dtype) for a in (x, kernel, y))
+        gradients.append(jax.vjp(lambda k, images=images: conv(images, k, 1), given)[1](ct)[0])
+    assert gradients[0].dtype == jnp.bfloat16
+    largest = float(jnp.abs(gradients[1]).max())
+    np.testing.assert_allclose(np.float32(gradients[0]), gradients[1], atol=2**-8 * largest)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
