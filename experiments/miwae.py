@@ -1,5 +1,6 @@
 """Tighter bounds are not always better: MIWAE, PIWAE and CIWAE, Rainforth et al. (2018).
 
+    vae-jax table experiments/miwae.py --quick
     vae-jax table experiments/miwae.py --budget 1h
     vae-jax train experiments/miwae.py --objective miwae --workdir runs/miwae/miwae
     vae-jax evaluate runs/miwae/miwae --num-samples 5000
@@ -8,8 +9,20 @@ Published: test NLL in nats on MNIST, estimated by L_5000, all with 64 samples (
 source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09. For DReG with 64
 samples (Tucker et al. 2019) there is no number; `experiments/iwae.py` has those of a re-run.
 
-Ours: not yet run, in either form. Optimizer, batch size and number of epochs are ours. The paper's
-claims about the gradients' signal-to-noise ratio are measured by `scripts/signal_to_noise.py`.
+A tighter bound can be detrimental to q(z|x), because it lowers the signal-to-noise ratio of the
+encoder's gradient (their abstract); `scripts/signal_to_noise.py` measures that ratio.
+
+Ours, by the first command: 500 test images of mnist_5k after 2,000 steps with 50 samples, nats ±
+s.e.
+
+    objective     -ELBO            -L_100
+    ELBO          117.23 ± 1.40    113.59 ± 1.36
+    IWAE          127.05 ± 1.52    115.14 ± 1.40
+
+As published, the tighter bound leaves q(z|x) further from the posterior, by 11.9 nats instead of
+3.6. Its likelihood is worse too, which Burda et al. (2015) find to be better after long training.
+2026-11-30, two CPU cores beside other programs, 176 s and 141 s of training, seed 0. The full form:
+not yet run; its optimizer, batch size and number of epochs are ours.
 """
 
 from typing import Literal
@@ -91,7 +104,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """A cell for each objective; the quick form has two objectives and few digits."""
+    """A cell for each objective; the quick form has a loose and a tight bound, and few digits."""
     if quick:
         few = {"data": "mnist_5k", "epochs": 50}
         return [{**few, "objective": name, "m": 1, "k": 50} for name in ("elbo", "iwae")]
