@@ -8,7 +8,16 @@ Published: the posterior of a VAE with a strong autoregressive decoder collapses
 Additional steps of the inference network before each step of the rest, early in training, avoid
 this and give a better likelihood (their abstract).
 
-Ours: not yet run, in either form.
+Ours, by the first command: 500 test images of 14x14 pixels, nats ± s.e.
+
+    inference steps         R               -ELBO           -L_10
+    0                       3.23 ± 0.04     42.90 ± 0.48    42.28 ± 0.48
+    10, for half the time   2.18 ± 0.03     44.61 ± 0.48    44.20 ± 0.48
+
+This is a miss: the additional steps lower the rate. They count among the 2,000 steps, so the rest
+of the model is trained in about 1,100 of these, and without them nothing has collapsed yet.
+2026-11-30, two CPU cores of which other programs used one for a while, 314 s and 310 s of
+training, seed 0. The full form: not yet run.
 
 The paper uses Omniglot, a residual encoder and a PixelCNN; here the images are digits, with an MLP
 and a causal transformer over the pixels. The paper chooses the number of inference steps by their
