@@ -301,19 +301,20 @@ def cpu() -> str:
     return next(names, platform.processor())
 
 
-def write(parts: dict[str, str], titles: list[str]) -> None:
-    """Put workloads' parts in the report, in place of earlier ones.
+def write(title: str, part: str, titles: list[str]) -> None:
+    """Put a workload's part in the report, in place of an earlier one.
 
     Args:
-        parts: the parts by title.
+        title: the workload's title.
+        part: its part.
         titles: all titles, in order; parts with other titles are removed from the report.
     """
     before, rest = REPORT.read_text().split(BEGIN)
     generated, after = rest.split(END)
     earlier = re.split(r"^### (.*)$", generated, flags=re.MULTILINE)[1:]
     found = zip(earlier[::2], earlier[1::2], strict=True)
-    parts = {title: f"### {title}{text}".rstrip() for title, text in found} | parts
-    kept = [parts[title] for title in titles if title in parts]
+    parts = {name: f"### {name}{text}".rstrip() for name, text in found} | {title: part}
+    kept = [parts[name] for name in titles if name in parts]
     REPORT.write_text("\n\n".join([before + BEGIN, *kept, END + after]))
 
 
@@ -347,7 +348,7 @@ def main(
         part = table(work, *measure(work, peers, rounds, seconds))
         console.print(part, markup=False, soft_wrap=True)
         if not without:
-            write({work.title: part}, titles)
+            write(work.title, part, titles)
 
 
 if __name__ == "__main__":

@@ -108,9 +108,8 @@ def measure(folder: Path, millions: float, several: bool, stopped: bool) -> dict
 
         setattr(owner, name, instead)
 
-    for layout in (Layout, *Layout.__subclasses__()):
-        if "collect" in vars(layout):
-            measured(layout, "collect")
+    for layout in Layout.__subclasses__():
+        measured(layout, "collect")
     measured(Checkpoints, "save_shares")
     with contextlib.suppress(Interrupted), together({}) if several else contextlib.nullcontext():
         train(experiment, folder, shard="optimizer" if several else None)

@@ -88,6 +88,12 @@ def test_attention_is_jaxs(shapes: tuple[tuple[int, ...], ...], masked: bool) ->
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
+def test_attention_of_no_examples_has_its_shape() -> None:
+    none = jnp.zeros((0, 5, 3, 4))
+    for function in (by_heads, jax.jit(by_heads)):
+        assert function(none, none, none, jnp.ones((1, 1, 5, 5), bool)).shape == none.shape
+
+
 def test_attention_in_bfloat16_is_the_librarys() -> None:
     query, keys, values = (
         jax.random.normal(jax.random.key(n), (2, 8, 2, 4), jnp.bfloat16) for n in range(3)

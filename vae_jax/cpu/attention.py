@@ -17,11 +17,11 @@ def by_heads(query: Array, keys: Array, values: Array, mask: Array | None = None
     number, length, heads, size = query.shape
 
     def by_head(x: Array) -> Array:
-        return x.swapaxes(1, 2).reshape(number * heads, -1, size)
+        return x.swapaxes(1, 2).reshape(number * heads, x.shape[1], size)
 
     scores = batched_matmul(by_head(query) / size**0.5, by_head(keys), contract=(2, 2))
     if mask is not None:
-        scores = scores.reshape(number, heads, length, -1)
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min).reshape(-1, *scores.shape[2:])
+        of_all = scores.reshape(number, heads, length, keys.shape[1])
+        scores = jnp.where(mask, of_all, jnp.finfo(scores.dtype).min).reshape(scores.shape)
     found = batched_matmul(jax.nn.softmax(scores), by_head(values))
     return found.reshape(number, heads, length, size).swapaxes(1, 2)

@@ -40,7 +40,7 @@ def _in_parts(a: Array, b: Array, *, contract: tuple[int, int]) -> Array:
     the operands alive until the last has ended: a result written to the memory of an operand would
     wait for the part that reads it.
     """
-    count = min(NUM_PARTS, len(a))
+    count = max(1, min(NUM_PARTS, len(a)))
     sizes = [len(part) for part in np.array_split(np.arange(len(a)), count)]
     operands = lax.optimization_barrier([*lax.split(a, sizes), *lax.split(b, sizes)])
     dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))

@@ -24,7 +24,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from vae_jax.cpu.convolution_products import by_patches, by_tiles
+from vae_jax.cpu.convolution_products import by_patches, by_tiles, padding
 from vae_jax.cpu.sums import NUM_PARTS, sum_of_rows
 
 Shape = tuple[int, ...]
@@ -84,14 +84,8 @@ class Geometry:
     @property
     def lows(self) -> list[int]:
         """The padding before the images."""
-        each = zip(self.spans, self.window, self.size, strict=True)
-        return [max(span + width - 1 - size, 0) // 2 for span, width, size in each]
-
-    @property
-    def edges(self) -> list[tuple[int, int]]:
-        """The padding before and after the images, or less than none where no weight looks."""
-        each = zip(self.spans, self.window, self.size, self.lows, strict=True)
-        return [(low, span + width - 1 - size - low) for span, width, size, low in each]
+        each = zip(self.size, self.window, strict=True)
+        return [padding(size, width, self.stride)[0] for size, width in each]
 
     def shape(self, of: Of, a: Shape, b: Shape) -> Shape:
         """The shape of one of the three, from those of the operands."""
@@ -141,7 +135,8 @@ def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
 def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
     """A convolution of x with y, zeros between y's pixels, with examples in place of features."""
     x, y = lax.optimization_barrier((x, y))  # otherwise computed within their transposed copies
-    edges = geometry.edges
+    sizes = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
+    edges = [(low, width - 1 + span - size - low) for size, span, width, low in sizes]
     # Pixels that no output sees, where a kernel is smaller than its stride, are cut off.
     seen = [size + min(high, 0) for size, (_, high) in zip(geometry.size, edges, strict=True)]
     x = x[:, : seen[0], : seen[1]].transpose(3, 1, 2, 0)
@@ -168,7 +163,7 @@ LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}
 # --- Each feature by itself ---------------------------------------------------------------------
 
 
-def _windows(padded: Array, window: Shape, stride: int, size: Shape) -> list[Array]:
+def _shifted(padded: Array, window: Shape, stride: int, size: Shape) -> list[Array]:
     """For each of a kernel's weights, the pixels that it is multiplied by, each `[N, *size, F]`."""
     (down, across), (rows, columns) = window, (n * stride for n in size)
     return [
@@ -178,19 +173,20 @@ def _windows(padded: Array, window: Shape, stride: int, size: Shape) -> list[Arr
     ]
 
 
-def _seen(x: Array, geometry: Geometry) -> list[Array]:
-    edges = [(low, max(high, 0)) for low, high in geometry.edges]
+def _under_each_weight(x: Array, geometry: Geometry) -> list[Array]:
+    sides = zip(geometry.size, geometry.window, strict=True)
+    edges = [padding(size, width, geometry.stride) for size, width in sides]
     padded = jnp.pad(x, [(0, 0), *edges, (0, 0)])
-    return _windows(padded, geometry.window, geometry.stride, geometry.small)
+    return _shifted(padded, geometry.window, geometry.stride, geometry.small)
 
 
-def _weighted(windows: Sequence[Array], kernel: Array) -> Array:
+def _weighted(shifted: Sequence[Array], kernel: Array) -> Array:
     weights = kernel.reshape(-1, kernel.shape[-1])
-    return reduce(jnp.add, map(jnp.multiply, windows, weights))
+    return reduce(jnp.add, map(jnp.multiply, shifted, weights))
 
 
 def _depthwise_output(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    return _weighted(_seen(x, geometry), kernel)
+    return _weighted(_under_each_weight(x, geometry), kernel)
 
 
 def _depthwise_image(y: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -199,7 +195,7 @@ def _depthwise_image(y: Array, kernel: Array, geometry: Geometry) -> Array:
     between = geometry.stride - 1
     edges = [(k - 1 - low, size + low - span, between) for size, span, k, low in sides]
     spread = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return _weighted(_windows(spread, geometry.window, 1, geometry.size), kernel[::-1, ::-1])
+    return _weighted(_shifted(spread, geometry.window, 1, geometry.size), kernel[::-1, ::-1])
 
 
 def _depthwise_kernel(x: Array, y: Array, geometry: Geometry) -> Array:
@@ -216,7 +212,7 @@ def _depthwise_kernel(x: Array, y: Array, geometry: Geometry) -> Array:
         products = reduce(jnp.add, (a * b for a, b in pairs))
         return sum_of_rows(products.reshape(-1, products.shape[-1]))
 
-    found = jnp.stack(list(map(of_one, _seen(x, geometry))))
+    found = jnp.stack(list(map(of_one, _under_each_weight(x, geometry))))
     return found.reshape(*geometry.window, 1, -1).astype(dtype)
 
 

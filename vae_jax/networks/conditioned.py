@@ -40,7 +40,7 @@ def modulations(condition: Array, count: int, x: Array) -> list[Array]:
     """
     dense = nn.Dense(count * x.shape[-1], kernel_init=ZEROS, name="modulations")
     found = jnp.split(dense(jax.nn.silu(condition)), count, -1)
-    num_positions = x[0, ..., 0].size
+    num_positions = math.prod(x.shape[1:-1])
     return [repeated_rows(each, num_positions).reshape(x.shape) for each in found]
 
 
