@@ -229,7 +229,7 @@ def table(work: Work, measured: list[Measured], disturbed: int) -> str:
         "of it compiling | memory |",
         "|---|---|---|---|---|---|---|",
     ]
-    counted = next((one.flops for one in measured if one.flops), None)
+    counted = next((one.flops for one in measured[:-1] if one.flops), None)
     for one in measured:
         if one.name == SQUARE:
             continue

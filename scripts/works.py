@@ -277,15 +277,14 @@ def cpu_tricks() -> list[Work]:
         return Contender(OURS, train(work, log_every, batch_size, k), batch_size)
 
     everywhere = "threefry", "softplus", "sums", "barriers", "branches"
-    convolutions = "convolution", "patches"
     return [
         without("MLP, batch 20", ours("mlp", 500, 20), *everywhere),
         without("IWAE network, batch 20, k = 50", ours("iwae", 50, 20, k=50), *everywhere),
-        without("convolutional VAE", ours("conv", 20, 128), *convolutions),
-        without("residual network", ours("residual", 8, 64), *convolutions, "winograd", "parts"),
+        without("convolutional VAE", ours("conv", 20, 128), "convolution", "patches"),
+        without("residual network", ours("residual", 8, 64), "patches", "winograd"),
         without("ResNet with norms", ours("resnet", 8, 32), "sums"),
-        without("flow matching by a DiT", ours("dit", 8, 64), "sums"),
-        without("separable convolutions", ours("separable", 8, 64), "convolution", "shifts"),
+        without("flow matching by a DiT", ours("dit", 8, 64), "sums", "heads"),
+        without("separable convolutions", ours("separable", 8, 64), "shifts"),
         without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "cores", "one thread"),
         without("five seeds, MLP, batch 128", several(5, "mlp", 100, 128), "turns"),
     ]

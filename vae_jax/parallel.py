@@ -194,6 +194,7 @@ class OnDevices(Generic[Result]):
         if kind not in self.programs:
             options = choices.options() if num_processes() == 1 else compiler.RIGHT
             self.programs[kind] = self.mapped.lower(*arguments).compile(options or None)
+            compiler.give_back_memory()
         return self.programs[kind]
 
     def __call__(self, *arguments: object) -> Result:

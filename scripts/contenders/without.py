@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax import parallel
 from vae_jax.cli import main
-from vae_jax.cpu import choices, compiler, convolution, convolution_products, cores, threefry
+from vae_jax.cpu import choices, compiler, convolution, cores, threefry
 from vae_jax.likelihoods import bernoulli
+from vae_jax.networks import layers
 
 
 def platform_dependent(*operands: Array, cpu: object, default: Any) -> Any:
@@ -57,7 +57,7 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "convolution": (lax, "platform_dependent", platform_dependent),
     "winograd": (convolution, "MANY", float("inf")),
     "patches": (convolution, "FEW", 0),
-    "parts": (convolution_products, "batched_matmul", jnp.matmul),
+    "heads": (layers, "by_heads", jax.nn.dot_product_attention),
     "shifts": (
         convolution,
         "DEPTHWISE",

@@ -1,5 +1,7 @@
-"""Options of XLA's CPU compiler."""
+"""XLA's CPU compiler: its options, and the memory that it leaves behind."""
 
+import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -53,3 +55,12 @@ def _began() -> bool:
     from jax._src.xla_bridge import backends_are_initialized  # JAX has no public name for it
 
     return backends_are_initialized() and jax.default_backend() == "cpu"
+
+
+def give_back_memory() -> None:
+    """Give memory that the compiler has freed back to the system, where the C library can.
+
+    Otherwise a program's own memory, which is taken in large pieces, would come on top of it.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

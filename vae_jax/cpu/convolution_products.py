@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vae_jax.cpu.batched_matmul import batched_matmul
 
 # --- Padding ------------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ def by_tiles(x: Array, kernel: Array) -> Array:
     x = lax.optimization_barrier(x)  # [inputs, inputs, down, across, N, I]
 
     filters = _along_both(g, kernel).reshape(inputs**2, in_features, features)
-    y = batched_matmul(_along_both(b, x).reshape(inputs**2, -1, in_features), filters)
+    y = _along_both(b, x).reshape(inputs**2, -1, in_features) @ filters
     y = _along_both(a, y.reshape(inputs, inputs, down, across, num, features))
     y = y.transpose(4, 2, 0, 3, 1, 5).reshape(num, down * tile, across * tile, features)
     return y[:, :rows, :columns]

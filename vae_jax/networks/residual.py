@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -38,14 +38,29 @@ def scaled(factor: float) -> Initializer:
     return nn.initializers.variance_scaling(factor**2 / 3, "fan_in", "uniform")
 
 
-def convolution(features: int, x: Array, name: str, factor: float = 1.0) -> Array:
-    """A 3x3 convolution with a bias, or a 1x1 one where the map is at most 2x2 (Child 2021).
+def convolution(features: int, x: Array, name: str) -> nn.Module:
+    """A 3x3 convolution with a bias, or a 1x1 one where maps are at most 2x2 (Child 2021).
 
-    Call it in a compact method.
+    Args:
+        features: the number of output features.
+        x: a map of the size that it is for, `[N, h, w, F]`.
+        name: the name of the module.
     """
     if max(x.shape[1:3]) <= 2:
-        return Dense(features, kernel_init=scaled(factor), name=name)(x)
-    return Conv(features, use_bias=True, kernel_init=scaled(factor), name=name)(x)
+        return Dense(features, kernel_init=scaled(1.0), name=name)
+    return Conv(features, use_bias=True, kernel_init=scaled(1.0), name=name)
+
+
+def activated(layer: nn.Module, activation: Callable[[Array], Array], x: Array) -> Array:
+    """`layer(activation(x))`, of which the backward pass keeps x alone.
+
+    The blocks of a level are a loop, which writes what it keeps to memory and reads it again.
+    """
+
+    def both(layer: Callable[[Array], Array], x: Array) -> Array:
+        return layer(activation(x))
+
+    return cast(Array, nn.remat(both, prevent_cse=False)(layer, x))
 
 
 class Bottleneck(Part):
@@ -75,10 +90,14 @@ class Bottleneck(Part):
     def __call__(self, x: Array) -> Array:
         """`[N, h, w, F]` to `[N, h, w, features]`."""
         width = max(1, int(self.width * self.ratio))
-        r = Dense(width, kernel_init=scaled(1.0), name="in")(self.activation(x))
-        r = convolution(width, self.activation(r), "first")
-        r = convolution(width, self.activation(r), "second")
-        r = Dense(self.features, kernel_init=scaled(self.last), name="out")(self.activation(r))
+        r = x
+        for layer in (
+            Dense(width, kernel_init=scaled(1.0), name="in"),
+            convolution(width, x, "first"),
+            convolution(width, x, "second"),
+            Dense(self.features, kernel_init=scaled(self.last), name="out"),
+        ):
+            r = activated(layer, self.activation, r)
         return SqueezeExcite(name="excite")(r) if self.excite else r
 
 
@@ -106,12 +125,16 @@ class Gated(Part):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, h, w, F]` to `[N, h, w, features]`."""
-        r = convolution(self.width, self.activation(x), "first")
-        r = convolution(self.width, self.activation(r), "second")
+        r = activated(convolution(self.width, x, "first"), self.activation, x)
+        r = activated(convolution(self.width, x, "second"), self.activation, r)
         dense = partial(Dense, self.features)
         content = dense(kernel_init=scaled(self.last), name="content")(r)
         gate = dense(kernel_init=scaled(1.0), name="gate")(r)
-        return self.activation(content) * jax.nn.sigmoid(gate)
+
+        def gated(content: Array, gate: Array) -> Array:
+            return self.activation(content) * jax.nn.sigmoid(gate)
+
+        return jax.checkpoint(gated, prevent_cse=False)(content, gate)
 
 
 class SqueezeExcite(nn.Module):
