@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-
 # --- Padding ------------------------------------------------------------------------------------
 
 
