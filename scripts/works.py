@@ -283,9 +283,9 @@ def cpu_tricks() -> list[Work]:
         without("convolutional VAE", ours("conv", 20, 128), "convolution", "patches"),
         without("residual network", ours("residual", 8, 64), "patches", "winograd"),
         without("ResNet with norms", ours("resnet", 8, 32), "sums"),
-        without("flow matching by a DiT", ours("dit", 8, 64), "sums", "heads"),
+        without("flow matching by a DiT", ours("dit", 8, 64), "sums"),
         without("separable convolutions", ours("separable", 2, 32), "shifts"),
-        without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "cores", "one thread"),
+        without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "cores"),
         without("five seeds, MLP, batch 128", several(5, "mlp", 100, 128), "turns"),
     ]
 

@@ -69,6 +69,7 @@ def test_latents_are_draws_of_every_images_posterior(run, latents):
     np.testing.assert_allclose(latents.var(0), loc.var(0) + variance.mean(0), rtol=0.08)
 
 
+@pytest.mark.slow
 def test_one_component_is_the_normal_of_maximum_likelihood(run, latents):
     """Its mean and standard deviation are those of the latents."""
     fitted = fitted_priors.fit(run, GaussianMixture(1, 2))

@@ -94,7 +94,8 @@ def test_draws_are_from_each_conditional_distribution() -> None:
     assert np.abs(np.corrcoef(u.T) - np.eye(3)).max() < 4 / np.sqrt(3000)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.others_slow
+@pytest.mark.parametrize("temperature", [0.5, 0.0])
 def test_the_temperature_scales_every_gaussian(temperature: float) -> None:
     """And leaves their weights and the density alone; at 0 draws are means of components."""
     prior = vj.GIVT((1, 1), **SMALL, temperature=temperature)

@@ -361,13 +361,13 @@ def test_the_uniform_distribution(dim):
 def test_posterior_has_a_direction_even_for_features_of_zero():
     """Zero features and zero biases: e_1, kappa = 1 + ln 2, and gradients that are finite."""
     posterior, features = VonMisesFisher(3), jnp.zeros((2, 4)).at[1].set(1.0)
-    params = posterior.init(jax.random.key(0), features)
+    params = jax.jit(posterior.init)(jax.random.key(0), features)
 
     def loss(params):
         q: Any = posterior.apply(params, features)
         return (q.loc * jnp.arange(3.0)).sum() + q.kappa.sum(), q
 
-    gradients, q = jax.grad(loss, has_aux=True)(params)
+    gradients, q = jax.jit(jax.grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(q.loc[0], [1, 0, 0])
     np.testing.assert_allclose(np.linalg.norm(q.loc, axis=-1), 1, rtol=1e-6)
     assert q.kappa[0] == pytest.approx(1 + np.log(2))

@@ -16,7 +16,6 @@ from vae_jax import parallel
 from vae_jax.cli import main
 from vae_jax.cpu import choices, compiler, convolution, cores, threefry
 from vae_jax.likelihoods import bernoulli
-from vae_jax.networks import layers
 
 
 def platform_dependent(*operands: Array, cpu: object, default: Any) -> Any:
@@ -57,14 +56,12 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "convolution": (lax, "platform_dependent", platform_dependent),
     "winograd": (convolution, "MANY", float("inf")),
     "patches": (convolution, "FEW", 0),
-    "heads": (layers, "by_heads", jax.nn.dot_product_attention),
     "shifts": (
         convolution,
         "DEPTHWISE",
         {of: partial(depthwise, of=of) for of in convolution.OPERANDS},
     ),
     "cores": (cores, "give_replicas_cores", lambda num_replicas: None),
-    "one thread": (cores, "ONE_THREAD", ""),
     "turns": (parallel, "over_replicas", jax.vmap),
 }
 

@@ -14,22 +14,17 @@ from jax import lax
 
 Result = TypeVar("Result")
 
-# With a device on each core, further threads would only wait for each other.
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-
 
 def give_replicas_cores(num_replicas: int) -> None:
     """Split the CPU into the largest number of devices that divides its cores and the replicas.
 
-    Where that is a device for each core, each device has one thread. Call it before JAX starts; it
-    has no effect where there are accelerators, or where XLA_FLAGS sets the number of CPU devices.
+    Call it before JAX starts. It has no effect where there are accelerators, or where XLA_FLAGS
+    sets the number of CPU devices.
     """
     cores = os.cpu_count() or 1
     devices, flags = math.gcd(num_replicas, cores), os.environ.get("XLA_FLAGS", "")
     if devices > 1 and "xla_force_host_platform_device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", devices)
-        if devices == cores:
-            os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
 
 
 def over_replicas(function: Callable[..., Result]) -> Callable[..., Result]:

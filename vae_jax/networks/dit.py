@@ -8,7 +8,7 @@ from typing_extensions import override
 from vae_jax.given import Count
 from vae_jax.interfaces import Part
 from vae_jax.networks.conditioned import ZEROS, modulations
-from vae_jax.networks.layers import Dense, attention
+from vae_jax.networks.layers import Dense
 from vae_jax.networks.patches import from_patches, to_patches, to_tokens
 from vae_jax.networks.transformer import SMALL, check_heads
 
@@ -69,7 +69,7 @@ class _Block(nn.Module):
             each.reshape(*h.shape[:2], self.num_heads, -1)
             for each in (qkv[..., :width], qkv[..., width : 2 * width], qkv[..., 2 * width :])
         )
-        attended = attention(query, key, value)
+        attended = jax.nn.dot_product_attention(query, key, value)
         h += gate * Dense(width)(attended.reshape(h.shape))
         shift, scale, gate = of_mlp
         inner = Dense(4 * width)(_normalized(h) * (1 + scale) + shift)

@@ -14,7 +14,6 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 
 from vae_jax.cpu import convolution
-from vae_jax.cpu.attention import by_heads
 from vae_jax.cpu.sums import add_bias, repeated_rows, sum_of_rows
 from vae_jax.distributions import Shape
 
@@ -295,22 +294,6 @@ def upsample(x: Array, size: Shape) -> Array:
 # --- Attention ----------------------------------------------------------------------------------
 
 
-def attention(query: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
-    """softmax(Q K' / sqrt(d)) V for each head (Vaswani et al. 2017, equation 1).
-
-    Args:
-        query: `[N, T, heads, d]`.
-        keys, values: `[N, S, heads, d]`.
-        mask: what each position sees, broadcast to `[N, heads, T, S]`; None if that is everything.
-
-    Returns:
-        `[N, T, heads, d]`.
-    """
-    library = partial(jax.nn.dot_product_attention, mask=mask)
-    on_cpu = partial(by_heads, mask=mask)
-    return lax.platform_dependent(query, keys, values, cpu=on_cpu, default=library)
-
-
 class SelfAttention(nn.Module):
     """x + self-attention over all positions of a map (Esser et al. 2021).
 
@@ -326,7 +309,7 @@ class SelfAttention(nn.Module):
         number, height, width, features = x.shape
         qkv = Dense(3 * features, name="qkv")(group_norm(x))
         heads = qkv.reshape(number, height * width, 3, self.num_heads, -1)
-        attended = attention(*jnp.unstack(heads, axis=2))
+        attended = jax.nn.dot_product_attention(*jnp.unstack(heads, axis=2))
         return x + Dense(features, name="out")(attended.reshape(x.shape))
 
 

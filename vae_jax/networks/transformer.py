@@ -8,7 +8,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from vae_jax.errors import VaeJaxError
-from vae_jax.networks.layers import Dense, attention
+from vae_jax.networks.layers import Dense
 
 Cache = tuple[tuple[Array, Array], ...]
 """The keys and values of each block at all T positions, `[N, T, heads, width / heads]` each."""
@@ -78,7 +78,7 @@ class Block(nn.Module):
         if self.causal:
             queries = start + jnp.arange(x.shape[1])
             mask = (jnp.arange(keys.shape[1]) <= queries[:, None])[None, None]
-        attended = attention(query, keys, values, mask)
+        attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
         x += dense(width)(attended.reshape(x.shape))
         x += dense(width)(jax.nn.gelu(dense(4 * width)(nn.LayerNorm()(x))))
         return x, (keys, values)
