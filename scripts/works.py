@@ -284,7 +284,6 @@ def cpu_tricks() -> list[Work]:
         without("residual network", ours("residual", 8, 64), "patches", "winograd"),
         without("ResNet with norms", ours("resnet", 8, 32), "sums"),
         without("flow matching by a DiT", ours("dit", 8, 64), "sums"),
-        without("separable convolutions", ours("separable", 2, 32), "shifts"),
         without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "cores"),
         without("five seeds, MLP, batch 128", several(5, "mlp", 100, 128), "turns"),
     ]

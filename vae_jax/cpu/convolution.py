@@ -221,7 +221,7 @@ DEPTHWISE = {"output": _depthwise_output, "image": _depthwise_image, "kernel": _
 
 # --- The choice ---------------------------------------------------------------------------------
 
-FEW = 4  # features: an image's colours
+FEW = 1  # feature: an image's grey levels
 MANY = 96  # features on both sides, from which on tiles save more than they cost
 
 
