@@ -99,7 +99,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """Without a first phase and with one; the quick form is 300 steps of the rest on small digits."""
+    """Without a first phase and with one; the quick form ends after 300 steps of the rest."""
     if not quick:
         return [{"encoder_steps": steps} for steps in (0, 10)]
     few = {"data": "mnist_5k", "pool": 2, "width": 16, "latent_dim": 8, "phase": 1.0}
