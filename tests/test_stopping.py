@@ -64,6 +64,15 @@ def test_chunks_are_as_long_as_a_signal_may_wait() -> None:
     assert paces(100, 0.06) == [100] * 30  # six seconds are not worth a compilation
 
 
+def test_a_paused_process_does_not_compile_anew() -> None:
+    """One chunk that took a minute does not change chunks of a second; two in a row do."""
+    pace = Pace(40)
+    seconds = [3.0, 1.0, 1.0, 60.0, 1.0, 60.0, 60.0]
+    found = [pace.changes(40, each, 40 * n) for n, each in enumerate(seconds, 1)]
+    assert found == [False] * 6 + [True]
+    assert pace.steps == 2
+
+
 @contextlib.contextmanager
 def in_chunks_of(steps: int, *, told_at: int | None = None) -> Iterator[None]:
     """Chunks of so many steps, however quick they are; SIGUSR1 while the one after a step runs."""
