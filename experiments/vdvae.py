@@ -90,7 +90,7 @@ def blocks_of(layers: int) -> tuple[int, ...]:
 
 
 def tiny_or_small(recipe: Recipe, size: Size, layers: int, likelihood: Likelihood) -> DeepVAE:
-    """The recipe's blocks, few and narrow; the finest maps have a half of the side, or a quarter."""
+    """The recipe's blocks, few and narrow, from a half or a quarter of the image's side."""
     if size == "tiny":
         layers = layers or 6
         blocks, widths, latents = (0, 0, layers - layers // 3, layers // 3), (16, 32, 64, 64), 8
