@@ -55,19 +55,19 @@ def paces(longest: int, seconds_per_step: float, chunks: int = 30) -> list[int]:
 def test_chunks_are_as_long_as_a_signal_may_wait() -> None:
     assert paces(100, 1e-4) == [100] * 30  # the usual run: one program
     assert paces(40, 0.0) == [40] * 30
-    assert paces(1000, 1e-3)[:2] == [100, 100]
+    assert paces(1000, 1e-3)[:3] == [100] * 3
     assert set(paces(1000, 1e-3)[10:]) == {1000}
     assert set(paces(1_000_000, 1e-3, chunks=300)[-100:]) == {5000}  # five seconds
-    assert paces(100, 1.0) == [100, 100] + [5] * 28
-    assert paces(100, 20.0) == [100, 100] + [1] * 28
-    assert set(paces(97, 1.0)[2:]) == {1}  # a prime has no others
+    assert paces(100, 1.0) == [100] * 3 + [5] * 27
+    assert paces(100, 20.0) == [100] * 3 + [1] * 27
+    assert set(paces(97, 1.0)[3:]) == {1}  # a prime has no others
     assert paces(100, 0.06) == [100] * 30  # six seconds are not worth a compilation
 
 
 def test_a_paused_process_does_not_compile_anew() -> None:
     """One chunk that took a minute does not change chunks of a second; two in a row do."""
     pace = Pace(40)
-    seconds = [3.0, 1.0, 1.0, 60.0, 1.0, 60.0, 60.0]
+    seconds = [3.0, 60.0, 1.0, 60.0, 1.0, 60.0, 60.0]
     found = [pace.changes(40, each, 40 * n) for n, each in enumerate(seconds, 1)]
     assert found == [False] * 6 + [True]
     assert pace.steps == 2

@@ -313,7 +313,7 @@ class Pace:
     longest: int
     steps: int = field(init=False)
     _is_compiled: bool = field(init=False, default=False)
-    _has_fitted: bool = field(init=False, default=False)
+    _fits: bool = field(init=False, default=True)
 
     def __post_init__(self):
         self.steps = largest_divisor(self.longest, FIRST_STEPS)
@@ -321,8 +321,8 @@ class Pace:
     def changes(self, steps: int, seconds: float, step: int) -> bool:
         """Whether chunks have another number of steps from now on.
 
-        After a chunk that took as long as it should, a single one that did not says nothing: the
-        process may have been paused.
+        After two in a row that took too long, or not long enough: in a single one the process may
+        have been paused.
 
         Args:
             steps: the number of steps of the last chunk.
@@ -333,9 +333,8 @@ class Pace:
         if first or steps != self.steps:
             return False
         fitting = largest_divisor(self.longest, SECONDS_TO_HEAR * steps / max(seconds, 1e-3))
-        had_fitted = self._has_fitted
-        self._has_fitted = self.steps <= 2 * fitting <= 4 * self.steps  # not worth a compilation
-        if self._has_fitted or had_fitted or step % fitting:
+        fitted, self._fits = self._fits, self.steps <= 2 * fitting <= 4 * self.steps
+        if fitted or self._fits or step % fitting:  # otherwise it is worth a compilation
             return False
-        self.steps, self._is_compiled = fitting, False
+        self.steps, self._is_compiled, self._fits = fitting, False, True
         return True
