@@ -281,7 +281,7 @@ def cpu_tricks() -> list[Work]:
         without("MLP, batch 20", ours("mlp", 500, 20), *everywhere),
         without("IWAE network, batch 20, k = 50", ours("iwae", 50, 20, k=50), *everywhere),
         without("convolutional VAE", ours("conv", 20, 128), "convolution", "patches"),
-        without("residual network", ours("residual", 8, 64), "patches", "winograd"),
+        without("residual network", ours("residual", 8, 64), "winograd"),
         without("ResNet with norms", ours("resnet", 8, 32), "sums"),
         without("flow matching by a DiT", ours("dit", 8, 64), "sums"),
         without("two seeds, MLP, batch 128", several(2, "mlp", 100, 128), "cores"),
