@@ -9,7 +9,13 @@
 
 Published: no number on these data; Tschannen et al. (2023) draw 256x256 pictures of ImageNet.
 
-Ours: not yet run, in any form.
+Ours, by the first command: negative ELBO of 1,000 validation images of Fashion-MNIST, nats.
+
+    N(0, I), after 600 steps      2172.3
+    GIVT, after 800 steps more    2130.8
+
+Draws from N(0, I) become clouds, and GIVT's become clothes and shoes with soft edges. 2026-11-30,
+two CPU cores of which another program used one, 112 s in all, seed 0. The full form: not yet run.
 
 The first stage is trained by the ELBO with a standard normal prior and a mass over the 256 grey
 levels; the second holds it fixed and fits the prior. Its ln p(z) is exact, so that both stages have
