@@ -4,11 +4,22 @@
     vae-jax train experiments/tokenizer.py --latents vq --game 0.5 --workdir runs/tokenizer/vq
     vae-jax evaluate runs/tokenizer/kl --num-samples 1 --quality-images 2000
     vae-jax figures experiments/tokenizer.py --quick --data mnist_5k
+    vae-jax evaluate runs/tokenizer/mnist_5k-f4-quick-kl --num-samples 1 --quality-images 500
 
 Published: no number to compare with. Rombach et al. reconstruct 256x256 pictures of OpenImages,
 with a perceptual distance whose weights come from ImageNet.
 
-Ours: not yet run, in any form.
+Ours, by the last two commands, the latter for each kind of latents: reconstructions of 500 test
+images of mnist_5k after 200 steps [95% interval], and the share of codes that are in use.
+
+           PSNR [dB]               SSIM                    Fréchet, learned    codes in use
+    KL     20.49 [20.32, 20.65]    0.779 [0.771, 0.787]    30.8 [29.4, 32.1]
+    VQ     19.36 [19.19, 19.53]    0.746 [0.738, 0.754]    28.7 [27.4, 30.0]   40%
+    FSQ    19.44 [19.27, 19.61]    0.751 [0.743, 0.759]    34.9 [32.9, 36.9]   31%
+    LFQ    18.90 [18.73, 19.06]    0.727 [0.718, 0.735]    32.1 [30.8, 33.5]   62%
+
+2026-11-30, two CPU cores of which another program used one, 261 s for all four trainings, seed 0.
+Codes in use are required to be above 80 percent, which so few steps miss. On colours: not yet run.
 """
 
 from pathlib import Path
