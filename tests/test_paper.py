@@ -348,7 +348,7 @@ def test_the_exact_number_of_active_units_is_that_of_the_covariance() -> None:
 
 # Quick forms: cells and their quantities, from the smallest to the largest.
 AT_K_50 = "k=50,objective=iwae"
-WITHOUT, WITH_FIVE = "encoder_steps=0,num_steps=300", "encoder_steps=5,num_steps=1800"
+WITHOUT, WITH_FIVE = "encoder_steps=0,num_steps=200", "encoder_steps=5,num_steps=1200"
 QUICK: dict[str, list[list[tuple[str, str]]]] = {
     "aevb": [[("objective=elbo", "neg_elbo"), ("objective=wake_sleep", "neg_elbo")]],
     "flows": [[("posterior=iaf", "neg_elbo"), ("posterior=gaussian", "neg_elbo")]],
