@@ -19,9 +19,9 @@ Published: negative ELBO of test images, in nats, or in bits/dim for colour imag
 
 Ours, by `vae-jax train experiments/vdvae.py --size tiny --minutes 8 --workdir RUN` and
 `vae-jax evaluate RUN --num-samples 10`: a negative ELBO of 112.35 ± 0.22 nats (s.e.) and an NLL of
-106.35 ± 0.22, all 10,000 test images of MNIST; over the last 40 training steps the negative ELBO was
-90.78. So much worse than the parameters themselves is their running average, in which the initial
-ones still have a weight of 0.999^2640 = 7 percent; in an hour this vanishes. 2026-11-30, two CPU
+106.35 ± 0.22, all 10,000 test images of MNIST. Over the last 40 training steps the negative ELBO
+was 90.78: the running average, which is evaluated, is so much worse because the initial parameters
+still have a weight of 0.999^2640 = 7 percent in it. In an hour this vanishes. 2026-11-30, two CPU
 cores that did other work too, seed 0. An hour, and the other sizes: not yet run.
 
 Numbers on `cifar10_jpeg` are not comparable with any of these. `imagenet64` is TFDS's
