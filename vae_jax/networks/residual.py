@@ -45,6 +45,9 @@ def convolution(features: int, x: Array, name: str) -> nn.Module:
         features: the number of output features.
         x: a map of the size that it is for, `[N, h, w, F]`.
         name: the name of the module.
+
+    Returns:
+        A module from maps of this size, `[N, h, w, F]`, to `[N, h, w, features]`.
     """
     if max(x.shape[1:3]) <= 2:
         return Dense(features, kernel_init=scaled(1.0), name=name)
@@ -55,6 +58,14 @@ def activated(layer: nn.Module, activation: Callable[[Array], Array], x: Array) 
     """`layer(activation(x))`, of which the backward pass keeps x alone.
 
     The blocks of a level are a loop, which writes what it keeps to memory and reads it again.
+
+    Args:
+        layer: from maps `[N, h, w, F]` to `[N, h, w, features]`.
+        activation: an elementwise function.
+        x: `[N, h, w, F]`.
+
+    Returns:
+        `[N, h, w, features]`.
     """
 
     def both(layer: Callable[[Array], Array], x: Array) -> Array:
