@@ -13,6 +13,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from vae_jax.cpu.compiler import KEEP_BARRIERS
 from vae_jax.cpu.convolution import conv
 from vae_jax.networks.layers import Conv, GroupNorm, conv_upsampled, upsample
 
@@ -163,6 +164,23 @@ def test_within_a_loop_every_convolution_has_the_librarys_order() -> None:
     orders = re.findall(r" convolution\(.*dim_labels=(\S+?),", text)
     assert len(orders) == 5
     assert set(orders) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize(("size", "width"), [((2, 2), 3), ((4, 2), 5)])
+def test_images_smaller_than_a_kernel_have_their_edges_before(
+    size: tuple[int, int], width: int
+) -> None:
+    """XLA's library takes no other; XLA's loops are many times slower (`time_convolutions.py`)."""
+    x, kernel, y = normal((3, *size, 8), (width, width, 8, 8), (3, *size, 8))
+    functions = (
+        lambda x, kernel, y: conv(x, kernel, 1),
+        lambda x, kernel, y: jax.vjp(lambda x: conv(x, kernel, 1), x)[1](y)[0],
+    )
+    for function in functions:
+        compiled = jax.jit(function).lower(x, kernel, y).compile(dict(KEEP_BARRIERS))
+        text = compiled.as_text() or ""
+        (window,) = re.findall(r" convolution\(.*window={(.*?)}", text)
+        assert window == f"size={width}x{width}"
 
 
 @pytest.mark.parametrize("size", [(8, 6), (2, 2), (7, 6), (5, 1)])

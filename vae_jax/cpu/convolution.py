@@ -107,9 +107,22 @@ class Geometry:
 ORDER = ("NHWC", "HWIO", "NHWC")
 
 
+def _correlated(x: Array, kernel: Array, stride: int, edges: list[tuple[int, int]]) -> Array:
+    """Strided cross-correlation of images with edges of (low, high) zeros; negative ones cut."""
+    if any(n < width for n, width in zip(x.shape[1:3], kernel.shape[:2], strict=True)):
+        # The library takes no image that is smaller than a kernel. With its edges it is not, if XLA
+        # does not make them the convolution's own again.
+        inner = [(low, high, 0) for low, high in edges]
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
+        x = lax.optimization_barrier(x)
+        edges = [(0, 0), (0, 0)]
+    return lax.conv_general_dilated(x, kernel, (stride,) * 2, edges, dimension_numbers=ORDER)
+
+
 def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    stride = geometry.stride
-    return lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", dimension_numbers=ORDER)
+    sides = zip(geometry.size, geometry.window, strict=True)
+    edges = [padding(size, width, geometry.stride) for size, width in sides]
+    return _correlated(x, kernel, geometry.stride, edges)
 
 
 def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -128,7 +141,7 @@ def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
     first = [low // stride for low in geometry.lows]
     sides = zip(blocks, geometry.small, first, geometry.lows, geometry.size, strict=True)
     edges = [(n - 1 - f, -(-(low + size) // stride) - small) for n, small, f, low, size in sides]
-    found = lax.conv_general_dilated(y, turned, (1, 1), edges, dimension_numbers=ORDER)
+    found = _correlated(y, turned, 1, edges)
     number, rows, columns, _ = found.shape
     found = found.reshape(number, rows, columns, stride, stride, -1).swapaxes(2, 3)
     found = found.reshape(number, rows * stride, columns * stride, -1)
