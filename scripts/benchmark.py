@@ -2,6 +2,7 @@
 
     make bench                                             # everything
     python scripts/benchmark.py --only "MLP, batch 128"    # one workload
+    python scripts/benchmark.py --beside 344c0af           # is ours slower than it was there?
 
 The workloads are defined in `scripts/works.py`. Every contender is a separate program, in
 `scripts/contenders/`, that trains without end and prints lines of steps and times; ours is
@@ -12,15 +13,17 @@ of rates in the same round, so that a drift of the machine's speed affects both.
 programs during a window is measured too, and disturbed windows are counted.
 """
 
+import io
 import json
 import os
 import platform
 import re
 import signal
 import subprocess
+import tarfile
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +31,16 @@ from typing import Any, NoReturn
 import numpy as np
 import tyro
 from rich.console import Console
-from works import CONTENDERS, MATRIX_RATE, SQUARE, Asked, Contender, Work, everything
+from works import (
+    CONTENDERS,
+    LEAST_OF_EARLIER,
+    MATRIX_RATE,
+    SQUARE,
+    Asked,
+    Contender,
+    Work,
+    everything,
+)
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "performance.md"
@@ -318,10 +330,31 @@ def write(title: str, part: str, titles: list[str]) -> None:
     REPORT.write_text("\n\n".join([before + BEGIN, *kept, END + after]))
 
 
+def beside_earlier(work: Work, revision: str, tree: Path) -> Work:
+    """Ours, and ours as it was at another revision, of which `tree` has the files."""
+    ours, contenders = work.contenders[0], str(tree / CONTENDERS.relative_to(ROOT))
+    command = [each.replace(str(CONTENDERS), contenders) for each in ours.command]
+    if command[0] != "vae-jax":
+        command[0] = f"{contenders}/{command[0]}"
+    environment = ours.environment | {"PYTHONPATH": str(tree)}
+    name = f"{ours.name}, at {revision}"
+    earlier = replace(ours, name=name, command=command, environment=environment)
+    return Work(work.title, [ours, earlier], [Asked(LEAST_OF_EARLIER, name, ours.name)])
+
+
+def files_of(revision: str, tree: Path) -> None:
+    """Write the files of a revision of this repository into a folder."""
+    command = ["git", "-C", str(ROOT), "archive", revision]
+    archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(tree, filter="data")
+
+
 def main(
     peers: Path = ROOT / ".venv-peers",
     only: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
+    beside: str | None = None,
     rounds: int = 5,
     seconds: float = 2.0,
 ) -> None:
@@ -331,6 +364,8 @@ def main(
         peers: an environment with numpyro, pythae and torch.
         only: the titles of the workloads to run; the other tables stay as they are.
         without: the names of contenders to leave out; the tables are then only printed.
+        beside: a revision of this repository, at which ours takes the place of all other
+            contenders; the tables are then only printed.
         rounds: the number of rounds of windows.
         seconds: the length of a window, which is longer if lines come slowly.
     """
@@ -340,15 +375,20 @@ def main(
     titles = [work.title for work in works]
     for unknown in set(only) - set(titles):
         raise SystemExit(f"There is no workload {unknown!r}; the titles are {titles}.")
-    for work in works:
-        if only and work.title not in only:
-            continue
-        contenders = [one for one in work.contenders if one.name not in without]
-        work.contenders = [*contenders, MATRIX_RATE]
-        part = table(work, *measure(work, peers, rounds, seconds))
-        console.print(part, markup=False, soft_wrap=True)
-        if not without:
-            write(work.title, part, titles)
+    with tempfile.TemporaryDirectory() as tree:
+        if beside:
+            files_of(beside, Path(tree))
+        for work in works:
+            if only and work.title not in only:
+                continue
+            if beside:
+                work = beside_earlier(work, beside, Path(tree))
+            contenders = [one for one in work.contenders if one.name not in without]
+            work.contenders = [*contenders, MATRIX_RATE]
+            part = table(work, *measure(work, peers, rounds, seconds))
+            console.print(part, markup=False, soft_wrap=True)
+            if not (without or beside):
+                write(work.title, part, titles)
 
 
 if __name__ == "__main__":
