@@ -59,6 +59,7 @@ from vae_jax import (
     plots,
     train_file,
 )
+from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Likelihood, Objective
 
 Recipe = Literal["vdvae", "efficient_vdvae", "lvae"]
@@ -110,21 +111,24 @@ def tiny_or_small(recipe: Recipe, size: Size, layers: int, likelihood: Likelihoo
     )
 
 
-def of_paper(recipe: Recipe, data: str, layers: int, likelihood: Likelihood) -> DeepVAE:
+def of_paper(
+    recipe: Recipe, setting: str, layers: int, width: int, likelihood: Likelihood
+) -> DeepVAE:
     """The recipe's own architecture, with the departures that the module's docstring lists."""
     if recipe == "vdvae":
         sizes = {"imagenet32": DeepVAE.vdvae_imagenet32, "imagenet64": DeepVAE.vdvae_imagenet64}
-        return sizes.get(data, DeepVAE.vdvae_cifar10)().clone(likelihood=likelihood)
+        model = sizes.get(setting, DeepVAE.vdvae_cifar10)
+        return (model(width) if width else model()).clone(likelihood=likelihood)
     if recipe == "efficient_vdvae":
         net = partial(Bottleneck, ratio=1.0, activation=jax.nn.silu)
-        blocks, width = (1, 2, 10, 5, 0, 5), (32, 64, 128, 256, 256, 512)
+        blocks, widths = (1, 2, 10, 5, 0, 5), (32, 64, 128, 256, 256, 512)
         block, latents = partial(TopDownBlock, net=net, smooth=True), 32
     else:
-        net, blocks, width, latents = Gated, blocks_of(layers or 12), 64, 32
+        net, blocks, widths, latents = Gated, blocks_of(layers or 12), 64, 32
         block = partial(TopDownBlock, net=net, prior_features=False, residuals=4)
     return DeepVAE(
-        encoder=BottomUp(blocks, width, net),
-        decoder=TopDown(blocks, width, latents, block),
+        encoder=BottomUp(blocks, widths, net),
+        decoder=TopDown(blocks, widths, latents, block),
         likelihood=likelihood,
     )
 
@@ -135,6 +139,7 @@ def experiment(
     size: Size = "tiny",
     data: str = "mnist",
     layers: int = 0,
+    width: int = 0,
     minutes: int = 60,
     num_steps: int = 0,
 ) -> Experiment:
@@ -146,17 +151,22 @@ def experiment(
         data: the data set, by name or path, or imagenet32 or imagenet64; MNIST is binarized
             dynamically.
         layers: the number of layers; 0 takes the recipe's number.
+        width: the width of the paper's VDVAE; 0 takes its own.
         minutes: the training time of `tiny` on two cores, in minutes.
         num_steps: the number of steps; 0 takes the recipe's number.
     """
     images = load(IMAGENET.get(data, data))
     likelihood = MixtureOfLogistics() if images.image_shape[-1] == 3 else Bernoulli()
     batch_size, peak, decay, clip, skip = CIFAR_10
+    if width and (size, recipe) != ("paper", "vdvae"):
+        raise VaeJaxError("--width is for --recipe vdvae --size paper: leave it out.")
     if size == "paper":
-        model = of_paper(recipe, data, layers, likelihood)
+        # Other images of 64x64 pixels are trained as ImageNet's.
+        setting = "imagenet64" if images.image_shape[0] == 64 else data
+        model = of_paper(recipe, setting, layers, width, likelihood)
         steps = num_steps or (1_000_000 if recipe == "vdvae" else 200_000)
         if recipe == "vdvae":
-            batch_size, peak, decay, clip, skip = OF_VDVAE.get(data, CIFAR_10)
+            batch_size, peak, decay, clip, skip = OF_VDVAE.get(setting, CIFAR_10)
         else:
             peak = 1e-3 if recipe == "efficient_vdvae" else 3e-4
     else:

@@ -335,6 +335,7 @@ def test_papers_sizes(name: str, published: float, exact: int, layers: int) -> N
         ("imagenet32", 32, 78, 256, "3.80 bits/dim"),
         ("imagenet64", 64, 75, 128, "3.52 bits/dim"),
         ("cifar10_jpeg", 32, 43, 32, None),
+        ("emoji_styles", 64, 75, 128, None),  # as ImageNet's of this size
     ],
 )
 def test_papers_sizes_for_each_data_set(
@@ -356,6 +357,10 @@ def test_papers_sizes_for_each_data_set(
     assert names == [f"tfds:downsampled_imagenet/{side}x{side}" if "imagenet" in data else data]
     assert module.published(recipe="vdvae", layers=0, data=data, size="paper") == published
     assert module.published(recipe="vdvae", layers=0, data=data, size="tiny") is None
+    wider = module.experiment(data=data, size="paper", width=32).model
+    assert {wider.encoder.width, wider.decoder.width} == {32}
+    with pytest.raises(VaeJaxError, match="--width is for --recipe vdvae"):
+        module.experiment(data=data, width=32)
 
 
 def program_of(layers: int) -> Any:
