@@ -159,7 +159,7 @@ def experiment(
     likelihood = MixtureOfLogistics() if images.image_shape[-1] == 3 else Bernoulli()
     batch_size, peak, decay, clip, skip = CIFAR_10
     if width and (size, recipe) != ("paper", "vdvae"):
-        raise VaeJaxError("--width is for --recipe vdvae --size paper: leave it out.")
+        raise VaeJaxError("--width is for --recipe vdvae --size paper: add both, or leave it out.")
     if size == "paper":
         # Other images of 64x64 pixels are trained as ImageNet's.
         setting = "imagenet64" if images.image_shape[0] == 64 else data
