@@ -152,9 +152,10 @@ def test_runs_are_listed(runs: list[Path], tmp_path: Path):
         runs_in(runs[0] / "figures")
 
 
-def test_code_that_fails_publishes_nothing(tmp_path: Path):
-    for name, source in {"a": "raise ValueError", "b": "def experiment(): ...", "c": None}.items():
-        path = write_run(tmp_path / name, 1.0, source=source, k=1, objective="iwae")
+def test_code_that_fails_or_knows_no_number_publishes_nothing(tmp_path: Path):
+    without = "def published(**_): ..."
+    for name, source in enumerate(("raise ValueError", "def experiment(): ...", None, without)):
+        path = write_run(tmp_path / str(name), 1.0, source=source, k=1, objective="iwae")
         assert read(path).published == ""
 
 

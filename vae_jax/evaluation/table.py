@@ -170,7 +170,7 @@ def published(folder: RunFolder, trust: bool = False) -> str:
     except VaeJaxError:
         return ""
     try:
-        return str(module.published(**record["experiment"]["arguments"]))
+        return str(module.published(**record["experiment"]["arguments"]) or "")
     except (AttributeError, LookupError, TypeError):
         return ""
 
