@@ -27,8 +27,8 @@ Ours: AEVB after 10^6 images, the ELBO and L_1000 of 200 test images, in nats.
 far below the paper's axis; docs/results.md gives the likely cause, and the standard errors.
 
 Ours, quick form: after 10^5 images of mnist_5k, N_z = 10, the bound on 500 test images is -165.94
-with AEVB and -185.73 with wake-sleep, 14 s by the second command; after 4 10^5 it was -142.53
-and -141.47, a miss (2026-11-30, two CPU cores, seed 0).
+with AEVB and -185.73 with wake-sleep, 4 s of training each, by the second command. With
+`--num-images-seen 400000` it was -142.53 and -141.47, a miss (2026-11-30, two CPU cores, seed 0).
 
 Wake-sleep: the curves are not yet run to the end. It starts with weights from N(0, 0.01²) and
 Adagrad's sums of squares at 0.1. If these start at 0, the first steps move each weight by the whole

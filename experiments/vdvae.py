@@ -20,10 +20,9 @@ Published: negative ELBO of test images, in nats, or in bits/dim for colour imag
 Ours, by `vae-jax train experiments/vdvae.py --size tiny --minutes 60 --workdir RUN` and
 `vae-jax evaluate RUN --num-samples 10`: a negative ELBO of 85.18 ± 0.21 nats (s.e.) and an NLL of
 82.95 ± 0.20 (K = 10), all 10,000 test images of MNIST. The two top layers have a rate of zero.
-19,800 steps, 2026-11-30, two CPU cores that did other work too, seed 0: 242 images/s; a run with
-`--minutes 1` that had them to itself began at 640. With `--minutes 8` the negative ELBO was 112.35:
-the running average, which is evaluated, then still holds 0.999^2640 = 7 percent of the initial
-parameters. The other sizes: not yet run.
+19,800 steps, 2026-11-30, two CPU cores that did other work too, 242 images/s, seed 0. With
+`--minutes 8` the negative ELBO was 112.35: the running average, which is evaluated, still holds
+0.999^2640 = 7 percent of the initial parameters then. The other sizes: not yet run.
 
 Numbers on `cifar10_jpeg` are not comparable with any of these. `imagenet64` is TFDS's
 `downsampled_imagenet/64x64` (`vae-jax data prepare tfds:downsampled_imagenet/64x64 --size 64`); its

@@ -97,17 +97,29 @@ class DeepVAE(Model, kw_only=True):
 
     @classmethod
     def vdvae_cifar10(cls, width: int = 384) -> "DeepVAE":
-        """The VDVAE for CIFAR-10 (Child 2021): 43 layers, 39M parameters."""
+        """The VDVAE for CIFAR-10 (Child 2021): 43 layers, 39M parameters.
+
+        Args:
+            width: the number of features at each level; the paper's by default.
+        """
         return cls._vdvae((11, 6, 6, 3, 0, 3), (22, 11, 6, 3, 0, 1), width)
 
     @classmethod
     def vdvae_imagenet32(cls, width: int = 512) -> "DeepVAE":
-        """The VDVAE for ImageNet at 32x32 (Child 2021): 78 layers, 119M parameters."""
+        """The VDVAE for ImageNet at 32x32 (Child 2021): 78 layers, 119M parameters.
+
+        Args:
+            width: the number of features at each level; the paper's by default.
+        """
         return cls._vdvae((15, 9, 8, 6, 0, 6), (41, 20, 10, 5, 0, 2), width)
 
     @classmethod
     def vdvae_imagenet64(cls, width: int = 512) -> "DeepVAE":
-        """The VDVAE for ImageNet at 64x64 (Child 2021): 75 layers, 125M parameters."""
+        """The VDVAE for ImageNet at 64x64 (Child 2021): 75 layers, 125M parameters.
+
+        Args:
+            width: the number of features at each level; the paper's by default.
+        """
         return cls._vdvae((11, 20, 9, 8, 7, 0, 5), (13, 32, 16, 8, 4, 0, 2), width)
 
     @classmethod

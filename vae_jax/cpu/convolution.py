@@ -108,7 +108,10 @@ ORDER = ("NHWC", "HWIO", "NHWC")
 
 
 def _correlated(x: Array, kernel: Array, stride: int, edges: list[tuple[int, int]]) -> Array:
-    """Strided cross-correlation of images with edges of (low, high) zeros; negative ones cut."""
+    """Strided cross-correlation, `[N, H, W, I]` and `[h, w, I, O]` to `[N, H', W', O]`.
+
+    The images get edges of (low, high) zeros; negative ones cut.
+    """
     if any(n < width for n, width in zip(x.shape[1:3], kernel.shape[:2], strict=True)):
         # The library takes no image that is smaller than a kernel. With its edges it is not, if XLA
         # does not make them the convolution's own again.
