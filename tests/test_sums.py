@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from vae_jax.cpu import choices
-from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_rows
+from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_numbers, sum_of_rows
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["cpu", "elsewhere"])
@@ -74,3 +74,22 @@ def test_a_bias_and_its_gradient():
     of_y, of_bias = back(jnp.asarray(y))
     np.testing.assert_array_equal(of_y, y)
     np.testing.assert_allclose(of_bias, y.astype(np.float64).sum((0, 1, 2)), rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(128, 64, 64, 3), (5, 20, 28, 28, 1), (129, 255), (2, 1, 7)])
+def test_sums_of_events_and_their_gradients(shape: tuple[int, ...]):
+    x = np.random.default_rng(0).normal(size=shape)
+    axes = tuple(range(1, len(shape)))
+    for compiled in (lambda f: f, jax.jit):
+        summed, back = jax.vjp(
+            compiled(partial(sum_of_numbers, axes=len(axes))), jnp.asarray(x, jnp.float32)
+        )
+        np.testing.assert_allclose(summed, x.sum(axes), atol=2e-6 * np.prod(shape[1:]) ** 0.75)
+        np.testing.assert_array_equal(back(jnp.ones(shape[0]))[0], np.ones(shape))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_event_with_a_number_that_is_not_finite(value: float):
+    x = jnp.zeros((64, 784)).at[3, 500].set(value)
+    summed = jax.jit(partial(sum_of_numbers, axes=1))(x)
+    np.testing.assert_array_equal(summed, jnp.zeros(64).at[3].set(value))

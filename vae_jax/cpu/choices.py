@@ -27,6 +27,11 @@ def adds_one_by_one() -> bool:
     return _is_here()
 
 
+def reads_across_rows() -> bool:
+    """Whether a product with a transposed matrix reads it across its rows, where this is slow."""
+    return _is_here()
+
+
 def shows_its_memory() -> bool:
     """Whether `np.asarray` of a device's array shows its memory, instead of copying it."""
     return _is_here()

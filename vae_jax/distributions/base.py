@@ -13,6 +13,7 @@ from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
+from vae_jax.cpu.sums import sum_of_numbers
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Pytree
 from vae_jax.interfaces import Shape, Variables
@@ -182,7 +183,7 @@ class Shared:
 
 def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
     """Sum the last `event_ndims` axes."""
-    return x.sum(tuple(range(x.ndim - event_ndims, x.ndim)))
+    return sum_of_numbers(x, event_ndims)
 
 
 def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, "*shape"]:
@@ -239,7 +240,7 @@ class Elementwise(Distribution):
             return one_event_axis(jnp.broadcast_to(parameter, self.loc.shape), self.event_ndims)
 
         flattened = dataclasses.replace(jax.tree.map(flat, self), event_ndims=1)
-        return flattened.component_log_prob(one_event_axis(value, self.event_ndims)).sum(-1)
+        return sum_event(flattened.component_log_prob(one_event_axis(value, self.event_ndims)), 1)
 
     @property
     def components(self) -> "Elementwise":

@@ -10,7 +10,7 @@ from jaxtyping import Float, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Shape, on_unit
+from vae_jax.distributions import Distribution, Shape, on_unit, sum_event
 from vae_jax.likelihoods.base import OfLevels
 
 
@@ -53,7 +53,7 @@ class CategoricalPixelsDistribution(Distribution):
         """The summed log-probabilities of the levels nearest to the values; -inf beyond [0, 1]."""
         level, levels = jnp.round(value * (self.levels - 1))[..., None], jnp.arange(self.levels)
         chosen = jnp.where(level == levels, jax.nn.log_softmax(self.logits), 0.0).sum(-1)
-        return on_unit(value, chosen).sum((-3, -2, -1))
+        return sum_event(on_unit(value, chosen), 3)
 
 
 class CategoricalPixels(OfLevels):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.distributions import Distribution, Shape
+from vae_jax.distributions import Distribution, Shape, sum_event
 from vae_jax.given import Count, Positive
 from vae_jax.likelihoods.base import OfLevels
 from vae_jax.likelihoods.logistic import bin_scale, log_bin_mass, nearest_level
@@ -114,7 +114,7 @@ class MixtureOfLogisticsDistribution(Distribution):
         value = value[..., None, :]
         loc = shifted(self.loc, self.coefficients, value)
         log_channels = log_bin_mass(value, loc, self.scale, self.levels).sum(-1)
-        return jax.nn.logsumexp(self.log_weights + log_channels, axis=-1).sum((-2, -1))
+        return sum_event(jax.nn.logsumexp(self.log_weights + log_channels, axis=-1), 2)
 
 
 class MixtureOfLogistics(OfLevels):

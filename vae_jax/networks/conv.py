@@ -67,7 +67,7 @@ class ConvEncoder(Part):
         if self.dense is None:
             return self.activation(x) if self.residual_blocks else x
         x = x.reshape(x.shape[0], -1)
-        return self.activation(nn.Dense(self.dense, kernel_init=self.kernel_init)(x))
+        return self.activation(Dense(self.dense, kernel_init=self.kernel_init)(x))
 
 
 class ConvDecoder(Part):
@@ -123,9 +123,9 @@ class ConvDecoder(Part):
 
     def _from_vector(self, z: Array, size: Shape, dense: int) -> Array:
         x = z.reshape(z.shape[0], -1)
-        x = self.activation(nn.Dense(dense, kernel_init=self.kernel_init)(x))
+        x = self.activation(Dense(dense, kernel_init=self.kernel_init)(x))
         width = size[0] * size[1] * self.features[0]
-        x = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(x))
+        x = self.activation(Dense(width, kernel_init=self.kernel_init)(x))
         return x.reshape(-1, *size, self.features[0])
 
     def _from_map(self, z: Array, size: Shape) -> Array:

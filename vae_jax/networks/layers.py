@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 
 from vae_jax.cpu import convolution
+from vae_jax.cpu.products import product
 from vae_jax.cpu.sums import add_bias, repeated_rows, sum_of_rows
 from vae_jax.distributions import Shape
 
@@ -154,7 +155,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # As rows: for the kernel's gradient, XLA's CPU backend copies operands of more axes.
         rows = x.reshape(-1, x.shape[-1])
-        return add_bias(rows @ kernel, bias).reshape(*x.shape[:-1], self.features)
+        return add_bias(product(rows, kernel), bias).reshape(*x.shape[:-1], self.features)
 
 
 class ConvTranspose(nn.Module):
@@ -339,5 +340,5 @@ def coarsest_map(z: Array, size: Shape, features: int) -> Array:
         x = Dense(features, kernel_init=HE, name="pointwise")(z)
     else:
         flat = z.reshape(len(z), -1)
-        x = nn.Dense(height * width * features, kernel_init=HE, name="dense")(flat)
+        x = Dense(height * width * features, kernel_init=HE, name="dense")(flat)
     return x.reshape(-1, height, width, features)

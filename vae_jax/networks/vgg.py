@@ -13,6 +13,7 @@ from vae_jax.interfaces import Part
 from vae_jax.networks.layers import (
     HE,
     Conv,
+    Dense,
     Output,
     as_output,
     coarsest_map,
@@ -74,7 +75,7 @@ class VGGEncoder(Part):
             return as_output(x, self.output)
         x = x.reshape(len(x), -1)
         for width in self.dense:
-            x = jax.nn.relu(nn.Dense(width, kernel_init=HE)(x))
+            x = jax.nn.relu(Dense(width, kernel_init=HE)(x))
         return x
 
 
@@ -108,7 +109,7 @@ class VGGDecoder(Part):
     def __call__(self, z: Array, image_shape: Shape) -> Array:
         """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, F]`."""
         for width in reversed(self.dense):
-            z = jax.nn.relu(nn.Dense(width, kernel_init=HE)(z.reshape(len(z), -1)))
+            z = jax.nn.relu(Dense(width, kernel_init=HE)(z.reshape(len(z), -1)))
         coarsest, *sizes = halvings(image_shape, len(self.stages))
         x = jax.nn.relu(coarsest_map(z, coarsest, self.stages[-1][-1]))
         before = [features for stage in self.stages for features in stage]
