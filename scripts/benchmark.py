@@ -325,7 +325,7 @@ def write(title: str, part: str, titles: list[str]) -> None:
     generated, after = rest.split(END)
     earlier = re.split(r"^### (.*)$", generated, flags=re.MULTILINE)[1:]
     found = zip(earlier[::2], earlier[1::2], strict=True)
-    parts = {name: f"### {name}{text}".rstrip() for name, text in found} | {title: part}
+    parts = {name: f"### {name}{text}".rstrip() for name, text in found} | {title: part.rstrip()}
     kept = [parts[name] for name in titles if name in parts]
     REPORT.write_text("\n\n".join([before + BEGIN, *kept, END + after]))
 

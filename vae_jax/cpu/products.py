@@ -4,7 +4,7 @@ The gradient with respect to the rows x in x @ w is dy @ w^T, for which XLA's CP
 across its rows. (w @ dy^T)^T reads it along them, and turns only what has few rows. Elsewhere these
 are JAX's own products.
 
-A convolutional VAE of 3x3 kernels trains 1.12 times as fast.
+A convolutional VAE of 3x3 kernels trains 1.08 times as fast.
 """
 
 from collections.abc import Sequence
