@@ -58,3 +58,11 @@ def test_every_derivative_and_mapping(num: int):
 
         each = [gradient(many_x[:, i], many_w[..., i]) for i in range(5)]
         np.testing.assert_allclose(jax.vmap(gradient, (1, 2))(many_x, many_w), each, rtol=1e-12)
+
+
+def test_operands_of_two_types_are_multiplied_in_the_wider_one():
+    kernel = jnp.arange(24, dtype=jnp.float32).reshape(8, 3) / 7
+    for rows in (jnp.ones((2, 8), jnp.int32), jnp.ones((2, 8), jnp.bfloat16)):
+        for found in (product(rows, kernel), jax.jit(product)(rows, kernel)):
+            assert found.dtype == jnp.float32
+            np.testing.assert_allclose(found, np.ones((2, 8)) @ kernel, rtol=1e-6)

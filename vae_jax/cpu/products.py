@@ -25,7 +25,8 @@ def product(rows: Array, kernel: Array) -> Array:
     """`rows @ kernel`, `[N, I]` and `[I, O]` to `[N, O]`."""
     if not choices.reads_across_rows():
         return rows @ kernel
-    return _product_p.bind(rows, kernel)
+    dtype = jnp.result_type(rows, kernel)
+    return _product_p.bind(rows.astype(dtype), kernel.astype(dtype))
 
 
 _product_p = Primitive("product_of_rows")
