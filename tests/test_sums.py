@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from vae_jax.cpu import choices
-from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_numbers, sum_of_rows
+from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_last_axes, sum_of_rows
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["cpu", "elsewhere"])
@@ -82,7 +82,7 @@ def test_sums_of_events_and_their_gradients(shape: tuple[int, ...]):
     axes = tuple(range(1, len(shape)))
     for compiled in (lambda f: f, jax.jit):
         summed, back = jax.vjp(
-            compiled(partial(sum_of_numbers, axes=len(axes))), jnp.asarray(x, jnp.float32)
+            compiled(partial(sum_of_last_axes, axes=len(axes))), jnp.asarray(x, jnp.float32)
         )
         np.testing.assert_allclose(summed, x.sum(axes), atol=2e-6 * np.prod(shape[1:]) ** 0.75)
         np.testing.assert_array_equal(back(jnp.ones(shape[0]))[0], np.ones(shape))
@@ -91,5 +91,5 @@ def test_sums_of_events_and_their_gradients(shape: tuple[int, ...]):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_event_with_a_number_that_is_not_finite(value: float):
     x = jnp.zeros((64, 784)).at[3, 500].set(value)
-    summed = jax.jit(partial(sum_of_numbers, axes=1))(x)
+    summed = jax.jit(partial(sum_of_last_axes, axes=1))(x)
     np.testing.assert_array_equal(summed, jnp.zeros(64).at[3].set(value))

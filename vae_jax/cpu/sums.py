@@ -50,8 +50,8 @@ def sum_of_rows(x: Array) -> Array:
     return _sum_p.bind(x)
 
 
-def sum_of_numbers(x: Array, axes: int) -> Array:
-    """The sum over the last axes, as many as given, `[..., *axes]` to `[...]`."""
+def sum_of_last_axes(x: Array, axes: int) -> Array:
+    """The sum over the last axes, as many as `axes` says, `[..., *event]` to `[...]`."""
     if not choices.adds_one_by_one() or x.size < LARGE:
         return x.sum(tuple(range(x.ndim - axes, x.ndim)))
     return sum_of_rows(x.reshape(*x.shape[: x.ndim - axes], -1, 1))[..., 0]

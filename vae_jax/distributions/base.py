@@ -13,7 +13,7 @@ from jaxtyping import Float, Key, Num
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.cpu.sums import sum_of_numbers
+from vae_jax.cpu.sums import sum_of_last_axes
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Pytree
 from vae_jax.interfaces import Shape, Variables
@@ -183,7 +183,7 @@ class Shared:
 
 def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
     """Sum the last `event_ndims` axes."""
-    return sum_of_numbers(x, event_ndims)
+    return sum_of_last_axes(x, event_ndims)
 
 
 def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, "*shape"]:

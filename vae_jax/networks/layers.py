@@ -138,7 +138,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """An affine map of the features at each of many positions, with the parameters of Flax's Dense.
+    """An affine map of the last axis, with the parameters of Flax's Dense.
 
     Attributes:
         features: the number of output features.
