@@ -63,10 +63,9 @@ class Program:
             command = [str(binaries / "vae-jax"), *arguments]
         else:
             command = [str(binaries / "python"), str(CONTENDERS / program), *arguments]
-        self.lines_file = self.output
-        if "train" in arguments:
+        self.folder = folder if "train" in arguments else None
+        if self.folder is not None:
             command += ["--workdir", str(folder)]
-            self.lines_file = folder / "metrics.jsonl"
         environment = os.environ | {
             "JAX_LOG_COMPILES": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache")),
@@ -96,10 +95,14 @@ class Program:
         self.pause()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines since it was resumed."""
-        if not self.lines_file.exists():
-            return []
-        whole = self.lines_file.read_text().rpartition("\n")[0].splitlines()
+        """The lines since it was resumed, of a grid those of its first cell."""
+        file = self.output
+        if self.folder is not None:
+            files = sorted(self.folder.rglob("metrics.jsonl"))
+            if not files:
+                return []
+            file = files[0]
+        whole = file.read_text().rpartition("\n")[0].splitlines()
         lines = [json.loads(line) for line in whole]
         return [line for line in lines if line.get("time", 0) >= self.woken and "step" in line]
 

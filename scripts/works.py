@@ -228,6 +228,15 @@ def seeds_of_mlp() -> Work:
     return this
 
 
+def sixteen_cells() -> Work:
+    """A grid of four betas and four learning rates in one program."""
+    values = "--beta", "0.3", "1", "3", "10", "--learning-rate", "3e-4", "1e-3", "3e-3", "1e-2"
+    name, one = "**vae_jax**, 16 cells in one program", train("mlp", 100, 128)
+    cells = Contender(name, [*train("mlp", 20, 128), *values], 16 * 128)
+    alone = Contender("one cell after the other", one, 128)
+    return Work("16 cells: MLP, batch 128", [cells, alone], [Asked(1.0, alone.name, name)])
+
+
 def evaluation() -> Work:
     """L_5000 of test images under the MLP; a step is an image."""
     ours = "**vae_jax**, `evaluate`"
@@ -310,6 +319,7 @@ def everything() -> list[Work]:
         two_seeds("MLP, batch 20", "mlp", 500, 20),
         two_seeds("IWAE network, batch 20, k = 1", "iwae", 500, 20, least=1.25),
         two_seeds("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50),
+        sixteen_cells(),
         evaluation(),
         streaming(),
         *cpu_tricks(),

@@ -174,7 +174,13 @@ def noise(count: int, image_shape: Shape) -> np.ndarray:
 
 
 def experiment(
-    *, work: Work = "mlp", batch_size: int = 128, k: int = 1, log_every: int = 100
+    *,
+    work: Work = "mlp",
+    batch_size: int = 128,
+    k: int = 1,
+    log_every: int = 100,
+    beta: float = 1.0,
+    learning_rate: float = 1e-3,
 ) -> Experiment:
     """Training without end; a checkpoint every 1,000 steps, the default, or every epoch.
 
@@ -192,13 +198,15 @@ def experiment(
         batch_size: the number of images in a step.
         k: the number of samples of the importance-weighted bound; 1 takes the ELBO.
         log_every: the number of steps between two lines of metrics.
+        beta: the weight of the KL in the ELBO.
+        learning_rate: Adam's, of which vampprior takes half.
     """
     size = size_of(work)
     shape = (size, size, 1 if work in GREY else 3)
     images = noise(min(50_000, 20_000 * 64**2 // size**2), shape)
     interval = max(1000, len(images) // batch_size)
-    optimizer = optax.adam(1e-3 if work != "vampprior" else 5e-4)
-    objective = ELBO() if k == 1 else IWAE(k)
+    optimizer = optax.adam(learning_rate if work != "vampprior" else learning_rate / 2)
+    objective = ELBO(beta=beta) if k == 1 else IWAE(k)
     if work in ("unet", "dit"):
         objective, optimizer = FitPrior(), by_group(optax.set_to_zero(), prior=optimizer)
     return Experiment(
