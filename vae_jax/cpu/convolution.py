@@ -245,7 +245,7 @@ FEW = 1  # feature: an image's grey levels
 MANY = 96  # features on both sides, from which on tiles save more than they cost
 
 
-def _computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
+def computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
     """By the library, or by a way to the output whose transposes give the gradients."""
     shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
     shapes[of] = geometry.shape(of, a.shape, b.shape)
@@ -272,8 +272,8 @@ def _computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
 # --- The primitive ------------------------------------------------------------------------------
 
 _form_p = Primitive("convolution_form")
-_form_p.def_impl(jax.jit(_computed, static_argnames=("of", "geometry")))
-mlir.register_lowering(_form_p, mlir.lower_fun(_computed, multiple_results=False))
+_form_p.def_impl(jax.jit(computed, static_argnames=("of", "geometry")))
+mlir.register_lowering(_form_p, mlir.lower_fun(computed, multiple_results=False))
 
 
 @_form_p.def_abstract_eval
