@@ -1,0 +1,55 @@
+"""Times convolutions and their gradients by PyTorch, channels last, without anything around them.
+
+Reads a list of `[of, images, size, inputs, features, window, stride, groups]` in JSON from standard
+input, with `of` one of output, image and kernel; prints the milliseconds of each in JSON.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from torch.nn import functional
+
+SECONDS = 0.3  # for each, and at least four calls
+
+
+def padded(x, size, window, stride):
+    """Images with the edges of "SAME" padding, where both sides do not get the same."""
+    edges = []
+    for n, k in zip(reversed(size), reversed(window), strict=True):
+        total = max((-(-n // stride) - 1) * stride + k - n, 0)
+        edges += [total // 2, total - total // 2]
+    if edges[0] == edges[1] and edges[2] == edges[3]:
+        return x, (edges[2], edges[0])
+    return functional.pad(x, edges), (0, 0)
+
+
+def milliseconds(of, images, size, inputs, features, window, stride, groups):
+    """The fastest call of one convolution or gradient."""
+    last = {"memory_format": torch.channels_last}
+    x, edges = padded(torch.randn(images, inputs, *size), size, window, stride)
+    x = x.contiguous(**last)
+    kernel = torch.randn(features, inputs // groups, *window).contiguous(**last)
+    y = functional.conv2d(x, kernel, None, stride, edges, 1, groups)
+    mask = (of == "image", of == "kernel", False)
+
+    def call():
+        if of == "output":
+            functional.conv2d(x, kernel, None, stride, edges, 1, groups)
+        else:
+            torch.ops.aten.convolution_backward(
+                y, x, kernel, None, [stride] * 2, edges, [1, 1], False, [0, 0], groups, mask
+            )
+
+    each, end = [], time.perf_counter() + SECONDS
+    while len(each) < 4 or time.perf_counter() < end:
+        began = time.perf_counter()
+        call()
+        each.append(time.perf_counter() - began)
+    return 1e3 * min(each)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        print(json.dumps([milliseconds(*one) for one in json.load(sys.stdin)]))
