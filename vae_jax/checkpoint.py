@@ -121,7 +121,8 @@ class Checkpoints:
     One process at a time may write; any may read meanwhile.
 
     Args:
-        folder: where they are, each in a folder named by its step; made when one is saved.
+        folder: the folder of all checkpoints, each in a folder named by its step; made when one
+            is saved.
         keep: the number of the latest that stay.
     """
 

@@ -174,7 +174,7 @@ def check_prior_density(prior: Prior, what: str) -> None:
 
     Args:
         prior: the prior.
-        what: what needs ln p(z).
+        what: the name of the computation that needs ln p(z).
 
     Raises:
         VaeJaxError: only a bound is known.

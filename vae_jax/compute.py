@@ -1,6 +1,4 @@
-"""How networks compute: in another precision, once more in the backward pass to save memory, and
-reproducibly on a GPU.
-"""
+"""Precision, rematerialization, and reproducible operations on a GPU."""
 
 import contextlib
 import os

@@ -1,6 +1,4 @@
-"""What people are shown: objects in a few lines, and exceptions, which the command turns into a
-sentence and an exit code.
-"""
+"""Errors, which the command turns into a sentence and an exit code, and objects in a few lines."""
 
 import html
 import signal

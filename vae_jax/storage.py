@@ -326,8 +326,8 @@ def lock(path: Path, refusal: str | None = None) -> Generator[None]:
 
     Args:
         path: the lock file, which says who holds it; it stays, empty, when nobody does.
-        refusal: the error where another process holds it, "{holder}" standing for that one; None
-            waits for it.
+        refusal: the error where another process holds it, in which "{holder}" stands for that
+            process; None waits for it.
 
     Raises:
         VaeJaxError: another process holds it, or the file cannot be written.

@@ -510,7 +510,7 @@ def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> N
     """List the runs in a folder and below it, and how far each is.
 
     Args:
-        folder: where to look.
+        folder: the folder to search.
     """
     from vae_jax import report
     from vae_jax.evaluation.table import runs_in

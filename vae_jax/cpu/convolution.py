@@ -49,7 +49,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
     Args:
         x: `[N, H, W, I]`.
         kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of I > 1 features by itself.
-        stride: along both axes.
+        stride: the stride along both axes.
 
     Returns:
         `[N, ceil(H / stride), ceil(W / stride), O]`.
@@ -66,7 +66,7 @@ class Geometry:
     Attributes:
         size: (H, W) of the images.
         window: (h, w) of the kernel.
-        stride: along both axes.
+        stride: the stride along both axes.
         depthwise: whether each feature is convolved by itself.
     """
 

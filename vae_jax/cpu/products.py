@@ -1,8 +1,8 @@
-"""Products of few rows and a large matrix, whose gradient does not turn the large matrix.
+"""Products of few rows and a large matrix, whose gradient does not transpose the large matrix.
 
 The gradient with respect to the rows x in x @ w is dy @ w^T, for which XLA's CPU backend reads w
-across its rows. (w @ dy^T)^T reads it along them, and turns only what has few rows. Elsewhere these
-are JAX's own products.
+across its rows. (w @ dy^T)^T reads it along them, and transposes only what has few rows. Elsewhere
+these are JAX's own products.
 
 A convolutional VAE of 3x3 kernels trains 1.08 times as fast.
 """

@@ -21,7 +21,7 @@ def codebook_use(
     """The share of codes in use, and the perplexity of their frequencies, over all images.
 
     Args:
-        variables: those of S seeds, host arrays `[S, ...]`.
+        variables: the variables of S seeds, host arrays `[S, ...]`.
         experiment: its data and model.
         split: the split of the data.
         num_images: the number of images, evenly spaced over the split; None takes all.

@@ -1,4 +1,4 @@
-"""What is found about a run on a split: bounds, gaps, information, active units, quality."""
+"""Results of a run on a split: bounds, gaps, information, active units, quality."""
 
 import math
 from collections.abc import Mapping

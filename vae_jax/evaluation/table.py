@@ -32,7 +32,7 @@ class Number:
     """A measured number.
 
     Attributes:
-        values: those of the seeds, `[S]`.
+        values: the values of the seeds, `[S]`.
         standard_error: for a single seed, the standard error over images; nan where there is none.
         decimals: the number of digits after the point.
     """

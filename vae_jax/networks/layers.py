@@ -43,7 +43,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     Args:
         x: `[N, H, W, I]`.
         kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of the features by itself.
-        stride: along both axes.
+        stride: the stride along both axes.
 
     Returns:
         `[N, ceil(H / stride), ceil(W / stride), O]`.
@@ -65,7 +65,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int, size: Shape) -> Array:
     Args:
         x: `[N, ceil(H / stride), ceil(W / stride), O]`.
         kernel: `[h, w, I, O]`.
-        stride: along both axes.
+        stride: the stride along both axes.
         size: (H, W) of the result.
 
     Returns:

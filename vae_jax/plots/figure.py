@@ -159,7 +159,7 @@ def agree(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Check a shape.
 
     Raises:
-        VaeJaxError: it is another than expected.
+        VaeJaxError: it differs from the expected one.
     """
     if shape != expected:
         raise VaeJaxError(f"The {what} have shape {shape} where {expected} is needed.")

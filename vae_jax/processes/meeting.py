@@ -26,7 +26,7 @@ def meet(launch: Launch, versions: dict[str, str], seconds: float) -> dict[int, 
 
     Args:
         launch: this process and where to meet.
-        versions: those of the packages, which must be the same in all processes.
+        versions: the versions of the packages, which must be the same in all processes.
         seconds: how long to wait.
 
     Returns:

@@ -38,7 +38,7 @@ def together(
     and waits for the others' farewell, however long process 0 writes.
 
     Args:
-        versions: those of the packages, which must be the same in all processes.
+        versions: the versions of the packages, which must be the same in all processes.
         start_timeout: seconds within which all processes have to come.
         heartbeat_timeout: seconds without a sign of life after which a process is taken for dead,
             as when its machine has lost power.

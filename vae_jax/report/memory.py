@@ -1,4 +1,4 @@
-"""The memory that a training run needs, told before it is trained."""
+"""The memory that a training run needs, computed before training."""
 
 import math
 from collections.abc import Mapping

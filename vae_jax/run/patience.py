@@ -1,4 +1,4 @@
-"""How long validations may fail to improve, and what the lines of metrics.jsonl say of it."""
+"""Early stopping: the validations since the best one, counted from metrics.jsonl."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
