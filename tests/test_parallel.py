@@ -34,6 +34,7 @@ from vae_jax.errors import Interrupted
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.parallel import (
     Replicated,
+    are_finite,
     gather,
     gather_batch,
     on_every_device,
@@ -204,3 +205,18 @@ def test_replicas_get_cores_of_their_own(
     monkeypatch.setenv("XLA_FLAGS", flags)
     cores.give_replicas_cores(num_replicas)
     assert set_to == ({} if devices is None else {"jax_num_cpu_devices": devices})
+
+
+@pytest.mark.parametrize("unusual", [0.0, np.inf, np.nan])
+def test_whether_numbers_are_finite_is_found_on_the_device(
+    unusual: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of host arrays on the host."""
+    on_host = [np.ones(3, np.float32), np.array([1.0, unusual], np.float32)]
+    on_devices = jax.tree.map(replicate, on_host)
+
+    def copied(self: Array, *_: Any, **__: Any) -> None:
+        raise AssertionError(f"an array of shape {self.shape} moved to the host")
+
+    monkeypatch.setattr(type(on_devices[0]), "__array__", copied)
+    assert are_finite(on_devices) == are_finite(on_host) == (unusual == 0)

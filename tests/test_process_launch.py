@@ -3,13 +3,14 @@ them. The values are what srun, mpirun and TPU machines were seen or are documen
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
 from vae_jax.errors import VaeJaxError
-from vae_jax.processes import Launch, launch
+from vae_jax.processes import Launch, launch, together
 from vae_jax.processes.launch import own_gpus
 
 HOSTS = {
@@ -145,6 +146,20 @@ def test_gpus_that_do_not_divide_are_no_share(tmp_path: Path) -> None:
     three = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)", "SLURM_LOCALID": "1"}
     with pytest.raises(VaeJaxError, match="3 processes on this machine see the same 8 GPUs"):
         own_gpus(three, tmp_path)
+
+
+def test_jax_is_told_which_gpus_are_a_processs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the place where processes meet, and instead of the rule that JAX has by itself."""
+    told: list[object] = []
+    for name, instead in {
+        "launch": lambda: Launch("gpu07", 1234, 16, 11, [3]),
+        "meet": lambda *_: {},
+        "say": lambda _: None,
+    }.items():
+        monkeypatch.setattr(sys.modules[together.__module__], name, instead)
+    monkeypatch.setattr("jax.distributed.initialize", lambda *given, **_: told.extend(given))
+    with together({}):
+        assert told == ["gpu07:1234", 16, 11, [3]]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import agreeing
+import numpy as np
 import pytest
 import tiny
+from matplotlib import image
 from running import BRIEF, TINY, checkpoint_steps, finish, last_step, on_devices, start, wait_until
 from test_parallel import assert_same_run
 
 from vae_jax import evaluate, load_run, sample, train
 from vae_jax.checkpoint import fingerprint
+from vae_jax.cli import main
 from vae_jax.errors import VaeJaxError
 from vae_jax.processes import Launch, meet
 
@@ -296,7 +299,12 @@ def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
         run = train(tiny.experiment(), tmp_path / "run")
         alone = evaluate(run, num_samples=5)
         drawn = sample(run, num=6)
-    for command in (("evaluate", "--num-samples", 5), ("sample", "--num", 6, "--out", "s{}.png")):
+        main(["reconstruct", str(tmp_path / "run"), "--num", "6", "--out", str(tmp_path / "a.png")])
+    for command in (
+        ("evaluate", "--num-samples", 5),
+        ("sample", "--num", 6, "--out", "s{}.png"),
+        ("reconstruct", "--num", 6, "--out", "r.png"),
+    ):
         name, *flags = command
         begun = [
             start(BRIEF, name, "run", *flags, "--distributed", devices=2, cwd=tmp_path, **variables)
@@ -308,6 +316,8 @@ def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
     (entry,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert entry["mean"]["nll"] == pytest.approx(float(alone.mean["nll"][0]), rel=1e-5)
     assert len(list(tmp_path.glob("s*.png"))) == len(drawn) == 6
+    one, both = (image.imread(tmp_path / name) for name in ("a.png", "r.png"))
+    np.testing.assert_allclose(both, one, atol=2 / 255)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ through `on_every_device`. Its arguments carry a leading axis over the devices o
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Generic, Literal, TypeVar, final
@@ -173,6 +173,20 @@ def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
 def batch_offset(share: int) -> Array | int:
     """The position in the global batch of this device's first example; each has `share` of them."""
     return lax.axis_index(AXIS) * share if _shared() else 0
+
+
+def are_finite(arrays: Iterable[Array | np.ndarray]) -> bool:
+    """Whether all numbers of arrays are finite, each of which every device has whole.
+
+    It is found where they are: of an array on a device, one byte moves to the host.
+    """
+
+    def is_finite(array: Array | np.ndarray) -> bool:
+        if isinstance(array, Array):
+            return bool(jnp.isfinite(array.addressable_data(0)).all())
+        return bool(np.isfinite(array).all())
+
+    return all(map(is_finite, arrays))
 
 
 @dataclass

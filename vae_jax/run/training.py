@@ -348,5 +348,5 @@ def first_state(
 
 def is_good(state: TrainState) -> bool:
     """Whether the last step of a state was taken in every seed, and its parameters are finite."""
-    leaves = jax.tree.leaves(state.params)
-    return not state.skipped_in_a_row.any() and all(np.isfinite(leaf).all() for leaf in leaves)
+    finite = parallel.are_finite(jax.tree.leaves(state.params))
+    return finite and not np.asarray(state.skipped_in_a_row).any()
