@@ -341,9 +341,9 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
         except Exception:
             if context.module.scope is not None and len(context.module.path) == 1:
                 inputs = [str(arg.shape) for arg in args if isinstance(arg, jax.Array)]
+                given = f"inputs of shape {' and '.join(inputs)}" if inputs else "its inputs"
                 failed.append(
-                    f"{context.module.path[0]}, {shown(context.module)}, cannot take inputs of "
-                    f"shape {' and '.join(inputs)}"
+                    f"{context.module.path[0]}, {shown(context.module)}, cannot take {given}"
                 )
             raise
         if isinstance(made, Distribution):
@@ -513,12 +513,31 @@ def check_accumulation(model: Model, objective: Objective) -> None:
     )
 
 
+def check_complete(model: Model) -> None:
+    """Check that a user's own model has what its base leaves to it.
+
+    Raises:
+        VaeJaxError: it does not.
+    """
+    left = ("__call__", "encode", "decode", "sample", "log_prior")
+    own, base = type(model), Model
+    missing = [name for name in left if getattr(own, name) is getattr(base, name)]
+    if not hasattr(model, "posteriors"):
+        missing.insert(0, "posteriors")
+    if missing:
+        raise VaeJaxError(
+            f"{own.__name__} is a model without {', '.join(missing)}: define what Model in "
+            "vae_jax/interfaces.py says of each, as VAE in vae_jax/vae.py does."
+        )
+
+
 def check(model: Model, objective: Objective, data: Data) -> None:
     """Check everything that has to fit before training.
 
     Raises:
         VaeJaxError: a combination has no meaning; the sentence names what would fit.
     """
+    check_complete(model)
     check_data(model.likelihood, data)
     check_labels(model, data)
     check_prior(model.posteriors[-1], model.prior)

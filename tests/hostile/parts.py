@@ -14,6 +14,7 @@ from flax import nnx
 import vae_jax as vj
 from hostile import Row
 from vae_jax.data import SplitName
+from vae_jax.interfaces import Model, Prior
 
 TINY = tiny.experiment()
 NET = vj.MLP((4,))
@@ -50,6 +51,14 @@ class Crooked(nn.Module):
             case "batch":
                 return x.reshape(-1)[None]
         raise KeyError(self.fault)
+
+
+class Empty(Model):
+    """A user's model that forgot everything."""
+
+
+class EmptyPrior(Prior):
+    """A user's prior that forgot everything."""
 
 
 def model(**parts: Any) -> Any:
@@ -272,6 +281,15 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
         )
         for fault in ("list", "none")
     },
+    # A user's own parts
+    "a model of the user's with nothing in it": (
+        lambda: experiment(model=Empty(prior=vj.StandardNormal(2), likelihood=vj.Bernoulli())),
+        "Empty is a model without posteriors, __call__, encode, decode, sample, log_prior: define",
+    ),
+    "a prior of the user's with nothing in it": (
+        lambda: model(prior=EmptyPrior()),
+        FITS + "prior, an EmptyPrior, cannot take its inputs (EmptyPrior has no __call__)",
+    ),
     # Labels
     "a prior for classes without labels": (
         lambda: model(prior=vj.ClassGaussian(8, 2)),
