@@ -26,7 +26,7 @@ import vae_jax
 from vae_jax.cpu import threefry
 
 PACKAGE = Path(vae_jax.__file__).parent
-SPLITS = {"train", "valid", "test"}  # purposes, in `random.image_keys`
+SPLITS = {"train", "valid", "test", "given"}  # purposes, in `random.image_keys`
 Key = tuple[int, int]
 
 
@@ -238,10 +238,13 @@ _jit = jax.jit
 def keys_alone(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
     """The function, compiled without what its results need but its keys do not: it returns zeros.
 
-    In place of `jax.jit` it makes a program that is quick to compile.
+    In place of `jax.jit` it makes a program that is quick to compile. A function of other things
+    than arrays, which a library compiles within a program, is called as it is.
     """
 
     def call(*arguments: Any) -> Any:
+        if not all(isinstance(leaf, jax.typing.ArrayLike) for leaf in jax.tree.leaves(arguments)):
+            return function(*arguments)
         shapes: list[Any] = []
 
         def without_results(*arguments: Any) -> None:

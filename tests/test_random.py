@@ -27,6 +27,7 @@ from vae_jax import bounds, fitted_priors, generate, parallel, random
 from vae_jax.compatibility import LIKELIHOODS
 from vae_jax.evaluation import gaps
 from vae_jax.run import Run, RunFolder
+from vae_jax.second_stage import FitPrior
 from vae_jax.step import Batch, init_state, loss_and_gradients, loss_at_terms
 
 B = 2
@@ -414,6 +415,38 @@ def test_no_two_draws_of_a_fit_share_bits(quick, model, prior):
         generate.sample(fitted, 4)
     recorded.check()
     assert {"fit", "init", "rows", "samples"} <= names(recorded)
+
+
+DEEP = vj.DeepVAE(
+    encoder=vj.BottomUp(blocks=(1, 2), width=4),
+    decoder=vj.TopDown(blocks=(1, 2), width=4, latents=2),
+    likelihood=vj.Bernoulli(),
+    image_shape=tiny.IMAGE_SHAPE,
+)
+LIVED: dict[str, Any] = {
+    "deep hierarchy": DEEP,
+    "diffusion": MODEL.clone(prior=vj.Diffusion(2, vj.AdaptiveMLP(4, 1))),
+    "flow matching": MODEL.clone(prior=vj.FlowMatching(2, vj.AdaptiveMLP(4, 1))),
+    "mixtures of tokens": build(("DiagonalGaussian", "GIVT", "Bernoulli", "ELBO"))[0],
+    "masked codes": codes("MaskedCodes"),
+}
+
+
+@pytest.mark.others_slow
+@pytest.mark.parametrize("model", LIVED.values(), ids=LIVED)
+def test_no_two_draws_of_losses_samples_and_inpainting_share_bits(quick, model):
+    """Of the prior's own loss, too, where it has one as a second stage."""
+    images, missing = np.zeros((2, *tiny.IMAGE_SHAPE), np.uint8), np.eye(4, dtype=bool)
+    run = untrained(EXPERIMENT.with_model(model))
+    with recording() as recorded:
+        generate.sample(run, 4)
+        run.inpaint(images, missing, num=2, steps=3)
+    # Both draws are of the image as it was seen; and ln p(z) always has the same probes.
+    recorded.check({("given", "protocol"): 2, ("divergence",): 3})
+    assert {"samples", "inpainting"} <= names(recorded)
+    first: Any = vj.VQVAE() if model is LIVED["masked codes"] else vj.ELBO(2)
+    objectives = [first] if model is DEEP else [first, FitPrior()]
+    losses(*((model, objective) for objective in objectives)).check()
 
 
 # --- Noise --------------------------------------------------------------------------------------
