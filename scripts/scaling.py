@@ -64,7 +64,7 @@ def in_a_process(num_images: int, num_samples: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def draw(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out: Path) -> None:
+def plot(curves: dict[str, tuple[tuple[int, ...], list[dict[str, float]]]], out: Path) -> None:
     """Time and memory against the number of pairs of an image and a sample."""
     seconds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     memory: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -98,7 +98,7 @@ def main(point: tuple[int, int] | None = None, out: Path = ROOT / "docs" / "scal
         f"more images, K = {SOME_SAMPLES}": (IMAGES, more_images),
         f"larger K, {SOME_IMAGES} images": (SAMPLES, more_samples),
     }
-    draw(curves, out)
+    plot(curves, out)
     table = Table("", "", "seconds", "peak MiB")
     for name, (counts, points) in curves.items():
         slope = np.polyfit(np.log(counts), np.log([p["seconds"] for p in points]), 1)[0]

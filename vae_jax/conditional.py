@@ -62,7 +62,7 @@ class LabelEmbedding(Labels):
     def _append(
         self, inputs: Float[Array, "N ..."], y: Int[Array, "B"] | None, embedding: nn.Embed
     ) -> Float[Array, "N ..."]:
-        y = given(y, self)
+        y = labels_or_zero(y, self)
         if len(inputs) % len(y):
             raise VaeJaxError(
                 f"{len(y)} labels were given for {len(inputs)} inputs: give one label for each, "
@@ -74,7 +74,7 @@ class LabelEmbedding(Labels):
         return jnp.concatenate([inputs, beside.astype(inputs.dtype)], -1)
 
 
-def given(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"]:
+def labels_or_zero(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"]:
     """The labels; a single zero while parameters are initialized without any.
 
     Raises:

@@ -180,13 +180,8 @@ def are_finite(arrays: Iterable[Array | np.ndarray]) -> bool:
 
     It is found where they are: of an array on a device, one byte moves to the host.
     """
-
-    def is_finite(array: Array | np.ndarray) -> bool:
-        if isinstance(array, Array):
-            return bool(jnp.isfinite(array.addressable_data(0)).all())
-        return bool(np.isfinite(array).all())
-
-    return all(map(is_finite, arrays))
+    own = [a.addressable_data(0) if isinstance(a, Array) else a for a in arrays]
+    return all(bool((jnp if isinstance(a, Array) else np).isfinite(a).all()) for a in own)
 
 
 @dataclass

@@ -52,19 +52,19 @@ class Normal(Elementwise):
 
     @override
     def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        # `squared_distances` takes less memory and time than the base class, for one batch axis.
+        # For one batch axis, with less memory and time than the base class takes.
         if len(self.batch_shape) != 1 or self.event_ndims == 0:
             return super().log_prob_pairs(value)
         scale = jnp.broadcast_to(self.scale, self.loc.shape)
         loc, scale, flat = (one_event_axis(a, self.event_ndims) for a in (self.loc, scale, value))
-        distances = squared_distances(flat.reshape(-1, loc.shape[-1]), loc, 1 / scale)
+        distances = scaled_squared_distances(flat.reshape(-1, loc.shape[-1]), loc, 1 / scale)
         log_normalizer = sum_event(jnp.log(scale) + 0.5 * math.log(2 * math.pi), 1)
         log_density = -0.5 * distances - log_normalizer
         return log_density.reshape(*flat.shape[:-1], len(loc))
 
 
 @jax.custom_vjp
-def squared_distances(
+def scaled_squared_distances(
     value: Float[Array, "N d"], loc: Float[Array, "C d"], precision_root: Float[Array, "C d"]
 ) -> Float[Array, "N C"]:
     """sum_j [(value_nj - loc_cj) r_cj]² for each pair (n, c).
@@ -85,13 +85,13 @@ def squared_distances(
 Residuals = tuple[Float[Array, "N d"], Float[Array, "C d"], Float[Array, "C d"]]
 
 
-def _squared_distances_forward(
+def _scaled_forward(
     value: Float[Array, "N d"], loc: Float[Array, "C d"], root: Float[Array, "C d"]
 ) -> tuple[Float[Array, "N C"], Residuals]:
-    return squared_distances(value, loc, root), (value, loc, root)
+    return scaled_squared_distances(value, loc, root), (value, loc, root)
 
 
-def _squared_distances_backward(residuals: Residuals, cotangent: Float[Array, "N C"]) -> Residuals:
+def _scaled_backward(residuals: Residuals, cotangent: Float[Array, "N C"]) -> Residuals:
     value, loc, root = residuals
 
     def of_component(of_j: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -105,7 +105,7 @@ def _squared_distances_backward(residuals: Residuals, cotangent: Float[Array, "N
     return of_value.T, of_loc.T, of_root.T
 
 
-squared_distances.defvjp(_squared_distances_forward, _squared_distances_backward)
+scaled_squared_distances.defvjp(_scaled_forward, _scaled_backward)
 
 
 @register_kl(Normal, Normal)

@@ -20,8 +20,8 @@ SIDE = 299
 AT_ONCE = 32  # images; their largest map, 147 x 147 x 64, takes 177 MB
 EPSILON = 1e-3
 
-Conv = tuple[int, int, int]  # features, height and width of the kernel
-Branches = dict[str, list[Conv | list[Conv]]]  # convolutions of an inner list share their input
+Sizes = tuple[int, int, int]  # a convolution's features, and its kernel's height and width
+Branches = dict[str, list[Sizes | list[Sizes]]]  # convolutions of an inner list share their input
 
 
 class NormalizedConv(nn.Module):
@@ -35,7 +35,7 @@ class NormalizedConv(nn.Module):
         padding: "SAME" or "VALID".
     """
 
-    conv: Conv
+    conv: Sizes
     stride: int = 1
     padding: str = "SAME"
 
@@ -149,7 +149,9 @@ def _reduced(block: str, x: Array, branches: Branches) -> Array:
     return jnp.concatenate([*maps, nn.max_pool(x, (3, 3), (2, 2))], -1)
 
 
-def _chain(name: str, x: Array, convs: Sequence[Conv | list[Conv]], halves: bool = False) -> Array:
+def _chain(
+    name: str, x: Array, convs: Sequence[Sizes | list[Sizes]], halves: bool = False
+) -> Array:
     for number, conv in enumerate(convs, 1):
         numbered = name if len(convs) == 1 else f"{name}_{number}"
         if isinstance(conv, list):

@@ -37,7 +37,7 @@ SPLIT_STYLE: dict[str, dict[str, Any]] = {
 def learning_curves(
     curves: Curves, *, ylabel: str = "nats per image", title: str | None = None
 ) -> Figure:
-    """Draw curves over the steps of training, the mean ±1 sd where there are several seeds.
+    """Plot curves over the steps of training, the mean ±1 sd where there are several seeds.
 
     A name that contains the word train, valid, test or optimum gets a style of its own (thin,
     thick, dashed, dotted), and names that differ in that word only share a colour. A seed that is
@@ -56,7 +56,7 @@ def learning_curves(
 
 
 def learning_panels(panels: Mapping[str, Curves], *, ylabel: str = "nats per image") -> Figure:
-    """Draw `learning_curves` in panels, each with limits of its own.
+    """Plot `learning_curves` in panels, each with limits of its own.
 
     Then even a rate that is a thousandth of the distortion can be read.
 
@@ -73,7 +73,7 @@ def learning_panels(panels: Mapping[str, Curves], *, ylabel: str = "nats per ima
 def curve_panels(
     panels: Mapping[str, Curves], *, ylabel: str = "lower bound per image [nats]"
 ) -> Figure:
-    """Draw curves over the training samples evaluated, three panels a row.
+    """Plot curves over the training samples evaluated, three panels a row.
 
     The x-axis is logarithmic, so points at 0 samples are left out; for the rest see
     `learning_curves`.
@@ -98,7 +98,7 @@ def scaling(
     ylabel: str = "",
     yscale: Literal["linear", "log"] = "log",
 ) -> Figure:
-    """Draw curves over a logarithmic x-axis, three panels a row.
+    """Plot curves over a logarithmic x-axis, three panels a row.
 
     A power law is a straight line where the y-axis is logarithmic too. Every point is marked, every
     x is labelled if there are at most twelve, and every panel has a legend of its own.
@@ -140,7 +140,7 @@ def scaling(
 def latent_scatter(
     z: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] | None = None
 ) -> Figure:
-    """Draw two-dimensional latents as points.
+    """Plot two-dimensional latents as points.
 
     Args:
         z: latents `[N, 2]`.
@@ -214,7 +214,7 @@ def _over_steps(panels: Mapping[str, Curves], size: tuple[float, float], ylabel:
 def _curve_figure(
     panels: Mapping[str, Curves], size: tuple[float, float], xscale: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """Draw panels of `size` inches under one legend of all their names."""
+    """Plot panels of `size` inches under one legend of all their names."""
     if not panels or not all(panels.values()):
         raise VaeJaxError("There are no curves to draw: give every panel a name with its values.")
     looks = _looks(name for curves in panels.values() for name in curves)
@@ -222,7 +222,7 @@ def _curve_figure(
     for axes, (title, curves) in zip(charts, panels.items(), strict=True):
         axes.set_title(title, fontsize="medium")
         axes.set_xscale(xscale)
-        _draw_curves(axes, curves, looks)
+        _plot_curves(axes, curves, looks)
     figure.supxlabel(xlabel, fontsize="medium")
     figure.supylabel(ylabel, fontsize="medium")
     handles: list[Any] = [Line2D([], [], label=name, **look) for name, look in looks.items()]
@@ -245,8 +245,8 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _draw_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]) -> None:
-    """Draw lines and bands, and set the y-limits as `learning_curves` says."""
+def _plot_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]) -> None:
+    """Plot lines and bands, and set the y-limits as `learning_curves` says."""
     log = axes.get_xscale() == "log"
     drawn = []
     for name, (steps, values) in curves.items():

@@ -23,7 +23,7 @@ TOLERANCE = 1e-3  # rounding that a value in [0, 1] may have suffered
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, title: str | None = None) -> Figure:
-    """Draw images in reading order.
+    """Plot images in reading order.
 
     Args:
         images: pictures `[N, H, W, C]`.
@@ -39,7 +39,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, title: str | None
 def reconstructions(
     originals: np.ndarray, reconstructions: np.ndarray, title: str | None = None
 ) -> Figure:
-    """Draw data above the means of p(x|z), in blocks of up to ten pairs.
+    """Plot data above the means of p(x|z), in blocks of up to ten pairs.
 
     Args:
         originals: the data `[N, H, W, C]`.
@@ -60,7 +60,7 @@ def reconstructions(
 
 
 def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
-    """Draw what a plane of latents decodes to.
+    """Plot what a plane of latents decodes to.
 
     In the paper the values are the inverse normal CDF of equally spaced probabilities, so that area
     is prior probability.
@@ -84,7 +84,7 @@ def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
 
 
 def interpolations(images: np.ndarray) -> Figure:
-    """Draw one path a row, with a coloured frame around both end points.
+    """Plot one path a row, with a coloured frame around both end points.
 
     Args:
         images: pictures `[R, T, H, W, C]` of R paths.
@@ -102,7 +102,7 @@ def interpolations(images: np.ndarray) -> Figure:
 
 
 def traversals(images: np.ndarray, values: np.ndarray, latents: Iterable[int]) -> Figure:
-    """Draw rows, each of which moves one latent.
+    """Plot rows, each of which moves one latent.
 
     Args:
         images: pictures `[D, T, H, W, C]`.
@@ -119,7 +119,7 @@ def traversals(images: np.ndarray, values: np.ndarray, latents: Iterable[int]) -
 
 
 def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = None) -> Figure:
-    """Draw rows of images with the name of each row beside it.
+    """Plot rows of images with the name of each row beside it.
 
     Args:
         images: pictures `[R, T, H, W, C]`.
@@ -137,7 +137,7 @@ def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = Non
 def restyled(
     originals: np.ndarray, images: np.ndarray, source: str, targets: Sequence[str]
 ) -> Figure:
-    """Draw images of one class, and below them what they become in others.
+    """Plot images of one class, and below them what they become in others.
 
     Args:
         originals: the data `[N, H, W, C]`.
@@ -153,7 +153,7 @@ def restyled(
 
 
 def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
-    """Draw nearly square grids of images side by side.
+    """Plot nearly square grids of images side by side.
 
     Args:
         panels: pictures `[N, H, W, C]` by title, all of one shape.

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.conditional import given
+from vae_jax.conditional import labels_or_zero
 from vae_jax.distributions import BoundedCoded, Shape
 from vae_jax.given import Count
 from vae_jax.interfaces import Model
@@ -72,7 +72,7 @@ class AutoregressiveCodes(CodePrior):
     def __call__(
         self, model: Model, y: Int[Array, "B"] | None = None
     ) -> BoundedCoded | AutoregressiveCategorical:
-        y = None if self.num_classes is None else given(y, self)
+        y = None if self.num_classes is None else labels_or_zero(y, self)
         length, classes = self.codes_of(model)
         network = self.transformer(length, classes, classes)
         base = AutoregressiveCategorical(

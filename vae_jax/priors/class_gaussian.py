@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Integer
 from typing_extensions import override
 
-from vae_jax.conditional import given
+from vae_jax.conditional import labels_or_zero
 from vae_jax.distributions import Normal
 from vae_jax.given import Count, LatentShape
 from vae_jax.interfaces import Model, Prior, latent_shape
@@ -45,7 +45,7 @@ class ClassGaussian(Prior):
 
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Normal:
-        y = given(y, self)
+        y = labels_or_zero(y, self)
         loc, log_scale = jnp.asarray(self.loc)[y], jnp.asarray(self.log_scale)[y]
         return Normal(loc, jnp.exp(log_scale), event_ndims=self.loc.ndim - 1)
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.conditional import given
+from vae_jax.conditional import labels_or_zero
 from vae_jax.distributions import LOG_SCALE_RANGE, Normal, Shape, limited
 from vae_jax.given import Count
 from vae_jax.interfaces import Model, latent_shape
@@ -118,7 +118,7 @@ class GIVT(TokenPrior):
     @nn.compact
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> AutoregressiveMixture:
-        y = None if self.num_classes is None else given(y, self)
+        y = None if self.num_classes is None else labels_or_zero(y, self)
         *positions, size = latent_shape(self.shape)
         outputs = self.num_components * (1 + 2 * size)
         network = self.transformer(math.prod(positions), size, outputs)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
-from vae_jax.conditional import check_guidance, dropped, given
+from vae_jax.conditional import check_guidance, dropped, labels_or_zero
 from vae_jax.distributions import Bounded, Shape, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.flows import solve, solve_with_log_det
@@ -240,7 +240,7 @@ class TransportPrior(Prior):
 
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Transported:
-        y = None if self.num_classes is None else given(y, self)
+        y = None if self.num_classes is None else labels_or_zero(y, self)
         event = latent_shape(self.shape)
         if self.is_initializing():
             self.predict(jnp.zeros((1, *event)), jnp.zeros(1), y)
