@@ -163,8 +163,9 @@ def beside_pytorch(work: Work, batch_size: int, peers: Path) -> None:
     ours, theirs = [], []
     for _ in range(2):  # in turns, since a machine's speed changes
         command = [peers / "bin" / "python", ROOT / "scripts/contenders/torch_convolutions.py"]
-        found = subprocess.run(command, input=json.dumps(told), check=True, text=True, stdout=-1)
-        theirs.append(json.loads(found.stdout))
+        theirs.append(
+            json.loads(subprocess.check_output(command, input=json.dumps(told), text=True))
+        )
         ours.append([timed(partial(_form, form), *operands(form))[0] for form in forms])
     each = list(zip(forms.items(), np.min(ours, 0), np.min(theirs, 0), strict=True))
     table = Table("of", "N, H, W, I, O, kernel, stride", "times a step", "ours, ms", "PyTorch, ms")
