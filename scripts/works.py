@@ -114,6 +114,13 @@ def training(
     return Work(title, contenders, asked)
 
 
+def limited(this: Work) -> Work:
+    """The same, with limits on compile time and memory, which convolutions and attention need."""
+    limits = {PLAIN: {"most_compiling": 1.3}, TORCH: {"most_memory": 1.5}}
+    this.asked = [replace(asked, **limits[asked.other]) for asked in this.asked]
+    return this
+
+
 def flax(work: str, log_every: int, batch_size: int) -> Contender:
     """The same network in a loop as a user would write it."""
     flags = ["--work", work, "--batch-size", str(batch_size), "--log-every", str(log_every)]
@@ -155,13 +162,8 @@ def variants(work: str, log_every: int, batch_size: int) -> list[Contender]:
 
 
 def image_network(title: str, work: str, log_every: int, batch_size: int) -> Work:
-    """Convolutions or attention on colour images, with limits on compile time and memory too."""
-    this = training(title, work, log_every, batch_size, torch=None)
-    this.asked = [
-        Asked(LEAST_OF_PLAIN, PLAIN, most_compiling=1.3),
-        Asked(1.0, TORCH, most_memory=1.5),
-    ]
-    return this
+    """Convolutions or attention on colour images."""
+    return limited(training(title, work, log_every, batch_size, torch=1.0))
 
 
 def image_networks() -> list[Work]:
@@ -184,7 +186,7 @@ def image_networks() -> list[Work]:
 
 def convolutional() -> Work:
     """Strided convolutions and transposed ones."""
-    work = training("convolutional VAE, batch 128", "conv", 20, 128, torch=1.3)
+    work = limited(training("convolutional VAE, batch 128", "conv", 20, 128, torch=1.3))
     work.contenders += [flax("conv", 20, 128), *variants("conv", 20, 128)]
     return work
 
@@ -192,7 +194,7 @@ def convolutional() -> Work:
 def residual() -> Work:
     """3x3 convolutions in residual blocks."""
     title = "residual network, 32x32 colours, batch 64"
-    work = training(title, "residual", 8, 64, torch=1.0)
+    work = limited(training(title, "residual", 8, 64, torch=1.0))
     work.contenders += variants("residual", 8, 64)
     return work
 
@@ -311,7 +313,7 @@ def everything() -> list[Work]:
         training("IWAE network, batch 20, k = 1", "iwae", 500, 20, torch=2.0),
         training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50, torch=1.3),
         convolutional(),
-        training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 50, 128, torch=1.3),
+        limited(training("convolutional VAE, 3x3 kernels, batch 128", "conv3", 50, 128, torch=1.3)),
         residual(),
         *image_networks(),
         training("VampPrior, 500 pseudo-inputs, batch 100", "vampprior", 50, 100, torch=None),

@@ -32,7 +32,7 @@ _LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
 
 
-def fingerprint(tree: Any) -> str:
+def fingerprint(tree: object) -> str:
     """SHA-256 over a tree's arrays in the order of their paths: names, types, shapes, bytes."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -43,7 +43,7 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _arrays(tree: Any) -> dict[str, str]:
+def _arrays(tree: object) -> dict[str, str]:
     """Path, type and shape of every array of a tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
@@ -153,7 +153,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         hook = self._hook = sys.unraisablehook
 
-        def quiet(unraisable: Any) -> None:
+        def quiet(unraisable: "sys.UnraisableHookArgs") -> None:
             # When one file cannot be written, Orbax is closed before it hears of the others; the
             # first failure is raised, which is enough.
             if str(unraisable.exc_value) != "Event loop is closed":

@@ -239,7 +239,7 @@ def _flush(path: Path) -> None:
 # JSON
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a JSON file whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
     with writing(path), whole_file(path) as partial:
@@ -264,7 +264,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return content
 
 
-def append_entry(path: Path, entry: Any) -> None:
+def append_entry(path: Path, entry: object) -> None:
     """Add an entry to a JSON file that holds a list; those of all processes are kept.
 
     A damaged file is renamed, and a new list begun.
@@ -282,7 +282,7 @@ def append_entry(path: Path, entry: Any) -> None:
         write_json(path, [*entries, entry])
 
 
-def append_line(path: Path, content: Any) -> None:
+def append_line(path: Path, content: object) -> None:
     """Add a line to a JSON Lines file, whole or not at all, and return when it is on the disk."""
     line = json.dumps(content).encode() + b"\n"
     with writing(path), path.open("a+b", buffering=0) as file:

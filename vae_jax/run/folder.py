@@ -575,7 +575,7 @@ def _read_record(path: Path) -> Record:
 
 
 def _is_of_metrics(line: Record) -> bool:
-    def is_number(value: Any) -> bool:
+    def is_number(value: object) -> bool:
         return value is None or isinstance(value, int | float)
 
     values = [
