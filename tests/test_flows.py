@@ -281,6 +281,21 @@ def test_orthogonalize_is_scipys_polar_factor(shape, scale):
         np.testing.assert_allclose(mine, linalg.polar(matrix)[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(5, 1), (32, 16), (8, 8)])
+def test_orthogonalizes_derivative_is_that_of_scipys_polar_factor(shape):
+    """Forwards and backwards, by central differences in float64."""
+    a, direction, weight = np.random.default_rng(3).normal(size=(3, *shape))
+    step = 1e-5
+    ends = (linalg.polar(a + sign * step * direction)[0] for sign in (1, -1))
+    expected = np.subtract(*ends) / (2 * step)
+    a, direction, weight = (jnp.asarray(each, jnp.float32) for each in (a, direction, weight))
+    _, moved = jax.jit(lambda a, da: jax.jvp(orthogonalize, (a,), (da,)))(a, direction)
+    np.testing.assert_allclose(moved, expected, atol=1e-4)
+    gradient = jax.jit(jax.grad(lambda a: (orthogonalize(a) * weight).sum()))(a)
+    along = float((gradient * direction).sum())
+    np.testing.assert_allclose(along, (expected * weight).sum(), rtol=1e-3, atol=1e-4)
+
+
 def test_householder_is_the_product_of_reflections():
     """H_2 H_1 in NumPy; no reflection has a zero axis."""
     flow = FLOWS["householder"]

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
@@ -13,25 +14,58 @@ einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # densities depen
 
 
 def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
-    """Orthonormal columns with the span of the M <= d columns of a.
+    """Orthonormal columns with the span of the M <= d columns of a: Q of the polar form a = QP.
 
     The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018).
     Started at Frobenius norm 1 it converges unless a is singular. Each iteration multiplies small
     singular values by 1.5, so 40 iterations are enough for every matrix that has full rank in
-    float32. A singular matrix, such as zeros, gives the first M unit vectors.
+    float32, and most need half as many. A singular matrix, such as zeros, gives the first M unit
+    vectors.
     """
     first = jnp.eye(*a.shape[-2:], dtype=a.dtype)
+    q = _polar(direction(a, first / a.shape[-1] ** 0.5))
+    gram = einsum("...dm,...dn->...mn", q, q)
+    error = jnp.abs(gram - jnp.eye(a.shape[-1], dtype=a.dtype)).max((-2, -1), keepdims=True)
+    return jnp.where(error < 0.1, q, first)
+
+
+@jax.custom_jvp
+def _polar(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
+    """Q of a = QP, whose singular values are at most 1, and its derivative without iterations."""
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    half = jnp.finfo(a.dtype).eps ** 0.5  # an error e becomes 3/4 e^2: the next one is the last
 
-    def gram(q: Array) -> Array:
-        return einsum("...dm,...dn->...mn", q, q)
+    def iterate(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        step, q, rough = state
+        gram = einsum("...dm,...dn->...mn", q, q)
+        better = einsum("...dm,...mn->...dn", q, 1.5 * identity - 0.5 * gram)
+        error = jnp.abs(gram - identity).max((-2, -1), keepdims=True)
+        return step + 1, jnp.where(rough, better, q), rough & (error > half)
 
-    def iterate(q: Array, _: None) -> tuple[Array, None]:
-        return einsum("...dm,...mn->...dn", q, 1.5 * identity - 0.5 * gram(q)), None
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        step, _, rough = state
+        return (step < 40) & rough.any()
 
-    q, _ = lax.scan(iterate, direction(a, first / a.shape[-1] ** 0.5), length=40)
-    orthonormal = jnp.abs(gram(q) - identity).max((-2, -1), keepdims=True) < 0.1
-    return jnp.where(orthonormal, q, first)
+    rough = jnp.ones((*a.shape[:-2], 1, 1), bool)  # each matrix ends by itself
+    return lax.while_loop(goes_on, iterate, (jnp.int32(0), a, rough))[1]
+
+
+@_polar.defjvp
+def _polar_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """dQ = QΩ + (I - QQᵀ) da P⁻¹, with the skew Ω that solves ΩP + PΩ = Qᵀda - daᵀQ."""
+    (a,), (da,) = primals, tangents
+    q = _polar(a)
+    p = einsum("...dm,...dn->...mn", q, a)
+    w, v = jnp.linalg.eigh((p + p.mT) / 2)
+    w = jnp.maximum(w, jnp.finfo(a.dtype).tiny ** 0.5)
+    along = einsum("...dm,...dn->...mn", q, da)
+    turned = einsum("...im,...ij,...jn->...mn", v, along - along.mT, v)
+    turned = turned / (w[..., :, None] + w[..., None, :])
+    omega = einsum("...im,...mn,...jn->...ij", v, turned, v)
+    across = einsum("...dm,...mn->...dn", da - einsum("...dm,...mn->...dn", q, along), v)
+    return q, einsum("...dm,...mn->...dn", q, omega) + einsum(
+        "...dm,...jm->...dj", across / w[..., None, :], v
+    )
 
 
 @struct.dataclass
