@@ -19,28 +19,33 @@ def orthogonalize(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
     The iteration Q (I + (I - QᵀQ) / 2) of Björck & Bowie (1971), as in van den Berg et al. (2018).
     Started at Frobenius norm 1 it converges unless a is singular. Each iteration multiplies small
     singular values by 1.5, so 40 iterations are enough for every matrix that has full rank in
-    float32, and most need half as many. A singular matrix, such as zeros, gives the first M unit
-    vectors.
+    float32. A singular matrix, such as zeros, gives the first M unit vectors.
     """
     first = jnp.eye(*a.shape[-2:], dtype=a.dtype)
     q = _polar(direction(a, first / a.shape[-1] ** 0.5))
-    gram = einsum("...dm,...dn->...mn", q, q)
-    error = jnp.abs(gram - jnp.eye(a.shape[-1], dtype=a.dtype)).max((-2, -1), keepdims=True)
-    return jnp.where(error < 0.1, q, first)
+    return jnp.where(_error(_gram(q)) < 0.1, q, first)
+
+
+def _gram(q: Float[Array, "*batch d M"]) -> Float[Array, "*batch M M"]:
+    return einsum("...dm,...dn->...mn", q, q)
+
+
+def _error(gram: Float[Array, "*batch M M"]) -> Float[Array, "*batch 1 1"]:
+    """The largest distance of an entry of QᵀQ from the identity's."""
+    return jnp.abs(gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)).max((-2, -1), keepdims=True)
 
 
 @jax.custom_jvp
 def _polar(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
-    """Q of a = QP, whose singular values are at most 1, and its derivative without iterations."""
+    """Q of the polar form a = QP, where a has singular values of at most 1."""
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
-    half = jnp.finfo(a.dtype).eps ** 0.5  # an error e becomes 3/4 e^2: the next one is the last
+    root = jnp.finfo(a.dtype).eps ** 0.5  # an error e becomes 3/4 e²: below it, one step is enough
 
     def iterate(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         step, q, rough = state
-        gram = einsum("...dm,...dn->...mn", q, q)
+        gram = _gram(q)
         better = einsum("...dm,...mn->...dn", q, 1.5 * identity - 0.5 * gram)
-        error = jnp.abs(gram - identity).max((-2, -1), keepdims=True)
-        return step + 1, jnp.where(rough, better, q), rough & (error > half)
+        return step + 1, jnp.where(rough, better, q), rough & (_error(gram) > root)
 
     def goes_on(state: tuple[Array, Array, Array]) -> Array:
         step, _, rough = state
@@ -52,7 +57,10 @@ def _polar(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
 
 @_polar.defjvp
 def _polar_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """dQ = QΩ + (I - QQᵀ) da P⁻¹, with the skew Ω that solves ΩP + PΩ = Qᵀda - daᵀQ."""
+    """dQ = QΩ + (I - QQᵀ) da P⁻¹, with the skew Ω that solves ΩP + PΩ = Qᵀda - daᵀQ.
+
+    From da = dQ P + Q dP, where Ω = QᵀdQ is skew and dP is symmetric; P = V diag(w) Vᵀ.
+    """
     (a,), (da,) = primals, tangents
     q = _polar(a)
     p = einsum("...dm,...dn->...mn", q, a)
