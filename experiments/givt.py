@@ -52,7 +52,7 @@ def experiment(
     *,
     data: str = "fashion_mnist",
     factor: Literal[2, 4, 8] = 4,
-    channels: int = 4,
+    latent_channels: int = 4,
     width: int = 32,
     num_steps: int = 10_000,
     batch_size: int = 64,
@@ -63,7 +63,7 @@ def experiment(
     Args:
         data: the data set, by name or path, in grey levels.
         factor: the number of pixels along a side of each position of the map.
-        channels: the components of a vector.
+        latent_channels: the components of a vector.
         width: the features at half resolution; coarser maps have twice as many.
         num_steps: the number of optimizer steps.
         batch_size: the number of images in a step.
@@ -71,7 +71,7 @@ def experiment(
     """
     loaded = load(data, protocol="grey")
     height, across, _ = loaded.image_shape
-    shape = (-(-height // factor), -(-across // factor), channels)
+    shape = (-(-height // factor), -(-across // factor), latent_channels)
     widths = [width, *[2 * width] * (factor.bit_length() - 2)]
     return Experiment(
         data=loaded,

@@ -17,8 +17,8 @@ q(z|x), nats ± s.e.
 
 As published, the rate does not collapse with additional steps. The likelihood is not better yet, a
 miss; after 300 steps of the rest it was, 48.04 ± 0.46 against 48.24 ± 0.48 (L_10, `--num-steps 300`
-and 1800 with `--encoder-steps 5 --phase 1`). 2026-11-30, two CPU cores, 30 s and 177 s of training,
-seed 0. The full form: not yet run.
+and 1800 with `--encoder-steps 5 --first-phase 1`). 2026-11-30, two CPU cores, 30 s and 177 s of
+training, seed 0. The full form: not yet run.
 
 The paper uses Omniglot, a residual encoder and a PixelCNN; here the images are digits, with an MLP
 and a causal transformer over the pixels. The paper chooses the number of inference steps by their
@@ -61,7 +61,7 @@ def pooled(data: Data, pool: int) -> Data:
 def experiment(
     *,
     encoder_steps: int = 0,
-    phase: float = 0.5,
+    first_phase: float = 0.5,
     width: int = 64,
     latent_dim: int = 32,
     num_steps: int = 100_000,
@@ -73,7 +73,7 @@ def experiment(
     Args:
         encoder_steps: the number of steps of q(z|x) before each step of the rest in the first
             phase; 0 moves both in every step from the beginning.
-        phase: the fraction of all steps in the first phase.
+        first_phase: the fraction of all steps in the first phase.
         width: the width of the transformer.
         latent_dim: the dimensions of z.
         num_steps: the total number of steps, counting those of both sides.
@@ -81,7 +81,7 @@ def experiment(
         data: the data set, by name or path, binarized at every presentation.
     """
     adam = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
-    steps = round(phase * num_steps)
+    steps = round(first_phase * num_steps)
     return Experiment(
         data=load(data) if pool == 1 else pooled(load(data), pool),
         model=VAE(
@@ -103,7 +103,7 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
     """Without a first phase and with one; the quick form ends after 200 steps of the rest."""
     if not quick:
         return [{"encoder_steps": steps} for steps in (0, 10)]
-    few = {"data": "mnist_5k", "pool": 2, "width": 16, "latent_dim": 8, "phase": 1.0}
+    few = {"data": "mnist_5k", "pool": 2, "width": 16, "latent_dim": 8, "first_phase": 1.0}
     return [{**few, "encoder_steps": steps, "num_steps": 200 * (steps + 1)} for steps in (0, 5)]
 
 

@@ -1,7 +1,7 @@
 """First stages of Esser et al. (2021) and Rombach et al. (2022): KL autoencoder and tokenizers.
 
     vae-jax train experiments/tokenizer.py --workdir runs/tokenizer/kl
-    vae-jax train experiments/tokenizer.py --latents vq --game 0.5 --workdir runs/tokenizer/vq
+    vae-jax train experiments/tokenizer.py --latents vq --critic-weight 0.5 --workdir runs/vq
     vae-jax evaluate runs/tokenizer/kl --num-samples 1 --quality-images 2000
     vae-jax figures experiments/tokenizer.py --quick --data mnist_5k
     vae-jax evaluate runs/tokenizer/mnist_5k-f4-quick-kl --num-samples 1 --quality-images 500
@@ -74,15 +74,15 @@ def experiment(
     data: str = "cifar10_jpeg",
     latents: Latents = "kl",
     factor: Literal[2, 4, 8] = 4,
-    channels: int = 8,
+    latent_channels: int = 8,
     codes: int = 1024,
     width: int = 64,
     blocks: int = 2,
     distortion: Distortion = "charbonnier",
     beta: float = 1e-3,
     perceptual: float = 100.0,
-    game: float = 0.0,
-    start: int = 5000,
+    critic_weight: float = 0.0,
+    critic_start: int = 5000,
     num_steps: int = 20_000,
     batch_size: int = 32,
     learning_rate: float = 5e-4,
@@ -95,29 +95,32 @@ def experiment(
         latents: kl, vectors with a lightly weighted KL to N(0, I); or codes: vq, of a learned
             codebook; fsq, of rounded components; lfq, of signs.
         factor: the number of pixels along a side of each position of the map.
-        channels: the number of components of a vector of kl and vq.
+        latent_channels: the number of components of a vector of kl and vq.
         codes: the number of codes of vq; fsq has 1,000, and lfq 1,024.
         width: the number of features at full resolution; the map has up to four times as many.
         blocks: the number of residual blocks at each resolution.
         distortion: -ln p(x|z).
         beta: the weight of the KL.
         perceptual: the weight of the perceptual distance, in features learned on the same data.
-        game: the weight of the game against a critic of patches.
-        start: the step at which the game begins.
+        critic_weight: the weight of the game against a critic of patches.
+        critic_start: the step at which the game begins.
         num_steps: the number of optimizer steps.
         batch_size: the number of images in a step.
         learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
         quick: a short form: 200 steps of 16 images, a quarter of the features, one block.
     """
     if quick:
-        width, blocks, num_steps, batch_size, start = width // 4, 1, 200, 16, 100
+        width, blocks, num_steps, batch_size, critic_start = width // 4, 1, 200, 16, 100
     loaded = load(data, "grey")
     height, columns, _ = loaded.image_shape
     grid = -(-height // factor), -(-columns // factor)
     widths = [width * min(2**level, 4) for level in range(factor.bit_length())]
     parts: dict[Latents, Any] = {
-        "kl": (DiagonalGaussian((*grid, channels)), StandardNormal((*grid, channels))),
-        "vq": (VectorQuantized(codes, channels), UniformCodes(grid)),
+        "kl": (
+            DiagonalGaussian((*grid, latent_channels)),
+            StandardNormal((*grid, latent_channels)),
+        ),
+        "vq": (VectorQuantized(codes, latent_channels), UniformCodes(grid)),
         "fsq": (FiniteScalarQuantized((8, 5, 5, 5)), UniformCodes(grid)),
         "lfq": (LookupFree(10), UniformCodes(grid)),
     }
@@ -126,8 +129,8 @@ def experiment(
     if perceptual:
         features = LearnedPerceptual(200 if quick else 1000)
         objective = Perceptual(objective, perceptual, features)
-    if game:
-        objective = PatchGAN(objective, game, start)
+    if critic_weight:
+        objective = PatchGAN(objective, critic_weight, critic_start)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps), b1=0.5)
     return Experiment(
         data=loaded,
@@ -137,7 +140,7 @@ def experiment(
             prior=prior,
             decoder=VQGANDecoder(widths, blocks),
             likelihood=DISTORTIONS[distortion],
-            critic=PatchCritic((32, 64, 128)) if game else None,
+            critic=PatchCritic((32, 64, 128)) if critic_weight else None,
         ),
         objective=objective,
         optimizer=by_group(
@@ -157,7 +160,7 @@ def figures(
     workdir: Path = Path("runs/tokenizer"),
     data: str = "cifar10_jpeg",
     factor: Literal[2, 4, 8] = 4,
-    game: float = 0.0,
+    critic_weight: float = 0.0,
     quick: bool = False,
 ) -> list[Path]:
     """Reconstructions of the same images by each kind of latents, training missing runs.
@@ -166,10 +169,10 @@ def figures(
         workdir: the folder of the figure and of a run for each kind.
         data: the data set, by name or path.
         factor: the number of pixels along a side of each position of the map.
-        game: the weight of the game against a critic of patches.
+        critic_weight: the weight of the game against a critic of patches.
         quick: the short form of each run.
     """
-    shared = {"data": data, "factor": factor, "game": game, "quick": quick}
+    shared = {"data": data, "factor": factor, "critic_weight": critic_weight, "quick": quick}
     name = f"{Path(data).stem}-f{factor}{'-quick' if quick else ''}"
     panels = {}
     for latents in LATENTS:

@@ -61,8 +61,8 @@ def experiment(
     objective: Literal["vaegan", "patch_gan", "vae"] = "vaegan",
     data: str = "fashion_mnist",
     gamma: float = 1e-2,
-    weight: float = 0.5,
-    start: int = 500,
+    critic_weight: float = 0.5,
+    critic_start: int = 500,
     learning_rate: float = 5e-4,
     critic_learning_rate: float = 5e-4,
     num_steps: int = 3000,
@@ -73,8 +73,8 @@ def experiment(
         objective: VAE/GAN, the critic of patches, or the plain VAE.
         data: the data set, by name or path, in grey levels.
         gamma: the weight of the reconstruction relative to the game in VAE/GAN's decoder loss.
-        weight: the weight of the patches' game relative to the ELBO.
-        start: the step at which the patches' game begins.
+        critic_weight: the weight of the patches' game relative to the ELBO.
+        critic_start: the step at which the patches' game begins.
         learning_rate: Adam's learning rate for encoder and decoder.
         critic_learning_rate: Adam's learning rate for the critic.
         num_steps: the number of optimizer steps, of 64 images each.
@@ -95,7 +95,7 @@ def experiment(
     )
     games = {
         "vaegan": (VAEGAN(gamma), images),
-        "patch_gan": (PatchGAN(ELBO(), weight, start), PatchCritic((16, 32))),
+        "patch_gan": (PatchGAN(ELBO(), critic_weight, critic_start), PatchCritic((16, 32))),
         "vae": (ELBO(), None),
     }
     loss, critic = games[objective]

@@ -28,7 +28,7 @@ GREY = MODEL.clone(likelihood=vj.Gaussian(0.1))
 COMBINATIONS: dict[str, tuple[Any, Any, str]] = {
     "PatchGAN": (
         GREY.clone(critic=PATCH_CRITIC),
-        vj.PatchGAN(vj.ELBO(), start=SWITCH),
+        vj.PatchGAN(vj.ELBO(), first_step=SWITCH),
         "grey",
     ),
     "VAEGAN": (GREY.clone(critic=IMAGE_CRITIC), vj.VAEGAN(1.0), "grey"),

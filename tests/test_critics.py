@@ -306,7 +306,7 @@ def test_draws_of_the_prior_are_independent_of_the_latents(name: str, changes: A
 
 def test_the_game_begins_at_its_step() -> None:
     """Before it, the loss is the objective's and the critic stays; from it on, neither holds."""
-    objective = PatchGAN(ELBO(), start=2)
+    objective = PatchGAN(ELBO(), first_step=2)
     params = params_of(PATCH, objective, X, KEYS)
 
     @jax.jit

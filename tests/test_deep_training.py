@@ -268,7 +268,7 @@ def test_pictures_of_all_layers_of_some_and_at_other_temperatures(run: Run) -> N
     assert x.shape == shown.shape == of_top.shape == (3, *SHAPE)
     assert np.abs(shown - of_top).max() > 1e-6
     assert generate.interpolate(run, "test", 1, 3, top=2).shape == (1, 3, *SHAPE)
-    pictures, _, dims = generate.traverse(run, "test", steps=3, latents=2, layer=2)
+    pictures, _, dims = generate.traverse(run, "test", points=3, num_latents=2, layer=2)
     assert pictures.shape == (2, 3, *SHAPE)
     assert dims.max() < 32
     cold, own = (generate.sample(run, 8, temperature=[t] * 3) for t in (0.0, 1.0))

@@ -271,7 +271,7 @@ def test_a_run_whose_data_changed(trained: Path, refused: Any, tmp_path: Path) -
         (["evaluate", "--features", "x.py:f"], "say how many with --quality-images too"),
         (["evaluate", "--quality-images", 22], "bars has 21: leave --quality-images out"),
         (["traverse", "--out", "x.png", "--row", 21], "has 21 images"),
-        (["traverse", "--out", "x.png", "--latents", -1], "--latents is -1"),
+        (["traverse", "--out", "x.png", "--num-latents", -1], "--num-latents is -1"),
         (["sample", "--out", "file/x.png"], "file/x.png cannot be written (File exists)"),
     ],
 )

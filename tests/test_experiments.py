@@ -32,7 +32,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vqvae": ("vqvae", {"data": "mnist_5k"}),
     "vaegan": ("vaegan", {"data": "mnist_5k"}),
     "patch_gan": ("vaegan", {"data": "mnist_5k", "objective": "patch_gan", "start": 5}),
-    "tokenizer": ("tokenizer", {"data": "mnist_5k", "latents": "vq", "game": 0.5, "quick": True}),
+    "tokenizer": (
+        "tokenizer",
+        {"data": "mnist_5k", "latents": "vq", "critic_weight": 0.5, "quick": True},
+    ),
     "vdvae": ("vdvae", {"data": "mnist_5k", "layers": 3, "num_steps": 100}),
     "hyperspherical": ("hyperspherical", {"data": "mnist_5k", "epochs": 2}),
 }

@@ -99,10 +99,10 @@ def vae_jax(*arguments: Any) -> None:
         pytest.param(["reconstruct", "--num", 3], ".jpg", 3, marks=pytest.mark.slow),
         (["reconstruct", "--num", 30], ".jpg", 21),  # as many as the split has
         pytest.param(
-            ["interpolate", "--pairs", 2, "--steps", 3], ".webp", 6, marks=pytest.mark.slow
+            ["interpolate", "--pairs", 2, "--points", 3], ".webp", 6, marks=pytest.mark.slow
         ),
-        (["interpolate", "--pairs", 30, "--steps", 3], ".webp", 30),
-        (["traverse", "--steps", 3, "--file-quality", 80], ".jpeg", 6),
+        (["interpolate", "--pairs", 30, "--points", 3], ".webp", 30),
+        (["traverse", "--points", 3, "--file-quality", 80], ".jpeg", 6),
     ],
 )
 def test_every_command_draws_one_file_or_many(
@@ -127,7 +127,7 @@ def test_every_command_draws_one_file_or_many(
         assert (kind, pixels.shape[:2]) == (FORMATS[suffix], tiny.IMAGE_SHAPE[:2])
 
 
-@pytest.mark.parametrize("draw", [generate.reconstruct, partial(generate.interpolate, steps=3)])
+@pytest.mark.parametrize("draw", [generate.reconstruct, partial(generate.interpolate, points=3)])
 def test_a_split_without_images_is_refused(draw: Any, run: Path) -> None:
     """The test split of a folder with two pictures is one."""
     with on_devices(1):

@@ -28,13 +28,13 @@ def pixels(rows: np.ndarray) -> np.ndarray:
     return images
 
 
-def decode(job: range, broken: int | None = None) -> preparation.Part:
+def decode(job: range, broken: int | None = None) -> preparation.Piece:
     """All rows but every tenth; interrupted at one row if asked to be."""
     if broken in job:
         raise KeyboardInterrupt
     rows = np.array([row for row in job if row % 10], np.int64)
     skipped = [f"{row}: a tenth" for row in job if row % 10 == 0]
-    return preparation.Part(rows, pixels(rows), (rows % 7).astype(np.int32), skipped)
+    return preparation.Piece(rows, pixels(rows), (rows % 7).astype(np.int32), skipped)
 
 
 def prepare(target: Path, decoder: Any = decode, processes: int = 1, count: int = 1000) -> None:
@@ -46,7 +46,7 @@ def prepare(target: Path, decoder: Any = decode, processes: int = 1, count: int 
         rows, skipped = preparation.usable_rows(files)
         order = np.random.default_rng(0).permutation(rows)
         whole = preparation.assemble_splits(work, files, {"train": order[50:], "test": order[:50]})
-        cache.publish(whole, target, {"skipped": skipped})
+        cache.make(whole, target, {"skipped": skipped})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ def test_an_interrupted_preparation_goes_on_with_the_parts_it_lacks(tmp_path: Pa
     )
     decoded = []
 
-    def noted(job: range) -> preparation.Part:
+    def noted(job: range) -> preparation.Piece:
         decoded.append(job.start)
         return decode(job)
 
@@ -93,7 +93,7 @@ def test_parts_of_another_plan_are_not_used(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    def full(job: range) -> preparation.Part:
+    def full(job: range) -> preparation.Piece:
         raise OSError(storage.DISK_FULL[0], "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):

@@ -153,7 +153,7 @@ def test_cyclical_schedule_is_the_papers(total: int, cycles: int, ratio: float) 
 
 # GECO
 
-PLAYER = tiny.model().clone(critic=Multiplier(start=0.4))
+PLAYER = tiny.model().clone(critic=Multiplier(initial=0.4))
 
 
 def initial() -> Any:

@@ -150,7 +150,7 @@ def test_every_figure_of_a_run_is_drawn(tmp_path: Path) -> None:
     np.testing.assert_array_equal(top, run.decode((means[1],)))
     assert np.abs(top - run.reconstruct(images)).max() > 0
     for layer in (None, 1, 2):
-        moved, _, which = generate.traverse(run, "valid", layer=layer, steps=3)
+        moved, _, which = generate.traverse(run, "valid", layer=layer, points=3)
         assert moved.shape == (len(which), 3, *tiny.IMAGE_SHAPE)
     assert "manifold.png" not in {path.name for path in plot_standard_figures(run)}
     with pytest.raises(vj.VaeJaxError, match="two latents with a standard normal prior"):

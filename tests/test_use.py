@@ -88,7 +88,7 @@ def test_everything_of_a_model_in_closed_form(ppca: tuple[Any, Run]) -> None:
     kl = 0.5 * (mean**2 + std**2 - 1 - 2 * np.log(std)).sum(-1)
     np.testing.assert_allclose(bounds["kl"], kl, rtol=1e-4)
     np.testing.assert_allclose(bounds["nll"], -log_prob)
-    line = run.interpolate(x[:3], x[3:6], steps=4)
+    line = run.interpolate(x[:3], x[3:6], points=4)
     middle = mean[:3] + 2 / 3 * (mean[3:6] - mean[:3])
     expected = (middle @ weights + exact.mean).reshape(3, *SHAPE).clip(0, 1)
     np.testing.assert_allclose(line[:, 2], expected, atol=1e-5)

@@ -103,7 +103,7 @@ def per_image(
     return values
 
 
-def bounded(model: Model, values: dict[str, Array]) -> dict[str, Array]:
+def meaningful(model: Model, values: dict[str, Array]) -> dict[str, Array]:
     """The values of `per_image` that mean something; without a bound, none with a density of q."""
     parts = ("distortion", "posterior_mean", "mean_variance")
     kept = values if has_bound(model) else [name for name in values if name.startswith(parts)]

@@ -436,7 +436,7 @@ class Checkpoints:
             self._set_aside(damaged)
 
 
-def kept(folder: Path, step: int, like: State, make: Callable[[], State]) -> State:
+def made_once(folder: Path, step: int, like: State, make: Callable[[], State]) -> State:
     """Host arrays that are made once: process 0 reads them, or writes what all processes have made.
 
     Args:

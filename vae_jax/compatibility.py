@@ -65,7 +65,7 @@ _PLAYING_AGAINST: dict[type[nn.Module], str] = {
     PatchCritic: "PatchGAN(...)",
     Multiplier: "GECO(...)",
 }
-Part = TypeVar("Part")
+Kind = TypeVar("Kind")
 
 POSTERIORS: list[type[Posterior]] = [getattr(posteriors, name) for name in posteriors.__all__]
 PRIORS: list[type[Prior]] = [getattr(priors, name) for name in priors.__all__]
@@ -77,7 +77,7 @@ LIKELIHOODS: list[type[Likelihood]] = [
 ]
 
 
-def _fitting(parts: Iterable[type[Part]], fits: Callable[[type[Part]], bool]) -> str:
+def _fitting(parts: Iterable[type[Kind]], fits: Callable[[type[Kind]], bool]) -> str:
     names = [part.__name__ for part in parts if fits(part)]
     return f"these do: {', '.join(names)}" if names else "no part of this package does"
 

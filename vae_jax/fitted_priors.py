@@ -26,7 +26,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import parallel, random
-from vae_jax.checkpoint import kept
+from vae_jax.checkpoint import made_once
 from vae_jax.compatibility import check_prior
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Bounded, Distribution
@@ -329,5 +329,5 @@ def fitted(run: Run, family: Quick) -> Run:
     def fitted_params() -> Variables:
         return jax.tree.map(lambda leaf: leaf[0], fit(run, prior).state.params["prior"])
 
-    params = kept(folder, int(run.state.step[0]), like, fitted_params)
+    params = made_once(folder, int(run.state.step[0]), like, fitted_params)
     return _with_prior(run, model, params)

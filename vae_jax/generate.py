@@ -162,7 +162,7 @@ def interpolate(
     run: Run,
     split: SplitName = "test",
     pairs: Count = 6,
-    steps: Count = 11,
+    points: Count = 11,
     top: int | None = None,
 ) -> np.ndarray:
     """Decode the shortest lines between the posterior means of pairs of images.
@@ -173,12 +173,12 @@ def interpolate(
         run: the trained model.
         split: the split that the images are from.
         pairs: the number of lines, or all if there are fewer pairs; see `pairs_of`.
-        steps: the number of pictures on each line.
+        points: the number of pictures on each line.
         top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that the lines run
             through; those below are at the means of their priors. None takes all.
 
     Returns:
-        Pictures `[n, steps, H, W, C]`.
+        Pictures `[n, points, H, W, C]`.
 
     Raises:
         VaeJaxError: there is nothing between two latents of the model, the split has no pair, or
@@ -192,7 +192,7 @@ def interpolate(
             "the model has classes: interpolate in another split."
         )
     x, y = run.images(split, rows), run.labels(split, rows)
-    return run.interpolate(x[::2], x[1::2], None if y is None else y[::2], steps=steps, top=top)
+    return run.interpolate(x[::2], x[1::2], None if y is None else y[::2], points=points, top=top)
 
 
 def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
@@ -260,8 +260,8 @@ def traverse(
     run: Run,
     split: SplitName = "test",
     row: Index = 0,
-    steps: Count = 11,
-    latents: Count = 10,
+    points: Count = 11,
+    num_latents: Count = 10,
     layer: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move one latent at a time from -3 to 3, the others at the posterior mean of one image.
@@ -270,15 +270,15 @@ def traverse(
         run: the trained model.
         split: the split that the image is from.
         row: the position of the image in it.
-        steps: the number of values of each latent.
-        latents: the number of latents: those whose posterior means vary most over the first
+        points: the number of values of each latent.
+        num_latents: the number of latents: those whose posterior means vary most over the first
             thousand images of the split.
         layer: the layer of a `DeepVAE` or a `SkipVAE`, counted from the bottom; None takes the top
             layer. The layers above are at the means of the image's posteriors, those below at the
             means of their priors.
 
     Returns:
-        Pictures `[n, steps, H, W, C]`, the values `[steps]`, and which latents they are, `[n]`:
+        Pictures `[n, points, H, W, C]`, the values `[points]`, and which latents they are, `[n]`:
         their positions in z, flattened.
 
     Raises:
@@ -294,13 +294,13 @@ def traverse(
     split_size = len(getattr(run.experiment.data, split))
     some, own = np.arange(min(1000, split_size)), np.array([row])
     means = run.posterior_means(run.images(split, some), run.labels(split, some))[layer - 1]
-    dims = np.argsort(-means.var(0).ravel())[:latents]
+    dims = np.argsort(-means.var(0).ravel())[:num_latents]
     y = run.labels(split, own)
     z, *above = (each[0] for each in run.posterior_means(run.images(split, own), y)[layer - 1 :])
-    values = np.linspace(-3, 3, steps)
-    moved = np.tile(z, (len(dims), steps, *[1] * z.ndim))
+    values = np.linspace(-3, 3, points)
+    moved = np.tile(z, (len(dims), points, *[1] * z.ndim))
     for line, position in zip(moved, dims, strict=True):
-        line.reshape(steps, -1)[:, position] = values
+        line.reshape(points, -1)[:, position] = values
     held = (np.broadcast_to(each, (*moved.shape[:2], *each.shape)) for each in above)
     return run.decode((moved, *held), y), values, dims
 

@@ -33,7 +33,7 @@ from vae_jax.processes import agree
 from vae_jax.progress import say
 from vae_jax.run import Run, RunFolder, what_processes_share
 from vae_jax.run.trackers import Callback
-from vae_jax.run.training import Row, Training, opened
+from vae_jax.run.training import Logged, Training, opened
 from vae_jax.step import TrainState, empty_batch, init_state, train_step
 from vae_jax.train import SharedStep, seeds_from, train_together
 
@@ -231,9 +231,9 @@ def _initial_states(
 
 def _validations(
     experiments: Sequence[Experiment],
-) -> list[Callable[[OfSeeds], Row]]:
+) -> list[Callable[[OfSeeds], Logged]]:
     """The validations, one for all experiments of equal models, data, K and N."""
-    found: dict[str, Callable[[OfSeeds], Row]] = {}
+    found: dict[str, Callable[[OfSeeds], Logged]] = {}
     keys: list[str] = []
     for experiment in experiments:
         about = experiment.description

@@ -514,11 +514,11 @@ class Sharded(Layout):
                 whole = jnp.moveaxis(shares, 0, 2)
                 return whole.reshape(*whole.shape[:2], -1, *whole.shape[4:])
 
-            return self.kept(every_seed(state, images, jax.tree.map(joined, batches), *each))
+            return self.constrained(every_seed(state, images, jax.tree.map(joined, batches), *each))
 
         return OnDevices(jax.jit(of_shares, donate_argnums=0))
 
-    def kept(self, tree: Tree) -> Tree:
+    def constrained(self, tree: Tree) -> Tree:
         """What is being traced, laid out as `place` does."""
         return _sharded(tree, lax.with_sharding_constraint)
 

@@ -300,7 +300,7 @@ def sharded_step(experiment: Experiment, layout: parallel.Sharded) -> TrainStep:
         lean = replace(state, opt_state=(), ema_params=None)  # gradients do not need them
         found = layout.on_shares(gradients_of_share)(lean, images, batch, seed)
         state, metrics = apply_gradients(experiment, state, *found)
-        return layout.kept(state), metrics
+        return layout.constrained(state), metrics
 
     return step
 

@@ -33,12 +33,12 @@ from vae_jax.run.replicas import (
     LeftChunk,
     UnlessLeft,
     apart,
-    held,
+    held_states,
+    joined,
     make_unless_left,
-    together,
 )
 from vae_jax.run.trackers import Callback
-from vae_jax.run.training import Row, Training, check_shared, opened, summarize_steps
+from vae_jax.run.training import Logged, Training, check_shared, opened, summarize_steps
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
@@ -98,7 +98,7 @@ def advance(
     unlogged: list[Metrics],
     unless_left: UnlessLeft,
     shared: SharedStep | None = None,
-) -> Iterator[tuple[int, TrainState, Row | None]]:
+) -> Iterator[tuple[int, TrainState, Logged | None]]:
     """Train on all devices.
 
     Args:
@@ -185,10 +185,10 @@ def train_together(
     later, step, stopped_by, left_by = Later(), runs[0].step, 0, 0
     going = [run.goes_on for run in runs]
     waiting = [run.folder.read_unlogged(step) for run in runs]
-    unlogged: list[Metrics] = list(map(together, zip(*waiting, strict=False)))
+    unlogged: list[Metrics] = list(map(joined, zip(*waiting, strict=False)))
 
     def begin() -> TrainState:
-        return layout.place(together([run.take_state() for run in runs]))
+        return layout.place(joined([run.take_state() for run in runs]))
 
     with (
         Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
@@ -225,7 +225,7 @@ def train_together(
                 due = is_last or stopped_by or step % experiment.checkpoint_every == 0
                 validated = is_last or step % validate_every == 0
                 if due or validated:
-                    states = zip(runs, held(layout, device_state, runs), strict=True)
+                    states = zip(runs, held_states(layout, device_state, runs), strict=True)
                     for run, own in compress(states, going):
                         validated &= left_by == 0
                         left_by |= run.keep(step, own, validated, bool(due), later, received)
@@ -276,7 +276,7 @@ def train(
     streamed: bool | None = None,
     shard: parallel.Shard | None = None,
     callback: Callback | None = None,
-    start: Callable[[TrainState], TrainState] | None = None,
+    begin_with: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
     """Train, or go on training, in a run folder.
 
@@ -295,8 +295,8 @@ def train(
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
             (with several also `loss/seed_0`, ...), called for each line of metrics.jsonl, in the
             main process. After resuming, it is not called again for lines it has already received.
-        start: a function from the initial state to that with which training begins; the experiment
-            has to identify what it takes from elsewhere, as `second_stage.FitPrior` does.
+        begin_with: a function from the initial state to that with which training begins; the
+            experiment has to identify what it takes from elsewhere, as `FitPrior` does.
 
     Returns:
         The finished run.
@@ -325,7 +325,7 @@ def train(
         initial_state=parallel.jit(jax.vmap(partial(init_state, experiment))),
         validate=make_validation(experiment),
         callback=callback,
-        start=start,
+        begin_with=begin_with,
         layout=layout,
     )
     with opening as run:

@@ -201,7 +201,7 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     every = PictureOptions, StyleOptions(), ProcessOptions()
     options, look, processes, arguments = parse(function, command, flags, *every, given=["run"])
     look.use()
-    counts = ("num", "pairs", "steps", "latents")
+    counts = ("num", "pairs", "points", "num_latents")
     check_counts(**{name: value for name, value in arguments.items() if name in counts})
     with processes.together():
         for folder in runs_of(options.run):

@@ -25,7 +25,7 @@ def folder(data_dir: Path, name: str) -> Path:
     return data_dir / name / "vae_jax"
 
 
-def publish(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
+def make(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
     """Turn a folder of {name}.npy files into a cache, in one rename.
 
     Args:
@@ -49,7 +49,7 @@ def read(
 
     Args:
         name: the data set, for the message.
-        source: the folder that `publish` made.
+        source: the folder that `make` made.
         wholly: whether every byte is checked, even in files that seem untouched.
 
     Returns:
@@ -88,7 +88,7 @@ def remembered(
     """The result of a computation on cached arrays, made once by one process and kept with them.
 
     Args:
-        source: the folder that `publish` made.
+        source: the folder that `make` made.
         files: its manifest's "files", as they were read.
         what: the name of the computation, which differs where the result may differ.
         compute: the computation.

@@ -84,7 +84,7 @@ def _pixels(image: Image.Image, height: int, width: int, channels: int) -> np.nd
 
 def _decode(
     root: Path, shape: tuple[int, int, int], job: Sequence[tuple[int, str]]
-) -> preparation.Part:
+) -> preparation.Piece:
     rows, images, skipped = [], [], []
     for row, name in job:
         try:
@@ -93,7 +93,7 @@ def _decode(
         except UnusableError as error:
             skipped.append(f"{name}: {error}")
     stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
-    return preparation.Part(np.array(rows, np.int64), stacked, None, skipped)
+    return preparation.Piece(np.array(rows, np.int64), stacked, None, skipped)
 
 
 def _empty_folders(root: Path, classes: Sequence[str]) -> list[str]:
@@ -134,7 +134,7 @@ def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
             "class_names": None if classes == ["."] else classes,
             "skipped": skipped + ([] if files.has_own_splits else _empty_folders(root, classes)),
         }
-        cache.publish(whole, target, about)
+        cache.make(whole, target, about)
 
 
 def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> int:

@@ -98,7 +98,7 @@ class Stretch(NamedTuple):
 
 def _decode(
     folder: Path, columns: Columns, shape: tuple[int, int, int], job: Stretch
-) -> preparation.Part:
+) -> preparation.Piece:
     numbers = {value: number for number, value in enumerate(columns.classes)}
     split = open_splits(folder)[job.split].with_format(None)
     split = split.cast_column(columns.image, datasets.Image(decode=False))
@@ -114,7 +114,7 @@ def _decode(
         labels.append(-1 if columns.label is None else numbers.get(example[columns.label], -1))
     stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
     found = None if columns.label is None else np.array(labels, np.int32)
-    return preparation.Part(np.array(rows, np.int64), stacked, found, skipped)
+    return preparation.Piece(np.array(rows, np.int64), stacked, found, skipped)
 
 
 def _pixels(picture: object, shape: tuple[int, int, int]) -> np.ndarray:
@@ -178,7 +178,7 @@ def _prepare(folder: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
             else:
                 names = [*columns.classes.values()]
         about = {"class_names": names, "skipped": skipped, "split_rule": rule}
-        cache.publish(whole, target, about)
+        cache.make(whole, target, about)
 
 
 def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> int:

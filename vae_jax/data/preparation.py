@@ -84,7 +84,7 @@ def run(module: str, arguments: Sequence[str], what: str) -> None:
         )
 
 
-class Part(NamedTuple):
+class Piece(NamedTuple):
     """The images of one job.
 
     Attributes:
@@ -133,7 +133,7 @@ def decode_parts(
     work: Path,
     plan: Mapping[str, Any],
     jobs: Sequence[Job],
-    decode: Callable[[Job], Part],
+    decode: Callable[[Job], Piece],
     processes: int,
 ) -> list[Path]:
     """Decode the parts that are not there yet, and print on stdout how many are.
@@ -199,7 +199,7 @@ def _leave_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _write(decode: Callable[[Job], Part], file: Path, job: Job) -> None:
+def _write(decode: Callable[[Job], Piece], file: Path, job: Job) -> None:
     part = decode(job)
     arrays = {"rows": part.rows, "images": part.images, "labels": part.labels}
     written = {name: array for name, array in arrays.items() if array is not None}

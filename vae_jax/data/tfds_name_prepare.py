@@ -75,7 +75,7 @@ def features_of(builder: tfds.core.DatasetBuilder) -> Features:
     return Features(name, 1 if shape[-1] == 1 else 3, label, names)
 
 
-def fitted(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+def resized(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     """An image cut to a square around its centre and resized, uint8 `[size, size, C]`."""
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     pixels = pixels.convert("RGB" if channels == 3 else "L")
@@ -90,7 +90,7 @@ def _write(name: str, data_dir: Path, size: int, whole: Path, stretch: Stretch) 
     split, start, stop = stretch
     examples = stretch_of(builder, _SPLITS[split], start, stop)
     images = np.load(whole / f"{split}_images.npy", mmap_mode="r+")
-    images[start:stop] = [fitted(example[image], size, channels) for example in examples]
+    images[start:stop] = [resized(example[image], size, channels) for example in examples]
     images.flush()
     if label is not None:
         labels = np.load(whole / f"{split}_labels.npy", mmap_mode="r+")
@@ -128,7 +128,7 @@ def _prepare(name: str, size: int, data_dir: Path, manual_folder: Path | None) -
         about: dict[str, object] = {"tfds_version": str(builder.version)}
         if label is not None:
             about["class_names"] = classes
-        cache.publish(whole, target, about)
+        cache.make(whole, target, about)
 
 
 def main(name: str, size: str, data_dir: str, manual: str) -> int:

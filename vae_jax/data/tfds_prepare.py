@@ -75,7 +75,7 @@ def stretch_of(
     return list(tfds.as_numpy(builder.as_dataset(stretch)))  # pyright: ignore[reportCallIssue]
 
 
-def _decode(source: Source, data_dir: Path, records: Records) -> preparation.Part:
+def _decode(source: Source, data_dir: Path, records: Records) -> preparation.Piece:
     builder, (split, start, rows) = _builder(source.name, data_dir), records
     stop = start + len(rows)
     decoded = stretch_of(builder, split, start, stop)
@@ -84,7 +84,7 @@ def _decode(source: Source, data_dir: Path, records: Records) -> preparation.Par
     # TFDS's binarized MNIST holds 0 and 1; the protocols take bytes.
     images = np.uint8(255) * (images > 0) if source.protocol == "threshold" else images
     labels = columns["label"].astype(np.int32) if "label" in columns else None
-    return preparation.Part(rows, images, labels, [])
+    return preparation.Piece(rows, images, labels, [])
 
 
 def _plan(source: Source, builder: tfds.core.DatasetBuilder) -> list[Records]:
@@ -121,7 +121,7 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
         about = {"tfds_version": str(builder.version)}
         if "label" in features:
             about["class_names"] = features["label"].names
-        cache.publish(preparation.assemble_splits(work, files, rows), target, about)
+        cache.make(preparation.assemble_splits(work, files, rows), target, about)
 
 
 def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:

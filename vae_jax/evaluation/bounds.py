@@ -6,14 +6,14 @@ import numpy as np
 from flax.typing import VariableDict
 from jax import Array
 
-from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
+from vae_jax.bounds import SAMPLES_AT_ONCE, meaningful, per_image
 from vae_jax.data import SplitName
 from vae_jax.evaluation.moments import Moments
 from vae_jax.evaluation.over_split import Evaluator, OfSeeds, PerImage, over_split
 from vae_jax.experiment import Experiment
 from vae_jax.vae import has_bound
 
-Latents = list[tuple[Moments, Moments]]
+MomentsOfLayers = list[tuple[Moments, Moments]]
 """For each layer, the moments of the posterior means and of their sampling variances."""
 
 
@@ -47,7 +47,7 @@ def make_bounds_evaluator(
         variables: VariableDict, x: Array, keys: Array, y: Array | None
     ) -> dict[str, Array]:
         values = per_image(experiment.model, variables, x, keys, num_samples, y, exact_prior)
-        numbers = _numbers(bounded(experiment.model, values))
+        numbers = _numbers(meaningful(experiment.model, values))
         return {name: numbers[name] for name in numbers if names is None or name in names}
 
     samples = min(num_samples, SAMPLES_AT_ONCE)
@@ -56,7 +56,7 @@ def make_bounds_evaluator(
 
 def make_bounds_and_latents_evaluator(
     experiment: Experiment, split: SplitName, num_samples: int, num_images: int | None = None
-) -> Callable[[VariableDict], tuple[PerImage, Latents]]:
+) -> Callable[[VariableDict], tuple[PerImage, MomentsOfLayers]]:
     """Compile what `make_bounds_evaluator` does, with the moments of posterior means.
 
     The means of all images are never gathered: their moments are computed on the devices.
@@ -83,7 +83,7 @@ def make_bounds_and_latents_evaluator(
             (values[f"posterior_mean_z{layer}"], values[f"mean_variance_z{layer}"])
             for layer, _ in enumerate(experiment.model.posteriors, start=1)
         ]
-        return _numbers(bounded(experiment.model, values)), latents
+        return _numbers(meaningful(experiment.model, values)), latents
 
     samples = min(num_samples, SAMPLES_AT_ONCE)
     return over_split(experiment, split, each_image, num_images, samples, with_moments=True)

@@ -36,7 +36,7 @@ Parameters = tuple[Array, Array]
 """The location and scale of a Gaussian as any real numbers."""
 Ascent = tuple[Parameters, optax.OptState, Array]
 """Parameters, Adam's state and each image's rate `[B]`."""
-Blocks = tuple[Array | int, Parameters, optax.OptState, Array, Array]
+Search = tuple[Array | int, Parameters, optax.OptState, Array, Array]
 """The number of blocks done, an Ascent, and the highest mean bound of each image, `[B]`."""
 
 
@@ -139,7 +139,7 @@ def best(
 
         return (jax.tree.map(move, theta, direction), state, rate), bounds_here
 
-    def block(carry: Blocks) -> Blocks:
+    def block(carry: Search) -> Search:
         number, theta, state, rate, highest = carry
         steps = number * BLOCK + jnp.arange(BLOCK)
         (theta, state, _), bounds = lax.scan(ascend, (theta, state, rate), steps)
@@ -148,7 +148,7 @@ def best(
         rate = jnp.where(rate < LAST_RATE, 0.0, rate)
         return number + 1, theta, state, rate, jnp.maximum(highest, mean)
 
-    def goes_on(carry: Blocks) -> Array:
+    def goes_on(carry: Search) -> Array:
         number, _, _, rate, _ = carry
         return (number < MAX_BLOCKS) & (rate > 0).any()
 

@@ -9,7 +9,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import parallel
-from vae_jax.checkpoint import kept
+from vae_jax.checkpoint import made_once
 from vae_jax.data import Split
 from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks
 from vae_jax.networks.features import MAPS, NUM_STEPS, WIDTH, FeatureNetwork, maps, shrunk
@@ -47,7 +47,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
 
     like = jax.eval_shape(partial(network.initial, train, SEED))
     trained = partial(network.trained, train, num_steps, SEED)
-    params = kept(folder.path / "features", num_steps, like, trained)
+    params = made_once(folder.path / "features", num_steps, like, trained)
 
     def unscaled(images: np.ndarray) -> np.ndarray:
         return in_chunks(lambda chunk: layers(params, chunk), images)

@@ -19,18 +19,18 @@ class Multiplier(Part):
     """The Lagrange multiplier lambda > 0 of GECO; its one parameter is ln lambda.
 
     Attributes:
-        start: the value of lambda before training.
+        initial: the value of lambda before training.
 
     References:
         Rezende & Viola (2018), "Taming VAEs", algorithm 1.
     """
 
-    start: Positive = 1.0
+    initial: Positive = 1.0
 
     @nn.compact
     def __call__(self) -> Float[Array, ""]:
         """ln lambda."""
-        return self.param("log_multiplier", nn.initializers.constant(math.log(self.start)), ())
+        return self.param("log_multiplier", nn.initializers.constant(math.log(self.initial)), ())
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class PatchGAN(Objective):
     Attributes:
         objective: the objective without a critic.
         weight: the weight of the game.
-        start: the first step of the game; before it neither player moves.
+        first_step: the first step of the game; before it neither player moves.
 
     Raises:
         VaeJaxError: the objective has a critic of its own.
@@ -95,14 +95,14 @@ class PatchGAN(Objective):
         Lim & Ye (2017), "Geometric GAN", for the hinge losses.
 
     Example:
-        >>> objective = PatchGAN(ELBO(beta=1e-6), start=5000)
+        >>> objective = PatchGAN(ELBO(beta=1e-6), first_step=5000)
         >>> model = VAE(..., critic=PatchCritic((32, 64, 128)))
         >>> optimizer = by_group(optax.adam(5e-4), critic=optax.adam(5e-4))
     """
 
     objective: Annotated[Objective, "an objective, such as ELBO()"]
     weight: Weight = 0.5
-    start: Index = 0
+    first_step: Index = 0
 
     @override
     def __post_init__(self):
@@ -141,7 +141,7 @@ class PatchGAN(Objective):
         adapted = adaptive_weight(terms, model, self.objective)
         weight = lax.stop_gradient(self.weight * adapted)
         game = weight * generator_loss + critic_loss
-        return loss + jnp.where(step < self.start, 0.0, game), metrics | {
+        return loss + jnp.where(step < self.first_step, 0.0, game), metrics | {
             "generator_loss": generator_loss,
             "critic_loss": critic_loss,
             "adaptive_weight": weight,

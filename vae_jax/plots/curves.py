@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from vae_jax import given
 from vae_jax.errors import VaeJaxError
-from vae_jax.plots.figure import DPI, Figure, agree, house, plain
+from vae_jax.plots.figure import DPI, Figure, check_shape, house, plain
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
 FEW = 20  # points of a curve, up to which each is marked and none is outside of the limits
@@ -151,9 +151,9 @@ def latent_scatter(
         VaeJaxError: the latents are not two-dimensional, or the labels do not fit.
     """
     z = np.asarray(given.array(z, "z", "[N, 2]"))
-    agree("latents", z.shape, (len(z), 2))
+    check_shape("latents", z.shape, (len(z), 2))
     classes = np.zeros(len(z), int) if labels is None else np.asarray(labels)
-    agree("labels", classes.shape, z.shape[:1])
+    check_shape("labels", classes.shape, z.shape[:1])
     if classes.dtype.kind not in "iu":
         raise VaeJaxError(f"The labels are {classes.dtype}: give integers [N].")
     if class_names and not 0 <= classes.min() <= classes.max() < len(class_names):

@@ -155,7 +155,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def agree(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def check_shape(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Check a shape.
 
     Raises:

@@ -12,7 +12,15 @@ from PIL import Image, ImageColor
 from vae_jax import given
 from vae_jax.errors import VaeJaxError
 from vae_jax.plots.curves import PALETTE
-from vae_jax.plots.figure import DPI, Figure, agree, of_any_script, options_for, plain, write_whole
+from vae_jax.plots.figure import (
+    DPI,
+    Figure,
+    check_shape,
+    of_any_script,
+    options_for,
+    plain,
+    write_whole,
+)
 
 Names = Iterable[tuple[float, str]]
 MAX_WIDTH = 1260  # dots of pictures side by side: text stays legible at the width of a README
@@ -77,7 +85,7 @@ def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
         Kingma & Welling (2013), "Auto-encoding variational Bayes", figure 4.
     """
     tiles = _pixels(images, "[n,n,H,W,C]")
-    agree("rows and columns", tiles.shape[:2], (len(values), len(values)))
+    check_shape("rows and columns", tiles.shape[:2], (len(values), len(values)))
     x = _few(values, 5)
     y = [(len(values) - 1 - position, name) for position, name in x]
     return _show(tiles[::-1], gap=0, x=x, y=y, xlabel="$z_1$", ylabel="$z_2$")
@@ -114,7 +122,7 @@ def traversals(images: np.ndarray, values: np.ndarray, latents: Iterable[int]) -
     """
     tiles = _pixels(images, "[D,T,H,W,C]")
     names = [f"$z_{{{latent + 1}}}$" for latent in latents]
-    agree("rows and columns", tiles.shape[:2], (len(names), len(values)))
+    check_shape("rows and columns", tiles.shape[:2], (len(names), len(values)))
     return _show(tiles, x=_few(values, 11), y=enumerate(names))
 
 
@@ -130,7 +138,7 @@ def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = Non
         VaeJaxError: the images are not pictures in [0, 1], or a row has no name.
     """
     tiles = _pixels(images, "[R,T,H,W,C]")
-    agree("rows", tiles.shape[:1], (len(names),))
+    check_shape("rows", tiles.shape[:1], (len(names),))
     return _show(tiles, y=enumerate(map(plain, names)), title=title or "")
 
 

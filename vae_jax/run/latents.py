@@ -90,10 +90,10 @@ def centre(q: Distribution, space: Space) -> Array:
     return q.mean
 
 
-def between(a: np.ndarray, b: np.ndarray, steps: int, space: Space) -> np.ndarray:
-    """The shortest lines from latents a to latents b `[n, *event]`, `[n, steps, *event]`."""
+def between(a: np.ndarray, b: np.ndarray, points: int, space: Space) -> np.ndarray:
+    """The shortest lines from latents a to latents b `[n, *event]`, `[n, points, *event]`."""
     start, end = a[:, None], b[:, None]
-    weights = np.linspace(0, 1, steps, dtype=np.float32).reshape(-1, *[1] * (a.ndim - 1))
+    weights = np.linspace(0, 1, points, dtype=np.float32).reshape(-1, *[1] * (a.ndim - 1))
     if space == "real":
         return (1 - weights) * start + weights * end
     angle = np.arccos(np.clip((start * end).sum(-1, keepdims=True), -0.999, 0.999))
@@ -102,7 +102,7 @@ def between(a: np.ndarray, b: np.ndarray, steps: int, space: Space) -> np.ndarra
     return circle / np.linalg.norm(circle, axis=-1, keepdims=True)
 
 
-def pictures(px: Distribution, seed: Array, rows: Array) -> Array:
+def as_pictures(px: Distribution, seed: Array, rows: Array) -> Array:
     """Pictures `[b, H, W, C]`: means of p(x|z), or draws where the mean is no picture."""
     if px.mean_is_picture:
         values = px.mean

@@ -13,7 +13,7 @@ from vae_jax import parallel, random, storage
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Layers
-from vae_jax.run.latents import moments, pictures
+from vae_jax.run.latents import as_pictures, moments
 from vae_jax.run.run import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -62,12 +62,12 @@ def save_programs(run: Run, folder: Path) -> list[Path]:
     def decoder(*layers: Array) -> Array:
         *zs, y = layers if model.labels is not None else (*layers, None)
         px = cast(Distribution, model.apply(variables, tuple(zs), y, method="decode"))
-        return pictures(px, jnp.uint32(0), jnp.zeros(1, jnp.int32))
+        return as_pictures(px, jnp.uint32(0), jnp.zeros(1, jnp.int32))
 
     def drawn(seed: Array, number: Array, y: Array | None = None) -> Array:
         keys = random.indexed(random.purpose(random.key(seed), "samples"), number)
         found = model.apply(variables, keys, y, method="sample")
-        return pictures(cast("tuple[Layers, Distribution]", found)[1], seed, number)
+        return as_pictures(cast("tuple[Layers, Distribution]", found)[1], seed, number)
 
     def sampler(seed: Array, *batch: Array) -> Array:
         return one_by_one(lambda *one: drawn(seed, *one))(*batch)

@@ -25,19 +25,19 @@ UnlessLeft = Callable[
 """See `make_unless_left`."""
 
 
-def together(trees: Sequence[Tree]) -> Tree:
+def joined(trees: Sequence[Tree]) -> Tree:
     """Concatenate the host arrays `[S, ...]` of several runs into `[runs * S, ...]`."""
     if len(trees) == 1:
         return trees[0]
 
-    def joined(*leaves: np.ndarray) -> np.ndarray:
+    def of_runs(*leaves: np.ndarray) -> np.ndarray:
         return np.concatenate(leaves)
 
-    return jax.tree.map(joined, *trees)
+    return jax.tree.map(of_runs, *trees)
 
 
 def apart(tree: Tree, count: int) -> list[Tree]:
-    """Undo `together`."""
+    """Undo `joined`."""
     if count == 1:
         return [tree]
 
@@ -47,7 +47,7 @@ def apart(tree: Tree, count: int) -> list[Tree]:
     return [jax.tree.map(partial(part, n=n), tree) for n in range(count)]
 
 
-def held(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
+def held_states(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
     """The states of runs that are one state on the devices, which is copied at most once.
 
     The previous copy is written first, so that there is only one at a time.
@@ -93,7 +93,7 @@ def make_unless_left(
         before: list[TrainState] = []
         is_saved = all(run.saved == step for run in runs)
         if parallel.is_main_process() and not is_saved and not layout.spread:
-            before = [each.on_host() for each in held(layout, state, runs)]
+            before = [each.on_host() for each in held_states(layout, state, runs)]
 
         def done() -> tuple[TrainState, Metrics]:
             state, metrics = chunk()

@@ -14,7 +14,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import given, parallel, random
-from vae_jax.bounds import SAMPLES_AT_ONCE, bounded, per_image
+from vae_jax.bounds import SAMPLES_AT_ONCE, meaningful, per_image
 from vae_jax.checkpoint import Which
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
@@ -26,7 +26,7 @@ from vae_jax.priors.masked import MaskedCodes
 from vae_jax.progress import Waiting
 from vae_jax.run.folder import RunFolder
 from vae_jax.run.inpainting import has_independent_pixels, inpainted, inpainted_by_codes
-from vae_jax.run.latents import Encoded, between, centre, moments, pictures
+from vae_jax.run.latents import Encoded, as_pictures, between, centre, moments
 from vae_jax.run.loaded import Classes, Loaded, as_rows, as_seed
 from vae_jax.step import init_state
 from vae_jax.vae import has_bound
@@ -117,7 +117,7 @@ class Run(Loaded):
             variables: VariableDict, seed: Array, rows: Array, y: Array | None, *zs: Array
         ) -> Array:
             px = model.apply(variables, zs, y, method=method)
-            return pictures(cast(Distribution, px), seed, rows)
+            return as_pictures(cast(Distribution, px), seed, rows)
 
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
             return as_rows(rows), None if y is None else y[rows], *(each[rows] for each in flat)
@@ -205,7 +205,7 @@ class Run(Loaded):
         ) -> Array:
             keys = random.indexed(random.purpose(random.key(seed), "samples"), rows)
             found = model.apply(variables, keys, y, *factors, method="sample")
-            return pictures(cast("tuple[Layers, Distribution]", found)[1], seed, rows)
+            return as_pictures(cast("tuple[Layers, Distribution]", found)[1], seed, rows)
 
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
             return as_rows(rows), None if y is None else y[rows]
@@ -273,7 +273,7 @@ class Run(Loaded):
         def values(
             variables: VariableDict, x: Array, keys: Array, y: Array | None
         ) -> dict[str, Array]:
-            found = bounded(model, per_image(model, variables, x, keys, num_samples, y))
+            found = meaningful(model, per_image(model, variables, x, keys, num_samples, y))
             return {name: each for name, each in found.items() if each.ndim == 1}
 
         decoded = min(num_samples, SAMPLES_AT_ONCE)
@@ -288,11 +288,11 @@ class Run(Loaded):
         b: object,
         labels: Classes = None,
         *,
-        steps: Count = 11,
+        points: Count = 11,
         top: int | None = None,
         seed: Seed = 0,
     ) -> np.ndarray:
-        """Pictures `[n, steps, H, W, C]` of the shortest lines between the latents of two images.
+        """Pictures `[n, points, H, W, C]` of the shortest lines between the latents of two images.
 
         Lines between real vectors are straight; those between unit vectors are great circles.
 
@@ -300,7 +300,7 @@ class Run(Loaded):
             a: images `[n, H, W, C]`, with whose latents the lines begin.
             b: images `[n, H, W, C]`, with whose latents they end.
             labels: the classes of both in a conditional model.
-            steps: the number of pictures on each line.
+            points: the number of pictures on each line.
             top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that the lines
                 run through; those below are at the means of their priors. None takes all.
             seed: the seed of the pixels where these are drawn.
@@ -322,9 +322,9 @@ class Run(Loaded):
                 f"interpolate was given {len(ends[0][0])} images to begin with and "
                 f"{len(ends[1][0])} to end with: give pairs."
             )
-        lines = tuple(between(one, other, steps, space) for one, other in zip(*ends, strict=True))
+        lines = tuple(between(one, other, points, space) for one, other in zip(*ends, strict=True))
         y = self.classes(labels, len(lines[0]))
-        return self.decode(lines, None if y is None else np.repeat(y, steps), seed=seed)
+        return self.decode(lines, None if y is None else np.repeat(y, points), seed=seed)
 
     @checked
     def inpaint(
@@ -390,7 +390,7 @@ class Run(Loaded):
             x = self._seen(x, image)
             zs, _ = fill(model, variables, x, missing, keys, count, y)
             px = cast(Distribution, model.apply(variables, zs, y, method="decode"))
-            return jnp.where(missing[..., None], pictures(px, seed, image), x)
+            return jnp.where(missing[..., None], as_pictures(px, seed, image), x)
 
         def batch(rows: np.ndarray) -> tuple[np.ndarray | None, ...]:
             image, draw = as_rows(rows // num), as_rows(rows % num)

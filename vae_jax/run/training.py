@@ -27,20 +27,20 @@ from vae_jax.run.start import begun
 from vae_jax.run.trackers import Callback, by_name
 from vae_jax.step import TrainState
 
-Row = dict[str, np.ndarray]
+Logged = dict[str, np.ndarray]
 """Metrics of one line of metrics.jsonl, each `[S]`."""
 Line = tuple[int, frozenset[str]]
 """A line of metrics.jsonl: its step, and the names in it."""
 
 
-def summarize_steps(chunks: Sequence[Metrics]) -> Row:
+def summarize_steps(chunks: Sequence[Metrics]) -> Logged:
     """Metrics of chunks of steps, `[S, steps]` each, to `[S]`.
 
     Each is the mean over its finite steps, or nan where there is none; counters are those of the
     last step.
     """
     counters = ("skipped", "skipped_in_a_row")
-    row: Row = {}
+    row: Logged = {}
     for name in chunks[-1]:
         values = np.concatenate([metrics[name] for metrics in chunks if name in metrics], 1)
         if name in counters:
@@ -91,13 +91,13 @@ class Training:
     checkpoints: Checkpoints
     seeds: np.ndarray
     state: TrainState
-    validate: Callable[[VariableDict | parallel.Placed], Row]
+    validate: Callable[[VariableDict | parallel.Placed], Logged]
     patience: Patience
     callback: Callback | None = None
     forgotten: set[Line] = field(default_factory=set[Line])
     step: int = field(init=False)
     saved: int = field(init=False)
-    validation: Row = field(default_factory=dict[str, np.ndarray])
+    validation: Logged = field(default_factory=dict[str, np.ndarray])
     failure: VaeJaxError | None = None
 
     def __post_init__(self):
@@ -141,7 +141,7 @@ class Training:
         forgotten = self.folder.truncate_metrics(self.step)
         self.forgotten = {(line["step"], frozenset(line)) for line in forgotten}
 
-    def log(self, step: int, row: Row) -> None:
+    def log(self, step: int, row: Logged) -> None:
         """Write one line of metrics.jsonl, and call back."""
         if parallel.is_main_process():
             line = {"step": step, "time": time.time()} | row
@@ -189,7 +189,7 @@ class Training:
 
     def validated(
         self, variables: Callable[[], VariableDict | parallel.Placed], received: Sequence[int]
-    ) -> Row:
+    ) -> Logged:
         """What a validation finds.
 
         Raises:
@@ -235,7 +235,7 @@ class Training:
         self.saved = step
         self.checkpoints.save(step, state, score, finite=is_good(state))
 
-    def give_up(self, step: int, row: Row) -> None:
+    def give_up(self, step: int, row: Logged) -> None:
         """End a run that has skipped too many steps in a row; its latest good state stays."""
         experiment = self.experiment
         what, way_out = "The loss or its gradients were not finite", "clip the gradients"
@@ -285,9 +285,9 @@ def opened(
     seeds: np.ndarray,
     origin: Origin | None,
     initial_state: Callable[[np.ndarray], TrainState],
-    validate: Callable[[VariableDict | parallel.Placed], Row],
+    validate: Callable[[VariableDict | parallel.Placed], Logged],
     callback: Callback | None,
-    start: Callable[[TrainState], TrainState] | None = None,
+    begin_with: Callable[[TrainState], TrainState] | None = None,
     layout: parallel.Layout = EACH_WHOLE,
 ) -> Generator[Training]:
     """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
@@ -296,8 +296,8 @@ def opened(
         Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
     ):
         folder.keep_data(experiment, origin)
-        start = start or begun(experiment, folder, seeds)
-        state = first_state(checkpoints, initial_state, seeds, start, layout)
+        begin_with = begin_with or begun(experiment, folder, seeds)
+        state = first_state(checkpoints, initial_state, seeds, begin_with, layout)
         patience = Patience(None)
         run = Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
         del state  # for this frame lasts as long as the run
@@ -329,7 +329,7 @@ def first_state(
     checkpoints: Checkpoints,
     initial_state: Callable[[np.ndarray], TrainState],
     seeds: np.ndarray,
-    start: Callable[[TrainState], TrainState] | None,
+    begin_with: Callable[[TrainState], TrainState] | None,
     layout: parallel.Layout,
 ) -> TrainState:
     """The state to begin with, for `layout.place`: read, or made, by one process for all."""
@@ -340,7 +340,7 @@ def first_state(
     if restored is None:
         with Waiting("Compiling the initial parameters"):
             state = jax.tree.map(np.asarray, initial_state(seeds))
-        return layout.from_main_process(state if start is None else start(state))
+        return layout.from_main_process(state if begin_with is None else begin_with(state))
     for warning in restored[1]:
         say(warning)
     return layout.from_main_process(restored[0])

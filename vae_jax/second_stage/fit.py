@@ -103,7 +103,7 @@ def fit_prior(
         ema = jax.tree.map(jnp.copy, params)
         return replace(state, params=params, ema_params=ema, model_state=collections)
 
-    return train(experiment, folder, seed=seed, start=start)
+    return train(experiment, folder, seed=seed, begin_with=start)
 
 
 def _check_folder(folder: RunFolder, run: Run, fitted_to: str) -> None:
