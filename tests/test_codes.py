@@ -32,10 +32,10 @@ from vae_jax import (
     UniformCodes,
     VectorQuantized,
     parallel,
-    random,
 )
 from vae_jax.distributions import VectorCodebook
 from vae_jax.evaluation.codebook import codebook_use
+from vae_jax.evaluation.over_split import over_split
 from vae_jax.networks.transformer import Transformer
 from vae_jax.objectives.vq import perplexity
 from vae_jax.priors.autoregressive_codes import AutoregressiveCategorical
@@ -371,10 +371,10 @@ def test_a_code_depends_on_those_before_alone(autoregressive):
 
 
 def test_place_by_place_is_all_at_once(autoregressive):
-    """Samples with a cache against a loop without one, from the same Gumbel noise."""
+    """Samples with a cache against a loop without one, from the same noise."""
     key = jax.random.key(3)
     z = jax.jit(autoregressive.sample, static_argnums=1)(key, (50,))
-    noise = jax.random.gumbel(key, (50, LENGTH, CLASSES))
+    (noise,) = autoregressive.noise(key, (50,))
     network, variables = autoregressive.network, autoregressive.variables
     whole = jax.jit(lambda x: network.apply(variables, x, network.empty_cache(50))[0])
     expected = np.zeros((50, LENGTH, CLASSES), np.float32)
@@ -495,13 +495,10 @@ def test_the_use_of_codes_is_counted_over_all_images(trained):
     """Of each seed and level by sets and by SciPy's entropy; half the images, half the counts."""
     _, (state, _), _ = trained
     to_train = experiment(ResidualVectorQuantized(8, 4, 2))
-    rows = np.arange(21)
     with on_devices(1):
         found = codebook_use(state.variables, to_train, "test", None)
-    keys = random.purpose(random.image_keys("test", rows), "protocol")
-    images = jnp.asarray(to_train.data.test.images)
-    x = to_train.data.protocol.apply(images, keys)
-    for seed in range(2):
+        observed = over_split(to_train, "test", lambda variables, x, keys, y: x)(state.variables)
+    for seed, x in enumerate(observed):
         variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.variables)
         q: Any = jax.jit(partial(to_train.model.apply, method="encode"))(variables, x)
         levels = [list(level) for level in np.asarray(q.indices).reshape(-1, 2).T]

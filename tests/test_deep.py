@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from noise import assert_standard_normal
 from perturbation import normals
 from running import ROOT
 from scipy import special, stats
 from test_hierarchical import dense, keys
 from test_ladder import kl_normal
 
-from vae_jax import Bernoulli, Data, DeepVAE, VaeJaxError, random
+from vae_jax import Bernoulli, Data, DeepVAE, VaeJaxError
 from vae_jax.experiment import read_module
 from vae_jax.networks import layers
 from vae_jax.networks.residual import Bottleneck, Gated
 from vae_jax.networks.top_down import BottomUp, TopDown, TopDownBlock, scale_of
 
-B, K = 2, 3
+B, K, DRAWS = 2, 400, 400
 CHOICES: dict[str, dict[str, Any]] = {
     "vdvae": {},
     "nvae": {"relative": True, "net": partial(Bottleneck, excite=True)},
@@ -53,11 +54,6 @@ def make(case: str) -> DeepVAE:
 
 def images(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2, (B, *shape)).astype(np.float32)
-
-
-def drawn(keys: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
-    """The normals of each key."""
-    return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys), np.float64)
 
 
 # The model in NumPy
@@ -187,7 +183,10 @@ def way_down(params, activations, choices, down, number, z_of):
     ],
 )
 def test_every_density_kl_and_sample_in_numpy(case: str) -> None:
-    """Up, down, and all densities written out; the noise of z is standard normal and decodes."""
+    """Up, down, and all densities written out.
+
+    With them z is mean plus scale times noise: a normal for each sample, example and component.
+    """
     choices, shape, up, down = CASES[case]
     model, x = make(case), images(shape)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x, keys(0, B))["params"]
@@ -203,9 +202,8 @@ def test_every_density_kl_and_sample_in_numpy(case: str) -> None:
     decoder = params["decoder"]
     found, _, h = way_down(decoder, activations, choices, down, K * B, lambda i, p, q: zs[i])
     close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4)
-    noise = random.indexed(random.purpose(keys(1, B), "posterior"), np.arange(K)[:, None])
-    for number, ((_, (loc, scale)), z) in enumerate(zip(found, zs, strict=True)):
-        close(z, loc + scale * drawn(random.indexed(noise, number).reshape(-1), loc.shape[1:]))
+    noise = [(z - q[0]) / q[1] for (_, q), z in zip(found, zs, strict=True)]
+    assert_standard_normal(np.concatenate([each.reshape(K, -1) for each in noise], 1))
     for layer, ((p, q), z) in enumerate(zip(found[::-1], zs[::-1], strict=True)):
         log_p, log_q = (stats.norm.logpdf(z, *each).sum((1, 2, 3)) for each in (p, q))
         close(terms.log_pz[layer].reshape(-1), log_p)
@@ -229,7 +227,10 @@ def five() -> tuple[DeepVAE, Any, Any]:
 
 @pytest.mark.slow
 def test_draws_from_the_prior_at_any_temperature_and_decoding(five: Any) -> None:
-    """Against NumPy: z of each layer from its own key, decoded with all layers."""
+    """Against NumPy: z of each layer is its mean plus noise, of the scale that is asked for.
+
+    It is decoded with all layers.
+    """
     model, params, exact = five
     _, _, _, down = CASES["5 layers, odd, a level passed over"]
     temperatures = np.array([0.3, 0.0, 1.0, 2.0, 0.7])
@@ -237,23 +238,25 @@ def test_draws_from_the_prior_at_any_temperature_and_decoding(five: Any) -> None
     @jax.jit
     def drawn_by_model(keys, temperatures):
         zs, px = model.apply({"params": params}, keys, None, temperatures, method="sample")
-        x = jnp.ones((B, *model.image_shape))
+        x = jnp.ones((DRAWS, *model.image_shape))
         doubled = jax.tree.map(lambda z: jnp.stack([z, z]), zs)
         return zs, px, model.apply({"params": params}, x, doubled, method="log_densities")
 
-    zs, px, (log_px, log_pz) = drawn_by_model(keys(3, B), temperatures)
-    own = random.purpose(keys(3, B), "prior")
-
-    def ancestral(number, p, q):
-        noise = drawn(random.indexed(own, number), p[0].shape[1:])
-        return p[0] + temperatures[::-1][number] * p[1] * noise
-
-    found, expected, h = way_down(exact["decoder"], None, "vdvae", down, B, ancestral)
-    for z, by_hand in zip(zs[::-1], expected, strict=True):
-        np.testing.assert_allclose(z, by_hand, rtol=1e-4, atol=1e-4)
+    zs, px, (log_px, log_pz) = drawn_by_model(keys(3, DRAWS), temperatures)
+    given = [np.asarray(z, np.float64) for z in zs[::-1]]
+    found, _, h = way_down(
+        exact["decoder"], None, "vdvae", down, DRAWS, lambda number, p, q: given[number]
+    )
+    noise = []
+    for temperature, ((loc, scale), _), z in zip(temperatures[::-1], found, given, strict=True):
+        if temperature:
+            noise.append((z - loc) / (temperature * scale))
+        else:
+            np.testing.assert_allclose(z, loc, rtol=1e-4, atol=1e-4)
+    assert_standard_normal(np.concatenate([each.reshape(DRAWS, -1) for each in noise], 1))
     logits = dense(exact["likelihood"]["logits"], h)
     np.testing.assert_allclose(px.mean, special.expit(logits), rtol=1e-3, atol=1e-5)
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(found, given, strict=True)
     by_hand = sum(stats.norm.logpdf(z, *p).sum((1, 2, 3)) for (p, _), z in pairs)
     np.testing.assert_allclose(log_pz, np.stack([by_hand, by_hand]), rtol=1e-4)
     ones = -np.logaddexp(0, -logits).sum((1, 2, 3))

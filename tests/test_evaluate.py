@@ -30,13 +30,13 @@ from vae_jax import (
     bounds,
     evaluate,
     parallel,
-    random,
 )
 from vae_jax.bounds import per_image
 from vae_jax.distributions import Elementwise, Normal, Transformed
 from vae_jax.evaluation.bounds import make_bounds_and_latents_evaluator, make_bounds_evaluator
 from vae_jax.evaluation.evaluate import active_units, bits_per_dim
 from vae_jax.evaluation.moments import Moments, merged
+from vae_jax.evaluation.over_split import over_split
 from vae_jax.interfaces import Likelihood
 from vae_jax.report import rows_of
 from vae_jax.run import Run, RunFolder
@@ -44,6 +44,7 @@ from vae_jax.run.batches import MEMORY_FRACTION, floats_at_once
 from vae_jax.step import init_state
 
 SHAPE, D, N = (4, 4, 1), 2, 13
+DIGITS = np.arange(N)[:, None] >> np.arange(4) & 1
 BASE = VAE(
     encoder=MLP(()),
     posterior=DiagonalGaussian(D),
@@ -269,38 +270,67 @@ def test_every_image_has_its_likelihood_in_its_place(fit_linear_gaussian):
 
 @pytest.fixture(scope="module")
 def noisy():
-    """Dynamically binarized images, and two seeds' variables of a VAE that is not trained."""
-    experiment = make_experiment(BASE, "dynamic", make_images(60 + N)[60:])
+    """Dynamically binarized images, and two seeds' variables of a VAE that is not trained.
+
+    The first row of a test image is its position in binary digits, which have no noise.
+    """
+    test = make_images(60 + N)[60:]
+    test[:, 0, :, 0] = 255 * DIGITS
+    experiment = make_experiment(BASE, "dynamic", test)
     init = jax.jit(partial(init_state, experiment))
     states = [init(seed) for seed in (0, 1)]
     return experiment, [state.variables for state in states]
 
 
-def noise_of(experiment, n):
-    """The test image at a position, as a batch of one, and its keys."""
-    image_keys = random.image_keys("test", jnp.array([n]))
-    image = experiment.data.test.images[n : n + 1]
-    x = experiment.data.protocol.apply(image, random.purpose(image_keys, "protocol"))
-    return x, random.purpose(image_keys, "evaluation")
+@pytest.fixture(scope="module")
+def seen(noisy):
+    """What a function of the test images is given: x `[N, H, W, C]` and keys `[N]`."""
+    experiment, seeds = noisy
+
+    def function(variables, x, keys, y):
+        return x, jax.random.key_data(keys)
+
+    x, data = over_split(experiment, "test", function)(stacked(*seeds))
+    for given in (x, data):
+        np.testing.assert_array_equal(*given)  # the noise of an image is the same for all seeds
+    return x[0], jax.random.wrap_key_data(data[0])
+
+
+def test_every_image_and_pixel_has_noise_of_its_own(noisy, seen):
+    """x - p in standard deviations: its sums vary as those of independent numbers do.
+
+    Over 13 images or 12 pixels their mean square is one, and 13 or 12 were the noise shared.
+    """
+    experiment, _ = noisy
+    x, own = seen
+    np.testing.assert_array_equal(x[:, 0, :, 0], DIGITS)
+    assert set(np.unique(x)) == {0, 1}
+    p = experiment.data.test.images[:, 1:] / 255
+    errors = ((x[:, 1:] - p) / np.sqrt(p * (1 - p))).reshape(N, -1)
+    for axis in (0, 1):
+        squares = errors.sum(axis) ** 2 / errors.shape[axis]
+        assert abs(squares.mean() - 1) < 4 * np.sqrt(2 / len(squares))
+    assert abs(errors.sum()) < 4 * np.sqrt(errors.size)
+    assert len(np.unique(jax.random.key_data(own), axis=0)) == N
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_a_split_is_its_images_one_by_one(noisy):
-    """Seeds x images against `per_image` of each image alone, with the noise of its place."""
+def test_a_split_is_its_images_one_by_one(noisy, seen):
+    """Seeds x images against `per_image` of each image alone, with its noise."""
     experiment, seeds = noisy
+    x, own = seen
     result = make_bounds_evaluator(experiment, "test", 7)(stacked(*seeds))
     assert result["nll"].shape == (2, N)
     alone = jax.jit(partial(per_image, BASE, num_samples=7))
     for n in range(N):
-        x, own = noise_of(experiment, n)
         for s, variables in enumerate(seeds):
-            one = alone(variables, x, own)
+            one = alone(variables, x[n : n + 1], own[n : n + 1])
             for name in ("nll", "neg_elbo", "distortion", "kl", "kl_sampled"):
                 np.testing.assert_allclose(result[name][s, n], one[name][0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_of_posterior_means_only_moments_leave_the_devices(noisy, monkeypatch):
+def test_of_posterior_means_only_moments_leave_the_devices(noisy, seen, monkeypatch):
     """13 images over 8 devices, one at a time: NumPy's float64 moments of the means one by one.
 
     What is gathered is a number for each seed and image, and the values are those without moments.
@@ -320,9 +350,8 @@ def test_of_posterior_means_only_moments_leave_the_devices(noisy, monkeypatch):
     assert values.keys() == plain.keys()
     for name, value in plain.items():
         np.testing.assert_allclose(values[name], value, rtol=1e-6)
-    x = jnp.concatenate([noise_of(experiment, n)[0] for n in range(N)])
     for s, variables in enumerate(seeds):
-        q: Any = BASE.apply(variables, x, method="encode")
+        q: Any = BASE.apply(variables, seen[0], method="encode")
         exact = np.asarray(q.mean, np.float64)
         np.testing.assert_allclose(means.mean[s], exact.mean(0), atol=1e-6)
         np.testing.assert_allclose(means.squares[s] / N, exact.var(0), rtol=1e-5)

@@ -130,9 +130,9 @@ def test_draws_have_the_mass_that_is_asked_for(name: str) -> None:
 
 @pytest.mark.slow
 def test_no_guidance_is_the_conditional_mass_and_no_temperature_the_likeliest() -> None:
-    """To the bit: by the same Gumbel noise as of a prior that cannot be guided."""
+    """To the bit: by the same noise as of a prior that cannot be guided."""
     y, key = jnp.array([0, 1]), jax.random.key(5)
-    noise = jax.random.gumbel(key, (50, 2, N, C))
+    (noise,) = autoregressive(y, drop_labels=0.0).noise(key, (50,))
 
     @jax.jit
     def all_of_them() -> Any:
