@@ -319,6 +319,44 @@ def test_no_damage_to_any_file_of_the_newest_goes_unnoticed(
         shutil.copytree(kept, folder)
 
 
+def large_state(step: int) -> dict[str, Any]:
+    """One of 8 MiB, whose files are too large to be read twice."""
+    generator = np.random.default_rng(step)
+    shape = (2, 2**9, 2**8)
+    return {f"{i}": generator.standard_normal(shape, np.float32) for i in range(8)}
+
+
+def flip_one(path: Path) -> None:
+    """One bit in the middle, which is an array's."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("digest", ["as it is", None], ids=["digest", "hashes of files alone"])
+@pytest.mark.parametrize("damage", [truncate, flip, flip_one])
+def test_damage_to_a_large_file_is_found_when_it_has_been_read(
+    damage: Callable[[Path], Any], digest: str | None, folder: Path
+) -> None:
+    """By the arrays' digest; shares of several processes, and older checkpoints, have none."""
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, large_state(step), None)
+        checkpoints.wait()
+        path = folder / "2" / "manifest.json"
+        if digest is None:
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": None}))
+        for like in (large_state(0), None):
+            found, warnings = checkpoints.restore(like) or pytest.fail("nothing restored")
+            assert fingerprint(found) == fingerprint(large_state(2))
+            assert warnings == []
+        damage(max((folder / "2").rglob("*"), key=lambda path: path.stat().st_size))
+        for like in (large_state(0), None):
+            found, (warning,) = checkpoints.restore(like) or pytest.fail("nothing restored")
+            assert fingerprint(found) == fingerprint(large_state(1))
+            assert f"The checkpoint of step 2 in {folder} is damaged" in warning
+
+
 def empty(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -498,6 +536,24 @@ def test_a_save_returns_before_anything_is_written(
         checkpoints.wait()
     assert written == []
     assert steps(folder) == [10]
+
+
+def bytes_read() -> int:
+    """Those that this process has read from files, by the kernel's count."""
+    line = Path("/proc/self/io").read_text().splitlines()[0]
+    return int(line.removeprefix("rchar: "))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel does not count")
+def test_a_checkpoint_is_read_once(folder: Path) -> None:
+    """What is hashed is what is restored: each byte comes from the disk, or its cache, once."""
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, large_state(1), None)
+        checkpoints.wait()
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        before = bytes_read()
+        assert checkpoints.restore(large_state(0)) is not None
+        assert 8 * 2**20 <= bytes_read() - before < 1.05 * size
 
 
 MEMORY = """

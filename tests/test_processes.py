@@ -3,6 +3,8 @@
 import contextlib
 import json
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +19,17 @@ import numpy as np
 import pytest
 import tiny
 from matplotlib import image
-from running import BRIEF, TINY, checkpoint_steps, finish, last_step, on_devices, start, wait_until
+from running import (
+    BRIEF,
+    ROOT,
+    TINY,
+    checkpoint_steps,
+    finish,
+    last_step,
+    on_devices,
+    start,
+    wait_until,
+)
 from test_parallel import assert_same_run
 
 from vae_jax import evaluate, load_run, sample, train
@@ -292,14 +304,84 @@ def test_two_processes_train_stop_together_and_go_on(
     assert_same_run(load_run(workdir), expected)
 
 
+# Counts the bytes that processes send each other, in a run and where it is opened again.
+COUNTED = """
+import json, sys
+import jax, numpy as np, tiny
+from jax.experimental import multihost_utils
+from vae_jax import parallel, train
+from vae_jax.processes import together
+
+counts = {"broadcast_one_to_all": [], "process_allgather": []}
+
+def counted(name):
+    send = getattr(multihost_utils, name)
+    def sending(tree, *arguments, **more):
+        counts[name].append(sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)))
+        return send(tree, *arguments, **more)
+    setattr(multihost_utils, name, sending)
+
+for name in counts:
+    counted(name)
+with together({}, start_timeout=100):
+    odd = np.array([0x80000000, 0x7FC00001, 1, 0x3F800000], np.uint32).view(np.float32)
+    for array in (odd, odd[::2], odd[0], odd.reshape(2, 2).T, np.array([True, False])):
+        like = jax.ShapeDtypeStruct(array.shape, array.dtype)
+        found = parallel.from_main_process(array if parallel.is_main_process() else like)
+        assert (found.shape, found.dtype) == (array.shape, array.dtype)
+        assert found.tobytes() == array.tobytes(), (found, array)
+    for _ in range(2):
+        for sent in counts.values():
+            sent.clear()
+        state = train(tiny.experiment(num_steps=20, hidden=64), sys.argv[1]).state
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        most = max(counts["process_allgather"])
+        print(json.dumps([size, sum(counts["broadcast_one_to_all"]), most]), flush=True)
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
-    """Numbers and pictures are those of one process; process 0 alone writes and prints them."""
+def test_a_state_is_sent_once_when_it_is_begun_or_read_and_never_to_be_saved(
+    folders: tuple[Path, Path],
+) -> None:
+    """To the bit, also -0.0, to which a sum with other processes' zeros would give another sign.
+
+    Process 1 reads no checkpoint: its folder has none.
+    """
+    begun = [
+        start(
+            ("-c", COUNTED),
+            folder / "run",
+            devices=2,
+            pythonpath=f"{ROOT}:{ROOT / 'tests'}",
+            **variables,
+        )
+        for folder, variables in zip(folders, addresses(2), strict=True)
+    ]
+    for done in map(finish, begun):
+        assert done.returncode == 0, done
+        lines = [json.loads(line) for line in done.stdout.splitlines() if re.match(r"\[\d", line)]
+        for size, sent, gathered in lines:
+            assert sent == size > 10_000
+            assert gathered < 1_000  # numbers of steps, and two for each image of a validation
+        assert len(lines) == 2
+    assert not [path for path in folders[1].rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_draw_together(folders: tuple[Path, Path]) -> None:
+    """Numbers and pictures are those of one process; process 0 alone writes and prints them.
+
+    It alone reads the checkpoint, which the folder of process 1 lacks.
+    """
+    tmp_path, other = folders
     with on_devices(4):
         run = train(tiny.experiment(), tmp_path / "run")
         alone = evaluate(run, num_samples=5)
         drawn = sample(run, num=6)
         main(["reconstruct", str(tmp_path / "run"), "--num", "6", "--out", str(tmp_path / "a.png")])
+    shutil.copytree(tmp_path / "run", other / "run", ignore=lambda *_: ["checkpoints"])
+    copied = sorted(other.rglob("*"))
     for command in (
         ("evaluate", "--num-samples", 5),
         ("sample", "--num", 6, "--out", "s{}.png"),
@@ -307,8 +389,8 @@ def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
     ):
         name, *flags = command
         begun = [
-            start(BRIEF, name, "run", *flags, "--distributed", devices=2, cwd=tmp_path, **variables)
-            for variables in addresses(2)
+            start(BRIEF, name, "run", *flags, "--distributed", devices=2, cwd=folder, **variables)
+            for folder, variables in zip(folders, addresses(2), strict=True)
         ]
         done = [finish(process) for process in begun]
         assert [process.returncode for process in done] == [0, 0], done
@@ -318,6 +400,7 @@ def test_two_processes_evaluate_and_draw_together(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("s*.png"))) == len(drawn) == 6
     one, both = (image.imread(tmp_path / name) for name in ("a.png", "r.png"))
     np.testing.assert_allclose(both, one, atol=2 / 255)
+    assert sorted(other.rglob("*")) == copied
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint is one training state, written in the background as a whole folder with a manifest of
-its files, which are checked before any is read.
+its files and a hash of its arrays, by which each is checked when it is read.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ _ATTEMPTS = 10  # to read while another process replaces checkpoints
 _LOOKS = 3  # more for a checkpoint where there seems to be none
 _LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
+_SMALL = 2**16  # bytes of files that are hashed, even where the arrays are
 
 
 def fingerprint(tree: object) -> str:
@@ -49,19 +50,30 @@ def _arrays(tree: object) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
+def _digest(tree: object) -> str:
+    """SHA-256 over the fingerprints of a tree's arrays, whatever their names and order."""
+    each = sorted(fingerprint(leaf) for leaf in jax.tree.leaves(tree))
+    return hashlib.sha256("".join(each).encode()).hexdigest()
+
+
 def _finite(number: float | None) -> float | None:
     """A finite number, which can be written as JSON and sorted; None for others."""
     return number if number is not None and math.isfinite(number) else None
 
 
 def _describe(
-    partial: Path, arrays: dict[str, str], validation: float | None, finite: bool
+    partial: Path,
+    arrays: dict[str, str],
+    validation: float | None,
+    finite: bool,
+    digest: str | None = None,
 ) -> None:
     """Write the manifest of a complete checkpoint."""
     manifest = {
         "validation": _finite(validation),
         "finite": finite,
         "arrays": arrays,
+        "digest": digest,
         "files": storage.manifest_of(partial),
     }
     (partial / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -249,7 +261,7 @@ class Checkpoints:
                     storage.delete_partial(partial)
                     time.sleep(0.05)
                 raise
-            _describe(partial, _arrays(state), validation, finite)
+            _describe(partial, _arrays(state), validation, finite, _digest(state))
         self._delete_old()
 
     def _write_shares(
@@ -402,7 +414,11 @@ class Checkpoints:
             VaeJaxError: it is of another model.
         """
         manifest, folder = self._manifest(step), self.folder / str(step)
-        if manifest is None or not self._is_whole(step):
+        if manifest is None:
+            return None
+        # Files are read once: what is in the large ones is checked when they have become arrays.
+        digest = manifest.get("digest")  # which shares of several processes lack
+        if storage.damage(folder, manifest["files"], math.inf if digest is None else _SMALL):
             return None
         there = manifest["arrays"]
         here = there if like is None else _arrays(like)
@@ -417,13 +433,14 @@ class Checkpoints:
         try:
             state: Any = self._orbax.restore(folder, args=ocp.args.PyTreeRestore(abstract))
         except Exception as error:  # of many kinds
-            if not folder.exists():
+            if not self._is_whole(step):
                 return None
             raise VaeJaxError(
                 f"The checkpoint of step {step} in {self.folder} is whole, but cannot be read "
                 f"({_first_line(error)}): see that this is the version of Orbax that wrote it."
             ) from error
-        return jax.tree.map(np.asarray, state)
+        state = jax.tree.map(np.asarray, state)
+        return state if digest in (None, _digest(state)) else None
 
     def clean_up(self, step: int) -> None:
         """Make room to go on from `step`, in the one process that writes.

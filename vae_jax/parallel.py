@@ -92,15 +92,16 @@ def max_over_processes(value: int) -> int:
 
 
 def from_main_process(tree: Tree) -> Tree:
-    """The main process's tree of host arrays; each waits here for the others.
+    """The main process's tree of host arrays, to the bit; each waits here for the others.
 
     Args:
         tree: in the other processes its shapes and types.
     """
 
     def of_one(leaf: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray:
-        own = leaf if is_main_process() else np.zeros(leaf.shape, leaf.dtype)
-        return np.asarray(multihost_utils.broadcast_one_to_all(own))  # of one array at a time
+        own = np.asarray(leaf) if is_main_process() else np.zeros(leaf.shape, leaf.dtype)
+        bits = multihost_utils.broadcast_one_to_all(own.ravel().view(np.uint8))  # -0.0 + 0 is 0
+        return np.asarray(bits).view(own.dtype).reshape(own.shape)  # of one array at a time
 
     return jax.tree.map(of_one, tree)
 

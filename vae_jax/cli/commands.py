@@ -194,7 +194,7 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
     from vae_jax import generate, parallel
     from vae_jax.grid import runs_of
-    from vae_jax.run import load_run
+    from vae_jax.run import load_together
     from vae_jax.standard_figures import pictures_of, save_pictures
 
     function = getattr(generate, command)
@@ -206,7 +206,7 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
     with processes.together():
         for folder in runs_of(options.run):
             with Waiting(f"Drawing from {folder}"), said_in_flags(signature(function).parameters):
-                run = load_run(folder, options.checkpoint, trust=options.trust)
+                run = load_together(folder, options.checkpoint, trust=options.trust)
                 images, figure, columns = pictures_of(run, command, dict(arguments))
             of_cell = "" if folder == options.run else f"-{folder.name}"
             out = options.out.with_name(options.out.stem + of_cell + options.out.suffix)
@@ -332,14 +332,14 @@ def evaluate(
     from vae_jax.evaluation.evaluate import evaluate as evaluate_run
     from vae_jax.grid import runs_of
     from vae_jax.metrics import load_features
-    from vae_jax.run import load_run
+    from vae_jax.run import load_together
 
     ais = None if ais_temperatures is None else AIS(ais_temperatures, ais_chains)
     with processes.together():
         spaces = None if features is None else load_features(features)
         for folder in runs_of(run):
             start = time.perf_counter()
-            loaded = load_run(folder, checkpoint, trust=trust)
+            loaded = load_together(folder, checkpoint, trust=trust)
             evaluation = evaluate_run(
                 loaded,
                 split=split,

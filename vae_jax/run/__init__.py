@@ -4,7 +4,7 @@ from vae_jax.run import trackers
 from vae_jax.run.arrays import load_variables
 from vae_jax.run.folder import Record, RunFolder, jsonable, versions, what_processes_share
 from vae_jax.run.programs import save_programs
-from vae_jax.run.run import Run, load_run
+from vae_jax.run.run import Run, load_run, load_together
 
 __all__ = [
     "Record",
@@ -12,6 +12,7 @@ __all__ = [
     "RunFolder",
     "jsonable",
     "load_run",
+    "load_together",
     "load_variables",
     "save_programs",
     "trackers",

@@ -1,5 +1,6 @@
 """A trained model and its uses: NumPy arrays in, NumPy arrays out."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -452,13 +453,40 @@ def load_run(
         VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
             data or model have changed.
     """
+    with Waiting(f"Opening {folder}"):
+        run = _without_state(folder, checkpoint, experiment, trust)
+        return dataclasses.replace(run, state=run.folder.restore(run.state, checkpoint))
+
+
+def load_together(folder: str | Path, checkpoint: Which = "latest", *, trust: bool = False) -> Run:
+    """Load a run as `load_run` does, in all processes at once; the first one reads its checkpoint.
+
+    Args:
+        folder: the run folder, as in `load_run`.
+        checkpoint: as in `load_run`.
+        trust: as in `load_run`.
+
+    Raises:
+        VaeJaxError: as in `load_run`.
+    """
+    with Waiting(f"Opening {folder}"):
+        run = _without_state(folder, checkpoint, None, trust)
+        state = run.state
+        if parallel.is_main_process():
+            state = run.folder.restore(state, checkpoint)
+        return dataclasses.replace(run, state=parallel.from_main_process(state))
+
+
+def _without_state(
+    folder: str | Path, checkpoint: Which, experiment: Experiment | None, trust: bool
+) -> Run:
+    """A run whose state is still the shapes and types of its arrays."""
     parallel.check_devices()
     run_folder = RunFolder(Path(folder))
     record = run_folder.read_record()
-    with Waiting(f"Opening {folder}"):
-        if experiment is None:
-            experiment = run_folder.stored_experiment(record, trust)
-        run_folder.check_model(record, experiment)
-        seeds = np.arange(record["num_seeds"], dtype=np.uint32)
-        like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
-        return Run(run_folder, experiment, run_folder.restore(like, checkpoint), checkpoint)
+    if experiment is None:
+        experiment = run_folder.stored_experiment(record, trust)
+    run_folder.check_model(record, experiment)
+    seeds = np.arange(record["num_seeds"], dtype=np.uint32)
+    like = jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
+    return Run(run_folder, experiment, like, checkpoint)
