@@ -491,10 +491,10 @@ def test_the_others_do_not_wait_for_figures(tmp_path: Path) -> None:
 
 # Process 1 prepares its data for ever.
 WAITING = """
-import os, time
+import os, sys, time
 from vae_jax import parallel
 from vae_jax.processes import agree, together
-with together({}, start_timeout=100):
+with together({}, start_timeout=100, heartbeat_timeout=int(sys.argv[1])):
     print("together", flush=True)
     if parallel.is_main_process():
         agree({})
@@ -505,7 +505,7 @@ with together({}, start_timeout=100):
 @pytest.mark.slow
 def test_a_process_that_waits_for_another_can_be_stopped() -> None:
     """JAX's own notice of preemption would take the signal."""
-    begun = [start(("-c", WAITING), **variables) for variables in addresses(2)]
+    begun = [start(("-c", WAITING), 100, **variables) for variables in addresses(2)]
     for process in begun:
         assert process.stdout is not None
         assert process.stdout.readline() == "together\n"
@@ -520,7 +520,7 @@ def test_a_process_that_waits_for_another_can_be_stopped() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1, 2])
 def test_all_that_wait_say_which_process_has_died(killed: int) -> None:
-    begun = [start(("-c", WAITING), **variables) for variables in addresses(3)]
+    begun = [start(("-c", WAITING), 100, **variables) for variables in addresses(3)]
     for process in begun:
         assert process.stdout is not None
         assert process.stdout.readline() == "together\n"
@@ -529,6 +529,61 @@ def test_all_that_wait_say_which_process_has_died(killed: int) -> None:
         if number != killed:
             assert done.returncode == 1, done
             assert f"vae-jax: Process {killed} of this run has died" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hung", [0, 1])
+def test_all_end_when_one_process_hangs(hung: int) -> None:
+    """Stopped by a signal: its machine goes on to answer for its connections."""
+    begun = [start(("-c", WAITING), 4, **variables) for variables in addresses(3)]
+    for process in begun:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "together\n"
+    begun[hung].send_signal(signal.SIGSTOP)
+    since = time.monotonic()
+    others = [finish(process) for number, process in enumerate(begun) if number != hung]
+    assert time.monotonic() - since < 8
+    begun[hung].kill()
+    finish(begun[hung])
+    for done in others:
+        assert done.returncode == 1, done
+        said = f"vae-jax: Process {hung} of this run has shown no sign of life for 4 s"
+        assert said in done.stderr
+        assert "stack trace" not in done.stderr
+
+
+# An experiment whose data one process prepares for longer than all times that are waited.
+SLOWLY = """
+import os, time
+import tiny
+
+def experiment():
+    until = time.monotonic() + 10 * (os.environ["JAX_PROCESS_ID"] == os.environ["SLOW"])
+    while time.monotonic() < until:  # as busy as Python can be
+        pass
+    return tiny.experiment(num_steps=10)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", [0, 1])
+def test_the_others_wait_for_a_process_that_prepares_its_data(slow: int, tmp_path: Path) -> None:
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    begun = [
+        start(
+            BRIEF,
+            *("train", "slowly.py", "--distributed", "--start-timeout", 8),
+            *("--heartbeat-timeout", 4, "--shutdown-timeout", 4),
+            cwd=tmp_path,
+            pythonpath=f"{ROOT}:{ROOT / 'tests'}",
+            slow=slow,
+            **variables,
+        )
+        for variables in addresses(2)
+    ]
+    done = [finish(process) for process in begun]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert (tmp_path / "runs" / "slowly" / "summary.json").exists()
 
 
 # What JAX does by itself, for which this package's own code stands.
@@ -544,6 +599,15 @@ time.sleep(30)
 """
 
 
+def two_by_jax(program: str) -> list[subprocess.Popen[str]]:
+    """Two processes that JAX has connected."""
+    begun = [start(("-c", program), **variables) for variables in addresses(2)]
+    for process in begun:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "together\n"
+    return begun
+
+
 @pytest.mark.slow
 def test_jax_alone_ends_processes_by_an_abort_and_keeps_sigterm_to_itself() -> None:
     """Where this fails, JAX may have learned what `meet`, `together` and `stop_signals` do."""
@@ -552,15 +616,44 @@ def test_jax_alone_ends_processes_by_an_abort_and_keeps_sigterm_to_itself() -> N
     assert done.returncode == -signal.SIGABRT
     assert "Check failure stack trace" in done.stderr
 
-    begun = [start(("-c", BY_JAX), **variables) for variables in addresses(2)]
-    for process in begun:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "together\n"
+    for number in (signal.SIGKILL, signal.SIGSTOP):  # it dies, or it hangs
+        begun = two_by_jax(BY_JAX)
+        begun[0].send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert begun[0].poll() is None
+        begun[1].send_signal(number)
+        survivor = finish(begun[0])
+        begun[1].kill()
+        finish(begun[1])
+        assert survivor.returncode == -signal.SIGABRT
+        assert "Check failure stack trace" in survivor.stderr
+
+
+# The processes stop after the same step, by JAX's own agreement.
+BY_SYNC_POINTS = BY_JAX.replace(
+    "time.sleep(30)",
+    """
+from jax.experimental.multihost_utils import reached_preemption_sync_point
+for step in range(100_000):
+    if reached_preemption_sync_point(step):
+        print(step)
+        break
+    time.sleep(0.001)
+""",
+)
+
+
+@pytest.mark.slow
+def test_jaxs_sync_point_hears_of_sigterm_alone() -> None:
+    """Not of what schedulers send before a time limit, for which there is `stop_signals`."""
+    begun = two_by_jax(BY_SYNC_POINTS)
     begun[0].send_signal(signal.SIGTERM)
-    time.sleep(1)
-    assert begun[0].poll() is None
-    begun[1].kill()
-    finish(begun[1])
-    survivor = finish(begun[0])
-    assert survivor.returncode == -signal.SIGABRT
-    assert "Check failure stack trace" in survivor.stderr
+    done = [finish(process) for process in begun]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert done[0].stdout == done[1].stdout != ""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        begun = two_by_jax(BY_SYNC_POINTS)
+        begun[0].send_signal(number)
+        told = finish(begun[0])
+        begun[1].kill()
+        assert (told.returncode, told.stdout, finish(begun[1]).stdout) == (-number, "", "")

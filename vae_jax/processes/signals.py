@@ -89,8 +89,8 @@ def _own_settings() -> list[tuple[config.State, object]]:
 def stop_signals() -> Iterator[list[int]]:
     """Collect the signals that stop a run instead of dying of them; a second of a kind does kill.
 
-    JAX's preemption service hears SIGTERM alone, and catches it even where nobody asks the service,
-    so that a waiting process cannot be stopped.
+    JAX's preemption service hears of SIGTERM alone, and catches it even where nobody asks the
+    service, so that a waiting process cannot be stopped (tests/test_processes.py).
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # which alone receives them

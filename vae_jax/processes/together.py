@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import jax
@@ -20,6 +21,7 @@ from vae_jax.processes.meeting import meet, read, send
 from vae_jax.progress import say
 
 _FAREWELL: dict[str, Json] = {"farewell": True}
+_ALIVE: dict[str, Json] = {"alive": True}
 
 
 @contextlib.contextmanager
@@ -33,15 +35,16 @@ def together(
     """Join the other processes of a run, and leave with them.
 
     What processes compute together never returns when one of them is missing. JAX's heartbeats end
-    the others only later, by an abort with a C++ stack trace; the connections of `meet` end them at
-    once, with a sentence and status 1. A process that finishes, or is told to stop, says farewell
-    and waits for the others' farewell, however long process 0 writes.
+    the others by an abort with a C++ stack trace; the connections of `meet` end them with a
+    sentence and status 1, at once where a process dies, and where it hangs when its heartbeats on
+    them are missed. A process that finishes, or is told to stop, says farewell and waits for the
+    others' farewell, however long process 0 writes.
 
     Args:
         versions: the versions of the packages, which must be the same in all processes.
         start_timeout: seconds within which all processes have to come.
         heartbeat_timeout: seconds without a sign of life after which a process is taken for dead,
-            as when its machine has lost power.
+            as when it hangs or its machine has lost power.
         shutdown_timeout: seconds within which JAX's own shutdown has to succeed, after all
             farewells.
 
@@ -51,14 +54,13 @@ def together(
     own = launch()
     connections = meet(own, versions, start_timeout)
     leaving, together_to_the_end = threading.Event(), False
+    every = connections, leaving, heartbeat_timeout
     watches = [
-        threading.Thread(target=_watch, args=(number, connections, leaving), daemon=True)
+        threading.Thread(target=_watch, args=(number, *every), daemon=True)
         for number in connections
     ]
-    for connection in connections.values():
-        _keep_alive(connection, heartbeat_timeout)
-    for watch in watches:
-        watch.start()
+    for thread in (*watches, threading.Thread(target=_beat, args=every, daemon=True)):
+        thread.start()
     try:
         # The service would catch SIGTERM, so that a waiting process could not be stopped.
         jax.config.update("jax_enable_preemption_service", False)
@@ -68,7 +70,7 @@ def together(
             own.number,
             own.local_devices,
             cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=heartbeat_timeout,
+            heartbeat_timeout_seconds=2 * heartbeat_timeout,  # for the sentence to come before
             shutdown_timeout_seconds=shutdown_timeout,
         )
         parallel.check_devices()
@@ -111,31 +113,35 @@ def _in_words() -> str:
     )
 
 
-def _keep_alive(connection: socket.socket, seconds: int) -> None:
-    """Let the operating system find out whether the machine at the other end is alive."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        times = {socket.TCP_KEEPIDLE: seconds // 3, socket.TCP_KEEPINTVL: seconds // 6}
-        for option, value in times.items():
-            connection.setsockopt(socket.IPPROTO_TCP, option, max(1, value))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+def _beat(connections: dict[int, socket.socket], leaving: threading.Event, seconds: float) -> None:
+    """Show the others that this process lives."""
+    while not leaving.wait(seconds / 4):
+        for connection in connections.values():
+            send(connection, _ALIVE)
 
 
-def _watch(number: int, connections: dict[int, socket.socket], leaving: threading.Event) -> None:
-    """Wait for the farewell of a process, or for its death, of which the others are told."""
-    match read(connections[number], None):
+def _watch(
+    number: int, connections: dict[int, socket.socket], leaving: threading.Event, seconds: float
+) -> None:
+    """Wait for the farewell of a process, or for its end, of which the others are told."""
+    latest = time.monotonic() + seconds
+    while (found := read(connections[number], seconds)) == _ALIVE:
+        latest = time.monotonic() + seconds
+    match found:
         case {"farewell": True}:
             return
-        case {"died": int(died)}:
+        case {"end": str(what)}:
             pass
+        case _ if time.monotonic() >= latest:
+            what = f"Process {number} of this run has shown no sign of life for {seconds:g} s"
         case _:
-            died = number
+            what = f"Process {number} of this run has died or failed (its own output says why)"
     if not leaving.is_set():
         for connection in connections.values():
-            send(connection, {"died": died})
+            send(connection, {"end": what})
         say(
-            f"vae-jax: Process {died} of this run has died or failed (its own output says why), so "
-            "this one ends too: start all of them again, and they go on from the latest checkpoint."
+            f"vae-jax: {what}, so this one ends too: start all of them again, and they go on from "
+            "the latest checkpoint."
         )
         os._exit(1)  # the main thread waits for what never comes
 
