@@ -27,6 +27,7 @@ ANNOTATED = (
     "step",
     "vae",
     "hierarchical",
+    "deep",
     "conditional",
     "distributions",
     "flows",
@@ -34,6 +35,7 @@ ANNOTATED = (
     "priors",
     "likelihoods",
     "objectives",
+    "second_stage",
 )
 _typed = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
 

@@ -293,30 +293,32 @@ class DeepVAE(Model, kw_only=True):
         p = _unstacked(found[0])[0].p
         return p if y is not None else jax.tree.map(lambda leaf: leaf[0], p)
 
-    def _numbers(self) -> list[Array]:
+    def _numbers(self) -> list[Int[Array, ""]]:
         """The numbers of the layers in the order of inference, 0 for the top layer."""
         return list(jnp.arange(sum(self.decoder.blocks)))
 
-    def _activations(self, x: Array, y: Array | None) -> tuple[Array, ...]:
+    def _activations(
+        self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None
+    ) -> tuple[Float[Array, "B ..."], ...]:
         return self.encoder(x if self.labels is None else self.labels.for_encoder(x, y))
 
     def _down(
         self,
         number: int,
-        activations: Sequence[Array] | None,
+        activations: Sequence[Float[Array, "N ..."]] | None,
         choose: Choose[Own],
         inputs: Sequence[Own],
-        y: Array | None,
-    ) -> tuple[Array, list[Layer]]:
+        y: Int[Array, "_"] | None,
+    ) -> tuple[Float[Array, "N ..."], list[Layer]]:
         condition = None
         if self.labels is not None:
             condition = self.labels.for_decoder(jnp.zeros((number, 0)), y)
         return self.decoder(number, self.image_shape, activations, choose, inputs, condition)
 
-    def _likelihood(self, h: Array, batch: tuple[int, ...]) -> Distribution:
+    def _likelihood(self, h: Float[Array, "N ..."], batch: tuple[int, ...]) -> Distribution:
         return with_batch(self.likelihood(h, self.image_shape), batch)
 
-    def _at_means(self, x: Array, y: Array | None) -> list[Layer]:
+    def _at_means(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None) -> list[Layer]:
         """The layers, the bottom layer first, each at the mean of its posterior."""
 
         def mean(_: Distribution, q: Distribution | None, layer: Array) -> Array:
@@ -325,7 +327,9 @@ class DeepVAE(Model, kw_only=True):
         _, found = self._down(len(x), self._activations(x, y), mean, self._numbers(), y)
         return [layer for level in found for layer in _unstacked(level)][::-1]
 
-    def _generate(self, zs: Layers, y: Array | None) -> tuple[Distribution, Array]:
+    def _generate(
+        self, zs: Layers, y: Int[Array, "B"] | None
+    ) -> tuple[Distribution, Float[Array, "L ..."]]:
         """p(x|z), and ln p(z_l | z_{l+1}, ...) of every layer, for latents `[..., h, w, c]`."""
         h, levels = self._at(zs, None, y)
         log_pz = jnp.concatenate([level.p.log_prob(level.z) for level in levels])[::-1]
@@ -333,8 +337,11 @@ class DeepVAE(Model, kw_only=True):
         return self._likelihood(h, batch), log_pz.reshape(-1, *batch)
 
     def _at(
-        self, zs: Layers, activations: Sequence[Array] | None, y: Array | None
-    ) -> tuple[Array, list[Layer]]:
+        self,
+        zs: Layers,
+        activations: Sequence[Float[Array, "N ..."]] | None,
+        y: Int[Array, "_"] | None,
+    ) -> tuple[Float[Array, "N ..."], list[Layer]]:
         """The last h and the levels, the top one first, at given latents `[..., h, w, c]`."""
         flat = [z.reshape(-1, *z.shape[-3:]) for z in zs][::-1]
 
@@ -366,7 +373,7 @@ def _unstacked(level: Layer) -> list[Layer]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], level) for i in range(len(level.z))]
 
 
-def _tempered(p: Distribution, temperature: Array) -> Distribution:
+def _tempered(p: Distribution, temperature: Float[Array, ""]) -> Distribution:
     if not isinstance(p, Normal):
         raise VaeJaxError(
             "A temperature is a factor of the scale of p(z | h), and a block of the decoder made "

@@ -269,7 +269,7 @@ def scanned_steps(
     images: UInt8[Array, "N H W C"] | None,
     batches: Batch,
     seed: Integer[Array, ""],
-    *numbers: Array,
+    *numbers: Num[Array, "..."],
 ) -> tuple[TrainState, dict[str, Num[Array, "steps"]]]:
     """One step for each batch, and the metrics of each step.
 

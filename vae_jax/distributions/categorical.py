@@ -77,7 +77,7 @@ class OneHotCategorical(_Logits):
 
 
 @register_kl(OneHotCategorical, OneHotCategorical)
-def _kl_categorical_categorical(q: OneHotCategorical, p: OneHotCategorical) -> Array:
+def _kl_categorical_categorical(q: OneHotCategorical, p: OneHotCategorical) -> Float[Array, "..."]:
     log_q, log_p = jax.nn.log_softmax(q.logits), jax.nn.log_softmax(p.logits)
     return sum_event(jnp.exp(log_q) * (log_q - log_p), 2)
 

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from vae_jax import random
 
 State = TypeVar("State")
-Velocity = Callable[[Array, Array], Array]
-"""f, a function of one z `[*event]` and of the time `[]`."""
+Velocity = Callable[[Float[Array, "*event"], Float[Array, ""]], Float[Array, "*event"]]
+"""f, a function of one z and of the time."""
 
 EXACT_UP_TO = 64
 """The number of dimensions up to which the divergence is the exact trace of the Jacobian, which

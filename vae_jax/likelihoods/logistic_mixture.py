@@ -36,7 +36,7 @@ def shifted(
 def settled(
     loc: Float[Array, "*shape C"],
     coefficients: Float[Array, "*shape C C"],
-    settle: Callable[[Array], Array],
+    settle: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
 ) -> Float[Array, "*shape C"]:
     """Settle one channel after the other, each at a location shifted by the channels before.
 

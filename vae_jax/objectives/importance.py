@@ -28,8 +28,8 @@ from jaxtyping import Float
 from vae_jax.interfaces import Metrics, Model, Requirements
 from vae_jax.vae import Terms
 
-OfWeights = Callable[[Array], Array]
-"""A function of ln w, `[K, B]`."""
+OfWeights = Callable[[Float[Array, "K B"]], Float[Array, "..."]]
+"""A function of ln w."""
 
 
 def importance_bound(log_w: Float[Array, "K B"]) -> Float[Array, "B"]:

@@ -17,7 +17,7 @@ from vae_jax.interfaces import Model, Space
 from vae_jax.parallel import gather_batch
 from vae_jax.vae import Terms
 
-Kernel = Callable[[Array, Array], Array]
+Kernel = Callable[[Float[Array, "n d"], Float[Array, "m d"]], Float[Array, "n m"]]
 SPACES: frozenset[Space] = frozenset({"real", "sphere"})
 
 

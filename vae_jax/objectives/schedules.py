@@ -17,7 +17,7 @@ def cyclical_schedule(
     num_steps: Count,
     num_cycles: Count = 4,
     ratio: Annotated[float, Bounds(above=0, most=1)] = 0.5,
-) -> Callable[[Array], Array]:
+) -> Callable[[Num[Array, ""]], Float[Array, ""]]:
     """A weight of the KL that rises from 0 to 1, stays there, and starts again.
 
     Args:

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Key
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
 from vae_jax import random
@@ -108,18 +109,25 @@ class Diffusion(TransportPrior):
         return GAMMA
 
     @override
-    def alpha_sigma(self, s: Array | float) -> tuple[Array, Array]:
+    def alpha_sigma(
+        self, s: Float[ArrayLike, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         return jnp.sqrt(jax.nn.sigmoid(-jnp.asarray(s))), jnp.sqrt(jax.nn.sigmoid(jnp.asarray(s)))
 
     @override
-    def speed(self, s: Array) -> Array:
+    def speed(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         # With tan(phi) = sigma / alpha, dz/dphi = v.
         alpha, sigma = self.alpha_sigma(s)
         return alpha * sigma / 2
 
     @override
     def bound(
-        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+        self,
+        p: Transported,
+        z: Float[Array, "N *event"],
+        noise: Float[Array, "N *event"],
+        uniform: Float[Array, "N"],
+        y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
         first, last = GAMMA
 
@@ -146,8 +154,12 @@ class Diffusion(TransportPrior):
 
     @override
     def ancestral(
-        self, p: Transported, noise: Array, key: Key[Array, "..."], sample_shape: Shape
-    ) -> Float[Array, "..."]:
+        self,
+        p: Transported,
+        noise: Float[Array, "*draws_and_event"],
+        key: Key[Array, "..."],
+        sample_shape: Shape,
+    ) -> Float[Array, "*draws_and_event"]:
         flat, y = p.flat(noise)
         first, last = GAMMA
         gammas = jnp.linspace(last, first, self.num_steps + 1)

@@ -4,7 +4,8 @@ import math
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from typing_extensions import override
 
 from vae_jax.distributions import sum_event
@@ -52,16 +53,23 @@ class FlowMatching(TransportPrior):
         return FIRST, 1.0
 
     @override
-    def alpha_sigma(self, s: Array | float) -> tuple[Array, Array]:
+    def alpha_sigma(
+        self, s: Float[ArrayLike, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         return 1 - jnp.asarray(s), jnp.asarray(s)
 
     @override
-    def speed(self, s: Array) -> Array:
+    def speed(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.ones_like(s)
 
     @override
     def bound(
-        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+        self,
+        p: Transported,
+        z: Float[Array, "N *event"],
+        noise: Float[Array, "N *event"],
+        uniform: Float[Array, "N"],
+        y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
         t = FIRST**uniform  # its density is 1 / (t ln 1/FIRST)
         z_t, true, v = self._velocities(p, z, noise, t, y)
@@ -73,14 +81,24 @@ class FlowMatching(TransportPrior):
 
     @override
     def to_fit(
-        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+        self,
+        p: Transported,
+        z: Float[Array, "N *event"],
+        noise: Float[Array, "N *event"],
+        uniform: Float[Array, "N"],
+        y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
         _, true, v = self._velocities(p, z, noise, uniform, y)
         return -sum_event((true - v) ** 2, z.ndim - 1)
 
     def _velocities(
-        self, p: Transported, z: Array, noise: Array, t: Array, y: Array | None
-    ) -> tuple[Array, Array, Array]:
+        self,
+        p: Transported,
+        z: Float[Array, "N *event"],
+        noise: Float[Array, "N *event"],
+        t: Float[Array, "N"],
+        y: Int[Array, "N"] | None,
+    ) -> tuple[Float[Array, "N *event"], Float[Array, "N *event"], Float[Array, "N *event"]]:
         """z_t, the velocity e - z of its path, and the network's."""
         at = t.reshape(-1, *[1] * (z.ndim - 1))
         z_t = (1 - at) * z + at * noise

@@ -37,7 +37,7 @@ class AutoregressiveMixture(Autoregressive):
     def token_size(self) -> int:
         return latent_shape(self.prior.shape)[-1]
 
-    def mixture(self, outputs: Float[Array, "*batch _"]) -> tuple[Array, Normal]:
+    def mixture(self, outputs: Float[Array, "*batch _"]) -> tuple[Float[Array, "*batch K"], Normal]:
         """The log-weights `[*batch, K]` and the Gaussians, batch `[*batch, K]`."""
         count, size = self.prior.num_components, self.token_size
         logits, rest = outputs[..., :count], outputs[..., count:]

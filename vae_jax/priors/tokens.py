@@ -128,7 +128,9 @@ class Tokens(Bounded):
         batch = () if self.y is None else self.y.shape
         return (*batch, self.network.length, self.token_size)
 
-    def flat(self, value: Float[Array, "..."]) -> tuple[Array, Int[Array, "N"] | None]:
+    def flat(
+        self, value: Float[Array, "..."]
+    ) -> tuple[Float[Array, "N n F"], Int[Array, "N"] | None]:
         """Sequences `[N, n, F]` and their classes `[N]`."""
         flat = value.reshape(-1, self.network.length, self.token_size)
         return flat, None if self.y is None else jnp.tile(self.y, len(flat) // len(self.y))
@@ -194,7 +196,9 @@ class Autoregressive(Tokens):
         return self._log_prob(flat, y).reshape(value.shape[: value.ndim - self.event_ndims])
 
     @override
-    def elbo(self, value: Float[Array, "..."], keys: Key[Array, "*batch"]) -> Float[Array, "..."]:
+    def elbo(
+        self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """`log_prob`, with p(z) in place of p(z|y) for values whose labels are dropped.
 
         Its expectation is a lower bound on the logarithm of the mixture of p(z|y) and p(z).
@@ -202,7 +206,9 @@ class Autoregressive(Tokens):
         flat, y = self.flat(value)
         return self._log_prob(flat, self.told(keys, y)).reshape(keys.shape)
 
-    def _log_prob(self, tokens: Float[Array, "N n F"], y: Array | None) -> Float[Array, "N"]:
+    def _log_prob(
+        self, tokens: Float[Array, "N n F"], y: Int[Array, "N"] | None
+    ) -> Float[Array, "N"]:
         before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0), (0, 0)))
         outputs, _ = self.outputs(before, y, self.network.empty_cache(len(before)))
         return self.log_density(outputs, tokens).sum(-1)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 from typing_extensions import override
 
@@ -25,7 +26,7 @@ from vae_jax.conditional import check_guidance, dropped, labels_or_zero
 from vae_jax.distributions import Bounded, Shape, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.flows import solve, solve_with_log_det
-from vae_jax.flows.ode import EXACT_UP_TO
+from vae_jax.flows.ode import EXACT_UP_TO, Velocity
 from vae_jax.given import Count, LatentShape, Network, Proportion, Weight
 from vae_jax.interfaces import Model, Prior, Variables, latent_shape
 from vae_jax.networks.conditioned import AdaptiveMLP, embedded
@@ -39,7 +40,16 @@ SAMPLE_TOLERANCE = 1e-3  # of the error of a step, in units of the noise
 CONDITION = 128
 
 
-OfNoise = Callable[["Transported", Array, Array, Array, Array | None], Array]
+OfNoise = Callable[
+    [
+        "Transported",
+        Float[Array, "N *event"],
+        Float[Array, "N *event"],
+        Float[Array, "N"],
+        Int[Array, "N"] | None,
+    ],
+    Float[Array, "N"],
+]
 """A function of a density and, for each value: the value, noise, a number in [0, 1], a class."""
 
 
@@ -102,7 +112,9 @@ class Transported(Bounded):
             return self._carried(noise)
         return self.prior.ancestral(self, noise, key_steps, sample_shape)
 
-    def elbo(self, value: Float[Array, "..."], keys: Key[Array, "*batch"]) -> Float[Array, "..."]:
+    def elbo(
+        self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         """The prior's bound at one time and one draw of noise for each value.
 
         If labels are dropped, it bounds the mixture of p(z|y) and p(z) with these probabilities:
@@ -132,7 +144,7 @@ class Transported(Bounded):
             v += weight * (v - self.velocity(z, s, jnp.full_like(y, none)))
         return v
 
-    def _of_one(self, y: Int[Array, ""] | None) -> Callable[[Array, Array], Array]:
+    def _of_one(self, y: Int[Array, ""] | None) -> Velocity:
         """The derivative of one z `[*event]` by s `[]`."""
 
         def velocity(z: Array, s: Array) -> Array:
@@ -141,7 +153,7 @@ class Transported(Bounded):
 
         return velocity
 
-    def _carried(self, noise: Float[Array, "*draws_and_event"]) -> Float[Array, "..."]:
+    def _carried(self, noise: Float[Array, "*draws_and_event"]) -> Float[Array, "*draws_and_event"]:
         flat, y = self.flat(noise)
         start, end = self.prior.ends
         alpha, _ = self.prior.alpha_sigma(start)
@@ -151,7 +163,9 @@ class Transported(Bounded):
 
         return jax.vmap(one)(flat, y).reshape(noise.shape)
 
-    def flat(self, value: Array) -> tuple[Array, Array | None]:
+    def flat(
+        self, value: Float[Array, "..."]
+    ) -> tuple[Float[Array, "N *event"], Int[Array, "N"] | None]:
         """Values `[N, *event]` and their classes `[N]`."""
         flat = value.reshape(-1, *self.event_shape)
         if self.y is None:
@@ -159,7 +173,7 @@ class Transported(Bounded):
         return flat, jnp.tile(self.y, len(flat) // len(self.y))
 
     def _over_flat(
-        self, function: OfNoise, value: Array, keys: Key[Array, "*batch"]
+        self, function: OfNoise, value: Float[Array, "..."], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
         """Evaluate a function of noise and uniform numbers over a batch of any shape."""
         flat, y = self.flat(value)
@@ -273,29 +287,45 @@ class TransportPrior(Prior):
         """s at the data end and at the noise end."""
         raise NotImplementedError
 
-    def alpha_sigma(self, s: Array | float) -> tuple[Array, Array]:
+    def alpha_sigma(
+        self, s: Float[ArrayLike, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         """alpha_s and sigma_s."""
         raise NotImplementedError
 
-    def speed(self, s: Array) -> Array:
+    def speed(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The factor by which the network's velocity is multiplied to give dz/ds."""
         raise NotImplementedError
 
     def bound(
-        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+        self,
+        p: Transported,
+        z: Float[Array, "N *event"],
+        noise: Float[Array, "N *event"],
+        uniform: Float[Array, "N"],
+        y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
         """An estimate of the bound on ln p(z) from noise `[N, *event]` and numbers in [0, 1]."""
         raise NotImplementedError
 
     def to_fit(
-        self, p: Transported, z: Array, noise: Array, uniform: Array, y: Array | None
+        self,
+        p: Transported,
+        z: Float[Array, "N *event"],
+        noise: Float[Array, "N *event"],
+        uniform: Float[Array, "N"],
+        y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
         """The quantity maximized when the prior is fitted to given latents."""
         return self.bound(p, z, noise, uniform, y)
 
     def ancestral(
-        self, p: Transported, noise: Array, key: Key[Array, "..."], sample_shape: Shape
-    ) -> Float[Array, "..."]:
+        self,
+        p: Transported,
+        noise: Float[Array, "*draws_and_event"],
+        key: Key[Array, "..."],
+        sample_shape: Shape,
+    ) -> Float[Array, "*draws_and_event"]:
         """Draws by a sampler with noise of its own in each step."""
         raise NotImplementedError
 
