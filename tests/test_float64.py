@@ -257,6 +257,10 @@ FLOWS: dict[str, Case] = {
         lambda q, *p: Sylvester(orthogonalize(q), *p[:-1]).forward_and_log_det(p[-1]),
         (normal(6, 4, 3), normal(6, 3, 3), normal(6, 2, 3, scale=2), normal(6, 3), X),
     ),
+    "Sylvester of reflections": (
+        lambda v, *p: Sylvester(Householder(v), *p[:-1]).forward_and_log_det(p[-1]),
+        (normal(6, 3, 4), normal(6, 4, 4), normal(6, 2, 4, scale=2), normal(6, 4), X),
+    ),
     "InverseAutoregressive": (
         lambda v, c, x: InverseAutoregressive(WITH_CONTEXT, v, c).forward_and_log_det(x),
         (network(WITH_CONTEXT, X, CONTEXT), CONTEXT, X),

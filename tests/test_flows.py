@@ -66,6 +66,9 @@ FLOWS: dict[str, Any] = {
     "householder": Householder(normal(0, 2, D)),
     "sylvester": sylvester(2, normal(2, 2, 2)),
     "sylvester_without_q": Sylvester(None, normal(1, D, D, scale=2), normal(2, 2, D), normal(3, D)),
+    "sylvester_of_reflections": Sylvester(
+        Householder(normal(0, 2, D)), normal(1, D, D, scale=2), normal(2, 2, D), normal(3, D)
+    ),
     "sylvester_at_its_limit": sylvester(D, jnp.outer(jnp.array([1, -1]), 1e4 * normal(2, D))),
     "iaf": InverseAutoregressive(
         MADE_NETWORK, parameters(MADE_NETWORK, X, CONTEXT, scale=0.5), CONTEXT

@@ -32,13 +32,6 @@ class Householder(Flow):
         """The reflections in reverse order; each is its own inverse."""
         return self._reflect(y, reversed(range(self.v.shape[-2])))
 
-    def matrix(self) -> Float[Array, "*batch d d"]:
-        """The orthogonal matrix that is the product of the reflections."""
-        images, _ = Householder(self.v[..., None, :, :]).forward_and_log_det(
-            jnp.eye(self.v.shape[-1], dtype=self.v.dtype)
-        )
-        return images.mT
-
     def _reflect(
         self, x: Float[Array, "... d"], order: Iterable[int]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:

@@ -9,6 +9,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from vae_jax.flows.base import MIN_SLOPE, Flow, direction, monotone_root, tanh_and_slope
+from vae_jax.flows.householder import Householder
 
 einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # densities depend on them
 
@@ -84,13 +85,14 @@ class Sylvester(Flow):
     that r_ii r̃_ii > -1, which makes f invertible.
 
     Attributes:
-        q: the matrix Q, whose columns are orthonormal; None for the identity, with M = d.
+        q: the matrix Q, whose columns are orthonormal; or with M = d the reflections that it is
+            the product of, or None for the identity.
         r: R and R̃ in one matrix: R above the diagonal, R̃ transposed below it.
         diagonals: the diagonals of R and R̃ before their tanh.
         b: the offset b.
     """
 
-    q: Float[Array, "*batch d M"] | None
+    q: Float[Array, "*batch d M"] | Householder | None
     r: Float[Array, "*batch M M"]
     diagonals: Float[Array, "*batch 2 M"]
     b: Float[Array, "*batch M"]
@@ -138,6 +140,8 @@ class Sylvester(Flow):
         """Qᵀz."""
         if self.q is None:
             return jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, self.b.shape))
+        if isinstance(self.q, Householder):
+            return self.q.inverse_and_log_det(z)[0]
         return einsum("...dm,...d->...m", self.q, z)
 
     def _shift(
@@ -146,9 +150,10 @@ class Sylvester(Flow):
         """x ± Q R tanh(R̃ v + b), and ± the forward map's ln |det| where Qᵀz = v."""
         r, r_tilde = self.triangles()
         h, slope = tanh_and_slope(einsum("...mn,...n->...m", r_tilde, v) + self.b)
-        if self.q is None:
-            shift = einsum("...mn,...n->...m", r, h)
-        else:
-            shift = einsum("...dm,...mn,...n->...d", self.q, r, h)
+        shift = einsum("...mn,...n->...m", r, h)
+        if isinstance(self.q, Householder):
+            shift, _ = self.q.forward_and_log_det(shift)
+        elif self.q is not None:
+            shift = einsum("...dm,...m->...d", self.q, shift)
         diagonal = jnp.diagonal(r, axis1=-2, axis2=-1) * jnp.diagonal(r_tilde, axis1=-2, axis2=-1)
         return x + sign * shift, sign * jnp.log1p(slope * diagonal).sum(-1)

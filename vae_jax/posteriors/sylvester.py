@@ -93,7 +93,7 @@ class HouseholderSylvesterFlow(Posterior):
         base = DiagonalGaussian(self.dim, name="base")(h)
         shape = (self.num_flows, self.num_reflections, self.dim)
         v = nn.DenseGeneral(shape, kernel_init=GLOROT, bias_init=NORMAL, name="v")(h)
-        q = [Householder(v[:, t]).matrix() for t in range(self.num_flows)]
+        q = [Householder(v[:, t]) for t in range(self.num_flows)]
         return Transformed(base, tuple(_sylvester(h, q, self.dim)))
 
 
@@ -129,7 +129,7 @@ class TriangularSylvesterFlow(Posterior):
 
 
 def _sylvester(
-    h: Float[Array, "N F"], qs: Sequence[Float[Array, "N d M"] | None], width: int
+    h: Float[Array, "N F"], qs: Sequence[Float[Array, "N d M"] | Householder | None], width: int
 ) -> list[Sylvester]:
     """Sylvester flows of width M with these Q, their other parameters from the features."""
     t, m = len(qs), width
