@@ -4,13 +4,15 @@
     python scripts/benchmark.py --only "MLP, batch 128"    # one workload
     python scripts/benchmark.py --beside 344c0af           # is ours slower than it was there?
 
-The workloads are defined in `scripts/works.py`. Every contender is a separate program, in
-`scripts/contenders/`, that trains without end and prints lines of steps and times; ours is
-`vae-jax train` itself with its metrics.jsonl. The contenders of one workload are started one after
-the other and paused (SIGSTOP); then, round after round and each time in another order, each is
-resumed alone for a few seconds. A rate counts from the second line of a window on, and ratios are
-of rates in the same round, so that a drift of the machine's speed affects both. The work of other
-programs during a window is measured too, and disturbed windows are counted.
+The workloads are defined in `scripts/works.py`; those in bfloat16 are for accelerators. Every
+contender is a separate program, in `scripts/contenders/`, that trains without end and prints lines
+of steps and times; ours is `vae-jax train` itself with its metrics.jsonl. All but the peers run in
+this program's environment. The contenders of one workload are started one after the other and
+paused (SIGSTOP); then, round after round and each time in another order, each is resumed alone for
+a few seconds. A rate counts from the second line of a window on, and ratios are of rates in the
+same round, so that a drift of the machine's speed affects both. The work of other programs during a
+window is measured too, and disturbed windows are counted. The report has a CPU's tables; those of
+an accelerator are only printed.
 """
 
 import io
@@ -20,6 +22,7 @@ import platform
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -34,12 +37,12 @@ from rich.console import Console
 from works import (
     CONTENDERS,
     LEAST_OF_EARLIER,
-    MATRIX_RATE,
     SQUARE,
     Asked,
     Contender,
     Work,
     everything,
+    of_accelerators,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -57,12 +60,12 @@ class Program:
         """Start it, wait for its first lines, note what starting took, and pause it."""
         self.contender = contender
         self.output, self.errors = folder.with_suffix(".output"), folder.with_suffix(".errors")
-        binaries = (peers if contender.peer else ROOT / ".venv") / "bin"
+        python = str(peers / "bin" / "python") if contender.peer else sys.executable
         program, *arguments = contender.command
         if program == "vae-jax":
-            command = [str(binaries / "vae-jax"), *arguments]
+            command = [python, "-P", "-c", "from vae_jax.cli import main; main()", *arguments]
         else:
-            command = [str(binaries / "python"), str(CONTENDERS / program), *arguments]
+            command = [python, str(CONTENDERS / program), *arguments]
         self.folder = folder if "train" in arguments else None
         if self.folder is not None:
             command += ["--workdir", str(folder)]
@@ -146,12 +149,12 @@ class Program:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    def flops_per_image(self) -> float | None:
-        """The number of operations per image, or None if it does not report it."""
+    def facts(self) -> dict[str, Any]:
+        """What it reports besides its steps, the number of operations per image among it."""
         for line in self.output.read_text().splitlines():
             if line.startswith('{"flops"'):
-                return json.loads(line)["flops"]
-        return None
+                return json.loads(line)
+        return {}
 
     def end(self) -> None:
         """Kills it."""
@@ -176,7 +179,7 @@ class Measured:
         name: the contender's name.
         rates: images/s in each round.
         start_seconds, compile_seconds, mebibytes: see `Program`.
-        flops: the number of operations per image, or None if it does not report it.
+        facts: see `Program`.
     """
 
     name: str
@@ -184,7 +187,12 @@ class Measured:
     start_seconds: float
     compile_seconds: float | None
     mebibytes: float
-    flops: float | None
+    facts: dict[str, Any]
+
+    @property
+    def flops(self) -> float | None:
+        """The number of operations per image, or None if it does not report it."""
+        return self.facts.get("flops")
 
 
 def end_by_exception(number: int, _: object) -> NoReturn:
@@ -212,7 +220,7 @@ def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[
                     program.start_seconds(float(np.median(rates[index]))),
                     program.compile_seconds,
                     program.peak_mebibytes(),
-                    program.flops_per_image(),
+                    program.facts(),
                 )
                 for index, program in enumerate(programs)
             ]
@@ -261,7 +269,7 @@ def table(work: Work, measured: list[Measured], disturbed: int) -> str:
     quiet = "all quiet" if not disturbed else f"{disturbed} of them disturbed by other programs"
     lines += [
         "",
-        f"{date.today()}, {os.cpu_count()} cores of {cpu()}; {SQUARE}: "
+        f"{date.today()}, {machine(measured)}; {measured[-1].facts['size']}² matrix products: "
         f"{spread(square / 1e9, 0)} GFLOP/s; {len(ours.rates)} rounds, {windows} windows, {quiet}.",
     ]
     if counted:
@@ -309,6 +317,18 @@ def hidden_share(
     )
 
 
+def on_cpu(measured: list[Measured]) -> bool:
+    """Whether a workload ran on a CPU, by the device of `SQUARE`, its last contender."""
+    return measured[-1].facts["device"] == "cpu"
+
+
+def machine(measured: list[Measured]) -> str:
+    """The device that a workload ran on."""
+    if on_cpu(measured):
+        return f"{os.cpu_count()} cores of {cpu()}"
+    return measured[-1].facts["device"]
+
+
 def cpu() -> str:
     """The name of this machine's CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -342,7 +362,8 @@ def beside_earlier(work: Work, revision: str, tree: Path) -> Work:
     environment = ours.environment | {"PYTHONPATH": str(tree)}
     name = f"{ours.name}, at {revision}"
     earlier = replace(ours, name=name, command=command, environment=environment)
-    return Work(work.title, [ours, earlier], [Asked(LEAST_OF_EARLIER, name, ours.name)])
+    asked = [Asked(LEAST_OF_EARLIER, name, ours.name)]
+    return replace(work, contenders=[ours, earlier], asked=asked, streams=False)
 
 
 def files_of(revision: str, tree: Path) -> None:
@@ -364,7 +385,8 @@ def main(
     """Run the benchmark; each workload's table is written as soon as it is measured.
 
     Args:
-        peers: an environment with numpyro, pythae and torch.
+        peers: an environment with numpyro, pythae and torch; where there is none, they are left out
+            and the tables are only printed.
         only: the titles of the workloads to run; the other tables stay as they are.
         without: the names of contenders to leave out; the tables are then only printed.
         beside: a revision of this repository, at which ours takes the place of all other
@@ -376,8 +398,10 @@ def main(
         signal.signal(number, end_by_exception)
     console, works = Console(), everything()
     titles = [work.title for work in works]
-    for unknown in set(only) - set(titles):
-        raise SystemExit(f"There is no workload {unknown!r}; the titles are {titles}.")
+    works += of_accelerators() if only else []
+    every = [work.title for work in works]
+    for unknown in set(only) - set(every):
+        raise SystemExit(f"There is no workload {unknown!r}; the titles are {every}.")
     with tempfile.TemporaryDirectory() as tree:
         if beside:
             files_of(beside, Path(tree))
@@ -387,10 +411,13 @@ def main(
             if beside:
                 work = beside_earlier(work, beside, Path(tree))
             contenders = [one for one in work.contenders if one.name not in without]
-            work.contenders = [*contenders, MATRIX_RATE]
-            part = table(work, *measure(work, peers, rounds, seconds))
+            contenders = [one for one in contenders if peers.exists() or not one.peer]
+            work.contenders = [*contenders, work.matrix_rate]
+            measured, disturbed = measure(work, peers, rounds, seconds)
+            part = table(work, measured, disturbed)
             console.print(part, markup=False, soft_wrap=True)
-            if not (without or beside):
+            whole = peers.exists() and not (without or beside)
+            if whole and work.title in titles and on_cpu(measured):
                 write(work.title, part, titles)
 
 

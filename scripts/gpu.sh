@@ -2,6 +2,10 @@
 # What there is to measure on a GPU, in steps of under ten minutes each:
 #
 #     scripts/gpu.sh bench "MLP, batch 20"    a work of the benchmark
+#     scripts/gpu.sh bfloat16 VGG             a network's share of bfloat16's rate, at three batch sizes
+#     scripts/gpu.sh variants                 a step of IWAE at batch 20 without its guard, metrics etc.
+#     scripts/gpu.sh seeds                    seeds of a convolutional VAE by vmap, lax.map, processes
+#     scripts/gpu.sh tf32                     errors of densities and their gradients in TF32
 #     scripts/gpu.sh profile                  where a step's time goes at batch 20 and 128
 #     scripts/gpu.sh iwae                     Burda et al.'s full schedule, 3,280 epochs: k = 1, 5 and 50
 #     scripts/gpu.sh evaluate                 L_5000 of what `iwae` has finished
@@ -10,19 +14,44 @@
 #
 # `table` trains for seven minutes and evaluates what there is then; `iwae` stops after nine. Both go
 # on where they were when they are called again, until they say that all runs are finished.
-# KS="1 5" runs some of `iwae`. PYTHON names the interpreter, of an environment with the extra `cuda`.
+# KS="1 5" runs some of `iwae`; flags may follow `variants` and `seeds`. PYTHON names the interpreter,
+# of an environment with the extra `cuda`; PEERS an environment with PyTorch, without which `bench`
+# and `bfloat16` leave it out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 vae_jax=("$python" -c "from vae_jax.cli import main; main()")
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+benchmark=(timeout 590 "$python" scripts/benchmark.py --peers "${PEERS:-.venv-peers}")
 # Several programs share the memory, so none may take all of it. What is independent in a step of
 # small operations runs side by side.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
 
+# Nvidia's MPS, where there is one, lets the kernels of several processes run side by side.
+share_the_device() {
+    if command -v nvidia-cuda-mps-control >/dev/null; then
+        nvidia-cuda-mps-control -d
+        trap 'echo quit | nvidia-cuda-mps-control' EXIT
+    fi
+}
+
 case ${1:-} in
 bench)
-    timeout 590 "$python" scripts/benchmark.py --only "${@:2}"
+    "${benchmark[@]}" --only "${@:2}"
+    ;;
+bfloat16)
+    "${benchmark[@]}" --rounds 3 --only "$2, 32x32 colours, batch "{64,256,1024}", bfloat16"
+    ;;
+variants)
+    timeout 590 "$python" scripts/time_variants.py "${@:2}"
+    ;;
+seeds)
+    share_the_device
+    timeout 590 "$python" scripts/time_seeds.py "${@:2}"
+    ;;
+tf32)
+    timeout 590 "$python" scripts/tensorfloat32.py
     ;;
 profile)
     for batch in 20 128; do
@@ -31,12 +60,8 @@ profile)
     done
     ;;
 iwae)
-    # A process for each k. Nvidia's MPS, where there is one, lets their kernels run side by side.
-    if command -v nvidia-cuda-mps-control >/dev/null; then
-        nvidia-cuda-mps-control -d
-        trap 'echo quit | nvidia-cuda-mps-control' EXIT
-    fi
-    runs=()
+    share_the_device
+    runs=()  # a process for each k
     for k in ${KS:-1 5 50}; do
         # At SIGTERM a run saves its state and ends.
         timeout --signal TERM "$((60 * ${MINUTES:-9}))" "${vae_jax[@]}" train experiments/iwae.py \

@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vae_jax import parallel
+from vae_jax import Experiment, parallel
 from vae_jax.step import init_state, make_train_chunk
 from vae_jax.train import chunks_of_batches
 
@@ -83,6 +84,20 @@ def busy(run: list[Operation]) -> float:
     return total
 
 
+def at_the_start(
+    this: Experiment, num_seeds: int = 1
+) -> tuple[parallel.Layout, Any, tuple[Any, ...]]:
+    """A layout, the state before the first step, and what else its first chunk of steps takes."""
+    layout, seeds = (
+        parallel.Layout.of(num_seeds, this.batch_size),
+        np.arange(num_seeds, dtype=np.uint32),
+    )
+    start = jax.jit(jax.vmap(partial(init_state, this)))(seeds)
+    state, images = layout.place(jax.tree.map(np.asarray, start)), this.data.train.images
+    batches = next(chunks_of_batches(this, layout, seeds, 0, False))
+    return layout, state, (parallel.replicate(images), batches, layout.place(seeds))
+
+
 def main(
     work: Work = "mlp",
     batch_size: int = 128,
@@ -100,25 +115,17 @@ def main(
         most: the largest number of rows of the table.
     """
     this = experiment(work=work, batch_size=batch_size, log_every=steps)
-    layout, seeds = parallel.Layout.of(1, batch_size), np.zeros(1, np.uint32)
-    start = jax.jit(jax.vmap(partial(init_state, this)))(seeds)
-    state, device_seeds = layout.place(jax.tree.map(np.asarray, start)), layout.place(seeds)
-    images = parallel.replicate(this.data.train.images)
-    train_chunk, batches = (
-        make_train_chunk(this, layout),
-        chunks_of_batches(this, layout, seeds, 0, False),
-    )
-    batch, peaks = next(batches), [peak_mebibytes()]
-    train_chunk.compiled(state, images, batch, device_seeds)
+    layout, state, given = at_the_start(this)
+    train_chunk, peaks = make_train_chunk(this, layout), [peak_mebibytes()]
+    train_chunk.compiled(state, *given)
     peaks.append(peak_mebibytes())
-    state, metrics = train_chunk(state, images, batch, device_seeds)
+    state, metrics = train_chunk(state, *given)
     jax.block_until_ready(metrics)
     peaks.append(peak_mebibytes())
-    batch = next(batches)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             began = time.perf_counter()
-            _, metrics = train_chunk(state, images, batch, device_seeds)
+            _, metrics = train_chunk(state, *given)
             jax.block_until_ready(metrics)
             wall = time.perf_counter() - began
         run = operations(folder)

@@ -10,7 +10,7 @@ PLAIN = "plain jitted loop of the same model"
 TORCH = "tight PyTorch loop"
 ONE_SEED = "one seed after the other"
 PRODUCTS = "its matrix products alone"
-SQUARE = "2048² matrix products"  # measured beside every work
+SQUARE = "square matrix products"  # measured beside every work
 CORES = os.cpu_count() or 1
 # Each core works alone on its share of a batch.
 DEVICE_A_CORE = {
@@ -23,7 +23,7 @@ LEAST_OF_PLAIN = 0.97  # of the rate of `PLAIN`
 LEAST_OF_EARLIER = 0.97  # of the rate at another revision
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contender:
     """One program.
 
@@ -74,12 +74,14 @@ class Work:
         asked: the ratios required of ours.
         streams: whether the first four contenders are training from memory, training from the disk,
             and the input of each alone; the report then says how much of the input the step hides.
+        matrix_rate: the square matrix products that are measured beside them.
     """
 
     title: str
     contenders: list[Contender]
     asked: list[Asked] = field(default_factory=list)
     streams: bool = False
+    matrix_rate: Contender = MATRIX_RATE
 
 
 def same_work(work: str, log_every: int, batch_size: int, k: int = 1) -> list[str]:
@@ -181,6 +183,40 @@ def image_networks() -> list[Work]:
         image_network("axial, 32x32 colours, batch 32", "axial", 4, 32),
         image_network("flow matching by a U-Net, 16x16 latents, batch 32", "unet", 4, 32),
         image_network("flow matching by a DiT, 16x16 latents, batch 64", "dit", 8, 64),
+    ]
+
+
+def in_bfloat16(this: Work) -> Work:
+    """The same with networks in bfloat16, and matrices that are."""
+
+    def changed(one: Contender) -> Contender:
+        return replace(one, command=[*one.command, "--compute-dtype", "bfloat16"])
+
+    return replace(
+        this,
+        title=f"{this.title}, bfloat16",
+        contenders=[changed(one) for one in this.contenders],
+        matrix_rate=changed(this.matrix_rate),
+    )
+
+
+def of_accelerators() -> list[Work]:
+    """Networks in bfloat16, those of images at growing batch sizes, of which the best counts."""
+    networks = {
+        "residual network": "residual",
+        "ResNet with norms": "resnet",
+        "VGG": "vgg",
+        "deep hierarchy": "deep",
+    }
+    return [
+        in_bfloat16(training("IWAE network, batch 20, k = 50", "iwae", 50, 20, k=50, torch=1.3)),
+        *(
+            in_bfloat16(
+                training(f"{name}, 32x32 colours, batch {size}", work, 200, size, torch=1.0)
+            )
+            for name, work in networks.items()
+            for size in (64, 256, 1024)
+        ),
     ]
 
 
@@ -306,7 +342,7 @@ def cpu_tricks() -> list[Work]:
 
 
 def everything() -> list[Work]:
-    """The whole benchmark."""
+    """The whole benchmark of a CPU."""
     return [
         mlp(),
         small_mlp(),

@@ -1,5 +1,8 @@
 """The machine's own rate of matrix products: square ones, or those of a training step alone.
 
+Square ones are of 2048² numbers, on accelerators of 8192². Prints the operations of an image and
+the device, then lines of steps and times.
+
 For `mlp` a step is the products of 784-500-20-500-784, forward and backward, in a scan: each step's
 gradients are the next step's weights, so that nothing can be optimized away and nothing else is
 computed. Every device does this on its own.
@@ -16,8 +19,8 @@ from jax import lax
 
 
 def square(a, _):
-    """One product of 2048² matrices."""
-    return a @ a / 2048, None
+    """One product of square matrices."""
+    return a @ a / len(a), None
 
 
 def mlp(x):
@@ -37,18 +40,25 @@ def mlp(x):
     return step
 
 
-def main(work: Literal["square", "mlp"], batch_size: int = 128, log_every: int = 100) -> None:
+def main(
+    work: Literal["square", "mlp"],
+    batch_size: int = 128,
+    log_every: int = 100,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
     """Multiply until it is killed."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
     if work == "square":
-        step, carry = square, jnp.ones((2048, 2048))
-        flops = 2 * 2048**3
+        step, carry = square, jnp.ones((size, size), compute_dtype)
+        flops = 2 * size**3
     else:
         shapes = ((784, 500), (500, 40), (20, 500), (500, 784))
         step = mlp(jnp.ones((batch_size, 784)))
         carry = tuple(jnp.ones(shape) for shape in shapes)
         # Forward, weights' gradients, and inputs' gradients of all layers but the first.
         flops = batch_size * 2 * (3 * sum(m * n for m, n in shapes) - 784 * 500)
-    print(json.dumps({"flops": flops / batch_size}), flush=True)
+    device = jax.devices()[0].device_kind
+    print(json.dumps({"flops": flops / batch_size, "size": size, "device": device}), flush=True)
     many = jax.pmap(lambda carry: lax.scan(step, carry, length=log_every)[0])
     devices = jax.local_device_count()
     carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), carry)

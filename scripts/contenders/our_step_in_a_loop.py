@@ -1,13 +1,16 @@
 """The same model, loss and update as ours, one jitted and donated step at a time.
 
 There is no scan, no pmap, no metric but the loss, and no checkpoint; `vae-jax train` must not be
-slower than this. Prints the operations of a step as XLA counts them, then lines of steps and times.
+slower than this. Prints lines of steps and times, and after the first of them the operations of an
+image as XLA counts them.
 """
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +18,48 @@ import numpy as np
 import optax
 import tyro
 from flax import linen as nn
+from jax import lax
 from ours import Work, experiment
 
-from vae_jax import random
+from vae_jax import compute, random
 from vae_jax.data import batch_indices
 from vae_jax.step import init_state, loss_at_terms
 
 
-def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) -> None:
+def operations(function: Callable[..., Any], *arguments: Any) -> float:
+    """The floating-point operations of a function, as XLA counts them before it compiles it.
+
+    Afterwards it knows nothing of what a GPU's libraries compute. Loops are unrolled, because it
+    counts one iteration.
+    """
+    scan = lax.scan
+
+    def unrolled(*arguments: Any, **named: Any) -> Any:
+        return scan(*arguments, **named | {"unroll": True})
+
+    with mock.patch.object(lax, "scan", unrolled):
+        lowered: Any = jax.jit(lambda *arguments: function(*arguments)).lower(*arguments)
+    return lowered.cost_analysis()["flops"]
+
+
+def main(
+    work: Work,
+    batch_size: int = 128,
+    k: int = 1,
+    log_every: int = 100,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
     """Train until it is killed."""
-    this = experiment(work=work, batch_size=batch_size, k=k, log_every=log_every)
+    this = experiment(
+        work=work, batch_size=batch_size, k=k, log_every=log_every, compute_dtype=compute_dtype
+    )
     protocol, images = this.data.protocol, jnp.asarray(this.data.train.images)
 
     def loss_of(params, x, keys):
-        loss = nn.apply(loss_at_terms, this.model)
+        apply = nn.apply(loss_at_terms, this.model)
+        loss = compute.with_policy(apply, this.compute_dtype, remat=False)
         return loss({"params": params}, this.objective, x, keys, None, jnp.zeros((), jnp.int32))[0]
 
-    @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, images, indices, number):
         keys = jax.random.split(jax.random.fold_in(random.key(1), number), 2 * batch_size)
         x = protocol.apply(images[indices], keys[:batch_size])
@@ -43,8 +71,8 @@ def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) ->
     state = jax.jit(partial(init_state, this))(0)
     params, opt_state = state.params, state.opt_state
     indices = np.zeros(batch_size, np.int32)
-    compiled: Any = step.lower(params, opt_state, images, indices, np.int32(0)).compile()
-    print(json.dumps({"flops": compiled.cost_analysis()["flops"] / batch_size}), flush=True)
+    given = params, opt_state, images, indices, np.int32(0)
+    compiled: Any = jax.jit(step, donate_argnums=(0, 1)).lower(*given).compile()
     for done in range(0, 10**8, log_every):
         rows = batch_indices(0, done, log_every, len(images), batch_size)
         for number, indices in enumerate(rows, done):
@@ -52,6 +80,9 @@ def main(work: Work, batch_size: int = 128, k: int = 1, log_every: int = 100) ->
             params, opt_state, loss = compiled(params, opt_state, *taken)
         assert jnp.isfinite(loss)
         print(json.dumps({"step": done + log_every, "time": time.time()}), flush=True)
+        if done == 0:  # so that it is no part of the start
+            flops = operations(step, params, opt_state, images, indices, np.int32(0))
+            print(json.dumps({"flops": flops / batch_size}), flush=True)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ def experiment(
     log_every: int = 100,
     beta: float = 1.0,
     learning_rate: float = 1e-3,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Experiment:
     """Training without end; a checkpoint every 1,000 steps, the default, or every epoch.
 
@@ -200,6 +201,7 @@ def experiment(
         log_every: the number of steps between two lines of metrics.
         beta: the weight of the KL in the ELBO.
         learning_rate: Adam's, of which vampprior takes half.
+        compute_dtype: the type of float in which encoders and decoders compute.
     """
     size = size_of(work)
     shape = (size, size, 1 if work in GREY else 3)
@@ -220,6 +222,7 @@ def experiment(
         objective=objective,
         optimizer=optimizer,
         batch_size=batch_size,
+        compute_dtype=jnp.dtype(compute_dtype),
         num_steps=10**8,
         log_every=log_every,
         checkpoint_every=-(-interval // log_every) * log_every,

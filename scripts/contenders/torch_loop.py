@@ -240,8 +240,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--k", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--compute-dtype", default="float32")
     options = parser.parse_args()
     work, batch_size, k = options.work, options.batch_size, options.k
+    half = options.compute_dtype == "bfloat16"
     side = size_of(work)
     shape = (1 if work in GREY else 3, side, side)
     if work in ("mlp", "iwae", "vampprior", "evaluation"):
@@ -265,7 +267,8 @@ def main() -> None:
         x = torch.bernoulli(pixels) if work in GREY else pixels
         if len(shape) == 3:
             x = x.contiguous(memory_format=torch.channels_last)
-        loss = loss_of(model, x, k, work)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            loss = loss_of(model, x, k, work)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
