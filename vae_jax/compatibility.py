@@ -246,7 +246,7 @@ def check_objective(objective: Objective, model: Model) -> None:
             f"{type(model.prior).__name__} does not have; "
             f"{_fitting(PRIORS, lambda p: p.factors and fits_prior(top, p))}."
         )
-    for conditional in getattr(model, "conditionals", ()):
+    for conditional in model.conditionals:
         if requires.factorized_prior and "factors" not in conditional.traits:
             raise VaeJaxError(
                 f"{name} needs conditionals with independent components, which "
@@ -496,7 +496,7 @@ def check_accumulation(model: Model, objective: Objective) -> None:
         VaeJaxError: it does not.
     """
     state = set(_initial(model)) - {"params"}
-    layers = [*model.posteriors, *getattr(model, "conditionals", ())]
+    layers = [*model.posteriors, *model.conditionals]
     parts = [*layers, model.prior, model.likelihood]
     whole = [type(part).__name__ for part in parts if part.whole_batch]
     if objective.requires.whole_batch:
@@ -522,7 +522,7 @@ def check_complete(model: Model) -> None:
     left = ("__call__", "encode", "decode", "sample", "log_prior")
     own, base = type(model), Model
     missing = [name for name in left if getattr(own, name) is getattr(base, name)]
-    if not hasattr(model, "posteriors"):
+    if not model.posteriors:
         missing.insert(0, "posteriors")
     if missing:
         raise VaeJaxError(
@@ -541,7 +541,7 @@ def check(model: Model, objective: Objective, data: Data) -> None:
     check_data(model.likelihood, data)
     check_labels(model, data)
     check_prior(model.posteriors[-1], model.prior)
-    for module in [*model.posteriors[1:], *getattr(model, "conditionals", ())]:
+    for module in [*model.posteriors[1:], *model.conditionals]:
         if "amortized" not in module.traits:
             raise VaeJaxError(
                 f"{type(module).__name__} shares parameters between examples, which a layer that "

@@ -408,20 +408,22 @@ class Model(Part, kw_only=True):
 
     prior: Annotated[Prior, "a prior, such as StandardNormal(20)"]
     likelihood: Annotated[Likelihood, "a likelihood, such as Bernoulli()"]
-    critic: Annotated[nn.Module | None, "a critic, such as LatentCritic(MLP((64,))), or None"] = (
-        None
-    )
+    critic: Annotated[nn.Module | None, "a critic, such as LatentCritic(MLP((8,))), or None"] = None
     labels: Annotated[Labels | None, "a LabelEmbedding, or None"] = None
     image_shape: Annotated[
         tuple[()] | tuple[given.Count, given.Count, given.Count], "(H, W, C), such as (28, 28, 1)"
     ] = ()
 
-    if TYPE_CHECKING:  # at run time a property would hide the attribute of a hierarchy
+    if TYPE_CHECKING:
 
         @property
         def posteriors(self) -> Sequence[Posterior]:
             """The posteriors of the layers, the bottom layer first."""
             ...
+
+    else:  # a property would hide the field of a hierarchy
+        posteriors = ()
+    conditionals: ClassVar[Sequence[Posterior]] = ()  # p(z_1|z_2), ..., where parts make them
 
     def setup(self):
         """Refuse a model that does not know its images."""
@@ -568,8 +570,6 @@ class Objective(given.Checked, abc.ABC):
 
             @dataclass(frozen=True)
             class SampledELBO(Objective):
-                num_samples: int = 1
-
                 def __call__(self, terms, step, model):
                     return -terms.log_w.mean(), terms.bound_metrics()
     """

@@ -44,7 +44,9 @@ class Hierarchy(Model, kw_only=True):
         Sequence[Posterior], POSTERIORS
     ]
     decoders: Annotated[Sequence[nn.Module], NETWORKS]
-    conditionals: Annotated[Sequence[Posterior], POSTERIORS]
+    conditionals: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
+        Sequence[Posterior], POSTERIORS
+    ]
 
     @nn.nowrap
     @override

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,42 @@ from vae_jax.interfaces import Model, Posterior, Prior, latent_shape
 from vae_jax.priors.tokens import TokenPrior, Tokens
 
 
+@runtime_checkable
+class OfCodes(Protocol):
+    """A posterior over maps of codes."""
+
+    @property
+    def codebook(self) -> Codebook:
+        """The codebook that its `Quantized` has."""
+        ...
+
+
+@runtime_checkable
+class OfOneHot(Protocol):
+    """A posterior over one-hot vectors."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of each."""
+        ...
+
+
 def codebook_of(posterior: Posterior) -> Codebook:
     """The codebook of a posterior over codes.
 
     Raises:
         VaeJaxError: a user's own posterior has none.
     """
-    _check_has(posterior, "codebook", "the Codebook that its Quantized has")
+    if not isinstance(posterior, OfCodes):
+        raise _lacks(posterior, "codebook", "the Codebook that its Quantized has")
     return posterior.codebook
 
 
-def _check_has(posterior: Posterior, name: str, what: str) -> None:
-    kind = type(posterior)
-    if not hasattr(kind, name) and name not in {field.name for field in fields(kind)}:
-        raise VaeJaxError(
-            f"A prior over codes needs `{name}` of {kind.__name__}, which has none: give it a "
-            f"property or a field `{name}`, {what}."
-        )
+def _lacks(posterior: Posterior, name: str, what: str) -> VaeJaxError:
+    return VaeJaxError(
+        f"A prior over codes needs `{name}` of {type(posterior).__name__}, which has none: give it "
+        f"a property or a field `{name}`, {what}."
+    )
 
 
 class UniformCodes(Prior):
@@ -85,7 +104,8 @@ class CodePrior(TokenPrior):
         """The number n of codes in a map, and the number C of values of each."""
         posterior, positions = model.posterior, math.prod(latent_shape(self.shape))
         if posterior.space == "onehot":
-            _check_has(posterior, "classes", "the number of classes of each of its codes")
+            if not isinstance(posterior, OfOneHot):
+                raise _lacks(posterior, "classes", "the number of classes of each of its codes")
             return positions, posterior.classes
         codebook = codebook_of(posterior)
         return positions * codebook.depth, codebook.num_codes
