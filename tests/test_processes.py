@@ -368,6 +368,114 @@ def test_a_state_is_sent_once_when_it_is_begun_or_read_and_never_to_be_saved(
     assert not [path for path in folders[1].rglob("*") if path.is_file()]
 
 
+# Hashes slowly, so that both processes come at once, and notes what is hashed.
+HASHED = """
+import os, time
+from vae_jax import standard_figures, storage
+from vae_jax.cli import main
+from vae_jax.data import datasets
+
+def noted(function, name):
+    def slowly(given):
+        with open(os.environ["LOG"], "a") as log:
+            log.write(f"{os.getpid()} {name(given)}\\n")
+        time.sleep(1)
+        return function(given)
+    return slowly
+
+storage._entry = noted(storage._entry, lambda path: path.name)
+datasets._fingerprint = noted(datasets._fingerprint, lambda splits: "splits")
+standard_figures.standard_figures = lambda run: {}
+main()
+"""
+OF_DIGITS = """
+import dataclasses
+import tiny
+from vae_jax import load
+
+def experiment():
+    model = tiny.model().clone(image_shape=(28, 28, 1))
+    return dataclasses.replace(tiny.experiment(num_steps=5), data=load("mnist_5k"), model=model)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_load_data_one_hashes_them(data_dir: Path, tmp_path: Path) -> None:
+    """Data that nobody has verified; the other waits for the result, and neither fails."""
+    cached = tmp_path / "data" / "mnist_5k" / "vae_jax"
+    shutil.copytree(data_dir / "mnist_5k" / "vae_jax", cached)
+    for note in cached.glob(".*"):
+        note.unlink()
+    (tmp_path / "digits.py").write_text(OF_DIGITS)
+    begun = [
+        start(
+            ("-c", HASHED),
+            *("train", "digits.py", "--distributed", "--workdir", "run"),
+            cwd=tmp_path,
+            log=tmp_path / "log",
+            vae_jax_data_dir=tmp_path / "data",
+            pythonpath=f"{ROOT}:{ROOT / 'tests'}",
+            **variables,
+        )
+        for variables in addresses(2)
+    ]
+    done = [finish(process) for process in begun]
+    assert [process.returncode for process in done] == [0, 0], done
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    hashed = [name for _, name in lines if name.endswith(".npy") or name == "splits"]
+    assert sorted(hashed) == sorted([*(path.name for path in cached.glob("*.npy")), "splits"])
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+# Of two machines, one has memory for next to nothing.
+UNLIKE = """
+import json, sys
+import numpy as np, tiny
+from vae_jax import parallel, train
+from vae_jax.checkpoint import fingerprint
+from vae_jax.cpu import choices
+from vae_jax.processes import together
+
+choices.floats_at_once = lambda most: most  # as an accelerator's memory allows
+training = sys.modules["vae_jax.train"]
+chunks, streamed = training.chunks_of_batches, []
+def noted(experiment, layout, seeds, step, is_streamed, longest):
+    streamed.append(is_streamed)
+    return chunks(experiment, layout, seeds, step, is_streamed, longest)
+training.chunks_of_batches = noted
+with together({}, start_timeout=100):
+    memory = 2**40 if parallel.is_main_process() else 4_000
+    parallel.device_memory = lambda: memory
+    experiment = tiny.experiment(num_steps=20)
+    own = training.is_streamed(experiment.data)
+    run = train(experiment, sys.argv[1])
+    pictures = [fingerprint(run.sample(num)) for num in (3, 12, 5)]
+    same = [len(run.sample(12)), fingerprint(run.state), *pictures]
+print(json.dumps([own, streamed[0], same]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_unlike_memory_choose_alike(folders: tuple[Path, Path]) -> None:
+    """Where one can hold neither the images nor more than one picture, none does."""
+    begun = [
+        start(
+            ("-c", UNLIKE),
+            folder / "run",
+            devices=2,
+            pythonpath=f"{ROOT}:{ROOT / 'tests'}",
+            **variables,
+        )
+        for folder, variables in zip(folders, addresses(2), strict=True)
+    ]
+    done = [finish(process) for process in begun]
+    assert [process.returncode for process in done] == [0, 0], done
+    first, second = (json.loads(process.stdout.splitlines()[-1]) for process in done)
+    assert (first[0], second[0]) == (False, True)
+    assert first[1:] == second[1:]
+    assert first[1] is True
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_and_draw_together(folders: tuple[Path, Path]) -> None:
     """Numbers and pictures are those of one process; process 0 alone writes and prints them.

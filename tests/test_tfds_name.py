@@ -1,5 +1,8 @@
 """Any image data set of TFDS by its name: cut, resized, labelled, and on the disk once."""
 
+import contextlib
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +147,7 @@ def test_names_and_sizes_that_cannot_be(
 
 
 def test_arrays_are_on_the_disk_once(tmp_path: Path) -> None:
-    """Whatever is written where, interrupted and resumed, in one process and in two."""
+    """Interrupted and resumed; for several processes see below."""
     arrays = {"images": ((100, 8, 8, 3), np.uint8)}
     jobs, sizes, written = [range(a, a + 10) for a in range(0, 100, 10)], [], []
 
@@ -169,3 +172,84 @@ def test_arrays_are_on_the_disk_once(tmp_path: Path) -> None:
     assert max(sizes) < 100 * 8 * 8 * 3 + 500
     found = np.load(whole / "images.npy")
     np.testing.assert_array_equal(found[:, 0, 0, 0], np.arange(100))
+
+
+# Parts by two processes, each of which notes what there is on the disk when it has written one.
+BY_TWO = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+import numpy as np
+from vae_jax.data import preparation
+
+def write(folder, whole, job):
+    images = np.load(whole / "images.npy", mmap_mode="r+")
+    images[job.start : job.stop] = np.array(job)[:, None, None, None]
+    images.flush()
+    size = sum(path.stat().st_size for path in (folder / "work").rglob("*") if path.is_file())
+    with (folder / "log").open("a") as log:
+        log.write(f"{os.getpid()} {job.start} {size}\\n")
+    time.sleep(0.1)
+
+if __name__ == "__main__":
+    folder, jobs = Path(sys.argv[1]), [range(a, a + 10) for a in range(0, 100, 10)]
+    arrays = {"images": ((100, 32, 32, 3), np.uint8)}
+    own = partial(write, folder)
+    preparation.write_in_place(folder / "work", {"a": 1}, arrays, jobs, own, processes=2)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_write_arrays_that_are_on_the_disk_once(tmp_path: Path) -> None:
+    (tmp_path / "by_two.py").write_text(BY_TWO)
+    done = finish(start((str(tmp_path / "by_two.py"),), tmp_path))
+    assert done.returncode == 0, done
+    log = [list(map(int, line.split())) for line in (tmp_path / "log").read_text().splitlines()]
+    processes, starts, sizes = zip(*log, strict=True)
+    assert sorted(starts) == list(range(0, 100, 10))  # each once
+    assert len(set(processes)) == 2
+    assert max(sizes) < 100 * 32 * 32 * 3 + 500
+    found = np.load(tmp_path / "work" / "whole" / "images.npy")
+    np.testing.assert_array_equal(found, np.arange(100)[:, None, None, None] + 0 * found)
+
+
+SMALL_PARTS = """
+import sys
+from vae_jax.data import preparation, tfds_name_prepare
+
+if __name__ == "__main__":
+    tfds_name_prepare.IMAGES_PER_PROCESS, preparation.PART_BYTES = 100, 100_000
+    sys.exit(tfds_name_prepare.main(*sys.argv[1:]))
+"""
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of a folder's files, some of which may vanish meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
+@pytest.mark.slow
+def test_preparations_of_one_data_set_at_once_end_in_one(data_dir: Path, tmp_path: Path) -> None:
+    """Each by processes of its own; never is there more than the arrays once, beside TFDS's."""
+    shutil.copytree(data_dir / "mnist_5k", tmp_path / "data" / "mnist_5k")
+    (tmp_path / "small_parts.py").write_text(SMALL_PARTS)
+    before, most = size_of(tmp_path / "data"), 0
+    arguments = "mnist_5k", 20, tmp_path / "data", ""
+    begun = [start((str(tmp_path / "small_parts.py"),), *arguments) for _ in range(2)]
+    while any(process.poll() is None for process in begun):
+        most = max(most, size_of(tmp_path / "data") - before)
+        time.sleep(0.005)
+    done = [finish(process) for process in begun]
+    assert [process.returncode for process in done] == [0, 0], done
+    assert sorted("progress" in process.stdout for process in done) == [False, True]
+    target = folder_of("tfds:mnist_5k", 20, tmp_path / "data")
+    arrays = sum(path.stat().st_size for path in target.glob("*.npy"))
+    assert 5_000 * 20 * 20 < arrays <= most < arrays + 10_000  # the plan, marks and the manifest
+    left = {path.name for path in target.parent.iterdir()}
+    assert left == {target.name, target.with_suffix(".lock").name}
+    assert load("tfds:mnist_5k", data_dir=tmp_path / "data").image_shape == (20, 20, 1)
+    assert prepare("tfds:mnist_5k", tmp_path / "data", verify=True) == target

@@ -85,7 +85,7 @@ class InBatches(Generic[Result]):
     ) -> tuple[Result, object]:
         """The results for all examples and the summary of all, host arrays; see `__call__`."""
         share = -(-count // parallel.num_devices())
-        share = min(self.most, 1 << (share - 1).bit_length() if rounded else share)
+        share = 1 << (share - 1).bit_length() if rounded else share
         shared = parallel.replicate(shared)
 
         def placed(first: int, size: int) -> tuple[object, ...]:
@@ -96,7 +96,7 @@ class InBatches(Generic[Result]):
         parts, summary = [], self._of_nothing(placed(0, parallel.num_devices()))
         # Accelerators round the factors of a product to ten bits or eight unless told not to.
         with jax.default_matmul_precision("float32"):
-            if share not in self.fitting:
+            if share not in self.fitting:  # in all processes, or in none
                 self.fitting[share] = self._fitting(share, lambda size: (summary, *placed(0, size)))
             size = parallel.num_devices() * self.fitting[share]
             for first in range(0, count, size):
@@ -121,6 +121,7 @@ class InBatches(Generic[Result]):
     def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
         """The largest share of a batch, at most this one, that fits a device's memory."""
         budget = int(MEMORY_FRACTION * parallel.device_memory())
+        share = min(self.most, share)
         while share > 1:
             needed = parallel.temporary_bytes(
                 self.on_devices, *first(parallel.num_devices() * share)
