@@ -31,6 +31,7 @@ from vae_jax import (
     VaeJaxError,
     evaluate,
     generate,
+    parallel,
     train,
 )
 from vae_jax.cli import commands
@@ -222,6 +223,62 @@ def test_a_command_that_does_not_parse_is_noticed():
     assert is_refused(command)
     with pytest.raises(AttributeError):
         parse("vae-jax evaluates runs/demo")
+
+
+class Launched(NamedTuple):
+    """A training by several processes: the devices that its launcher asks for, and its words."""
+
+    devices: int
+    words: list[str]
+
+
+def launched_in(document: str) -> list[Launched]:
+    """The trainings that a document's blocks of commands start as several processes."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", document, re.MULTILINE | re.DOTALL):
+        text = re.sub(r"\\\n\s*", " ", block)
+        job = " ".join(re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE))
+        pattern = r'^([^#\n].*?)"?(vae-jax train [^"\n]*--distributed[^"\n]*)'
+        for launcher, command in re.findall(pattern, text, re.MULTILINE):
+            found.append(Launched(devices_asked_for(f"{job} {launcher}"), shlex.split(command)))
+    return found
+
+
+def devices_asked_for(launcher: str) -> int:
+    """By Slurm's flags, or one for each process; 1 where the number of processes is not said."""
+
+    def number(name: str) -> int:
+        match = re.search(rf"{name}[ =](\d+)", launcher)
+        return int(match[1]) if match else 0
+
+    if "srun" in launcher:
+        by_task = number("--ntasks-per-node") * number("--gpus-per-task")
+        return number("--nodes") * (by_task or number("--gpus-per-node"))
+    return number("-np") or number("JAX_NUM_PROCESSES") or 1
+
+
+def test_batches_divide_over_the_devices_that_commands_ask_for(monkeypatch: pytest.MonkeyPatch):
+    """And the flags of these commands are those of today's program."""
+    launched = [each for path in DOCUMENTS for each in launched_in(path.read_text())]
+    assert [devices for devices, _ in launched] == [16, 16, 16, 16, 1, 2, 16]
+    for devices, (_, _, file, *flags) in launched:
+        made_by = module_of(file).experiment
+        options = options_of.TrainOptions(workdir=Path("runs")), options_of.ProcessOptions()
+        (cell,) = cells_of_flags(made_by, flags)
+        _, processes, arguments = options_of.parse(made_by, "train", cell, *options)
+        assert processes.distributed
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        assert parallel.share_of(arguments["batch_size"]) * devices == arguments["batch_size"]
+
+
+def test_a_batch_that_does_not_divide_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """As the README's once was: 20 images on 16 devices."""
+    text = "```sh\nsrun --nodes 2 --ntasks-per-node 8 --gpus-per-task 1 \\\n    {}\n```\n"
+    command = "vae-jax train experiments/iwae.py --batch-size 20 --distributed"
+    assert launched_in(text.format(command)) == [Launched(16, shlex.split(command))]
+    monkeypatch.setattr(jax, "device_count", lambda: 16)
+    with pytest.raises(VaeJaxError, match="A batch of 20 does not divide over 16 devices"):
+        parallel.share_of(20)
 
 
 # --- Blocks of code -----------------------------------------------------------------------------
