@@ -16,7 +16,7 @@ _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> object:
-    """A public name, imported; `train` is the module, which can be called like its function."""
+    """The object of a public name, imported; `train` is the module, callable like its function."""
     if name == "__version__":
         from importlib.metadata import version
 

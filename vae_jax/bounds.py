@@ -13,7 +13,7 @@ from vae_jax.distributions import Distribution
 from vae_jax.interfaces import Model
 from vae_jax.vae import Terms, has_bound
 
-# The number of samples from one key: a constant, so that an image's noise depends on nothing else.
+# The number of samples from one key: a constant, so that an image's noise does not vary with K.
 SAMPLES_AT_ONCE = 64
 
 
@@ -26,7 +26,7 @@ def per_image(
     y: Array | None = None,
     exact_prior: bool = True,
 ) -> dict[str, Array]:
-    """Bounds and their parts of each image, from K samples.
+    """Bounds on ln p(x) and their parts for each image, from K samples.
 
     Args:
         model: a model.
@@ -35,8 +35,8 @@ def per_image(
         keys: typed keys `[B]`.
         num_samples: the number of samples K.
         y: labels `[B]` of a conditional model.
-        exact_prior: whether ln p(z) is exact where training has only a bound on it. That bound is
-            faster to compute, but with it `nll` is no bound for K > 1.
+        exact_prior: whether ln p(z) is exact where training has only a bound on it. The bound is
+            faster to compute, but with it `nll` is not a bound for K > 1.
 
     Returns:
         Values in nats, `[B]` each:
@@ -104,7 +104,8 @@ def per_image(
 
 
 def meaningful(model: Model, values: dict[str, Array]) -> dict[str, Array]:
-    """The values of `per_image` that mean something; without a bound, none with a density of q."""
+    """The `values` of `per_image` that have a meaning for `model`: without a bound on ln p(x),
+    none that contains a density of q."""
     parts = ("distortion", "posterior_mean", "mean_variance")
     kept = values if has_bound(model) else [name for name in values if name.startswith(parts)]
     return {name: values[name] for name in kept}

@@ -1,7 +1,7 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint is one training state, written in the background as a whole folder with a manifest of
-its files and a hash of its arrays, by which each is checked when it is read.
+its files and a hash of its arrays, both of which are checked when it is read.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from vae_jax.processes.agreement import told_by_main
 State = TypeVar("State")
 Which = Literal["latest", "best"]
 _ATTEMPTS = 10  # to read while another process replaces checkpoints
-_LOOKS = 3  # more for a checkpoint where there seems to be none
+_LOOKS = 3  # further looks for a checkpoint if there seems to be none
 _LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
-_SMALL = 2**16  # bytes of files that are hashed, even where the arrays are
+_SMALL = 2**16  # bytes of files that are hashed, even if their arrays are
 
 
 def fingerprint(tree: object) -> str:
@@ -45,7 +45,7 @@ def fingerprint(tree: object) -> str:
 
 
 def _arrays(tree: object) -> dict[str, str]:
-    """Path, type and shape of every array of a tree."""
+    """The path, type and shape of every array of a tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
@@ -57,7 +57,7 @@ def _digest(tree: object) -> str:
 
 
 def _finite(number: float | None) -> float | None:
-    """A finite number, which can be written as JSON and sorted; None for others."""
+    """The number if it is finite, so that JSON can hold and sort it; else None."""
     return number if number is not None and math.isfinite(number) else None
 
 
@@ -84,10 +84,10 @@ def _first_line(error: Exception) -> str:
 
 
 class _HostArrays(type_handlers.NumpyHandler):
-    """Arrays on the host, written and read one at a time where they are large.
+    """Arrays on the host, written and read one at a time if they are large.
 
-    Orbax copies all arrays before it writes any, TensorStore copies those with an axis of size one
-    again, and arrays that are read are held twice.
+    Otherwise Orbax copies all arrays before it writes any, TensorStore again copies those with an
+    axis of size one, and arrays that are read are held twice.
     """
 
     def __init__(self):
@@ -133,9 +133,9 @@ class Checkpoints:
     One process at a time may write; any may read meanwhile.
 
     Args:
-        folder: the folder of all checkpoints, each in a folder named by its step; made when one
+        folder: the folder of all checkpoints, each in a folder named by its step; created when one
             is saved.
-        keep: the number of the latest that stay.
+        keep: the number of latest checkpoints that stay.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
@@ -186,10 +186,10 @@ class Checkpoints:
 
         Args:
             step: its name; a whole checkpoint of that name stays as it is.
-            state: a pytree.
-            validation: what `best` minimizes; None if it was not measured. A number that is not
-                finite is never the best.
-            finite: whether the step before it was taken, and not skipped; the latest such state
+            state: a pytree of host arrays.
+            validation: the number that `best` minimizes; None if it was not measured. A number that
+                is not finite is never the best.
+            finite: whether the step before it was taken rather than skipped; the latest such state
                 stays.
 
         Raises:
@@ -199,9 +199,9 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, step, state, validation, finite)
 
     def save_shares(self, step: int, state: object, validation: float | None, finite: bool) -> None:
-        """Start writing a state of which each process has a share, and write its own.
+        """Start writing a state that is sharded over processes, each its own share.
 
-        It returns when they are copied to the host. All processes call it, and `wait`.
+        Returns once this process's share is on the host. All processes call it, and `wait`.
 
         Args:
             step: as in `save`.
@@ -240,7 +240,7 @@ class Checkpoints:
         """Return when everything is on disk.
 
         Raises:
-            VaeJaxError: it could not be written.
+            VaeJaxError: a checkpoint could not be written.
         """
         try:
             if self._writing is not None:
@@ -276,7 +276,7 @@ class Checkpoints:
             self._delete_old()
 
     def _place_for(self, step: int) -> Path:
-        """The folder of a checkpoint; a damaged one that is there moves out of the way."""
+        """The folder for a checkpoint; a damaged one is set aside first."""
         target = self.folder / str(step)
         if target.exists() and not self._is_whole(step):
             self._set_aside(step)
@@ -288,7 +288,7 @@ class Checkpoints:
             self._delete(old)
 
     def measure(self, step: int, validation: float | None) -> None:
-        """Add the validation of a state that was saved without one; see `save`."""
+        """Add the validation of the state at `step`, which was saved without one; see `save`."""
         self.wait()
         if (manifest := self._manifest(step)) is not None:
             path = self.folder / str(step) / storage.MANIFEST
@@ -296,14 +296,14 @@ class Checkpoints:
             self._delete_old()
 
     def _good(self) -> list[int]:
-        """Steps with a checkpoint whose last step was taken, and not skipped, the latest first."""
+        """The steps of checkpoints whose last step was taken, not skipped, the latest first."""
         return [step for step in self.steps() if (self._manifest(step) or {}).get("finite")]
 
     def back_to_finite(self) -> int | None:
         """Delete the checkpoints of skipped steps at the end, so that the latest is a good one.
 
         Returns:
-            The step of that one; None where there is no good one, and nothing is deleted.
+            The step of the latest; None, with nothing deleted, if there is no good one.
         """
         self.wait()
         good = next(iter(self._good()), None)
@@ -323,13 +323,13 @@ class Checkpoints:
             storage.delete_folder(folder)
 
     def _set_aside(self, step: int) -> None:
-        """Move a damaged checkpoint out of the way."""
+        """Rename a damaged checkpoint."""
         target = self.folder.with_name(f"damaged_{self.folder.name}") / str(step)
         storage.make_folder(target.parent)
         (self.folder / str(step)).rename(storage.free_name(target))
 
     def _manifest(self, step: int) -> dict[str, Any] | None:
-        """The manifest of a checkpoint; None where it is damaged."""
+        """The manifest of a checkpoint; None if it is damaged."""
         try:
             manifest = storage.read_json(self.folder / str(step) / storage.MANIFEST)
         except storage.DamagedError:
@@ -346,7 +346,7 @@ class Checkpoints:
         )
 
     def steps(self, which: Which = "latest") -> list[int]:
-        """Steps that have a checkpoint, the wanted one first."""
+        """The steps that have a checkpoint: the latest first, or the best first (`which`)."""
         names = [path.name for path in self.folder.glob("[0-9]*") if path.is_dir()]
         numbers = [int(name) for name in names if name.isdecimal()]
         steps = sorted((step for step in numbers if str(step) in names), reverse=True)
@@ -359,19 +359,19 @@ class Checkpoints:
     def restore(
         self, like: State | None, which: Which = "latest"
     ) -> tuple[State, list[str]] | None:
-        """Read a state; one that is damaged is passed over for the next.
+        """Read a state; a damaged one is passed over for the next.
 
         Args:
             like: a state of the same structure, its leaves arrays or `jax.ShapeDtypeStruct`; None
-                gives dictionaries of what is there.
+                gives dictionaries of all that is saved.
             which: the latest, or the best by validation.
 
         Returns:
-            The state, of NumPy arrays, and a sentence for each checkpoint passed over; None when
+            The state, of NumPy arrays, and a sentence for each checkpoint passed over; None if
             there is no checkpoint at all.
 
         Raises:
-            VaeJaxError: there are some, but each is damaged; or one is of another model.
+            VaeJaxError: all checkpoints are damaged, or one is of another model.
         """
         for attempt in range(_ATTEMPTS):
             skipped: list[str] = []
@@ -404,19 +404,19 @@ class Checkpoints:
         """Read the state of a step.
 
         Args:
-            step: its step.
+            step: the step.
             like: as for `restore`.
 
         Returns:
-            The state, of NumPy arrays; None where there is none, or a damaged one.
+            The state, of NumPy arrays; None if there is none, or a damaged one.
 
         Raises:
-            VaeJaxError: it is of another model.
+            VaeJaxError: the checkpoint is of another model.
         """
         manifest, folder = self._manifest(step), self.folder / str(step)
         if manifest is None:
             return None
-        # Files are read once: what is in the large ones is checked when they have become arrays.
+        # Files are read once: the content of large ones is checked when they have become arrays.
         digest = manifest.get("digest")  # which shares of several processes lack
         if storage.damage(folder, manifest["files"], math.inf if digest is None else _SMALL):
             return None
@@ -443,10 +443,10 @@ class Checkpoints:
         return state if digest in (None, _digest(state)) else None
 
     def clean_up(self, step: int) -> None:
-        """Make room to go on from `step`, in the one process that writes.
+        """Clean up to resume from `step`, in the one process that writes.
 
-        What a killed process was writing is deleted; checkpoints later than `step`, which are
-        damaged, move to `damaged_checkpoints`, to be written again.
+        The unfinished writes of a killed process are deleted; checkpoints later than `step`, which
+        are damaged, move to `damaged_checkpoints`, to be written again.
         """
         storage.sweep(self.folder, age=0)
         for damaged in [s for s in self.steps() if s > step]:
@@ -454,13 +454,17 @@ class Checkpoints:
 
 
 def made_once(folder: Path, step: int, like: State, make: Callable[[], State]) -> State:
-    """Host arrays that are made once: process 0 reads them, or writes what all processes have made.
+    """Host arrays made once by all processes, and kept and read by process 0.
 
     Args:
-        folder: where they are kept.
-        step: their name there.
+        folder: the folder that keeps them.
+        step: their name in it.
         like: a tree of their shapes and types.
-        make: makes them, in all processes at once, where they are missing or damaged.
+        make: a function that makes them, called in all processes at once if they are missing or
+            damaged.
+
+    Returns:
+        The arrays, in every process.
     """
     with Checkpoints(folder) as checkpoints:
         found = checkpoints.read(step, like) if parallel.is_main_process() else None

@@ -1,7 +1,7 @@
 """Refusals: combinations of parts that have no meaning, each with a sentence and a way out.
 
-Parts declare what they are and objectives what they require (`vae_jax.interfaces`). Each refusal
-names the public parts that would fit.
+Parts declare their properties and objectives their requirements (`vae_jax.interfaces`). Each
+refusal names the public parts that would fit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -83,10 +83,10 @@ def _fitting(parts: Iterable[type[Kind]], fits: Callable[[type[Kind]], bool]) ->
 
 
 def check_data(likelihood: Likelihood, data: Data) -> None:
-    """Check that the likelihood gives a probability to the images that the protocol makes.
+    """Check that a likelihood gives a probability to the images of `data` under their protocol.
 
     Raises:
-        VaeJaxError: it does not.
+        VaeJaxError: the protocol's images are not among the likelihood's `supports`.
     """
     if data.support in likelihood.supports:
         return
@@ -105,7 +105,7 @@ def check_data(likelihood: Likelihood, data: Data) -> None:
     if "binary" in likelihood.supports and data.image_shape[-1] > 1:
         ways.reverse()  # nobody binarizes colours
     if data.support == "uint5" and isinstance(likelihood, OfLevels):
-        ways.reverse()  # whoever chose five bits need only tell the likelihood too
+        ways.reverse()  # a user who chose five bits need only set them in the likelihood too
     raise VaeJaxError(
         f"{type(likelihood).__name__} gives no probability to {data.support} images (protocol "
         f"{data.protocol.name} of {data.name}): {ways[0]}; or {ways[1]}."
@@ -116,7 +116,8 @@ def check_labels(model: Model, data: Data) -> None:
     """Check that a conditional model and its prior have the classes of the data.
 
     Raises:
-        VaeJaxError: they do not, or a prior p(z|y) is in a model without labels.
+        VaeJaxError: the data have no labels or another number of classes, or a prior p(z|y) is in a
+            model without labels.
     """
     prior = model.prior
     if model.labels is None:
@@ -148,10 +149,11 @@ def check_labels(model: Model, data: Data) -> None:
 
 
 def check_prior(posterior: Posterior, prior: Prior) -> None:
-    """Check that the prior has a density where the latents live, and can be made of the posterior.
+    """Check that a prior has a density in the posterior's space, and the traits that it needs.
 
     Raises:
-        VaeJaxError: it has none, or cannot.
+        VaeJaxError: the posterior's space is not among the prior's `spaces`, or it lacks a trait
+            that the prior `needs`.
     """
     name, q_name = type(prior).__name__, type(posterior).__name__
     if fits_prior(posterior, prior):
@@ -170,7 +172,7 @@ def check_prior(posterior: Posterior, prior: Prior) -> None:
 
 
 def check_prior_density(prior: Prior, what: str) -> None:
-    """Check that ln p(z) is known, and not only a bound on it.
+    """Check that ln p(z) is known, rather than only a bound on it.
 
     Args:
         prior: the prior.
@@ -187,12 +189,12 @@ def check_prior_density(prior: Prior, what: str) -> None:
 
 
 def fits_prior(posterior: Posterior | type[Posterior], prior: Prior | type[Prior]) -> bool:
-    """Whether the pair passes `check_prior`."""
+    """Whether a posterior and a prior pass `check_prior`."""
     return posterior.space in prior.spaces and prior.needs <= posterior.traits
 
 
 def fits_posterior(requires: Requirements, posterior: Posterior | type[Posterior]) -> bool:
-    """Whether an objective with these requirements takes the posterior."""
+    """Whether an objective with the requirements `requires` takes the posterior."""
     return (
         posterior.space in requires.spaces
         and requires.posterior <= posterior.traits
@@ -201,10 +203,10 @@ def fits_posterior(requires: Requirements, posterior: Posterior | type[Posterior
 
 
 def check_objective(objective: Objective, model: Model) -> None:
-    """Check that the model has what the objective requires.
+    """Check that a model meets an objective's requirements.
 
     Raises:
-        VaeJaxError: it does not.
+        VaeJaxError: a part of the model does not meet one of `objective.requires`.
     """
     requires: Requirements = objective.requires
     name = type(objective).__name__
@@ -307,12 +309,12 @@ def _is_learned(model: Model) -> bool:
     return "prior" in _initial(model).get("params", {})
 
 
-# Models whose parts fit together, by identity, as long as they exist: they cannot change.
+# Models whose parts fit together, by identity, as long as they exist: they are immutable.
 _FITTING: WeakValueDictionary[int, Model] = WeakValueDictionary()
 
 
 def check_shapes(model: Model, objective: Objective | None = None) -> None:
-    """Check that the parts of a model fit together: every one takes what the part before gives.
+    """Check that the parts of a model fit together: each takes the output of the one before.
 
     A model without a critic is traced once, however many experiments it is in.
 
@@ -321,7 +323,8 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
         objective: the objective that calls its critic, if it has one.
 
     Raises:
-        VaeJaxError: they do not.
+        VaeJaxError: a part has an output of the wrong shape or kind for the next, or the model
+            cannot be called.
     """
     if _FITTING.get(id(model)) is model:
         return
@@ -387,7 +390,7 @@ def _layers(model: Model) -> list[tuple[tuple[str], tuple[str]]]:
 
 
 def _check_unchanged(model: Model, variables: Variables) -> None:
-    """Check that a model may be called without changing its variables, as evaluation does.
+    """Check that a model can be called without changing its variables, as evaluation does.
 
     Raises:
         VaeJaxError: a part always changes its own, as batch normalization does.
@@ -408,20 +411,28 @@ def _check_unchanged(model: Model, variables: Variables) -> None:
 
 
 def check_densities(model: Model, objective: Objective) -> None:
-    """Check, where an objective takes densities apart, that they are what their parts declare.
+    """Check that densities are as their parts declare, if an objective takes them apart.
+
+    Args:
+        model: the model.
+        objective: the objective.
 
     Raises:
-        VaeJaxError: a user's own part declares what its density is not.
+        VaeJaxError: the density of a user's own part contradicts its declaration.
     """
     if objective.requires.posterior & {"factors", "codebook"}:
         _initial_loss(model, objective)
 
 
 def check_pictures(model: Model, objective: Objective) -> None:
-    """Check that the mean of p(x|z) is a picture where an objective shows it to a critic.
+    """Check that the mean of p(x|z) is a picture, if an objective shows it to a critic.
+
+    Args:
+        model: the model.
+        objective: the objective.
 
     Raises:
-        VaeJaxError: pictures are draws, through which no gradient passes, or images have missing
+        VaeJaxError: pictures are samples, through which no gradient passes, or images have missing
             pixels.
     """
     if not objective.requires.mean_is_picture:
@@ -444,7 +455,7 @@ def check_pictures(model: Model, objective: Objective) -> None:
 
 
 def check_moved(model: Model, augmentations: Sequence[Augmentation]) -> None:
-    """Check that augmentations do not mix up the channel that says which pixels are seen.
+    """Check that `augmentations` do not corrupt the channel of a model that marks seen pixels.
 
     Raises:
         VaeJaxError: an augmentation of this package mixes or scales values.
@@ -460,10 +471,10 @@ def check_moved(model: Model, augmentations: Sequence[Augmentation]) -> None:
 
 
 def check_batch(objective: Objective, batch_size: int) -> None:
-    """Check that a batch has enough images for what the objective estimates from it.
+    """Check that a batch of `batch_size` images is large enough for the objective's estimates.
 
     Raises:
-        VaeJaxError: it does not.
+        VaeJaxError: the batch is smaller than the objective's `least_batch`.
     """
     least = objective.requires.least_batch
     if batch_size < least:
@@ -474,11 +485,14 @@ def check_batch(objective: Objective, batch_size: int) -> None:
 
 
 def notes(objective: Objective, opt_state: optax.OptState) -> Iterator[str]:
-    """What is allowed but weaker than it need be, a sentence each.
+    """Notes on settings that are allowed but needlessly weak.
 
     Args:
         objective: the objective.
         opt_state: the state of the optimizer.
+
+    Yields:
+        A sentence for each.
     """
     if Multiplier in objective.requires.critic and not has_groups(opt_state):
         yield (
@@ -492,8 +506,12 @@ def notes(objective: Objective, opt_state: optax.OptState) -> Iterator[str]:
 def check_accumulation(model: Model, objective: Objective) -> None:
     """Check that a batch taken in parts has the gradients of the batch taken at once.
 
+    Args:
+        model: the model.
+        objective: the objective.
+
     Raises:
-        VaeJaxError: it does not.
+        VaeJaxError: the objective or a part of the model declares `whole_batch`.
     """
     state = set(_initial(model)) - {"params"}
     layers = [*model.posteriors, *model.conditionals]
@@ -514,10 +532,10 @@ def check_accumulation(model: Model, objective: Objective) -> None:
 
 
 def check_complete(model: Model) -> None:
-    """Check that a user's own model has what its base leaves to it.
+    """Check that a user's own model defines everything that its base class leaves open.
 
     Raises:
-        VaeJaxError: it does not.
+        VaeJaxError: a method of `Model` is not defined, or the model has no posteriors.
     """
     left = ("__call__", "encode", "decode", "sample", "log_prior")
     own, base = type(model), Model
@@ -533,6 +551,11 @@ def check_complete(model: Model) -> None:
 
 def check(model: Model, objective: Objective, data: Data) -> None:
     """Check everything that has to fit before training.
+
+    Args:
+        model: the model.
+        objective: the objective.
+        data: the data, with their protocol.
 
     Raises:
         VaeJaxError: a combination has no meaning; the sentence names what would fit.

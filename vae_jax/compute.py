@@ -22,7 +22,7 @@ Saveable = Callable[..., bool]
 
 
 def as_floats(tree: Tree, dtype: DTypeLike) -> Tree:
-    """Convert every array of floats in a tree to another type of float."""
+    """Convert every array of floats in `tree` to `dtype`."""
 
     def leaf(x: object) -> object:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
@@ -33,9 +33,10 @@ def as_floats(tree: Tree, dtype: DTypeLike) -> Tree:
 
 
 def networks_as_floats(params: Collection, dtype: DTypeLike) -> Collection:
-    """Convert the parameters of encoders and decoders; gradients are converted back.
+    """Convert the parameters of encoders and decoders to `dtype`; gradients are converted back.
 
-    So are those of a likelihood's own `network`, such as that of `AutoregressivePixels`.
+    The parameters `params` of a likelihood's own `network`, such as that of
+    `AutoregressivePixels`, are converted too.
     """
 
     def converted(name: str, group: Collection) -> Collection:
@@ -51,13 +52,16 @@ def networks_as_floats(params: Collection, dtype: DTypeLike) -> Collection:
 def with_policy(
     apply: Callable[..., Result], dtype: DTypeLike, remat: bool | Saveable
 ) -> Callable[..., Result]:
-    """Make a model's `apply` compute its encoders and decoders as asked for.
+    """Run encoders and decoders in `dtype`, rematerialized if asked.
 
     Args:
-        apply: a function of the model's variables and further arguments.
+        apply: a function of the model's variables and further arguments, such as its `apply`.
         dtype: the type of float that encoders and decoders compute in.
-        remat: whether their blocks are computed again in the backward pass, or a policy of what is
-            not.
+        remat: whether their blocks are computed again in the backward pass, or a policy for which
+            results to keep.
+
+    Returns:
+        A function of the same arguments.
     """
 
     def with_interceptors(variables: VariableDict, *arguments: object) -> Result:
@@ -101,7 +105,8 @@ def rematerialized(
     one, at the cost of computing each block once more.
 
     Args:
-        policy: what of a block is kept too, one of `jax.checkpoint_policies`; None keeps nothing.
+        policy: which results of a block are also kept, one of `jax.checkpoint_policies`; None keeps
+            none.
 
     References:
         Chen et al. (2016), "Training deep nets with sublinear memory cost".
@@ -137,7 +142,7 @@ def rematerialized(
     return nn.intercept_methods(interceptor)
 
 
-# No operation whose order of summation is left to chance, and no choice of kernels by their speed.
+# No operation of undetermined order of summation, and no choice of kernels by their speed.
 DETERMINISTIC = (
     "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true "
     "--xla_gpu_autotune_level=0"
@@ -145,7 +150,7 @@ DETERMINISTIC = (
 
 
 def be_deterministic() -> None:
-    """Make GPUs compute the same bytes in each run, more slowly. Call it before JAX starts.
+    """Make GPUs compute the same bytes in every run, more slowly; call it before JAX starts.
 
     Devices of another kind, or another number of them, still round differently.
     """

@@ -1,8 +1,8 @@
 """Conditional models: p(x|z, y) and q(z|x, y) for a class y.
 
-Labels y are an argument of the model's methods like any other: integers `[B]` for B examples, or
-`[1]`, one for all. Of N inputs, where N is a multiple of B, as with samples `[K, B, ...]`, input n
-has the label n mod B.
+Labels y are an ordinary argument of the model's methods: integers `[B]` for B examples, or `[1]`,
+one for all. If there are N inputs, a multiple of B, as with samples `[K, B, ...]`, input n has the
+label n mod B.
 """
 
 import flax.linen as nn
@@ -22,8 +22,8 @@ class LabelEmbedding(Labels):
     """A learned vector for each class, appended to the inputs of encoder and decoder.
 
     It is appended along the last axis: as channels to images and maps, as components to vectors and
-    to each vector of a set. Encoder and decoder have separate vectors, so one can be trained or
-    frozen without the other.
+    to each vector of a set. Encoder and decoder have separate vectors, so that either can be
+    trained or frozen alone.
 
     Attributes:
         num_classes: the number of classes; labels are 0 to `num_classes` - 1.
@@ -49,14 +49,14 @@ class LabelEmbedding(Labels):
     def for_encoder(
         self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
     ) -> Float[Array, "N *axes C+{self.width}"]:
-        """The inputs of an encoder, images or latents, with the vectors of their labels."""
+        """The input of an encoder: images or latents x with the vectors of their labels y."""
         return self._append(x, y, self.encoder)
 
     @override
     def for_decoder(
         self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
     ) -> Float[Array, "N *axes d+{self.width}"]:
-        """The inputs of a decoder, latents, with the vectors of their labels."""
+        """The input of a decoder: latents z with the vectors of their labels y."""
         return self._append(z, y, self.decoder)
 
     def _append(
@@ -75,10 +75,10 @@ class LabelEmbedding(Labels):
 
 
 def labels_or_zero(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"]:
-    """The labels; a single zero while parameters are initialized without any.
+    """The labels y of `part`; a single zero while parameters are initialized without any.
 
     Raises:
-        VaeJaxError: there are none.
+        VaeJaxError: `y` is None outside of initialization.
     """
     if y is not None:
         return y
@@ -92,13 +92,16 @@ def labels_or_zero(y: Int[Array, "B"] | None, part: nn.Module) -> Int[Array, "B"
 def dropped(
     y: Int[Array, "N"], keys: Key[Array, "N"], none: int, probability: float
 ) -> Int[Array, "N"]:
-    """Labels, each replaced by "no class" with a probability (Ho & Salimans 2022, algorithm 1).
+    """Labels, each replaced by "no class" with a probability.
 
     Args:
         y: the labels.
-        keys: typed keys.
+        keys: typed keys, one for each label.
         none: the label that stands for no class.
-        probability: the probability.
+        probability: the probability of a replacement.
+
+    References:
+        Ho & Salimans (2022), "Classifier-free diffusion guidance", algorithm 1.
     """
     uniform = random.draw(jax.random.uniform, random.purpose(keys, "drop"), (), y.shape)
     return jnp.where(uniform >= probability, y, none)
@@ -108,6 +111,12 @@ def check_guidance(
     part: nn.Module, num_classes: int | None, drop_labels: float, guidance: float
 ) -> None:
     """Check that a prior with guidance has classes to be guided to, and learns p(z) too.
+
+    Args:
+        part: the prior, for messages.
+        num_classes: its number of classes, or None.
+        drop_labels: the probability with which labels are dropped.
+        guidance: the weight of guidance.
 
     Raises:
         VaeJaxError: it has no classes, or no labels are dropped.

@@ -1,4 +1,4 @@
-"""Deep hierarchies with a deterministic state that runs down through all resolutions."""
+"""Deep hierarchies with a deterministic state that runs top-down through all resolutions."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ Temperature = float | Sequence[float] | Float[Array, "L"]
 
 
 class TopLayer(Prior):
-    """p(z_L) of a `DeepVAE`, which its topmost block makes from the learned start."""
+    """p(z_L) of a `DeepVAE`, computed by its topmost block from the learned start."""
 
     factors = True
 
@@ -43,22 +43,22 @@ class TopLayer(Prior):
 class DeepVAE(Model, kw_only=True):
     """p(x, z) = p(z_L) p(z_{L-1} | z_L) ... p(z_1 | z_2, ..., z_L) p(x | z_1, ..., z_L).
 
-    A deterministic state h, whose start is learned, runs down through all resolutions. At each of L
-    blocks z_l is drawn from q(z_l | h, a) or p(z_l | h), Gaussians of independent components, where
-    a are the activations on the way up, and h is changed by z_l; x is drawn from the last h. So
+    A deterministic state h, whose start is learned, runs top-down through all resolutions. At each
+    of L blocks z_l is drawn from q(z_l | h, a) or p(z_l | h), Gaussians of independent components,
+    where a are the bottom-up activations, and z_l updates h; x is drawn from the last h. Thus
     every z_l depends on all layers above, and `decode` takes all layers.
 
     `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
     samples.
 
     Attributes:
-        encoder: the way up.
-        decoder: the way down.
+        encoder: the bottom-up network.
+        decoder: the top-down blocks.
         prior: p(z_L), a part of the decoder.
         likelihood: p(x | z), on the last state h.
         critic: the module that the objective plays against, if it needs one.
-        labels: the embedding of classes y, on which all densities then depend: appended to x on
-            the way up, and added to h at each resolution on the way down.
+        labels: the embedding of classes y, on which all densities then depend: appended to x in the
+            encoder, and added to h at each resolution of the decoder.
         image_shape: (H, W, C); by default that of an experiment's data.
 
     References:
@@ -80,10 +80,10 @@ class DeepVAE(Model, kw_only=True):
     prior: Prior = TopLayer()
 
     def setup(self):
-        """Refuse ways up and down that do not meet.
+        """Refuse an encoder and a decoder of different depth.
 
         Raises:
-            VaeJaxError: they do not, or there is no block.
+            VaeJaxError: their numbers of levels differ, or the decoder has no block.
         """
         super().setup()
         up, down = len(self.encoder.blocks), len(self.decoder.blocks)
@@ -137,7 +137,7 @@ class DeepVAE(Model, kw_only=True):
 
     @property
     def posteriors(self) -> Sequence[Posterior]:
-        """Declarations of q(z_l | h, a) of each layer, the bottom layer first."""
+        """The declarations of q(z_l | h, a) of each layer, the bottom layer first."""
         shapes = reversed(self.decoder.shapes(self.image_shape))
         return tuple(DiagonalGaussian(shape, parent=None) for shape in shapes)
 
@@ -206,7 +206,7 @@ class DeepVAE(Model, kw_only=True):
 
     @override
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
-        """q(z_1 | x, z_2, ..., z_L), batch `[B]`, with the layers above at their means."""
+        """q(z_1 | x, y, z_2, ..., z_L), batch `[B]`, with the layers above at their means."""
         return self.infer(x, y)[0]
 
     @override
@@ -245,6 +245,12 @@ class DeepVAE(Model, kw_only=True):
             keys: typed keys.
             y: the labels of a conditional model; N is a multiple of their number B.
             temperature: the factor of the scales of p(z_l | h).
+
+        Returns:
+            The latents, and p(x|z).
+
+        Raises:
+            VaeJaxError: the temperatures are not one, or one for each layer.
         """
         numbers = self._numbers()
         own = random.purpose(keys, "prior")
@@ -283,7 +289,7 @@ class DeepVAE(Model, kw_only=True):
         return self._likelihood(h, batch)
 
     def top(self, y: Int[Array, "B"] | None = None) -> Distribution:
-        """p(z_L), batch `[]`; or p(z_L | y), batch `[B]`."""
+        """p(z_L), batch `[]`; or p(z_L | y), batch `[B]`, given labels y."""
 
         def mean(p: Distribution, q: Distribution | None, layer: Array) -> Array:
             return p.mean
@@ -319,7 +325,7 @@ class DeepVAE(Model, kw_only=True):
         return with_batch(self.likelihood(h, self.image_shape), batch)
 
     def _at_means(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None) -> list[Layer]:
-        """The layers, the bottom layer first, each at the mean of its posterior."""
+        """The layers, the bottom layer first, at the means of their posteriors."""
 
         def mean(_: Distribution, q: Distribution | None, layer: Array) -> Array:
             return _inferred(q).mean
@@ -359,10 +365,10 @@ class DeepVAE(Model, kw_only=True):
 
 
 def _inferred(q: Distribution | None) -> Distribution:
-    """q(z_l | h, a), which a block makes where there are activations."""
+    """q(z_l | h, a), which a block returns if it is given activations."""
     if q is None:
         raise VaeJaxError(
-            "A block of the decoder made no q(z | h, a) from activations a: let it, as "
+            "A block of the decoder returned no q(z | h, a) for activations a: return one, as "
             "TopDownBlock does."
         )
     return q

@@ -1,13 +1,13 @@
-"""Errors, which the command turns into a sentence and an exit code, and objects in a few lines."""
+"""Errors, which the command turns into a sentence and an exit code; short displays of objects."""
 
 import html
 import signal
 
 
 def legible(text: object) -> str:
-    """Text of which a terminal prints every character and obeys none.
+    """The text with every character escaped that a terminal would obey rather than print.
 
-    Escapes, control characters and undecodable bytes, which names of files may have, are escaped.
+    These are escapes, control characters and undecodable bytes, which names of files may have.
     """
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
 
@@ -17,7 +17,7 @@ class Shown:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The lines: what each is, and its value."""
+        """The lines to show: their names, and their values."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -34,7 +34,7 @@ class Shown:
 
 
 class VaeJaxError(Exception):
-    """An error that the user can fix: one sentence says what is wrong, where, and what to do."""
+    """An error that the user can fix, in one sentence: the fault, its location and the remedy."""
 
 
 class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
@@ -42,7 +42,7 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
 
     Attributes:
         signal_number: the number of the signal.
-        computing: whether a thread still computes, for nothing; the exit should not wait for it.
+        computing: whether a thread still computes in vain; the exit should not wait for it.
     """
 
     def __init__(self, signal_number: int, step: int, computing: bool = False):

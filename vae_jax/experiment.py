@@ -1,4 +1,4 @@
-"""The Experiment: everything that defines a run except its seed, and files that define one."""
+"""The Experiment, everything that defines a run except its seed; and files that define one."""
 
 import ast
 import copy
@@ -30,7 +30,7 @@ from vae_jax.optimizers import Optimizer
 
 
 def _computes(dtype: object) -> bool:
-    """Whether networks can be computed in a type."""
+    """Whether networks can compute in `dtype`."""
     try:
         found = jnp.dtype(cast(DTypeLike, dtype))
     except TypeError:
@@ -42,51 +42,52 @@ def _computes(dtype: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Checked):
-    """A data set, a model, an objective, and how the model is trained.
+    """A data set, a model, an objective and the settings of training.
 
     Attributes:
         data: images with their protocol.
-        model: the model; its `image_shape` is filled in from the data where it is left out.
+        model: the model; if its `image_shape` is left out, it is that of the data.
         objective: the objective, from the model's Terms to a loss.
         augment: the augmentations that training, and never evaluation, applies to each image, in
             this order.
         optimizer: an optax transformation, which includes the schedule and gradient clipping.
         num_steps: the number of optimizer steps in all.
         batch_size: the number of images in a batch, over all devices.
-        accumulate: the number of parts into which a device cuts its share of a batch, to take them
-            one after another where its memory does not hold them at once. Gradients are the same.
+        accumulate: the number of parts into which a device cuts its share of a batch, to process
+            them in turn if its memory does not hold them at once. Gradients are the same.
         compute_dtype: the type of float in which training computes encoders and decoders, such as
-            `jnp.bfloat16`; parameters, densities and evaluation are float32 all the same.
+            `jnp.bfloat16`; parameters, densities and evaluation remain float32.
         remat: whether each block of encoders and decoders is computed again in the backward pass,
             for deep networks whose layers' outputs do not fit the memory; or a policy of
-            `jax.checkpoint_policies`, which says what of a block is kept. Gradients are the same.
-        ema_decay: the decay of a running average of the parameters, which evaluation then uses;
-            None keeps none.
+            `jax.checkpoint_policies` for the results to keep. Gradients are the same.
+        ema_decay: the decay of a running average of the parameters, which evaluation uses; None
+            keeps none.
         shuffle: whether the training images are visited in a new order in each epoch, or always in
             the order of the data.
-        log_every: the number of steps between two lines of metrics, and the most in one scan on the
-            devices; a scan has fewer where it would take more than some seconds.
+        log_every: the number of steps between two lines of metrics, and the largest number in one
+            scan on the devices; a scan that would take longer than a few seconds has fewer.
         checkpoint_every: the number of steps between checkpoints, a multiple of `log_every`.
         validate_every: the number of steps between validations, a multiple of `log_every`; None
             validates at each checkpoint. The best checkpoint is among those with a validation.
-        validate_images: the number of validation images that are taken, evenly spaced over their
-            split; None takes all.
-        patience: the number of validations in a row, none of them better than the best one, after
-            which training ends, with the best state among the checkpoints; None trains to the last
-            step. Replicas end together, by the mean of their validations.
-        keep_checkpoints: the number of the latest checkpoints that are kept, beside the best by
+        validate_images: the number of validation images, evenly spaced over their split; None takes
+            all.
+        patience: the number of validations in a row without an improvement after which training
+            ends, with the best state among the checkpoints; None trains to the last step. Replicas
+            end together, by the mean of their validations.
+        keep_checkpoints: the number of latest checkpoints that are kept, besides the best by
             validation.
         skip_above: the norm of the gradient, of a loss in nats per image, above which a step is
             skipped, as deep hierarchies need (Child 2021, whose loss and limit are per dimension);
-            None skips none but those that are not finite.
-        max_nonfinite: the number of steps skipped in a row, because they were not finite or because
-            of `skip_above`, after which training stops.
-        start: the folder of a finished run with whose parameters training begins, relative to the
+            None skips only steps that are not finite.
+        max_nonfinite: the number of steps skipped in a row, whether not finite or because of
+            `skip_above`, after which training stops.
+        start: the folder of a finished run whose parameters are the initial ones, relative to the
             parent of the run's own folder; the model and the seeds are the same. None begins with
             random ones.
 
     Raises:
-        VaeJaxError: the parts, the objective and the data do not fit, or a number makes no sense.
+        VaeJaxError: the parts, the objective and the data do not fit together, or a number is out
+            of range.
     """
 
     data: Annotated[Data, "data, such as load('mnist') or Data.from_arrays(...)"]
@@ -153,7 +154,7 @@ class Experiment(Checked):
 
     @property
     def description(self) -> dict[str, Json]:
-        """What the experiment is, described from its objects, in JSON."""
+        """The identity of the experiment in JSON, described from its objects."""
         names = self.data.class_names
         data: dict[str, Json] = {
             "name": self.data.name,
@@ -171,7 +172,7 @@ class Experiment(Checked):
         return found | {"compute_dtype": str(jnp.dtype(self.compute_dtype))}
 
     def with_model(self, model: Model) -> "Experiment":
-        """A copy with another model, to sample and evaluate: its objective may not suit it."""
+        """A copy with another `model`, to sample and evaluate: the objective may not suit it."""
         other = copy.copy(self)
         object.__setattr__(other, "model", model)
         return other
@@ -191,10 +192,10 @@ INCIDENTAL = (
 
 
 def load_again(source: Json) -> Data:
-    """Data, loaded by the call that their description names.
+    """The data of the description `source`, loaded by the call that it names.
 
     Raises:
-        NotImportableError: they were given as arrays.
+        NotImportableError: the data were given as arrays.
     """
     call = made_from(source, lambda _: None)
     if not isinstance(call, functools.partial):
@@ -203,7 +204,7 @@ def load_again(source: Json) -> Data:
 
 
 def experiment_of(description: Mapping[str, Json], data: Data) -> Experiment:
-    """The experiment of a description, whose parts are imported by their names.
+    """The experiment of a description, with parts imported by their names and these `data`.
 
     Raises:
         NotImportableError: a part cannot be imported.
@@ -225,10 +226,10 @@ def experiment_of(description: Mapping[str, Json], data: Data) -> Experiment:
 
 @dataclass(frozen=True)
 class Origin:
-    """The file and the arguments of an experiment, from which it can be made again.
+    """The file and the arguments of an experiment, from which it can be remade.
 
     Attributes:
-        file: the path of the experiment file, for the reader.
+        file: the path of the experiment file, for readers.
         source: the text of the file.
         arguments: the arguments of its function `experiment`.
     """
@@ -241,8 +242,8 @@ class Origin:
         """Make the experiment, by the file's function `experiment` with the arguments.
 
         Raises:
-            VaeJaxError: the file cannot be run, the arguments do not suit it, or it makes no
-                experiment.
+            VaeJaxError: the file cannot be run, or its function does not take the arguments or
+                returns no Experiment.
         """
         function = load_module(self.file, self.source).experiment
         taken = inspect.signature(function)
@@ -311,10 +312,10 @@ def summaries() -> dict[str, str]:
 
 
 def find_file(name: str) -> Path:
-    """The experiment file at this path, or else the one that comes with the package by this name.
+    """The experiment file at the path `name`, or the package's own file of that name.
 
     Raises:
-        VaeJaxError: it is neither.
+        VaeJaxError: there is no such file, here or in the package.
     """
     path, files = Path(name), shipped()
     if path.is_file() or path.suffix or (path.exists() and name not in files):
@@ -328,10 +329,13 @@ def find_file(name: str) -> Path:
 
 
 def copy_file(name: str, folder: Path) -> Path:
-    """Copy an experiment's file into a folder.
+    """Copy the experiment file `name` of the package into a folder.
+
+    Returns:
+        The path of the copy.
 
     Raises:
-        VaeJaxError: there is no such experiment, or a file of its name is there already.
+        VaeJaxError: there is no such experiment, or the folder has a file of its name.
     """
     source = find_file(name)
     copied = folder / source.name
@@ -343,7 +347,13 @@ def copy_file(name: str, folder: Path) -> Path:
 
 
 def read_module(file: Path) -> tuple[str, ModuleType]:
-    """Read an experiment file: its source, and its module.
+    """Read an experiment file.
+
+    Args:
+        file: the path of the file.
+
+    Returns:
+        Its source, and its module.
 
     Raises:
         VaeJaxError: the file cannot be read, or as in `load_module`.

@@ -1,8 +1,8 @@
 """Priors fitted after training, to the aggregated posterior q(z) = 1/N sum_n q(z|x_n).
 
-Where q(z) does not fill the prior, some samples from the prior are latents that the decoder has
-never learned to decode. A density of z itself, fitted by maximum likelihood to latents of the
-training images, avoids that and leaves encoder and decoder as they are.
+If q(z) does not fill the prior, some samples from the prior are latents that the decoder has never
+learned to decode. A density of z itself, fitted by maximum likelihood to latents of the training
+images, avoids that and leaves encoder and decoder as they are.
 
 References:
     Ghosh et al. (2020), "From variational to deterministic autoencoders", section 4, for a mixture
@@ -55,9 +55,9 @@ IMAGES_AT_ONCE = 1000
 
 
 def latents_of(run: Run, seed: int = 0) -> np.ndarray:
-    """Latents of the top layer from q(z|x) of the training images: `[M, *event]`, M >= 50,000.
+    """Latents of the top layer from q(z|x) of a run's training images: `[M, *event]`, M >= 50,000.
 
-    Every image has the same number of draws; their noise is a function of (image, draw, seed).
+    Every image has the same number of samples; their noise is a function of (image, sample, seed).
     """
     experiment, images = run.experiment, run.experiment.data.train.images
     protocol = experiment.data.protocol
@@ -78,7 +78,7 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
             own = random.purpose(random.image_keys("train", rows, seed), "aggregated posterior")
             y = run.labels("train", rows)
             keys = random.indexed(own, draw)
-            # As in training: pixels that a protocol fixes are the same in every draw.
+            # As in training: pixels that a protocol fixes are the same in every sample.
             image_keys = keys if protocol.resampled else random.image_keys("train", rows)
             arguments = images[rows], image_keys, keys, y
             found.append(np.asarray(latents(run.seed_variables, *arguments)))
@@ -86,10 +86,10 @@ def latents_of(run: Run, seed: int = 0) -> np.ndarray:
 
 
 def check_replaced(run: Run, prior: Prior) -> None:
-    """Check that a prior can replace that of a run's model.
+    """Check that `prior` can replace that of a run's model.
 
     Raises:
-        VaeJaxError: it gives the latents no density, or the run's own is p(z|y) or a `DeepVAE`'s.
+        VaeJaxError: it has no density of the latents, or the run's own is p(z|y) or a `DeepVAE`'s.
     """
     model = run.experiment.model
     if model.prior.label_classes is not None and prior.label_classes is None:
@@ -106,7 +106,7 @@ def check_replaced(run: Run, prior: Prior) -> None:
 
 
 def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and the standard deviation of latents `[M, *event]`, 1 in place of zeros."""
+    """The mean and the standard deviation of latents z `[M, *event]`, with 1 in place of 0."""
     loc, scale = z.mean(0, dtype=np.float64), z.std(0, dtype=np.float64)
     return loc.astype(z.dtype), np.where(scale > 0, scale, 1).astype(z.dtype)
 
@@ -120,7 +120,7 @@ def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) 
 
     Args:
         run: the trained model.
-        prior: a prior; one that is made of q, like the VampPrior, is refused.
+        prior: a prior; one that depends on q, like the VampPrior, is refused.
         num_steps: the number of Adam's steps, with batches of 256 latents.
         seed: the seed of the initial parameters, the latents and their order.
 
@@ -201,7 +201,7 @@ def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) 
 
 
 def _with_fitted(model: Model, prior: Prior) -> Model:
-    """The model with a prior that is fitted to its latents, standardized where they are real."""
+    """The model with a prior that is fitted to its latents, standardized if they are real."""
     closed = isinstance(prior, GaussianMixture) or model.posteriors[-1].space != "real"
     return model.clone(prior=prior if closed else Standardized(prior))
 
@@ -218,7 +218,7 @@ def _over_latents(prior: Prior, params: Variables, loc: np.ndarray, scale: np.nd
 
 
 def _compared(prior: Prior, bounds: np.ndarray, u: np.ndarray, scale: np.ndarray) -> str:
-    """What ln p(z) is on average, beside that of a Gaussian with the latents' moments."""
+    """The mean of ln p(z), beside that of a Gaussian with the latents' moments."""
     flat = u.reshape(len(u), -1)
     _, log_det = np.linalg.slogdet(np.cov(flat, rowvar=False).reshape(flat.shape[1:] * 2))
     of_gaussian = -0.5 * (flat.shape[1] * (1 + math.log(2 * math.pi)) + log_det)
@@ -234,7 +234,7 @@ def _compared(prior: Prior, bounds: np.ndarray, u: np.ndarray, scale: np.ndarray
 
 
 def initial_params(model: Model, key: Array) -> optax.Params:
-    """The parameters of a model's prior before training."""
+    """The parameters of a model's prior before training, from a typed key."""
 
     def encode_first(model: Model) -> None:  # a prior may look at the posterior's variables
         model.encode(jnp.zeros((1, *model.image_shape)))
@@ -266,8 +266,12 @@ def prior_for(
         classes: the number of classes of the prior, in any family but mixture, flow and vae.
         network: the network of diffusion or flow matching; None takes their default.
 
+    Returns:
+        The prior, not yet fitted.
+
     Raises:
-        VaeJaxError: no prior of the family fits the latents, or it has no classes or network.
+        VaeJaxError: no prior of the family fits the latents, or the family takes no classes or
+            network.
     """
     model = run.experiment.model
     if classes is not None and family in ("mixture", "flow", "vae"):
@@ -313,9 +317,12 @@ def prior_for(
 
 
 def fitted(run: Run, family: Quick) -> Run:
-    """Fit a prior of a family once: it is kept in the run folder, and the next call reads it.
+    """Fit a prior of a family to a run once: it is kept in the run folder for the next call.
 
     A damaged one is fitted again.
+
+    Returns:
+        The run with the new prior, as in `fit`.
 
     Raises:
         VaeJaxError: as in `prior_for` and `fit`.

@@ -1,8 +1,8 @@
 """Pictures of a run's own data: samples, reconstructions, interpolations, traversals, manifolds.
 
-The methods of `Run`, which take a user's own images, make these too. Images of a conditional model
-keep their labels unless others are asked for. `sample`, `reconstruct`, `restyle`, `interpolate` and
-`traverse` are also commands of `vae-jax`: their arguments are its flags.
+The methods of `Run` do the same for a user's own images. Images of a conditional model keep their
+labels unless others are requested. `sample`, `reconstruct`, `restyle`, `interpolate` and `traverse`
+are also commands of `vae-jax`: their arguments are its flags.
 """
 
 from collections.abc import Sequence
@@ -40,27 +40,27 @@ def sample(
     Args:
         run: the trained model.
         num: the number of pictures.
-        seed: the seed of the prior's draws.
+        seed: the seed of the samples.
         labels: classes of a conditional model, by name or number, one after the other with equal
             shares of the pictures; None takes all classes.
-        prior: the family of a density that is fitted to the latents of the training images once,
-            kept in the run folder, and drawn from; None draws from the model's own prior.
+        prior: the family of a density to draw z from, which is fitted once to the latents of the
+            training images and kept in the run folder; None draws from the model's own prior.
         temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for each
             layer, the bottom layer first; or the temperature of a prior over codes or of GIVT; None
-            leaves them.
+            keeps the prior's own.
         guidance: the weight of classifier-free guidance of a prior that `vae-jax fit-prior
-            --classes` has fitted; 0 draws from p(z|y), None leaves the prior's own.
-        top_k: the number of likeliest codes from which a prior over codes draws one; None leaves
+            --classes` has fitted; 0 draws from p(z|y), None keeps the prior's own.
+        top_k: the number of likeliest codes from which a prior over codes draws one; None keeps
             the prior's own.
-        top_p: the mass of the likeliest codes from which it draws one, above 0; None leaves the
-            prior's own.
+        top_p: the mass of the likeliest codes from which a prior over codes draws one, above 0;
+            None keeps the prior's own.
 
     Returns:
         Pictures `[num, H, W, C]`.
 
     Raises:
         VaeJaxError: there is no such class, no prior of the family fits the latents, or the model's
-            draws take no such argument.
+            prior has no such argument.
     """
     own = run if prior is None else fitted(run, prior)
     how = {"temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p}
@@ -70,7 +70,14 @@ def sample(
 def reconstruct_rows(
     run: Run, split: SplitName, rows: np.ndarray, top: int | None = None
 ) -> np.ndarray:
-    """Reconstructions `[n, H, W, C]` of the images at these positions `[n]` of a split."""
+    """Reconstructions `[n, H, W, C]` of the images in these rows of a split.
+
+    Args:
+        run: the trained model.
+        split: the split of the data.
+        rows: the positions of the images in the split, `[n]`.
+        top: the number of layers from the top that are encoded, as in `reconstruct`.
+    """
     return run.reconstruct(run.images(split, rows), run.labels(split, rows), top=top)
 
 
@@ -103,7 +110,7 @@ def reconstruct(
 
 
 def _carry(run: Run, z: np.ndarray, source: int, target: int) -> np.ndarray:
-    """Latents of one class as if of another, or as they are where all classes share a prior."""
+    """Latents moved from one class to another; unchanged if all classes share a prior."""
     model = run.experiment.model
     # The prior of a hierarchy is that of its top layer, and z belongs to the bottom one.
     if not isinstance(model.prior, ClassGaussian) or len(model.posteriors) > 1:
@@ -120,9 +127,9 @@ def restyle(
     split: SplitName = "test",
     num: Count = 10,
 ) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
-    """Encode images with their class and decode them with others: z keeps what y does not say.
+    """Encode images with their class and decode them with others, to separate z from y.
 
-    Where z has a Gaussian for each class, it moves from one to the other (`ClassGaussian.carry`).
+    If z has a Gaussian for each class, it moves from one to the other (`ClassGaussian.carry`).
 
     Args:
         run: a trained conditional model.
@@ -132,7 +139,7 @@ def restyle(
         num: the number of images, the first of the class, or all if there are fewer.
 
     Returns:
-        Images `[n, H, W, C]`, scaled by the protocol; what they become with each of T targets,
+        Images `[n, H, W, C]`, scaled by the protocol; their decodings with each of T targets,
         `[n, T, H, W, C]`; and the names of source and targets, as `plots.restyled` takes them.
 
     Raises:
@@ -181,8 +188,8 @@ def interpolate(
         Pictures `[n, points, H, W, C]`.
 
     Raises:
-        VaeJaxError: there is nothing between two latents of the model, the split has no pair, or
-            the model has fewer layers.
+        VaeJaxError: the latents are discrete and have no lines between them, the split has no pair,
+            or the model has fewer layers.
     """
     run.layers_or_refuse("top", top)
     rows = pairs_of(run, split, pairs)
@@ -196,10 +203,16 @@ def interpolate(
 
 
 def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
-    """Positions of images to interpolate between, `[2 pairs]`, or fewer where there are no more.
+    """The positions of pairs of images to interpolate between.
 
-    Line i runs from entry 2i to entry 2i + 1. In a conditional model both images are of one class,
-    and the classes take turns.
+    Args:
+        run: the trained model.
+        split: the split that the images are from.
+        pairs: the number of pairs, or all if there are fewer.
+
+    Returns:
+        Positions `[2 pairs]`: line i runs from entry 2i to entry 2i + 1. In a conditional model
+        both images are of one class, and the classes take turns.
     """
     if run.experiment.model.labels is None:
         return np.arange(2 * min(pairs, len(getattr(run.experiment.data, split)) // 2))
@@ -213,14 +226,14 @@ def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
 
 
 def has_coordinates(run: Run) -> bool:
-    """Whether the latents of the bottom layer are real, so that each can be moved alone."""
+    """Whether the latents of a run's bottom layer are real, so that each can be moved alone."""
     return space_of(run) == "real"
 
 
 def encode_pictures(
     run: Run, path: Path, labels: Sequence[str] | None, num_samples: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """What is found about a user's pictures: latents, bounds, names.
+    """The latents, bounds and names of a user's pictures.
 
     Args:
         run: the trained model.
@@ -251,7 +264,7 @@ def encode_pictures(
 
 
 def space_of(run: Run) -> Space:
-    """The space that the latents of the bottom layer live in."""
+    """The space of the latents of a run's bottom layer."""
     return run.experiment.model.posteriors[0].space
 
 
@@ -271,15 +284,15 @@ def traverse(
         split: the split that the image is from.
         row: the position of the image in it.
         points: the number of values of each latent.
-        num_latents: the number of latents: those whose posterior means vary most over the first
-            thousand images of the split.
+        num_latents: the number of latents: those with the largest variance of posterior means over
+            the first thousand images of the split.
         layer: the layer of a `DeepVAE` or a `SkipVAE`, counted from the bottom; None takes the top
             layer. The layers above are at the means of the image's posteriors, those below at the
             means of their priors.
 
     Returns:
-        Pictures `[n, points, H, W, C]`, the values `[points]`, and which latents they are, `[n]`:
-        their positions in z, flattened.
+        Pictures `[n, points, H, W, C]`, the values `[points]`, and the positions of the latents in
+        the flattened z, `[n]`.
 
     Raises:
         VaeJaxError: the latents are not real, the split has no such row, or the model no such
@@ -306,7 +319,7 @@ def traverse(
 
 
 def has_manifold(run: Run) -> bool:
-    """Whether the prior is a standard normal of two latents."""
+    """Whether a run's prior is a standard normal of two latents."""
     prior = run.experiment.model.prior
     one_layer = len(run.experiment.model.posteriors) == 1
     return one_layer and isinstance(prior, StandardNormal) and latent_shape(prior.shape) == (2,)
@@ -326,7 +339,7 @@ def manifold(run: Run, n: Count, label: str | int | None = None) -> tuple[np.nda
         values `[n]` of either: the inverse normal CDF of equally spaced probabilities.
 
     Raises:
-        VaeJaxError: the model has another prior, or not two latents.
+        VaeJaxError: the prior is not a standard normal of two latents.
 
     References:
         Kingma & Welling (2013), "Auto-encoding variational Bayes", figure 4.

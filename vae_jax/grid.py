@@ -5,8 +5,7 @@
 
 Values that are only numbers to the training step, such as beta or a learning rate, are an axis of
 its program beside the seeds; those that change shapes or code make programs of their own, which are
-trained one after the other. Which is which need not be declared, for `identity.programs` compares
-the steps.
+trained one after the other. Neither kind is declared: `identity.programs` compares the steps.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ from vae_jax.run.training import Logged, Training, opened
 from vae_jax.step import TrainState, empty_batch, init_state, train_step
 from vae_jax.train import SharedStep, seeds_from, train_together
 
-# What runs must have in common to share the loop around the steps.
+# The fields that runs must have in common to share the loop around the steps.
 _OF_THE_LOOP = (
     *("num_steps", "batch_size", "accumulate", "shuffle"),
     *("log_every", "checkpoint_every", "validate_every", "start"),
@@ -57,29 +56,29 @@ def train_grid(
     until: Callable[[int], bool] | None = None,
     callbacks: Callable[[Path], Callback] | None = None,
 ) -> dict[str, Run]:
-    """Train the experiment of a file with several sets of arguments, or go on with it.
+    """Train the experiment of a file with several sets of arguments, or resume it.
 
-    Each cell is the run that would be made alone, in a run folder of its own. A cell that ends too
-    early, because its loss is not finite, stops no other.
+    Each cell is the run that would be made alone, in a run folder of its own. A cell that fails,
+    because its loss is not finite, stops no other.
 
     Args:
         file: a Python file that defines `experiment(*, ...) -> Experiment`.
         folder: the folder of the cells' run folders.
-        cells: arguments of that function, for each cell.
+        cells: the arguments of that function for each cell.
         seed: the seed of the first replica of each cell, as in `train`.
         num_seeds: the number of replicas of each cell, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
-        only: the names of the cells' folders that are trained; none trains all.
-        until: a function of a step: whether a program stops there for now, as at a signal.
-        callbacks: the callback of the run in a folder, as in `train`.
+        only: the names of the cells' folders to train; empty trains all.
+        until: a function that tells at a step whether a program stops for now, as at a signal.
+        callbacks: a function from a run folder to the run's callback, as in `train`.
 
     Returns:
-        The finished runs, by the names of their folders; a cell that ended too early is left out,
-        with a sentence on standard error.
+        The finished runs, by the names of their folders; a cell that failed is left out, with a
+        sentence on standard error.
 
     Raises:
-        VaeJaxError: the file defines no experiment, the arguments of a cell do not suit it, the
-            folder is that of a single run, or as in `train`.
+        VaeJaxError: the file defines no experiment, its function does not take a cell's arguments,
+            the folder is that of a single run, or as in `train`.
         Interrupted: SIGTERM or SIGINT came; the states were saved.
 
     Example:
@@ -136,7 +135,7 @@ def unfinished_programs(
     seed: int = 0,
     num_seeds: int = 1,
 ) -> list[list[str]]:
-    """The names of the unfinished cells, those that can share a program together.
+    """The names of the unfinished cells, grouped by shared program.
 
     Args:
         file: as in `train_grid`.
@@ -175,9 +174,9 @@ def unfinished_programs(
 
 
 def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedStep | None]]:
-    """Put runs together that can share a program, each set with the step that it shares.
+    """Group `runs` that can share a program, each group with the step that it shares.
 
-    A run that is like no other has its own step, for which None stands.
+    A run that shares its step with no other has None.
     """
     groups: dict[object, list[Training]] = {}
     for run in runs:
@@ -198,7 +197,7 @@ def sharing(runs: Sequence[Training]) -> Iterator[tuple[list[Training], SharedSt
 
 
 def _kind(experiment: Experiment, state: TrainState) -> tuple[object, ...]:
-    """What experiments that share a program have in common, besides what a step computes."""
+    """The properties that experiments that share a program have in common, besides the step."""
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
     loop = [getattr(experiment, name) for name in _OF_THE_LOOP]
     return *loop, experiment.data.fingerprint, *shapes, jax.tree.structure(state)
@@ -250,10 +249,10 @@ def _validations(
 def chosen(
     cells: Sequence[Mapping[str, object]], only: Collection[str]
 ) -> dict[str, Mapping[str, object]]:
-    """Cells by the names of their folders, those in `only` or all.
+    """The cells by the names of their folders: those in `only`, or all if it is empty.
 
     Raises:
-        VaeJaxError: there is no cell of such a name, or as in `names_of`.
+        VaeJaxError: a name in `only` is that of no cell, or as in `names_of`.
     """
     found = dict(zip(names_of(cells), cells, strict=True))
     for name in only:
@@ -263,9 +262,9 @@ def chosen(
 
 
 def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
-    """The folders of cells: the arguments in which they differ, `beta=0.1,learning_rate=0.001`.
+    """The folders of `cells`: the arguments in which they differ, `beta=0.1,learning_rate=0.001`.
 
-    Those that a cell does not have are left out, except for the first.
+    Arguments that a cell does not have are left out, except for the first.
 
     Raises:
         VaeJaxError: two cells have the same arguments.
@@ -297,7 +296,10 @@ def cells_of_flags(function: Callable[..., object], flags: Sequence[str]) -> lis
     Args:
         function: a function with type hints; a flag of a tuple takes all values that follow it, and
             has several where it is repeated.
-        flags: what the user typed.
+        flags: the user's words on the command line.
+
+    Returns:
+        The flags of each cell, with one value of each flag.
     """
     hints = get_type_hints(function, include_extras=True)
     typed: list[list[str]] = []
@@ -322,7 +324,7 @@ def cells_of_flags(function: Callable[..., object], flags: Sequence[str]) -> lis
 
 
 def _takes_several(hint: object) -> bool:
-    """Whether a value of a type is written as several words."""
+    """Whether a value of the type `hint` is written as several words."""
     kind = get_origin(hint) or hint
     if isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, str):
         return True
@@ -330,13 +332,13 @@ def _takes_several(hint: object) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a single run."""
+    """Whether `folder` is that of a single run."""
     run_folder = RunFolder(folder)
     return run_folder.record.exists() or run_folder.record_copy.exists()
 
 
 def runs_of(*folders: Path) -> list[Path]:
-    """The run folders of grids' cells, the smallest numbers first; of a run, itself alone."""
+    """The run folders in `folders`: a grid's cells, the smallest numbers first, or a run itself."""
 
     def by_numbers(cell: Path) -> list[str | float]:
         parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", cell.name)  # text, number, text, ...

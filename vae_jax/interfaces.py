@@ -1,7 +1,6 @@
-"""What the parts of a model are: base classes with defaults, and what they declare.
+"""The parts of a model: base classes with defaults, and their declarations.
 
-A part that leaves a declaration out gets the default; `vae_jax.compatibility` compares the
-declarations and refuses combinations that have no meaning.
+`vae_jax.compatibility` refuses combinations whose declarations contradict each other.
 """
 
 # The stubs of jax.numpy leave members partly unknown.
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 Own = TypeVar("Own", bound="Part")
 Shape = tuple[int, ...]
 Variables = Mapping[str, Any]
-"""What a module's `apply` takes: its variable collections by name, trees of arrays."""
+"""The variables that a module's `apply` takes: its collections by name, trees of arrays."""
 Metrics = dict[str, Num[Array, ""]]
 Layers = tuple[Float[Array, "..."], ...]
 """The latents of every layer, the bottom layer first."""
@@ -43,7 +42,7 @@ Space = Literal["real", "sphere", "onehot", "simplex", "codes"]
 vectors `[n, C]`, or maps `[h, w, D]` of the vectors of a finite codebook."""
 
 Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
-"""What q(z|x) can do.
+"""A capability of q(z|x).
 
 - `"density"`: its `log_prob` is a density or a mass, so importance weights have a meaning.
 - `"path"`: its density is differentiable along z with the parameters held fixed.
@@ -58,36 +57,33 @@ Support = Literal["binary", "uint8", "uint5", "unit", "real"]
 """The values of pixels: {0, 1}; {0, 1/255, ..., 1}; {0, 1/31, ..., 1}; (0, 1); any real number."""
 
 Measure = Literal["mass", "density", "pseudo"]
-"""What a likelihood's `log_prob` is; `"pseudo"` where it is not normalized."""
+"""The kind of a likelihood's `log_prob`; `"pseudo"` where it is not normalized."""
 
 SPACES: frozenset[Space] = frozenset({"real", "sphere", "onehot", "simplex", "codes"})
 _EVENT_NDIMS: dict[Space, int] = {"real": 1, "sphere": 1, "onehot": 2, "simplex": 2, "codes": 3}
 
 
 def latent_shape(shape: int | Sequence[int]) -> Shape:
-    """The event shape of z; a vector may be given by its length d, which makes `(d,)`."""
+    """The event shape of z from its `shape`; a vector's length d makes `(d,)`."""
     return tuple(int(size) for size in (shape if isinstance(shape, Sequence) else (shape,)))
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an objective requires of a model.
+    """The requirements of an objective on a model.
 
     Attributes:
         posterior: the traits that q(z|x) must have, in every layer.
         without: the traits that q(z|x) must not have.
         spaces: the spaces in which z may live.
         factorized_prior: whether p(z) must have independent components.
-        fixed_prior: whether p(z) must have no parameters, because the objective does not train
-            them.
-        exact_prior: whether ln p(z) has to be known exactly, as inside the logarithm of a mean.
+        fixed_prior: whether p(z) must have no parameters, because the objective trains none.
+        exact_prior: whether ln p(z) must be known exactly, as inside the logarithm of a mean.
         critic: the classes of critics of which the model must have one; empty where none is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
         one_layer: whether hierarchical models are excluded.
-        whole_batch: whether the loss is more than a mean over examples, so that a batch taken in
-            parts has a different loss.
-        least_batch: the least number of images in a batch; from fewer, what the loss estimates from
-            the batch is undefined or constant.
+        whole_batch: whether the loss is more than a mean of losses per example.
+        least_batch: the least number of images in a batch; with fewer, the loss is undefined.
     """
 
     posterior: frozenset[Trait] = frozenset()
@@ -121,7 +117,7 @@ class Part(nn.Module):
 
     @nn.nowrap
     def check(self) -> None:
-        """Check the fields; a subclass, with `nn.nowrap`, adds what has to hold between them.
+        """Check the fields; a subclass adds, with `nn.nowrap`, the conditions between them.
 
         Raises:
             VaeJaxError: a field does not fit, or a module is in two positions.
@@ -133,7 +129,7 @@ class Part(nn.Module):
     def clone(  # pyright: ignore[reportIncompatibleMethodOverride]
         self: Own, **updates: object
     ) -> Own:
-        """Linen's `clone`, which checks the fields that are replaced too."""
+        """Linen's `clone`, which also checks the fields that `updates` replaces."""
         copied = super().clone(**updates)  # pyright: ignore[reportArgumentType]
         if not updates.keys() <= {"parent", "name", "_deep_clone", "_reset_names"}:
             copied.check()
@@ -145,7 +141,7 @@ class Posterior(Part):
 
     Attributes:
         space: the space in which z lives.
-        traits: what the distribution can do.
+        traits: the capabilities of q(z|x).
         whole_batch: whether it looks at the batch as a whole.
 
     Example:
@@ -171,7 +167,7 @@ class Posterior(Part):
         return _EVENT_NDIMS[self.space]
 
     def __call__(self, features: Float[Array, "N ..."]) -> "Distribution":
-        """q(z|x), batch `[N]`, from the features of N inputs.
+        """q(z|x), batch `[N]`, from the `features` of N inputs.
 
         Raises:
             VaeJaxError: the features do not fit the shape of z.
@@ -179,7 +175,7 @@ class Posterior(Part):
         raise NotImplementedError(f"{type(self).__name__} has no __call__.")
 
     def seen(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """What networks see of latents; by default the latents themselves."""
+        """The form of latents z that networks receive; by default z itself."""
         return z
 
     def affine(
@@ -189,11 +185,10 @@ class Posterior(Part):
         name: str,
         kernel_init: Initializer,
     ) -> Float[Array, "N *event"]:
-        """One affine output for each component of z; to be called in a compact method.
+        """One affine output for each component of z; call it in a compact method.
 
-        For a vector z the features are flattened, whatever their shape. For a set of n vectors
-        `(n, d)` or a map `(h, w, c)` all positions share one affine map of the last axis, so the
-        features must be `[N, n, F]` or `[N, h, w, F]`.
+        A vector z takes all features, flattened. All positions of a set `(n, d)` or of a map
+        `(h, w, c)` share one affine map of the features `[N, n, F]` or `[N, h, w, F]`.
 
         Args:
             features: the features of the encoder.
@@ -219,10 +214,10 @@ class Posterior(Part):
 
 
 class Prior(Part):
-    """p(z), or p(z|y); it is called with the model it belongs to.
+    """p(z), or p(z|y), called with its model.
 
-    Most priors ignore the model. The VampPrior is made of the model's `encode`, and a prior over
-    codes takes the codebook from the model's posterior.
+    Most priors ignore the model. The VampPrior calls the model's `encode`, and a prior over codes
+    takes the codebook from the model's posterior.
 
     Attributes:
         spaces: the spaces in which z may live.
@@ -230,8 +225,7 @@ class Prior(Part):
         factors: whether the components are independent, as those of an `Elementwise` are.
         exact: whether training can compute ln p(z), rather than a noisy estimate of a bound on it.
         bound_alone: whether only that bound is available, so that evaluation takes it too.
-        draws_by: the names of the fields that say how draws are made, of "guidance",
-            "temperature", "top_k" and "top_p": `Run.sample` takes them as arguments.
+        draws_by: its fields among "guidance", "temperature", "top_k", "top_p" of `Run.sample`.
         whole_batch: whether it looks at the batch as a whole.
 
     Example:
@@ -275,7 +269,7 @@ class Likelihood(Part):
 
     Attributes:
         supports: the values of pixels to which it gives a probability.
-        measure: what its `log_prob` is.
+        measure: the kind of its `log_prob`.
         whole_batch: whether it looks at the batch as a whole.
 
     Example:
@@ -308,13 +302,12 @@ class Likelihood(Part):
     def observe(
         self, px: "Distribution", x: Float[Array, "B H W C"], remember: bool = True
     ) -> "Distribution":
-        """p(x|z) once the images of the batch are known; by default it is unchanged.
+        """p(x|z) once the images of the batch are known; by default unchanged.
 
         Args:
-            px: the distribution that `__call__` made, batch `[K, B]`.
+            px: the distribution that `__call__` returned, batch `[K, B]`.
             x: this device's share of the batch.
-            remember: whether the statistics kept of images are updated. They are updated once in
-                a step: a second density of the same images takes False.
+            remember: whether to update statistics of the images, which happens once in a step.
         """
         return px
 
@@ -326,16 +319,14 @@ class Likelihood(Part):
         kernel_init: Initializer,
         bias_init: Initializer = nn.initializers.zeros,
     ) -> Float[Array, "N H W ..."]:
-        """Affine outputs for each pixel; to be called in a compact method.
+        """Affine outputs for each pixel; call it in a compact method.
 
-        Vector features `[N, F]` pass through a dense layer to all outputs, so `bias_init` is given
-        the shape `[H * W * ...]`; spatial features `[N, H, W, F]` pass through a 1x1 convolution,
-        whose bias is `[...]`.
+        Vector features `[N, F]` pass through a dense layer with bias `[H * W * ...]`, spatial
+        features `[N, H, W, F]` through a 1x1 convolution with bias `[...]`.
 
         Args:
             features: the features of the decoder.
-            shape: the shape of the outputs for one image: (H, W) and the axes of a pixel's
-                parameters, often (H, W, C).
+            shape: (H, W) and the axes of the outputs for each pixel, often (H, W, C).
             name: the name of the layer.
             kernel_init: the initializer of its kernel.
             bias_init: the initializer of its bias.
@@ -371,19 +362,19 @@ class Labels(Part):
     def for_encoder(
         self, x: Float[Array, "N *axes C"], y: Int[Array, "B"] | None
     ) -> Float[Array, "N ..."]:
-        """The inputs of an encoder, images or latents; by default as they are."""
+        """The input of an encoder, from images or latents x and labels y; by default x."""
         return x
 
     def for_decoder(
         self, z: Float[Array, "N *axes d"], y: Int[Array, "B"] | None
     ) -> Float[Array, "N ..."]:
-        """The inputs of a decoder, latents; by default as they are."""
+        """The input of a decoder, from latents z and labels y; by default z."""
         return z
 
 
 @functools.cache
 def _arguments_of(method: str) -> tuple[str, ...]:
-    """The names of the arguments of one of a model's methods; none for any other name."""
+    """The names of the arguments of the model's method `method`; none for any other name."""
     function = getattr(Model, method, None)
     return () if function is None else tuple(inspect.signature(function).parameters)[1:]
 
@@ -399,11 +390,10 @@ class Model(Part, kw_only=True):
         likelihood: p(x|z), on the features of a decoder.
         critic: the module that the objective plays against, if it needs one.
         labels: the classes y of a conditional model, and their embedding.
-        image_shape: (H, W, C); where it is left out, an `Experiment` takes that of its data.
+        image_shape: (H, W, C); if left out, an `Experiment` takes that of its data.
 
     Raises:
-        VaeJaxError: a part is of another kind, or in two positions; or (when the model is used)
-            neither it nor an `Experiment` has said what its images are.
+        VaeJaxError: a part is of another kind, or in two positions.
     """
 
     prior: Annotated[Prior, "a prior, such as StandardNormal(20)"]
@@ -426,7 +416,11 @@ class Model(Part, kw_only=True):
     conditionals: ClassVar[Sequence[Posterior]] = ()  # p(z_1|z_2), ..., where parts make them
 
     def setup(self):
-        """Refuse a model that does not know its images."""
+        """Refuse a model of unknown image shape.
+
+        Raises:
+            VaeJaxError: neither the model nor an `Experiment` has set `image_shape`.
+        """
         if not self.image_shape:
             raise VaeJaxError(
                 f"This {type(self).__name__} does not know the shape of its images: give it to an "
@@ -449,10 +443,16 @@ class Model(Part, kw_only=True):
         args: Sequence[object],
         kwargs: Mapping[str, object],
     ) -> None:
-        """Check images x, latents zs and labels y before one of the model's methods gets them.
+        """Check images x, latents zs and labels y before a method of the model gets them.
+
+        Args:
+            variables: the variables to apply the model with.
+            method: the name of the method.
+            args: its positional arguments.
+            kwargs: its named arguments.
 
         Raises:
-            VaeJaxError: they do not fit the model.
+            VaeJaxError: one of them has the wrong shape, type or range of values for the model.
         """
         names = _arguments_of("decode" if method == "decode_top" else method)
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -471,7 +471,7 @@ class Model(Part, kw_only=True):
 
     @nn.nowrap
     def latent_shapes(self, variables: Variables) -> list[Shape]:
-        """The shapes of z in every layer, with these variables."""
+        """The shapes of z in every layer, for a model with these `variables`."""
         y = None if self.labels is None else jnp.zeros(1, jnp.int32)
 
         def sample(variables: Variables) -> Layers:
@@ -496,23 +496,20 @@ class Model(Part, kw_only=True):
             y: the labels of a conditional model, or one label for all examples.
 
         Raises:
-            VaeJaxError: the model is conditional, and there are no labels.
+            VaeJaxError: the model is conditional and `y` is None.
         """
         raise NotImplementedError
 
     def encode(
         self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
     ) -> "Distribution":
-        """q(z_1|x), batch `[B]`."""
+        """q(z_1|x), or q(z_1|x, y) given labels y, batch `[B]`."""
         raise NotImplementedError
 
     def infer(
         self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None
     ) -> "tuple[Distribution, ...]":
-        """q(z_l|x, ...) of every layer, batch `[B]`, z_1 first.
-
-        Each is given the layers that are inferred before it, at their means.
-        """
+        """q(z_l|x, y, ...) of every layer, z_1 first, given the means of those inferred before."""
         return (self.encode(x, y),)
 
     def decode(self, zs: Layers, y: Int[Array, "B"] | None = None) -> "Distribution":
@@ -527,43 +524,48 @@ class Model(Part, kw_only=True):
     def sample(
         self, keys: Key[Array, "N"], y: Int[Array, "B"] | None = None
     ) -> "tuple[Layers, Distribution]":
-        """Latents `[N, *event]` of every layer from the prior, one for each key, and p(x|z).
+        """Latents `[N, *event]` of every layer from the prior, and p(x|z).
 
         Args:
-            keys: typed keys.
+            keys: typed keys, one for each sample.
             y: the labels of a conditional model; N is a multiple of their number B.
         """
         raise NotImplementedError
 
     def log_prior(self, zs: Layers, y: Int[Array, "B"] | None = None) -> Float[Array, "..."]:
-        """ln p(z_1, ..., z_L) in nats, `[...]`, for latents `[..., *event]` of every layer."""
+        """ln p(z_1, ..., z_L | y) in nats, for latents zs `[..., *event]` of every layer."""
         raise NotImplementedError
 
     def log_densities(
         self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
     ) -> tuple[Float[Array, "... B"], Float[Array, "... B"]]:
-        """ln p(x|z) and ln p(z) in nats for latents `[..., B, *event]` of every layer."""
+        """ln p(x|z) and ln p(z) in nats.
+
+        Args:
+            x: images in the form of the data's protocol.
+            zs: latents `[..., B, *event]` of every layer.
+            y: the labels of a conditional model, or one label for all examples.
+        """
         return self.decode(zs, y).log_prob(x), self.log_prior(zs, y)
 
     def held(self, terms: "Terms") -> "Terms":
-        """These Terms, q's parameters fixed in ln q(z|x), z weighted by `path`, for DReG."""
+        """`terms` for DReG: q's parameters fixed in ln q(z|x), gradients of z by `path`."""
         raise NotImplementedError
 
     def log_joint(
         self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None = None
     ) -> Float[Array, "... B"]:
-        """ln p(x, z_1, ..., z_L) in nats for latents `[..., B, *event]` of every layer."""
+        """ln p(x, z_1, ..., z_L) in nats, the sum of `log_densities(x, zs, y)`."""
         log_px, log_pz = self.log_densities(x, zs, y)
         return log_px + log_pz
 
 
 class Objective(given.Checked, abc.ABC):
-    """From Terms to one scalar that is differentiated once: a frozen dataclass of its settings.
+    """From Terms to one scalar, differentiated once: a frozen dataclass of its settings.
 
     Attributes:
         num_samples: the number of samples K from q(z|x) for each example.
-        holds_state: whether what the model counts over batches, such as the use of a codebook, is
-            held fixed.
+        holds_state: whether the model's running counts, such as a codebook's use, are held fixed.
 
     Example:
         The ELBO with the sampled estimate of the KL::
@@ -579,21 +581,20 @@ class Objective(given.Checked, abc.ABC):
 
     @property
     def requires(self) -> Requirements:
-        """What the objective requires of the model; by default nothing."""
+        """The objective's requirements on the model; by default none."""
         return Requirements()
 
     @abc.abstractmethod
     def __call__(
         self, terms: "Terms", step: Int[Array, ""], model: "Model"
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in nats per image, and metrics; both are means over the examples.
+        """The loss in nats per image, and metrics, both means over the examples.
 
         The metrics include those of `Terms.rate_and_distortion` and, where the model has a bound,
-        `neg_elbo`, the bound at beta = 1: a run's figures are drawn from them.
+        `neg_elbo`, the bound at beta = 1: a run's figures show them.
 
         Args:
             terms: the Terms of this device's examples.
             step: the step of training.
-            model: the model, bound to its parameters, for objectives that encode or decode again
-                or have a critic.
+            model: the model, bound to its parameters, for a critic or to encode or decode again.
         """

@@ -26,12 +26,12 @@ PARAMETER_GROUPS = (
 
 
 def group_of(name: str) -> str:
-    """The group of parameters that belong to a part; a hierarchy numbers its own, `encoders_0`."""
+    """The group of the parameters of the part `name`; hierarchies number theirs, `encoders_0`."""
     return name.rstrip("_0123456789").removesuffix("s")
 
 
 def group_at(path: KeyPath) -> str:
-    """The group of the parameter at a path in the tree of all."""
+    """The group of the parameter at `path` in the tree of parameters."""
     first, *rest = keystr(path, simple=True, separator="/").split("/")
     # The vectors of classes go with the network that is given them.
     return group_of(rest[0] if first == "labels" else first)
@@ -46,15 +46,18 @@ Optimizer = Annotated[
 def by_group(default: Optimizer, **groups: Optimizer) -> optax.GradientTransformation:
     """Move each group of parameters with its own optimizer.
 
-    So a game is played with one scalar objective: the critic's optimizer moves the critic alone.
+    This allows a game within one scalar objective: the critic's optimizer moves the critic alone.
     `optax.set_to_zero()` freezes a group.
 
     Args:
         default: the optimizer of every group that is not named.
         groups: optimizers by the name of a group, one of `PARAMETER_GROUPS`.
 
+    Returns:
+        The optimizer of all parameters.
+
     Raises:
-        VaeJaxError: there is no such group, or a value is no optimizer.
+        VaeJaxError: there is no such group, or a value is not an optimizer.
 
     Example:
         >>> by_group(optax.adam(1e-3), critic=optax.adam(1e-4))
@@ -74,7 +77,7 @@ def by_group(default: Optimizer, **groups: Optimizer) -> optax.GradientTransform
 
 
 def has_groups(state: optax.OptState) -> bool:
-    """Whether a state is that of several optimizers, each for a group of parameters."""
+    """Whether `state` belongs to several optimizers, each for a group of parameters."""
     groups = optax.MultiTransformState
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, groups))
     return any(isinstance(leaf, groups) for leaf in leaves)
@@ -132,15 +135,15 @@ def lagging_inference(
 ) -> optax.GradientTransformation:
     """Extra steps of the inference network, against a posterior that lags behind and collapses.
 
-    During the first `steps` updates q(z|x) alone moves for `encoder_steps` of them, each on its own
+    In the first `steps` updates, q(z|x) alone moves for `encoder_steps` updates, each on its own
     batch, then the rest of the model alone for one, and so on; afterwards both move in each.
-    In the paper the number of steps of q(z|x) is found by its loss, at most 100, and the phase ends
+    In the paper the loss determines the number of steps of q(z|x), at most 100, and the phase ends
     when the mutual information of x and z no longer grows.
 
     Args:
         optimizer: the optimizer of both sides, each with a state of its own.
         encoder_steps: the number of steps of encoder and posterior for each step of the others.
-        steps: the number of updates in this phase, those of both sides counted.
+        steps: the number of updates in this phase, counting both sides.
 
     References:
         He et al. (2019), "Lagging inference networks and posterior collapse in variational
@@ -172,7 +175,7 @@ def lagging_inference(
 
 
 class SpectralState(NamedTuple):
-    """The number of updates, and for each kernel a vector near its first right singular one."""
+    """The number of updates, and an estimate of each kernel's first right singular vector."""
 
     updates: Array
     right: optax.Params
@@ -184,12 +187,12 @@ def spectral_regularization(
 ) -> optax.GradientTransformation:
     """Add to the loss the largest singular values of the networks' kernels, times a weight.
 
-    That is weight sum_i sigma(W_i), whose gradient for W is weight u v', with u and v the first
-    singular vectors. Only the gradient is changed; the loss that is reported is without it. u and v
-    come from power iteration, which goes on from the last step's. The kernels are those of
+    The term is weight sum_i sigma(W_i), whose gradient for W is weight u v', with u and v the first
+    singular vectors. Only the gradient is changed; the reported loss excludes the term. u and v
+    come from power iteration that continues from the last step's. The kernels are those of
     encoders, decoders, conditionals and critics: `[inputs, outputs]`, a convolution's `[h, w,
     inputs, outputs]` as a matrix from patches to features, or several of either with a leading
-    axis, as the blocks of a `DeepVAE`'s level are.
+    axis, such as the blocks of a `DeepVAE`'s level.
 
     Args:
         weight: a number, or a schedule of the step, in nats if the loss is.
@@ -207,7 +210,7 @@ def spectral_regularization(
             if not _is_regularized(path):
                 return jnp.zeros(0)
             w = _as_matrices(w)
-            # Neither zero nor the singular vector of a kernel that somebody would choose.
+            # Start vector: nonzero, and not a singular vector of any likely kernel.
             return jnp.broadcast_to(jnp.cos(jnp.arange(w.shape[-1])), (*w.shape[:-2], w.shape[-1]))
 
         right = jax.tree_util.tree_map_with_path(start, params)
@@ -245,19 +248,19 @@ def spectral_regularization(
 
 
 def _is_regularized(path: KeyPath) -> bool:
-    """Whether a parameter is a kernel of a network, whose axes have a meaning known here."""
+    """Whether the parameter at `path` is a kernel of a network, with axes of known meaning."""
     networks = ("encoder", "decoder", "conditional", "critic")
     last = keystr(path[-1:], simple=True)
     return group_at(path) in networks and last == "kernel"
 
 
 def _as_matrices(kernel: Array) -> Array:
-    """A kernel as `[inputs, outputs]`, or several with a leading axis."""
+    """A kernel as a matrix `[inputs, outputs]`, or several with a leading axis."""
     leading = kernel.shape[: kernel.ndim % 2]
     return kernel.reshape(*leading, -1, kernel.shape[-1])
 
 
 def _unit(vector: Array, otherwise: ArrayLike) -> Array:
-    """A vector, or several along the last axis, of length one; where it is zero, the other."""
+    """The vectors along the last axis scaled to length one; `otherwise` where they are zero."""
     length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
     return jnp.where(length > 0, vector / jnp.where(length > 0, length, 1.0), otherwise)

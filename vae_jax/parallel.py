@@ -40,7 +40,7 @@ def check_devices() -> None:
     """Make sure that JAX finds a device.
 
     Raises:
-        VaeJaxError: it does not, as where JAX_PLATFORMS names another kind.
+        VaeJaxError: JAX finds none, as where JAX_PLATFORMS names another kind.
     """
     try:
         jax.devices()
@@ -54,7 +54,7 @@ def check_devices() -> None:
 
 
 def leave_to_others() -> None:
-    """Restrict this process to the CPU; to be called before it has used any device."""
+    """Restrict this process to the CPU; call it before any device is used."""
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -85,18 +85,14 @@ def go_on_alone() -> None:
 
 
 def max_over_processes(value: int) -> int:
-    """The largest value that any process has; each waits here for the others."""
+    """The largest `value` of all processes, which wait here for each other."""
     if num_processes() == 1:
         return value
     return int(multihost_utils.process_allgather(np.asarray(value)).max())
 
 
 def from_main_process(tree: Tree) -> Tree:
-    """The main process's tree of host arrays, to the bit; each waits here for the others.
-
-    Args:
-        tree: in the other processes its shapes and types.
-    """
+    """The main process's `tree` of host arrays, to the bit; processes wait here for each other."""
 
     def of_one(leaf: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray:
         own = np.asarray(leaf) if is_main_process() else np.zeros(leaf.shape, leaf.dtype)
@@ -112,7 +108,7 @@ def own_devices() -> dict[str, str | int]:
 
 
 def describe_devices() -> dict[str, str | int]:
-    """What the record of a result says about the hardware."""
+    """The hardware, for the record of a result."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -123,7 +119,7 @@ def describe_devices() -> dict[str, str | int]:
 
 
 def share_of(batch_size: int) -> int:
-    """The number of examples of a global batch on each device.
+    """The number of examples on each device, of `batch_size` in the global batch.
 
     Raises:
         VaeJaxError: the devices do not divide the batch.
@@ -138,7 +134,7 @@ def share_of(batch_size: int) -> int:
 
 
 def _shared() -> bool:
-    """Whether what is being traced sees a share of the batch; on one device a mean costs copies."""
+    """Whether the traced function sees a share of the batch; on one device means cost copies."""
     try:
         return lax.axis_size(AXIS) > 1
     except NameError:  # outside of `on_every_device`
@@ -148,8 +144,9 @@ def _shared() -> bool:
 def gather_batch(share: Array, axis: int = 0) -> Array:
     """Gather the examples of all devices in global order, `[b, ...]` to `[B, ...]`.
 
-    Estimators that look at the batch as a whole gather it first, so that they do not depend on the
-    number of devices. Gradients pass through. Outside of `on_every_device` the share is the batch.
+    Estimators that look at the batch as a whole gather it along `axis` first, so that they do not
+    depend on the number of devices. Gradients pass through. Outside of `on_every_device` the share
+    is the batch.
     """
     return lax.all_gather(share, AXIS, axis=axis, tiled=True) if _shared() else share
 
@@ -165,22 +162,19 @@ def batch_sum(share: Tree) -> Tree:
 
 
 def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
-    """The result of `update` where `good` is true, else `old`."""
+    """`update()` where the scalar `good` is true, else `old`, a tree of the same shapes."""
     if choices.branches_in_place():
         return lax.cond(good, update, lambda: old)
     return jax.tree.map(partial(jnp.where, good), update(), old)
 
 
 def batch_offset(share: int) -> Array | int:
-    """The position in the global batch of this device's first example; each has `share` of them."""
+    """The position in the global batch of this device's first of `share` examples."""
     return lax.axis_index(AXIS) * share if _shared() else 0
 
 
 def are_finite(arrays: Iterable[Array | np.ndarray]) -> bool:
-    """Whether all numbers of arrays are finite, each of which every device has whole.
-
-    It is found where they are: of an array on a device, one byte moves to the host.
-    """
+    """Whether all numbers of replicated `arrays` are finite, as found on the devices."""
     own = [a.addressable_data(0) if isinstance(a, Array) else a for a in arrays]
     return all(bool((jnp if isinstance(a, Array) else np).isfinite(a).all()) for a in own)
 
@@ -215,7 +209,7 @@ class OnDevices(Generic[Result]):
 
 
 def jit(function: Callable[..., object]) -> Wrapped:
-    """`jax.jit` of a function for one device, with the options that make XLA compile it rightly."""
+    """`jax.jit` of a function for one device, with options that XLA needs to compile it rightly."""
     return jax.jit(function, compiler_options=compiler.RIGHT or None)
 
 
@@ -226,7 +220,7 @@ def on_every_device(
 
     Args:
         function: a function of arrays, whose collectives name the devices `axis`.
-        donate_argnums: the positions of arguments whose memory the results may take.
+        donate_argnums: the positions of arguments whose memory the results may reuse.
         axis: the name of the device axis.
     """
     pmap = partial(jax.pmap, devices=jax.local_devices()) if _others_left else jax.pmap
@@ -244,19 +238,19 @@ def global_mesh() -> Mesh:
 
 
 def put(leaf: ArrayLike) -> Array:
-    """Put a host array with the axis of this process's devices, `[devices, ...]`, on them."""
+    """Put a host array `[devices, ...]` on this process's devices."""
     return jax.device_put(leaf, NamedSharding(local_mesh(), PartitionSpec(AXIS)))
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A tree of arrays `[devices, ...]` on the devices, which `replicate` need not copy."""
+    """A tree of arrays `[devices, ...]` on the devices, which `replicate` does not copy."""
 
     tree: object
 
 
 def replicate(tree: Tree) -> Tree:
-    """Copy every array to each device, `[...]` to `[devices, ...]`, unless it is `Placed`."""
+    """Copy every array of a tree to each device, `[...]` to `[devices, ...]`, unless `Placed`."""
     devices = jax.local_device_count()
 
     def of_one(leaf: ArrayLike | Placed) -> object:
@@ -270,7 +264,7 @@ def replicate(tree: Tree) -> Tree:
 def shares(batch: np.ndarray, axis: int) -> np.ndarray:
     """Cut a global batch into shares: `[..., B, ...]` to `[devices, ..., B/devices, ...]`.
 
-    Device i of all devices, those of other processes included, gets the i-th run of examples.
+    Device i, counted over all processes, gets the i-th run of examples along `axis`.
     """
     every = np.split(batch, num_devices(), axis)
     first = 0 if num_processes() == 1 else own_process() * jax.local_device_count()
@@ -278,12 +272,12 @@ def shares(batch: np.ndarray, axis: int) -> np.ndarray:
 
 
 def split(batch: np.ndarray, axis: int) -> Array:
-    """Cut a global batch into `shares` and put them on the devices."""
+    """Cut a global batch into `shares` along `axis` and put them on the devices."""
     return put(shares(batch, axis))
 
 
 def to_host(arrays: Tree) -> Tree:
-    """Host arrays of a tree of device arrays, copied once and so safe from donation."""
+    """Host arrays of a tree of device arrays, copied once and thus safe from donation."""
     if choices.shows_its_memory():
         return jax.tree.map(np.array, arrays)
     for leaf in jax.tree.leaves(arrays):
@@ -292,13 +286,13 @@ def to_host(arrays: Tree) -> Tree:
 
 
 def unreplicate(tree: Tree) -> Tree:
-    """The first device's values as host arrays, copied and so safe from donation."""
+    """The first device's values as host arrays, copied and thus safe from donation."""
     first = to_host(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
     return jax.tree.map(lambda x: x[0], first)
 
 
 def gather(sharded: Array, axis: int) -> np.ndarray:
-    """Undo `split`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
+    """Undo `split` along `axis`, in every process: `[devices, ..., b, ...]` to `[..., B, ...]`."""
     own = np.asarray(sharded)
     if num_processes() == 1:
         return np.concatenate(own, axis)
@@ -306,7 +300,7 @@ def gather(sharded: Array, axis: int) -> np.ndarray:
 
 
 class Layout(ABC):
-    """How replicas, each with its own seed, are laid out on the devices.
+    """The layout of replicas, each with its own seed, on the devices.
 
     Attributes:
         apart: whether each device has its own replicas with whole batches and exchanges nothing
@@ -320,6 +314,12 @@ class Layout(ABC):
         num_seeds: int, batch_size: int, accumulate: int = 1, shard: Shard | None = None
     ) -> "Layout":
         """The layout for these replicas: apart where the devices of one process divide them.
+
+        Args:
+            num_seeds: the number of replicas S.
+            batch_size: the number of images in the global batch B.
+            accumulate: the number of parts of a device's share.
+            shard: the part of the state that is sharded, or None.
 
         Raises:
             VaeJaxError: the devices divide neither the replicas nor the batch, or a device's share
@@ -338,11 +338,11 @@ class Layout(ABC):
 
     @property
     def axis(self) -> str | None:
-        """The name of the axis of the devices that share a batch; None where none does."""
+        """The name of the axis of the devices that share a batch; None if they share none."""
         return None if self.apart or jax.device_count() == 1 else AXIS
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """The parts of `[S, steps, B]` for the devices of this process, `[D, S', steps, b]`."""
+        """The parts of rows `[S, steps, B]` for this process's devices, `[D, S', steps, b]`."""
         return _dealt(rows) if self.apart else shares(rows, axis=2)
 
     @property
@@ -352,31 +352,31 @@ class Layout(ABC):
 
     @abstractmethod
     def from_main_process(self, tree: Tree) -> Tree:
-        """The main process's state, to `place`; in the others `tree` has its shapes and types."""
+        """The main process's state, for `place`; in the others `tree` gives shapes and types."""
 
     @abstractmethod
     def place(self, tree: Tree) -> Tree:
-        """Put host arrays `[S, ...]`, an axis over the replicas, on the devices."""
+        """Put a tree of host arrays `[S, ...]`, with an axis over replicas, on the devices."""
 
     @abstractmethod
     def everywhere(self, tree: Tree) -> Tree:
-        """Put host arrays that replicas share on each device."""
+        """Put a tree of host arrays that replicas share on each device."""
 
     @abstractmethod
     def put(self, leaf: np.ndarray) -> Array:
-        """Put what `rows` cuts, with the axis of this process's devices, on them."""
+        """Put an array from `rows` on the devices of this process."""
 
     @abstractmethod
     def shapes(self, tree: Tree, everywhere: bool = False) -> Tree:
-        """What `place` or `everywhere` would put on the devices, shapes alone."""
+        """The shapes that `place` or, if so, `everywhere` would put on the devices."""
 
     @abstractmethod
     def collect(self, tree: Tree) -> Tree:
-        """Undo `place`, in every process: host arrays, copied and so safe from donation."""
+        """Undo `place`, in every process: host arrays, copied and thus safe from donation."""
 
     @abstractmethod
     def in_place(self, tree: object) -> Placed:
-        """Variables of a state on the devices, as evaluation takes them; not if it is `apart`."""
+        """Variables of a state on the devices, as evaluation takes them; not if `apart`."""
 
     @abstractmethod
     def over_seeds(self, function: Callable[..., Result]) -> OnDevices[Result]:
@@ -387,7 +387,7 @@ class Layout(ABC):
                 batches, of its seed and of its numbers, such as `step.scanned_steps`.
 
         Returns:
-            The same function of what is placed, the state donated.
+            The same function of arrays that this layout has placed, the state donated.
         """
 
 
@@ -453,8 +453,8 @@ class Sharded(Layout):
     """Every device has all parameters, and a share of the optimizer's state and of their average.
 
     A device computes gradients of its share of the batch, then its share of the optimizer's step,
-    which is written for one device and partitioned by the compiler. Arrays are global, `[S, ...]`;
-    one that has no axis that the devices divide stays whole.
+    written for one device and partitioned by the compiler. Arrays are global, `[S, ...]`; one
+    without an axis that the devices divide stays whole.
 
     References:
         Rajbhandari et al. (2020), "ZeRO: memory optimizations toward training trillion parameter
@@ -477,7 +477,7 @@ class Sharded(Layout):
     def place(self, tree: Tree) -> Tree:
         return _sharded(tree, _cut)
 
-    everywhere = place  # images whole, for they are no part of a state
+    everywhere = place  # images are not part of a state, and stay whole
 
     @override
     def put(self, leaf: np.ndarray) -> Array:
@@ -520,11 +520,11 @@ class Sharded(Layout):
         return OnDevices(jax.jit(of_shares, donate_argnums=0))
 
     def constrained(self, tree: Tree) -> Tree:
-        """What is being traced, laid out as `place` does."""
+        """The traced tree, constrained to the sharding of `place`."""
         return _sharded(tree, lax.with_sharding_constraint)
 
     def on_shares(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        """A function of state, images, batch and seed from one device's view, as one from all's."""
+        """A function of one device's view of state, images, batch and seed as one of all's."""
         whole, shared = PartitionSpec(), PartitionSpec(AXIS)
         specs = whole, shared, shared, whole
         return jax.shard_map(
@@ -533,7 +533,7 @@ class Sharded(Layout):
 
     @cached_property
     def _whole(self) -> Wrapped:
-        """A function of arrays in shares, to the same ones whole on each device."""
+        """A function that replicates a tree of sharded arrays on each device."""
         sharding = NamedSharding(global_mesh(), PartitionSpec())
         return jax.jit(lambda tree: tree, out_shardings=sharding)
 
@@ -564,7 +564,7 @@ def _every_seed(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def _sharded(tree: Tree, put: Callable[[Array, NamedSharding], object]) -> Tree:
-    """What `put` makes of each array and of its sharding in a `Sharded` layout."""
+    """The tree of `put(array, sharding)`, with each array's sharding in a `Sharded` layout."""
     mesh = global_mesh()
 
     def of_one(path: KeyPath, leaf: Array) -> object:
@@ -586,15 +586,12 @@ def _cut(whole: np.ndarray | Array, sharding: NamedSharding) -> Array:
 
 
 def device_memory() -> int:
-    """The bytes of memory that a device has for itself."""
+    """The bytes of memory of each device; devices that share the host's memory divide it."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return choices.memory() // jax.local_device_count() if limit is None else limit
 
 
 def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:
-    """The bytes that a program needs on each device besides arguments and results.
-
-    The compiler tells the number, and the program is kept for calls with such arguments.
-    """
+    """The bytes that `on_devices` needs on each device besides its `arguments` and results."""
     analysis = on_devices.compiled(*arguments).memory_analysis()
     return 0 if analysis is None else analysis.temp_size_in_bytes

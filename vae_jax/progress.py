@@ -1,4 +1,4 @@
-"""Progress of what runs for long: a bar on a terminal and in a notebook, plain lines on a pipe.
+"""Progress of long-running work: a bar on a terminal and in a notebook, plain lines on a pipe.
 
 Nothing is silent for longer than `SECONDS_BETWEEN_LINES`, or ignores a signal for much longer than
 `SECONDS_TO_HEAR`.
@@ -30,15 +30,15 @@ from rich.text import Text
 from vae_jax.errors import legible
 
 SECONDS_BETWEEN_LINES = 10.0
-# Signals are heard between chunks of steps: how long one may take, and how many steps the first
-# has, before it is known how long they take.
+# Signals are heard between chunks of steps: the longest time of a chunk, and the number of steps of
+# the first one, before the time of a step is known.
 SECONDS_TO_HEAR = 5.0
 FIRST_STEPS = 100
 _silent_since: float | None = None  # of a command that runs alone; None in a user's process
 
 
 def begin_command() -> None:
-    """From now on silence is measured over the whole command, not over each of its parts."""
+    """Measure silence over the whole command from now on, not over each of its parts."""
     global _silent_since
     _silent_since = time.perf_counter()
 
@@ -54,9 +54,9 @@ def say(sentence: object) -> None:
 
 
 def open_streams() -> None:
-    """Open the streams that the caller closed, or files would get their numbers, and the output.
+    """Reopen closed standard streams, so that no file takes their descriptors and their output.
 
-    What the locale cannot encode is escaped.
+    Characters that the locale cannot encode are escaped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -79,7 +79,7 @@ def _on_terminal() -> bool:
 
 
 class _Shown(Protocol):
-    """What IPython shows, and can update."""
+    """A display handle of IPython."""
 
     def update(self, shown: object) -> None: ...
 
@@ -108,16 +108,16 @@ def _notebook() -> Callable[[object], _Shown] | None:
 
 
 class Waiting:
-    """Says what is being done, and for how long, until it is done.
+    """A display of the current work and its duration.
 
-    On a terminal at once, elsewhere after every ten seconds in which nothing else was said.
+    It appears at once on a terminal, elsewhere after every ten seconds of silence.
 
     Args:
-        what: what is being done, or a function that says so.
-        quiet: whether another display shows it on a terminal.
+        what: a description of the work, or a function that returns it.
+        quiet: whether another display shows the work on a terminal.
     """
 
-    _shown = False  # one at a time: what is done within something else is a part of it
+    _shown = False  # one at a time: only the outermost wait is shown
 
     def __init__(self, what: str | Callable[[], str], quiet: bool = False):
         self._what = what
@@ -157,11 +157,11 @@ class Waiting:
         return self._what if isinstance(self._what, str) else self._what()
 
     def heard(self) -> None:
-        """Record that something else was said."""
+        """Record that another line was printed."""
         self._said = self._begun = time.perf_counter()
 
     def _say_again(self) -> None:
-        look = SECONDS_BETWEEN_LINES / 10  # nothing is said of a wait that is shorter
+        look = SECONDS_BETWEEN_LINES / 10  # shorter waits are not reported
         while not self._done.wait(look):
             now = time.perf_counter()
             said = self._said if _silent_since is None else _silent_since
@@ -215,13 +215,13 @@ class Progress:
         self._bar.stop()
 
     def _since(self) -> str:
-        """What is being done while no step ends."""
+        """The description of the wait while no step ends."""
         if self._first is None:
             return "Compiling"
         return f"After step {self._step}/{self.num_steps}"
 
     def say(self, sentence: str) -> None:
-        """Print a sentence on its own line."""
+        """Print a `sentence` on its own line."""
         if self._plain:
             say(sentence)
         else:
@@ -254,10 +254,10 @@ class Progress:
 
 
 class Counter:
-    """A display of how much of something is done, on standard error.
+    """A display of the share of work that is done, on standard error.
 
     Args:
-        sentence: what is being done, in words.
+        sentence: a description of the work.
     """
 
     def __init__(self, sentence: str):
@@ -287,7 +287,7 @@ class Counter:
         self._bar.stop()
 
     def update(self, done: int, total: int) -> None:
-        """Show that a part of the total is done."""
+        """Show that `done` of `total` units are done."""
         self._bar.update(self._task, completed=done, total=total)
         now = time.perf_counter()
         if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -297,16 +297,16 @@ class Counter:
 
 
 def largest_divisor(number: int, most: float) -> int:
-    """The largest divisor of a number that is not above a limit, or 1."""
+    """The largest divisor of `number` that is at most `most`, or 1."""
     return max((n for n in range(1, int(min(number, most)) + 1) if number % n == 0), default=1)
 
 
 @dataclass
 class Pace:
-    """How many steps a chunk has: as many as let a signal be heard in time.
+    """The number of steps of a chunk, few enough that a signal is handled in time.
 
     Attributes:
-        longest: the largest number of steps of a chunk, of which any other is a divisor.
+        longest: the largest number of steps of a chunk, which any other divides.
         steps: the number of steps of a chunk.
     """
 
@@ -321,12 +321,12 @@ class Pace:
     def changes(self, steps: int, seconds: float, step: int) -> bool:
         """Whether chunks have another number of steps from now on.
 
-        After two in a row that took too long, or not long enough: in a single one the process may
-        have been paused.
+        The number changes after two chunks in a row that took too long, or too short: in a single
+        one the process may have been paused.
 
         Args:
             steps: the number of steps of the last chunk.
-            seconds: how long it took.
+            seconds: the time that it took.
             step: the number of steps so far.
         """
         first, self._is_compiled = not self._is_compiled, True

@@ -4,8 +4,8 @@ Every draw is a function of (seed, purpose, step, global example index) alone, s
 depend on the number of devices and resumes without any saved generator.
 
 A purpose has a name, `purpose(keys, "posterior")`, which is folded in by its checksum with the
-highest bit set; indices of examples, samples, layers and chunks are below 2^31. So no purpose can
-coincide with an index, nor with what `jax.random` itself splits off, for
+highest bit set; indices of examples, samples, layers and chunks are below 2^31. Thus no purpose can
+coincide with an index, nor with a key that `jax.random` itself splits off, since
 `jax.random.split(key)[i] == jax.random.fold_in(key, i)`. A key is either drawn from or folded,
 never both.
 """
@@ -56,7 +56,7 @@ def purpose(keys: Key[Array, "*shape"], name: str) -> Key[Array, "*shape"]:
 
 
 def purposes(keys: Key[Array, "*shape"], *names: str) -> tuple[Key[Array, "*shape"], ...]:
-    """Keys for several purposes, in the order of their names."""
+    """Keys for several purposes from `keys`, in the order of their `names`."""
     return tuple(purpose(keys, name) for name in names)
 
 
@@ -75,7 +75,7 @@ def indexed(
 def image_keys(
     split: str, rows: Integer[ArrayLike, "B"], seed: int | Integer[Array, ""] = DATA_SEED
 ) -> Key[Array, "B"]:
-    """The keys that images keep for good, whatever batch they are in.
+    """The permanent keys of images, whatever batch they are in.
 
     Args:
         split: the name of the images' split; different splits have different noise.
@@ -97,7 +97,7 @@ def draw(
         sampler: a function of a key and a shape, such as `jax.random.normal`.
         key: one typed key for all noise; or one for each example, `[B]` or `[K, B]`, the leading
             axes of `shape`: then the noise of an example depends on its own key alone, whatever
-            the batch or the number of devices around it.
+            the batch or the number of devices.
         sample_shape: the leading axes, of independent draws.
         shape: the shape `[*batch, *event]` of one draw.
 

@@ -17,7 +17,7 @@ SHOWN_CLASSES = 20
 
 
 def metric_curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The curves of metrics that were logged, by label: steps `[T]` and values `[T, S]`.
+    """The curves of logged metrics, by label: steps `[T]` and values `[T, S]`.
 
     Args:
         run: the run.
@@ -28,13 +28,13 @@ def metric_curves(run: Run, names: dict[str, str]) -> dict[str, tuple[np.ndarray
 
 
 def bound_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The negative ELBO in training and validation, or the distortion where there is no bound."""
+    """A run's negative ELBO in training and validation, or distortion if there is no bound."""
     quantity = "neg_elbo" if has_bound(run.experiment.model) else "distortion"
     return metric_curves(run, {"train": quantity, "valid": f"valid_{quantity}"})
 
 
 def samples(run: Run) -> Figure:
-    """A hundred samples; of a conditional model a row of ten for each class, with its name."""
+    """A hundred samples of a run; for a conditional model a row of ten for each named class."""
     title = "pictures of p(x|z), z from the prior"
     if run.experiment.model.labels is None:
         return plots.image_grid(generate.sample(run, 100), columns=10, title=title)
@@ -46,7 +46,16 @@ def samples(run: Run) -> Figure:
 def pictures_of(
     run: Run, command: str, arguments: dict[str, Any]
 ) -> tuple[np.ndarray, Figure | None, int | None]:
-    """Pictures `[..., H, W, C]`, and a figure of them, or the columns of their grid (None: any)."""
+    """The pictures of a command that makes pictures.
+
+    Args:
+        run: the run.
+        command: the name of the command, a function of `generate`.
+        arguments: the arguments of that function.
+
+    Returns:
+        Pictures `[..., H, W, C]`, and a figure of them, or the columns of their grid (None: any).
+    """
     match command:
         case "reconstruct":
             originals, images = generate.reconstruct(run, **arguments)
@@ -70,7 +79,7 @@ def pictures_of(
 
 
 def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
-    """The figures that the model allows, by file name; none shows test images."""
+    """The figures that a run's model allows, by file name; none shows test images."""
     data = run.experiment.data
     split = "valid" if len(data.valid) else "train"
     name = plots.plain(f"{data.name}, {split} split")
@@ -111,7 +120,7 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
 
 
 def plot_standard_figures(run: Run) -> list[Path]:
-    """Plot the standard figures into the run's folder.
+    """Plot the standard figures of a run into its folder.
 
     A new folder appears when all are plotted; in an old one each replaces its predecessor.
 
@@ -130,7 +139,18 @@ def plot_standard_figures(run: Run) -> list[Path]:
 def save_pictures(
     images: np.ndarray, figure: Figure | None, columns: int | None, out: Path, quality: int | None
 ) -> list[Path]:
-    """Save what `pictures_of` made, in a file for each picture where there is a {} in its name."""
+    """Save the result of `pictures_of`.
+
+    Args:
+        images: the pictures `[..., H, W, C]`.
+        figure: the figure of them, or None for a plain grid.
+        columns: the number of columns of the grid (None: any).
+        out: the file; {} in its name numbers files of one picture each.
+        quality: the quality of a .jpg or .webp, or None.
+
+    Returns:
+        The paths of the files.
+    """
     if "{}" in out.name:
         return plots.save_each(images.reshape(-1, *images.shape[-3:]), out, quality)
     if figure is None and out.suffix.lower() in plots.VECTOR:

@@ -74,7 +74,7 @@ class Batch:
 
 
 def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W C"], Batch]:
-    """Images and a batch of this size, of which only the shapes and types matter."""
+    """Images and a batch of `size` rows of an `experiment`, for their shapes and types alone."""
     split = experiment.data.train
     labels = None if experiment.model.labels is None else split.labels
     y = None if labels is None else jnp.zeros(size, labels.dtype)
@@ -83,8 +83,8 @@ def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W 
 
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
-"""A function of the state, images, a batch and a seed, and of the numbers in which experiments that
-share the step differ."""
+"""A function of the state, images, a batch, a seed and the numbers in which experiments that share
+the step differ."""
 
 
 def loss_at_terms(
@@ -95,12 +95,24 @@ def loss_at_terms(
     y: Int[Array, "b"] | None,
     step: Int[Array, ""],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The objective at the model's Terms, in the model's scope, so that it can call its parts."""
+    """The objective at the model's Terms, in the model's scope, so that it can call its parts.
+
+    Args:
+        model: the model, within `nn.apply` or `nn.init`.
+        objective: the objective.
+        x: images in the form of the data's protocol.
+        keys: typed keys, one for each image.
+        y: the labels of a conditional model, else None.
+        step: the step of training.
+
+    Returns:
+        The loss in nats per image, and metrics.
+    """
     return objective(model(x, keys, objective.num_samples, y), step, model)
 
 
 def init_state(experiment: Experiment, seed: int | Integer[Array, ""]) -> TrainState:
-    """The state before the first step, a function of the seed alone."""
+    """The state of an `experiment` before its first step, a function of `seed` alone."""
     key = random.purpose(random.key(seed), "init")
     x = jnp.zeros((1, *experiment.data.image_shape))
     step = jnp.zeros((), jnp.int32)
@@ -127,7 +139,19 @@ def loss_of(
     keys: Key[Array, "b"],
     y: Int[Array, "b"] | None,
 ) -> tuple[Float[Array, ""], tuple[Metrics, Variables]]:
-    """The loss (nats per image) of images in the form of the protocol, metrics, model state."""
+    """The loss of one batch as a function of the parameters.
+
+    Args:
+        params: the parameters.
+        experiment: the experiment to train.
+        state: the state, of which the step and the model's state are read.
+        x: images in the form of the data's protocol.
+        keys: typed keys, one for each image.
+        y: the labels of a conditional model, else None.
+
+    Returns:
+        The loss in nats per image, metrics and the new model state.
+    """
     mutable = [] if experiment.objective.holds_state else list(state.model_state)
     apply = nn.apply(loss_at_terms, experiment.model, mutable=mutable)
     if experiment.compute_dtype != jnp.float32 or experiment.remat:
@@ -148,6 +172,17 @@ def loss_and_gradients(
     """Loss, metrics, model state and gradients of one batch, the same on every device.
 
     An example's noise depends on the seed, the step and its position in the global batch.
+
+    Args:
+        experiment: the experiment to train.
+        state: the state before the step.
+        images: the batch's images, as stored.
+        batch: their rows and labels.
+        seed: the seed of the run.
+        axis: the name of the axis of devices over which to average; None on a single device.
+
+    Returns:
+        The loss in nats per image, metrics, model state and gradients.
     """
     position = jnp.arange(len(batch.rows))
     if axis is not None:
@@ -174,7 +209,15 @@ def loss_and_gradients(
 
 
 def averaged(ema: Variables, params: Variables, decay: float) -> Variables:
-    """The running average after one more step; one that equals its parameter does not drift."""
+    """The running average of parameters after one more step.
+
+    An average that equals its parameter does not drift.
+
+    Args:
+        ema: the average before the step.
+        params: the parameters after the step.
+        decay: the weight of the old average.
+    """
     moved = optax.incremental_update(params, ema, 1 - decay)
 
     def unless_equal(old: Array, new: Array, moved: Array) -> Array:
@@ -235,6 +278,9 @@ def in_parts(function: Callable[..., Tree], parts: int) -> Callable[..., Tree]:
     Args:
         function: a function of arrays `[B, ...]` (or None) to a tree of arrays.
         parts: the number of parts, which divides B.
+
+    Returns:
+        A function of the same arguments that returns the mean over parts.
     """
 
     def split_up(argument: Array) -> Array:
@@ -280,6 +326,9 @@ def scanned_steps(
         batches: the batches of the steps, `[steps, b, ...]`.
         seed: the seed of the run.
         numbers: the numbers of one of several experiments.
+
+    Returns:
+        The state after the last step, and the metrics of each step.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -291,7 +340,7 @@ def scanned_steps(
 
 
 def sharded_step(experiment: Experiment, layout: parallel.Sharded) -> TrainStep:
-    """`train_step` for all devices at once; each computes the gradients of its share."""
+    """`train_step` of an `experiment` for all devices of a `layout`, each with its share."""
     gradients_of_share = partial(loss_and_gradients, experiment, axis=layout.axis)
 
     def step(
@@ -312,7 +361,7 @@ def make_train_chunk(
 
     Args:
         experiment: the experiment to train.
-        layout: how its replicas are laid out on the devices.
+        layout: the layout of its replicas on the devices.
         one_step: a step that the experiment shares with others; None takes its own.
 
     Returns:

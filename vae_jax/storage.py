@@ -1,10 +1,10 @@
 # pyright: strict
 """Files that matter: written whole or not at all, by one writer at a time, and checked when read.
 
-A file or folder is made under a temporary name beside its target, flushed to the disk and renamed,
-so that a reader finds the old one or the new one, whatever was killed, full or unplugged meanwhile.
-A lock ends with the process that holds it. Functions that yield or take a path to fill raise the
-disk's OSError; those that write themselves raise a VaeJaxError.
+A file or folder is written under a temporary name beside its target, flushed to the disk and
+renamed, so that a reader finds the old one or the new one, whatever was killed, full or unplugged
+meanwhile. A lock ends with the process that holds it. Functions that yield or take a path to fill
+raise the disk's OSError; those that write themselves raise a VaeJaxError.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ _NOT_OFFERED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.E
 
 
 class DamagedError(VaeJaxError):
-    """A file does not hold what was written to it."""
+    """The content of a file is not what was written to it."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turn a failure to write into a sentence.
+    """Turn a failure to write to `path` into a sentence.
 
     Raises:
         VaeJaxError: `path` cannot be written: no permission, no space, not a folder.
@@ -65,11 +65,11 @@ def writing(path: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """Replace a file once its content is complete and on the disk.
+    """Replace the file at `path` once its content is complete and on the disk.
 
     Yields:
-        A temporary path beside it, with its suffix, to write to. An exception deletes what is
-        there, and the old file stays.
+        A temporary path beside it, with its suffix, to write to. An exception deletes it, and the
+        old file stays.
     """
     make_folder(path.parent)
     partial = _partial_beside(path)
@@ -84,7 +84,7 @@ def whole_file(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Generator[Path]:
-    """Make a folder that appears once its content is complete and on the disk.
+    """Make a folder at `path` that appears once its content is complete and on the disk.
 
     Yields:
         A temporary folder beside it to fill, which an exception deletes.
@@ -99,7 +99,7 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Flushes a folder to the disk and renames it; a folder that already has the name stays."""
+    """Flush a folder to the disk and rename it to `target`; a folder already there stays."""
     for path in [*folder.rglob("*"), folder]:
         _flush(path)
     try:
@@ -111,7 +111,7 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, and flush them to the disk."""
+    """Make the folder at `path` and its parents, and flush them to the disk."""
     check_local(path)
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def make_folder(path: Path) -> None:
 
 
 def delete_partial(partial: Path) -> None:
-    """Delete a temporary file or folder, and anything whose name begins with its name."""
+    """Delete a temporary file or folder, and everything whose name begins with its name."""
     for path in list(partial.parent.glob(f"{partial.name}*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -129,7 +129,7 @@ def delete_partial(partial: Path) -> None:
 
 
 def delete_folder(path: Path) -> None:
-    """Delete a folder, which a reader finds whole or not at all."""
+    """Delete the folder at `path`, which a reader finds whole or not at all."""
     delete_partial(path.rename(_partial_beside(path)))
 
 
@@ -137,8 +137,8 @@ def sweep(folder: Path, age: float = 3600.0) -> None:
     """Delete the temporary files and folders of writers that were killed.
 
     Args:
-        folder: where they wrote.
-        age: seconds for which nobody has touched them; 0 where no one else can be writing.
+        folder: the folder that they wrote to.
+        age: seconds for which they have not been touched; 0 if no one else can be writing.
     """
     for path in list(folder.glob(".partial-*")):
         with contextlib.suppress(OSError):
@@ -147,10 +147,10 @@ def sweep(folder: Path, age: float = 3600.0) -> None:
 
 
 def from_home(path: str | Path) -> Path:
-    """An absolute path; one that begins with ~ is in this account's home.
+    """The absolute path of `path`; one that begins with ~ is in this account's home.
 
     Raises:
-        VaeJaxError: the account has none, or the path is an address.
+        VaeJaxError: the account has no home, or the path is an address.
     """
     check_local(path)
     try:
@@ -166,7 +166,7 @@ def check_local(path: str | Path) -> None:
     """Refuse an address such as gs://bucket/runs, from which Python would make a folder `gs:`.
 
     Raises:
-        VaeJaxError: it is one, or a name that no file can have.
+        VaeJaxError: `path` is an address, or a name that no file can have.
     """
     try:
         os.lstat(path)
@@ -188,11 +188,11 @@ def check_local(path: str | Path) -> None:
 
 
 def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
-    """Refuse what is in the way of a run's folders and files, before the run takes any time.
+    """Refuse obstacles to a run's `folders` and `files`, before the run takes any time.
 
     Raises:
-        VaeJaxError: a folder is where a file is to be, or a file, or a link to nothing, where a
-            folder is.
+        VaeJaxError: the path of a file is that of a folder, or the path of a folder is that of a
+            file or of a link to nothing.
     """
     for path in folders:
         if os.path.lexists(path) and not path.is_dir():
@@ -209,13 +209,13 @@ def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """The path itself or, where that exists, the first free one of name-2, name-3, ..."""
+    """The path itself or, if it exists, the first free one of name-2, name-3, ..."""
     numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
 
 
 def shared_partial(path: Path) -> Path:
-    """A temporary path beside one, the same in all processes that write to it together."""
+    """A temporary path beside `path`, the same in all processes that write to it together."""
     token = hashlib.sha256(path.name.encode()).hexdigest()[:16]
     return path.with_name(f".partial-{token}{path.suffix}")
 
@@ -225,7 +225,7 @@ def _partial_beside(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -241,17 +241,17 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write `content` to a JSON file at `path`, whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
     with writing(path), whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The content of a JSON file, of this type.
+    """The content of the JSON file at `path`, of the type `kind`.
 
     Raises:
-        DamagedError: it cannot be read, is not JSON, or holds another type.
+        DamagedError: the file cannot be read, is not JSON, or holds another type.
     """
     try:
         content: Any = json.loads(path.read_bytes())
@@ -266,9 +266,9 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def append_entry(path: Path, entry: object) -> None:
-    """Add an entry to a JSON file that holds a list; those of all processes are kept.
+    """Add `entry` to a JSON file that holds a list; the entries of all processes are kept.
 
-    A damaged file is renamed, and a new list begun.
+    A damaged file at `path` is renamed, and a new list begun.
     """
     with lock(path.with_name(f".{path.name}.lock")):
         entries: list[Any] = []
@@ -284,13 +284,13 @@ def append_entry(path: Path, entry: object) -> None:
 
 
 def append_line(path: Path, content: object) -> None:
-    """Add a line to a JSON Lines file, whole or not at all, and return when it is on the disk."""
+    """Add `content` to a JSON Lines file, whole or not at all; return when it is on the disk."""
     line = json.dumps(content).encode() + b"\n"
     with writing(path), path.open("a+b", buffering=0) as file:
         _lock_file(file.fileno(), wait=True)
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):  # what a crash cut off stays a line of its own
+        if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off stays one of its own
             line = b"\n" + line
         try:
             while line:
@@ -304,7 +304,7 @@ def append_line(path: Path, content: object) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; other lines, such as one that a crash cut, are left out."""
+    """The objects of a JSON Lines file; other lines, such as those cut by a crash, are skipped."""
     found: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().splitlines():
@@ -322,13 +322,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def lock(path: Path, refusal: str | None = None) -> Generator[None]:
     """Hold a lock, which the operating system releases when this process ends, however it ends.
 
-    In a read-only folder there is nothing to guard; where there are no locks, a sentence on
+    In a read-only folder there is nothing to guard; if the file system has no locks, a sentence on
     standard error says so.
 
     Args:
-        path: the lock file, which says who holds it; it stays, empty, when nobody does.
-        refusal: the error where another process holds it, in which "{holder}" stands for that
-            process; None waits for it.
+        path: the lock file, which names its holder; it stays, empty, when there is none.
+        refusal: the error if another process holds it, in which "{holder}" stands for that process;
+            None waits for it.
 
     Raises:
         VaeJaxError: another process holds it, or the file cannot be written.
@@ -364,10 +364,10 @@ def _lock_file(file: int, wait: bool) -> str | None:
     """Lock an open file until it is closed.
 
     Returns:
-        Why that is not possible here, or None.
+        The reason why the file cannot be locked here, or None.
 
     Raises:
-        BlockingIOError: another process holds it, and this one is not to wait.
+        BlockingIOError: another process holds it, and `wait` is False.
     """
     if sys.platform == "win32":
         return "Windows has no flock"
@@ -380,7 +380,7 @@ def _lock_file(file: int, wait: bool) -> str | None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock; the holder may still be about to write that down."""
+    """The holder of a lock, read again for as long as it may be about to write its name."""
     for _ in range(20):
         with contextlib.suppress(DamagedError):
             note = read_json(path)
@@ -393,32 +393,32 @@ def _holder(path: Path) -> str:
 
 
 class Entry(TypedDict):
-    """What a manifest says of a file."""
+    """A file's entry in a manifest."""
 
     bytes: int
     sha256: str
 
 
 def is_litter(path: Path) -> bool:
-    """Whether an operating system, a file manager or a killed writer left this here."""
+    """Whether an operating system, a file manager or a killed writer left this path behind."""
     name = path.name.lower()
     foreign = name in (".ds_store", "thumbs.db", "desktop.ini") or name.startswith(("._", ".nfs"))
     return foreign or _PARTIAL.match(name) is not None
 
 
 def manifest_of(folder: Path) -> dict[str, Entry]:
-    """Size and SHA-256 of the files in a folder, by relative path, without manifest and litter."""
+    """The size and SHA-256 of a folder's files, by relative path, without manifest and litter."""
     return {name: _entry(folder / name) for name in sorted(_names(folder))}
 
 
 def damage(folder: Path, manifest: Mapping[str, Any], hashed: float = math.inf) -> str | None:
-    """What is wrong with the files of a manifest, in a few words; None where nothing is.
+    """The first fault in the files of a manifest, in a few words; None if they are intact.
 
     Files that it does not name do not matter.
 
     Args:
-        folder: where the files are.
-        manifest: what `manifest_of` returned.
+        folder: the folder of the files.
+        manifest: the result of `manifest_of`.
         hashed: the bytes of the largest file that is read; larger ones need only have their size.
     """
     for name, entry in manifest.items():
@@ -439,12 +439,12 @@ def damage(folder: Path, manifest: Mapping[str, Any], hashed: float = math.inf) 
 def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False) -> str | None:
     """As `damage`, but hashing only the files that were touched since all were hashed.
 
-    A stamp beside them tells for which manifest all were hashed, and the size and time of each
+    A stamp beside them records for which manifest all were hashed, and the size and time of each
     then. Of several processes that come at once, one hashes, and the others wait for its stamp.
 
     Args:
-        folder: where the files are.
-        manifest: what `manifest_of` returned.
+        folder: the folder of the files.
+        manifest: the result of `manifest_of`.
         wholly: whether all are hashed whatever the stamp says.
     """
     if not wholly and _is_stamped(folder, manifest):
@@ -464,12 +464,12 @@ def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False
 
 def write_stamp(folder: Path, manifest: Mapping[str, Entry]) -> None:
     """Record that `manifest_of` has just hashed the files of a folder, for `damage_since`."""
-    with contextlib.suppress(VaeJaxError):  # then they are hashed once more
+    with contextlib.suppress(VaeJaxError):  # then they are hashed again
         write_json(folder / STAMP, _stamp_of(folder, manifest))
 
 
 def _stamp_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A hash of the manifest, and size and time of its files; None where one is missing."""
+    """A hash of the manifest, and the size and time of its files; None if one is missing."""
     try:
         states = [(folder / name).stat() for name in manifest]
     except OSError:
@@ -486,7 +486,7 @@ def _is_stamped(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def strangers(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
-    """Files in a folder that its manifest does not name, litter left out."""
+    """The files in a folder that its manifest does not name, without litter."""
     return _names(folder) - manifest.keys()
 
 

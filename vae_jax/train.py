@@ -48,7 +48,7 @@ STREAMED_BYTES = 2**26
 
 
 def is_streamed(data: Data) -> bool:
-    """Whether to stream training images from disk rather than keep them in device memory."""
+    """Whether to stream training images of `data` from disk rather than keep them on devices."""
     return data.train.images.nbytes > parallel.device_memory() // 4
 
 
@@ -62,9 +62,20 @@ def chunks_of_batches(
 ) -> Iterator[Batch]:
     """The batches of successive chunks of steps, starting at `step`, on the devices.
 
-    They are a function of seed and step alone. A chunk has `longest` steps (None: those between two
-    lines of metrics, which it divides); a chunk of streamed images has fewer where it would be
-    larger than `STREAMED_BYTES`.
+    They are a function of seed and step alone. A chunk of streamed images has fewer steps where it
+    would be larger than `STREAMED_BYTES`.
+
+    Args:
+        experiment: the experiment to train.
+        layout: the layout of its replicas on the devices.
+        seeds: the seeds of the replicas, `[S]`.
+        step: the first step.
+        streamed: whether the batches bring their images.
+        longest: the steps of a chunk, which divide those between two lines of metrics; None takes
+            all of these.
+
+    Yields:
+        Batches `[D, S, steps, b, ...]` for D devices.
     """
     split, batch = experiment.data.train, experiment.batch_size
     labels = None if experiment.model.labels is None else split.labels
@@ -102,16 +113,16 @@ def advance(
     """Train on all devices.
 
     Args:
-        experiment: what is trained.
-        layout: how the replicas are laid out on the devices.
-        begin: a function that puts the state to begin with on the devices.
+        experiment: the experiment to train.
+        layout: the layout of its replicas on the devices.
+        begin: a function that puts the first state on the devices.
         seeds: the seeds of the replicas, `[S]`.
         streamed: whether the batches bring their images.
         meanwhile: a function to call while the devices are busy; returns the seconds it took.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
         unless_left: a function that runs a possibly long chunk, given its first step and the state
             there; returns the state after it and its metrics on the host.
-        shared: the step where the replicas are of several experiments.
+        shared: the step, if the replicas are of several experiments.
 
     Yields:
         The step, the state on the devices and, where a line of metrics is due, the metrics since
@@ -164,18 +175,18 @@ def train_together(
 ) -> None:
     """Train runs that are at the same step to their end, in one program.
 
-    Where one of them ends too early, its `failure` says why, and the others go on.
+    If a run fails, its `failure` holds the error and the others continue.
 
     Args:
         runs: runs of one experiment, or of several that share a step.
         streamed: as in `train`.
-        shared: the step that they share.
-        until: whether to stop for now at a step, as at SIGALRM.
+        shared: the step that several experiments share.
+        until: a function that tells at a step whether to stop for now, as SIGALRM does.
         shard: as in `train`.
 
     Raises:
         VaeJaxError: the devices do not divide the batch, or a checkpoint cannot be written.
-        Interrupted: SIGTERM or SIGINT came, or `until` said so; the states were saved.
+        Interrupted: SIGTERM or SIGINT came, or `until` returned True; the states were saved.
     """
     experiment, seeds = runs[0].experiment, np.concatenate([run.seeds for run in runs])
     layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate, shard)
@@ -252,10 +263,10 @@ def train_together(
 
 
 def seeds_from(seed: int, num_seeds: int) -> np.ndarray:
-    """The seeds `seed`, `seed + 1`, ... of replicas, `[S]`.
+    """The seeds `seed`, `seed + 1`, ... of `num_seeds` replicas, `[S]`.
 
     Raises:
-        VaeJaxError: there are no such seeds.
+        VaeJaxError: a seed is out of the range of seeds, or there is none.
     """
     if num_seeds < 1 or not 0 <= seed <= 2**32 - num_seeds:
         raise VaeJaxError(
@@ -278,25 +289,25 @@ def train(
     callback: Callback | None = None,
     begin_with: Callable[[TrainState], TrainState] | None = None,
 ) -> Run:
-    """Train, or go on training, in a run folder.
+    """Train, or resume training, in a run folder.
 
     Args:
-        experiment: what to train.
+        experiment: the experiment to train.
         folder: the run folder; an unfinished run of the same experiment in it is resumed.
         seed: the seed of the first replica.
         num_seeds: the number of replicas, with seeds `seed`, `seed + 1`, ..., in one program.
-        origin: the experiment's file and arguments, so that the folder alone can bring it back.
+        origin: the experiment's file and arguments, so that the folder alone can restore it.
         streamed: whether training images are read from the disk batch by batch rather than put into
             the memory of the devices once; None asks `is_streamed`. Both give the same run, in one
             process to the bit, in several to rounding.
         shard: "optimizer" leaves each device a share of the optimizer's state and of the
             parameters' running average (stage 1 of ZeRO), for models whose state does not fit. The
-            run is the same, to rounding, and goes on with or without it, on any number of devices.
+            run is the same, to rounding, and resumes with or without it, on any number of devices.
         callback: a function of the step and new metrics, floats by name, each the mean over seeds
             (with several also `loss/seed_0`, ...), called for each line of metrics.jsonl, in the
             main process. After resuming, it is not called again for lines it has already received.
-        begin_with: a function from the initial state to that with which training begins; the
-            experiment has to identify what it takes from elsewhere, as `FitPrior` does.
+        begin_with: a function from the initial state to the one that training begins with; the
+            experiment must identify what it takes from elsewhere, as `FitPrior` does.
 
     Returns:
         The finished run.
@@ -360,11 +371,16 @@ def train_file(
         seed: the seed of the first replica, as in `train`.
         num_seeds: the number of replicas, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
-        shard: what of the state each device has a share of, as in `train`.
-        callback: what is called at each line of metrics, as in `train`.
+        shard: the part of the state that is sharded over devices, as in `train`.
+        callback: a function called for each line of metrics, as in `train`.
+
+    Returns:
+        The finished run.
 
     Raises:
-        VaeJaxError: the file defines no experiment, the arguments do not suit it, or as in `train`.
+        VaeJaxError: the file defines no experiment, its function does not take the arguments, or
+            as in `train`.
+        Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
     storage.check_local(folder)  # before data are loaded
     source, _ = read_module(Path(file))

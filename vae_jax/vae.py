@@ -44,13 +44,13 @@ class Terms:
         y: the labels of a conditional model, else None.
         keys: typed keys, from which `random.purpose` makes further noise.
         z: the latents of each layer, `[K, B, *event]`.
-        path: zeros, by which `weigh` multiplies the gradient that passes through z[k, b]
-            (`weigh_path`). With several layers it is None except in those of `Model.held`.
+        path: zeros, by which `weigh` multiplies the gradient through z[k, b] (`weigh_path`). With
+            several layers it is None except in the Terms that `Model.held` returns.
         log_px: ln p(x|z).
         log_pz: ln p(z) of each layer; for a prior that is `Bounded`, an estimate of its bound.
         log_qz: ln q(z|x) of each layer.
-        kl: the exact KL(q(z|x) || p(z)) of each layer; None where there is no closed form. Where a
-            layer depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
+        kl: the exact KL(q(z|x) || p(z)) of each layer; None where there is no closed form. For a
+            layer that depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
         q: the posterior of each layer.
         p: the prior of each layer.
         reconstruction: the mean of p(x|z).
@@ -90,7 +90,7 @@ class Terms:
         return self.rate.sum(0) - self.log_px.mean(0)
 
     def weigh(self, weights: Float[Array, "K B"]) -> Float[Array, ""]:
-        """Zero; in a loss it gives the gradient through z[k, b] the weight 1 + `weights[k, b]`.
+        """Zero, which in a loss gives gradients through z[k, b] the weight 1 + `weights[k, b]`.
 
         Raises:
             VaeJaxError: these Terms have no `path`.
@@ -103,7 +103,7 @@ class Terms:
         return (weights * self.path).sum()
 
     def with_exact_prior(self) -> "Terms":
-        """The same Terms, with ln p(z) itself where `log_pz` has an estimate of its bound."""
+        """The same Terms with ln p(z) itself in place of an estimate of its bound."""
         log_pz = [
             p.log_prob(z) if isinstance(p, Bounded) else known
             for p, z, known in zip(self.p, self.z, self.log_pz, strict=True)
@@ -238,13 +238,13 @@ class VAE(Model, kw_only=True):
 
 
 def has_bound(model: Model) -> bool:
-    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x): q is a density, or a mass on codes."""
+    """Whether E_q[ln p(x, z) - ln q(z|x)] bounds ln p(x) in `model`: q has a density or mass."""
     return model.likelihood.measure != "pseudo" and all(
         posterior.traits & {"density", "codebook"} for posterior in model.posteriors
     )
 
 
-# Further models are made of these too
+# Helpers shared with other models
 
 
 def apply_flat(
@@ -256,6 +256,9 @@ def apply_flat(
         conditional: a function of latents `[N, *event]` to a distribution with batch `[N]`.
         z: latents `[*batch, *event]`.
         posterior: the posterior of these latents.
+
+    Returns:
+        The distribution with batch `[*batch]`.
     """
     ndims = posterior.event_ndims
     batch, event = z.shape[: z.ndim - ndims], z.shape[z.ndim - ndims :]
@@ -263,7 +266,7 @@ def apply_flat(
 
 
 def with_batch(flat: D, batch: Shape) -> D:
-    """A distribution with its one batch axis `[N]` split into the axes `[*batch]`."""
+    """The distribution `flat` with its one batch axis `[N]` split into the axes `[*batch]`."""
 
     def reshaped(leaf: Array | Shared) -> Array | Shared:
         return leaf if isinstance(leaf, Shared) else leaf.reshape(*batch, *leaf.shape[1:])
@@ -280,13 +283,19 @@ def weigh_path(
 ) -> tuple[Float[Array, "K B *event"], Float[Array, "K B"]]:
     """The identity; its backward pass multiplies z's cotangent by one plus that of `weights`.
 
-    So in one backward pass, for each sample, the gradient of the parameters of q(z|x) can have
-    another weight than that of the parameters of p(x|z), as doubly reparameterized gradients need
-    (Tucker et al. 2019).
+    This lets one backward pass weigh, for each sample, the gradient of the parameters of q(z|x)
+    differently from that of the parameters of p(x|z).
 
     Args:
         z: latents.
         weights: zeros, whose cotangent is the weight.
+
+    Returns:
+        The latents and the zeros.
+
+    References:
+        Tucker et al. (2019), "Doubly reparameterized gradient estimators for Monte Carlo
+            objectives".
     """
     return z, weights
 
@@ -317,6 +326,11 @@ def with_parameters_held(
     Args:
         method: a function of the model and further arguments.
         model: the model, bound or within `apply`.
+        args: the further positional arguments.
+        kwargs: the further named arguments.
+
+    Returns:
+        The result of the method.
     """
     return nn.map_variables(method, "params", trans_in_fn=lax.stop_gradient)(model, *args, **kwargs)
 

@@ -312,7 +312,7 @@ SITUATIONS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: experiment(prior=TopLayer()),
         "TopLayer is the prior of a DeepVAE, made by its decoder, and this is a VAE",
     ),
-    "own block without q": (lambda: deep(False), "A block of the decoder made no q(z | h, a)"),
+    "own block without q": (lambda: deep(False), "A block of the decoder returned no q(z | h, a)"),
     "own block without a Normal": (lambda: deep(True), "made it a Laplace: let it make a Normal"),
     # Bounds
     "own fields without a number": (Fields, ""),

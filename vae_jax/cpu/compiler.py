@@ -15,7 +15,7 @@ from importlib.metadata import version
 Options = dict[str, str | bool]
 
 # Keeps optimization barriers, which the CPU backend otherwise removes before it fuses operations
-# and merges equal ones: what is before a barrier is computed once, and what is rematerialized is
+# and merges equal ones: results before a barrier are computed once, and rematerialized ones are
 # computed again.
 KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
@@ -26,14 +26,14 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)
 
 RIGHT: Options = {}
-"""Options that make this package's programs right where JAX computed before the flag was set."""
+"""Options that make this package's programs right if JAX computed before the flag was set."""
 
 
 def leave_out_ynnpack() -> None:
-    """Have every program of this process compiled without fusions that are compiled wrongly.
+    """Compile every program of this process without the fusions that are compiled wrongly.
 
-    To be called before JAX begins to compute, which is when XLA reads its flags. A flag that the
-    user has set stays as it is.
+    Call it before JAX begins to compute, which is when XLA reads its flags. A flag that the user
+    has set stays as it is.
     """
     jaxlib = tuple(int(number) for number in re.findall(r"\d+", version("jaxlib")))
     flags = os.environ.get("XLA_FLAGS", "")
@@ -62,9 +62,9 @@ def _began() -> bool:
 
 
 def give_back_memory() -> None:
-    """Give memory that the compiler has freed back to the system, where the C library can.
+    """Return memory that the compiler has freed to the system, if the C library can.
 
-    Otherwise a program's own memory, which is taken in large pieces, would come on top of it.
+    Otherwise a program's own memory, which is taken in large pieces, would be added to it.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

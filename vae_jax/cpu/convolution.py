@@ -1,10 +1,10 @@
 """Convolutions that are as fast within a loop, such as that over training steps, as outside.
 
-XLA's CPU backend computes a convolution by its library (Eigen), on every core, where its axes have
+XLA's CPU backend computes a convolution by its library (Eigen), on every core, if its axes have
 one particular order: `[N, H, W, F]` and `[h, w, I, O]`. It brings other orders into this one, but
 only outside of loops (xla/service/cpu/conv_canonicalization.cc goes through the entry computation);
 within `lax.scan` the gradients of a convolution, which have other orders, would be loops over
-single numbers, many times slower. So the convolution and its gradients have this order here.
+single numbers, many times slower. Therefore the convolution and its gradients have this order here.
 
 The library computes at the rate of matrix products. Two kinds of convolutions can be faster: those
 of one input feature, whose patches it copies in short runs, and those of many, for which Winograd's
@@ -38,9 +38,9 @@ OPERANDS: dict[Of, tuple[Of, Of]] = {
     "image": ("output", "kernel"),
     "kernel": ("image", "output"),
 }
-"""<conv(image, kernel), output> is linear in each of the three: what one of them is multiplied by
-is a function of the other two, `conv` or one of its gradients. Their own derivatives are the same
-three functions."""
+"""<conv(image, kernel), output> is linear in each of the three: the cofactor of one of them is a
+function of the other two, `conv` or one of its gradients. Their own derivatives are the same three
+functions."""
 
 
 def conv(x: Array, kernel: Array, stride: int) -> Array:
@@ -61,7 +61,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the shapes of two operands leave open.
+    """The parameters of a convolution that its operands' shapes do not determine.
 
     Attributes:
         size: (H, W) of the images.
@@ -92,7 +92,7 @@ class Geometry:
         return [padding(size, width, self.stride)[0] for size, width in each]
 
     def shape(self, of: Of, a: Shape, b: Shape) -> Shape:
-        """The shape of one of the three, from those of the operands."""
+        """The shape of one of the three (`of`), from the shapes a and b of the others."""
         match of:
             case "output":
                 return a[0], *self.small, b[3]
@@ -131,7 +131,7 @@ def _output(x: Array, kernel: Array, geometry: Geometry) -> Array:
 def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
     """A convolution of y with the flipped kernel; its features are blocks of stride x stride.
 
-    XLA's way, with zeros between the pixels of y, takes stride^2 times as many products.
+    XLA's method, with zeros between the pixels of y, takes stride^2 times as many products.
     """
     stride, (height, width) = geometry.stride, geometry.size
     blocks = [-(-n // stride) for n in geometry.window]  # that a kernel spans
@@ -184,7 +184,7 @@ LIBRARY = {"output": _output, "image": _image, "kernel": _kernel}
 
 
 def _shifted(padded: Array, window: Shape, stride: int, size: Shape) -> list[Array]:
-    """For each of a kernel's weights, the pixels that it is multiplied by, each `[N, *size, F]`."""
+    """The pixels that each weight of a kernel is multiplied by, each `[N, *size, F]`."""
     (down, across), (rows, columns) = window, (n * stride for n in size)
     return [
         padded[:, i : i + rows : stride, j : j + columns : stride]
@@ -246,7 +246,8 @@ MANY = 96  # features on both sides, from which on tiles save more than they cos
 
 
 def computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
-    """By the library, or by a way to the output whose transposes give the gradients."""
+    """The third of (image, kernel, output), by the library or by a method for the output whose
+    transposes give the gradients."""
     shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
     shapes[of] = geometry.shape(of, a.shape, b.shape)
     if geometry.depthwise:
@@ -287,7 +288,7 @@ Operand = Array | ad.UndefinedPrimal
 def _gradient(
     ct: Array, a: Operand, b: Operand, *, of: Of, geometry: Geometry, number: int
 ) -> Array:
-    """What the operand of this number is multiplied by, from the cotangent and the other."""
+    """The cofactor of one operand, from the cotangent and the other operand."""
     sought = OPERANDS[of][number]
     known: dict[Of, Operand] = {of: ct, OPERANDS[of][1 - number]: (b, a)[number]}
     return _form_p.bind(*(known[one] for one in OPERANDS[sought]), of=sought, geometry=geometry)
@@ -296,7 +297,7 @@ def _gradient(
 def _mapped(
     operands: Sequence[Array], axes: Sequence[int | None], *, of: Of, geometry: Geometry
 ) -> tuple[Array, int]:
-    """As more images where only these are mapped; otherwise one after the other."""
+    """Batched by folding the mapped axis into the images; otherwise one after the other."""
     bind = partial(_form_p.bind, of=of, geometry=geometry)
     each = [a if n is None else jnp.moveaxis(a, n, 0) for a, n in zip(operands, axes, strict=True)]
     if axes[1] is None and of != "kernel":

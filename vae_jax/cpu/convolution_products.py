@@ -14,7 +14,13 @@ from jax import Array, lax
 
 
 def padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding (low, high) that makes a strided convolution's output ceil(size / stride)."""
+    """The padding (low, high) for which a strided convolution's output is ceil(size / stride).
+
+    Args:
+        size: the number of pixels along an axis.
+        kernel: the number of the kernel's weights along it.
+        stride: the stride.
+    """
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -63,7 +69,16 @@ def _patches(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def by_patches(x: Array, kernel: Array, stride: int) -> Array:
-    """The patches times a matrix."""
+    """A convolution as a product of patches and a matrix.
+
+    Args:
+        x: images `[N, H, W, I]`.
+        kernel: `[h, w, I, O]`.
+        stride: the stride along both axes.
+
+    Returns:
+        `[N, ceil(H / stride), ceil(W / stride), O]`.
+    """
     patches = _patches(x, kernel, stride)
     # Flat, and with the kernel transposed in advance; otherwise gradients transpose the patches.
     transposed = lax.optimization_barrier(kernel.reshape(-1, kernel.shape[-1]).T)
@@ -93,7 +108,7 @@ def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def tile_size(x: Array, kernel: Array) -> int:
-    """The side of the tiles of outputs with the fewest multiplications.
+    """The side of the tiles of outputs with the fewest multiplications for images x and a kernel.
 
     Those of the transforms count twice, since these wait for memory.
     """
@@ -118,9 +133,12 @@ def _along_both(matrix: np.ndarray, x: Array) -> Array:
 
 
 def by_tiles(x: Array, kernel: Array) -> Array:
-    """Winograd's algorithm in two dimensions, of stride one.
+    """A convolution of stride one, `[N, H, W, I]` and `[h, w, I, O]`, by Winograd's algorithm.
 
     Positions come first and images after them, so that memory moves in long runs.
+
+    References:
+        Lavin & Gray (2016), "Fast algorithms for convolutional neural networks", section 4.
     """
     taps, in_features, features = kernel.shape[1:]
     num, rows, columns, _ = x.shape

@@ -22,7 +22,7 @@ MANY = 8  # times as many inputs as rows; turning the rows then costs nothing be
 
 
 def product(rows: Array, kernel: Array) -> Array:
-    """`rows @ kernel`, `[N, I]` and `[I, O]` to `[N, O]`."""
+    """The product `rows @ kernel`, `[N, I]` and `[I, O]` to `[N, O]`."""
     if not choices.reads_across_rows():
         return rows @ kernel
     dtype = jnp.result_type(rows, kernel)
@@ -54,7 +54,7 @@ def _of_kernel(ct: Array, rows: Array, kernel: Array | ad.UndefinedPrimal) -> Ar
 
 
 def _mapped(operands: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, int]:
-    """As more rows where only these are mapped; otherwise as JAX's own."""
+    """Batched by folding the mapped axis into the rows; otherwise by JAX's own product."""
     rows, kernel = operands
     if axes[0] is not None and axes[1] is None:
         rows = jnp.moveaxis(rows, axes[0], 0)

@@ -1,8 +1,8 @@
 """Sums of many numbers, in vector operations on every core.
 
 XLA's CPU backend adds all numbers of an array one after the other, and goes through an array column
-by column for the sum of its rows. So parts of an array are added to each other elementwise, and
-rows are added by a product with ones. Elsewhere these are JAX's own sums.
+by column for the sum of its rows. Therefore parts of an array are added to each other elementwise,
+and rows are added by a product with ones. Elsewhere these are JAX's own sums.
 
 Training is 1.26 times as fast with a ResNet with norms, 1.20 times with the MLP at batch 20, 1.14
 times with an MLP on 64x64 colours, and 1.02 to 1.03 times with a DiT and with IWAE at k = 50.
@@ -23,11 +23,11 @@ from jax.interpreters import ad, batching, mlir
 from vae_jax.cpu import choices
 
 NUM_PARTS = 16
-LARGE = 2**15  # numbers; smaller arrays are added in no time, and compiled in less
+LARGE = 2**15  # numbers; small arrays gain nothing and compile faster
 
 
 def norm(tree: optax.Params) -> Array:
-    """The square root of the sum of squares of all numbers in a tree of floating-point arrays."""
+    """The square root of the sum of squares of all numbers in a tree of floats."""
     if not choices.adds_one_by_one():
         return jnp.asarray(optax.tree.norm(tree))
     squares = [_sum_of_squares(leaf) for leaf in jax.tree.leaves(tree)]
@@ -44,21 +44,21 @@ def _sum_of_squares(x: Array) -> Array:
 
 
 def sum_of_rows(x: Array) -> Array:
-    """The sum over the last axis but one, `[..., P, F]` to `[..., F]`."""
+    """The sum of x over the last axis but one, `[..., P, F]` to `[..., F]`."""
     if not choices.adds_one_by_one():
         return x.sum(-2)
     return _sum_p.bind(x)
 
 
 def sum_of_last_axes(x: Array, axes: int) -> Array:
-    """The sum over the last axes, as many as `axes` says, `[..., *event]` to `[...]`."""
+    """The sum of x over its last `axes` axes, `[..., *event]` to `[...]`."""
     if not choices.adds_one_by_one() or x.size < LARGE:
         return x.sum(tuple(range(x.ndim - axes, x.ndim)))
     return sum_of_rows(x.reshape(*x.shape[: x.ndim - axes], -1, 1))[..., 0]
 
 
 def repeated_rows(row: Array, num: int) -> Array:
-    """Copies of a row, `[..., F]` to `[..., num, F]`; the gradient is a `sum_of_rows`."""
+    """`num` copies of a row, `[..., F]` to `[..., num, F]`; the gradient is a `sum_of_rows`."""
     if not choices.adds_one_by_one():
         return _repeated(row, num=num)
     return _repeated_p.bind(row, num=num)
@@ -77,7 +77,7 @@ def _repeated(row: Array, *, num: int) -> Array:
 
 
 def _sum(x: Array) -> Array:
-    """Parts are added to each other, and the rows that remain by a product with ones."""
+    """The sum of rows: parts are added to each other, the remaining rows by a product with ones."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     folded = reduce(jnp.add, jnp.split(wide, gcd(x.shape[-2], NUM_PARTS), -2))
     ones = jnp.ones(folded.shape[-2], folded.dtype)

@@ -25,7 +25,7 @@ def key(seed: Array | int) -> Array:
 
 
 def _rotated(word: Array, bits: int) -> Array:
-    """A word turned to the left."""
+    """The word rotated left by `bits`."""
     left, right = (lax.full_like(word, by) for by in (bits, 32 - bits))
     return lax.bitwise_or(lax.shift_left(word, left), lax.shift_right_logical(word, right))
 
