@@ -428,7 +428,7 @@ def test_a_game_of_patches_is_stable_for_400_steps(data: str, tmp_path: Path) ->
         load(data)
     except VaeJaxError as error:
         pytest.skip(str(error))
-    arguments = {"objective": "patch_gan", "data": data, "start": 100, "num_steps": 400}
+    arguments = {"objective": "patch_gan", "data": data, "critic_start": 100, "num_steps": 400}
     file = Path(__file__).parents[1] / "experiments" / "vaegan.py"
     lines = [
         line

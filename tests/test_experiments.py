@@ -5,6 +5,7 @@ bytes. Those on colour images need the files of `cifar10_4k` in VAE_JAX_MANUAL_D
 """
 
 import ast
+import inspect
 import json
 import re
 import signal
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT, checkpoint_steps, finish, start, summary, wait_until
+from running import ROOT, checkpoint_steps, finish, script, start, summary, wait_until
 
 from vae_jax import VaeJaxError, load
+from vae_jax.experiment import read_module
 
 # File, folder, arguments in JSON: the file's experiment for 30 steps.
 SHORT = (
@@ -31,7 +33,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixture_of_logistics": ("cifar", {"data": "cifar10_4k"}),
     "vqvae": ("vqvae", {"data": "mnist_5k"}),
     "vaegan": ("vaegan", {"data": "mnist_5k"}),
-    "patch_gan": ("vaegan", {"data": "mnist_5k", "objective": "patch_gan", "start": 5}),
+    "patch_gan": ("vaegan", {"data": "mnist_5k", "objective": "patch_gan", "critic_start": 5}),
     "tokenizer": (
         "tokenizer",
         {"data": "mnist_5k", "latents": "vq", "critic_weight": 0.5, "quick": True},
@@ -52,6 +54,17 @@ def test_docstrings_hold_command_published_number_and_ours(file: Path) -> None:
     if "not yet run" not in found.split(".")[0]:
         for needed in (r"\d{4}-\d\d-\d\d", r"CPU cores|NVIDIA", r"[Ss]eeds? ", r"\d\.\d|\d of \d"):
             assert re.search(needed, text[published:]), needed
+
+
+def test_runs_here_and_of_same_numbers_have_the_arguments_of_their_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They train for long; a name that has changed shows at once."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    of_script = [run[:2] for run in script("same_numbers").RUNS.values()]
+    for file, arguments in [*MODELS.values(), *of_script]:
+        _, module = read_module(ROOT / "experiments" / f"{file}.py")
+        inspect.signature(module.experiment).bind(**arguments)
 
 
 @pytest.mark.slow
