@@ -28,17 +28,9 @@ from vae_jax.processes.signals import Left
 from vae_jax.progress import SECONDS_TO_HEAR, Pace, Progress, largest_divisor, say
 from vae_jax.run import Run, RunFolder, what_processes_share
 from vae_jax.run import load_run as load_run
-from vae_jax.run.replicas import (
-    Later,
-    LeftChunk,
-    UnlessLeft,
-    apart,
-    held_states,
-    joined,
-    make_unless_left,
-)
+from vae_jax.run.replicas import Later, LeftChunk, apart, held_states, joined, make_unless_left
 from vae_jax.run.trackers import Callback
-from vae_jax.run.training import Logged, Training, check_shared, opened, summarize_steps
+from vae_jax.run.training import Held, Logged, Training, check_shared, opened, summarize_steps
 from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_chunk
 
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
@@ -100,43 +92,41 @@ def chunks_of_batches(
 
 
 def advance(
-    experiment: Experiment,
+    runs: Sequence[Training],
     layout: parallel.Layout,
-    begin: Callable[[], TrainState],
-    seeds: np.ndarray,
-    streamed: bool,
+    streamed: bool | None,
     meanwhile: Callable[[], float],
     unlogged: list[Metrics],
-    unless_left: UnlessLeft,
+    received: Sequence[int],
     shared: SharedStep | None = None,
-) -> Iterator[tuple[int, TrainState, Logged | None]]:
+) -> Iterator[tuple[int, list[Held], Logged | None]]:
     """Train on all devices.
 
     Args:
-        experiment: the experiment to train.
-        layout: the layout of its replicas on the devices.
-        begin: a function that puts the first state on the devices.
-        seeds: the seeds of the replicas, `[S]`.
-        streamed: whether the batches bring their images.
+        runs: the runs, at the same step.
+        layout: the layout of their replicas on the devices.
+        streamed: whether the batches bring their images; None asks `is_streamed`.
         meanwhile: a function to call while the devices are busy; returns the seconds it took.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
-        unless_left: a function that runs a possibly long chunk, given its first step and the state
-            there; returns the state after it and its metrics on the host.
-        shared: the step, if the replicas are of several experiments.
+        received: the signals that have arrived, which end a chunk that would take too long.
+        shared: the step that several experiments share.
 
     Yields:
-        The step, the state on the devices and, where a line of metrics is due, the metrics since
-        the last one; once for each chunk. The state is donated when the next item is requested.
+        The step, the state of each run and, where a line of metrics is due, the metrics since the
+        last one; once for each chunk. The states are donated when the next item is requested.
 
     Raises:
         Left: a process was told to stop during a chunk that would have taken too long.
     """
+    experiment, seeds = runs[0].experiment, np.concatenate([run.seeds for run in runs])
+    streamed = is_streamed(experiment.data) if streamed is None else streamed
+    streamed = bool(parallel.max_over_processes(streamed))
     one_step, numbers = shared or (None, ())
     train_chunk = make_train_chunk(experiment, layout, one_step)
     images = None if streamed else layout.everywhere(experiment.data.train.images)
-    device_state, each = begin(), layout.place((seeds, *numbers))
-    step = int(layout.collect(device_state.step)[0])
-    pace = Pace(experiment.log_every)
+    device_state = layout.place(joined([run.take_state() for run in runs]))
+    each, step = layout.place((seeds, *numbers)), runs[0].step
+    unless_left, pace = make_unless_left(layout, runs, received), Pace(experiment.log_every)
     quick: set[int] = set()  # lengths of chunks that end before a signal becomes urgent
     while step < experiment.num_steps:
         every = chunks_of_batches(experiment, layout, seeds, step, streamed, pace.steps)
@@ -158,7 +148,7 @@ def advance(
                 if step % experiment.log_every == 0 or step == experiment.num_steps:
                     row = summarize_steps(unlogged)
                     unlogged.clear()
-                yield step, device_state, row
+                yield step, held_states(layout, device_state, runs), row
                 slowest = parallel.max_over_processes(int(1000 * seconds)) / 1000
                 if slowest <= 2 * SECONDS_TO_HEAR:
                     quick.add(steps)
@@ -188,40 +178,24 @@ def train_together(
         VaeJaxError: the devices do not divide the batch, or a checkpoint cannot be written.
         Interrupted: SIGTERM or SIGINT came, or `until` returned True; the states were saved.
     """
-    experiment, seeds = runs[0].experiment, np.concatenate([run.seeds for run in runs])
-    layout = parallel.Layout.of(len(seeds), experiment.batch_size, experiment.accumulate, shard)
-    streamed = is_streamed(experiment.data) if streamed is None else streamed
-    streamed = bool(parallel.max_over_processes(streamed))
+    experiment, num_seeds = runs[0].experiment, sum(len(run.seeds) for run in runs)
+    layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
     validate_every = experiment.validate_every or experiment.checkpoint_every
     later, step, stopped_by, left_by = Later(), runs[0].step, 0, 0
     going = [run.goes_on for run in runs]
     waiting = [run.folder.read_unlogged(step) for run in runs]
     unlogged: list[Metrics] = list(map(joined, zip(*waiting, strict=False)))
-
-    def begin() -> TrainState:
-        return layout.place(joined([run.take_state() for run in runs]))
-
     with (
-        Progress(experiment.num_steps, experiment.batch_size * len(seeds)) as progress,
+        Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
         stop_signals() as received,
     ):
-        chunks = advance(
-            experiment,
-            layout,
-            begin,
-            seeds,
-            streamed,
-            meanwhile=later.run,
-            unlogged=unlogged,
-            unless_left=make_unless_left(layout, runs, received),
-            shared=shared,
-        )
+        chunks = advance(runs, layout, streamed, later.run, unlogged, received, shared)
         try:
             for run in runs:
                 run.make_up(validate_every, layout, received)
             going = [run.goes_on for run in runs]
             unfinished = any(going) and step < experiment.num_steps
-            for step, device_state, row in chunks if unfinished else ():
+            for step, states, row in chunks if unfinished else ():
                 if row is not None:
                     later(progress.update, step, float(row["loss"].mean()))
                     for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
@@ -236,8 +210,7 @@ def train_together(
                 due = is_last or stopped_by or step % experiment.checkpoint_every == 0
                 validated = is_last or step % validate_every == 0
                 if due or validated:
-                    states = zip(runs, held_states(layout, device_state, runs), strict=True)
-                    for run, own in compress(states, going):
+                    for run, own in compress(zip(runs, states, strict=True), going):
                         validated &= left_by == 0
                         left_by |= run.keep(step, own, validated, bool(due), later, received)
                     going = [run.goes_on for run in runs]

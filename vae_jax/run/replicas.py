@@ -85,7 +85,17 @@ class LeftChunk(Left):
 def make_unless_left(
     layout: parallel.Layout, runs: Sequence[Training], received: Sequence[int]
 ) -> UnlessLeft:
-    """Make the function that runs a possibly long chunk unless a signal arrives; see `advance`."""
+    """Make the function that runs a possibly long chunk unless a signal arrives.
+
+    Args:
+        layout: the layout that the state is for.
+        runs: the runs whose state it is.
+        received: as in `unless_stopped`.
+
+    Returns:
+        A function of the chunk, given its first step and the state there, which the chunk takes to
+        the state after it and its metrics. It returns that state, and the metrics on the host.
+    """
 
     def unless_left(
         step: int, state: TrainState, chunk: Callable[[], tuple[TrainState, Metrics]]
