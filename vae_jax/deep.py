@@ -250,7 +250,7 @@ class DeepVAE(Model, kw_only=True):
             The latents, and p(x|z).
 
         Raises:
-            VaeJaxError: the temperatures are not one, or one for each layer.
+            VaeJaxError: a block's p(z_l | h) is not a `Normal`.
         """
         numbers = self._numbers()
         own = random.purpose(keys, "prior")

@@ -40,7 +40,7 @@ def sample(
     Args:
         run: the trained model.
         num: the number of pictures.
-        seed: the seed of the samples.
+        seed: the seed of the prior's draws.
         labels: classes of a conditional model, by name or number, one after the other with equal
             shares of the pictures; None takes all classes.
         prior: the family of a density to draw z from, which is fitted once to the latents of the

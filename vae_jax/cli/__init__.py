@@ -29,7 +29,7 @@ DESCRIPTION = (
 
 
 def use_compilation_cache(wanted: bool) -> None:
-    """Let JAX, before it is imported, keep compiled programs; its own variables prevail."""
+    """Let JAX keep compiled programs if `wanted`, before it is imported; its variables prevail."""
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     with contextlib.suppress(RuntimeError):  # this account has no home: then nothing is kept
@@ -39,7 +39,10 @@ def use_compilation_cache(wanted: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; it exits with 2 after bad input, 128 + the signal's number after a signal."""
+    """Run the command in `arguments` (None: those of the process).
+
+    It exits with 2 after bad input, and with 128 + the signal's number after a signal.
+    """
     open_streams()
     if arguments is None:
         begin_command()

@@ -1,4 +1,4 @@
-"""`python -m vae_jax.cli`, for where the command itself is not on the path."""
+"""`python -m vae_jax.cli`, for use when the command itself is not on the path."""
 
 from vae_jax.cli import main
 

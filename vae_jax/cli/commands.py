@@ -27,7 +27,7 @@ from vae_jax.cli.flags import (
     said_in_flags,
 )
 from vae_jax.errors import VaeJaxError, legible
-from vae_jax.progress import Waiting, say
+from vae_jax.progress import Waiting
 
 PICTURES = {
     "sample": "Decoded latents from the prior, in one picture or a file for each.",
@@ -36,7 +36,7 @@ PICTURES = {
     "interpolate": "Decoded lines between the posterior means of pairs of images.",
     "traverse": "One latent at a time moved from -3 to 3, the most used first.",
 }
-"""The commands that make pictures, and what `vae-jax --help` says of them."""
+"""The commands that make pictures, with their descriptions in `vae-jax --help`."""
 
 app = SubcommandApp()
 data_app = SubcommandApp()
@@ -65,7 +65,11 @@ app.command(experiments_app, name="experiments", help="The package's experiments
 
 
 def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
-    """Run `vae-jax train FILE ...`: the flags are those of the file's function `experiment`."""
+    """Run `vae-jax train FILE ...`, with the `flags` of the function `experiment` in `name`.
+
+    Raises:
+        VaeJaxError: flags exclude each other, cells ended too early, or as in `train`.
+    """
     from vae_jax.experiment import find_file, read_module
     from vae_jax.grid import cells_of_flags, train_grid
 
@@ -78,6 +82,8 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     data.use()
     options.check(len(cells), processes.distributed)
     if options.launch is not None:
+        from vae_jax.cli.launch import launch_with_flags
+
         return launch_with_flags(name, flags, options, cells)
     from vae_jax import parallel
     from vae_jax.compute import be_deterministic
@@ -90,7 +96,7 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
     if options.deterministic:
         be_deterministic()
-    if not processes.distributed:  # cells that differ in other than floats hardly share a program
+    if not processes.distributed:  # cells that differ in anything but floats rarely share a program
         axis = {tuple(v for v in cell.values() if isinstance(v, float)) for cell in cells}
         cores.give_replicas_cores(options.seeds * len(axis))
     if options.shard is not None and len(cells) > 1:
@@ -131,36 +137,12 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
 
 
-def launch_with_flags(
-    name: str, flags: Sequence[str], options: TrainOptions, cells: Sequence[dict[str, object]]
-) -> None:
-    """Run `vae-jax train FILE ... --launch ...`: a process for each program of the grid."""
-    from vae_jax import parallel
-    from vae_jax.cli import launch
-    from vae_jax.experiment import find_file
-    from vae_jax.grid import unfinished_programs
-
-    parallel.leave_to_others()  # that is, to the programs
-    workdir, seeds = options.workdir, (options.seed, options.seeds)
-    programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
-    say(f"{len(programs)} programs have to be run for the {len(cells)} cells of {workdir}.")
-    if not programs:
-        return
-    commands = launch.commands(name, flags, programs)
-    logs = workdir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    if options.launch == "local":
-        files = [logs / f"{program[0]}.log" for program in programs]
-        launch.launch_here(commands, files, options.jobs)
-    else:
-        submitted = launch.submit(
-            launch.slurm_executor(logs), commands, options.jobs, options.slurm
-        )
-        say(f"Submitted: {', '.join(job.job_id for job in submitted)}; `vae-jax list {workdir}`.")
-
-
 def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
-    """Run `vae-jax figures FILE ...`: the flags are those of the file's function `figures`."""
+    """Run `vae-jax figures FILE ...`, with the `flags` of the function `figures` in `name`.
+
+    Raises:
+        VaeJaxError: the file defines no `figures`, or as in that function.
+    """
     from vae_jax.experiment import find_file, read_module
 
     file = find_file(name)
@@ -175,7 +157,7 @@ def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
 
 
 def is_of_a_paper(name: str) -> bool:
-    """Whether `vae-jax table` is given an experiment, a file or a name, rather than run folders."""
+    """Whether `name` in `vae-jax table` is an experiment, a file or a name, not a run folder."""
     if name.startswith("-"):
         return False
     from vae_jax.experiment import shipped
@@ -184,14 +166,14 @@ def is_of_a_paper(name: str) -> bool:
 
 
 def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
-    """Run `vae-jax table FILE ...`."""
+    """Run `vae-jax table FILE ...` for the experiment `name` with `flags`."""
     from vae_jax.cli import paper
 
     paper.table_of_file_with_flags(name, flags)
 
 
 def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
-    """Run one of `PICTURES`: the flags are those of the function of that name in `generate`."""
+    """Run a command of `PICTURES`, with the `flags` of its function in `generate`."""
     from vae_jax import generate, parallel
     from vae_jax.grid import runs_of
     from vae_jax.run import load_together
@@ -216,7 +198,7 @@ def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
 
 @app.command
 def train(file: File) -> None:
-    """Train an experiment (a file, or a name), or go on with it; `train FILE --help`: its flags."""
+    """Train an experiment (a file, or a name), or resume it; `train FILE --help`: its flags."""
     train_file_with_flags(file, [])
 
 
@@ -236,10 +218,10 @@ def fit_prior(
     data: Unprefixed = DataOptions(),
     trust: bool = False,
 ) -> None:
-    """Fit a prior to the latents of a run, or go on fitting it: a run folder of its own.
+    """Fit a prior to the latents of a run, or resume the fit, in its own run folder.
 
     Args:
-        run: the run folder of the first stage, whose first seed is taken.
+        run: the run folder of the first stage, whose first seed is used.
         prior: the family of the prior.
         workdir: the run folder of the second stage (None: RUN-PRIOR).
         network: the network of diffusion or flow matching (None: mlp for vectors, unet for maps).
@@ -250,8 +232,11 @@ def fit_prior(
         learning_rate: the largest learning rate of Adam.
         seed: the seed.
         checkpoint: the latest checkpoint of the first stage, or the best by validation.
-        data: where data sets are.
-        trust: run the code in the run folder even where another account wrote it.
+        data: the folders of data sets.
+        trust: run the code in the run folder even if another account wrote it.
+
+    Raises:
+        VaeJaxError: no prior of the family fits the latents, or as in `train`.
     """
     data.use()
     from vae_jax import networks
@@ -308,16 +293,19 @@ def evaluate(
             temperatures, and that of simulated images from both sides. Slow: take few images.
         ais_chains: the number of annealed chains for each image.
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
-        gaps: also divide what the ELBO loses into the approximation gap and the amortization gap,
-            with the best q(z|x) for each image. Slow: take few images.
+        gaps: also divide the ELBO's distance from ln p(x) into the approximation and the
+            amortization gap, with the best q(z|x) for each image. Slow: take few images.
         quality_images: also compare this number of samples with as many images of the split, and
             training images with these: Fréchet and kernel distances, precision and recall; and
             reconstructions with their originals: PSNR and SSIM.
         features: a further space for --quality-images: WEIGHTS.npz of Inception-v3
             (docs/quality.md), or FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features
             [n, F].
-        trust: run the code in the run folder even where another account wrote it.
-        processes: how several processes evaluate together; process 0 writes what they find.
+        trust: run the code in the run folder even if another account wrote it.
+        processes: options for several processes, of which process 0 writes the results.
+
+    Raises:
+        VaeJaxError: a flag does not fit the model or the data, or the run cannot be opened.
     """
     check_counts(num_samples=num_samples, ais_chains=ais_chains)
     if ais_temperatures is not None:
@@ -356,7 +344,7 @@ def evaluate(
                 continue
             report.show(loaded, evaluation)
             print_paths(sorted(loaded.folder.figures.glob("*.png")))
-            sys.stdout.flush()  # the numbers are seen, whatever becomes of their record
+            sys.stdout.flush()  # the numbers are shown even if their record cannot be written
             report.record(loaded, evaluation, seconds)
 
 
@@ -379,14 +367,17 @@ def encode(
         images: a folder of pictures, one picture, or an .npy file, bytes or floats from 0 to 1
             [n, H, W, C].
         out: an .npz file of z and std, the mean and the standard deviations of q(z|x) (of several
-            layers z_1, std_1, ...); nll, kl (kl_sampled where it is not exact) and distortion in
+            layers z_1, std_1, ...); nll, kl (kl_sampled if it is not exact) and distortion in
             nats; and the names of the pictures.
         labels: the classes of the pictures in a conditional model, by name or number, one for all
-            or one for each (None: the sub-folders that they are in).
+            or one for each (None: the names of their sub-folders).
         num_samples: the number of samples K of the importance-weighted bound on the NLL.
         seed: the seed of the samples.
         checkpoint: the latest checkpoint, or the best by validation.
-        trust: run the code in the run folder even where another account wrote it.
+        trust: run the code in the run folder even if another account wrote it.
+
+    Raises:
+        VaeJaxError: there are no pictures, or they or their labels do not fit the model.
     """
     check_counts(num_samples=num_samples)
     if out.suffix != ".npz":
@@ -419,7 +410,7 @@ def export(
         stablehlo: write encoder, decoder and sampler of the first seed, with its parameters, as
             programs for CPUs, CUDA and TPUs, which `jax.export.deserialize` reads without vae_jax.
         checkpoint: the latest checkpoint, or the best by validation.
-        trust: with --stablehlo, run the code in the run folder even where another account wrote it.
+        trust: with --stablehlo, run the code in the run folder even if another account wrote it.
     """
     from vae_jax.run import RunFolder, load_run, save_programs
 
@@ -452,8 +443,8 @@ def table(
         rows: a flag whose values are the rows, together with --columns; otherwise each run is a
             row, with the flags in which they differ and all quantities.
         columns: a flag whose values are the columns.
-        quantity: what stands in the cells of --rows and --columns.
-        out: also write it to a .md, .tex (booktabs) or .csv file.
+        quantity: the quantity in the cells of --rows and --columns.
+        out: also write the table to a .md, .tex (booktabs) or .csv file.
         results: also put a row for each run, with its commands, into a document of results.
         trust: run the runs' code, which knows published numbers, even if another account wrote it.
     """
@@ -482,7 +473,7 @@ def report(
     Args:
         runs: the run folders, or those of grids, each cell of which is a run.
         out: an .html file, which needs no other file and makes no requests.
-        trust: run a run's code, to draw missing pictures, even where another account wrote it.
+        trust: run a run's code, to draw missing pictures, even if another account wrote it.
     """
     from vae_jax.grid import runs_of
     from vae_jax.report import report_on
@@ -494,7 +485,7 @@ def report(
 
 @app.command
 def compare(runs: Annotated[list[Path], tyro.conf.Positional]) -> None:
-    """What differs between runs, and their numbers, side by side.
+    """The differences between runs, and their numbers, side by side.
 
     Args:
         runs: the run folders, or those of grids, each cell of which is a run.
@@ -507,7 +498,7 @@ def compare(runs: Annotated[list[Path], tyro.conf.Positional]) -> None:
 
 @app.command(name="list")
 def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> None:
-    """List the runs in a folder and below it, and how far each is.
+    """List the runs in a folder and below it, with the progress of each.
 
     Args:
         folder: the folder to search.
@@ -525,7 +516,7 @@ def figures(file: File) -> None:
 
 
 def _in_overview() -> None:
-    """Stands for each command of `PICTURES`, which `main` runs, in the overview of commands."""
+    """Stand for each command of `PICTURES`, which `main` runs, in the overview of commands."""
 
 
 for _command, _help in PICTURES.items():
@@ -554,9 +545,9 @@ def data_prepare(
     Args:
         name: the name that `vae-jax data list` prints, or tfds:NAME or tfds:NAME/CONFIG, that of
             any image data set of TFDS.
-        options: where data sets are.
+        options: the folders of data sets.
         size: the side of images of tfds:NAME, cut to squares and resized (None: 64).
-        verify: where it is prepared already, check every byte, even in files that seem untouched.
+        verify: if it is already prepared, check every byte, even in files that seem untouched.
     """
     options.use()
     from vae_jax.data import prepare
@@ -581,7 +572,7 @@ def experiments_copy(
 
     Args:
         name: the name that `vae-jax experiments list` prints.
-        folder: where the file is to be; a file that is there already is left as it is.
+        folder: the folder for the copy; an existing file of its name is left as it is.
     """
     from vae_jax.experiment import copy_file
 
@@ -589,7 +580,7 @@ def experiments_copy(
 
 
 def print_paths(paths: Sequence[Path]) -> None:
-    """Print one path on each line: legible on a terminal, unchanged in a pipe."""
+    """Print `paths`, one on each line: legible on a terminal, unchanged in a pipe."""
     for path in paths:
         if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):  # as in a notebook
             print(legible(path))

@@ -1,4 +1,4 @@
-"""What a command takes besides the arguments of its function, and how its flags are parsed."""
+"""Options of commands besides the arguments of their functions, and the parsing of flags."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ FLAGS_OF = {"num_seeds": "seeds"}
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train` takes besides the experiment's own arguments."""
+    """Options of `train` besides the experiment's own arguments."""
 
     workdir: Path
-    """The run folder; where a flag has several values, the folder of the cells' run folders."""
+    """The run folder; if a flag has several values, the folder of the cells' run folders."""
     seed: int = 0
     """The seed of the first replica."""
     seeds: int = 1
     """The number of replicas, trained in one program with consecutive seeds."""
     streamed: bool | None = None
-    """Read training images from the disk batch by batch (None: where a device cannot hold them)."""
+    """Read training images from the disk batch by batch (None: if a device cannot hold them)."""
     shard: Literal["optimizer"] | None = None
     """Leave each device a share of the optimizer's state and of the running average (ZeRO)."""
     dry_run: bool = False
-    """Print what training needs of memory, on each device and on the host, and do not train."""
+    """Print the memory that training needs, on each device and on the host, and do not train."""
     deterministic: bool = False
     """Compute the same bytes in each run, on GPUs of one kind too, but more slowly."""
     cells: tuple[str, ...] = ()
     """The cells of a grid to train, by the names of their folders; others are left as they are."""
     launch: Literal["local", "slurm"] | None = None
-    """Train the programs of a grid in processes of their own: here, or as jobs of Slurm."""
+    """Train the programs of a grid in separate processes: here, or as jobs of Slurm."""
     jobs: int | None = None
     """The programs that run at once (None: as many as GPUs, or one; under Slurm as it allows)."""
     slurm: tuple[str, ...] = ()
@@ -56,14 +56,15 @@ class TrainOptions:
     """Also log metrics and figures to MLflow (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME)."""
 
     def check(self, cells: int, distributed: bool) -> None:
-        """Check that flags for grids are given for one, and flags for a launch with --launch.
+        """Check that flags for grids come with a grid, and flags for a launch with --launch.
 
         Args:
             cells: the number of cells.
             distributed: whether several processes train together.
 
         Raises:
-            VaeJaxError: they are not.
+            VaeJaxError: a flag for grids comes with a single cell, a flag for a launch without
+                --launch, or --launch with several processes that train together.
         """
         if cells < 2 and (self.launch or self.cells):
             what = "--launch starts" if self.launch else "--cells chooses among"
@@ -89,19 +90,19 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """How several processes work together."""
+    """Options for several processes."""
 
     distributed: bool = False
     """Work together with other processes, which are given the same command."""
     start_timeout: float = 45
-    """Seconds within which all processes have to come."""
+    """Seconds to wait for all processes."""
     heartbeat_timeout: int = 100
     """Seconds without a sign of life after which a process is taken for dead."""
     shutdown_timeout: int = 300
-    """Seconds within which JAX has to shut down once all processes have finished."""
+    """Seconds to wait for JAX to shut down once all processes have finished."""
 
     def together(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which this process works with the others, where there are any."""
+        """A context in which this process works with the others, if there are any."""
         if not self.distributed:
             return contextlib.nullcontext()
         from vae_jax.processes import together
@@ -115,7 +116,7 @@ class ProcessOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where data sets are."""
+    """Folders of data sets."""
 
     data_dir: Path | None = None
     """Prepared data sets (None: $VAE_JAX_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets)."""
@@ -131,7 +132,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class StyleOptions:
-    """How figures look."""
+    """Options for the look of figures."""
 
     style: str | None = None
     """A style sheet for Matplotlib: an .mplstyle file, or the name of one of its own."""
@@ -147,7 +148,7 @@ class StyleOptions:
 
 @dataclass(frozen=True)
 class FigureOptions(StyleOptions):
-    """How the figures of a paper look, and in what files they are."""
+    """Options for the look and the files of a paper's figures."""
 
     format: Literal["png", "jpg", "webp", "pdf", "svg"] = "png"
     """The format of the files; in pdf and svg text stays text."""
@@ -161,7 +162,7 @@ class FigureOptions(StyleOptions):
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What a command that makes pictures takes besides the arguments of its function."""
+    """Options of a command that makes pictures besides the arguments of its function."""
 
     run: Folder
     """The run folder, or that of a grid; the names of its cells are added to the names of files."""
@@ -172,7 +173,7 @@ class PictureOptions:
     checkpoint: Checkpoint = "latest"
     """The latest checkpoint, or the best by validation."""
     trust: bool = False
-    """Run the code in the run folder even where another account wrote it."""
+    """Run the code in the run folder even if another account wrote it."""
 
     def __post_init__(self):
         from vae_jax import plots
@@ -193,7 +194,7 @@ def parse(
     Args:
         function: a function with type hints.
         command: the command as the user types it, for its help.
-        flags: what the user typed after it.
+        flags: the user's words after it.
         options: dataclasses, or instances of them with the defaults.
         given: parameters of the function that are not flags.
         instead: other defaults of its parameters.
@@ -243,12 +244,12 @@ def check_counts(**counts: float) -> None:
 
 
 def as_flags(sentence: str, names: Iterable[str], typed: Sequence[str] = ()) -> str:
-    """A sentence as said to someone who typed a command: `--num-samples 0`, not `num_samples=0`.
+    """A sentence for a user who typed a command: `--num-samples 0`, not `num_samples=0`.
 
     Args:
-        sentence: what the package says to those who call it from Python.
+        sentence: the package's sentence for callers from Python.
         names: the parameters that are flags of the command.
-        typed: what the user typed, for sentences on a number in a constructor.
+        typed: the user's words, for sentences on a number in a constructor.
     """
     sentence = re.sub(r" \(in Python [^()]*\)|; in Python [^()]*\([^()]*\)", "", sentence)
     for name in sorted(names, key=len, reverse=True):
@@ -264,7 +265,11 @@ def as_flags(sentence: str, names: Iterable[str], typed: Sequence[str] = ()) -> 
 
 @contextlib.contextmanager
 def said_in_flags(names: Iterable[str], typed: Sequence[str] = ()) -> Iterator[None]:
-    """Errors that are raised within are rewritten by `as_flags`."""
+    """Rewrite errors raised inside by `as_flags(sentence, names, typed)`.
+
+    Raises:
+        VaeJaxError: one was raised inside.
+    """
     try:
         yield
     except VaeJaxError as error:

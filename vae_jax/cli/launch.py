@@ -1,7 +1,7 @@
-"""The programs of a grid as processes of their own: here, or as a job array under Slurm.
+"""The programs of a grid in separate processes: here, or as a job array under Slurm.
 
-Each is the same command for some of the cells, so it resumes what is unfinished and leaves what is
-finished. It is started by an executor, Python's or submitit's.
+Each is the same command for some of the cells, so it resumes unfinished cells and leaves finished
+ones. It is started by an executor, Python's or submitit's.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from vae_jax.progress import say
 if TYPE_CHECKING:
     import submitit
 
+    from vae_jax.cli.flags import TrainOptions
+
 POLL = 0.2  # seconds
 
 
 class Program:
-    """A command that saves its state when it is told to stop, and goes on when it is given again.
+    """A command that saves its state when it is told to stop, and resumes when it is given again.
 
     Attributes:
-        process: what runs it, once it is called.
+        process: the running process, None before the call.
     """
 
     process: subprocess.Popen[bytes] | None = None
@@ -42,11 +44,11 @@ class Program:
 
         Args:
             command: its words.
-            log: a file for its output; None leaves it that of this process.
+            log: a file for its output; None shares the output of this process.
             gpu: the only GPU that it sees; None for all that this process sees.
 
         Raises:
-            VaeJaxError: it failed.
+            VaeJaxError: the command ended with an error.
         """
         own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with contextlib.ExitStack() as stack:
@@ -62,17 +64,17 @@ class Program:
             )
 
     def wait(self) -> None:
-        """Wait for its end; a signal's handler may do so while another call waits."""
+        """Wait for the process to end; a signal's handler may do so while another call waits."""
         while self.process is not None and self.process.poll() is None:
             time.sleep(POLL)
 
     def stop(self) -> None:
-        """Tell it to save its state and to end."""
+        """Tell the process to save its state and to end."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
 
     def checkpoint(self, *arguments: object) -> submitit.helpers.DelayedSubmission:
-        """What submitit puts back into the queue when time is up or the job is preempted."""
+        """The program with its `arguments` for submitit to requeue when a job is cut short."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -80,12 +82,47 @@ class Program:
         return DelayedSubmission(Program(), *arguments)
 
 
+def launch_with_flags(
+    name: str, flags: Sequence[str], options: TrainOptions, cells: Sequence[dict[str, object]]
+) -> None:
+    """Run `vae-jax train FILE ... --launch ...`: a process for each program of the grid.
+
+    Args:
+        name: the experiment's file, or its name.
+        flags: the user's words after it.
+        options: the options among them.
+        cells: the arguments of each cell.
+
+    Raises:
+        VaeJaxError: as in `launch_here`, `slurm_executor` and `submit`.
+    """
+    from vae_jax import parallel
+    from vae_jax.experiment import find_file
+    from vae_jax.grid import unfinished_programs
+
+    parallel.leave_to_others()  # that is, to the programs
+    workdir, seeds = options.workdir, (options.seed, options.seeds)
+    programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
+    say(f"{len(programs)} programs have to be run for the {len(cells)} cells of {workdir}.")
+    if not programs:
+        return
+    started = commands(name, flags, programs)
+    logs = workdir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    if options.launch == "local":
+        files = [logs / f"{program[0]}.log" for program in programs]
+        launch_here(started, files, options.jobs)
+    else:
+        jobs = submit(slurm_executor(logs), started, options.jobs, options.slurm)
+        say(f"Submitted: {', '.join(job.job_id for job in jobs)}; `vae-jax list {workdir}`.")
+
+
 def commands(name: str, flags: Sequence[str], programs: Sequence[Sequence[str]]) -> list[list[str]]:
     """The command for each program, with the names of its cells.
 
     Args:
         name: the experiment's file, or its name.
-        flags: what the user typed.
+        flags: the user's words after it.
         programs: the names of the cells of each program.
     """
     train = [sys.executable, "-m", "vae_jax.cli", "train", name, *flags, "--launch", "None"]
@@ -101,7 +138,7 @@ def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: i
         jobs: the number of commands that run at once; None for the default.
 
     Raises:
-        VaeJaxError: one of them failed; the others went on to their end.
+        VaeJaxError: one of them failed; the others ran to their end.
         SystemExit: a signal told this process, and so each of them, to stop.
     """
     from vae_jax.processes import stop_signals, visible_gpus
@@ -148,7 +185,7 @@ def slurm_executor(folder: Path) -> submitit.SlurmExecutor:
     """submitit's executor for Slurm.
 
     Args:
-        folder: where it keeps what it submits, and the logs.
+        folder: the folder for its submissions, and for the logs.
 
     Raises:
         VaeJaxError: submitit is not installed, or there is no Slurm.
@@ -172,13 +209,16 @@ def submit(
     jobs: int | None,
     settings: Sequence[str],
 ) -> list[submitit.Job[None]]:
-    """Submit commands as an array of jobs, which go back into the queue before their time is over.
+    """Submit commands as an array of jobs, which requeue themselves before their time is over.
 
     Args:
         executor: submitit's executor.
         programs: the commands.
         jobs: the number of commands that run at once; None for all.
         settings: parameters of the executor, `name=value` each.
+
+    Returns:
+        The jobs, one for each command.
 
     Raises:
         VaeJaxError: there is no such parameter.

@@ -1,4 +1,4 @@
-"""A paper's table by one command: its cells are trained and evaluated where they are missing."""
+"""A paper's table by one command, which trains and evaluates the missing cells."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vae_jax.progress import say
 
 @dataclass(frozen=True)
 class PaperOptions:
-    """What `table FILE` takes besides the experiment's own arguments, which hold for all cells."""
+    """Options of `table FILE` besides the experiment's own arguments, which hold for all cells."""
 
     workdir: Path
     """The folder of the cells' run folders."""
     quick: bool = False
     """The small form of the table, which shows the order of its rows."""
     budget: str | None = None
-    """How far to train for now: 40epochs of each cell, or 1.5h in all (None: to the last step)."""
+    """The limit of training for now: 40epochs of each cell, or 1.5h in all (None: no limit)."""
     train: bool = True
-    """Train and evaluate what is missing (--no-train: show what is there, say what is missing)."""
+    """Train and evaluate missing cells (--no-train: show the others, and list those missing)."""
     seed: int = 0
     """The seed of the first replica of each cell."""
     seeds: int = 1
@@ -43,7 +43,7 @@ class PaperOptions:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is evaluated of each cell: arguments of `evaluate`."""
+    """The arguments of `evaluate` for each cell."""
 
     num_samples: int
     num_images: int | None = None
@@ -52,7 +52,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Budget:
-    """How far training goes for now.
+    """The limit of training for now.
 
     Attributes:
         epochs: the number of epochs of each run.
@@ -64,10 +64,10 @@ class Budget:
 
     @classmethod
     def of(cls, text: str | None) -> Budget:
-        """The budget in words such as 40epochs or 1.5h.
+        """The budget in a text such as 40epochs or 1.5h.
 
         Raises:
-            VaeJaxError: the words are others.
+            VaeJaxError: the text is no such budget.
         """
         if text is None:
             return cls()
@@ -80,15 +80,15 @@ class Budget:
         return cls(epochs=number)
 
     def is_spent(self, epochs: float) -> bool:
-        """Whether a run that is this far goes no further."""
+        """Whether a run that has trained for `epochs` has used its budget."""
         return epochs >= self.epochs or time.monotonic() >= self.until
 
 
 def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
-    """Run `vae-jax table FILE ...`: the flags are those of the file's function `experiment`.
+    """Run `vae-jax table FILE ...`, with the `flags` of the function `experiment` in `name`.
 
     Raises:
-        VaeJaxError: the file has no function `table`, a flag makes no sense, or as in `train_grid`.
+        VaeJaxError: the file has no function `table`, a flag is invalid, or as in `train_grid`.
     """
     from vae_jax.experiment import find_file, read_module
 
@@ -132,18 +132,18 @@ def write_table(
     options: PaperOptions,
     budget: Budget,
 ) -> None:
-    """Train and evaluate what a table lacks, and show it.
+    """Train and evaluate the missing cells of a table, and show it.
 
     Args:
         file: the experiment file.
         about: its docstring.
         cells: the arguments of each cell.
-        asked: what is evaluated of each.
-        options: what the user wants.
-        budget: how far training goes.
+        asked: the arguments of each evaluation.
+        options: the command's options.
+        budget: the limit of training for now.
 
     Raises:
-        VaeJaxError: nothing was evaluated yet, or as in `train_grid`.
+        VaeJaxError: nothing has been evaluated, or as in `train_grid`.
     """
     from vae_jax import report
     from vae_jax.evaluation.table import of_folders
@@ -179,7 +179,14 @@ def write_table(
 def train_cells(
     file: str, cells: Sequence[Mapping[str, object]], options: PaperOptions, budget: Budget
 ) -> None:
-    """Train the programs of a table one after the other, each as far as the budget goes."""
+    """Train the programs of a table one after the other, each up to its budget.
+
+    Args:
+        file: the experiment file.
+        cells: the arguments of each cell, by the names of their folders.
+        options: the command's options.
+        budget: the limit of training for now.
+    """
     from vae_jax.experiment import Origin, read_module
     from vae_jax.grid import chosen, train_grid, unfinished_programs
     from vae_jax.run import RunFolder
@@ -219,14 +226,14 @@ def train_cells(
 
 
 def last_step(folder: Path) -> int:
-    """The last step that a run has logged; 0 where there is none."""
+    """The last step that the run in `folder` has logged, or 0."""
     from vae_jax.run import RunFolder
 
     return max((line["step"] for line in RunFolder(folder).read_metrics()), default=0)
 
 
 def evaluate_cell(folder: Path, asked: Asked) -> None:
-    """Evaluate a run, unless its last evaluation is of this state with this K and N."""
+    """Evaluate the run in `folder` as `asked`, unless that is its last evaluation."""
     from vae_jax import report
     from vae_jax.evaluation.evaluate import evaluate
     from vae_jax.run import RunFolder, load_run
@@ -248,7 +255,8 @@ def evaluate_cell(folder: Path, asked: Asked) -> None:
 
 
 def missing(folder: Path, evaluated: bool = True) -> str | None:
-    """What a cell of a table lacks, in a sentence: its end or, where asked for, its evaluation."""
+    """The part that a cell in `folder` lacks, in a sentence: its end or, if it is to be
+    `evaluated`, its evaluation; None if it is complete."""
     from vae_jax.run import RunFolder
 
     run = RunFolder(folder)

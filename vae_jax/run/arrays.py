@@ -19,6 +19,9 @@ SUFFIXES = (".npz", ".safetensors")
 def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write arrays by name into an .npz or a .safetensors file.
 
+    Returns:
+        The path of the file.
+
     Raises:
         VaeJaxError: the file is of another kind, or cannot be written.
     """
@@ -44,13 +47,13 @@ def flattened(variables: Variables) -> dict[str, np.ndarray]:
 
 @checked
 def load_variables(file: str | Path) -> dict[str, Variables]:
-    """The variables that `vae-jax export` wrote, as `model.apply` and `Run.with_variables` take.
+    """The variables from a file of `vae-jax export`, for `model.apply` or `Run.with_variables`.
 
     Args:
         file: an .npz or a .safetensors file.
 
     Raises:
-        VaeJaxError: it is not there, damaged, or of another kind.
+        VaeJaxError: the file does not exist, is damaged, or of another kind.
 
     Example:
         >>> variables = load_variables("model.npz")
@@ -67,7 +70,7 @@ def load_variables(file: str | Path) -> dict[str, Variables]:
                 arrays = {name: content[name] for name in content.files}
         else:
             arrays = cast("dict[str, np.ndarray]", tensors.load_file(path))
-    except Exception as error:  # a damaged file fails in as many ways as it has parsers
+    except Exception as error:  # parsers raise many kinds of errors
         raise VaeJaxError(f"{path} is damaged ({error}): export the run again.") from error
     tree: dict[str, Variables] = {}
     for name, array in arrays.items():
@@ -80,10 +83,10 @@ def load_variables(file: str | Path) -> dict[str, Variables]:
 
 
 def check_alike(given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> None:
-    """Check that arrays have the names and shapes of others.
+    """Check that the `given` arrays have the names and shapes of a model's `own`.
 
     Raises:
-        VaeJaxError: they do not; the sentence names the first that differs.
+        VaeJaxError: a name or a shape differs; the sentence names the first.
     """
     for name in sorted(given.keys() | own.keys()):
         shapes = [list(each[name].shape) if name in each else "absent" for each in (given, own)]
@@ -96,7 +99,11 @@ def check_alike(given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) 
 
 
 def check_suffix(file: Path) -> None:
-    """Refuse a file of another kind."""
+    """Refuse a file of another kind.
+
+    Raises:
+        VaeJaxError: the name does not end with .npz or .safetensors.
+    """
     if file.suffix not in SUFFIXES:
         raise VaeJaxError(f"{file} must end in {' or '.join(SUFFIXES)}.")
 

@@ -11,13 +11,13 @@ from vae_jax.cpu import choices
 
 # The fraction of a device's memory that the computation for one batch may take.
 MEMORY_FRACTION = 0.25
-# The number of its largest arrays that a device is taken to hold at once, until the compiler says.
+# The assumed number of largest arrays that a device holds at once, until the compiler reports it.
 ARRAYS_AT_ONCE = 16
 Result = TypeVar("Result")
 
 
 def floats_at_once() -> int:
-    """The number of floats in one array of (examples x samples) decoded images, or of densities."""
+    """The limit on the floats in one array of decoded images (examples x samples) or densities."""
     most = int(MEMORY_FRACTION * parallel.device_memory()) // (4 * ARRAYS_AT_ONCE)
     return choices.floats_at_once(most)
 
@@ -25,7 +25,7 @@ def floats_at_once() -> int:
 class InBatches(Generic[Result]):
     """A function of many examples, batch by batch on every device.
 
-    Batches are as large as `floats_at_once` allows, and smaller where the compiler says that one
+    Batches are as large as `floats_at_once` allows, and smaller if the compiler reports that one
     would need more than `MEMORY_FRACTION` of a device's memory. The last one is padded, and the
     results for the padding are dropped. Matrix products are float32 on every platform.
 
@@ -34,10 +34,10 @@ class InBatches(Generic[Result]):
             arrays `[b, ...]`; it returns a tree of arrays with an axis `[b]`.
         floats: the number of floats in the largest array that the function makes from one example.
         axis: the position of the axis `[b]` in its results.
-        merge: where the function summarizes its batch too, the map from two summaries to that of
+        merge: if the function also summarizes its batch, the map from two summaries to that of
             both; a summary of zeros is that of no examples. The function then takes, as its last
-            argument, which examples count, `[b]`, and returns a pair of results and summary, which
-            is the same on all devices.
+            argument, a mask `[b]` of the examples that count, and returns a pair of results and
+            summary, which is the same on all devices.
     """
 
     def __init__(
@@ -83,7 +83,10 @@ class InBatches(Generic[Result]):
         count: int,
         rounded: bool = False,
     ) -> tuple[Result, object]:
-        """The results for all examples and the summary of all, host arrays; see `__call__`."""
+        """The results for all examples and their summary, as host arrays.
+
+        Args: as in `__call__`.
+        """
         share = -(-count // parallel.num_devices())
         share = 1 << (share - 1).bit_length() if rounded else share
         shared = parallel.replicate(shared)
@@ -94,7 +97,7 @@ class InBatches(Generic[Result]):
             return (*shared, *(None if part is None else parallel.split(part, 0) for part in parts))
 
         parts, summary = [], self._of_nothing(placed(0, parallel.num_devices()))
-        # Accelerators round the factors of a product to ten bits or eight unless told not to.
+        # By default accelerators round the factors of a product to ten bits or eight.
         with jax.default_matmul_precision("float32"):
             if share not in self.fitting:  # in all processes, or in none
                 self.fitting[share] = self._fitting(share, lambda size: (summary, *placed(0, size)))
@@ -109,7 +112,7 @@ class InBatches(Generic[Result]):
         return jax.tree.map(joined, *parts), parallel.unreplicate(summary)
 
     def _of_nothing(self, arguments: tuple[object, ...]) -> object:
-        """The summary of no examples, on all devices; None where nothing is summarized."""
+        """The summary of no examples, on all devices; None without `merge`."""
         if self.merge is None:
             return None
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
@@ -119,7 +122,7 @@ class InBatches(Generic[Result]):
         )
 
     def _fitting(self, share: int, first: Callable[[int], tuple[object, ...]]) -> int:
-        """The largest share of a batch, at most this one, that fits a device's memory."""
+        """The largest share of a batch, at most `share`, that fits a device's memory."""
         budget = int(MEMORY_FRACTION * parallel.device_memory())
         share = min(self.most, share)
         while share > 1:

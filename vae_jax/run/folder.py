@@ -1,19 +1,19 @@
-"""The run folder: what is in it, who may write to it, and how a run comes back from it.
+"""The run folder: its files, its one writer, and the restoration of a run.
 
-experiment.json   what the run is, described from its objects; seeds, flags, versions, devices
+experiment.json   the run's identity, described from its objects; seeds, flags, versions, devices
 .experiment.json  a copy, for when experiment.json is lost or damaged
 metrics.jsonl     a line for every `log_every` steps and for every validation
 checkpoints/      Orbax
 figures/          PNG, and report.html
 summary.json      final metrics, step, params_sha256; written when the run is finished
-evaluation.json   what `vae-jax evaluate` found
+evaluation.json   the results of `vae-jax evaluate`
 data/             the images of a run from Python whose data were arrays
-priors/ features/ what sampling and scoring have fitted, once
+priors/ features/ fits and features of sampling and scoring, made once
 .unlogged.npz     metrics since the last line, of a run that was told to stop between two lines
 .training.lock    held by the process that trains here
 
-What changes a run's result is its identity: two runs are the same where their descriptions are,
-whether they come from Python or from a file.
+The identity of a run is everything that changes its result: two runs are the same if their
+descriptions are, whether they come from Python or from a file.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ from vae_jax.run.arrays import check_suffix, flattened, save_arrays
 from vae_jax.run.same import LENGTH, Record, compared, compute_the_same, is_longer
 
 UP_TO = "up to step"  # the name of the step, beside metrics that wait for their line
-# Settings that change numbers; those of XLA that only ask for speed do not.
+# Settings that change numbers; those of XLA for speed alone do not.
 FLAGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -69,7 +69,7 @@ PACKAGES += ("tensorflow-datasets", "numpy")
 
 
 def git_commit() -> str | None:
-    """The commit of the working folder, with "+changes" where files differ; None outside git."""
+    """The commit of the working folder, with "+changes" if files differ; None outside git."""
     command = ["git", "-c", "core.fsmonitor=false", "describe"]  # it would run a program
     command += ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
@@ -139,11 +139,16 @@ class RunFolder:
         return self.path / ".training.lock"
 
     def claim(self, experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None):
-        """Make this folder the experiment's, or make sure that it is.
+        """Claim the folder for an experiment, or check that it is its own.
+
+        Args:
+            experiment: the experiment.
+            seed: the seed of the first replica.
+            num_seeds: the number of replicas.
+            origin: the experiment's file and arguments, if it has any.
 
         Raises:
-            VaeJaxError: it is another experiment's, is used for something else, or cannot be
-                written.
+            VaeJaxError: it is another experiment's, holds other files, or cannot be written.
         """
         if not parallel.is_main_process():
             return
@@ -180,7 +185,7 @@ class RunFolder:
             )
 
     def _steps_are_those_of(self, experiment: Experiment, record: Record, rest: set[str]) -> bool:
-        """Whether a record's run takes the steps of an experiment, however they are described."""
+        """Whether a record's run takes the steps of an experiment, whatever their description."""
         try:
             return not rest or compute_the_same(
                 self.stored_experiment(record, trust=False, data=experiment.data), experiment
@@ -189,13 +194,13 @@ class RunFolder:
             return False
 
     def _prolong(self, content: Record) -> None:
-        """Write the record of a run that is now to go on for longer."""
+        """Write the record of a run that now trains for longer."""
         with storage.lock(self.lock_file, self._refusal):
             storage.write_json(self.record, content)
             storage.write_json(self.record_copy, content)
 
     def other_versions(self) -> str | None:
-        """A sentence where the run began with other versions than it would go on with."""
+        """A sentence if the run began with other versions than the present ones, else None."""
         began, now = self.read_record().get("versions"), versions()
         every = differences(began, json.loads(json.dumps(now)))
         found = [str(each) for each in every if each.there != ABSENT]  # not noted then
@@ -206,10 +211,10 @@ class RunFolder:
             )
 
     def check_model(self, record: Record, experiment: Experiment) -> None:
-        """Make sure that a run is opened with the data and the model that it was trained with.
+        """Check that an `experiment` has the data and the model of a run's `record`.
 
         Raises:
-            VaeJaxError: it is not.
+            VaeJaxError: the data or the model have changed since training.
         """
         if experiment.data.fingerprint != record["data"]["fingerprint"]:
             raise VaeJaxError(
@@ -225,7 +230,7 @@ class RunFolder:
                 )
 
     def check_trust(self, trust: bool) -> None:
-        """Make sure that code in experiment.json is run only with the user's consent.
+        """Check that code in experiment.json runs only with the user's consent, `trust`.
 
         Raises:
             VaeJaxError: another account wrote here, or any may, and there is no consent.
@@ -254,10 +259,10 @@ class RunFolder:
         Args:
             record: the record.
             trust: whether the user consents to this.
-            data: the data of a run from Python, where they are at hand.
+            data: the data of a run from Python, if they are at hand.
 
         Raises:
-            VaeJaxError: it needs the user's consent, or a part of it cannot be imported.
+            VaeJaxError: the code needs the user's consent, or a part cannot be imported.
         """
         self.check_trust(trust)
         if record["source"] is not None:
@@ -287,7 +292,7 @@ class RunFolder:
         )
 
     def _without_data(self, record: Record, reason: Exception) -> Experiment:
-        """The experiment with its data absent, and a sentence that says so."""
+        """The experiment without its data; a sentence reports the reason."""
         about, shape = record["data"], record["model"]["image_shape"]
         protocol = about["protocol"]["name"]
         absent = Data.absent(
@@ -302,7 +307,7 @@ class RunFolder:
         return experiment
 
     def _create(self, content: Record) -> None:
-        """Write experiment.json into a new or empty folder, unless another process is first."""
+        """Write experiment.json into a new or empty folder, unless another process has done so."""
         with storage.writing(self.path):
             found = set(self.path.iterdir()) if self.path.exists() else set()
             storage.make_folder(self.path)
@@ -328,7 +333,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
-        """Keep other processes from training here until this one ends, however it ends.
+        """Keep other processes from training here until this one ends in any way.
 
         Raises:
             VaeJaxError: another process trains here.
@@ -342,12 +347,12 @@ class RunFolder:
             yield
 
     def keep_data(self, experiment: Experiment, origin: Origin | None) -> None:
-        """Keep images that were given as arrays, unless an experiment file makes them again."""
+        """Keep an experiment's images given as arrays, unless the file in `origin` remakes them."""
         if origin is None and parallel.is_main_process():
             keep(experiment.data, self.data)
 
     def _repair(self) -> None:
-        """Restore experiment.json or its copy from the other, where one is lost or damaged."""
+        """Restore experiment.json or its copy from the other, if one is lost or damaged."""
         for path, other in ((self.record, self.record_copy), (self.record_copy, self.record)):
             try:
                 _read_record(path)
@@ -357,10 +362,10 @@ class RunFolder:
                 storage.write_json(path, _read_record(other))
 
     def restore(self, like: State | None, checkpoint: Which) -> State:
-        """The state of a checkpoint; see `Checkpoints.restore`.
+        """The state of a `checkpoint`, with the structure of `like`; see `Checkpoints.restore`.
 
         Raises:
-            VaeJaxError: there is none, each is damaged, or it is of another model.
+            VaeJaxError: there is no checkpoint, each is damaged, or it is of another model.
         """
         storage.check_kinds([self.checkpoints], [])
         with Checkpoints(self.checkpoints) as checkpoints:
@@ -392,12 +397,12 @@ class RunFolder:
         return save_arrays(out, arrays)
 
     def write_summary(self, content: Record) -> None:
-        """Write summary.json."""
+        """Write `content` to summary.json."""
         if parallel.is_main_process():
             storage.write_json(self.summary, content)
 
     def read_summary(self) -> Record | None:
-        """The content of summary.json; None where there is none, or a damaged one."""
+        """The content of summary.json; None if there is none, or a damaged one."""
         with contextlib.suppress(storage.DamagedError):
             match summary := storage.read_json(self.summary):
                 case {"step": int(), "params_sha256": str()}:
@@ -405,7 +410,7 @@ class RunFolder:
         return None
 
     def is_finished(self, record: Record) -> bool:
-        """Whether summary.json is that of the last step, or of an early end by patience."""
+        """Whether summary.json is from the last step of `record`, or an early end by patience."""
         summary, patience = self.read_summary(), record.get("patience")
         if summary is None:
             return False
@@ -413,14 +418,14 @@ class RunFolder:
         return impatient or record.get("num_steps", summary["step"]) == summary["step"]
 
     def is_newer_than(self, page: Path) -> bool:
-        """Whether the run was finished after a page about it was written, if one was."""
+        """Whether the run was finished after its `page` was written, or there is no page."""
         return not page.exists() or page.stat().st_mtime < self.summary.stat().st_mtime
 
     def read_record(self) -> Record:
-        """The content of experiment.json or, where that is lost or damaged, of its copy.
+        """The content of experiment.json or, if that is lost or damaged, of its copy.
 
         Raises:
-            VaeJaxError: there is neither: this is no run folder; or both are damaged.
+            VaeJaxError: there is neither, so this is no run folder; or both are damaged.
         """
         if not self.record.exists() and not self.record_copy.exists():
             raise VaeJaxError(f"{self.path} is no run folder: it has no experiment.json.")
@@ -437,7 +442,7 @@ class RunFolder:
             return record
 
     def append_metrics(self, line: Record) -> None:
-        """Add a line to metrics.jsonl; non-finite numbers become null."""
+        """Add a `line` to metrics.jsonl; non-finite numbers become null."""
         content = {name: jsonable(value) for name, value in line.items()}
         storage.append_line(self.metrics, content)
 
@@ -446,10 +451,7 @@ class RunFolder:
         return [line for line in storage.read_lines(self.metrics) if _is_of_metrics(line)]
 
     def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps `[T]` at which a metric was logged, and its values `[T, S]` of all seeds.
-
-        Where nothing was finite, a value is nan.
-        """
+        """The steps `[T]` of the metric `name`, and its values `[T, S]`, nan if none was finite."""
         lines = [line for line in self.read_metrics() if name in line]
         values = np.array([line[name] for line in lines], dtype=float)
         steps = np.array([line["step"] for line in lines], dtype=int)
@@ -460,7 +462,7 @@ class RunFolder:
 
         Args:
             step: the last of these steps.
-            chunks: the metrics, to which the process that goes on adds those of its own steps.
+            chunks: the metrics, to which the process that resumes adds those of its own steps.
         """
         if chunks and parallel.is_main_process():
             arrays = {
@@ -470,7 +472,7 @@ class RunFolder:
                 np.savez(part, allow_pickle=False, **{UP_TO: np.asarray(step)}, **arrays)
 
     def read_unlogged(self, step: int) -> list[Metrics]:
-        """The metrics that wait for their line at a step; none where the run ended at a line."""
+        """The metrics that wait for their line at `step`; none if the run ended at a line."""
         if parallel.is_main_process():
             with (
                 contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
@@ -482,7 +484,7 @@ class RunFolder:
         return []
 
     def truncate_metrics(self, step: int) -> list[Record]:
-        """Forgets, and returns, what was logged after the step that training goes on from."""
+        """Delete and return the lines after `step`, from which training resumes."""
         lines = self.read_metrics()
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         with storage.writing(self.metrics), storage.whole_file(self.metrics) as partial:
@@ -490,12 +492,15 @@ class RunFolder:
         return [line for line in lines if line["step"] > step]
 
     def append_evaluation(self, entry: Record) -> None:
-        """Add an entry to evaluation.json; those of several processes are all kept."""
+        """Add an `entry` to evaluation.json; those of several processes are all kept."""
         storage.append_entry(self.evaluation, entry)
 
 
 def what_is_run(experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None) -> Record:
-    """A run as experiment.json describes it: arguments, objects, seeds and settings."""
+    """A run as described in experiment.json: arguments, objects, seeds and settings.
+
+    Args: as in `RunFolder.claim`.
+    """
     content: Record = {"experiment": None if origin is None else {"arguments": origin.arguments}}
     content |= experiment.description | {"seed": seed, "num_seeds": num_seeds}
     return json.loads(json.dumps(content | {"flags": _flags()}))  # lists, as in the file
@@ -504,7 +509,10 @@ def what_is_run(experiment: Experiment, seed: int, num_seeds: int, origin: Origi
 def what_processes_share(
     experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None
 ) -> dict[str, Json]:
-    """What has to be the same in all processes of a run, what a user knows best first."""
+    """The record that must be equal in all processes of a run, its most familiar entries first.
+
+    Args: as in `RunFolder.claim`.
+    """
     content = what_is_run(experiment, seed, num_seeds, origin)
     arguments = (content.pop("experiment") or {}).get("arguments")
     data = {name: part for name, part in content.pop("data").items() if name != "source"}
@@ -523,13 +531,13 @@ def _flags() -> dict[str, Json]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of packages and of Python."""
+    """The versions of packages and of Python."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return versions | {"python": platform.python_version()}
 
 
 def _python(record: Record) -> tuple[str, ...]:
-    """The version of Python in a record, as far as it changes how code is compiled."""
+    """The version of Python in a record, as far as it changes compiled code."""
     match record:
         case {"versions": {"python": str(version)}}:
             return tuple(version.split(".")[:2])
@@ -537,7 +545,7 @@ def _python(record: Record) -> tuple[str, ...]:
 
 
 def _file(origin: Origin | None) -> Record:
-    """The file that a run can be made from again."""
+    """The file that a run can be remade from."""
     return {
         "file": None if origin is None else origin.file,
         "source": None if origin is None else origin.source,
@@ -545,7 +553,7 @@ def _file(origin: Origin | None) -> Record:
 
 
 def _circumstances(origin: Origin | None) -> Record:
-    """What experiment.json says about a run besides its identity."""
+    """The circumstances of a run in experiment.json, which are not part of its identity."""
     return {
         **_file(origin),
         "git_commit": git_commit(),
@@ -557,10 +565,10 @@ def _circumstances(origin: Origin | None) -> Record:
 
 
 def _read_record(path: Path) -> Record:
-    """An experiment.json, in which the values needed to open a run have their types.
+    """The content of an experiment.json, with the entries needed to open a run.
 
     Raises:
-        DamagedError: it is damaged.
+        DamagedError: the file cannot be read, or an entry is missing or of another type.
     """
     match record := storage.read_json(path):
         case {
@@ -585,7 +593,7 @@ def _is_of_metrics(line: Record) -> bool:
 
 
 def jsonable(value: Any) -> Any:
-    """A number, or a list of one for each seed when there are several; null if not finite."""
+    """The numbers in `value`: one, or a list with one for each seed; null if not finite."""
     if isinstance(value, np.ndarray | np.generic | float):
         values = [float(v) if np.isfinite(v) else None for v in np.atleast_1d(value)]
         return values[0] if len(values) == 1 else values

@@ -14,18 +14,18 @@ from vae_jax.interfaces import Layers, Model
 from vae_jax.priors.masked import MaskedCategorical
 from vae_jax.vae import Terms
 
-# The share of the steps, the first ones, in which proposals are always accepted: from a draw of the
-# prior the chain then reaches likely pixels sooner (Mattei & Frellsen 2018, section 3.3).
+# The share of first steps in which proposals are always accepted: from a draw of the prior the
+# chain then reaches likely pixels sooner (Mattei & Frellsen 2018, section 3.3).
 WARM_UP = 0.25
 
 
 def has_exact_chain(model: Model) -> bool:
-    """Whether ln q(z|x) can be evaluated at a given z, so that proposals can be rejected."""
+    """Whether a model's ln q(z|x) can be evaluated at a given z, to reject proposals."""
     return len(model.posteriors) == 1 and "density" in model.posteriors[0].traits
 
 
 def has_independent_pixels(model: Model, variables: VariableDict) -> bool:
-    """Whether pixels are independent given z, so that some can be drawn while others stay."""
+    """Whether a model's pixels are independent given z, so that some can be drawn alone."""
     y = None if model.labels is None else jnp.zeros(1, jnp.int32)
 
     def sample(variables: VariableDict) -> object:
@@ -50,7 +50,7 @@ def inpainted(
     probability min(1, w(z') / w(z)), w(z) = p(x|z) p(z) / q(z|x); then the missing pixels are drawn
     from p(x|z). This is Metropolis within Gibbs, whose stationary distribution is the exact one. A
     model of several layers, or without a density of q, always accepts z': pseudo-Gibbs (Rezende et
-    al. 2014, appendix F), whose stationary distribution is near it where q is near p(z|x).
+    al. 2014, appendix F), whose stationary distribution is near it if q is near p(z|x).
 
     Args:
         model: a model whose pixels are independent given z.
@@ -123,7 +123,8 @@ def inpainted_by_codes(
     In each step the image, with the missing pixels of the step before, is encoded; the codes whose
     blocks, on a grid of equal ones, lack pixels are drawn from the prior, `MaskedCodes`, given the
     other codes; and the missing pixels are drawn from p(x|z). Encoders look beyond a code's own
-    block: there the first step sees pixels of a draw from the model, later ones those they drew.
+    block: there the first step sees pixels of a draw from the model, and later steps see the pixels
+    drawn before.
 
     Args, Returns: as in `inpainted`.
 
@@ -151,7 +152,15 @@ def inpainted_by_codes(
 
 
 def of_grid(missing: Array, grid: Shape) -> Array:
-    """Whether any pixel of each of h x w equal blocks is missing, `[N, h, w]`, of `[N, H, W]`."""
+    """Whether any pixel of each of h x w equal blocks is missing.
+
+    Args:
+        missing: booleans `[N, H, W]`.
+        grid: (h, w).
+
+    Returns:
+        Booleans `[N, h, w]`.
+    """
     (h, w), (height, width) = grid, missing.shape[1:]
     block = -(-height // h), -(-width // w)
     over = h * block[0] - height, w * block[1] - width

@@ -15,9 +15,9 @@ from vae_jax.interfaces import Layers, Model, Space
 from vae_jax.vae import Terms
 
 Latents = np.ndarray | tuple[np.ndarray, ...]
-"""Latents `[n, *event]`; of a model with several layers a tuple of those of each, z_1 first."""
+"""Latents `[n, *event]`; with several layers a tuple, one array per layer, z_1 first."""
 
-# Those from which a mean without a closed form is estimated: to 1/16 of a standard deviation.
+# The samples that estimate a mean without a closed form, to 1/16 of a standard deviation.
 DRAWS = 256
 
 
@@ -25,12 +25,11 @@ DRAWS = 256
 class Encoded:
     """q(z|x) of n images.
 
-    In a model with several layers, mean and standard deviation of a layer are those given the
-    layers that are inferred before it at their means, and `sample` is a draw of all together.
+    In a model with several layers, the mean and standard deviation of a layer are conditional on
+    the means of the layers inferred before it, and `sample` is a joint draw of all layers.
 
     Attributes:
-        mean: E_q[z] of each image; where it has no closed form, as with flows, the mean of 256
-            draws.
+        mean: E_q[z] of each image; without a closed form, as with flows, the mean of 256 draws.
         std: the standard deviation of each component of z.
         sample: a draw from q(z|x).
     """
@@ -59,7 +58,7 @@ class Encoded:
 def moments(
     model: Model, variables: VariableDict, x: Array, keys: Array, y: Array | None
 ) -> tuple[Layers, Layers, Layers]:
-    """The mean, the standard deviation and a draw of each layer, `[B, *event]` each.
+    """The mean, the standard deviation and a draw of each layer.
 
     Args:
         model: a model.
@@ -67,6 +66,9 @@ def moments(
         x: images `[B, H, W, C]` as the model sees them.
         keys: typed keys `[B]`.
         y: labels `[B]` of a conditional model.
+
+    Returns:
+        Means, standard deviations and draws, `[B, *event]` for each layer.
     """
     key_draws, key_sample = random.purposes(keys, "moments", "sample")
     found: list[tuple[Array, Array]] = []
@@ -81,7 +83,7 @@ def moments(
 
 
 def centre(q: Distribution, space: Space) -> Array:
-    """The middle of q in the space that z lives in."""
+    """The centre of q, a point of the `space` of z."""
     match space:
         case "sphere":
             return q.mean / jnp.linalg.norm(q.mean, axis=-1, keepdims=True)
@@ -91,7 +93,17 @@ def centre(q: Distribution, space: Space) -> Array:
 
 
 def between(a: np.ndarray, b: np.ndarray, points: int, space: Space) -> np.ndarray:
-    """The shortest lines from latents a to latents b `[n, *event]`, `[n, points, *event]`."""
+    """The shortest lines between latents.
+
+    Args:
+        a: latents `[n, *event]` at the beginning.
+        b: latents `[n, *event]` at the end.
+        points: the number of points on each line.
+        space: the space of z.
+
+    Returns:
+        Latents `[n, points, *event]`.
+    """
     start, end = a[:, None], b[:, None]
     weights = np.linspace(0, 1, points, dtype=np.float32).reshape(-1, *[1] * (a.ndim - 1))
     if space == "real":
@@ -103,7 +115,16 @@ def between(a: np.ndarray, b: np.ndarray, points: int, space: Space) -> np.ndarr
 
 
 def as_pictures(px: Distribution, seed: Array, rows: Array) -> Array:
-    """Pictures `[b, H, W, C]`: means of p(x|z), or draws where the mean is no picture."""
+    """Pictures of a distribution of images: its mean, or a draw if the mean is no picture.
+
+    Args:
+        px: p(x|z), batch `[b]`.
+        seed: the seed of draws.
+        rows: the positions of the pictures, which with the seed determine their noise, `[b]`.
+
+    Returns:
+        Pictures `[b, H, W, C]`.
+    """
     if px.mean_is_picture:
         values = px.mean
     else:

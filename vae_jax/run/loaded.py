@@ -1,4 +1,4 @@
-"""A trained model with its variables and data, and the checks of what users give to it."""
+"""A trained model with its variables and data, and checks of the user's arguments."""
 
 import dataclasses
 import math
@@ -45,7 +45,7 @@ class Loaded(Shown):
 
     @property
     def shown(self) -> dict[str, str]:
-        """What it is, in a few lines."""
+        """A summary of the run in a few lines."""
         experiment, model = self.experiment, self.experiment.model
         latents = zip(model.posteriors, model.latent_shapes(self.seed_variables), strict=True)
         layers = [f"{type(q).__name__} {'x'.join(map(str, shape))}" for q, shape in latents]
@@ -71,7 +71,7 @@ class Loaded(Shown):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The model's variables, `[S, ...]`: the parameters' running average where one was kept."""
+        """The model's variables, `[S, ...]`; the running average of parameters if it was kept."""
         return self.state.variables
 
     @property
@@ -81,10 +81,10 @@ class Loaded(Shown):
 
     @checked
     def replica(self, index: Index) -> Self:
-        """The run with one of its seeds alone, counted from 0.
+        """The run with the seed at position `index` alone, counted from 0.
 
         Raises:
-            VaeJaxError: there are fewer.
+            VaeJaxError: the run has fewer seeds.
         """
         if index >= (count := len(self.state.step)):
             raise VaeJaxError(
@@ -101,7 +101,7 @@ class Loaded(Shown):
             variables: those of one seed, or of all with a leading axis `[S, ...]`.
 
         Raises:
-            VaeJaxError: they are not those of this model.
+            VaeJaxError: their names or shapes are not those of this model.
         """
         arrays, own = flattened(variables), flattened(self.variables)
         single = {name: array[0] for name, array in own.items()}
@@ -135,11 +135,11 @@ class Loaded(Shown):
         return names
 
     def find_label(self, label: str | int) -> int:
-        """The number of a class by its name, or by the number itself.
+        """The number of the class `label`, a name or the number itself.
 
         Raises:
-            VaeJaxError: the model is not conditional, or has no such class; the sentence names
-                those that it has.
+            VaeJaxError: the model is not conditional, or has no such class; the sentence names its
+                classes.
         """
         names = self.class_names
         if label in names:
@@ -151,7 +151,7 @@ class Loaded(Shown):
         )
 
     def images(self, split: SplitName, rows: np.ndarray) -> Array:
-        """Images `[n, H, W, C]` of a split as the model sees them.
+        """The images `[n, H, W, C]` in `rows` of a split, as the model sees them.
 
         Raises:
             VaeJaxError: the split has no such rows.
@@ -166,34 +166,34 @@ class Loaded(Shown):
         return self.experiment.data.protocol.apply(images[rows], keys)
 
     def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
-        """The labels `[n]` of images of a split; None where the model takes none."""
+        """The labels `[n]` of the images in `rows` of a split; None if the model takes none."""
         if self.experiment.model.labels is None:
             return None
         return getattr(self.experiment.data, split).labels[rows]
 
     def observed(self, images: object) -> Array:
-        """Images `[n, H, W, C]` that a user gives, as the model sees them.
+        """A user's images `[n, H, W, C]` as the model sees them.
 
         Args:
             images: bytes, which go through the data's protocol with noise of their own, or floats,
                 which are taken as its output.
 
         Raises:
-            VaeJaxError: they have another layout, shape, type or range than the model's.
+            VaeJaxError: the images have another layout, shape, type or range than the model's.
         """
         found = self._given(images)
         return self._seen(jnp.asarray(found), jnp.arange(len(found)))
 
     def classes(self, labels: Classes, count: int, each_of: int | None = None) -> np.ndarray | None:
-        """The numbers `[count]` of classes that a user gives.
+        """The numbers `[count]` of a user's classes.
 
         Args:
             labels: classes by name or number, one for each image or latent, or one for all.
             count: the number of images or latents.
-            each_of: another number of labels that will do; they are repeated in turn.
+            each_of: another allowed number of labels, which are then repeated in turn.
 
         Raises:
-            VaeJaxError: they are no classes of the model, it has none, or it needs some.
+            VaeJaxError: the labels are no classes of the model, it has none, or it needs some.
         """
         embedding = self.experiment.model.labels
         if labels is None and embedding is not None:
@@ -218,18 +218,18 @@ class Loaded(Shown):
         return np.resize(np.asarray(y, np.int32), count)
 
     def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps `[T]` at which a metric was logged, and its values `[T, S]`.
+        """The steps `[T]` at which the metric `name` was logged, and its values `[T, S]`.
 
-        Where nothing was finite, a value is nan.
+        A value is nan if nothing was finite.
         """
         steps, values = self.folder.metric(name)
         return steps, values[:, self.first : self.first + len(self.state.step)]
 
     def layers_or_refuse(self, name: str, number: int | None) -> int:
-        """The number of layers from which pictures are decoded; None stands for all.
+        """The number of layers for the argument `name`; None stands for all.
 
         Raises:
-            VaeJaxError: there are fewer.
+            VaeJaxError: the model has fewer layers, or decodes from one alone.
         """
         layers = self.experiment.model.decoded_layers
         if number is not None and not 1 <= number <= layers:
@@ -241,7 +241,11 @@ class Loaded(Shown):
         return layers if number is None else number
 
     def temperatures(self, temperature: float | Sequence[float] | None) -> tuple[np.ndarray, ...]:
-        """The last argument of `DeepVAE.sample`, or none."""
+        """The arguments of `sample` for a `temperature`: that of a `DeepVAE`, or none.
+
+        Raises:
+            VaeJaxError: there is not one, or one for each layer, or one is below zero.
+        """
         if temperature is None:
             return ()
         layers = self.experiment.model.decoded_layers
@@ -254,7 +258,7 @@ class Loaded(Shown):
         return (np.broadcast_to(np.asarray(factors, np.float32), (layers,)),)
 
     def drawn_by(self, **settings: float | Sequence[float] | None) -> Model:
-        """The model with these settings for draws from its prior; None keeps the prior's own.
+        """The model with `settings` of sampling from its prior; None keeps the prior's own.
 
         Raises:
             VaeJaxError: the prior has no such field, or no classes to be guided to.
@@ -303,7 +307,7 @@ class Loaded(Shown):
         return np.asarray(found, np.uint8 if found.dtype == np.uint8 else np.float32)
 
     def _seen(self, images: Array, rows: Array) -> Array:
-        """Images at these positions of those that were given, as the model sees them."""
+        """The user's images at positions `rows`, as the model sees them."""
         if images.dtype != jnp.uint8:
             return images
         keys = random.purpose(random.image_keys("given", rows), "protocol")
@@ -318,7 +322,22 @@ class Loaded(Shown):
         seed: int = 0,
         decoded: int = 1,
     ) -> object:
-        """A function of variables, images `[b, H, W, C]`, keys and classes, for all images."""
+        """The results of a function for all of a user's images, batch by batch.
+
+        Args:
+            name: the name of the function's program, whose first part is the purpose of its noise.
+            function: a function of variables, images `[b, H, W, C]`, keys and classes.
+            images: the user's images, bytes or floats.
+            labels: their classes in a conditional model.
+            seed: the seed of the noise.
+            decoded: the number of images that the function decodes for each.
+
+        Returns:
+            A tree of host arrays with an axis over the images.
+
+        Raises:
+            VaeJaxError: images or labels do not fit the model.
+        """
         x = self._given(images)
         y = self.classes(labels, len(x))
         purpose = name if isinstance(name, str) else name[0]
@@ -343,7 +362,19 @@ class Loaded(Shown):
         count: int,
         decoded: int = 1,
     ) -> object:
-        """A function of the first seed's variables, shared arrays and a batch, for all batches."""
+        """The results of a function for all examples, batch by batch.
+
+        Args:
+            name: the name of the function's program.
+            function: a function of the first seed's variables, shared arrays and a batch.
+            shared: arrays that all examples share.
+            batch: a function from positions of examples to their arrays.
+            count: the number of examples.
+            decoded: the number of images that the function decodes for each.
+
+        Returns:
+            A tree of host arrays with an axis over the examples.
+        """
         key = name, parallel.num_devices()
         if key not in self._programs:
             floats = math.prod(self.experiment.data.image_shape) * decoded
@@ -357,10 +388,10 @@ class Loaded(Shown):
 
 
 def as_seed(seed: int) -> np.ndarray:
-    """A seed as programs take it."""
+    """The seed in the type that programs take."""
     return np.asarray(seed, np.uint32)
 
 
 def as_rows(rows: np.ndarray) -> np.ndarray:
-    """Positions as programs take them."""
+    """Rows in the type that programs take."""
     return rows.astype(np.int32)

@@ -20,7 +20,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def save_programs(run: Run, folder: Path) -> list[Path]:
-    """Write a run's encoder, decoder and sampler, with the parameters of its first seed in them.
+    """Write a run's encoder, decoder and sampler with the parameters of its first seed.
 
     Each is StableHLO in the container of `jax.export`, for CPUs, CUDA and TPUs, and for any number
     n of examples. In a conditional model each takes the classes int32 `[n]` too, at the end.
@@ -30,7 +30,7 @@ def save_programs(run: Run, folder: Path) -> list[Path]:
     - `decoder.jax`: latents `[n, *event]` of each layer from which pictures are decoded, to
       pictures `[n, H, W, C]`.
     - `sampler.jax`: a seed uint32 `[]` and the positions int32 `[n]` of pictures, to those at these
-      positions among the ones that `Run.sample` draws with this seed.
+      positions among those that `Run.sample` draws with this seed.
 
     Args:
         run: the trained model.
@@ -88,7 +88,7 @@ def save_programs(run: Run, folder: Path) -> list[Path]:
 
 
 def one_by_one(function: Callable[..., object]) -> Callable[..., Array]:
-    """A function of batches of one, mapped over a batch whose size need not be known."""
+    """A function of batches of one, mapped over a batch of unknown size."""
 
     def of_one(*arguments: Array) -> object:
         results = function(*(argument[None] for argument in arguments))

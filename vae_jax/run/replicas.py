@@ -1,4 +1,4 @@
-"""Runs that train side by side: one state for all on the devices, its own for each on the host."""
+"""Runs that train side by side: one state for all on the devices, one for each on the host."""
 
 # pyright: strict, reportUnknownMemberType=false
 
@@ -37,7 +37,7 @@ def joined(trees: Sequence[Tree]) -> Tree:
 
 
 def apart(tree: Tree, count: int) -> list[Tree]:
-    """Undo `joined`."""
+    """Undo `joined`: the trees of `count` runs."""
     if count == 1:
         return [tree]
 
@@ -51,6 +51,11 @@ def held_states(layout: parallel.Layout, state: TrainState, runs: Sequence[Train
     """The states of runs that are one state on the devices, which is copied at most once.
 
     The previous copy is written first, so that there is only one at a time.
+
+    Args:
+        layout: the layout of the replicas on the devices.
+        state: the state of all runs on the devices.
+        runs: the runs.
     """
 
     @cache
@@ -88,8 +93,8 @@ def make_unless_left(
     """Make the function that runs a possibly long chunk unless a signal arrives.
 
     Args:
-        layout: the layout that the state is for.
-        runs: the runs whose state it is.
+        layout: the layout of the state.
+        runs: the runs of which it is the state.
         received: as in `unless_stopped`.
 
     Returns:
@@ -110,7 +115,7 @@ def make_unless_left(
             return state, layout.collect(metrics)
 
         if layout.spread and not is_saved:
-            return done()  # a state in shares has no copy to save
+            return done()  # a sharded state has no copy to save
         try:
             return unless_stopped(done, received)
         except Left as left:
@@ -126,11 +131,11 @@ class Later:
         self._work: list[Callable[[], None]] = []
 
     def __call__(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Put off a call."""
+        """Put off the call `function(*args, **kwargs)`."""
         self._work.append(partial(function, *args, **kwargs))
 
     def run(self) -> float:
-        """Make the calls that were put off, in order, and return the seconds they took."""
+        """Make the deferred calls in order, and return the seconds that they took."""
         begun = time.monotonic()
         work, self._work = self._work, []
         for call in work:

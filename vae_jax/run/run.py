@@ -35,19 +35,19 @@ from vae_jax.vae import has_bound
 
 @dataclass(frozen=True, repr=False)
 class Run(Loaded):
-    """A trained model with all that belongs to it.
+    """A trained model with its experiment, state and folder.
 
     Its methods use the first seed (`replica` makes another the first), on all devices. Images are
     bytes, which go through the data's protocol, or floats in [0, 1] as the protocol makes them.
-    Pictures are means of p(x|z), floats in [0, 1]; where pixels depend on each other, draws from
+    Pictures are means of p(x|z), floats in [0, 1]; if pixels depend on each other, draws from
     p(x|z) instead.
 
     Attributes:
         folder: the run folder.
-        experiment: what was trained.
+        experiment: the experiment.
         state: the training state, host arrays with a leading axis of seeds.
         checkpoint: the checkpoint that `state` is from, the latest or the best.
-        first: the position of the first seed in `state` among those that were trained.
+        first: the position of the first seed in `state` among the trained seeds.
 
     Example:
         >>> run = load_run("runs/readme")
@@ -57,7 +57,7 @@ class Run(Loaded):
 
     @checked
     def encode(self, images: object, labels: Classes = None, *, seed: Seed = 0) -> Encoded:
-        """q(z|x) of images: its means and standard deviations, and a draw of it.
+        """The means and standard deviations of q(z|x), and a draw from it.
 
         Args:
             images: bytes or floats `[n, H, W, C]`.
@@ -84,12 +84,12 @@ class Run(Loaded):
         """Pictures `[..., H, W, C]` of latents.
 
         Args:
-            z: latents `[..., *event]`, or a tuple of those of each layer. Of a `DeepVAE` or a
-                `SkipVAE` the top n layers will do: those below are then at the means of their
-                priors. Of a `HierarchicalVAE` or a `LadderVAE` the bottom layer will do.
+            z: latents `[..., *event]`, or a tuple with an array for each layer. For a `DeepVAE` or
+                a `SkipVAE`, the top n layers suffice: those below are then at the means of their
+                priors. For a `HierarchicalVAE` or a `LadderVAE`, the bottom layer suffices.
             labels: their classes in a conditional model: one for all, or one for each position of
                 the last axis of `[...]`.
-            seed: the seed of the pixels where these are drawn.
+            seed: the seed of the pixels if these are drawn.
 
         Raises:
             VaeJaxError: latents or labels do not fit the model.
@@ -100,7 +100,7 @@ class Run(Loaded):
         zs = tuple(several) if layered else (z,)
         from_top = len(zs) < model.decoded_layers
         method = "decode_top" if from_top else "decode"
-        model.admit(variables, method, (zs,), {})  # values, which a program cannot look at
+        model.admit(variables, method, (zs,), {})  # values, which a compiled program cannot check
         layers = [np.asarray(layer, np.float32) for layer in zs]
         shapes = model.latent_shapes(variables)
         layers = layers if from_top else layers[: model.decoded_layers]
@@ -131,14 +131,14 @@ class Run(Loaded):
     def reconstruct(
         self, images: object, labels: Classes = None, *, top: int | None = None, seed: Seed = 0
     ) -> np.ndarray:
-        """Pictures `[n, H, W, C]` of the latents in the middle of q(z|x); see `posterior_means`.
+        """Pictures `[n, H, W, C]` of the latents at the centre of q(z|x); see `posterior_means`.
 
         Args:
             images: bytes or floats `[n, H, W, C]`.
             labels: their classes in a conditional model.
             top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that are encoded;
                 those below are at the means of their priors. None encodes all.
-            seed: the seed of the pixels where these are drawn.
+            seed: the seed of the pixels if these are drawn.
 
         Raises:
             VaeJaxError: images or labels do not fit the model, or it has fewer layers.
@@ -166,18 +166,17 @@ class Run(Loaded):
                 other with equal shares of the pictures; None takes all classes.
             temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for
                 each layer, the bottom layer first; or the temperature of a prior over codes or of
-                `GIVT`. None leaves them.
+                `GIVT`. None keeps the prior's own.
             guidance: the weight of classifier-free guidance of a prior with classes: a diffusion,
-                flow matching, over codes or `GIVT`; None leaves the prior's own, which is 0 unless
-                it was given another.
+                flow matching, over codes or `GIVT`; None keeps the prior's own, by default 0.
             top_k: the number of likeliest codes from which a prior over codes draws one; None
-                leaves the prior's own, all.
-            top_p: the mass of the likeliest codes from which it draws one; None leaves the prior's
-                own, all.
+                keeps the prior's own, by default all.
+            top_p: the mass of the likeliest codes from which a prior over codes draws one; None
+                keeps the prior's own, by default all.
             seed: the seed of the draws.
 
         Raises:
-            VaeJaxError: there is no such class, or the model's draws take no such argument.
+            VaeJaxError: there is no such class, or the model's prior has no such argument.
         """
         is_deep = isinstance(self.experiment.model, DeepVAE)
         factors = self.temperatures(temperature) if is_deep else ()
@@ -256,9 +255,9 @@ class Run(Loaded):
     ) -> dict[str, np.ndarray]:
         """The bound on -ln p(x) of each image and its parts, `[n]` each in nats.
 
-        They are `nll`, which is -L_K, `neg_elbo`, `distortion`, `kl_sampled`, `kl` where the KL is
-        known exactly, and `rate_z1`, ... where there are several layers, as in
-        `vae_jax.bounds.per_image`; or the `distortion` alone where nothing bounds the likelihood.
+        They are `nll`, which is -L_K, `neg_elbo`, `distortion`, `kl_sampled`, `kl` if the KL is
+        known exactly, and `rate_z1`, ... if there are several layers, as in
+        `vae_jax.bounds.per_image`; or the `distortion` alone if nothing bounds the likelihood.
 
         Args:
             images: bytes or floats `[n, H, W, C]`.
@@ -298,17 +297,17 @@ class Run(Loaded):
         Lines between real vectors are straight; those between unit vectors are great circles.
 
         Args:
-            a: images `[n, H, W, C]`, with whose latents the lines begin.
-            b: images `[n, H, W, C]`, with whose latents they end.
+            a: images `[n, H, W, C]` at the beginning of the lines.
+            b: images `[n, H, W, C]` at their end.
             labels: the classes of both in a conditional model.
             points: the number of pictures on each line.
             top: the number of layers of a `DeepVAE` or a `SkipVAE`, from the top, that the lines
                 run through; those below are at the means of their priors. None takes all.
-            seed: the seed of the pixels where these are drawn.
+            seed: the seed of the pixels if these are drawn.
 
         Raises:
-            VaeJaxError: images or labels do not fit the model or each other, there is nothing
-                between two of its latents, or it has fewer layers.
+            VaeJaxError: images or labels do not fit the model or each other, its latents are
+                discrete and have no lines between them, or it has fewer layers.
         """
         top = self.layers_or_refuse("top", top)
         space = self.experiment.model.posteriors[0].space
@@ -340,17 +339,16 @@ class Run(Loaded):
     ) -> np.ndarray:
         """Pictures `[n, num, H, W, C]` of images with their missing pixels filled in.
 
-        Each shows a z from p(z | x_seen), drawn by a Markov chain of its own: missing pixels are
+        Each shows a z from p(z | x_seen), drawn by a separate Markov chain: missing pixels are
         those of the picture of z, seen ones stay as they are. Chains through a VAE become exact as
         they grow long; those through models of several layers, or without a density of q(z|x), do
-        not (`vae_jax.run.inpainting.inpainted`). Where the prior is `MaskedCodes`, the codes whose
+        not (`vae_jax.run.inpainting.inpainted`). If the prior is `MaskedCodes`, the codes whose
         pixels are missing are drawn given the others
         (`vae_jax.run.inpainting.inpainted_by_codes`).
 
         Args:
             images: bytes or floats `[n, H, W, C]`, whose missing pixels may have any values.
-            mask: booleans `[H, W]`, one for all images, or `[n, H, W]`; True where pixels are
-                missing.
+            mask: booleans `[H, W]`, one for all images, or `[n, H, W]`; True for missing pixels.
             labels: the classes of the images in a conditional model.
             num: the number of draws for each image.
             steps: the number of steps of each chain; None takes 200, and 4 with `MaskedCodes`.
@@ -403,10 +401,10 @@ class Run(Loaded):
 
     @checked
     def posterior_means(self, images: object, labels: Classes = None) -> tuple[np.ndarray, ...]:
-        """The latents in the middle of q(z|x), in the space that z lives in, from which to decode.
+        """The latents at the centre of q(z|x), points of the space of z, from which to decode.
 
-        They are the mean or, where it has no closed form, a central point: with flows, the image of
-        the base's mean. Of unit vectors they are the mean's direction, of one-hot vectors the
+        They are the mean or, without a closed form, a central point: with flows, the image of the
+        base's mean. For unit vectors, they are the direction of the mean; for one-hot vectors, the
         likeliest.
 
         Args:
@@ -444,14 +442,17 @@ def load_run(
     Args:
         folder: the run folder.
         checkpoint: the latest checkpoint, or the best by validation.
-        experiment: the experiment; needed where it was made in Python from parts that cannot be
+        experiment: the experiment; needed if it was made in Python from parts that cannot be
             imported, such as those of a script.
-        trust: whether to run the code in the folder, which makes the experiment, even where another
+        trust: whether to run the code in the folder, which makes the experiment, even if another
             account wrote it.
 
+    Returns:
+        The run, with all of its seeds.
+
     Raises:
-        VaeJaxError: it is no run folder, has no such checkpoint, another account wrote it, or its
-            data or model have changed.
+        VaeJaxError: the folder is no run folder, has no such checkpoint, another account wrote it,
+            or its data or model have changed.
     """
     with Waiting(f"Opening {folder}"):
         run = _without_state(folder, checkpoint, experiment, trust)
@@ -459,15 +460,12 @@ def load_run(
 
 
 def load_together(folder: str | Path, checkpoint: Which = "latest", *, trust: bool = False) -> Run:
-    """Load a run as `load_run` does, in all processes at once; the first one reads its checkpoint.
+    """Load a run in all processes at once; the first one reads its checkpoint.
 
-    Args:
-        folder: the run folder, as in `load_run`.
-        checkpoint: as in `load_run`.
-        trust: as in `load_run`.
+    Args, Raises: as in `load_run`.
 
-    Raises:
-        VaeJaxError: as in `load_run`.
+    Returns:
+        The run, with the same state in every process.
     """
     with Waiting(f"Opening {folder}"):
         run = _without_state(folder, checkpoint, None, trust)
@@ -480,7 +478,7 @@ def load_together(folder: str | Path, checkpoint: Which = "latest", *, trust: bo
 def _without_state(
     folder: str | Path, checkpoint: Which, experiment: Experiment | None, trust: bool
 ) -> Run:
-    """A run whose state is still the shapes and types of its arrays."""
+    """A run whose state is only the shapes and types of its arrays."""
     parallel.check_devices()
     run_folder = RunFolder(Path(folder))
     record = run_folder.read_record()

@@ -1,4 +1,4 @@
-"""When two runs are the same: what their records have in common, and what their steps compute."""
+"""Equality of two runs: by their records, and by the computations of their steps."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Record = dict[str, Any]
 """The object in a JSON file."""
 STEPS_AT_ONCE = 2**16
 LENGTH = ("num_steps", "patience")
-"""What says when training ends, and nothing else."""
+"""The fields that only set when training ends."""
 
 
 def compared(content: Record, until: int | None) -> dict[str, Json]:
@@ -30,7 +30,7 @@ def compared(content: Record, until: int | None) -> dict[str, Json]:
 
     Args:
         content: the record.
-        until: the patience of training, with which validations too change the result.
+        until: the patience of training, with which validations also change the result.
     """
     fields = {field.name for field in dataclasses.fields(Experiment)} - {*INCIDENTAL, "data"}
     names = [name for name in content if name in {*fields, "seed", "num_seeds", "flags"}]
@@ -45,7 +45,7 @@ def compared(content: Record, until: int | None) -> dict[str, Json]:
 
 
 def is_longer(there: Record, here: Record) -> bool:
-    """Whether one run has at least the steps and the patience of another, and more of one.
+    """Whether one run has at least the steps and the patience of another, and exceeds it in one.
 
     Args:
         there: the record of the shorter one.
@@ -66,7 +66,7 @@ def is_longer(there: Record, here: Record) -> bool:
 def compute_the_same(one: Experiment, other: Experiment) -> bool:
     """Whether experiments begin with the same state and compute the same in the steps of the first.
 
-    Schedules that are made from different numbers of steps are the same where their values are.
+    Schedules that are made from different numbers of steps are the same if their values are.
 
     Args:
         one: an experiment.
@@ -90,7 +90,7 @@ def compute_the_same(one: Experiment, other: Experiment) -> bool:
 
 
 def _are_traced_alike(functions: Sequence[Callable[..., object]], *arguments: object) -> bool:
-    """Whether functions are one program, and with the same numbers."""
+    """Whether functions are one program with the same numbers."""
     found = programs(functions, *arguments)
     return len(found) == 1 and not found[0].numbers
 

@@ -15,7 +15,7 @@ from vae_jax.step import TrainState
 
 
 def first_run(experiment: Experiment, folder: RunFolder) -> RunFolder | None:
-    """The folder of the run with whose parameters the run in this folder begins, if it does."""
+    """The folder of the run whose parameters begin an `experiment` in `folder`, or None."""
     return None if experiment.start is None else RunFolder(folder.path.parent / experiment.start)
 
 
@@ -24,7 +24,7 @@ def begun(
 ) -> Callable[[TrainState], TrainState] | None:
     """The map from the initial state to one with the parameters of `experiment.start`.
 
-    Each replica takes those of the replica with its seed. The optimizer's state is a new one, and a
+    Each replica takes those of the replica with its seed. The optimizer's state is new, and a
     running average begins with the parameters.
 
     Args:
@@ -33,8 +33,8 @@ def begun(
         seeds: the seeds of its replicas, `[S]`.
 
     Returns:
-        The map, which reads the other run and raises a VaeJaxError where that is not finished, has
-        other seeds or other parameters; None where the experiment begins with random ones.
+        The map, which reads the other run and raises a VaeJaxError if that is not finished, has
+        other seeds or other parameters; None if the experiment begins with random ones.
     """
     first = first_run(experiment, folder)
     if first is None:

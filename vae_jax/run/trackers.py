@@ -1,6 +1,6 @@
 """Trackers of experiments: callbacks of training that pass its metrics and figures on.
 
-Each opens what it writes to at its first call and flushes at every call. Its library is an extra of
+Each opens its output at its first call and flushes it at every call. Its library is an extra of
 this package: `pip install "vae_jax[tensorboard]"`, `[wandb]` or `[mlflow]`.
 """
 
@@ -24,11 +24,12 @@ from vae_jax.run.folder import Record, RunFolder
 Values = Mapping[str, float | Path]
 """Metrics, floats by name, or figures, the paths of PNG files by name."""
 Callback = Callable[[int, Values], None]
-"""What `train` calls with the step and what is new there."""
+"""A function that `train` calls with the step and its new values."""
 
 
 def by_name(row: Mapping[str, np.ndarray], seeds: np.ndarray) -> dict[str, float]:
-    """Metrics `[S]` as floats: `loss`, the mean; of several seeds also `loss/seed_0` and so on."""
+    """Metrics `[S]` in `row` as floats by name, such as `loss`, the mean over seeds; of several
+    `seeds` also `loss/seed_0` and so on."""
     values: dict[str, float] = {}
     for name, each in row.items():
         values[name] = float(each.mean())
@@ -47,7 +48,7 @@ def _library(name: str, extra: str) -> ModuleType:
 
 
 def _identity(folder: Path) -> tuple[str, Record]:
-    """An identifier of the run in a folder, the same when training goes on, and its arguments."""
+    """An identifier of the run in a folder, which is the same after resuming, and its arguments."""
     record = RunFolder(folder).read_record()
     checksum = hashlib.sha256(json.dumps([folder.name, record], sort_keys=True).encode())
     about = record["experiment"]
@@ -74,7 +75,7 @@ class TensorBoard:
         return self._library.SummaryWriter(str(self._folder), filename_suffix=name)
 
     def __call__(self, step: int, values: Values) -> None:
-        """Write scalars and images."""
+        """Write the `values` of a `step`: scalars and images."""
         for name, value in values.items():
             if isinstance(value, Path):
                 pixels = np.asarray(Image.open(value).convert("RGB"))
@@ -90,12 +91,12 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases; WANDB_PROJECT, WANDB_MODE=offline and so on say where.
+    """A run of Weights & Biases, located by WANDB_PROJECT, WANDB_MODE=offline and so on.
 
-    Training that goes on adds to the run that it began.
+    Training that resumes adds to the run that it began.
 
     Args:
-        folder: the run folder, in which `wandb/` has its files.
+        folder: the run folder, which holds its files in `wandb/`.
     """
 
     def __init__(self, folder: str | Path):
@@ -114,7 +115,7 @@ class WandB:
         )
 
     def __call__(self, step: int, values: Values) -> None:
-        """Log scalars and images."""
+        """Log the `values` of a `step`: scalars and images."""
         image = self._library.Image
         shown = {n: image(str(v)) if isinstance(v, Path) else v for n, v in values.items()}
         self._run.log(shown, step=step)
@@ -126,9 +127,9 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow; MLFLOW_TRACKING_URI (a server) and MLFLOW_EXPERIMENT_NAME say where.
+    """A run of MLflow, located by MLFLOW_TRACKING_URI (a server) and MLFLOW_EXPERIMENT_NAME.
 
-    Training that goes on finds the run that it began by a tag, `vae_jax`.
+    Training that resumes finds the run that it began by a tag, `vae_jax`.
 
     Args:
         folder: the run folder.
@@ -160,7 +161,7 @@ class MLflow:
         return run.info.run_id
 
     def __call__(self, step: int, values: Values) -> None:
-        """Log metrics, and figures as artifacts."""
+        """Log the `values` of a `step`: metrics, and figures as artifacts."""
         for name, value in values.items():
             if isinstance(value, Path):
                 self._client.log_artifact(self._run, str(value), str(Path(name).parent))
@@ -189,7 +190,7 @@ class Trackers(contextlib.ExitStack):
         self._of: dict[Path, list[Tracker]] = {}
 
     def of(self, folder: Path) -> Callback:
-        """The callback for the run in a folder."""
+        """The callback for the run in `folder`."""
         if folder not in self._of:
             self._of[folder] = [kind(folder) for kind in self._kinds]
             for tracker in self._of[folder]:

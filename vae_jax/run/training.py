@@ -36,8 +36,8 @@ Line = tuple[int, frozenset[str]]
 def summarize_steps(chunks: Sequence[Metrics]) -> Logged:
     """Metrics of chunks of steps, `[S, steps]` each, to `[S]`.
 
-    Each is the mean over its finite steps, or nan where there is none; counters are those of the
-    last step.
+    Each is the mean over its finite steps, or nan if there are none; counters are those of the last
+    step.
     """
     counters = ("skipped", "skipped_in_a_row")
     row: Logged = {}
@@ -52,12 +52,12 @@ def summarize_steps(chunks: Sequence[Metrics]) -> Logged:
 
 @dataclass(frozen=True)
 class Held:
-    """A run's state on the devices, to be used before they go on.
+    """A run's state on the devices, valid until the next chunk of steps.
 
     Attributes:
-        variables: gives the variables for evaluation, left on the devices where that is possible.
-        on_host: gives a copy on the host, made at the first call.
-        shares: the state on the devices where no process has the whole of it, else None.
+        variables: a function that returns the variables for evaluation, on the devices if possible.
+        on_host: a function that returns a copy on the host, made at the first call.
+        shares: the state on the devices if no process has the whole of it, else None.
     """
 
     variables: Callable[[], VariableDict | parallel.Placed]
@@ -70,20 +70,20 @@ class Training:
     """A run that is being trained, alone or beside others in one program.
 
     Attributes:
-        experiment: what is trained.
+        experiment: the experiment.
         folder: its run folder, where no other process trains.
-        checkpoints: what is saved there.
+        checkpoints: its checkpoints.
         seeds: the seeds of the replicas, `[S]`.
         state: the latest state on the host, `[S, ...]`; its shapes alone while devices have it.
         validate: its validation, as `make_validation` returns it.
-        callback: what is called at each line of metrics.
-        forgotten: the lines after the checkpoint that training goes on from: they are written
-            again, but the callback has had them.
+        callback: a function called at each line of metrics.
+        forgotten: the lines after the checkpoint from which training resumes: they are written
+            again, but the callback has received them.
         step: the step of the state.
         saved: the step of the latest saved state, or of the first one.
-        validation: what `validate` found for it; empty where it was not validated.
-        patience: how long it goes on without a better validation.
-        failure: why it ended before it was finished; None where it did not.
+        validation: the results of `validate` for that state; empty if it was not validated.
+        patience: the limit of training without a better validation.
+        failure: the error that ended the run before its end, or None.
     """
 
     experiment: Experiment
@@ -116,7 +116,7 @@ class Training:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it has neither run out of patience nor failed."""
+        """Whether the run has neither failed nor run out of patience."""
         return self.failure is None and not self.patience.is_over
 
     @property
@@ -128,7 +128,7 @@ class Training:
         return bool(summarized) and is_last
 
     def begin(self) -> None:
-        """Say where training begins, and make room for what it will write."""
+        """Report the first step, and clean up the folder for the output of training."""
         for note in notes(self.experiment.objective, self.state.opt_state):
             say(note)
         if not parallel.is_main_process():
@@ -142,7 +142,7 @@ class Training:
         self.forgotten = {(line["step"], frozenset(line)) for line in forgotten}
 
     def log(self, step: int, row: Logged) -> None:
-        """Write one line of metrics.jsonl, and call back."""
+        """Write the metrics `row` of a `step` to metrics.jsonl, and call back."""
         if parallel.is_main_process():
             line = {"step": step, "time": time.time()} | row
             self.folder.append_metrics(line)
@@ -158,11 +158,19 @@ class Training:
         later: Callable[..., None],
         received: Sequence[int],
     ) -> int:
-        """Validate a state, save it where that is due, and keep it if the run ends here.
+        """Validate a state, save it if that is due, and keep it if the run ends here.
+
+        Args:
+            step: the step of the state.
+            held: the state on the devices.
+            validated: whether a validation is due.
+            due: whether a checkpoint is due.
+            later: the deferral of work until the devices are busy.
+            received: as in `unless_stopped`.
 
         Returns:
             The number of the signal that ended the validation early, so that the state is saved
-            without it; 0 where there was none.
+            without it; 0 if there was none.
         """
         before, left = self.patience.step, 0
         self.validation = {}
@@ -190,7 +198,11 @@ class Training:
     def validated(
         self, variables: Callable[[], VariableDict | parallel.Placed], received: Sequence[int]
     ) -> Logged:
-        """What a validation finds.
+        """The results of a validation.
+
+        Args:
+            variables: a function that returns the variables.
+            received: as in `unless_stopped`.
 
         Raises:
             Left: a process was told to stop meanwhile.
@@ -198,11 +210,11 @@ class Training:
         return unless_stopped(lambda: self.validate(variables()), received)
 
     def make_up(self, every: int, layout: parallel.Layout, received: Sequence[int]) -> None:
-        """Validate the state to go on from, where a signal prevented that or the run has ended.
+        """Make up a validation that a signal interrupted, or that of the last state.
 
         Args:
             every: the number of steps between validations.
-            layout: the layout that the state is for.
+            layout: the layout of the state.
             received: as in `unless_stopped`.
 
         Raises:
@@ -231,12 +243,21 @@ class Training:
                 self.patience.see(self.step, score)
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
-        """Start writing a checkpoint, with the score of its validation."""
+        """Start writing a checkpoint.
+
+        Args:
+            step: the step of the state.
+            state: the state, host arrays.
+            score: the score of its validation, or None.
+        """
         self.saved = step
         self.checkpoints.save(step, state, score, finite=is_good(state))
 
     def give_up(self, step: int, row: Logged) -> None:
-        """End a run that has skipped too many steps in a row; its latest good state stays."""
+        """End a run that has skipped too many steps in a row before `step`, with metrics `row`.
+
+        Its latest good state stays.
+        """
         experiment = self.experiment
         what, way_out = "The loss or its gradients were not finite", "clip the gradients"
         if experiment.skip_above is not None:
@@ -254,7 +275,7 @@ class Training:
         )
 
     def finish(self, images_per_second: float | None) -> None:
-        """Write the summary; where every step was skipped, the run has failed instead."""
+        """Write the summary, with the speed in images/s; a run that skipped every step fails."""
         if (self.state.skipped == self.step).any():
             self.failure = VaeJaxError(
                 f"Every one of the {self.step} steps of {self.folder.path} was skipped, because "
@@ -290,7 +311,22 @@ def opened(
     begin_with: Callable[[TrainState], TrainState] | None = None,
     layout: parallel.Layout = EACH_WHOLE,
 ) -> Generator[Training]:
-    """Open a run folder to train in it, from `initial_state` of the seeds or a checkpoint."""
+    """Open a run folder to train in it, from an initial state or a checkpoint.
+
+    Args:
+        experiment: the experiment.
+        folder: the run folder.
+        seeds: the seeds of the replicas, `[S]`.
+        origin: the experiment's file and arguments, if it has any.
+        initial_state: a function from seeds to the initial state.
+        validate: a function from variables to the results of a validation.
+        callback: a function called at each line of metrics, or None.
+        begin_with: a function from the initial state to the one that training begins with.
+        layout: the layout of the replicas on the devices.
+
+    Yields:
+        The run, locked for this process.
+    """
     with (
         folder.lock(),
         Checkpoints(folder.checkpoints, experiment.keep_checkpoints) as checkpoints,
@@ -300,7 +336,7 @@ def opened(
         state = first_state(checkpoints, initial_state, seeds, begin_with, layout)
         patience = Patience(None)
         run = Training(experiment, folder, checkpoints, seeds, state, validate, patience, callback)
-        del state  # for this frame lasts as long as the run
+        del state  # since this frame lasts as long as the run
         if experiment.patience is not None:
             patience = Patience(experiment.patience)
             patience.see_again(folder.read_metrics(), run.step)
@@ -311,10 +347,10 @@ def opened(
 
 
 def check_shared(folder: RunFolder) -> None:
-    """Make sure that all processes see the folder in which each writes its share of checkpoints.
+    """Check that all processes see the folder in which each writes its share of checkpoints.
 
     Raises:
-        VaeJaxError: this one does not.
+        VaeJaxError: this process sees another folder than process 0.
     """
     told = told_by_main(folder.record.read_text)
     if not folder.record.exists() or folder.record.read_text() != told:
@@ -332,7 +368,18 @@ def first_state(
     begin_with: Callable[[TrainState], TrainState] | None,
     layout: parallel.Layout,
 ) -> TrainState:
-    """The state to begin with, for `layout.place`: read, or made, by one process for all."""
+    """The first state, read or made by one process for all.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        initial_state: a function from seeds to the initial state.
+        seeds: the seeds of the replicas, `[S]`.
+        begin_with: a function from the initial state to the one that training begins with, or None.
+        layout: the layout of the replicas on the devices.
+
+    Returns:
+        The state, for `layout.place`.
+    """
     like = jax.eval_shape(initial_state, seeds)
     if not parallel.is_main_process():
         return layout.from_main_process(like)
@@ -347,6 +394,6 @@ def first_state(
 
 
 def is_good(state: TrainState) -> bool:
-    """Whether the last step of a state was taken in every seed, and its parameters are finite."""
+    """Whether the last step of a `state` was taken in every seed, and its parameters are finite."""
     finite = parallel.are_finite(jax.tree.leaves(state.params))
     return finite and not np.asarray(state.skipped_in_a_row).any()
