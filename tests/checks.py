@@ -114,7 +114,7 @@ def checked(function: Callable) -> Callable:
     return with_checks
 
 
-def _functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+def functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
     """Functions and methods, but for constructors.
 
     JAX rebuilds pytrees with leaves that are not arrays, and a part refuses what a user gives it
@@ -124,7 +124,7 @@ def _functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
         if isinstance(node, ast.FunctionDef) and node.name != "__init__":
             yield node
         elif isinstance(node, ast.ClassDef):
-            yield from _functions(node.body)
+            yield from functions(node.body)
 
 
 class _Loader(SourceFileLoader):
@@ -133,7 +133,7 @@ class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         tree = ast.parse(self.get_data(path), path)
-        for function in _functions(tree.body):
+        for function in functions(tree.body):
             name = ast.Name("_checked", ast.Load())
             function.decorator_list.append(ast.copy_location(name, function))
         return compile(tree, path, "exec", dont_inherit=True)

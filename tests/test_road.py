@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import checks
 import pytest
 from running import ROOT, finish, start
 
@@ -277,6 +278,30 @@ def test_what_a_users_own_part_may_break_is_no_assertion() -> None:
     for path, tree in TREES.items():
         if path.parts[0] in meeting:
             assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)], path
+
+
+def without_shape(hint: ast.AST) -> bool:
+    """Whether an annotation speaks of an array alone; what a function takes is not checked."""
+    match hint:
+        case ast.Name(id="Array"):
+            return True
+        case ast.Subscript(value=ast.Name(id="Callable")):
+            return False
+        case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(value=str())])):
+            return False
+    return any(map(without_shape, ast.iter_child_nodes(hint)))
+
+
+def test_every_array_has_a_shape() -> None:
+    """Of the functions that the tests check."""
+    for path, tree in TREES.items():
+        if path.parts[0].removesuffix(".py") not in checks.ANNOTATED:
+            continue
+        for each in checks.functions(tree.body):
+            taken = [node.annotation for node in ast.walk(each.args) if isinstance(node, ast.arg)]
+            hints = [hint for hint in (*taken, each.returns) if hint is not None]
+            bare = [ast.unparse(hint) for hint in hints if without_shape(hint)]
+            assert not bare, f"{path}: {each.name}"
 
 
 def test_few_types_cannot_be_said() -> None:

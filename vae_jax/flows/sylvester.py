@@ -57,7 +57,9 @@ def _polar(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
 
 
 @_polar.defjvp
-def _polar_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _polar_jvp(
+    primals: tuple[Float[Array, "*batch d M"]], tangents: tuple[Float[Array, "*batch d M"]]
+) -> tuple[Float[Array, "*batch d M"], Float[Array, "*batch d M"]]:
     """dQ = QΩ + (I - QQᵀ) da P⁻¹, with the skew Ω that solves ΩP + PΩ = Qᵀda - daᵀQ.
 
     From da = dQ P + Q dP, where Ω = QᵀdQ is skew and dP is symmetric; P = V diag(w) Vᵀ.
