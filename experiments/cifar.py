@@ -34,7 +34,7 @@ def experiment(
     *,
     data: str = "cifar10_4k",
     latent_dim: int = 128,
-    num_components: int = 5,
+    components: int = 5,
     learning_rate: float = 2e-3,
     num_steps: int = 4000,
 ) -> Experiment:
@@ -43,7 +43,7 @@ def experiment(
     Args:
         data: the data set, by name or path.
         latent_dim: the dimensions of z.
-        num_components: the number of logistics in each pixel's mixture.
+        components: the number of logistics in each pixel's mixture.
         learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
         num_steps: the number of optimizer steps, of 32 images each.
     """
@@ -55,7 +55,7 @@ def experiment(
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim),
             decoder=ConvDecoder((128, 64, 32, 16), dense=256),
-            likelihood=MixtureOfLogistics(num_components),
+            likelihood=MixtureOfLogistics(components),
             image_shape=loaded.image_shape,
         ),
         # Without a warm-up the decoder first learns the pixels' colours alone, and z is never used.

@@ -45,7 +45,7 @@ def experiment(
     *,
     latent_dim: int = 128,
     width: int = 128,
-    num_layers: int = 3,
+    transformer_layers: int = 3,
     learning_rate: float = 2e-3,
     encoder_learning_rate: float = 5e-4,
     num_steps: int = 2500,
@@ -56,7 +56,7 @@ def experiment(
     Args:
         latent_dim: the dimensions of z.
         width: the width of the encoder's residual stream.
-        num_layers: the number of the encoder's layers.
+        transformer_layers: the number of the encoder's layers.
         learning_rate: Adam's initial learning rate for everything but the encoder; it decays to
             zero along a cosine.
         encoder_learning_rate: the same for the encoder.
@@ -74,7 +74,9 @@ def experiment(
     return Experiment(
         data=loaded,
         model=VAE(
-            encoder=GPTEncoder(patch_size=4, width=width, num_layers=num_layers, num_heads=4),
+            encoder=GPTEncoder(
+                patch_size=4, width=width, num_layers=transformer_layers, num_heads=4
+            ),
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim),
             decoder=VGGDecoder(STAGES),

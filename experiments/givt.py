@@ -3,7 +3,7 @@
     vae-jax figures experiments/givt.py --quick
     vae-jax figures experiments/givt.py
     vae-jax figures experiments/givt.py --data cifar10_jpeg
-    vae-jax figures experiments/givt.py --data emoji_styles --factor 8
+    vae-jax figures experiments/givt.py --data emoji_styles --downsampling 8
     vae-jax evaluate runs/givt/fashion_mnist-givt --num-samples 64 --num-images 1000
     vae-jax sample runs/givt/fashion_mnist-givt --temperature 0.9 --out drawn.png
 
@@ -51,7 +51,7 @@ TEMPERATURES = (1.0, 0.9, 0.7)
 def experiment(
     *,
     data: str = "fashion_mnist",
-    factor: Literal[2, 4, 8] = 4,
+    downsampling: Literal[2, 4, 8] = 4,
     latent_channels: int = 4,
     width: int = 32,
     num_steps: int = 10_000,
@@ -62,7 +62,7 @@ def experiment(
 
     Args:
         data: the data set, by name or path, in grey levels.
-        factor: the number of pixels along a side of each position of the map.
+        downsampling: the number of pixels along a side of each position of the map.
         latent_channels: the components of a vector.
         width: the features at half resolution; coarser maps have twice as many.
         num_steps: the number of optimizer steps.
@@ -71,8 +71,8 @@ def experiment(
     """
     loaded = load(data, protocol="grey")
     height, across, _ = loaded.image_shape
-    shape = (-(-height // factor), -(-across // factor), latent_channels)
-    widths = [width, *[2 * width] * (factor.bit_length() - 2)]
+    shape = (-(-height // downsampling), -(-across // downsampling), latent_channels)
+    widths = [width, *[2 * width] * (downsampling.bit_length() - 2)]
     return Experiment(
         data=loaded,
         model=VAE(
@@ -97,7 +97,7 @@ def figures(
     *,
     workdir: Path = Path("runs/givt"),
     data: str = "fashion_mnist",
-    factor: Literal[2, 4, 8] = 4,
+    downsampling: Literal[2, 4, 8] = 4,
     quick: bool = False,
 ) -> list[Path]:
     """Samples of both stages, the second at several temperatures, and the validation bounds.
@@ -105,12 +105,14 @@ def figures(
     Args:
         workdir: the folder of the figure, the table and both runs.
         data: the data set, by name or path.
-        factor: the number of pixels along a side of each position of the map.
+        downsampling: the number of pixels along a side of each position of the map.
         quick: small networks and a few hundred steps, under five minutes on two CPU cores.
     """
     name = Path(data).stem + ("-quick" if quick else "")
     small = {"width": 8, "num_steps": 600} if quick else {}
-    first = train_file(__file__, workdir / name, {"data": data, "factor": factor, **small})
+    first = train_file(
+        __file__, workdir / name, {"data": data, "downsampling": downsampling, **small}
+    )
     shape = first.experiment.model.latent_shapes(first.seed_variables)[0]
     width, layers = (64, 2) if quick else (256, 6)
     second = fit_prior(

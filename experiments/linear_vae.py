@@ -8,7 +8,7 @@
 Published: the ELBO of a linear VAE with one learned noise scale has the same global maximum as the
 likelihood of probabilistic PCA, and no other local maxima. At the maximum sigma² is the mean
 discarded eigenvalue of the covariance, W spans the principal subspace, and the bound is tight. If
-sigma² is held fixed (`--noise`), latents with eigenvalues below it collapse at the maximum; the
+sigma² is held fixed (`--variance`), latents with eigenvalues below it collapse at the maximum; the
 table's published column is the number of the others, which is exact.
 
 Ours: the exact ELBO in nats per image after 4,000 steps on the 4,000 training images of mnist_5k,
@@ -69,7 +69,7 @@ def identity(x: Any) -> Any:
 def experiment(
     *,
     latent_dim: int = 10,
-    noise: float | None = None,
+    variance: float | None = None,
     num_steps: int = 4000,
     learning_rate: float = 1e-2,
     data: str = "mnist_5k",
@@ -78,7 +78,7 @@ def experiment(
 
     Args:
         latent_dim: q, the dimensions of z.
-        noise: sigma², the variance of p(x|z); None learns it.
+        variance: sigma², the variance of p(x|z); None learns it.
         num_steps: the number of optimizer steps, of 200 images each.
         learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
         data: the data set, by name or path, in grey levels.
@@ -93,7 +93,7 @@ def experiment(
             prior=StandardNormal(latent_dim),
             decoder=MLP(()),
             likelihood=Gaussian(
-                scale=None if noise is None else math.sqrt(noise),
+                scale=None if variance is None else math.sqrt(variance),
                 squash=identity,
                 bias_init=nn.initializers.constant(mean),
             ),
@@ -138,9 +138,9 @@ class Spectrum:
         log_determinant = np.log(self.eigenvalues[:q]).sum() + (d - q) * math.log(self.noise(q))
         return -0.5 * (d * math.log(2 * math.pi) + float(log_determinant) + d)
 
-    def active(self, q: int, noise: float) -> int:
+    def active(self, q: int, variance: float) -> int:
         """The number of latents that do not collapse at the optimum for a given sigma²."""
-        return int((self.eigenvalues[:q] > noise).sum())
+        return int((self.eigenvalues[:q] > variance).sum())
 
     def angle(self, weights: np.ndarray) -> float:
         """The largest angle between the span of `[q, d]` and the principal subspace, in degrees."""
@@ -152,13 +152,16 @@ class Spectrum:
 def table(*, quick: bool = False) -> list[dict[str, object]]:
     """A cell for each sigma²; the quick form has fewer and shorter ones."""
     if quick:
-        return [{"latent_dim": 20, "noise": noise, "num_steps": 2000} for noise in (0.3, 2.0, 6.0)]
-    return [{"latent_dim": 20, "noise": noise} for noise in (0.1, 0.3, 1.0, 2.0, 3.0, 6.0)]
+        return [
+            {"latent_dim": 20, "variance": variance, "num_steps": 2000}
+            for variance in (0.3, 2.0, 6.0)
+        ]
+    return [{"latent_dim": 20, "variance": variance} for variance in (0.1, 0.3, 1.0, 2.0, 3.0, 6.0)]
 
 
-def published(*, latent_dim: int, noise: float, data: str, **_: object) -> str:
+def published(*, latent_dim: int, variance: float, data: str, **_: object) -> str:
     """The exact number of active units with this sigma²."""
-    return f"{spectrum_of(data).active(latent_dim, noise)} active of {latent_dim}, exact"
+    return f"{spectrum_of(data).active(latent_dim, variance)} active of {latent_dim}, exact"
 
 
 @cache

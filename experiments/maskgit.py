@@ -3,7 +3,7 @@
     vae-jax figures experiments/maskgit.py --quick
     vae-jax figures experiments/maskgit.py
     vae-jax figures experiments/maskgit.py --data cifar10_jpeg
-    vae-jax figures experiments/maskgit.py --data emoji_styles --factor 8
+    vae-jax figures experiments/maskgit.py --data emoji_styles --downsampling 8
     vae-jax sample runs/maskgit/fashion_mnist-masked --guidance 2 --temperature 0.9 --out drawn.png
 
 Published: no number on these data; Chang et al. (2022) draw 256x256 pictures of ImageNet.
@@ -55,7 +55,7 @@ PICTURES = 8  # of each class
 def experiment(
     *,
     data: str = "fashion_mnist",
-    factor: Literal[2, 4, 8] = 4,
+    downsampling: Literal[2, 4, 8] = 4,
     width: int = 32,
     num_steps: int = 10_000,
     batch_size: int = 64,
@@ -65,7 +65,7 @@ def experiment(
 
     Args:
         data: the data set, by name or path, in grey levels, with classes.
-        factor: the number of pixels along a side of each position of the map.
+        downsampling: the number of pixels along a side of each position of the map.
         width: the features at half resolution; coarser maps have twice as many.
         num_steps: the number of optimizer steps.
         batch_size: the number of images in a step.
@@ -73,13 +73,13 @@ def experiment(
     """
     loaded = load(data, protocol="grey")
     height, across, _ = loaded.image_shape
-    widths = [width, *[2 * width] * (factor.bit_length() - 2)]
+    widths = [width, *[2 * width] * (downsampling.bit_length() - 2)]
     return Experiment(
         data=loaded,
         model=VAE(
             encoder=ConvEncoder(widths, dense=None, residual_blocks=2),
             posterior=FiniteScalarQuantized((8, 6, 5)),
-            prior=UniformCodes((-(-height // factor), -(-across // factor))),
+            prior=UniformCodes((-(-height // downsampling), -(-across // downsampling))),
             decoder=ConvDecoder([*widths[::-1], width], dense=None, residual_blocks=2),
             likelihood=DiscretizedLogistic(),
         ),
@@ -98,7 +98,7 @@ def figures(
     *,
     workdir: Path = Path("runs/maskgit"),
     data: str = "fashion_mnist",
-    factor: Literal[2, 4, 8] = 4,
+    downsampling: Literal[2, 4, 8] = 4,
     quick: bool = False,
 ) -> list[Path]:
     """Samples of every class, and images with their centre filled in, training missing runs.
@@ -106,12 +106,14 @@ def figures(
     Args:
         workdir: the folder of the figures and of both runs.
         data: the data set, by name or path.
-        factor: the number of pixels along a side of each position of the map of codes.
+        downsampling: the number of pixels along a side of each position of the map of codes.
         quick: small networks and a few hundred steps, under five minutes on two CPU cores.
     """
     name = Path(data).stem + ("-quick" if quick else "")
     small = {"width": 8, "num_steps": 600} if quick else {}
-    first = train_file(__file__, workdir / name, {"data": data, "factor": factor, **small})
+    first = train_file(
+        __file__, workdir / name, {"data": data, "downsampling": downsampling, **small}
+    )
     classes = first.experiment.data.class_names or ()
     *grid, _ = first.experiment.model.latent_shapes(first.seed_variables)[0]
     width, layers = (64, 2) if quick else (256, 6)

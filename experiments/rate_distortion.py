@@ -91,7 +91,7 @@ def figures(
     workdir: Path = Path("runs/rate_distortion"),
     betas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0),
     epochs: int = 300,
-    num_seeds: int = 1,
+    seeds: int = 1,
 ) -> list[Path]:
     """Distortion against rate on the test images, a point for each beta, and the smallest R + D.
 
@@ -99,10 +99,10 @@ def figures(
         workdir: the folder of the figure and of the cells' run folders.
         betas: the weights of the rate.
         epochs: the number of passes over the training images.
-        num_seeds: the number of seeds of each beta, over which the points are means.
+        seeds: the number of seeds of each beta, over which the points are means.
     """
     cells = [{"beta": beta, "epochs": epochs} for beta in betas]
-    runs = train_grid(__file__, workdir, cells, num_seeds=num_seeds)
+    runs = train_grid(__file__, workdir, cells, num_seeds=seeds)
     means = [evaluate(run, num_samples=100).mean for run in runs.values()]
     rates, distortions = (
         np.array([mean[name].mean() for mean in means]) for name in ("kl", "distortion")

@@ -73,7 +73,7 @@ def experiment(
     *,
     data: str = "cifar10_jpeg",
     latents: Latents = "kl",
-    factor: Literal[2, 4, 8] = 4,
+    downsampling: Literal[2, 4, 8] = 4,
     latent_channels: int = 8,
     codes: int = 1024,
     width: int = 64,
@@ -94,7 +94,7 @@ def experiment(
         data: the data set, by name or path, in grey levels.
         latents: kl, vectors with a lightly weighted KL to N(0, I); or codes: vq, of a learned
             codebook; fsq, of rounded components; lfq, of signs.
-        factor: the number of pixels along a side of each position of the map.
+        downsampling: the number of pixels along a side of each position of the map.
         latent_channels: the number of components of a vector of kl and vq.
         codes: the number of codes of vq; fsq has 1,000, and lfq 1,024.
         width: the number of features at full resolution; the map has up to four times as many.
@@ -113,8 +113,8 @@ def experiment(
         width, blocks, num_steps, batch_size, critic_start = width // 4, 1, 200, 16, 100
     loaded = load(data, "grey")
     height, columns, _ = loaded.image_shape
-    grid = -(-height // factor), -(-columns // factor)
-    widths = [width * min(2**level, 4) for level in range(factor.bit_length())]
+    grid = -(-height // downsampling), -(-columns // downsampling)
+    widths = [width * min(2**level, 4) for level in range(downsampling.bit_length())]
     parts: dict[Latents, Any] = {
         "kl": (
             DiagonalGaussian((*grid, latent_channels)),
@@ -159,7 +159,7 @@ def figures(
     *,
     workdir: Path = Path("runs/tokenizer"),
     data: str = "cifar10_jpeg",
-    factor: Literal[2, 4, 8] = 4,
+    downsampling: Literal[2, 4, 8] = 4,
     critic_weight: float = 0.0,
     quick: bool = False,
 ) -> list[Path]:
@@ -168,12 +168,17 @@ def figures(
     Args:
         workdir: the folder of the figure and of a run for each kind.
         data: the data set, by name or path.
-        factor: the number of pixels along a side of each position of the map.
+        downsampling: the number of pixels along a side of each position of the map.
         critic_weight: the weight of the game against a critic of patches.
         quick: the short form of each run.
     """
-    shared = {"data": data, "factor": factor, "critic_weight": critic_weight, "quick": quick}
-    name = f"{Path(data).stem}-f{factor}{'-quick' if quick else ''}"
+    shared = {
+        "data": data,
+        "downsampling": downsampling,
+        "critic_weight": critic_weight,
+        "quick": quick,
+    }
+    name = f"{Path(data).stem}-f{downsampling}{'-quick' if quick else ''}"
     panels = {}
     for latents in LATENTS:
         folder = workdir / f"{name}-{latents}"

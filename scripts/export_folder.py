@@ -61,10 +61,10 @@ def export(data: Data, folder: Path, groups: tuple[str, ...] = ()) -> int:
     if folder.exists():
         raise VaeJaxError(f"{folder} exists: name a folder that does not.")
     files = [
-        (getattr(data, split), row, folder / split / group / f"{row:06}.png")
+        (data[split], row, folder / split / group / f"{row:06}.png")
         for split in SPLITS
         for group, classes in chosen.items()
-        for row in np.flatnonzero(np.isin(getattr(data, split).labels, classes))
+        for row in np.flatnonzero(np.isin(data[split].labels, classes))
     ]
     for split, row, path in track(files, str(folder)):
         plots.save_images(split.images[row : row + 1] / np.float32(255), path)

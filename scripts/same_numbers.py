@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "two layers, k = 5": ("iwae", {"layers": 2, "k": 5, **DATA}, {}),
     "deep hierarchy": ("vdvae", DATA, {}),
     "quantized": ("vqvae", DATA, {}),
-    "critic": ("vaegan", {"critic_start": 0, **DATA}, {}),
+    "critic": ("vaegan", DATA, {}),
     "conditional": ("conditional", DATA, {}),
     "flows": ("flows", {"posterior": "iaf", "prior": "realnvp", **DATA}, {}),
     "VampPrior": ("vampprior", {"components": 50, **DATA}, {}),

@@ -461,7 +461,17 @@ def test_pictures_are_vectors_in_a_style(
 ) -> None:
     """A grid of samples without axes too becomes a figure there."""
     with mpl.rc_context():
-        vae_jax(capsys, "sample", run, "--num", 4, "--out", tmp_path / "a.pdf", "--style", "ggplot")
+        vae_jax(
+            capsys,
+            "sample",
+            run,
+            "--num",
+            4,
+            "--out",
+            tmp_path / "a.pdf",
+            "--style-sheet",
+            "ggplot",
+        )
         vae_jax(capsys, "reconstruct", run, "--num", 2, "--out", tmp_path / "b.svg", "--dpi", 300)
     assert (tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
     assert "data</text>" in (tmp_path / "b.svg").read_text().replace("\n", "")

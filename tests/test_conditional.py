@@ -338,7 +338,7 @@ def test_streamed_and_resident_images_train_alike(tmp_path: Path):
 
 def with_labels(data: Data, change: Callable[[np.ndarray], np.ndarray] | None) -> Data:
     """The same images with other labels in every split, or with none."""
-    splits = {name: getattr(data, name) for name in ("train", "valid", "test")}
+    splits = {name: data[name] for name in ("train", "valid", "test")}
     changed: dict[str, Any] = {
         name: dataclasses.replace(split, labels=None if change is None else change(split.labels))
         for name, split in splits.items()

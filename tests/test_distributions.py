@@ -11,7 +11,7 @@ import pytest
 from scipy import special, stats
 
 from vae_jax import MLP, VAE, Bernoulli, DiagonalGaussian, VampPrior
-from vae_jax.distributions import Laplace, Mixture, Normal, exact_kl
+from vae_jax.distributions import LaplaceDistribution, Mixture, Normal, exact_kl
 from vae_jax.likelihoods.bernoulli import BernoulliDistribution
 from vae_jax.likelihoods.logistic import DiscretizedLogisticDistribution
 
@@ -43,7 +43,7 @@ def test_jit_tells_types_apart():
     loc, scale = jnp.zeros(D), jnp.ones(D)
     made = (
         Normal(loc, scale),
-        Laplace(loc, scale),
+        LaplaceDistribution(loc, scale),
         DiscretizedLogisticDistribution(loc, scale=scale),
     )
     assert len({jax.tree.structure(p) for p in made}) == 3
@@ -135,7 +135,7 @@ def test_a_scale_broadcasts_against_locations(shape):
     loc = generator.normal(size=(B, 2, 3, D)).astype(np.float32)
     x = jnp.asarray(generator.normal(size=(2, 3, D)), jnp.float32)
     scale = generator.uniform(0.5, 2.0, shape).astype(np.float32)
-    for p, exact in ((Normal, stats.norm), (Laplace, stats.laplace)):
+    for p, exact in ((Normal, stats.norm), (LaplaceDistribution, stats.laplace)):
         distribution = p(jnp.asarray(loc), jnp.asarray(scale), event_ndims=3)
         by_component = exact.logpdf(np.asarray(x), loc, scale)
         np.testing.assert_allclose(distribution.log_prob(x), by_component.sum((1, 2, 3)), rtol=1e-5)

@@ -19,7 +19,7 @@ from scipy import special, stats
 from vae_jax.distributions import (
     Concrete,
     HypersphericalUniformDistribution,
-    Laplace,
+    LaplaceDistribution,
     Mixture,
     MultivariateNormal,
     Normal,
@@ -129,7 +129,7 @@ DENSITIES: dict[str, Case] = {
         (normal(60, scale=3), normal(60, scale=3), powers(-2, 2, 60)),
     ),
     "Laplace": (
-        lambda x, m, s: Laplace(m, s, event_ndims=0).log_prob(x),
+        lambda x, m, s: LaplaceDistribution(m, s, event_ndims=0).log_prob(x),
         (normal(60, scale=3), normal(60, scale=3), powers(-2, 2, 60)),
     ),
     "StudentT": (
@@ -199,7 +199,7 @@ DIVERGENCES: dict[str, Case] = {
         (normal(60, scale=3), powers(-3, 1, 60), normal(60, scale=3), powers(-2, 1, 60)),
     ),
     "Normal || Laplace": (
-        kl(normals, lambda m, s: Laplace(m, s, event_ndims=0), 2),
+        kl(normals, lambda m, s: LaplaceDistribution(m, s, event_ndims=0), 2),
         (normal(60, scale=3), powers(-3, 1, 60), normal(60, scale=3), powers(-2, 1, 60)),
     ),
     "MultivariateNormal || Normal": (

@@ -383,7 +383,7 @@ def test_a_run_from_python_is_described_by_its_folder(situation: str, tmp_path: 
     opened = folder.stored_experiment(folder.read_record(), trust=False)
     assert opened.description == experiment.description
     for split in ("train", "valid", "test"):
-        one, other = getattr(opened.data, split), getattr(experiment.data, split)
+        one, other = opened.data[split], experiment.data[split]
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
 

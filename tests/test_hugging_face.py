@@ -25,7 +25,7 @@ def pictures(count: int, shade: int = 0) -> list[Image.Image]:
 
 
 def right(data: Data, split: str) -> list[int]:
-    return getattr(data, split).images[:, 0, -1, 0].tolist()
+    return data[split].images[:, 0, -1, 0].tolist()
 
 
 def saved(folder: Path, **splits: Any) -> str:

@@ -148,7 +148,7 @@ def test_a_run_fills_in_what_is_missing(run: Any) -> None:
     images = tiny.images(3, 7)
     hidden = images.copy()
     hidden[:, :2] = 255
-    found = run.inpaint(hidden, HALF, num=2, steps=4)
+    found = run.inpaint(hidden, HALF, num=2, num_steps=4)
     assert found.shape == (3, 2, 4, 4, 1)
     seen = np.broadcast_to(images[:, None, 2:] / np.float32(255), found[:, :, 2:].shape)
     np.testing.assert_allclose(found[:, :, 2:], seen, atol=1e-6)
@@ -156,11 +156,11 @@ def test_a_run_fills_in_what_is_missing(run: Any) -> None:
     assert found.max() <= 1
     assert np.abs(found[:, 0, :2] - found[:, 1, :2]).max() > 1e-3
     floats = np.where(HALF[..., None], np.nan, images / np.float32(255))
-    alone = run.inpaint(floats[:1], np.broadcast_to(HALF, (1, 4, 4)), steps=4)
+    alone = run.inpaint(floats[:1], np.broadcast_to(HALF, (1, 4, 4)), num_steps=4)
     np.testing.assert_allclose(alone, found[:1, :1], atol=1e-5)
-    other = run.inpaint(hidden, HALF, steps=4, seed=1)
+    other = run.inpaint(hidden, HALF, num_steps=4, seed=1)
     assert np.abs(other[:, 0] - found[:, 0]).max() > 1e-3
-    nothing = run.inpaint(images, np.zeros((4, 4), bool), steps=1)
+    nothing = run.inpaint(images, np.zeros((4, 4), bool), num_steps=1)
     np.testing.assert_allclose(nothing[:, 0], images / np.float32(255), atol=1e-6)
 
 

@@ -132,7 +132,7 @@ def test_training_with_missing_pixels(tmp_path: Path) -> None:
         assert np.isfinite(found.mean["nll"]).all()
         assert plot_standard_figures(run)
         drawn = run.reconstruct(data.test.images[:3])
-        filled = run.inpaint(data.test.images[:3], HALF, steps=3)
+        filled = run.inpaint(data.test.images[:3], HALF, num_steps=3)
     assert (drawn[..., 1] == 1).all()
     np.testing.assert_allclose(
         filled[:, 0, 2:, :, 0], data.test.images[:3, 2:, :, 0] / 255, atol=1e-6

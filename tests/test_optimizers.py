@@ -87,7 +87,7 @@ def test_the_inference_network_takes_extra_steps():
     A side that stays keeps its moments: its n-th step is Adam's n-th at its own gradients.
     """
     params = {name: jnp.zeros(2) for name in ("encoders_0", "posterior", "decoder", "prior")}
-    optimizer = lagging_inference(optax.adam(0.1), encoder_steps=2, steps=7)
+    optimizer = lagging_inference(optax.adam(0.1), encoder_steps=2, num_steps=7)
     state, generator = optimizer.init(params), np.random.default_rng(0)
     moments = {name: [np.zeros(2), np.zeros(2), 0] for name in params}
     moving = ["q", "q", "p", "q", "q", "p", "q", "qp", "qp", "qp"]

@@ -50,13 +50,13 @@ def test_the_suffix_is_the_format_and_bytes_go_from_0_to_255(
 def test_quality_trades_size_for_error(suffix: str, tmp_path: Path) -> None:
     sizes, errors = [], []
     for quality in (5, 40, 95):
-        path = plots.save_images(drawing(), tmp_path / f"x{suffix}", quality=quality)
+        path = plots.save_images(drawing(), tmp_path / f"x{suffix}", file_quality=quality)
         sizes.append(path.stat().st_size)
         errors.append(np.abs(read(path)[1] - 255 * drawing()[0]).mean())
     assert sizes == sorted(set(sizes))
     assert errors == sorted(set(errors), reverse=True)
     default = plots.save_images(drawing(), tmp_path / "default.jpg").read_bytes()
-    same = plots.save_images(drawing(), tmp_path / "same.jpg", quality=95).read_bytes()
+    same = plots.save_images(drawing(), tmp_path / "same.jpg", file_quality=95).read_bytes()
     assert default == same
 
 

@@ -21,11 +21,11 @@ RGB = RNG.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 
 
 def counts(data: Any) -> tuple[int, ...]:
-    return tuple(len(getattr(data, split)) for split in ("train", "valid", "test"))
+    return tuple(len(data[split]) for split in ("train", "valid", "test"))
 
 
 def whole(data: Any) -> np.ndarray:
-    images = [getattr(data, split).images for split in ("train", "valid", "test")]
+    images = [data[split].images for split in ("train", "valid", "test")]
     return np.sort(np.concatenate(images).reshape(sum(counts(data)), -1), axis=0)
 
 

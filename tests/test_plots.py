@@ -396,7 +396,7 @@ def test_other_suffixes_are_refused_by_naming_the_supported_ones(tmp_path: Path)
     with pytest.raises(VaeJaxError, match=r"must end in \.png.*\.pdf, \.svg"):
         plots.save(Figure(), tmp_path / "new" / "grid.eps")
     with pytest.raises(VaeJaxError, match="PDF keeps every byte"):
-        plots.save(Figure(), tmp_path / "new" / "grid.pdf", quality=90)
+        plots.save(Figure(), tmp_path / "new" / "grid.pdf", file_quality=90)
     with pytest.raises(VaeJaxError, match="give 1 to 2400"):
         plots.save(Figure(), tmp_path / "new" / "grid.png", dpi=0)
     assert list(tmp_path.iterdir()) == []

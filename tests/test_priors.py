@@ -25,7 +25,7 @@ from vae_jax import (
     evaluate,
     train,
 )
-from vae_jax.distributions import Laplace, Normal, StudentT, exact_kl
+from vae_jax.distributions import LaplaceDistribution, Normal, StudentT, exact_kl
 from vae_jax.step import init_state
 
 B, D = 4, 3
@@ -51,7 +51,7 @@ def test_laplace_density_is_scipys(event):
     x = np.random.default_rng(0).normal(size=(5, B, *event)).astype(np.float32) * 3
     loc, scale = (a.reshape(B, *event) for a in (LOC, SCALE))
     expected = stats.laplace.logpdf(x, loc, scale).reshape(5, B, D).sum(-1)
-    p = Laplace(jnp.asarray(loc), jnp.asarray(scale), event_ndims=len(event))
+    p = LaplaceDistribution(jnp.asarray(loc), jnp.asarray(scale), event_ndims=len(event))
     np.testing.assert_allclose(p.log_prob(jnp.asarray(x)), expected, rtol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_heavy_tailed_samples():
     """Kolmogorov-Smirnov of each component against SciPy; noise is each example's own."""
     loc, scale, dof = jnp.asarray(LOC), jnp.asarray(SCALE), np.array([0.8, 3.0, 30.0], np.float32)
     pairs: list[tuple[Any, Any]] = [
-        (Laplace(loc, scale), stats.laplace(LOC, SCALE)),
+        (LaplaceDistribution(loc, scale), stats.laplace(LOC, SCALE)),
         (StudentT(loc, scale, jnp.asarray(dof)), stats.t(dof, LOC, SCALE)),
     ]
     keys, order = jax.random.split(jax.random.key(2), B), np.array([2, 0, 3, 1])
@@ -115,7 +115,7 @@ def test_heavy_tailed_samples():
 def test_exact_kl_from_a_normal_to_a_laplace():
     """Quadrature of q ln(q/p) by SciPy, component by component; locations that coincide too."""
     q = Normal(jnp.asarray(LOC), jnp.asarray(SCALE))
-    p = Laplace(jnp.array([0.0, 0.5, float(LOC[0, 2])]), jnp.array([0.7, 1.0, 2.0]))
+    p = LaplaceDistribution(jnp.array([0.0, 0.5, float(LOC[0, 2])]), jnp.array([0.7, 1.0, 2.0]))
     kl: Any = exact_kl(q, p)
     expected = np.zeros((B, D))
     for b in range(B):

@@ -440,7 +440,7 @@ def test_no_two_draws_of_losses_samples_and_inpainting_share_bits(quick, model):
     run = untrained(EXPERIMENT.with_model(model))
     with recording() as recorded:
         generate.sample(run, 4)
-        run.inpaint(images, missing, num=2, steps=3)
+        run.inpaint(images, missing, num=2, num_steps=3)
     # Both draws are of the image as it was seen; and ln p(z) always has the same probes.
     recorded.check({("given", "protocol"): 2, ("divergence",): 3})
     assert {"samples", "inpainting"} <= names(recorded)

@@ -114,7 +114,7 @@ def test_a_data_set_at_another_size(data_dir: Path) -> None:
     data, whole = load("tfds:mnist_5k", data_dir=data_dir), load("mnist_5k", data_dir=data_dir)
     assert data.image_shape == (16, 16, 1)
     for split in ("train", "valid", "test"):
-        ours, theirs = getattr(data, split), getattr(whole, split)
+        ours, theirs = data[split], whole[split]
         resized = [
             np.asarray(Image.fromarray(image[..., 0]).resize((16, 16), Image.Resampling.LANCZOS))
             for image in theirs.images

@@ -60,8 +60,8 @@ def changed(**fields: Any) -> Experiment:
 
 def data(**change: Any) -> Data:
     """The tiny data, of other arrays or under another protocol."""
-    arrays = {name: getattr(RUN.data, name).images for name in ("train", "valid", "test")}
-    labels = {name: getattr(RUN.data, name).labels for name in arrays}
+    arrays = {name: RUN.data[name].images for name in ("train", "valid", "test")}
+    labels = {name: RUN.data[name].labels for name in arrays}
     given: dict[str, Any] = {"protocol": "dynamic", "labels": labels} | arrays | change
     return Data.from_arrays("bars", **given)
 

@@ -25,7 +25,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.processes.agreement import told_by_main
 
 State = TypeVar("State")
-Which = Literal["latest", "best"]
+Checkpoint = Literal["latest", "best"]
 _ATTEMPTS = 10  # to read while another process replaces checkpoints
 _LOOKS = 3  # further looks for a checkpoint if there seems to be none
 _LONGEST = 86_400  # seconds for which processes wait for each other's shares
@@ -345,7 +345,7 @@ class Checkpoints:
             self.folder / str(step), manifest["files"]
         )
 
-    def steps(self, which: Which = "latest") -> list[int]:
+    def steps(self, which: Checkpoint = "latest") -> list[int]:
         """The steps that have a checkpoint: the latest first, or the best first (`which`)."""
         names = [path.name for path in self.folder.glob("[0-9]*") if path.is_dir()]
         numbers = [int(name) for name in names if name.isdecimal()]
@@ -357,7 +357,7 @@ class Checkpoints:
         return sorted(measured, key=lambda step: manifests[step]["validation"])
 
     def restore(
-        self, like: State | None, which: Which = "latest"
+        self, like: State | None, which: Checkpoint = "latest"
     ) -> tuple[State, list[str]] | None:
         """Read a state; a damaged one is passed over for the next.
 

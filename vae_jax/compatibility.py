@@ -128,7 +128,7 @@ def check_labels(model: Model, data: Data) -> None:
             )
         return
     for split in ("train", "valid", "test"):
-        if len(getattr(data, split)) and getattr(data, split).labels is None:
+        if len(data[split]) and data[split].labels is None:
             raise VaeJaxError(
                 f"The model is conditional, and the {split} images of {data.name} have no labels: "
                 f"give them, as Data.from_arrays(..., labels={{'{split}': ...}}), or leave "

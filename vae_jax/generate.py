@@ -101,7 +101,7 @@ def reconstruct(
         VaeJaxError: the split is empty, or the model has fewer layers.
     """
     run.layers_or_refuse("top", top)
-    rows = np.arange(min(num, len(getattr(run.experiment.data, split))))
+    rows = np.arange(min(num, len(run.experiment.data[split])))
     if not len(rows):
         raise VaeJaxError(
             f"The {split} split of {run.experiment.data.name} has no images: choose another split."
@@ -152,7 +152,7 @@ def restyle(
     names = run.class_names
     y_source = run.find_label(source)
     y_targets = [run.find_label(target) for target in (names if targets is None else targets)]
-    rows = np.flatnonzero(getattr(run.experiment.data, split).labels == y_source)[:num]
+    rows = np.flatnonzero(run.experiment.data[split].labels == y_source)[:num]
     if not len(rows):
         raise VaeJaxError(
             f"The {split} split of {run.experiment.data.name} has no image of "
@@ -215,8 +215,8 @@ def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
         both images are of one class, and the classes take turns.
     """
     if run.experiment.model.labels is None:
-        return np.arange(2 * min(pairs, len(getattr(run.experiment.data, split)) // 2))
-    labels = getattr(run.experiment.data, split).labels
+        return np.arange(2 * min(pairs, len(run.experiment.data[split]) // 2))
+    labels = run.experiment.data[split].labels
     classes = [np.flatnonzero(labels == y) for y in np.unique(labels)]
     longest = max(map(len, classes), default=0)
     found = [
@@ -304,7 +304,7 @@ def traverse(
             f"The latents of {run.folder.path} are not real, so there is no coordinate to move "
             "along."
         )
-    split_size = len(getattr(run.experiment.data, split))
+    split_size = len(run.experiment.data[split])
     some, own = np.arange(min(1000, split_size)), np.array([row])
     means = run.posterior_means(run.images(split, some), run.labels(split, some))[layer - 1]
     dims = np.argsort(-means.var(0).ravel())[:num_latents]

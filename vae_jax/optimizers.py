@@ -92,13 +92,13 @@ class SwitchedState(NamedTuple):
 
 
 @checked
-def switched(steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientTransformation:
+def switched(num_steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientTransformation:
     """Change the optimizer after a number of steps; the second counts its own steps from there.
 
     Steps that training skips are not counted.
 
     Args:
-        steps: the number of updates by the first optimizer.
+        num_steps: the number of updates by the first optimizer.
         first: the optimizer until then.
         then: the optimizer from then on.
 
@@ -123,7 +123,7 @@ def switched(steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientT
             moved, after = then.update(updates, state.then, params)
             return moved, state.first, after
 
-        moved, *states = lax.cond(state.updates < steps, by_first, by_then)
+        moved, *states = lax.cond(state.updates < num_steps, by_first, by_then)
         return moved, SwitchedState(state.updates + 1, *states)
 
     return optax.GradientTransformation(init, update)
@@ -131,11 +131,11 @@ def switched(steps: Index, first: Optimizer, then: Optimizer) -> optax.GradientT
 
 @checked
 def lagging_inference(
-    optimizer: Optimizer, encoder_steps: Count, steps: Count
+    optimizer: Optimizer, encoder_steps: Count, num_steps: Count
 ) -> optax.GradientTransformation:
     """Extra steps of the inference network, against a posterior that lags behind and collapses.
 
-    In the first `steps` updates, q(z|x) alone moves for `encoder_steps` updates, each on its own
+    In the first `num_steps` updates, q(z|x) alone moves for `encoder_steps` updates, each on its own
     batch, then the rest of the model alone for one, and so on; afterwards both move in each.
     In the paper the loss determines the number of steps of q(z|x), at most 100, and the phase ends
     when the mutual information of x and z no longer grows.
@@ -143,23 +143,23 @@ def lagging_inference(
     Args:
         optimizer: the optimizer of both sides, each with a state of its own.
         encoder_steps: the number of steps of encoder and posterior for each step of the others.
-        steps: the number of updates in this phase, counting both sides.
+        num_steps: the number of updates in this phase, counting both sides.
 
     References:
         He et al. (2019), "Lagging inference networks and posterior collapse in variational
             autoencoders", algorithm 1.
 
     Example:
-        >>> lagging_inference(optax.adam(1e-3), encoder_steps=10, steps=5000)
+        >>> lagging_inference(optax.adam(1e-3), encoder_steps=10, num_steps=5000)
     """
 
     def moves_inference(step: ArrayLike, **_: object) -> Array:
         t = jnp.asarray(step)
-        return (t >= steps) | (t % (encoder_steps + 1) < encoder_steps)
+        return (t >= num_steps) | (t % (encoder_steps + 1) < encoder_steps)
 
     def moves_the_rest(step: ArrayLike, **_: object) -> Array:
         t = jnp.asarray(step)
-        return (t >= steps) | (t % (encoder_steps + 1) == encoder_steps)
+        return (t >= num_steps) | (t % (encoder_steps + 1) == encoder_steps)
 
     def sides(params: optax.Params) -> optax.Params:
         def side(path: KeyPath, _: Array) -> str:

@@ -94,23 +94,23 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
         ),
         "samples": lambda: samples(run),
     }
-    if not len(getattr(data, split)):  # the run is open without its data
+    if not len(data[split]):  # the run is open without its data
         return figures
     figures["reconstructions"] = lambda: plots.reconstructions(
         *generate.reconstruct(run, split), title=name
     )
     if run.experiment.model.labels is not None:
-        source, targets = int(getattr(data, split).labels[0]), run.class_names[:SHOWN_CLASSES]
+        source, targets = int(data[split].labels[0]), run.class_names[:SHOWN_CLASSES]
         figures["restyled"] = lambda: plots.restyled(*generate.restyle(run, source, targets, split))
     if generate.space_of(run) in ("real", "sphere") and len(generate.pairs_of(run, split, 1)):
         figures["interpolations"] = lambda: plots.interpolations(generate.interpolate(run, split))
     if generate.has_coordinates(run):
         figures["traversals"] = lambda: plots.traversals(*generate.traverse(run, split))
-    rows = np.arange(min(5000, len(getattr(data, split))))
+    rows = np.arange(min(5000, len(data[split])))
     x, y = run.images(split, rows), run.labels(split, rows)
     z = run.posterior_means(x, y)[0]
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
-        labels = getattr(data, split).labels
+        labels = data[split].labels
         classes = None if labels is None else labels[rows]
         figures["latents"] = lambda: plots.latent_scatter(z, classes, data.class_names)
     if generate.has_manifold(run):
@@ -137,7 +137,11 @@ def plot_standard_figures(run: Run) -> list[Path]:
 
 
 def save_pictures(
-    images: np.ndarray, figure: Figure | None, columns: int | None, out: Path, quality: int | None
+    images: np.ndarray,
+    figure: Figure | None,
+    columns: int | None,
+    out: Path,
+    file_quality: int | None,
 ) -> list[Path]:
     """Save the result of `pictures_of`.
 
@@ -152,9 +156,9 @@ def save_pictures(
         The paths of the files.
     """
     if "{}" in out.name:
-        return plots.save_each(images.reshape(-1, *images.shape[-3:]), out, quality)
+        return plots.save_each(images.reshape(-1, *images.shape[-3:]), out, file_quality)
     if figure is None and out.suffix.lower() in plots.VECTOR:
         figure = plots.image_grid(images, columns)
     if figure is None:
-        return [plots.save_images(images, out, columns, quality)]
-    return [plots.save(figure, out, quality)]
+        return [plots.save_images(images, out, columns, file_quality)]
+    return [plots.save(figure, out, file_quality)]

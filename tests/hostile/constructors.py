@@ -568,7 +568,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
             "start": INDEX,
         },
     ),
-    vj.Pretrain: ({"steps": 1, "then": vj.ELBO()}, {"steps": INDEX, "then": OBJECTIVE}),
+    vj.Pretrain: ({"num_steps": 1, "then": vj.ELBO()}, {"num_steps": INDEX, "then": OBJECTIVE}),
     vj.RAE: ({}, {"beta": WEIGHT, "l2": WEIGHT, "gradient_penalty": WEIGHT}),
     vj.VQVAE: ({}, {"commitment": WEIGHT, "entropy": WEIGHT}),
     # Around the model

@@ -17,7 +17,7 @@ import vae_jax as vj
 from hostile import Row
 from vae_jax import given, random
 from vae_jax.deep import TopLayer
-from vae_jax.distributions import Distribution, Elementwise, Laplace
+from vae_jax.distributions import Distribution, Elementwise, LaplaceDistribution
 from vae_jax.interfaces import Objective, Part, Posterior, Prior
 from vae_jax.networks.critics import critic_of
 from vae_jax.networks.top_down import Layer
@@ -114,7 +114,7 @@ class PriorOfCodes(OwnPrior):
 
 
 class Block(nn.Module):
-    """A block of a deep hierarchy with Laplace distributions, or without q(z | h, a).
+    """A block of a deep hierarchy with LaplaceDistribution distributions, or without q(z | h, a).
 
     Attributes:
         features, latents, last: as those of `TopDownBlock`.
@@ -130,7 +130,7 @@ class Block(nn.Module):
     def __call__(self, h: Any, a: Any, draw: Any) -> Any:
         """The state as it is, and the layer."""
         loc = nn.Dense(self.latents)(h)
-        p = Laplace(loc, jnp.ones_like(loc), event_ndims=3)
+        p = LaplaceDistribution(loc, jnp.ones_like(loc), event_ndims=3)
         q = p if self.infers and a is not None else None
         return h, Layer(draw(p, q), p, q)
 
@@ -313,7 +313,10 @@ SITUATIONS: dict[str, tuple[Callable[[], object], str]] = {
         "TopLayer is the prior of a DeepVAE, made by its decoder, and this is a VAE",
     ),
     "own block without q": (lambda: deep(False), "A block of the decoder returned no q(z | h, a)"),
-    "own block without a Normal": (lambda: deep(True), "made it a Laplace: let it make a Normal"),
+    "own block without a Normal": (
+        lambda: deep(True),
+        "made it a LaplaceDistribution: let it make a Normal",
+    ),
     # Bounds
     "own fields without a number": (Fields, ""),
     "own field below its bound": (lambda: Fields(0), "count of Fields is 0"),

@@ -89,9 +89,9 @@ def unlabelled(*splits: SplitName) -> vj.Data:
     data = TINY.data
     return vj.Data.from_arrays(
         "bars",
-        *(getattr(data, split).images for split in ("train", "valid", "test")),
+        *(data[split].images for split in ("train", "valid", "test")),
         protocol="dynamic",
-        labels={split: getattr(data, split).labels for split in splits},
+        labels={split: data[split].labels for split in splits},
     )
 
 

@@ -43,7 +43,7 @@ data_app = SubcommandApp()
 experiments_app = SubcommandApp()
 
 File = Annotated[str, tyro.conf.Positional]
-Split = Literal["train", "valid", "test"]
+SplitName = Literal["train", "valid", "test"]
 Family = Literal[
     "mixture", "flow", "vae", "autoregressive", "masked", "givt", "diffusion", "flow_matching"
 ]
@@ -270,7 +270,7 @@ def evaluate(
     *,
     num_samples: int = 5000,
     num_images: int | None = None,
-    split: Split = "test",
+    split: SplitName = "test",
     checkpoint: Checkpoint = "latest",
     ais_temperatures: int | None = None,
     ais_chains: int = 16,

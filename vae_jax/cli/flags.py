@@ -134,7 +134,7 @@ class DataOptions:
 class StyleOptions:
     """Options for the look of figures."""
 
-    style: str | None = None
+    style_sheet: str | None = None
     """A style sheet for Matplotlib: an .mplstyle file, or the name of one of its own."""
     dpi: float | None = None
     """Dots per inch of a figure (None: 150, or the style sheet's)."""
@@ -143,7 +143,7 @@ class StyleOptions:
         """Set this style in Matplotlib."""
         from vae_jax import plots
 
-        plots.use_style(self.style, self.dpi)
+        plots.use_style(self.style_sheet, self.dpi)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class FigureOptions(StyleOptions):
         """Set this style and format in Matplotlib."""
         from vae_jax import plots
 
-        plots.use_style(self.style, self.dpi, self.format)
+        plots.use_style(self.style_sheet, self.dpi, self.format)
 
 
 @dataclass(frozen=True)

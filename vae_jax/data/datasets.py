@@ -57,6 +57,10 @@ class Data(Shown, given.Checked):
         default=None, init=False, repr=False
     )
 
+    def __getitem__(self, split: SplitName) -> Split:
+        """The split of this name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
     @classmethod
     def from_arrays(
         cls,

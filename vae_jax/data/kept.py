@@ -20,7 +20,7 @@ def keep(data: Data, folder: Path) -> None:
     Raises:
         VaeJaxError: the folder cannot be written.
     """
-    splits = {split: getattr(data, split) for split in _SPLITS}
+    splits = {split: data[split] for split in _SPLITS}
     size = sum(split.images.nbytes for split in splits.values())
     if data.source is not None or size > KEPT_BYTES or folder.exists():
         return

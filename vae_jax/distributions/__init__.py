@@ -34,7 +34,7 @@ from vae_jax.distributions.codes import (
     VectorCodebook,
     nearest,
 )
-from vae_jax.distributions.heavy_tailed import Laplace, StudentT
+from vae_jax.distributions.heavy_tailed import LaplaceDistribution, StudentT
 from vae_jax.distributions.hypersphere import (
     HypersphericalUniformDistribution,
     VonMisesFisherDistribution,
@@ -53,7 +53,7 @@ __all__ = [
     "Distribution",
     "Elementwise",
     "HypersphericalUniformDistribution",
-    "Laplace",
+    "LaplaceDistribution",
     "Mixture",
     "MultivariateNormal",
     "Normal",

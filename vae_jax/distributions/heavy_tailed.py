@@ -15,7 +15,7 @@ from vae_jax.distributions.normal import Normal
 
 
 @struct.dataclass
-class Laplace(Elementwise):
+class LaplaceDistribution(Elementwise):
     """Laplace(loc, scale), independent components.
 
     Attributes:
@@ -35,8 +35,8 @@ class Laplace(Elementwise):
         return -jnp.abs(value - self.loc) / self.scale - jnp.log(2 * self.scale)
 
 
-@register_kl(Normal, Laplace)
-def _kl_normal_laplace(q: Normal, p: Laplace) -> Float[Array, "..."]:
+@register_kl(Normal, LaplaceDistribution)
+def _kl_normal_laplace(q: Normal, p: LaplaceDistribution) -> Float[Array, "..."]:
     # E|x - loc| under q is the mean of a folded normal.
     shift = q.loc - p.loc
     ratio = shift / (math.sqrt(2) * q.scale)

@@ -56,7 +56,7 @@ def over_split(
     Raises:
         VaeJaxError: the split has no images, or not as many.
     """
-    data_split = getattr(experiment.data, split)
+    data_split = experiment.data[split]
     images, total = data_split.images, len(data_split.images)
     wanted = total if num_images is None else num_images
     if not 1 <= wanted <= total:

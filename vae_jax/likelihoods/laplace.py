@@ -34,10 +34,12 @@ class Laplace(Likelihood):
     @override
     def __call__(
         self, features: Float[Array, "N ..."], image_shape: Shape
-    ) -> distributions.Laplace:
+    ) -> distributions.LaplaceDistribution:
         loc = self.squash(self.per_pixel(features, image_shape, "loc", self.kernel_init))
         if self.scale is None:
             scale = jnp.exp(self.param("log_scale", nn.initializers.zeros, ()))
         else:
             scale = jnp.asarray(self.scale, loc.dtype)
-        return distributions.Laplace(loc, jnp.broadcast_to(scale, loc.shape), event_ndims=3)
+        return distributions.LaplaceDistribution(
+            loc, jnp.broadcast_to(scale, loc.shape), event_ndims=3
+        )

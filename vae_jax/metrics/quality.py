@@ -83,7 +83,7 @@ def measure_quality(
         raise VaeJaxError(
             "Quality is measured against images that training has not seen: choose --split test."
         )
-    reference = getattr(data, split).images
+    reference = data[split].images
     most = min(len(reference), len(data.train))
     if most < MIN_IMAGES:
         raise VaeJaxError(

@@ -10,7 +10,7 @@ from typing_extensions import override
 from vae_jax.errors import VaeJaxError
 from vae_jax.given import Bounds, Count, Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.objectives.mmd import IMQ, SPACES, Kernel, aggregated_mmd
+from vae_jax.objectives.mmd import IMQ, VECTOR_SPACES, Kernel, aggregated_mmd
 from vae_jax.vae import Terms
 
 
@@ -54,7 +54,7 @@ class InfoVAE(Objective):
     def requires(self) -> Requirements:
         return Requirements(
             posterior=frozenset({"density"}),
-            spaces=SPACES,
+            spaces=VECTOR_SPACES,
             one_layer=True,
             whole_batch=True,
             least_batch=2,

@@ -18,7 +18,7 @@ from vae_jax.parallel import gather_batch
 from vae_jax.vae import Terms
 
 Kernel = Callable[[Float[Array, "n d"], Float[Array, "m d"]], Float[Array, "n m"]]
-SPACES: frozenset[Space] = frozenset({"real", "sphere"})
+VECTOR_SPACES: frozenset[Space] = frozenset({"real", "sphere"})
 
 
 def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:

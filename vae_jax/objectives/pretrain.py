@@ -21,8 +21,8 @@ class Pretrain(Objective):
     Training starts with a plain autoencoder, without noise and without a rate. With
     `Gaussian(0.5**0.5)` its loss is the squared error plus a constant. The prior, and those
     parameters of q(z|x) on which its mean does not depend, keep their initial values. With
-    `optimizers.switched(steps, adam, optax.set_to_zero())` for the group `encoder`, the encoder of
-    the autoencoder is held fixed afterwards.
+    `optimizers.switched(num_steps, adam, optax.set_to_zero())` for the group `encoder`, the encoder
+    of the autoencoder is held fixed afterwards.
 
     The loss is a function of the step, so a resumed run switches at the same step as an
     uninterrupted one. The metrics are those of the objective from the first step on. Computing them
@@ -30,11 +30,11 @@ class Pretrain(Objective):
     computed.
 
     Attributes:
-        steps: the number of steps of the autoencoder.
+        num_steps: the number of steps of the autoencoder.
         then: the objective of the steps after them.
     """
 
-    steps: Index
+    num_steps: Index
     then: Annotated[Objective, "an objective, such as ELBO()"]
 
     @property
@@ -65,6 +65,6 @@ class Pretrain(Objective):
             px = bound.likelihood.observe(bound.decode((z,), terms.y), terms.x, remember=False)
             return -px.log_prob(terms.x).mean()
 
-        pretraining = step < self.steps
+        pretraining = step < self.num_steps
         reconstruction = lax.cond(pretraining, distortion, lambda: jnp.zeros_like(loss))
         return jnp.where(pretraining, reconstruction, loss), metrics

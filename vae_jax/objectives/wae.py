@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from vae_jax.given import Weight
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.objectives.mmd import IMQ, SPACES, Kernel, aggregated_mmd
+from vae_jax.objectives.mmd import IMQ, VECTOR_SPACES, Kernel, aggregated_mmd
 from vae_jax.vae import Terms, has_bound
 
 
@@ -35,7 +35,7 @@ class WAE(Objective):
     def requires(self) -> Requirements:
         return Requirements(
             without=frozenset({"codebook"}),
-            spaces=SPACES,
+            spaces=VECTOR_SPACES,
             fixed_prior=True,
             one_layer=True,
             whole_batch=True,

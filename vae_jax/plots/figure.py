@@ -35,7 +35,7 @@ class Figure(AnyFigure):
 def save(
     figure: AnyFigure,
     path: str | Path,
-    quality: int | None = None,
+    file_quality: int | None = None,
     dpi: float | None = None,
 ) -> Path:
     """Write a figure as the suffix says, to .pdf or .svg with its text as text.
@@ -43,7 +43,7 @@ def save(
     Args:
         figure: the figure.
         path: its file; one without a suffix gets that of Matplotlib's `savefig.format`, .png.
-        quality: as in `save_images`.
+        file_quality: as in `save_images`.
         dpi: dots per inch (None: 150, or those of a style sheet).
 
     Raises:
@@ -52,7 +52,7 @@ def save(
     path = Path(path)
     if not path.suffix.strip(".0123456789"):  # none, or the end of a number
         path = path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}")
-    options = options_for(path, quality, of_figure=True)
+    options = options_for(path, file_quality, of_figure=True)
     dots = house("savefig.dpi", DPI) if dpi is None else dpi
     if not (isinstance(dots, str) or 1 <= dots <= MAX_DPI):
         raise VaeJaxError(f"The dots per inch of {path} are {dots:g}: give 1 to {MAX_DPI}.")
@@ -77,11 +77,13 @@ def png(figure: AnyFigure) -> bytes:
     return made.getvalue()
 
 
-def use_style(style: str | Path | None, dpi: float | None = None, suffix: str = "png") -> None:
+def use_style(
+    style_sheet: str | Path | None, dpi: float | None = None, suffix: str = "png"
+) -> None:
     """Give figures a style sheet, dots per inch and a default suffix from now on.
 
     Args:
-        style: an .mplstyle file, or the name of one of Matplotlib's.
+        style_sheet: an .mplstyle file, or the name of one of Matplotlib's.
         dpi: dots per inch.
         suffix: png, jpg, webp, pdf or svg.
 
@@ -89,10 +91,10 @@ def use_style(style: str | Path | None, dpi: float | None = None, suffix: str = 
         VaeJaxError: there is no such style sheet.
     """
     try:
-        styles.use([] if style is None else str(style))
+        styles.use([] if style_sheet is None else str(style_sheet))
     except OSError as error:
         raise VaeJaxError(
-            f"{style} is no style sheet: give an .mplstyle file, or the name of one of "
+            f"{style_sheet} is no style sheet: give an .mplstyle file, or the name of one of "
             "Matplotlib's, such as ggplot."
         ) from error
     if dpi is not None:
@@ -101,12 +103,12 @@ def use_style(style: str | Path | None, dpi: float | None = None, suffix: str = 
         mpl.rcParams["savefig.format"] = suffix
 
 
-def options_for(path: Path, quality: int | None, of_figure: bool = False) -> dict[str, Any]:
+def options_for(path: Path, file_quality: int | None, of_figure: bool = False) -> dict[str, Any]:
     """The options with which PIL writes a picture to that path, or Matplotlib a figure.
 
     Args:
         path: the file.
-        quality: as in `save_images`.
+        file_quality: as in `save_images`.
         of_figure: whether it is a figure, which may be written to .pdf and .svg too.
 
     Raises:
@@ -115,18 +117,18 @@ def options_for(path: Path, quality: int | None, of_figure: bool = False) -> dic
     suffix, known = path.suffix.lower(), OPTIONS | VECTOR if of_figure else OPTIONS
     if suffix not in known:
         raise VaeJaxError(f"Cannot write {path}: its name must end in {', '.join(known)}.")
-    if quality is None:
+    if file_quality is None:
         return known[suffix]
     if suffix in {".png", *VECTOR}:
         raise VaeJaxError(
             f"Cannot write {path} with a quality: {suffix[1:].upper()} keeps every byte; choose "
             ".jpg or .webp, or leave the quality out."
         )
-    if not 1 <= quality <= 100:
-        raise VaeJaxError(f"The quality of {path} is {quality}: give 1 to 100.")
+    if not 1 <= file_quality <= 100:
+        raise VaeJaxError(f"The quality of {path} is {file_quality}: give 1 to 100.")
     if suffix == ".webp":
-        return {"quality": quality}
-    return JPEG_OPTIONS | {"quality": quality}
+        return {"quality": file_quality}
+    return JPEG_OPTIONS | {"quality": file_quality}
 
 
 def plain(name: str) -> str:

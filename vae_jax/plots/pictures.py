@@ -179,7 +179,10 @@ def sample_panels(panels: Mapping[str, np.ndarray]) -> Figure:
 
 
 def save_images(
-    images: np.ndarray, path: str | Path, columns: int | None = None, quality: int | None = None
+    images: np.ndarray,
+    path: str | Path,
+    columns: int | None = None,
+    file_quality: int | None = None,
 ) -> Path:
     """Write images as one grid of bytes round(255 x), without axes or separators.
 
@@ -189,35 +192,35 @@ def save_images(
         images: pictures `[N, H, W, C]`.
         path: the file, whose suffix decides: .png and .webp keep every byte, .jpg and .jpeg do not.
         columns: the number of columns; None makes a nearly square grid.
-        quality: 1 to 100, for .jpg, .jpeg (None: 95) and .webp.
+        file_quality: 1 to 100, for .jpg, .jpeg (None: 95) and .webp.
 
     Raises:
         VaeJaxError: the images are not pictures in [0, 1], the path cannot be written or ends in
             another suffix, or the quality does not suit it.
     """
     path = Path(path)
-    options = options_for(path, quality)
+    options = options_for(path, file_quality)
     pixels = _pixels(images, "[N,H,W,C]")
     grid = Image.fromarray(_mosaic(_tiles(pixels, columns), gap=0))
     picture = grid.convert("L" if images.shape[-1] == 1 else "RGB")
     return write_whole(path, lambda to: picture.save(to, **options))
 
 
-def save_each(images: np.ndarray, path: str | Path, quality: int | None = None) -> list[Path]:
+def save_each(images: np.ndarray, path: str | Path, file_quality: int | None = None) -> list[Path]:
     """Write each image to a file of its own.
 
     Args:
         images: pictures `[N, H, W, C]`.
         path: the files; {} in the name becomes 0, 1, ..., N - 1, with leading zeros, so that names
             sort.
-        quality: as in `save_images`.
+        file_quality: as in `save_images`.
 
     Raises:
         VaeJaxError: as in `save_images`.
     """
     path, digits = Path(path), len(str(len(images) - 1))
     paths = [path.with_name(path.name.replace("{}", f"{n:0{digits}}")) for n in range(len(images))]
-    return [save_images(images[n : n + 1], each, 1, quality) for n, each in enumerate(paths)]
+    return [save_images(images[n : n + 1], each, 1, file_quality) for n, each in enumerate(paths)]
 
 
 def _pixels(images: np.ndarray, axes: str) -> np.ndarray:

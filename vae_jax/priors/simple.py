@@ -12,7 +12,7 @@ from typing_extensions import override
 from vae_jax.distributions import (
     Concrete,
     HypersphericalUniformDistribution,
-    Laplace,
+    LaplaceDistribution,
     Normal,
     OneHotCategorical,
     StudentT,
@@ -58,9 +58,9 @@ class StandardLaplace(Prior):
     factors = True
 
     @override
-    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Laplace:
+    def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> LaplaceDistribution:
         event = latent_shape(self.shape)
-        return Laplace(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
+        return LaplaceDistribution(jnp.zeros(event), jnp.ones(event), event_ndims=len(event))
 
 
 class StandardStudentT(Prior):

@@ -35,7 +35,7 @@ import jax
 import numpy as np
 
 from vae_jax import parallel, storage
-from vae_jax.checkpoint import Checkpoints, State, Which
+from vae_jax.checkpoint import Checkpoint, Checkpoints, State
 from vae_jax.data import Data
 from vae_jax.data.kept import keep, kept
 from vae_jax.errors import VaeJaxError
@@ -361,7 +361,7 @@ class RunFolder:
                     path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
                 storage.write_json(path, _read_record(other))
 
-    def restore(self, like: State | None, checkpoint: Which) -> State:
+    def restore(self, like: State | None, checkpoint: Checkpoint) -> State:
         """The state of a `checkpoint`, with the structure of `like`; see `Checkpoints.restore`.
 
         Raises:
@@ -377,7 +377,7 @@ class RunFolder:
             say(warning)
         return state
 
-    def export(self, out: Path, checkpoint: Which = "latest") -> Path:
+    def export(self, out: Path, checkpoint: Checkpoint = "latest") -> Path:
         """Write the model's variables as arrays into a file, without running the run's code.
 
         Args:

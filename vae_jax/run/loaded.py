@@ -14,7 +14,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from vae_jax import given, parallel, random
-from vae_jax.checkpoint import Which
+from vae_jax.checkpoint import Checkpoint
 from vae_jax.data import SplitName
 from vae_jax.data.datasets import shortened
 from vae_jax.errors import Shown, VaeJaxError
@@ -40,7 +40,7 @@ class Loaded(Shown):
     folder: RunFolder
     experiment: Experiment
     state: Any
-    checkpoint: Which
+    checkpoint: Checkpoint
     first: int = 0
 
     @property
@@ -156,7 +156,7 @@ class Loaded(Shown):
         Raises:
             VaeJaxError: the split has no such rows.
         """
-        images = getattr(self.experiment.data, split).images
+        images = self.experiment.data[split].images
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
             raise VaeJaxError(
                 f"The {split} split of {self.experiment.data.name} has {len(images)} images; rows "
@@ -169,7 +169,7 @@ class Loaded(Shown):
         """The labels `[n]` of the images in `rows` of a split; None if the model takes none."""
         if self.experiment.model.labels is None:
             return None
-        return getattr(self.experiment.data, split).labels[rows]
+        return self.experiment.data[split].labels[rows]
 
     def observed(self, images: object) -> Array:
         """A user's images `[n, H, W, C]` as the model sees them.

@@ -16,7 +16,7 @@ from jax import Array
 
 from vae_jax import given, parallel, random
 from vae_jax.bounds import SAMPLES_AT_ONCE, meaningful, per_image
-from vae_jax.checkpoint import Which
+from vae_jax.checkpoint import Checkpoint
 from vae_jax.deep import DeepVAE
 from vae_jax.distributions import Distribution
 from vae_jax.errors import VaeJaxError
@@ -334,7 +334,7 @@ class Run(Loaded):
         labels: Classes = None,
         *,
         num: Count = 1,
-        steps: Count | None = None,
+        num_steps: Count | None = None,
         seed: Seed = 0,
     ) -> np.ndarray:
         """Pictures `[n, num, H, W, C]` of images with their missing pixels filled in.
@@ -351,7 +351,7 @@ class Run(Loaded):
             mask: booleans `[H, W]`, one for all images, or `[n, H, W]`; True for missing pixels.
             labels: the classes of the images in a conditional model.
             num: the number of draws for each image.
-            steps: the number of steps of each chain; None takes 200, and 4 with `MaskedCodes`.
+            num_steps: the number of steps of each chain; None takes 200, and 4 with `MaskedCodes`.
             seed: the seed of the chains.
 
         Raises:
@@ -373,7 +373,7 @@ class Run(Loaded):
 
         by_codes = len(model.posteriors) == 1 and isinstance(model.prior, MaskedCodes)
         fill = inpainted_by_codes if by_codes else inpainted
-        count = (4 if by_codes else 200) if steps is None else steps
+        count = (4 if by_codes else 200) if num_steps is None else num_steps
 
         def filled(
             variables: VariableDict,
@@ -432,7 +432,7 @@ class Run(Loaded):
 @checked
 def load_run(
     folder: str | Path,
-    checkpoint: Which = "latest",
+    checkpoint: Checkpoint = "latest",
     experiment: Experiment | None = None,
     *,
     trust: bool = False,
@@ -459,7 +459,9 @@ def load_run(
         return dataclasses.replace(run, state=run.folder.restore(run.state, checkpoint))
 
 
-def load_together(folder: str | Path, checkpoint: Which = "latest", *, trust: bool = False) -> Run:
+def load_together(
+    folder: str | Path, checkpoint: Checkpoint = "latest", *, trust: bool = False
+) -> Run:
     """Load a run in all processes at once; the first one reads its checkpoint.
 
     Args, Raises: as in `load_run`.
@@ -476,7 +478,7 @@ def load_together(folder: str | Path, checkpoint: Which = "latest", *, trust: bo
 
 
 def _without_state(
-    folder: str | Path, checkpoint: Which, experiment: Experiment | None, trust: bool
+    folder: str | Path, checkpoint: Checkpoint, experiment: Experiment | None, trust: bool
 ) -> Run:
     """A run whose state is only the shapes and types of its arrays."""
     parallel.check_devices()
