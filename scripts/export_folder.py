@@ -15,6 +15,7 @@ import tyro
 from rich.progress import track
 
 from vae_jax import Data, VaeJaxError, load, plots
+from vae_jax.data import Split
 from vae_jax.data.pipeline import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -51,6 +52,12 @@ def read_groups(data: Data, groups: tuple[str, ...]) -> dict[str, list[int]]:
     return {folder: [names.index(name) for name in wanted] for folder, wanted in parts.items()}
 
 
+def rows_of(split: Split, classes: list[int]) -> np.ndarray:
+    """The rows of a labelled split that have these classes."""
+    assert split.labels is not None
+    return np.flatnonzero(np.isin(split.labels, classes))
+
+
 def export(data: Data, folder: Path, groups: tuple[str, ...] = ()) -> int:
     """Write the images as SPLIT/GROUP/ROW.png, and return their number.
 
@@ -64,7 +71,7 @@ def export(data: Data, folder: Path, groups: tuple[str, ...] = ()) -> int:
         (data[split], row, folder / split / group / f"{row:06}.png")
         for split in SPLITS
         for group, classes in chosen.items()
-        for row in np.flatnonzero(np.isin(data[split].labels, classes))
+        for row in rows_of(data[split], classes)
     ]
     for split, row, path in track(files, str(folder)):
         plots.save_images(split.images[row : row + 1] / np.float32(255), path)

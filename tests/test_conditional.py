@@ -340,7 +340,9 @@ def with_labels(data: Data, change: Callable[[np.ndarray], np.ndarray] | None) -
     """The same images with other labels in every split, or with none."""
     splits = {name: data[name] for name in ("train", "valid", "test")}
     changed: dict[str, Any] = {
-        name: dataclasses.replace(split, labels=None if change is None else change(split.labels))
+        name: dataclasses.replace(
+            split, labels=None if change is None else change(np.asarray(split.labels))
+        )
         for name, split in splits.items()
     }
     names = None if change is None else data.class_names

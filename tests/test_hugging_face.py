@@ -11,6 +11,7 @@ from PIL import Image
 
 from vae_jax import Data, VaeJaxError, load
 from vae_jax.data import hugging_face
+from vae_jax.data.pipeline import SplitName
 from vae_jax.experiment import load_again
 from vae_jax.identity import describe
 
@@ -24,7 +25,7 @@ def pictures(count: int, shade: int = 0) -> list[Image.Image]:
     return [Image.fromarray(each) for each in levels]
 
 
-def right(data: Data, split: str) -> list[int]:
+def right(data: Data, split: SplitName) -> list[int]:
     return data[split].images[:, 0, -1, 0].tolist()
 
 

@@ -120,10 +120,12 @@ def test_a_data_set_at_another_size(data_dir: Path) -> None:
             for image in theirs.images
         ]
         expected = sorted(
-            (image.tobytes(), int(y)) for image, y in zip(resized, theirs.labels, strict=True)
+            (image.tobytes(), int(y))
+            for image, y in zip(resized, np.asarray(theirs.labels), strict=True)
         )
         found = sorted(
-            (image.tobytes(), int(y)) for image, y in zip(ours.images, ours.labels, strict=True)
+            (image.tobytes(), int(y))
+            for image, y in zip(ours.images, np.asarray(ours.labels), strict=True)
         )
         assert found == expected
 

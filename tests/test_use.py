@@ -132,7 +132,7 @@ def test_devices_and_batches_change_nothing_and_one_program_does(
     with on_devices(2):
         pieces = run.encode(grey(N))
     for name in ("mean", "std", "sample"):
-        np.testing.assert_allclose(getattr(pieces, name), whole[name], atol=1e-5)
+        np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), atol=1e-5)
 
 
 def test_bytes_go_through_the_protocol_and_floats_are_what_it_makes(ppca: Any) -> None:

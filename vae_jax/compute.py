@@ -66,7 +66,7 @@ def with_policy(
 
     def with_interceptors(variables: VariableDict, *arguments: object) -> Result:
         with contextlib.ExitStack() as stack:
-            if dtype != jnp.float32:
+            if jnp.dtype(dtype) != jnp.float32:
                 params = networks_as_floats(variables["params"], dtype)
                 variables = {**variables, "params": params}
                 stack.enter_context(networks_in(dtype))

@@ -214,9 +214,9 @@ def pairs_of(run: Run, split: SplitName, pairs: int) -> np.ndarray:
         Positions `[2 pairs]`: line i runs from entry 2i to entry 2i + 1. In a conditional model
         both images are of one class, and the classes take turns.
     """
-    if run.experiment.model.labels is None:
-        return np.arange(2 * min(pairs, len(run.experiment.data[split]) // 2))
     labels = run.experiment.data[split].labels
+    if run.experiment.model.labels is None or labels is None:
+        return np.arange(2 * min(pairs, len(run.experiment.data[split]) // 2))
     classes = [np.flatnonzero(labels == y) for y in np.unique(labels)]
     longest = max(map(len, classes), default=0)
     found = [

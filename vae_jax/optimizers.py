@@ -135,8 +135,8 @@ def lagging_inference(
 ) -> optax.GradientTransformation:
     """Extra steps of the inference network, against a posterior that lags behind and collapses.
 
-    In the first `num_steps` updates, q(z|x) alone moves for `encoder_steps` updates, each on its own
-    batch, then the rest of the model alone for one, and so on; afterwards both move in each.
+    In the first `num_steps` updates, q(z|x) alone moves for `encoder_steps` updates, each on its
+    own batch, then the rest of the model alone for one, and so on; afterwards both move in each.
     In the paper the loss determines the number of steps of q(z|x), at most 100, and the phase ends
     when the mutual information of x and z no longer grows.
 

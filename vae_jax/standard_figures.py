@@ -99,8 +99,9 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
     figures["reconstructions"] = lambda: plots.reconstructions(
         *generate.reconstruct(run, split), title=name
     )
-    if run.experiment.model.labels is not None:
-        source, targets = int(data[split].labels[0]), run.class_names[:SHOWN_CLASSES]
+    labels = data[split].labels
+    if run.experiment.model.labels is not None and labels is not None:
+        source, targets = int(labels[0]), run.class_names[:SHOWN_CLASSES]
         figures["restyled"] = lambda: plots.restyled(*generate.restyle(run, source, targets, split))
     if generate.space_of(run) in ("real", "sphere") and len(generate.pairs_of(run, split, 1)):
         figures["interpolations"] = lambda: plots.interpolations(generate.interpolate(run, split))
@@ -110,7 +111,6 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
     x, y = run.images(split, rows), run.labels(split, rows)
     z = run.posterior_means(x, y)[0]
     if generate.has_coordinates(run) and z.shape[1:] == (2,):
-        labels = data[split].labels
         classes = None if labels is None else labels[rows]
         figures["latents"] = lambda: plots.latent_scatter(z, classes, data.class_names)
     if generate.has_manifold(run):

@@ -154,7 +154,7 @@ def loss_of(
     """
     mutable = [] if experiment.objective.holds_state else list(state.model_state)
     apply = nn.apply(loss_at_terms, experiment.model, mutable=mutable)
-    if experiment.compute_dtype != jnp.float32 or experiment.remat:
+    if jnp.dtype(experiment.compute_dtype) != jnp.float32 or experiment.remat:
         apply = compute.with_policy(apply, experiment.compute_dtype, experiment.remat)
     variables = {"params": params, **state.model_state}
     (loss, metrics), changed = apply(variables, experiment.objective, x, keys, y, state.step)

@@ -91,7 +91,7 @@ def unlabelled(*splits: SplitName) -> vj.Data:
         "bars",
         *(data[split].images for split in ("train", "valid", "test")),
         protocol="dynamic",
-        labels={split: data[split].labels for split in splits},
+        labels={split: np.asarray(data[split].labels) for split in splits},
     )
 
 

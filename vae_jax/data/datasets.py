@@ -179,15 +179,15 @@ class Data(Shown, given.Checked):
             )
 
         def incomplete(split: SplitName) -> np.ndarray:
-            images = getattr(self, split).images
+            images = self[split].images
             none = np.zeros(images.shape[1:3], bool)
             mask = given.mask(missing.get(split, none), len(images), images.shape[1:3])
             seen = np.uint8(255) * ~mask[..., None]
             return np.concatenate([images & seen, seen], -1)
 
+        shares = [f"{np.mean(mask):.0%} of {split}" for split, mask in missing.items()]
         splits: dict[SplitName, Split]
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
-        shares = [f"{np.mean(mask):.0%} of {split}" for split, mask in missing.items()]
         return Data.from_arrays(
             self.name,
             *(incomplete(split) for split in splits),

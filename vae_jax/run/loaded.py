@@ -163,13 +163,12 @@ class Loaded(Shown):
                 f"{rows.min()} to {rows.max()} were asked for."
             )
         keys = random.purpose(random.image_keys(split, rows), "protocol")
-        return self.experiment.data.protocol.apply(images[rows], keys)
+        return self.experiment.data.protocol.apply(jnp.asarray(images[rows]), keys)
 
     def labels(self, split: SplitName, rows: np.ndarray) -> np.ndarray | None:
         """The labels `[n]` of the images in `rows` of a split; None if the model takes none."""
-        if self.experiment.model.labels is None:
-            return None
-        return self.experiment.data[split].labels[rows]
+        labels = self.experiment.data[split].labels
+        return None if self.experiment.model.labels is None or labels is None else labels[rows]
 
     def observed(self, images: object) -> Array:
         """A user's images `[n, H, W, C]` as the model sees them.
