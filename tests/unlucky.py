@@ -60,9 +60,11 @@ def changed(**fields: Any) -> Experiment:
 
 def data(**change: Any) -> Data:
     """The tiny data, of other arrays or under another protocol."""
-    arrays = {name: RUN.data[name].images for name in ("train", "valid", "test")}
-    labels = {name: RUN.data[name].labels for name in arrays}
-    given: dict[str, Any] = {"protocol": "dynamic", "labels": labels} | arrays | change
+    given: dict[str, Any] = {"protocol": "dynamic", "labels": {}}
+    for name in ("train", "valid", "test"):
+        given[name] = RUN.data[name].images
+        given["labels"][name] = RUN.data[name].labels
+    given |= change
     return Data.from_arrays("bars", **given)
 
 
