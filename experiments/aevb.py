@@ -13,7 +13,8 @@ likelihood against the images seen, for 1,000 and 50,000 training images, with 1
 N_z = 3; we estimate it by L_1000. It also shows Monte Carlo EM, which has no q(z|x) and is not
 implemented here. Figure 4 shows 2-D manifolds, Figure 5 samples for N_z = 2, 5, 10, 20.
 
-Ours: AEVB after 10^6 images, the ELBO and L_1000 of 200 test images, in nats.
+Ours: AEVB after 10^6 images, the ELBO and L_1000 of 200 test images, in nats, by the first and the
+third command.
 
     MNIST        N_z = 2       3       5      10      20     200
     ELBO         -165.86 -149.99 -134.71 -119.19 -112.82 -183.15

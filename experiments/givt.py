@@ -15,8 +15,8 @@ Ours, by the first command: negative ELBO of 1,000 validation images of Fashion-
     GIVT, after 800 steps more    2130.8
 
 Draws from N(0, I) become clouds, and GIVT's become clothes and shoes with soft edges. 2026-11-30,
-two CPU cores of which another program used one, seed 0; the two trainings at 3,857 and 1,016
-images/s (summary.json). The full form: not yet run.
+two CPU cores of which another program used one, 10 s and 50 s of training, seed 0. The full form:
+not yet run.
 
 The first stage is trained by the ELBO with a standard normal prior and a mass over the 256 grey
 levels; the second holds it fixed and fits the prior. Its ln p(z) is exact, so that both stages have

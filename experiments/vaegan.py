@@ -120,7 +120,7 @@ def figures(
 
     Args:
         workdir: the folder of the figures and of both runs.
-        objective: the game.
+        objective: VAE/GAN, whose critic sees whole images, or the critic of patches.
         data: the data set, by name or path, in grey levels.
         num_steps: the number of optimizer steps of each run.
     """

@@ -20,7 +20,7 @@ Published: negative ELBO of test images, in nats, or in bits/dim for colour imag
 Ours, by `vae-jax train experiments/vdvae.py --size tiny --minutes 60 --workdir RUN` and
 `vae-jax evaluate RUN --num-samples 10`: a negative ELBO of 85.18 ± 0.21 nats (s.e.) and an NLL of
 82.95 ± 0.20 (K = 10), all 10,000 test images of MNIST. The two top layers have a rate of zero.
-19,800 steps, 2026-11-30, two CPU cores that did other work too, 242 images/s, seed 0. With
+19,800 steps, 2026-11-30, two CPU cores that did other work too, 8,167 s of training, seed 0. With
 `--minutes 8` the negative ELBO was 112.35: the running average, which is evaluated, still holds
 0.999^2640 = 7 percent of the initial parameters then. The other sizes: not yet run.
 
@@ -146,7 +146,8 @@ def experiment(
     """A deep hierarchy.
 
     Args:
-        recipe: the paper.
+        recipe: the model and its training: Child's (2021) VDVAE, Hazami et al.'s (2022)
+            Efficient-VDVAE, or Dittadi's ladder VAE.
         size: the paper's size, or one for an hour on an accelerator, or on two CPU cores.
         data: the data set, by name or path, or imagenet32 or imagenet64; MNIST is binarized
             dynamically.
@@ -220,8 +221,8 @@ def figures(
 
     Args:
         workdir: the folder of the figures and of a run for each depth.
-        recipe: the paper.
-        size: the size.
+        recipe: the model and its training, as in `experiment`.
+        size: the paper's size or a smaller one, as in `experiment`.
         data: the data set, by name or path.
         depths: the numbers of layers.
         minutes: the time for each run, as in `experiment`.
