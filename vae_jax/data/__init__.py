@@ -1,4 +1,4 @@
-"""Data: from a name, a path or arrays to uint8 splits, and from those to what likelihoods see."""
+"""Data: from a name, a path or arrays to uint8 splits, and from those to inputs of likelihoods."""
 
 from vae_jax.data.catalog import SOURCES, Listing, Source, list_datasets, load, prepare
 from vae_jax.data.datasets import Data, Split

@@ -1,7 +1,6 @@
 """Augmentations: random changes that leave a picture's content as it is.
 
-They map bytes to bytes, before the protocol, so that every likelihood sees the values it is meant
-for.
+They map bytes to bytes, before the protocol, so that every likelihood sees values of its support.
 """
 
 from collections.abc import Sequence
@@ -38,13 +37,13 @@ class HorizontalFlip(Checked):
     """Exchange left and right with probability one half."""
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """Change one image, uint8 `[H, W, C]`."""
+        """Change one image, uint8 `[H, W, C]`, with one typed key."""
         return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 @dataclass(frozen=True)
 class RandomShift(Checked):
-    """Move the image by a few pixels each way; its mirror image fills the border.
+    """Shift the image by a few pixels each way; its mirror image fills the border.
 
     This is random padding and cropping with reflection instead of zeros.
 
@@ -76,11 +75,11 @@ def _to_bytes(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class RandomAffine(Checked):
-    """Turn, stretch and move the image a little; its mirror image fills the border.
+    """Rotate, stretch and shift the image a little; its mirror image fills the border.
 
-    With the origin at the centre, the new pixel (y, x) is taken from the old image at
+    With the origin at the centre, the new pixel (y, x) is that of the old image at
     diag(e^a, e^b) R(t) (y, x) + c, where the angle t is from U(-degrees, degrees), a and b are from
-    U(-stretch, stretch), so that proportions change too, and the components of c are from
+    U(-stretch, stretch), so that proportions also change, and the components of c are from
     U(-shift, shift). Values between pixels are bilinear, rounded to the nearest byte.
 
     Attributes:
@@ -129,7 +128,7 @@ class BrightnessJitter(Checked):
 
 @dataclass(frozen=True)
 class ColourJitter(Checked):
-    """Multiply each channel by its own factor as in `BrightnessJitter`, which shifts the colours.
+    """Multiply each channel by a separate factor as in `BrightnessJitter`, to shift the colours.
 
     Attributes:
         amount: the largest change of a factor, in [0, 1].
@@ -144,7 +143,7 @@ class ColourJitter(Checked):
 
 
 def augmented(augmentations: Sequence[Augmentation], images: Array, keys: Array) -> Array:
-    """Apply one augmentation after another, each with its own noise.
+    """Apply one augmentation after another, each with separate noise.
 
     Args:
         augmentations: the augmentations, in their order.
@@ -164,10 +163,10 @@ def augmented(augmentations: Sequence[Augmentation], images: Array, keys: Array)
 
 
 def check_augmentations(augmentations: Sequence[Augmentation], data: Data) -> None:
-    """Check that each augmentation keeps the shape and the type of the data's images.
+    """Check that `augmentations` keep the shape and the type of the images of `data`.
 
     Raises:
-        VaeJaxError: one does not.
+        VaeJaxError: an augmentation fails, or changes the shape or the type of an image.
     """
     image = jax.ShapeDtypeStruct(data.image_shape, jnp.uint8)
     for augmentation in augmentations:

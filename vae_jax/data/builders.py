@@ -59,11 +59,11 @@ def _examples(images: np.ndarray, labels: np.ndarray | None) -> Examples:
 
 
 class MissingFileError(Exception):
-    """A file that has to be fetched by hand is not in the manual folder."""
+    """A file that must be downloaded by hand is not in the manual folder."""
 
 
 def _find(dl_manager: tfds.download.DownloadManager, *names: str) -> Path:
-    """Return the first of these files that the manual folder holds."""
+    """The first of these files that the manual folder holds."""
     try:
         folder = Path(dl_manager.manual_dir)
     except AssertionError:  # TFDS's way to say that there is no such folder
@@ -104,7 +104,7 @@ class Mnist5k(tfds.core.GeneratorBasedBuilder):
         pixels, labels = mnist_data()
         order = np.random.RandomState(0).permutation(len(labels))
         images, labels = pixels[order].astype(np.uint8).reshape(-1, 28, 28, 1), labels[order]
-        rank = np.zeros(len(labels), np.int64)  # how many of the same class come before
+        rank = np.zeros(len(labels), np.int64)  # the number of earlier ones of the same class
         for digit in range(10):
             rank[labels == digit] = np.arange(500)
         parts = {
@@ -225,7 +225,7 @@ def _cifar_info(
 
 
 class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
-    """The first 4,000 training images of CIFAR-10, for checks where the full set is not at hand.
+    """The first 4,000 training images of CIFAR-10, for checks without the full set.
 
     Train, validation and test hold the first 3,200, the next 400 and the last 400, all of the
     official training images. Published numbers are comparable with `cifar10` alone.

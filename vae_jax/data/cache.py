@@ -21,7 +21,7 @@ def root(data_dir: str | Path | None) -> Path:
 
 
 def folder(data_dir: Path, name: str) -> Path:
-    """The folder of a data set's cached arrays, beside its TFDS files."""
+    """The folder of the cached arrays of the data set `name`, beside its TFDS files."""
     return data_dir / name / "vae_jax"
 
 
@@ -30,7 +30,7 @@ def make(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
 
     Args:
         arrays: the folder, which is gone afterwards.
-        target: the folder to make; the caller makes sure that nobody else is making it.
+        target: the folder to make; the caller ensures that no other process is making it.
         about: further entries of the manifest, as JSON.
 
     Raises:
@@ -48,7 +48,7 @@ def read(
     """Map the arrays of a prepared data set into memory.
 
     Args:
-        name: the data set, for the message.
+        name: the data set, for messages.
         source: the folder that `make` made.
         wholly: whether every byte is checked, even in files that seem untouched.
 
@@ -57,7 +57,7 @@ def read(
         "skipped" (files without an image), lists of strings or None.
 
     Raises:
-        VaeJaxError: a file is missing, or is not the one that was written.
+        VaeJaxError: a file is missing, or has other content than was written.
     """
     try:
         manifest = {"class_names": None, "skipped": None}
@@ -90,8 +90,11 @@ def remembered(
     Args:
         source: the folder that `make` made.
         files: its manifest's "files", as they were read.
-        what: the name of the computation, which differs where the result may differ.
+        what: the name of the computation, which differs wherever the result may differ.
         compute: the computation.
+
+    Returns:
+        The result of `compute`.
     """
     path = source / ".fingerprints.json"
     key = hashlib.sha256(json.dumps([files, what], sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The data sets known by name: how each is split, and the way from a name to arrays."""
+"""The data sets known by name: their splits, and the way from a name to arrays."""
 
 import os
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ class Source:
 
     Attributes:
         name: its TFDS name.
-        sizes: images in each official split; where "valid" is missing, validation images are cut
-            from the end of the training split.
+        sizes: the number of images in each official split; if "valid" is missing, validation images
+            are cut from the end of the training split.
         image_shape: (height, width, channels).
-        protocol: the default protocol; "threshold" means that the images are binary already.
-        manual_files: what `--manual-dir` must hold where TFDS cannot download it.
-        origin: where those files come from.
-        default_valid: how many validation images are cut where there is no official split.
+        protocol: the default protocol; "threshold" means that the images are already binary.
+        manual_files: the files that `--manual-dir` must hold if TFDS cannot download them.
+        origin: the source of those files.
+        default_valid: the number of validation images to cut if there is no official split.
     """
 
     name: str
@@ -133,11 +133,11 @@ SOURCES: dict[str, Source] = {
 
 @dataclass(frozen=True)
 class Listing:
-    """What `vae-jax data list` says of one data set.
+    """An entry of `vae-jax data list`.
 
     Attributes:
         source: the data set.
-        sizes: images in each split as `load` gives them by default.
+        sizes: the number of images in each split that `load` gives by default.
         prepared: whether `load` would find it in the cache.
     """
 
@@ -147,7 +147,7 @@ class Listing:
 
 
 def list_datasets(data_dir: str | Path | None = None) -> list[Listing]:
-    """Return every data set known by name, prepared in DATA_DIR or not."""
+    """Every data set known by name, prepared in `data_dir` or not."""
     root = cache.root(data_dir)
     return [
         Listing(
@@ -169,20 +169,23 @@ def load(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
 ) -> Data:
-    """Load a data set as memory maps; where it is not prepared yet, it is prepared first.
+    """Load a data set as memory maps, and prepare it first if necessary.
 
     Args:
         name: a name in `SOURCES`; that of any image data set of TFDS, tfds:NAME or
-            tfds:NAME/CONFIG, whose images are cut to squares and resized; or the path of images of
-            your own, as in `load_path`.
+            tfds:NAME/CONFIG, whose images are cut to squares and resized; or the path of your own
+            images, as in `load_path`.
         protocol: a name in `PROTOCOLS`; None takes the data set's own, "grey" for tfds:NAME.
         valid: the number of images to cut from the end of the official training split for
             validation; None takes the data set's own, for tfds:NAME a tenth, at most 10,000.
         size: the side of images of tfds:NAME; None takes the only one that is prepared, else 64.
-        data_dir: where TFDS and the cache keep their files; None takes VAE_JAX_DATA_DIR, else
-            TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        manual_dir: a folder of files fetched by hand, those of NAME in its sub-folder NAME if there
-            is one; None takes VAE_JAX_MANUAL_DIR, if set.
+        data_dir: the folder of TFDS and the cache; None takes VAE_JAX_DATA_DIR, else TFDS_DATA_DIR,
+            else ~/tensorflow_datasets.
+        manual_dir: a folder of files downloaded by hand, those of NAME in its sub-folder NAME if
+            there is one; None takes VAE_JAX_MANUAL_DIR, if set.
+
+    Returns:
+        The data.
 
     Raises:
         VaeJaxError: an argument is out of range, the data set cannot be prepared, or its cache is
@@ -242,13 +245,10 @@ def prepare(
     size: int | None = None,
     verify: bool = False,
 ) -> Path:
-    """Prepare a data set with TFDS in a subprocess, unless it is in the cache already.
+    """Prepare a data set with TFDS in a subprocess, unless it is already in the cache.
 
     Args:
-        name: as for `load`.
-        data_dir: as for `load`.
-        manual_dir: as for `load`.
-        size: as for `load`.
+        name, data_dir, manual_dir, size: as for `load`.
         verify: whether to check every byte that is already cached; `load` checks only files whose
             size or time has changed since the last check.
 

@@ -15,7 +15,7 @@ from vae_jax.errors import Shown, VaeJaxError
 
 @dataclass(frozen=True, eq=False)
 class Split(given.Checked):
-    """Images and, where the data set has them, class labels.
+    """Images and, if the data set has them, class labels.
 
     Attributes:
         images: uint8 [N, H, W, C].
@@ -34,15 +34,15 @@ class Data(Shown, given.Checked):
     """A data set ready for training: three splits, the last two possibly empty, and a protocol.
 
     Attributes:
-        name: the name that results give it.
-        protocol: how its bytes become x.
-        train: the images that training sees.
+        name: its name in results.
+        protocol: the map from its bytes to x.
+        train: the training images.
         valid: the images for choosing between models.
         test: the images for reported numbers alone.
-        split_rule: one clause that says where the splits come from.
-        class_names: what the labels 0, 1, ... stand for; None where there are no labels.
-        source: the call that loads these data again; None where they were given as arrays, or
-            changed after they were loaded.
+        split_rule: the origin of the splits, in a clause.
+        class_names: the names of the labels 0, 1, ...; None if there are no labels.
+        source: the call that reloads these data; None if they were given as arrays, or changed
+            after they were loaded.
     """
 
     name: str
@@ -77,14 +77,14 @@ class Data(Shown, given.Checked):
         """Make a data set from arrays.
 
         Args:
-            name: the name that results give it.
+            name: its name in results.
             train: uint8 [N, H, W, C], at least one image.
             valid: uint8 [N, H, W, C]; None is an empty split.
             test: uint8 [N, H, W, C]; None is an empty split.
             protocol: a name in `PROTOCOLS`.
             labels: integers [N], from 0, for any of "train", "valid" and "test".
-            class_names: what the labels stand for; None names them by their numbers.
-            split_rule: one clause, for `description`.
+            class_names: the names of the labels; None names them by their numbers.
+            split_rule: the origin of the splits, in a clause.
 
         Raises:
             VaeJaxError: the protocol is unknown, an array is not uint8 [N, H, W, C], the shapes of
@@ -142,7 +142,7 @@ class Data(Shown, given.Checked):
             name: its name.
             protocol: the name of its protocol.
             image_shape: (H, W, C).
-            class_names: what the labels stand for.
+            class_names: the names of the labels.
             fingerprint: the fingerprint with the images.
         """
         nothing = Split(np.empty((0, *image_shape), np.uint8), None)
@@ -156,12 +156,12 @@ class Data(Shown, given.Checked):
     def with_missing(self, missing: Mapping[SplitName, np.ndarray]) -> "Data":
         """These data with missing pixels, for models with the likelihood `SeenPixels`.
 
-        Images get one more channel, the last: 255 where a pixel is seen and 0 where it is missing.
-        Missing pixels are 0 in the other channels too, so that nothing of them is left.
+        Images get one more channel, the last: 255 for seen pixels and 0 for missing ones. Missing
+        pixels are also 0 in the other channels, so that nothing of them is left.
 
         Args:
-            missing: booleans `[H, W]`, one for all images, or `[N, H, W]`, True where pixels are
-                missing, for any of "train", "valid" and "test"; the others are complete.
+            missing: booleans `[H, W]`, one for all images, or `[N, H, W]`, True for missing pixels,
+                for any of "train", "valid" and "test"; the others are complete.
 
         Raises:
             VaeJaxError: there is no such split, or a mask does not fit its images.
@@ -202,12 +202,12 @@ class Data(Shown, given.Checked):
         source: "partial[Data]",
         remembered: Callable[[str, Callable[[], str]], str] | None = None,
     ) -> "Data":
-        """These data, with the call that loads them again.
+        """These data, with the call that reloads them.
 
         Args:
             source: that call.
             remembered: a function from the shapes of the splits and a function that computes the
-                fingerprint to the fingerprint; it makes that call only where none is known.
+                fingerprint to the fingerprint; it computes only an unknown one.
         """
         object.__setattr__(self, "_remembered", remembered)
         object.__setattr__(self, "source", source)
@@ -230,7 +230,7 @@ class Data(Shown, given.Checked):
 
     @property
     def shown(self) -> dict[str, str]:
-        """What it is, in a few lines."""
+        """A summary of the data in a few lines."""
         sizes = f"{len(self.train):,} training, {len(self.valid):,} validation, {len(self.test):,}"
         height, width, channels = self.image_shape
         return {
@@ -263,10 +263,10 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of that name.
+    """The protocol of the name `name`.
 
     Raises:
-        VaeJaxError: there is none; the sentence lists the names.
+        VaeJaxError: no protocol has that name; the sentence lists the names.
     """
     if name not in PROTOCOLS:
         raise VaeJaxError(f"There is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}.")

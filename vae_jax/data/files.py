@@ -18,11 +18,11 @@ from vae_jax.errors import VaeJaxError
 
 SHAPE = re.compile(r"(\d+)x(\d+)x([13])")
 IMAGES, LABELS = ("images", "x", "imgs", "arr_0"), ("labels", "y")
-"""The names of arrays in an .npz file that is not split; `imgs` is that of dSprites."""
+"""The names of arrays in an .npz file without splits; `imgs` is that of dSprites."""
 
 
 def is_path(name: str) -> bool:
-    """Whether a data set is named by a path."""
+    """Whether the `name` of a data set is a path."""
     bare, _ = _divided(name)
     path = Path(bare)
     return bare != "" and (
@@ -34,7 +34,7 @@ def is_path(name: str) -> bool:
 
 
 def _divided(path: str) -> tuple[str, str]:
-    """A path, and the shape after its last @, unless the @ is part of a file's name."""
+    """The path, and the shape after its last @, unless the @ is part of a file's name."""
     bare, at, shape = path.rpartition("@")
     if not at or os.sep in shape or storage.from_home(path).exists():
         return path, ""
@@ -44,7 +44,7 @@ def _divided(path: str) -> tuple[str, str]:
 def load_path(
     path: str, protocol: str | None = None, *, data_dir: str | Path | None = None
 ) -> Data:
-    """Load images of the user's own.
+    """Load the user's own images.
 
     Args:
         path: an .npy file of images `[N, H, W, C]` or `[N, H, W]`, bytes or floats from 0 to 1,
@@ -54,10 +54,13 @@ def load_path(
             `FOLDER@32x32x3` reads in this shape instead of 64x64x3. Images without splits are split
             into 80, 10 and 10 %, in an order that is always the same.
         protocol: a name in `PROTOCOLS`; None takes "dynamic" for grey images and "grey" for RGB.
-        data_dir: where decoded pictures of a folder are kept, as for `load`.
+        data_dir: the folder for decoded pictures of a folder, as for `load`.
+
+    Returns:
+        The data.
 
     Raises:
-        VaeJaxError: there is nothing of this kind there.
+        VaeJaxError: the path holds no images of these forms.
     """
     name, behind = _divided(path)
     bare, shape = storage.from_home(name), SHAPE.fullmatch(behind)
@@ -142,7 +145,7 @@ def _by_split(arrays: Mapping[str, np.ndarray], *names: str) -> dict[SplitName, 
 
 
 def _shuffled(whole: np.ndarray) -> dict[SplitName, np.ndarray]:
-    """80, 10 and 10 % of an array, in an order that depends on its length alone."""
+    """The splits of an array, 80, 10 and 10 %, in an order that depends on its length alone."""
     order = np.random.default_rng(0).permutation(len(whole))
     tenth = max(1, len(whole) // 10) if len(whole) > 2 else 0
     parts = np.split(whole[order], [len(whole) - 2 * tenth, len(whole) - tenth])
@@ -154,7 +157,7 @@ def _bytes(path: Path, images: np.ndarray) -> np.ndarray:
     """Images as bytes `[N, H, W, C]`; floats v in [0, 1] become round(255 v).
 
     Raises:
-        VaeJaxError: they have another shape or range.
+        VaeJaxError: the images have another shape or range.
     """
     is_one = images.ndim == 3 and images.shape[-1] in (1, 3)
     images = images[..., None] if images.ndim == 3 and not is_one else images

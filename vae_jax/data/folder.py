@@ -1,9 +1,9 @@
-"""A folder of pictures as a data set: what is in it, its splits and classes, and the way to arrays.
+"""A folder of pictures as a data set: its files, splits and classes, and the way to arrays.
 
-TFDS's `ImageFolder` wants a folder for each split, lists .jpg, .jpeg and .png alone, ignores the
-orientation that cameras record, and stops at the first file that does not decode. So the files are
-listed here and decoded by Pillow (`folder_prepare`); a folder laid out for TFDS keeps its splits
-and classes.
+TFDS's `ImageFolder` needs a folder for each split, lists .jpg, .jpeg and .png alone, ignores the
+orientation that cameras record, and stops at the first file that does not decode. Therefore the
+files are listed here and decoded by Pillow (`folder_prepare`); a folder laid out for TFDS keeps its
+splits and classes.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from vae_jax.processes.agreement import told_by_main
 from vae_jax.progress import say
 
 VALID = TEST = 0.1
-_FORMAT = 2  # of the cache; under another number folders are prepared again
+_FORMAT = 2  # the version of the cache; after a change folders are prepared again
 SPLITS_NAMED: dict[str, SplitName] = {
     "train": "train",
     "valid": "valid",
@@ -39,12 +39,12 @@ SPLITS_NAMED: dict[str, SplitName] = {
 _ORDER: tuple[SplitName, ...] = ("train", "valid", "test")
 _LISTED = 30
 _State = str | tuple[int, int]
-"""Size and time of a file, as text, or the identity of a folder."""
+"""The size and time of a file, as text, or the identity of a folder."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What tells one content of a folder from another, without the names of its files.
+    """A fingerprint of a folder's content, without the names of its files.
 
     Attributes:
         key: a hash of the names, sizes and times of the files, in the order of the names.
@@ -59,7 +59,7 @@ class Listing:
 
     @classmethod
     def of(cls, entries: Iterable[tuple[str, str]]) -> "Listing":
-        """The listing of these names and states, which are not kept."""
+        """The listing from an iterator of names and states, which it consumes."""
         digest, count, tops = hashlib.sha256(), 0, set[str]()
         for name, state in entries:
             digest.update(b"%b\0%b\0" % (os.fsencode(name), state.encode()))
@@ -69,7 +69,7 @@ class Listing:
         return cls(digest.hexdigest(), count, own_splits)
 
     def key_of(self, height: int, width: int, channels: int) -> str:
-        """The name under which these files are cached at an image shape."""
+        """The name under which these files are cached at a height, a width and channels."""
         what = f"{self.key} {height} {width} {channels} {_FORMAT}"
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 
@@ -80,8 +80,8 @@ class Files:
 
     Attributes:
         root: the folder.
-        names: paths below it, with slashes.
-        states: size and time of each, which tell whether it has changed.
+        names: the paths below it, with slashes.
+        states: the size and time of each, which show a change.
     """
 
     root: Path
@@ -90,7 +90,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path) -> "Files":
-        """List a folder and the folders in it, links to folders included."""
+        """List the folder `root` and the folders in it, links to folders included."""
         found = list(walk(root))
         return cls(root, [name for name, _ in found], [state for _, state in found])
 
@@ -105,15 +105,15 @@ class Files:
         return self.listing.has_own_splits
 
     def class_of(self, row: int) -> str:
-        """The first folder below the root, or below that of the split; "." where there is none."""
+        """The first folder in a row's path, below the root or that of the split; "." if none."""
         folders = self.names[row].split("/")[int(self.has_own_splits) : -1]
         return folders[0] if folders else "."
 
     def splits(self, rows: np.ndarray) -> dict[SplitName, np.ndarray]:
-        """Divide the usable rows: by the folder's own splits, or by a hash of each name.
+        """Divide the usable `rows`: by the folder's own splits, or by a hash of each name.
 
         A name whose hash u in [0, 1) is below 0.1 is in test, and one from 0.9 on in valid, so that
-        a file stays where it is while others come and go. With three files or more, each split has
+        a file keeps its split while others come and go. With three files or more, each split has
         at least one: the smallest u is in test, the largest in valid.
         """
         names = [self.names[int(row)] for row in rows]
@@ -138,7 +138,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def walk(root: Path) -> Iterator[tuple[str, str]]:
-    """The files below a folder, sorted by name: names with slashes, and sizes and times as text.
+    """The files below `root`, sorted by name: names with slashes, and sizes and times as text.
 
     Only the names in the folders on the way to the current file are held.
     """
@@ -159,7 +159,7 @@ def walk(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entries(root: Path, below: str) -> list[tuple[str, _State]]:
-    """The entries of a folder; folders end in /, so that this order is that of all paths below."""
+    """The entries of a folder; folders end in /, so that their order is that of all paths below."""
     found: list[tuple[str, _State]] = []
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
@@ -193,23 +193,25 @@ def load_folder(
 ) -> Data:
     """Load the pictures of a folder as memory maps, decoded once.
 
-    Each is turned upright as its camera recorded it, laid on white where it is transparent, cut to
-    the wanted shape around its centre, and resized. The first level of sub-folders, if there is
-    one, gives the labels and `class_names`. A hash of the file names gives the splits, 80, 10 and
-    10 % (in small folders roughly, with at least one picture each), unless the sub-folders are
-    `train`, `valid` and `test`, as for TFDS's `ImageFolder`: then these are the splits, and their
-    sub-folders the classes. Files that cannot be used are listed with the reasons when the folder
-    is prepared.
+    Each is rotated upright as its camera recorded it, laid on white if transparent, cropped to the
+    requested shape around its centre, and resized. The first level of sub-folders, if there is one,
+    gives the labels and `class_names`. A hash of the file names gives the splits, 80, 10 and 10 %
+    (in small folders roughly, with at least one picture each), unless the sub-folders are `train`,
+    `valid` and `test`, as for TFDS's `ImageFolder`: then these are the splits, and their
+    sub-folders the classes. Unusable files are listed with the reasons when the folder is prepared.
 
     Args:
         path: the folder.
-        size: side of the square images, or (height, width).
+        size: the side of the square images, or (height, width).
         channels: 3 for RGB, 1 for grey.
         protocol: a name in `PROTOCOLS`.
-        data_dir: where the decoded images are kept, as for `load`.
+        data_dir: the folder for decoded images, as for `load`.
+
+    Returns:
+        The data.
 
     Raises:
-        VaeJaxError: the folder is not there or has no usable picture, or an argument is out of
+        VaeJaxError: the folder does not exist or has no usable picture, or an argument is out of
             range.
     """
     find_protocol(protocol)
@@ -248,15 +250,22 @@ def load_folder(
 
 
 def cache_of(listing: Listing, root: Path, shape: tuple[int, int, int], data_dir: Path) -> Path:
-    """Where the arrays of these files in this shape are, or will be."""
+    """The folder for the arrays of these files in this shape.
+
+    Args:
+        listing: the fingerprint of the files.
+        root: their folder.
+        shape: (H, W, C).
+        data_dir: as for `load`.
+    """
     return cache.folder(data_dir, f"image_folder/{root.name}-{listing.key_of(*shape)}")
 
 
 def _prepared(root: Path, shape: tuple[int, int, int], data_dir: Path) -> Listing:
-    """The `Listing` of a folder, whose pictures are decoded unless they have been.
+    """The `Listing` of a folder, after decoding its pictures unless that is done.
 
     Raises:
-        VaeJaxError: none of them can be used.
+        VaeJaxError: no picture can be used.
     """
     listing = Listing.of(walk(root))
     target = cache_of(listing, root, shape, data_dir)
@@ -271,7 +280,13 @@ def _prepared(root: Path, shape: tuple[int, int, int], data_dir: Path) -> Listin
 
 
 def report_skipped(skipped: Sequence[str], whole: str, target: Path) -> None:
-    """Say which pictures of the whole could not be used, if any, and why."""
+    """Report the pictures that could not be used, if any, with the reasons.
+
+    Args:
+        skipped: a line for each.
+        whole: the name of the whole, for the message.
+        target: the folder of the arrays, which has the full list.
+    """
     if not skipped:
         return
     lines = [f"Not used, of {whole}:", *(f"  {line}" for line in skipped[:_LISTED])]

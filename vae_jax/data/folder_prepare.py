@@ -20,15 +20,21 @@ from vae_jax.errors import VaeJaxError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 LARGEST_ENLARGEMENT = 4
-IMAGES_PER_PROCESS = 200  # decoding as many takes about as long as starting a process
+IMAGES_PER_PROCESS = 200  # decoding this many takes about as long as starting a process
 
 
 class UnusableError(Exception):
-    """Says why a file gives no image."""
+    """The reason why a file gives no image."""
 
 
 def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
     """Decode a picture to uint8 `[H, W, C]`.
+
+    Args:
+        path: the path of the picture.
+        height: H.
+        width: W.
+        channels: C, 3 for RGB, 1 for grey.
 
     Raises:
         UnusableError: the file is no still picture, is too small, or is damaged.
@@ -40,7 +46,11 @@ def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
 
 
 def decode_file(file: Path | IO[bytes], height: int, width: int, channels: int) -> np.ndarray:
-    """As `decode`, for a file that exists."""
+    """As `decode`, for an open file.
+
+    Raises:
+        UnusableError: as in `decode`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
@@ -56,7 +66,7 @@ def decode_file(file: Path | IO[bytes], height: int, width: int, channels: int) 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         megapixels = Image.MAX_IMAGE_PIXELS or 0
         raise UnusableError(f"larger than {megapixels // 10**6} megapixels") from None
-    except Exception as error:  # a damaged file fails in as many ways as it has parsers
+    except Exception as error:  # parsers raise many kinds of errors
         raise UnusableError(f"damaged ({error})") from error
 
 
@@ -138,7 +148,18 @@ def _prepare(root: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
 
 
 def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> int:
-    """Prepare a folder; on failure print one sentence and return 1."""
+    """Prepare a folder; on failure print one sentence.
+
+    Args:
+        folder: the folder.
+        height: the height of the images.
+        width: their width.
+        channels: their channels.
+        data_dir: the data folder.
+
+    Returns:
+        The exit code, 1 after a failure.
+    """
     try:
         _prepare(Path(folder), (int(height), int(width), int(channels)), Path(data_dir))
     except VaeJaxError as error:

@@ -15,7 +15,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 def files_of(folder: Path) -> Files:
-    """The files of a data set, without those that `datasets` caches beside them."""
+    """The files of the data set in `folder`, without those that `datasets` caches beside them."""
     every = Files.of(folder)
     own = {
         name: state
@@ -26,7 +26,7 @@ def files_of(folder: Path) -> Files:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder is what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` writes."""
+    """Whether `folder` was written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
     one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     return one or (folder / "dataset_dict.json").is_file()
 
@@ -49,7 +49,10 @@ def load_saved(
         size: (height, width).
         channels: 3 for RGB, 1 for grey.
         protocol: a name in `PROTOCOLS`.
-        data_dir: where the decoded pictures are kept, as for `load`.
+        data_dir: the folder for decoded pictures, as for `load`.
+
+    Returns:
+        The data.
 
     Raises:
         VaeJaxError: `datasets` is not installed, or the column of images is missing or ambiguous.
@@ -86,6 +89,14 @@ def load_saved(
 
 
 def cache_of(files: Files, height: int, width: int, channels: int, data_dir: Path) -> Path:
-    """Where the arrays of these files in this size are, or will be."""
+    """The folder for the arrays of these files in this size.
+
+    Args:
+        files: the files.
+        height: the height of the images.
+        width: their width.
+        channels: their channels.
+        data_dir: as for `load`.
+    """
     key = files.listing.key_of(height, width, channels)
     return cache.folder(data_dir, f"hugging_face/{files.root.name}-{key}")

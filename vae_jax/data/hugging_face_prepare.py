@@ -42,10 +42,10 @@ class Columns(NamedTuple):
 
 
 def open_splits(folder: Path) -> Splits:
-    """The splits that are used, by the names that they have here.
+    """The splits to use of the data set in `folder`, by their names in this package.
 
     Raises:
-        VaeJaxError: none of them is for training.
+        VaeJaxError: there is no training split.
     """
     datasets.disable_caching()  # or files of its own would appear in the folder
     found = datasets.load_from_disk(str(folder))
@@ -61,7 +61,7 @@ def open_splits(folder: Path) -> Splits:
 
 
 def columns_of(folder: Path, splits: Splits) -> Columns:
-    """The columns of an example that are used.
+    """The columns to use of the examples in `splits` of the data set in `folder`.
 
     Raises:
         VaeJaxError: the column of pictures is missing or ambiguous.
@@ -127,7 +127,7 @@ def _pixels(picture: object, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def divided(rows: Mapping[SplitName, np.ndarray]) -> tuple[dict[SplitName, np.ndarray], str]:
-    """The rows of all three splits, and in words where they come from."""
+    """The rows of all three splits from those of the given ones, and their origin in words."""
     train, none = rows["train"], np.empty(0, np.int64)
     valid, test = rows.get("valid", none), rows.get("test", none)
     rule = "the data set's own splits"
@@ -173,7 +173,7 @@ def _prepare(folder: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
         names: list[str] | None = None
         for split in SPLITS if columns.label is not None else ():
             file = whole / f"{split}_labels.npy"
-            if (np.load(file) < 0).any():  # as where the labels of test images are secret
+            if (np.load(file) < 0).any():  # as when the labels of test images are secret
                 file.unlink()
             else:
                 names = [*columns.classes.values()]
@@ -182,7 +182,18 @@ def _prepare(folder: Path, shape: tuple[int, int, int], data_dir: Path) -> None:
 
 
 def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> int:
-    """Prepare a data set; on failure print one sentence and return 1."""
+    """Prepare a data set; on failure print one sentence.
+
+    Args:
+        folder: the folder of the data set.
+        height: the height of the images.
+        width: their width.
+        channels: their channels.
+        data_dir: the data folder.
+
+    Returns:
+        The exit code, 1 after a failure.
+    """
     try:
         _prepare(Path(folder), (int(height), int(width), int(channels)), Path(data_dir))
     except VaeJaxError as error:
@@ -195,7 +206,7 @@ def main(folder: str, height: str, width: str, channels: str, data_dir: str) -> 
             "--data-dir or VAE_JAX_DATA_DIR."
         )
         return 1
-    except Exception as error:  # a damaged data set fails in as many ways as its readers
+    except Exception as error:  # readers raise many kinds of errors
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"\n{folder} cannot be read ({reason}): save it again with save_to_disk.")
         return 1

@@ -1,4 +1,4 @@
-"""Data given as arrays, kept in the run folder, so that the folder alone brings the run back."""
+"""Data given as arrays, kept in the run folder, so that the folder alone restores the run."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ _SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 def keep(data: Data, folder: Path) -> None:
-    """Write the arrays of data into a new folder, unless they can be loaded again or are large.
+    """Write the arrays of `data` into a new `folder`, unless they can be reloaded or are large.
 
     Raises:
         VaeJaxError: the folder cannot be written.
@@ -40,10 +40,10 @@ def keep(data: Data, folder: Path) -> None:
 
 
 def kept(folder: Path) -> Data | None:
-    """The data that `keep` wrote, mapped from the disk; None where it wrote none.
+    """The data that `keep` wrote to `folder`, mapped from the disk; None if it wrote none.
 
     Raises:
-        VaeJaxError: they are damaged.
+        VaeJaxError: the data are damaged.
     """
     if not folder.exists():
         return None

@@ -1,4 +1,4 @@
-"""Pictures that a user gives to a trained model: a folder, a file, or an array in a file."""
+"""A user's pictures for a trained model: a folder, a file, or an array in a file."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Pictures(NamedTuple):
 
     Attributes:
         images: bytes, or floats in [0, 1], `[n, H, W, C]`.
-        names: the path of each below the folder; empty where they come from an array.
-        folders: the first folder of each path, "." where there is none.
+        names: the path of each below the folder; empty if they come from an array.
+        folders: the first folder of each path, "." if there is none.
     """
 
     images: np.ndarray
@@ -29,15 +29,15 @@ class Pictures(NamedTuple):
 def read_pictures(path: str | Path, image_shape: tuple[int, int, int]) -> Pictures:
     """Read a folder of pictures, one picture, or an .npy file.
 
-    Pictures are cut to the shape around their centres and resized, as `load_folder` does; files
-    that cannot be used are named on standard error. An array has to have the shape.
+    Pictures are cropped to the shape around their centres and resized, as `load_folder` does;
+    unusable files are named on standard error. An array must have the shape.
 
     Args:
         path: the folder or the file.
         image_shape: (H, W, C) of the model.
 
     Raises:
-        VaeJaxError: it is not there, or has no picture that can be used.
+        VaeJaxError: the path does not exist, or has no usable picture.
     """
     path = storage.from_home(path)
     if path.suffix == ".npy" and path.is_file():

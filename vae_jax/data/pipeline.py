@@ -1,7 +1,7 @@
 """From stored bytes to the x that a likelihood scores: protocols and the order of batches.
 
-Everything here is a pure function of a seed, a step and the positions of the images, so a run does
-not depend on the number of devices, and a resumed one needs no saved iterator.
+Everything here is a pure function of a seed, a step and the positions of the images, so that a run
+does not depend on the number of devices, and a resumed one needs no saved iterator.
 """
 
 import functools
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How uint8 pixels v become the observed x.
+    """A map from uint8 pixels v to the observed x.
 
     Attributes:
-        name: the name by which users ask for it.
-        support: the values that x takes, for which the likelihood must be made.
+        name: the name by which users choose it.
+        support: the values that x takes, which the likelihood must support.
         resampled: whether training draws new noise each time it sees an image. Evaluation splits,
-            and training images where this is False, keep the noise of `random.image_keys`.
+            and training images if this is False, keep the noise of `random.image_keys`.
         description: one clause for the records of results.
         apply: the function from images, uint8 `[B, H, W, C]`, and typed keys `[B]` to x, float32
             `[B, H, W, C]`.
@@ -136,7 +136,7 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 def batch_indices(
     seed: int, first_step: int, num_steps: int, num_images: int, batch_size: int
 ) -> np.ndarray:
-    """The images that training steps see.
+    """The images of training steps.
 
     Step s takes positions s * batch_size to (s + 1) * batch_size of an endless sequence of
     permutations, one per epoch: every image is seen exactly once in each epoch, and a batch may
@@ -162,7 +162,7 @@ def batch_indices(
 
 
 def prefetched(items: Iterator[T]) -> Generator[T]:
-    """Yield the same items; a thread makes each while the one before is in use."""
+    """Yield the same `items`; a thread makes each while the one before is in use."""
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:

@@ -1,8 +1,8 @@
-"""Preparing a data set: images decoded once, part by part, by processes of their own.
+"""Preparing a data set: images decoded once, part by part, by separate processes.
 
 `run` starts a module in a child process and shows its progress. In that child, `working_folder`
-gives a folder for plan.json and a file for each part that is decoded, so that a preparation that
-was killed goes on with the missing parts. No process ever holds more than a part or two in memory.
+gives a folder for plan.json and a file for each decoded part, so that a preparation that was killed
+resumes with the missing parts. No process ever holds more than a part or two in memory.
 """
 
 import contextlib
@@ -34,16 +34,16 @@ Job = TypeVar("Job")
 def run(module: str, arguments: Sequence[str], what: str) -> None:
     """Run `python -m MODULE ARGUMENTS...`, away from this process's memory and main module.
 
-    The module prints `progress DONE ALL` on its stdout. Whatever else it or its libraries print is
-    not shown; if it exits with 1, its last line is the error.
+    The module prints `progress DONE ALL` on its stdout. All other output of it and its libraries is
+    hidden; if it exits with 1, its last line is the error.
 
     Args:
         module: the module's name; the current folder is not searched for it.
         arguments: its command line.
-        what: what is prepared, and where, for the messages.
+        what: the name and location of the data, for messages.
 
     Raises:
-        VaeJaxError: it failed.
+        VaeJaxError: the module failed.
     """
     settings = {
         "CUDA_VISIBLE_DEVICES": "",
@@ -101,18 +101,18 @@ class Piece(NamedTuple):
 
 
 def divide_rows(num_images: int, image_bytes: int) -> list[range]:
-    """Divide the rows 0..N-1 into ranges of `PART_BYTES` of images."""
+    """Divide rows 0 to `num_images` - 1 into ranges of `PART_BYTES`, of `image_bytes` per image."""
     step = max(1, PART_BYTES // image_bytes)
     return [range(a, min(a + step, num_images)) for a in range(0, num_images, step)]
 
 
 @contextlib.contextmanager
 def working_folder(target: Path) -> Generator[Path | None]:
-    """Let one process at a time make a cache; others wait.
+    """Let one process at a time make the cache `target`; others wait.
 
     Yields:
-        The working folder, which stays when the preparation is killed and goes when the disk is
-        full; None where the cache is there already.
+        The working folder, which stays if the preparation is killed and is deleted if the disk is
+        full; None if the cache already exists.
     """
     storage.make_folder(target.parent)
     work = target.with_suffix(".partial")
@@ -136,13 +136,13 @@ def decode_parts(
     decode: Callable[[Job], Piece],
     processes: int,
 ) -> list[Path]:
-    """Decode the parts that are not there yet, and print on stdout how many are.
+    """Decode the missing parts, and print the progress on stdout.
 
     Args:
         work: the working folder.
-        plan: what the parts depend on, as JSON; those of another plan are deleted.
+        plan: everything that the parts depend on, as JSON; parts of another plan are deleted.
         jobs: one for each part.
-        decode: a function from a job to its part; picklable where there are several processes.
+        decode: a function from a job to its part; picklable if there are several processes.
         processes: the number of processes to start; with 1, none is started.
 
     Returns:
@@ -219,11 +219,11 @@ def write_in_place(
 
     Args:
         work: the working folder.
-        plan: what the parts depend on, as JSON; those of another plan are deleted.
+        plan: everything that the parts depend on, as JSON; parts of another plan are deleted.
         arrays: shapes and types by name.
         jobs: one for each part.
-        write: writes a job's part of {name}.npy in a folder; picklable where there are several
-            processes.
+        write: a function that writes a job's part of {name}.npy in a folder; picklable if there are
+            several processes.
         processes: the number of processes to start; with 1, none is started.
 
     Returns:
@@ -254,7 +254,7 @@ def _mark(write: Callable[[Path, Job], None], whole: Path, mark: Path, job: Job)
 
 
 def usable_rows(files: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """The rows that have an image, in order, and a line for each file that gave none."""
+    """The rows that have an image in the parts' `files`, and a line for each file without one."""
     rows, skipped = [], []
     for file in files:
         with np.load(file) as part:

@@ -12,32 +12,38 @@ from vae_jax.errors import VaeJaxError
 PREFIX = "tfds:"
 SIZE = 64
 _NAME = re.compile(r"tfds:[A-Za-z][A-Za-z0-9_]*(/[A-Za-z0-9_.-]+)?")
-# Of the training images, cut from their end where the data set has no validation images.
+# The share of training images, cut from their end if the data set has no validation images.
 _VALID, _MOST_VALID = 0.1, 10_000
 
 
 def folder_of(name: str, size: int, data_dir: Path) -> Path:
-    """Where the arrays of a data set at a size are, or will be."""
+    """The folder for the arrays of a data set at a size.
+
+    Args:
+        name: tfds:NAME, or tfds:NAME/CONFIG.
+        size: the side of the square images.
+        data_dir: the data folder.
+    """
     return cache.folder(data_dir, f"tfds/{name.removeprefix(PREFIX).replace('/', '-')}-{size}")
 
 
 def prepare_tfds(
     name: str, size: int | None, root: Path, manual_folder: Path | None, *, verify: bool = False
 ) -> Path:
-    """Prepare a data set of TFDS in a subprocess, unless it is in the cache already.
+    """Prepare a data set of TFDS in a subprocess, unless it is already in the cache.
 
     Args:
         name: tfds:NAME, or tfds:NAME/CONFIG.
         size: the side of the square images; None takes the only one that is prepared, else 64.
-        root: where TFDS and the cache keep their files.
-        manual_folder: a folder of files fetched by hand.
-        verify: whether every byte that is in the cache already is checked.
+        root: the folder of TFDS and the cache.
+        manual_folder: a folder of files downloaded by hand.
+        verify: whether every byte already in the cache is checked.
 
     Returns:
         The folder of the arrays.
 
     Raises:
-        VaeJaxError: it is no such name, TFDS cannot make it, or its images are not bytes.
+        VaeJaxError: TFDS has no such data set or cannot make it, or its images are not bytes.
     """
     if _NAME.fullmatch(name) is None:
         raise VaeJaxError(
@@ -60,7 +66,7 @@ def prepare_tfds(
 
 
 def _size_of(folder: Path) -> int:
-    """The size in the name of a folder of arrays; 0 where there are none."""
+    """The size in the name of a folder of arrays; 0 if there are none."""
     size = folder.name.rpartition("-")[2]
     return int(size) if size.isdecimal() and (folder / "vae_jax").exists() else 0
 
@@ -68,7 +74,17 @@ def _size_of(folder: Path) -> int:
 def load_tfds(
     name: str, protocol: str, valid: int | None, target: Path, again: "partial[Data]"
 ) -> Data:
-    """The arrays of a data set of TFDS, prepared in `target`, as memory maps.
+    """Load the arrays of a data set of TFDS as memory maps.
+
+    Args:
+        name: tfds:NAME, or tfds:NAME/CONFIG.
+        protocol: as for `load`.
+        valid: as for `load`.
+        target: the folder of the arrays.
+        again: the call that reloads the data.
+
+    Returns:
+        The data.
 
     Raises:
         VaeJaxError: an argument is out of range, or the arrays are damaged.

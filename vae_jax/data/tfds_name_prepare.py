@@ -49,7 +49,7 @@ class Features(NamedTuple):
 
 
 def features_of(builder: tfds.core.DatasetBuilder) -> Features:
-    """The features of an example that are used.
+    """The features to use of the examples of a `builder`.
 
     Raises:
         VaeJaxError: the image is missing or ambiguous, or not of bytes, grey or RGB.
@@ -76,7 +76,16 @@ def features_of(builder: tfds.core.DatasetBuilder) -> Features:
 
 
 def resized(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """An image cut to a square around its centre and resized, uint8 `[size, size, C]`."""
+    """An image cropped to a square around its centre and resized.
+
+    Args:
+        image: uint8 `[H, W, C]`.
+        size: the side of the square.
+        channels: C.
+
+    Returns:
+        uint8 `[size, size, C]`.
+    """
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     pixels = pixels.convert("RGB" if channels == 3 else "L")
     if pixels.size != (size, size):
@@ -132,7 +141,17 @@ def _prepare(name: str, size: int, data_dir: Path, manual_folder: Path | None) -
 
 
 def main(name: str, size: str, data_dir: str, manual: str) -> int:
-    """Prepare a data set; on failure print one sentence and return 1."""
+    """Prepare a data set; on failure print one sentence.
+
+    Args:
+        name: tfds:NAME, or tfds:NAME/CONFIG.
+        size: the side of the square images.
+        data_dir: the data folder.
+        manual: a folder of files downloaded by hand, if any.
+
+    Returns:
+        The exit code, 1 after a failure.
+    """
     where = manual or "a folder that --manual-dir names"
     missing = (
         f"The files of {PREFIX}{name} are not at hand and could not be downloaded: put them into "

@@ -34,7 +34,13 @@ _TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def build(name: str, data_dir: Path, manual_folder: Path | None) -> tfds.core.DatasetBuilder:
-    """The builder of a data set, which TFDS generates unless it has done so before."""
+    """The builder of a data set, which TFDS generates unless that is done.
+
+    Args:
+        name: the TFDS name.
+        data_dir: the data folder.
+        manual_folder: a folder of files downloaded by hand, or None.
+    """
     downloader.MAX_RETRIES = 4  # TFDS's 10 keep a machine without internet waiting for 200 s
     tfds.disable_progress_bar()
     builder = tfds.builder(name, data_dir=data_dir)
@@ -57,7 +63,7 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
 
 
 class Records(NamedTuple):
-    """A stretch of one split as TFDS has written it, and where its images belong."""
+    """A stretch of one split as TFDS has written it, and the rows of its images."""
 
     split: str
     start: int
@@ -67,7 +73,7 @@ class Records(NamedTuple):
 def stretch_of(
     builder: tfds.core.DatasetBuilder, split: str, start: int, stop: int
 ) -> list[dict[str, Any]]:
-    """Examples of a split as TFDS has written it."""
+    """Examples `start` to `stop` of a split of a `builder`, as TFDS has written it."""
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
         return builder.as_data_source(split).__getitems__(range(start, stop))  # pyright: ignore[reportCallIssue]
     # Prepared earlier by the user, in TFDS's default format.
@@ -125,7 +131,14 @@ def _prepare(source: Source, data_dir: Path, manual_folder: Path | None) -> None
 
 
 def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:
-    """One sentence on what is wrong, where, and what to do; `missing` where files are missing."""
+    """The sentence for an error of TFDS: the fault, its location and the remedy.
+
+    Args:
+        error: the error.
+        name: the TFDS name.
+        data_dir: the data folder.
+        missing: whether files are missing.
+    """
     wrong_file = re.search(r"downloaded to (.*), has wrong checksum", str(error))
     match error:
         case VaeJaxError():
@@ -159,7 +172,16 @@ def explain(error: Exception, name: str, data_dir: Path, missing: str) -> str:
 
 
 def main(name: str, data_dir: str, manual_folder: str | None = None) -> int:
-    """Prepare a data set; on failure print one sentence and return 1."""
+    """Prepare a data set; on failure print one sentence.
+
+    Args:
+        name: the TFDS name.
+        data_dir: the data folder.
+        manual_folder: a folder of files downloaded by hand, if any.
+
+    Returns:
+        The exit code, 1 after a failure.
+    """
     source = SOURCES[name]
     where = manual_folder or "a folder that --manual-dir or VAE_JAX_MANUAL_DIR names"
     missing = (

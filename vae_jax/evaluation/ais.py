@@ -26,8 +26,8 @@ from vae_jax.given import Checked, Count, Index
 from vae_jax.interfaces import Layers, Model
 
 ACCEPTANCE = 0.65
-# The number of chains that tune the step size and do not count: a weight whose transitions depended
-# on its own past would no longer be unbiased.
+# The number of chains that tune the step size and do not count: a weight with transitions that
+# depended on its own past would no longer be unbiased.
 PILOTS = 4
 FIRST_STEP_SIZE, STEP_SIZE_RATE = 0.3, 0.1
 Drawn = tuple[Layers, Distribution]
@@ -144,7 +144,7 @@ def hmc(
         keys: typed keys `[B]`.
 
     Returns:
-        The new state, and the probability with which the proposed move is accepted, `[C, B]`.
+        The new state, and the acceptance probability of the proposed move, `[C, B]`.
     """
     key_momentum, key_accept = random.purposes(keys, "momentum", "accept")
     chains, *shape = point.z.shape
@@ -168,7 +168,7 @@ class Annealed(NamedTuple):
     Attributes:
         log_w: log-weights `[M, B]`.
         step_sizes: the step sizes `[T, B]`, which `reverse` takes.
-        acceptance: the mean probability with which a move is accepted, `[B]`.
+        acceptance: the mean acceptance probability of a move, `[B]`.
     """
 
     log_w: Array
@@ -247,21 +247,32 @@ def _temperatures(settings: AIS) -> tuple[Array, ...]:
 
 
 def log_mean_exp(log_w: Array) -> Array:
-    """The logarithm of the mean weight over the first axis, `[M, B]` to `[B]`."""
+    """The logarithm of the mean over the first axis of weights with logarithms `log_w`."""
     return jax.nn.logsumexp(log_w, axis=0) - math.log(len(log_w))
 
 
 def prior_draws(
     model: Model, variables: VariableDict, keys: Array, chains: int, y: Array | None = None
 ) -> Layers:
-    """Latents of all layers from the prior, `[C, B, ...]`, for keys `[B]` and labels `[B]`."""
+    """Latents of all layers from the prior.
+
+    Args:
+        model: the generative model.
+        variables: its variables.
+        keys: typed keys `[B]`.
+        chains: the number of chains C.
+        y: labels `[B]` of a conditional model.
+
+    Returns:
+        Latents `[C, B, *event]` of each layer.
+    """
     own = random.indexed(keys, jnp.arange(chains)[:, None])
     zs, _ = cast(Drawn, model.apply(variables, own.reshape(-1), y, method="sample"))
     return jax.tree.map(lambda leaf: leaf.reshape(chains, -1, *leaf.shape[1:]), zs)
 
 
 def flatten(zs: Layers) -> tuple[Array, Callable[[Array], Layers]]:
-    """Latents of all layers, `[C, B, ...]`, as one array `[C, B, D]`, and the way back."""
+    """Latents zs of all layers, `[C, B, ...]`, as one array `[C, B, D]`, and the way back."""
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0, 0], zs))
     flat = jax.vmap(jax.vmap(lambda z: ravel_pytree(z)[0]))(zs)
     return flat, jax.vmap(jax.vmap(unravel))
@@ -274,7 +285,18 @@ def make_point_at(
     unflatten: Callable[[Array], Layers],
     y: Array | None = None,
 ) -> Callable[[Array], Point]:
-    """The function from flat latents `[C, B, D]` to a model's Point for images `[B, H, W, C]`."""
+    """The function from flat latents to a model's Point.
+
+    Args:
+        model: the generative model.
+        variables: its variables.
+        x: images `[B, H, W, C]`.
+        unflatten: the map from flat latents `[C, B, D]` to all layers.
+        y: labels `[B]` of a conditional model.
+
+    Returns:
+        The function from latents `[C, B, D]` to the Point there.
+    """
 
     def log_densities(z: Array) -> tuple[Array, Array]:
         densities = model.apply(variables, x, unflatten(z), y, method="log_densities")
@@ -297,7 +319,19 @@ def anneal(
     settings: AIS,
     y: Array | None = None,
 ) -> Annealed:
-    """Run `forward` from draws of a model's prior, for images `[B, H, W, C]` and keys `[B]`."""
+    """Run `forward` from draws of a model's prior.
+
+    Args:
+        model: the generative model.
+        variables: its variables.
+        x: images `[B, H, W, C]`.
+        keys: typed keys `[B]`.
+        settings: T, M and L.
+        y: labels `[B]` of a conditional model.
+
+    Returns:
+        The result of the transitions, for M chains.
+    """
     chains = PILOTS + settings.num_chains
     zs = prior_draws(model, variables, random.purpose(keys, "chains"), chains, y)
     z, unflatten = flatten(zs)
@@ -308,7 +342,17 @@ def anneal(
 def simulate(
     model: Model, variables: VariableDict, keys: Array, y: Array | None = None
 ) -> tuple[Array, Layers]:
-    """Images `[B, H, W, C]` from a model, and their latents, which are exact draws from p(z|x)."""
+    """Images from a model with their latents, which are exact draws from p(z|x).
+
+    Args:
+        model: the generative model.
+        variables: its variables.
+        keys: typed keys `[B]`.
+        y: labels `[B]` of a conditional model.
+
+    Returns:
+        Images `[B, H, W, C]`, and the latents of all layers.
+    """
     zs, px = cast(Drawn, model.apply(variables, keys, y, method="sample"))
     return px.sample(random.purpose(keys, "pixels")), zs
 
@@ -358,7 +402,7 @@ def make_ais_evaluator(
     Returns:
         An evaluator of `nll_ais`, an upper bound on -ln p(x) in nats; `simulated_nll_upper` and
         `simulated_nll_lower`, bounds on it for as many images simulated from the model, in nats;
-        and `ais_acceptance`, the mean probability with which a move is accepted; `[S, N]` each.
+        and `ais_acceptance`, the mean acceptance probability of a move; `[S, N]` each.
 
     Raises:
         VaeJaxError: the latents of a layer are not real vectors, p(x|z) is not normalized, or as in

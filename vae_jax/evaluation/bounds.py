@@ -32,12 +32,12 @@ def make_bounds_evaluator(
         split: the split of the data.
         num_samples: the number of samples K.
         num_images: the number of images N, evenly spaced over the split; None takes all.
-        names: the values that are wanted; others are not computed. None takes all.
+        names: the values to compute; None takes all.
         exact_prior: as in `per_image`.
 
     Returns:
         An evaluator of the values of `per_image` that are one number for each image, `[S, N]`: all
-        of them where the model has a bound on the likelihood, else the distortion.
+        of them if the model has a bound on the likelihood, else the distortion.
 
     Raises:
         VaeJaxError: as in `over_split`.
@@ -57,15 +57,12 @@ def make_bounds_evaluator(
 def make_bounds_and_latents_evaluator(
     experiment: Experiment, split: SplitName, num_samples: int, num_images: int | None = None
 ) -> Callable[[VariableDict], tuple[PerImage, MomentsOfLayers]]:
-    """Compile what `make_bounds_evaluator` does, with the moments of posterior means.
+    """Compile the bounds of `make_bounds_evaluator` and the moments of posterior means.
 
     The means of all images are never gathered: their moments are computed on the devices.
 
     Args:
-        experiment: as in `make_bounds_evaluator`.
-        split: as in `make_bounds_evaluator`.
-        num_samples: as in `make_bounds_evaluator`.
-        num_images: as in `make_bounds_evaluator`.
+        experiment, split, num_samples, num_images: as in `make_bounds_evaluator`.
 
     Returns:
         A function of the variables of S seeds to the values `[S, N]`, and to the moments `[S, ...]`
@@ -90,15 +87,15 @@ def make_bounds_and_latents_evaluator(
 
 
 def make_validation(experiment: Experiment) -> Callable[[OfSeeds], dict[str, np.ndarray]]:
-    """Compile the validation of a model's variables.
+    """Compile the validation of an experiment's variables.
 
     Returns:
         A function from the variables of S seeds to mean bounds over the validation split, nats per
         image, `[S]`: `valid_neg_elbo`, in which the KL has weight one whatever its weight in
-        training, and `valid_nll` with the objective's K. With a prior of which training knows only
-        a bound, it gives the former alone, by that bound, since ln p(z) itself takes long. Where
-        the model has no bound on the likelihood, it gives `valid_distortion` alone; where there is
-        no validation split, nothing. Only these numbers of each image leave the devices.
+        training, and `valid_nll` with the objective's K. With a prior for which training has only a
+        bound, it gives the former alone, by that bound, since ln p(z) itself takes long. If the
+        model has no bound on the likelihood, it gives `valid_distortion` alone; if there is no
+        validation split, nothing. Only these numbers of each image leave the devices.
     """
     if len(experiment.data.valid) == 0:
         return lambda variables: {}

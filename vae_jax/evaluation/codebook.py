@@ -1,4 +1,4 @@
-"""How much of a codebook a model uses."""
+"""Usage of a codebook."""
 
 from typing import cast
 
@@ -22,13 +22,13 @@ def codebook_use(
 
     Args:
         variables: the variables of S seeds, host arrays `[S, ...]`.
-        experiment: its data and model.
+        experiment: the experiment, for its data and model.
         split: the split of the data.
         num_images: the number of images, evenly spaced over the split; None takes all.
 
     Returns:
         `codebook_use`, from 0 to 1, and `codebook_perplexity`, exp H from 1 to the number of codes
-        C, `[S]` each, means over the levels of residual codes. Nothing where z is no map of codes.
+        C, `[S]` each, means over the levels of residual codes. Empty if z is not a map of codes.
         Few images cannot use all of a large codebook: if they have n codes, at most n / C of it.
     """
     model = experiment.model
@@ -57,6 +57,6 @@ def codebook_use(
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """exp H of frequencies in proportion to counts, H their entropy in nats."""
+    """The perplexity exp H of frequencies proportional to `counts`, with entropy H in nats."""
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -29,25 +29,25 @@ ACTIVE_VARIANCE = 0.01
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Shown):
-    """What is found about a run on one split.
+    """The results of evaluating a run on one split.
 
     Attributes:
         data: the data set, its split and its protocol, in words.
         checkpoint: the checkpoint that was evaluated and its step, in words.
         num_samples: the number of samples K behind `nll`.
         num_images: the number of images N.
-        ais: the settings of annealed importance sampling; None where there was none.
+        ais: the settings of annealed importance sampling; None if there was none.
         mean: the mean of each quantity over images, `[S]`, in nats per image except
-            `ais_acceptance`: the quantities of `bounds.per_image`, and where asked for those of
-            `make_ais_evaluator`, `information.decompose` and `inference_gaps`. Where q has no
-            density (`Deterministic`) or p(x|z) is not normalized there is no bound on the
-            likelihood, and of `bounds.per_image` only the distortion.
+            `ais_acceptance`: the quantities of `bounds.per_image` and, if requested, those of
+            `make_ais_evaluator`, `information.decompose` and `inference_gaps`. If q has no density
+            (`Deterministic`) or p(x|z) is not normalized, there is no bound on the likelihood, and
+            of `bounds.per_image` only the distortion.
         standard_error: the standard errors of these means over images, `[S]`.
         active_units: the number of active units of each layer, `[S]`; see `active_units`.
-        codebook: `codebook_use` and `codebook_perplexity`, `[S]` each, where z is a map of codes;
-            otherwise nothing. See `codebook.codebook_use`.
+        codebook: `codebook_use` and `codebook_perplexity`, `[S]` each, if z is a map of codes;
+            otherwise empty. See `codebook.codebook_use`.
         bits_per_dim: nll / (ln 2 x dimensions), `[S]`; None for a density of continuous data.
-        quality: scores of samples and reconstructions; None where none were asked for.
+        quality: the scores of samples and reconstructions; None if not requested.
     """
 
     data: str
@@ -64,7 +64,7 @@ class Evaluation(Shown):
 
     @property
     def shown(self) -> dict[str, str]:
-        """What it found, in a few lines; `report.show` prints all of it."""
+        """A summary in a few lines; `report.show` prints all of it."""
         names = {
             "nll": f"NLL, K = {self.num_samples}",
             "neg_elbo": "negative ELBO",
@@ -88,7 +88,7 @@ class Evaluation(Shown):
 
 
 def over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> str:
-    """The value of one seed ± its standard error over images, or mean ± sd over several seeds.
+    """A value as text: that of one seed ± its standard error, or mean ± sd over several seeds.
 
     Bits per dimension, which come without a standard error, have a third decimal.
     """
@@ -102,7 +102,7 @@ def over_seeds(values: np.ndarray, standard_error: np.ndarray | None = None) -> 
 
 
 def standard_error_of_mean(values: np.ndarray) -> np.ndarray:
-    """The standard error of the mean over images, `[S, N]` to `[S]`; nan for a single image."""
+    """The standard error of the mean of `values` over images, `[S, N]` to `[S]`; nan if N = 1."""
     count = values.shape[1]
     if count == 1:
         return np.full(len(values), np.nan)
@@ -110,11 +110,11 @@ def standard_error_of_mean(values: np.ndarray) -> np.ndarray:
 
 
 def bits_per_dim(nll: np.ndarray, experiment: Experiment) -> np.ndarray | None:
-    """Convert a negative log-likelihood in nats per image to bits per dimension.
+    """Convert the `nll` of an experiment's images in nats per image to bits per dimension.
 
     For dequantized data, where x = (v + u)/256, the bound that the density gives on the mass of the
     256 levels adds 8 bits (Theis et al. 2016, section 3.1). None for densities of data that are not
-    dequantized, which have no bits, and where pixels are missing, so that dimensions vary.
+    dequantized, which have no bits, and for missing pixels, with which dimensions vary.
     """
     if isinstance(experiment.model.likelihood, SeenPixels):
         return None
@@ -142,22 +142,25 @@ def evaluate(
     quality_images: int | None = None,
     features: Mapping[str, Features] | None = None,
 ) -> Evaluation:
-    """Evaluate a run: bounds on the likelihood, their parts, and more where asked for.
+    """Evaluate a run: bounds on the likelihood, their parts, and more on request.
 
     Args:
         run: the trained model.
         split: the split of its data.
         num_samples: the number of samples K of the importance-weighted bound.
         num_images: the number of images N, evenly spaced over the split; None takes all.
-        ais: settings with which to anneal too, for these images and for as many simulated ones
+        ais: settings of annealing for these images and for as many simulated ones, or None
             (`make_ais_evaluator`).
         information: whether to divide the rate in two (`make_information_evaluator`).
-        gaps: whether to divide what the ELBO loses in two (`make_gaps_evaluator`).
+        gaps: whether to divide the ELBO's distance from ln p(x) in two (`make_gaps_evaluator`).
         quality_images: the number of samples and reconstructions to score (`metrics.quality`).
-        features: spaces of features in which to score them, beside the package's own.
+        features: spaces of features in which to score them, besides the package's own.
+
+    Returns:
+        The results.
 
     Raises:
-        VaeJaxError: as in `over_split`, and in the functions that are named above.
+        VaeJaxError: as in `over_split`, and in the functions named above.
 
     References:
         Burda et al. (2015), "Importance weighted autoencoders", equation 8, for `nll`, and section
@@ -207,17 +210,19 @@ def evaluate(
 
 
 def active_units(means: Moments, variances: Moments) -> np.ndarray:
-    """The number of active units of a layer, `[S]`; nan where it cannot be told.
+    """The number of active units of a layer, `[S]`; nan if it cannot be estimated.
 
-    Those whose posterior mean E_q[z_u|x] has a variance over the images above 0.01 (Burda et al.
-    2015, section 5.2). Means of samples also vary by chance: that variance is subtracted, without
-    bias, and what is left has to be above 0.01 by three of its standard errors.
+    A unit is active if its posterior mean E_q[z_u|x] has a variance over the images above 0.01.
+    Means of samples also vary by chance: that variance is subtracted, without bias, and the
+    difference must exceed 0.01 by three of its standard errors.
 
     Args:
         means: moments over N images of posterior means, or of estimates of them, `[S, *event]`.
-        variances: moments of the sampling variances of these estimates, `[S, *event]`; zero where
-            the means are exact, nan where each is of one sample, from which no variance can be
-            estimated.
+        variances: moments of the sampling variances of these estimates, `[S, *event]`; zero if the
+            means are exact, nan if each is of one sample, from which no variance can be estimated.
+
+    References:
+        Burda et al. (2015), "Importance weighted autoencoders", section 5.2.
     """
 
     def flat(values: Array) -> np.ndarray:

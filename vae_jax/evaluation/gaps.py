@@ -1,4 +1,4 @@
-"""Why the ELBO falls short of ln p(x): the family of q, or the encoder.
+"""The distance of the ELBO from ln p(x), divided between the family of q and the encoder.
 
 ln p(x) - L[q] = (ln p(x) - L[q*]) + (L[q*] - L[q]), the approximation gap and the amortization gap,
 where q* is the best density for the image within the family of q.
@@ -28,7 +28,7 @@ from vae_jax.experiment import Experiment
 from vae_jax.interfaces import Model
 from vae_jax.vae import VAE, has_bound
 
-# Adam on each image by itself: its rate is halved after a block of steps whose mean bound is not
+# Adam on each image separately: its rate is halved after a block of steps whose mean bound is not
 # the highest so far, and it ends when the rate falls below LAST_RATE.
 SAMPLES, BLOCK, MAX_BLOCKS = 16, 100, 100
 FIRST_RATE, LAST_RATE = 3e-2, 5e-4
@@ -41,10 +41,10 @@ Search = tuple[Array | int, Parameters, optax.OptState, Array, Array]
 
 
 def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], Distribution]]:
-    """The parameters of a Gaussian as any real numbers, and the map back to the density.
+    """The parameters of a Gaussian q as any real numbers, and the map back to the density.
 
     Raises:
-        VaeJaxError: the family is not known here.
+        VaeJaxError: q is not a Gaussian of a known family.
     """
     match q:
         case Normal(loc, scale, event_ndims=ndims):
@@ -79,7 +79,7 @@ def bound(
     num_samples: int,
     y: Array | None = None,
 ) -> Array:
-    """The ELBO of any density q in nats, `[B]`, with the exact KL where there is one.
+    """The ELBO of any density q in nats, `[B]`, with the exact KL if there is one.
 
     Args:
         model: a VAE.

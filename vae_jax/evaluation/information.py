@@ -1,8 +1,8 @@
-"""What the latents say about the images: the rate, divided in two.
+"""The information of the latents about the images: the rate, divided in two.
 
 E_n KL(q(z|x_n) || p(z)) = I_q(n; z) + KL(q(z) || p(z)) with q(z) = 1/N sum_n q(z|x_n): the
-information that z carries about which of the N images it came from, at most ln N, and the distance
-of the aggregated posterior from the prior.
+information in z about the index of its image among N, at most ln N, and the divergence of the
+aggregated posterior from the prior.
 
 References:
     Hoffman & Johnson (2016), "ELBO surgery: yet another way to carve up the variational evidence
@@ -26,7 +26,7 @@ from vae_jax.experiment import Experiment
 from vae_jax.run.batches import floats_at_once
 from vae_jax.vae import VAE
 
-SAMPLES = 10  # from each image's q(z|x); their noise is small beside the spread over images
+SAMPLES = 10  # from each image's q(z|x); their noise is small compared with the spread over images
 
 
 def log_aggregated_posterior(q: Distribution, z: Array) -> Array:
@@ -57,7 +57,7 @@ def decompose(
 
     Args:
         q: the posteriors of B images, batch `[B]`.
-        aggregated: the posteriors of all N images, among them these, batch `[N]`.
+        aggregated: the posteriors of all N images, these included, batch `[N]`.
         p: the prior.
         keys: typed keys `[B]`.
 

@@ -12,8 +12,7 @@ from vae_jax import parallel
 class Moments:
     """The first two moments of values over images, which can be merged with those of other images.
 
-    Sums of squares are of deviations from the mean, never of the values, whose difference would
-    cancel.
+    Sums of squares are of deviations from the mean, since those of the values would cancel.
 
     Attributes:
         count: the number of images, `[]`; of several seeds `[S]`.
@@ -30,11 +29,11 @@ class Moments:
 
     @classmethod
     def of(cls, values: Array, counted: Array) -> "Moments":
-        """The moments of values `[b, *event]`, of all devices' shares where these share a batch.
+        """The moments of values `[b, *event]` over all devices that share a batch.
 
         Args:
             values: a device's values.
-            counted: which of them count, `[b]`; the others are padding.
+            counted: a mask of the values that count, `[b]`; the others are padding.
         """
         counts = counted.reshape(-1, *(1,) * (values.ndim - 1))
         count = parallel.batch_sum(counted.sum(dtype=jnp.float32))
@@ -43,12 +42,12 @@ class Moments:
         return cls(count, mean, parallel.batch_sum((deviations**2).sum(0)))
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of these images and of others together, at least one in all."""
+        """The moments of these images and of those in `other` together, at least one in all."""
         count = self.count + other.count
         difference = other.mean - self.mean
 
         def each(factor: Array) -> Array:
-            """A number of each seed, before the axes of the values."""
+            """A per-seed number, broadcast against the values."""
             return factor.reshape(*factor.shape, *(1,) * (difference.ndim - factor.ndim))
 
         share = other.count / count
@@ -59,5 +58,5 @@ class Moments:
 
 
 def merged(some: object, others: object) -> object:
-    """Trees of moments, merged leaf by leaf."""
+    """The trees of moments `some` and `others`, merged leaf by leaf."""
     return jax.tree.map(Moments.merged, some, others, is_leaf=lambda x: isinstance(x, Moments))

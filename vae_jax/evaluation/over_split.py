@@ -1,4 +1,4 @@
-"""A function of images, over a split of the data and all devices, with every image counted once."""
+"""Evaluation of a function over all images of a split, each counted once, on all devices."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vae_jax.run.batches import InBatches
 PerImage = dict[str, np.ndarray]
 """Values of each image by name, `[S, N, ...]`."""
 OfSeeds = VariableDict | parallel.Placed
-"""Variables of S seeds: host arrays `[S, ...]` such as `Run.variables`, or what devices have."""
+"""Variables of S seeds: host arrays `[S, ...]` such as `Run.variables`, or arrays on devices."""
 Evaluator = Callable[[OfSeeds], PerImage]
 """A function of the variables of S seeds."""
 
@@ -38,14 +38,14 @@ def over_split(
     position in the split alone, so its values depend on neither batches nor devices.
 
     Args:
-        experiment: the experiment, for its data and the model whose variables are given.
+        experiment: the experiment, for its data and model.
         split: the split of the data.
         function: a function of the variables of one seed, images `[B, H, W, C]` scaled by the
             protocol, their keys `[B]`, their labels `[B]` (None in a model without labels) and
             further trees of that seed; it returns a tree of arrays `[B, ...]`.
         num_images: the number of images N, evenly spaced over the split; None takes all.
         num_decoded: the number of images that are decoded for each image at once.
-        with_moments: whether the function returns a pair of trees, the second of which is wanted
+        with_moments: whether the function returns a pair of trees, the second of which is returned
             only as moments over the images, which stay on the devices until the end.
 
     Returns:
@@ -54,7 +54,7 @@ def over_split(
         first call.
 
     Raises:
-        VaeJaxError: the split has no images, or not as many.
+        VaeJaxError: the split has fewer images, or none.
     """
     data_split = experiment.data[split]
     images, total = data_split.images, len(data_split.images)

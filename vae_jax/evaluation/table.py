@@ -1,4 +1,4 @@
-"""Tables of what `vae-jax evaluate` recorded in run folders: by runs, or one flag by another."""
+"""Tables of the evaluations recorded in run folders: by runs, or one flag by another."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ class Number:
 
     Attributes:
         values: the values of the seeds, `[S]`.
-        standard_error: for a single seed, the standard error over images; nan where there is none.
+        standard_error: for a single seed, the standard error over images; nan if there is none.
         decimals: the number of digits after the point.
     """
 
@@ -66,7 +66,7 @@ class Table:
     Attributes:
         header: the name of each column.
         rows: the cells.
-        caption: what the numbers are.
+        caption: the meaning of the numbers.
     """
 
     header: list[str]
@@ -120,10 +120,13 @@ class Table:
         return out.getvalue()
 
     def write(self, path: Path) -> Path:
-        """Write the table as the ending of the path says: .md, .tex or .csv.
+        """Write the table to `path` in the format of its suffix: .md, .tex or .csv.
+
+        Returns:
+            The path.
 
         Raises:
-            VaeJaxError: it ends otherwise, or cannot be written.
+            VaeJaxError: the path has another suffix, or cannot be written.
         """
         formats = {".md": self.markdown, ".tex": self.latex, ".csv": self.csv}
         if path.suffix not in formats:
@@ -144,8 +147,8 @@ class Evaluated:
 
     Attributes:
         flags: the experiment's name and arguments.
-        numbers: what was measured, by name.
-        published: the published number, in words; empty where there is none.
+        numbers: the measured numbers by name.
+        published: the published number, in words; empty if there is none.
         setting: K, the number of images, the data.
     """
 
@@ -156,10 +159,10 @@ class Evaluated:
 
 
 def published(folder: RunFolder, trust: bool = False) -> str:
-    """What the function `published` in the run's experiment file returns for its arguments.
+    """The published number of the run in `folder`, from its file's function `published`.
 
-    Empty where there is no such function or no such number, or where another account's code would
-    have to be run.
+    It is empty if there is no such function or number, or if it would run another account's code
+    without `trust`.
     """
     record = folder.read_record()
     if record["source"] is None:
@@ -180,11 +183,11 @@ def read(path: Path, trust: bool = False) -> Evaluated:
 
     Args:
         path: the run folder.
-        trust: whether to run its experiment file, which knows the published number, even where
-            another account wrote it.
+        trust: whether to run its experiment file, which knows the published number, even if another
+            account wrote it.
 
     Raises:
-        VaeJaxError: it is no run folder, or was not evaluated.
+        VaeJaxError: the path is no run folder, or the run was not evaluated.
     """
     folder = RunFolder(path)
     record = folder.read_record()
@@ -217,7 +220,7 @@ def read(path: Path, trust: bool = False) -> Evaluated:
 
 
 def pooled(runs: Iterable[Evaluated]) -> list[Evaluated]:
-    """Runs of equal flags and settings as one, with the seeds of all."""
+    """The `runs`, those of equal flags and settings as one, with the seeds of all."""
     groups: dict[str, list[Evaluated]] = {}
     for run in runs:
         groups.setdefault(repr((run.flags, run.setting)), []).append(run)
@@ -238,13 +241,13 @@ def pooled(runs: Iterable[Evaluated]) -> list[Evaluated]:
 
 
 def differing(runs: Sequence[Evaluated]) -> list[str]:
-    """The flags in which runs differ."""
+    """The flags in which `runs` differ."""
     names = dict.fromkeys(name for run in runs for name in run.flags)
     return [name for name in names if len({repr(run.flags.get(name)) for run in runs}) > 1]
 
 
 def of_runs(runs: Sequence[Evaluated]) -> Table:
-    """A row for each run: the flags in which they differ, the numbers, the published ones."""
+    """A row for each of `runs`: the flags in which they differ, the numbers, the published ones."""
     flags = differing(runs)
     shown = [name for name in QUANTITIES if any(name in run.numbers for run in runs)]
     settings = list(dict.fromkeys(run.setting for run in runs))
@@ -271,10 +274,10 @@ def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = 
     """One quantity by two flags.
 
     Args:
-        runs: pooled, so that runs differ in flags.
+        runs: pooled runs, which differ in flags.
         rows: the flag whose values are the rows.
         columns: the flag whose values are the columns.
-        quantity: what the cells show.
+        quantity: the quantity in the cells.
 
     Raises:
         VaeJaxError: no run has such a flag, or several runs belong in one cell.
@@ -312,6 +315,13 @@ def of_folders(
 ) -> Table:
     """The last evaluations in run folders: as in `crossed` by two flags, or as in `of_runs`.
 
+    Args:
+        runs: the run folders.
+        rows: the flag whose values are the rows, or None.
+        columns: the flag whose values are the columns, or None.
+        quantity: the quantity in the cells by two flags.
+        trust: as in `read`.
+
     Raises:
         VaeJaxError: one of the flags is missing, or as in `read` and `crossed`.
     """
@@ -324,10 +334,10 @@ def of_folders(
 
 
 def runs_in(folder: Path) -> Table:
-    """The run folders in a folder and below it, and how far each is.
+    """The run folders in `folder` and below it, with the progress of each.
 
     Raises:
-        VaeJaxError: there are none.
+        VaeJaxError: there are no run folders.
     """
     rows: list[list[Cell]] = []
     for record in sorted(folder.rglob("experiment.json")):

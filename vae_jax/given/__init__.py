@@ -1,4 +1,4 @@
-"""What users give, to constructors and to models: refused in one sentence where it does not fit."""
+"""Checks of users' arguments, to constructors and to models: one sentence refuses a misfit."""
 
 from vae_jax.given.arrays import (
     admitted,

@@ -1,4 +1,4 @@
-"""Checks of images x, latents z and labels y against the model to which they are given."""
+"""Checks of images x, latents z and labels y against their model."""
 
 import functools
 import math
@@ -22,10 +22,15 @@ AnyArray = np.ndarray | Array
 
 
 def array(value: object, what: str, axes: str) -> AnyArray:
-    """An array with as many axes as the text that says what is wanted, such as "[N, H, W, C]".
+    """An array with the axes of a text such as "[N, H, W, C]".
+
+    Args:
+        value: the array to check.
+        what: its name, for messages.
+        axes: the text.
 
     Raises:
-        VaeJaxError: it is no array, or one with other axes.
+        VaeJaxError: the value is no array, or one with another number of axes.
     """
     if not isinstance(value, np.ndarray | Array):
         raise VaeJaxError(f"{what} is {shown(value)}: give an array {axes}.")
@@ -35,7 +40,7 @@ def array(value: object, what: str, axes: str) -> AnyArray:
 
 
 def _whole(value: AnyArray, what: str) -> AnyArray:
-    """Refuse a masked array, whose mask nothing here would look at."""
+    """Refuse a masked array, since its mask would be ignored."""
     if isinstance(value, np.ma.MaskedArray):
         raise VaeJaxError(
             f"{what} is a masked array, whose mask would be lost: give its values, .filled(...)."
@@ -44,7 +49,7 @@ def _whole(value: AnyArray, what: str) -> AnyArray:
 
 
 def _known(value: AnyArray) -> np.ndarray:
-    """The values that can be looked at: none where a program is being traced."""
+    """The values that can be checked: none while a program is traced."""
     return np.zeros(0) if isinstance(value, Tracer) else np.asarray(value)
 
 
@@ -53,8 +58,13 @@ def pictures(
 ) -> np.ndarray:
     """Pictures of one channel or three, on the host.
 
+    Args:
+        value: the pictures to check.
+        what: their name, for messages.
+        axes: a text such as "[N, H, W, C]".
+
     Raises:
-        VaeJaxError: they are no array, have other axes or channels, or there are none.
+        VaeJaxError: the value is no array, has other axes or channels, or holds no picture.
     """
     found = np.asarray(array(value, what, axes))
     if found.shape[-1] not in (1, 3):
@@ -68,10 +78,10 @@ def pictures(
 
 
 def laid_out(x: object, image_shape: Shape) -> AnyArray:
-    """Images `[N, H, W, C]` of this shape (H, W, C), of any type.
+    """Images x `[N, H, W, C]` of the shape `image_shape`, (H, W, C), and of any type.
 
     Raises:
-        VaeJaxError: they have another layout or shape.
+        VaeJaxError: the images have another layout or shape.
     """
     height, width, channels = image_shape
     axes = f"[N, {height}, {width}, {channels}]"
@@ -93,12 +103,12 @@ def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
     """Images `[N, H, W, C]` in the form of a protocol.
 
     Args:
-        x: what was given as images.
+        x: the images to check.
         image_shape: (H, W, C) of the model.
         pixels_in_unit: whether pixels are in [0, 1].
 
     Raises:
-        VaeJaxError: they have another layout, shape, type or range.
+        VaeJaxError: the images have another layout, shape, type or range.
     """
     x = laid_out(x, image_shape)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -119,15 +129,15 @@ def images(x: object, image_shape: Shape, pixels_in_unit: bool) -> AnyArray:
 
 
 def mask(value: object, count: int, size: Shape) -> np.ndarray:
-    """Which pixels are missing, booleans `[N, H, W]`, on the host.
+    """The mask of missing pixels, booleans `[N, H, W]`, on the host.
 
     Args:
-        value: what was given as a mask, `[H, W]` or `[N, H, W]`.
+        value: the mask to check, `[H, W]` or `[N, H, W]`.
         count: the number of images N.
         size: (H, W).
 
     Raises:
-        VaeJaxError: it has another type or shape.
+        VaeJaxError: the mask has another type or shape.
     """
     height, width = size
     way = f"[{height}, {width}], one for all images, or [{count}, {height}, {width}]"
@@ -154,18 +164,18 @@ LARGEST = float(np.finfo(np.float32).max)
 """The largest float32, in which models compute."""
 
 TOLERANCE = 1e-3
-"""How far rounding may take a pixel out of [0, 1], or the length of a unit vector from 1."""
+"""The largest rounding error of a pixel outside of [0, 1], or of the length of a unit vector."""
 
 
 def labels(y: object, num_classes: int | None) -> AnyArray | None:
     """Classes `[N]`, or `[1]`, one for all.
 
     Args:
-        y: what was given as labels.
-        num_classes: the number of classes of the model; None where it is given no labels.
+        y: the labels to check.
+        num_classes: the number of classes of the model; None if it takes no labels.
 
     Raises:
-        VaeJaxError: they have another shape, type or range, or the model is not conditional.
+        VaeJaxError: the labels have another shape, type or range, or the model is not conditional.
     """
     if y is None:
         return None
@@ -190,13 +200,13 @@ def latents(z: object, shape: Shape, space: str, what: str = "z") -> AnyArray:
     """Latents `[..., *event]` of one layer.
 
     Args:
-        z: what was given as latents.
+        z: the latents to check.
         shape: the event shape.
-        space: the space in which they live, as in `vae_jax.interfaces.Space`.
-        what: their name.
+        space: their space, as in `vae_jax.interfaces.Space`.
+        what: their name, for messages.
 
     Raises:
-        VaeJaxError: they have another shape or type, or are not in the space.
+        VaeJaxError: the latents have another shape or type, or are not in the space.
     """
     axes = f"[..., {', '.join(map(str, shape))}]"
     if not isinstance(z, np.ndarray | Array):
@@ -221,10 +231,10 @@ def layers(
     """Check latents of every layer.
 
     Args:
-        zs: what was given as latents.
+        zs: the latents to check.
         shapes: the event shapes of the layers.
         spaces: the spaces of the layers.
-        fewest: the number of layers that will do instead of all.
+        fewest: the number of layers that suffice instead of all.
 
     Raises:
         VaeJaxError: there is another number of layers, or one does not fit.
@@ -239,14 +249,17 @@ def layers(
 
 
 def top_layers(zs: object, shapes: Sequence[Shape], spaces: Sequence[str]) -> None:
-    """Check latents of the top n layers, for any n; the arguments are those of `layers`."""
+    """Check latents of the top n layers, for any n.
+
+    Args: zs, shapes, spaces: as in `layers`.
+    """
     given = len(zs) if isinstance(zs, tuple | list) else 0
     n = given if 0 < given <= len(shapes) else len(shapes)
     layers(zs, shapes[-n:], spaces[-n:])
 
 
 class Door(Protocol):
-    """An object that checks arguments before its methods get them, as models do."""
+    """An object that checks arguments before its methods get them, such as a model."""
 
     def admit(
         self,
@@ -255,11 +268,11 @@ class Door(Protocol):
         args: Sequence[object],
         kwargs: Mapping[str, object],
     ) -> None:
-        """Refuse arguments of a method that do not fit."""
+        """Refuse arguments that do not fit; see `Model.admit`."""
 
 
 def admitted(function: Callable[P, Result]) -> Callable[P, Result]:
-    """Linen's `apply` or `init_with_output`, once the model has admitted the arguments."""
+    """Linen's `apply` or `init_with_output`, called once the model has admitted the arguments."""
 
     @nn.nowrap
     @functools.wraps(function)

@@ -1,7 +1,8 @@
 """Checks of the fields of parts, and of the arguments of functions, against their annotations.
 
-The annotation of a field says what fits, as in `beta: Weight`, and `check_fields` compares. In
-`Annotated`, a function tells whether a value fits, and a string describes what would.
+The annotation of a field describes the values that fit, as in `beta: Weight`, and `check_fields`
+compares. In `Annotated`, a function tells whether a value fits, and a string describes those that
+do.
 """
 
 import dataclasses
@@ -45,13 +46,13 @@ class Bounds:
     """The numbers that fit, all finite as float32; for a sequence, the lengths that fit.
 
     A number below the least normal float32 counts as zero, since XLA keeps no subnormal ones. A
-    number that is traced fits, as its value is not known.
+    traced number fits, as its value is not known.
 
     Attributes:
         least: the least number that fits.
         most: the greatest number that fits.
-        above: a number that all are greater than.
-        below: a number that all are less than.
+        above: the exclusive lower limit.
+        below: the exclusive upper limit.
     """
 
     least: float = -math.inf
@@ -60,7 +61,7 @@ class Bounds:
     below: float = math.inf
 
     def __call__(self, value: object) -> bool:
-        """Whether a number fits, or the length of a sequence."""
+        """Whether `value` fits: a number, or the length of a sequence."""
         if isinstance(value, Tracer):
             return True
         try:
@@ -118,13 +119,13 @@ LatentShape = Annotated[
 
 
 def fits(value: object, hint: object) -> bool:
-    """Whether a value is of the type in a hint; a hint that is not understood fits every value."""
+    """Whether `value` is of the type in `hint`; a hint that is not understood fits every value."""
     kind, tests, _ = _read(hint)
     return _is_of(value, kind) and all(test(value) for test in tests)
 
 
 def _read(hint: object) -> tuple[object, list[Callable[[object], bool]], str]:
-    """The type in a hint, its tests, and its own description."""
+    """The type in a hint, its tests, and its description."""
     if get_origin(hint) is not Annotated:
         return hint, [Bounds()] if hint is int or hint is float else [], ""
     kind, *rest = cast(tuple[object, ...], get_args(hint))
@@ -140,7 +141,7 @@ def _is_of(value: object, kind: object) -> bool:
         alike = [each for each in arguments if isinstance(value, type(each))]
         return value in alike and not isinstance(value, bool)
     if kind is int or kind is float:
-        if kind is float and isinstance(value, np.ndarray | Array):  # a program may be given it
+        if kind is float and isinstance(value, np.ndarray | Array):  # a program may take it
             return value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
         if kind is int and isinstance(value, Integral) and not -(2**31) <= int(value) < 2**32:
             return False
@@ -165,13 +166,13 @@ def _is_of(value: object, kind: object) -> bool:
         return True
     try:
         is_instance = isinstance(value, expected)
-    except TypeError:  # a protocol that is read by type checkers alone
+    except TypeError:  # a protocol for type checkers alone
         return True
     return is_instance and (expected in (object, type) or not isinstance(value, type))
 
 
 def _is_uncalled(value: object) -> bool:
-    """Whether a function makes initializers, as `he_normal` does, and is none itself."""
+    """Whether a function makes initializers, as `he_normal` does, and is not itself one."""
     try:
         parameters = inspect.signature(value).parameters.values() if callable(value) else ()
     except ValueError:  # a class or function of Python's own
@@ -180,7 +181,7 @@ def _is_uncalled(value: object) -> bool:
 
 
 def taking(*arguments: object, **named: object) -> Callable[[object], bool]:
-    """A test of functions: whether one takes these arguments, whose values do not matter."""
+    """A test of whether a function takes such `arguments` and `named` ones, of any values."""
 
     def takes(function: object) -> bool:
         try:
@@ -193,7 +194,7 @@ def taking(*arguments: object, **named: object) -> Callable[[object], bool]:
 
 
 def described(hint: object) -> str:
-    """What a hint asks for: "a whole number of at least 1"."""
+    """The description of a hint, such as "a whole number of at least 1"."""
     kind, tests, said = _read(hint)
     if said:
         return said
@@ -222,7 +223,7 @@ def described(hint: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a sentence names it."""
+    """The value as error messages show it."""
     if isinstance(value, np.ndarray | Array):
         return f"an array of {value.dtype} {value.shape}"
     if isinstance(value, type):
@@ -243,10 +244,15 @@ def _with_article(name: str) -> str:
 
 
 def check_fits(what: str, value: object, hint: object) -> None:
-    """Check that a value is what a hint asks for.
+    """Check that a value is of the type in a hint.
+
+    Args:
+        what: the name of the value, for messages.
+        value: the value.
+        hint: the hint.
 
     Raises:
-        VaeJaxError: it is not; the sentence says what would be.
+        VaeJaxError: the value does not fit; the sentence describes one that would.
     """
     if fits(value, hint):
         return
@@ -273,10 +279,10 @@ def _hints(owner: Callable[..., object]) -> dict[str, object]:
 
 
 def check_fields(part: object) -> None:
-    """Check the fields of a dataclass or of a Linen module against their annotations.
+    """Check the fields of `part`, a dataclass or a Linen module, against their annotations.
 
     Raises:
-        VaeJaxError: one does not fit.
+        VaeJaxError: a field does not fit its annotation.
     """
     assert dataclasses.is_dataclass(part)
     hints = _hints(type(part))
@@ -288,7 +294,7 @@ def check_fields(part: object) -> None:
 
 
 class Checked:
-    """The base of a dataclass whose constructor refuses what its annotations do not allow."""
+    """The base of a dataclass whose constructor refuses values that its annotations exclude."""
 
     def __post_init__(self):
         check_fields(self)
@@ -307,10 +313,10 @@ def _modules(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def check_apart(part: nn.Module) -> None:
-    """Check that no module is in two positions of a part.
+    """Check that no module is in two positions of `part`.
 
     Raises:
-        VaeJaxError: one is, so that both would have the same parameters.
+        VaeJaxError: a module is in two positions, which would share its parameters.
     """
     found: dict[int, str] = {}
     for name, module in _modules(part):
@@ -322,10 +328,10 @@ def check_apart(part: nn.Module) -> None:
 
 
 def check_encoder(what: str, network: nn.Module) -> None:
-    """Check that a network can be called with its inputs alone.
+    """Check that `network`, with the name `what`, can be called with its inputs alone.
 
     Raises:
-        VaeJaxError: it cannot.
+        VaeJaxError: `network` needs further arguments.
     """
     if not _can_be_called(network, 1):
         raise VaeJaxError(
@@ -335,10 +341,15 @@ def check_encoder(what: str, network: nn.Module) -> None:
 
 
 def check_decoder(what: str, network: nn.Module, of_an_image: bool = True) -> None:
-    """Check that a network can be called with latents and, of an image, with its shape.
+    """Check that a network can be called with latents and, for an image, with its shape.
+
+    Args:
+        what: the name of the network, for messages.
+        network: the network.
+        of_an_image: whether it is a decoder of images.
 
     Raises:
-        VaeJaxError: it cannot.
+        VaeJaxError: the network takes other arguments.
     """
     if not _can_be_called(network, 2 if of_an_image else 1):
         arguments = "(z, image_shape)" if of_an_image else "z alone"
@@ -357,7 +368,7 @@ def _can_be_called(network: nn.Module, count: int) -> bool:
 
 
 def checked(function: Callable[P, Result]) -> Callable[P, Result]:
-    """A function that refuses arguments that its annotations do not allow."""
+    """The function, refusing arguments that its annotations exclude."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""The base of dataclasses of arrays that JAX takes apart and puts together."""
+"""The base of dataclasses of arrays that JAX flattens and unflattens."""
 
 import inspect
 
@@ -6,7 +6,7 @@ from flax import struct
 
 
 class Pytree:
-    """A `flax.struct.dataclass` whose tree structure tells its class.
+    """A `flax.struct.dataclass` whose tree structure identifies its class.
 
     Each subclass gets a static field with its own name: without it, two dataclasses with equal
     fields have equal tree structures (jaxlib 0.10 to 0.12), and `jax.jit` may run the program that

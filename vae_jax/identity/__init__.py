@@ -1,6 +1,6 @@
-"""What an object is, in JSON, and the way back: the identity of a run from Python or from a file.
+"""Descriptions of objects in JSON, and the way back: the identity of a run from Python or a file.
 
-Two objects with the same description do the same.
+Equal descriptions mean equal behaviour.
 
 numbers, text, None      as they are
 tuples and lists         a list
@@ -8,8 +8,8 @@ tuples and lists         a list
 {"import": name}         a function or class that has a name in a module
 {"def": name, ...}       a function made by another, by the variables that it closes over
 
-Code outside of installed packages is described by a checksum (`code.py`). Functions that compute
-the same but for numbers are found by their jaxprs (`programs.py`).
+Code outside of installed packages is described by a checksum (`code.py`). Functions that differ in
+numbers alone are found by their jaxprs (`programs.py`).
 """
 
 from vae_jax.identity.description import Json, describe

@@ -1,4 +1,4 @@
-"""A checksum of code: its instructions, and whatever it takes from its own module.
+"""A checksum of code: its instructions, and everything that it takes from its own module.
 
 Comments, docstrings and layout do not change it. Code of installed packages has no checksum: their
 versions are in a run's record.
@@ -23,7 +23,7 @@ _COPIED = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__"}
 
 
 def checksum(thing: object, describe: Callable[[object], object]) -> str | None:
-    """The checksum of a function or class; None where it is that of an installed package.
+    """The checksum of a function or class; None for one of an installed package.
 
     Args:
         thing: the function or class.
@@ -51,12 +51,12 @@ def checksum(thing: object, describe: Callable[[object], object]) -> str | None:
 
 
 def unwrapped(part: object) -> Any:
-    """The function in a property, a class method or a compiled function."""
+    """The function in `part`, a property, a class method or a compiled function."""
     return list(_layers(part))[-1]
 
 
 def _layers(part: object) -> Iterator[object]:
-    """A function and what wraps it, such as the rules of its derivatives; the function is last."""
+    """A function and its wrappers, such as the rules of its derivatives; the function is last."""
     yield part
     for attribute in ("fget", "__func__", "func", "__wrapped__"):
         if not isinstance(part, type | FunctionType | functools.partial) and hasattr(
@@ -67,7 +67,7 @@ def _layers(part: object) -> Iterator[object]:
 
 
 def variables(thing: object) -> dict[str, object]:
-    """What a function closes over, the defaults that it was made with, and its attributes."""
+    """The variables that a function closes over, its defaults, and its attributes."""
     function, found = unwrapped(thing), dict[str, object]()
     if not isinstance(function, FunctionType):
         return found
@@ -89,7 +89,13 @@ def variables(thing: object) -> dict[str, object]:
 
 
 def codes_within(factory: object, inner: Sequence[str], closure: Set[str]) -> list[CodeType]:
-    """The code of functions within another that close over these; names go from outside in."""
+    """The code of functions inside another.
+
+    Args:
+        factory: the code of the outer function.
+        inner: the names of the functions, from outside in.
+        closure: the names of the variables that they close over.
+    """
     function = inspect.unwrap(unwrapped(factory))
     codes = [function.__code__] if isinstance(function, FunctionType) else []
     for name in inner:
@@ -99,7 +105,7 @@ def codes_within(factory: object, inner: Sequence[str], closure: Set[str]) -> li
 
 
 def _members(cls: type) -> list[tuple[str, object]]:
-    """Functions and constants of a class and its bases, without fields, which instances have."""
+    """The functions and constants of a class and its bases, without the fields of instances."""
     if issubclass(cls, enum.Enum):
         return [(name, member.value) for name, member in cls.__members__.items()]
     fields = getattr(cls, "__dataclass_fields__", {})
@@ -114,7 +120,7 @@ def _members(cls: type) -> list[tuple[str, object]]:
 
 
 def _mentioned(thing: object) -> list[tuple[str, object]]:
-    """What a function closes over and, if it is not installed, what it takes from its module."""
+    """The objects that a function closes over and, unless installed, takes from its module."""
     function, found = unwrapped(thing), list(variables(thing).items())
     if is_installed(function):
         return found
@@ -134,7 +140,7 @@ def _named_by(steps: Sequence[dis.Instruction], operation: str) -> list[str]:
 
 
 def _taken(name: str, part: object, names: Set[str]) -> list[tuple[str, object]]:
-    """An object; of a module that is not installed, what code with these names takes from it."""
+    """An object or, for a module that is not installed, the objects that `names` take from it."""
     found, ahead, seen = list[tuple[str, object]](), [(name, part)], set[int]()
     while ahead:
         name, part = ahead.pop()
@@ -150,8 +156,8 @@ def _imported(name: str, parts: Sequence[str], scope: dict[str, object]) -> Iter
     """The modules outside of installed packages that a statement in a function may import.
 
     Args:
-        name: what stands after `import` or `from`, without dots before it.
-        parts: what stands after `import` in `from ... import`, modules or others.
+        name: the name after `import` or `from`, without dots before it.
+        parts: the names after `import` in `from ... import`, modules or others.
         scope: the variables of the function's module.
     """
     package = str(scope.get("__package__") or "")
@@ -172,7 +178,7 @@ def _every_instruction(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def _instructions(code: CodeType) -> Iterator[object]:
-    """What code does, whatever its line numbers and its docstring."""
+    """The instructions of code, without line numbers and docstring."""
     yield list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     for step in dis.get_instructions(code):
         if isinstance(step.argval, CodeType):

@@ -24,12 +24,12 @@ _KEPT = 1000  # the largest size of an array whose description has its numbers
 
 
 def describe(thing: object) -> Json:
-    """The description of an object, as it is read from a JSON file."""
+    """The description of the object `thing`, as read from a JSON file."""
     return _describe(thing, ())
 
 
 def _describe(thing: object, around: tuple[int, ...]) -> Json:
-    """The description of an object that is part of others, whose ids are given."""
+    """The description of an object that is part of others, with the ids `around`."""
     if id(thing) in around:
         return {"is": "recursion"}
 
@@ -102,14 +102,14 @@ def _local(thing: object, of: Callable[[object], Json]) -> dict[str, Json]:
 
 
 def _state(thing: object, of: Callable[[object], Json]) -> dict[str, Json]:
-    """What an object is made of: fields, attributes, or its `repr`."""
+    """The state of an object: its fields, attributes, or `repr`."""
     cls = type(thing)
     if dataclasses.is_dataclass(thing):
         state = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
-        if isinstance(thing, nn.Module):  # where it is used, unless the user has named it
-            place = {"parent"} if thing.name else {"parent", "name"}
-            state = {name: part for name, part in state.items() if name not in place}
-        # NumPy's numbers are taken for Python's, unless a user's code may ask for their types.
+        if isinstance(thing, nn.Module):  # its position in a model, unless the user has named it
+            position = {"parent"} if thing.name else {"parent", "name"}
+            state = {name: part for name, part in state.items() if name not in position}
+        # NumPy's numbers count as Python's, unless a user's code may ask for their types.
         same = np.generic if is_installed(cls) else np.integer | np.bool_
         state = {
             name: part.item() if isinstance(part, same) else part for name, part in state.items()

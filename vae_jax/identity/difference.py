@@ -1,4 +1,4 @@
-"""Where two descriptions differ, in words."""
+"""The differences between two descriptions, in words."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +9,7 @@ ABSENT = "absent"
 
 
 class Difference(NamedTuple):
-    """A dotted name at which two descriptions differ, and what they have there."""
+    """A dotted name at which two descriptions differ, and their values there."""
 
     name: str
     there: Json
@@ -17,7 +17,7 @@ class Difference(NamedTuple):
 
     @property
     def of_code(self) -> bool:
-        """Whether it is the checksum of code."""
+        """Whether the difference is in the checksum of code."""
         return self.name.endswith(".class")
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 def differences(there: Json, here: Json) -> Iterator[Difference]:
-    """The leaves at which two descriptions differ; those that only the first has come last."""
+    """The leaves at which the descriptions differ; those of `there` alone come last."""
     ours, theirs = _flat(here), _flat(there)
     for name in {**ours, **theirs}:
         one, other = theirs.get(name, ABSENT), ours.get(name, ABSENT)
@@ -37,7 +37,7 @@ def differences(there: Json, here: Json) -> Iterator[Difference]:
 
 
 def _plain(value: Json) -> Json:
-    """A whole number without a decimal point, which Optax's schedules add when they are called."""
+    """A whole number without the decimal point that Optax's schedules add when they are called."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -1,4 +1,4 @@
-"""Dotted names of functions and classes, and whether their code is that of an installed package."""
+"""Dotted names of functions and classes, and their membership in installed packages."""
 
 import sys
 import sysconfig
@@ -15,7 +15,7 @@ _PUBLIC = ("vae_jax", "jax.nn", "jax.numpy", "optax", "flax.linen")
 
 
 def name_of(thing: object) -> str:
-    """The dotted name of a function or class, a public one where it has one."""
+    """The dotted name of a function or class `thing`, a public one if there is one."""
     module = getattr(thing, "__module__", None) or "builtins"
     name = getattr(thing, "__qualname__", getattr(thing, "__name__", type(thing).__qualname__))
     for public in _PUBLIC:
@@ -26,7 +26,7 @@ def name_of(thing: object) -> str:
 
 
 def named(name: str) -> object:
-    """What a dotted name refers to in the modules that are imported; None where to nothing."""
+    """The object with a dotted name in the imported modules; None if undefined."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         if (found := sys.modules.get(".".join(parts[:length]))) is not None:
@@ -37,7 +37,7 @@ def named(name: str) -> object:
 
 
 def is_installed(thing: object) -> bool:
-    """Whether a module, or that of a class or function, is part of an installed package."""
+    """Whether `thing`, a module, class or function, is part of an installed package."""
     module = thing if isinstance(thing, ModuleType) else _module_of(thing)
     if module is None or module.__name__ == "__main__":
         return False
@@ -45,7 +45,7 @@ def is_installed(thing: object) -> bool:
 
 
 def is_of_package(file: str | None) -> bool:
-    """Whether a module's file is part of an installed package; those without one are Python's."""
+    """Whether a module's file is part of an installed package; modules without one are Python's."""
     if file is None:
         return True
     path = Path(file).absolute()

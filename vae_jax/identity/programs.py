@@ -20,9 +20,9 @@ from jax.extend.core import primitives as of_jax
 
 Result = TypeVar("Result")
 Value: TypeAlias = Array | np.ndarray
-Place: TypeAlias = "tuple[int | str, ...]"
-"""Where a number is: the equations on the way to it, and its position."""
-Numbers: TypeAlias = Mapping[Place, Value]
+Position: TypeAlias = "tuple[int | str, ...]"
+"""The position of a number: the equations on the way to it, and its index."""
+Numbers: TypeAlias = Mapping[Position, Value]
 
 # Calls of inner functions that are not differentiated any more: their derivatives do not matter.
 _CALLS = {
@@ -38,7 +38,7 @@ class Program(Generic[Result]):
     """Functions that differ in numbers alone.
 
     Attributes:
-        members: which functions they are.
+        members: their indices among all functions.
         numbers: the numbers in which they differ, an array `[members, ...]` each.
         function: a function of the arguments, followed by the numbers of one member.
     """
@@ -53,18 +53,21 @@ def programs(
     *arguments: object,
     axes: Sequence[tuple[str, int]] = (),
 ) -> list[Program[Result]]:
-    """Put functions together that differ in numbers alone.
+    """Group functions that differ in numbers alone.
 
-    A function that is like no other stays as it is, and so does its program, to the bit.
+    A function without a match stays as it is, and its program is the same to the bit.
 
     Args:
         functions: functions of the same arguments.
-        arguments: arrays, or their shapes and types, of which only these matter.
+        arguments: arrays, or their shapes and types, which alone matter.
         axes: the names and sizes of the axes that the functions' collectives use.
+
+    Returns:
+        The groups, in the order of their first functions.
     """
     trace = partial(jax.make_jaxpr, axis_env=list(axes), return_shape=True)
     traced: list[tuple[ClosedJaxpr, Result]] = [trace(each)(*arguments) for each in functions]
-    found: list[dict[Place, Value]] = [{} for _ in functions]
+    found: list[dict[Position, Value]] = [{} for _ in functions]
     groups: dict[Hashable, list[int]] = {}
     for index, (jaxpr, result) in enumerate(traced):
         skeleton = _skeleton(jaxpr.jaxpr, jaxpr.consts, (), found[index])
@@ -72,10 +75,12 @@ def programs(
 
     def program(members: list[int]) -> Program[Result]:
         first = members[0]
-        columns = {place: [found[index][place] for index in members] for place in found[first]}
+        columns = {
+            position: [found[index][position] for index in members] for position in found[first]
+        }
         differing = {
-            place: np.stack(column)
-            for place, column in columns.items()
+            position: np.stack(column)
+            for position, column in columns.items()
             if len({np.asarray(value).tobytes() for value in column}) > 1
         }
         if not differing:
@@ -95,51 +100,51 @@ def programs(
 
 
 def _skeleton(
-    jaxpr: Jaxpr, consts: Sequence[Value], place: Place, numbers: dict[Place, Value]
+    jaxpr: Jaxpr, consts: Sequence[Value], position: Position, numbers: dict[Position, Value]
 ) -> Hashable:
-    """What a jaxpr is apart from its numbers, which are collected by their positions."""
+    """A jaxpr without its numbers, which are collected by their positions."""
     names: dict[Var, int] = {}
 
-    def of_number(value: Value, place: Place) -> Hashable:
+    def of_number(value: Value, position: Position) -> Hashable:
         if jnp.issubdtype(value.dtype, jax.dtypes.extended):
             return id(value)
-        numbers[place] = value
+        numbers[position] = value
         return value.shape, value.dtype
 
-    def of_atom(atom: Var | Literal, place: Place) -> Hashable:
+    def of_atom(atom: Var | Literal, position: Position) -> Hashable:
         if isinstance(atom, Literal):
-            return of_number(np.asarray(atom.val), place), atom.aval
+            return of_number(np.asarray(atom.val), position), atom.aval
         return names.setdefault(atom, len(names)), atom.aval
 
-    def of_parameter(part: object, place: Place) -> Hashable:
+    def of_parameter(part: object, position: Position) -> Hashable:
         match part:
             case ClosedJaxpr():
-                return _skeleton(part.jaxpr, part.consts, place, numbers)
+                return _skeleton(part.jaxpr, part.consts, position, numbers)
             case Jaxpr():
-                return _skeleton(part, (), place, numbers)
+                return _skeleton(part, (), position, numbers)
             case tuple() | list():
-                return tuple(of_parameter(each, (*place, n)) for n, each in enumerate(part))
+                return tuple(of_parameter(each, (*position, n)) for n, each in enumerate(part))
             case Hashable():
                 return part
         return id(part)
 
-    def of_equation(equation: JaxprEqn, place: Place) -> Hashable:
+    def of_equation(equation: JaxprEqn, position: Position) -> Hashable:
         primitive, parameters = equation.primitive, equation.params
         if primitive in _CALLS:
             parameters = {_CALLS[primitive]: parameters[_CALLS[primitive]]}
         inner_numbers = len(numbers)
-        inner = [of_parameter(parameters[name], (*place, name)) for name in sorted(parameters)]
+        inner = [of_parameter(parameters[name], (*position, name)) for name in sorted(parameters)]
         if primitive not in _CALLS and primitive not in _LOOPS:  # no number in it can be replaced
             fixed = list(numbers)[inner_numbers:]
             inner.append(tuple(np.asarray(numbers.pop(each)).tobytes() for each in fixed))
-        inputs = [of_atom(atom, (*place, "in", n)) for n, atom in enumerate(equation.invars)]
-        outputs = [of_atom(atom, place) for atom in equation.outvars]
+        inputs = [of_atom(atom, (*position, "in", n)) for n, atom in enumerate(equation.invars)]
+        outputs = [of_atom(atom, position) for atom in equation.outvars]
         return primitive, tuple(inner), tuple(inputs), tuple(outputs)
 
-    inputs = tuple(of_atom(atom, place) for atom in [*jaxpr.constvars, *jaxpr.invars])
-    constants = tuple(of_number(value, (*place, "const", n)) for n, value in enumerate(consts))
-    equations = tuple(of_equation(each, (*place, n)) for n, each in enumerate(jaxpr.eqns))
-    outputs = tuple(of_atom(atom, (*place, "out", n)) for n, atom in enumerate(jaxpr.outvars))
+    inputs = tuple(of_atom(atom, position) for atom in [*jaxpr.constvars, *jaxpr.invars])
+    constants = tuple(of_number(value, (*position, "const", n)) for n, value in enumerate(consts))
+    equations = tuple(of_equation(each, (*position, n)) for n, each in enumerate(jaxpr.eqns))
+    outputs = tuple(of_atom(atom, (*position, "out", n)) for n, atom in enumerate(jaxpr.outvars))
     return inputs, constants, equations, outputs
 
 
@@ -147,21 +152,21 @@ def _run(
     jaxpr: Jaxpr,
     consts: Sequence[Value],
     arguments: Sequence[Value],
-    place: Place,
+    position: Position,
     numbers: Numbers,
 ) -> list[Value]:
     """The results of a jaxpr with other numbers in some positions."""
     values = dict(zip(jaxpr.invars, arguments, strict=True))
     for n, (variable, value) in enumerate(zip(jaxpr.constvars, consts, strict=True)):
-        values[variable] = numbers.get((*place, "const", n), value)
+        values[variable] = numbers.get((*position, "const", n), value)
 
-    def read(atom: Var | Literal, place: Place) -> Value:
+    def read(atom: Var | Literal, position: Position) -> Value:
         if isinstance(atom, Literal):
-            return numbers.get(place, atom.val)
+            return numbers.get(position, atom.val)
         return values[atom]
 
     for n, equation in enumerate(jaxpr.eqns):
-        here = (*place, n)
+        here = (*position, n)
         inputs = [read(atom, (*here, "in", k)) for k, atom in enumerate(equation.invars)]
         inside = any(each[: len(here)] == here and each[len(here)] != "in" for each in numbers)
         with equation.ctx.manager:
@@ -173,11 +178,11 @@ def _run(
                 outputs = outputs if equation.primitive.multiple_results else [outputs]
         for variable, output in zip(equation.outvars, outputs, strict=True):
             values[variable] = output
-    return [read(atom, (*place, "out", k)) for k, atom in enumerate(jaxpr.outvars)]
+    return [read(atom, (*position, "out", k)) for k, atom in enumerate(jaxpr.outvars)]
 
 
 def _run_inside(
-    equation: JaxprEqn, inputs: list[Value], place: Place, numbers: Numbers
+    equation: JaxprEqn, inputs: list[Value], position: Position, numbers: Numbers
 ) -> Sequence[Value]:
     """The results of an equation, some numbers in its inner jaxprs replaced by others."""
     parameters = equation.params
@@ -185,7 +190,7 @@ def _run_inside(
     def inner(name: str, *index: int) -> Callable[..., list[Value]]:
         part = parameters[name][index[0]] if index else parameters[name]
         closed = part if isinstance(part, ClosedJaxpr) else ClosedJaxpr(part, ())
-        where = (*place, name, *index)
+        where = (*position, name, *index)
         return lambda *args: _run(closed.jaxpr, closed.consts, args, where, numbers)
 
     match equation.primitive:

@@ -1,4 +1,4 @@
-"""From a description back to its object, where everything in it can be imported."""
+"""From a description back to its object, if everything in it can be imported."""
 
 import contextlib
 import dataclasses
@@ -22,15 +22,15 @@ class NotImportableError(Exception):
 
 
 def made_from(description: Json, arrays: Arrays) -> object:
-    """The object of a description. What it names is imported, which runs code.
+    """The object of a description, whose names are imported, which runs code.
 
     Args:
-        description: what `describe` returned for it.
+        description: the result of `describe`.
         arrays: a function from dtype, shape and SHA-256 to an array that is too large for a
             description, or None.
 
     Raises:
-        NotImportableError: a part of it cannot be imported.
+        NotImportableError: a part cannot be imported.
     """
 
     def make(part: Json) -> object:
@@ -76,7 +76,7 @@ def made_from(description: Json, arrays: Arrays) -> object:
 
 
 def _imported(name: str) -> object:
-    """What a dotted name refers to; a name in one script refers to nothing in another."""
+    """The object with a dotted name; a name in one script is undefined in another."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         with contextlib.suppress(ImportError, AttributeError):
@@ -104,7 +104,7 @@ def _instance(name: str, state: dict[str, object]) -> object:
 
 
 def _function(name: str, state: dict[str, object]) -> FunctionType:
-    """The function that another one makes, with these variables."""
+    """The function that another one returns, with the variables in `state`."""
     path, _, number = name.partition("#")
     outer, *inner = path.split(".<locals>.")
     factory = inspect.unwrap(unwrapped(_imported(outer)))

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, compare what they run, and end together."""
+"""The processes of a run: their meeting, their agreement, and their common end."""
 
 from vae_jax.processes.agreement import DisagreementError, agree
 from vae_jax.processes.launch import Launch, launch, visible_gpus

@@ -1,4 +1,4 @@
-"""Processes compare what they run, so that none silently trains something else."""
+"""The agreement of processes on their run, so that none silently trains something else."""
 
 import contextlib
 import itertools
@@ -11,17 +11,23 @@ from jax.errors import JaxRuntimeError
 from vae_jax.errors import VaeJaxError
 from vae_jax.identity import ABSENT, Json, differences
 
-_SECONDS = 1  # between looks, after each of which Python may act on a signal
+_SECONDS = 1  # seconds between looks, after each of which Python may act on a signal
 _tellings, _choices = itertools.count(), itertools.count()
 _round = 0  # the number of the next agreement
 
 
 class DisagreementError(VaeJaxError):
-    """The processes of a run were given different things; each of them raises it."""
+    """The processes of a run have different arguments, data or versions; each of them raises it."""
 
 
 def objection(number: int, theirs: Json, ours: Json) -> str:
-    """A sentence where process `number` runs something other than process 0; empty where not."""
+    """A sentence if process `number` differs from process 0, else an empty text.
+
+    Args:
+        number: the number of the process.
+        theirs: the record of its run.
+        ours: the record of process 0.
+    """
     found = list(differences(theirs, ours))
     clear = [each for each in found if ABSENT not in each]
     for each in [*clear, *found][:1]:
@@ -36,13 +42,13 @@ def objection(number: int, theirs: Json, ours: Json) -> str:
 
 
 def agree(content: dict[str, Json]) -> None:
-    """Make sure that all processes run the same; each waits here for the others.
+    """Check that all processes run the same; they wait here for each other.
 
     They meet in the store of JAX's coordination service, not on devices, where programs that differ
-    would wait for each other for ever.
+    would wait for each other forever.
 
     Args:
-        content: what this process runs; the names by which a user tells runs apart come first.
+        content: the record of this process's run, its most familiar entries first.
 
     Raises:
         DisagreementError: a process runs something else.
@@ -65,13 +71,13 @@ def agree(content: dict[str, Json]) -> None:
 
 
 def told_by_main(find: Callable[[], str]) -> str | None:
-    """What process 0 finds and tells the others, so that they need not look.
+    """A text that process 0 finds and tells the others.
 
     Args:
-        find: what process 0 calls, for as long as it takes.
+        find: a function that process 0 calls, for as long as it takes.
 
     Returns:
-        What it found; in another process None, if process 0 goes on to `agree` without this call.
+        Its result; in another process None, if process 0 reaches `agree` without this call.
     """
     state = distributed.global_state
     if state.client is None or state.num_processes == 1:
@@ -85,14 +91,14 @@ def told_by_main(find: Callable[[], str]) -> str | None:
 
 
 class Choice:
-    """A choice that the first process to make it makes for all; all create theirs in one order."""
+    """A choice that the first process makes for all; all processes create theirs in one order."""
 
     def __init__(self):
         self._key = f"vae_jax/choice/{next(_choices)}"
         self._alone: str | None = None
 
     def make(self, value: str) -> str:
-        """Choose a value; returns what was chosen, by this process or earlier by another."""
+        """Choose `value`; returns the choice, whoever made it first."""
         state = distributed.global_state
         if state.client is None or state.num_processes == 1:
             self._alone = value if self._alone is None else self._alone
@@ -103,7 +109,7 @@ class Choice:
 
     @property
     def made(self) -> str | None:
-        """What was chosen, if it was."""
+        """The choice, or None."""
         return self._alone if self._alone is not None else _value_of(self._key)
 
 

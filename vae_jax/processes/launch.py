@@ -1,4 +1,4 @@
-"""What the system that starts the processes of a run says about them."""
+"""The description of a run's processes by the system that starts them."""
 
 import os
 import re
@@ -14,21 +14,20 @@ WAYS = (
     "start under Slurm (srun), Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS (host:port "
     "of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
 )
-# Slurm's and Open MPI's are read where JAX's address is set but these variables of JAX are not.
+# Slurm's and Open MPI's are read if JAX's address is set but these variables of JAX are not.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One of the processes of a run, and where they meet.
+    """One of the processes of a run, and their meeting point.
 
     Attributes:
-        host, port: of process 0.
+        host, port: the address of process 0.
         count: the number of processes.
-        number: this one's number, from 0.
-        local_devices: the numbers of the GPUs of this machine that are this process's; None for
-            all that it sees.
+        number: the number of this process, from 0.
+        local_devices: the numbers of this process's GPUs on its machine; None for all that it sees.
     """
 
     host: str
@@ -39,15 +38,15 @@ class Launch:
 
     @property
     def address(self) -> str:
-        """host:port of process 0."""
+        """The address host:port of process 0."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """What environment variables, or a TPU pod, say about this process and the others.
+    """This process and the others, by the variables of an environment or by a TPU pod.
 
     Raises:
-        VaeJaxError: they say too little, or something impossible.
+        VaeJaxError: the variables are incomplete or contradict each other.
     """
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     count, number = _integer(environment, COUNTS), _integer(environment, NUMBERS)
@@ -92,7 +91,7 @@ def _integer(environment: Mapping[str, str], names: tuple[str, ...]) -> int | No
 
 
 def _detected() -> tuple[str | None, int | None, int | None]:
-    """Address, count and number as JAX finds them in a cluster that it knows."""
+    """The address, count and number that JAX finds in a cluster that it knows."""
     try:
         find = clusters.ClusterEnv.auto_detect_unset_distributed_params
         address, count, number, _ = find(None, None, None, None, None, 60)
@@ -105,7 +104,7 @@ def _detected() -> tuple[str | None, int | None, int | None]:
 
 
 def neighbours(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """The number of processes on this machine, and this one's number among them, if known."""
+    """The number of processes on this machine, and the number of this one, from an environment."""
     if {"SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"} <= environment.keys():
         counts: list[int] = []
         for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):  # such as 8(x2),4
@@ -120,7 +119,7 @@ def neighbours(environment: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """The number of Nvidia GPUs that this process sees."""
+    """The number of Nvidia GPUs that this process sees, from its environment and `devices`."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in devices.iterdir())
@@ -130,13 +129,17 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
 
 
 def own_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[int] | None:
-    """Which of the GPUs that a process sees are its own; None: all of them.
+    """The numbers of a process's own GPUs among those that it sees; None for all of them.
 
-    By itself JAX takes the GPU with the process's number on its machine: one of eight where a
-    process has all of them, and one that does not exist where each process sees only its own.
+    By default JAX takes the GPU with the process's number on its machine: one of eight if a process
+    has all of them, and one that does not exist if each process sees only its own.
+
+    Args:
+        environment: the environment variables.
+        devices: the folder of devices.
 
     Raises:
-        VaeJaxError: several processes see the same ones, which they cannot share evenly.
+        VaeJaxError: several processes see the same GPUs, which they cannot share evenly.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:  # which JAX reads
         return None

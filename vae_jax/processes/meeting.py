@@ -1,8 +1,8 @@
-"""The processes of a run meet at process 0, before JAX connects them.
+"""The meeting of a run's processes at process 0, before JAX connects them.
 
-JAX aborts a process that it cannot connect, with a C++ stack trace, does not say which one is
-missing, and lets two runs share a port. So they meet on JAX's port first. Their connections stay
-open, and the operating system closes those of a process that dies.
+JAX aborts a process that it cannot connect, with a C++ stack trace, does not report which one is
+missing, and lets two runs share a port. Therefore they meet on JAX's port first. Their connections
+stay open, and the operating system closes those of a process that dies.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ def meet(launch: Launch, versions: dict[str, str], seconds: float) -> dict[int, 
     """Wait for the other processes.
 
     Args:
-        launch: this process and where to meet.
+        launch: this process and the meeting point.
         versions: the versions of the packages, which must be the same in all processes.
-        seconds: how long to wait.
+        seconds: the time to wait.
 
     Returns:
         Process 0's connections to all others, or another one's to process 0, by their numbers.
 
     Raises:
-        VaeJaxError: one of them did not come, the port is taken, or nobody answers there.
-        DisagreementError: they have other versions or another number of processes.
+        VaeJaxError: a process did not come, the port is taken, or nobody answers there.
+        DisagreementError: a process has other versions or another number of processes.
     """
     if launch.count == 1:
         return {}
@@ -61,7 +61,7 @@ def _listen(launch: Launch) -> socket.socket:
 def _receive_all(
     launch: Launch, versions: dict[str, str], latest: float, seconds: float
 ) -> dict[int, socket.socket]:
-    """Process 0: wait for all others, and tell them when all are there, or what is wrong."""
+    """Process 0: wait for all others, and tell them when all have come, or the error."""
     arrived: dict[int, socket.socket] = {}
     told: list[socket.socket] = []  # including processes that are refused
     error: VaeJaxError | None = None
@@ -98,7 +98,7 @@ def _refusal(
     theirs: dict[str, Json],
     ours: dict[str, str],
 ) -> VaeJaxError | None:
-    """Why a process that has come cannot take part; None where it can."""
+    """The reason why a process that has come cannot take part, or None."""
     if count != launch.count:
         return DisagreementError(
             f"Process {number} was told that there are {count} processes, process 0 that there are "
@@ -155,13 +155,13 @@ def _join(launch: Launch, versions: dict[str, str], latest: float, seconds: floa
 
 
 def send(connection: socket.socket, content: dict[str, Json]) -> None:
-    """Send a line of JSON."""
+    """Send `content` as a line of JSON over a connection."""
     with contextlib.suppress(OSError):  # the other end is gone, and is missed later
         connection.sendall(json.dumps(content).encode() + b"\n")
 
 
 def read(connection: socket.socket, seconds: float | None) -> Json:
-    """A line of JSON from the other end; None where it is no such line, or not in time."""
+    """A line of JSON from a connection; None if none comes within `seconds`."""
     connection.settimeout(seconds)
     stream = connection.makefile("rb", buffering=0)  # which reads no byte beyond the line
     with contextlib.suppress(OSError, ValueError), stream:

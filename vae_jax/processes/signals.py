@@ -10,21 +10,21 @@ from concurrent.futures import Future, wait
 from types import FrameType
 from typing import TypeVar
 
-from jax._src import config  # jax.config does not say what a `with` has set
+from jax._src import config  # jax.config does not show the values that a `with` has set
 
 from vae_jax.processes.agreement import Choice
 
 Result = TypeVar("Result")
 
-# SIGTERM at a shutdown, Ctrl-C, and what schedulers can be told to send before a time limit.
+# SIGTERM at a shutdown, Ctrl-C, and the signals that schedulers can send before a time limit.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-# How long work may go on after a signal, and how long one look lasts.
+# The time that work may continue after a signal, and that of one look, in seconds.
 SECONDS_TO_END = 5.0
 _LOOK = 0.5
 
 
 class Left(Exception):  # noqa: N818  (nothing went wrong)
-    """A process was told to stop, and work that can be done again was abandoned.
+    """A process was told to stop, and repeatable work was abandoned.
 
     Attributes:
         signal_number: the number of the signal.
@@ -38,16 +38,16 @@ class Left(Exception):  # noqa: N818  (nothing went wrong)
 def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Result:
     """The result of work that may take long, such as compiling.
 
-    It is done in a thread, since Python hears of signals only between its own instructions. Once a
+    It runs in a thread, since Python handles signals only between its own instructions. Once a
     process is told to stop, the work has some seconds to end; then all processes abandon it, or
-    none does. Abandoned work goes on, for nothing, until its process ends.
+    none does. Abandoned work continues in vain until its process ends.
 
     Args:
         work: a function without side effects, the same in all processes.
         received: the signals that this process has received, as `stop_signals` yields them.
 
     Raises:
-        Left: it was abandoned.
+        Left: the work was abandoned.
     """
     result: Future[Result] = Future()
     settings = _own_settings()
@@ -87,10 +87,13 @@ def _own_settings() -> list[tuple[config.State, object]]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the signals that stop a run instead of dying of them; a second of a kind does kill.
+    """Collect the signals that stop a run; a second signal of the same kind ends the process.
 
-    JAX's preemption service hears of SIGTERM alone, and catches it even where nobody asks the
-    service, so that a waiting process cannot be stopped (tests/test_processes.py).
+    JAX's preemption service handles SIGTERM alone, and catches it even if nobody asks the service,
+    so that a waiting process cannot be stopped (tests/test_processes.py).
+
+    Yields:
+        The numbers of the signals received so far.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # which alone receives them

@@ -1,4 +1,4 @@
-"""Processes that begin together and end together, whatever happens to one of them."""
+"""Processes that begin and end together, whatever happens to one of them."""
 
 import atexit
 import contextlib
@@ -34,22 +34,22 @@ def together(
 ) -> Iterator[None]:
     """Join the other processes of a run, and leave with them.
 
-    What processes compute together never returns when one of them is missing. JAX's heartbeats end
-    the others by an abort with a C++ stack trace; the connections of `meet` end them with a
-    sentence and status 1, at once where a process dies, and where it hangs when its heartbeats on
-    them are missed. A process that finishes, or is told to stop, says farewell and waits for the
-    others' farewell, however long process 0 writes.
+    A joint computation never returns if a process is missing. JAX's heartbeats end the others by an
+    abort with a C++ stack trace; the connections of `meet` end them with a sentence and status 1,
+    at once if a process dies, and after missed heartbeats if it hangs. A process that finishes, or
+    is told to stop, says farewell and waits for the others' farewell, however long process 0
+    writes.
 
     Args:
         versions: the versions of the packages, which must be the same in all processes.
-        start_timeout: seconds within which all processes have to come.
+        start_timeout: seconds to wait for all processes.
         heartbeat_timeout: seconds without a sign of life after which a process is taken for dead,
             as when it hangs or its machine has lost power.
-        shutdown_timeout: seconds within which JAX's own shutdown has to succeed, after all
-            farewells.
+        shutdown_timeout: seconds to wait for JAX's own shutdown, after all farewells.
 
     Raises:
-        VaeJaxError: nothing says where the others are, one of them did not come, or they differ.
+        VaeJaxError: the environment does not describe the other processes, one of them did not
+            come, or they differ.
     """
     own = launch()
     connections = meet(own, versions, start_timeout)
@@ -84,7 +84,7 @@ def together(
             atexit.register(_exit_now, 128 + error.signal_number)
         raise
     except BaseException as error:  # JAX would wait at the exit for the others, who end now
-        if isinstance(error, JaxRuntimeError):  # perhaps because another one has died
+        if isinstance(error, JaxRuntimeError):  # perhaps because another process has died
             for watch in watches:
                 watch.join(1)
         atexit.register(_exit_now, 2 if isinstance(error, VaeJaxError) else 1)
@@ -105,7 +105,7 @@ def together(
 
 
 def _in_words() -> str:
-    """How many processes there are, and the devices of each, in a clause."""
+    """The number of processes, and the devices of each, in a clause."""
     count, own = parallel.num_processes(), parallel.own_devices()
     return (
         f"{count} process{'es' * (count > 1)} \N{MULTIPLICATION SIGN} "
@@ -143,7 +143,7 @@ def _watch(
             f"vae-jax: {what}, so this one ends too: start all of them again, and they go on from "
             "the latest checkpoint."
         )
-        os._exit(1)  # the main thread waits for what never comes
+        os._exit(1)  # the main thread waits forever
 
 
 def _exit_now(status: int) -> None:
