@@ -78,6 +78,6 @@ class AutoregressiveCodes(CodePrior):
         base = AutoregressiveCategorical(
             network.variables, y, network.clone(parent=None), self.clone(parent=None)
         )
-        if model.posterior.space == "onehot":
+        if model.posteriors[-1].space == "onehot":
             return base
-        return BoundedCoded(base, codebook_of(model.posterior), self.shape)
+        return BoundedCoded(base, codebook_of(model.posteriors[-1]), self.shape)

@@ -74,7 +74,7 @@ class UniformCodes(Prior):
 
     @override
     def __call__(self, model: Model, y: Int[Array, "B"] | None = None) -> Coded:
-        codebook = codebook_of(model.posterior)
+        codebook = codebook_of(model.posteriors[-1])
         logits = jnp.zeros((math.prod(self.shape) * codebook.depth, codebook.num_codes))
         return Coded(OneHotCategorical(logits, temperature=1.0), codebook, self.shape)
 
@@ -102,7 +102,7 @@ class CodePrior(TokenPrior):
 
     def codes_of(self, model: Model) -> tuple[int, int]:
         """The number n of codes in a map, and the number C of values of each."""
-        posterior, positions = model.posterior, math.prod(latent_shape(self.shape))
+        posterior, positions = model.posteriors[-1], math.prod(latent_shape(self.shape))
         if posterior.space == "onehot":
             if not isinstance(posterior, OfOneHot):
                 raise _lacks(posterior, "classes", "the number of classes of each of its codes")

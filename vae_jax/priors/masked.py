@@ -227,4 +227,4 @@ class MaskedCodes(CodePrior):
         base = MaskedCategorical(
             network.variables, y, network.clone(parent=None), self.clone(parent=None)
         )
-        return BoundedCoded(base, codebook_of(model.posterior), self.shape)
+        return BoundedCoded(base, codebook_of(model.posteriors[-1]), self.shape)
