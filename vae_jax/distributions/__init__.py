@@ -1,7 +1,7 @@
 """Densities as pytrees.
 
-A distribution is a frozen dataclass of arrays registered with JAX, so `jax.vmap`, `jax.jit` and
-`jax.tree.map(stop_gradient, q)` see through it. Its parameters have the shape `[*batch, *event]`.
+A distribution is a frozen dataclass of arrays registered with JAX, so that `jax.vmap`, `jax.jit`
+and `jax.tree.map(stop_gradient, q)` apply to it. Its parameters have the shape `[*batch, *event]`.
 Log-densities are in nats and summed over the event: `log_prob` maps `[K, *batch, *event]` to
 `[K, *batch]`.
 

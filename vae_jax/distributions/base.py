@@ -110,6 +110,9 @@ class Distribution(Pytree, abc.ABC):
         Args:
             key: one typed key, or one for each example of the batch (`random.draw`).
             sample_shape: the leading axes; draws along them are independent.
+
+        Returns:
+            Draws `[*sample_shape, *batch, *event]`, and log-densities `[*sample_shape, *batch]`.
         """
         value = self.sample(key, sample_shape)
         return value, self.log_prob(value)
@@ -135,14 +138,25 @@ class Bounded(Distribution):
     def fit_objective(
         self, value: Float[Array, "..."], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """The quantity maximized when the density is fitted to given values; here, the bound."""
+        """The quantity to maximize when the density is fitted to given values: here, the bound.
+
+        Args:
+            value: `[*batch, *event]`.
+            keys: typed keys, one for each value.
+        """
         return self.elbo(value, keys)
 
 
 def log_prob_or_bound(
     p: Distribution, value: Float[Array, "K B *event"], keys: Key[Array, "B"]
 ) -> Float[Array, "K B"]:
-    """ln p in nats or, if p is `Bounded`, an estimate of its bound with independent noise."""
+    """ln p in nats or, if p is `Bounded`, an estimate of its bound with independent noise.
+
+    Args:
+        p: the density.
+        value: `[K, B, *event]`.
+        keys: typed keys `[B]`.
+    """
     if not isinstance(p, Bounded):
         return p.log_prob(value)
     own = random.purpose(keys, "bound of the prior")
@@ -182,26 +196,32 @@ class Shared:
 
 
 def sum_event(x: Float[Array, "..."], event_ndims: int) -> Float[Array, "..."]:
-    """Sum the last `event_ndims` axes."""
+    """The sum of x over its last `event_ndims` axes."""
     return sum_of_last_axes(x, event_ndims)
 
 
 def limited(x: Float[Array, "*shape"], low: float, high: float) -> Float[Array, "*shape"]:
-    """x inside [low, high]; outside, it saturates one beyond them, with a gradient everywhere."""
+    """x limited softly to an interval: x inside, saturating at most one beyond it, never flat.
+
+    Args:
+        x: any real numbers.
+        low: the lower end of the interval.
+        high: the upper end.
+    """
     inside = jnp.clip(x, low, high)
     outside = x - inside
     return inside + outside / (1 + jnp.abs(outside))
 
 
 def on_unit(value: Num[Array, "..."], log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The given log-density for values in [0, 1], and -inf for all others, including nan."""
+    """The log-density `log_prob` for a `value` in [0, 1]; -inf for all others, including nan."""
     return jnp.where((value >= 0) & (value <= 1), log_prob, -jnp.inf)
 
 
 def one_event_axis(x: Num[Array, "..."], event_ndims: int) -> Num[Array, "..."]:
-    """Flatten the event: `[*batch, *event]` to `[*batch, size of the event]`.
+    """Flatten the last `event_ndims` axes of x: `[*batch, *event]` to `[*batch, size]`.
 
-    A loop over one long axis vectorizes where nested loops over short ones do not.
+    A loop over one long axis vectorizes, unlike nested loops over short ones.
     """
     return x.reshape(*x.shape[: x.ndim - event_ndims], -1)
 
@@ -214,7 +234,7 @@ class Elementwise(Distribution):
         loc: the location of each component, `[*batch, *event]`; further parameters broadcast
             against it.
         event_ndims: the number of axes of one draw, the last axes of `loc`; with 0 each component
-            is an event of its own (see `components`).
+            is a separate event (see `components`).
     """
 
     loc: Float[Array, "..."]
@@ -232,7 +252,7 @@ class Elementwise(Distribution):
 
     @abc.abstractmethod
     def component_log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        """The log-density of each component in nats, `[..., *batch, *event]`: not summed."""
+        """The log-density of each component of `value` in nats, `[..., *batch, *event]`."""
 
     @override
     def log_prob(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
@@ -252,10 +272,15 @@ D = TypeVar("D", bound=Distribution)
 
 
 def promised(distribution: Distribution, kind: type[D], trait: str) -> D:
-    """The distribution, of the class that a declaration of the part that made it promises.
+    """The distribution, checked to be of the class that its part declares.
+
+    Args:
+        distribution: the distribution.
+        kind: the declared class.
+        trait: the declaration, for messages.
 
     Raises:
-        VaeJaxError: it is of another.
+        VaeJaxError: the distribution is of another class.
     """
     if isinstance(distribution, kind):
         return distribution
@@ -271,7 +296,14 @@ _EXACT_KL: dict[tuple[type, type], Callable[..., Array]] = {}
 
 
 def register_kl(q_type: type[Distribution], p_type: type[Distribution]) -> Callable[[KL], KL]:
-    """Register a closed form of KL(q || p), `[*batch]` in nats, for a pair of types.
+    """Register a closed form of KL(q || p), `[*batch]` in nats, for the types of q and p.
+
+    Args:
+        q_type: the class of q.
+        p_type: the class of p.
+
+    Returns:
+        A decorator of the function of q and p.
 
     Example:
         >>> @register_kl(Exponential, Exponential)
@@ -287,6 +319,11 @@ def register_kl(q_type: type[Distribution], p_type: type[Distribution]) -> Calla
 
 
 def exact_kl(q: Distribution, p: Distribution) -> Float[Array, "..."] | None:
-    """KL(q || p) in nats, `[*batch]`; None if no closed form is registered."""
+    """KL(q || p) in nats, `[*batch]`; None if no closed form is registered.
+
+    Args:
+        q: a density.
+        p: a density with the same events, whose batch broadcasts against that of q.
+    """
     function = _EXACT_KL.get((type(q), type(p)))
     return None if function is None else function(q, p)

@@ -1,7 +1,7 @@
 """Categorical variables, as one-hot vectors or relaxed; events `[n, C]`.
 
 A relaxed variable is a probability vector. The event holds its logarithms, because the small
-components underflow in float32 and the density has to be evaluated at the point that was drawn.
+components underflow in float32 and the density must be evaluated at the point that was drawn.
 """
 
 import math
@@ -56,7 +56,7 @@ class OneHotCategorical(_Logits):
     @property
     @override
     def std(self) -> Float[Array, "*batch n C"]:
-        others = 1 - jnp.eye(self.logits.shape[-1])  # sums the other categories: 1 - p cancels
+        others = 1 - jnp.eye(self.logits.shape[-1])  # summed, since 1 - p cancels
         exact = lax.Precision.HIGHEST
         return jnp.sqrt(self.mean * jnp.matmul(self.mean, others, precision=exact))
 

@@ -1,6 +1,6 @@
 """Latents that are maps `[h, w, D]` of vectors from a finite codebook.
 
-A codebook has C codes and names each of the h*w vectors by `depth` of them, so an image is a
+A codebook has C codes and names each of the h*w vectors by `depth` of them, so that an image is a
 sequence of n = h * w * depth integers below C, row by row.
 """
 
@@ -38,15 +38,15 @@ class Codebook(Pytree, abc.ABC):
 
     @abc.abstractmethod
     def indices(self, z: Float[Array, "*batch D"]) -> Int[Array, "*batch depth"]:
-        """The codes of vectors of this codebook."""
+        """The codes of vectors z of this codebook."""
 
     @abc.abstractmethod
     def embed(self, indices: Int[Array, "*batch depth"]) -> Float[Array, "*batch D"]:
-        """The vectors with these codes."""
+        """The vectors with the codes `indices`."""
 
 
 def nearest(x: Float[Array, "*batch d"], vectors: Float[Array, "C d"]) -> Int[Array, "*batch"]:
-    """The index of the vector nearest to each x; ties go to the first.
+    """The index of the nearest of `vectors` to each x; ties go to the first.
 
     Vectors are compared by |v|² - 2 v.x, which loses digits if they spread much wider than their
     distances from x. A second pass therefore takes the vector found first as the origin, to which x
@@ -92,7 +92,7 @@ class VectorCodebook(Codebook):
         return self.vectors.shape[0] * self.vectors.shape[2]
 
     def indices(self, z: Float[Array, "*batch D"]) -> Int[Array, "*batch depth"]:
-        """For each level, the vector nearest to what that level adds."""
+        """The index of the vector nearest to each level's increment."""
         sums = z.reshape(*z.shape[:-1], self.depth, -1)
         added = jnp.diff(sums, axis=-2, prepend=0)
         levels = [nearest(added[..., i, :], self.vectors[i]) for i in range(self.depth)]

@@ -52,7 +52,7 @@ class Normal(Elementwise):
 
     @override
     def log_prob_pairs(self, value: Num[Array, "..."]) -> Float[Array, "..."]:
-        # For one batch axis, with less memory and time than the base class takes.
+        # For one batch axis, with less memory and time than the base class.
         if len(self.batch_shape) != 1 or self.event_ndims == 0:
             return super().log_prob_pairs(value)
         scale = jnp.broadcast_to(self.scale, self.loc.shape)
@@ -72,6 +72,11 @@ def scaled_squared_distances(
     The value and its derivatives are sums over differences, so that nothing cancels: an expanded
     square, by matrix products, loses a small scale beside a wide spread. Components j are added one
     after the other, so that no array of size N x C x d is stored.
+
+    Args:
+        value: `[N, d]`.
+        loc: `[C, d]`.
+        precision_root: r, the inverse scales, `[C, d]`.
     """
 
     def add(total: Array, of_j: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -149,7 +154,7 @@ class MultivariateNormal(Distribution):
         return jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
 
     def standardized(self, value: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """L⁻¹ (x - loc), by substitution: an inverse loses digits if L is ill-conditioned."""
+        """L⁻¹ (value - loc), by substitution: an inverse loses digits if L is ill-conditioned."""
         difference = value - self.loc
         batch = self.scale_tril.shape[:-2]
         draws = difference.reshape(-1, *batch, difference.shape[-1])
@@ -171,7 +176,7 @@ class MultivariateNormal(Distribution):
     def sample_and_log_prob(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "..."]]:
-        """Evaluated from the draws' own eps, so accurate even if float32 cannot invert L."""
+        """Evaluated from the draws' eps, and thus accurate even if float32 cannot invert L."""
         eps = random.draw(jax.random.normal, key, sample_shape, self.loc.shape)
         exact = lax.Precision.HIGHEST
         shift = jnp.einsum("...ij,...j->...i", self.scale_tril, eps, precision=exact)

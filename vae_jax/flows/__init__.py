@@ -1,8 +1,7 @@
 """Invertible maps of vectors with the logarithms of their Jacobian determinants.
 
 A flow is a frozen dataclass of arrays registered with JAX, like a distribution. Its parameters have
-batch axes, `[*batch, ...]`, where they come from an encoder, and none where all examples share
-them.
+batch axes, `[*batch, ...]`, if they come from an encoder, and none if all examples share them.
 """
 
 from vae_jax.flows.autoregressive import MADE, InverseAutoregressive, MaskedAutoregressive

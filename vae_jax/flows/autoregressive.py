@@ -21,10 +21,13 @@ GATE_LIMIT = 10.0
 
 
 class MADE(Part):
-    """A masked network whose i-th outputs see only inputs 1, ..., i - 1 (Germain et al. 2015).
+    """A masked network whose i-th outputs depend only on inputs 1, ..., i - 1.
 
     Attributes:
         features: the width of each hidden layer; an ELU follows each.
+
+    References:
+        Germain et al. (2015), "MADE: masked autoencoder for distribution estimation".
     """
 
     features: Widths
@@ -37,11 +40,11 @@ class MADE(Part):
 
         Args:
             x: vectors.
-            context: further inputs, which every output sees.
+            context: further inputs of every output.
         """
         dim = x.shape[-1]
         order = np.arange(1, dim + 1)
-        lowest = int(context is None and dim > 1)  # units of degree 0 see only the context
+        lowest = int(context is None and dim > 1)  # units of degree 0 depend only on the context
         degrees, h = order, x
         for layer, width in enumerate(self.features):
             hidden = lowest + _spread(width, dim - lowest)
@@ -68,7 +71,7 @@ class MADE(Part):
 
 
 def _spread(count: int, limit: int) -> Int[np.ndarray, "count"]:
-    """Integers from 0 to limit - 1, evenly spread, with the last among them even if few.
+    """Integers from 0 to limit - 1, evenly spread, the last included even if there are few.
 
     Without the degree limit - 1 some inputs would reach no output.
     """
@@ -112,7 +115,7 @@ class InverseAutoregressive(Flow):
     context: Float[Array, "*batch c"]
 
     def gate(self, x: Float[Array, "... d"]) -> tuple[Float[Array, "... d"], Float[Array, "... d"]]:
-        """m and the logits of σ."""
+        """m and the logits of σ at x."""
         m, s = cast(tuple[Array, Array], self.network.apply(self.variables, x, self.context))
         return m, bounded(s + GATE_BIAS, GATE_LIMIT)
 
@@ -153,7 +156,7 @@ class MaskedAutoregressive(Flow):
     def moments(
         self, y: Float[Array, "*draws d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws d"]]:
-        """μ and α."""
+        """μ and α at y."""
         mu, alpha = cast(tuple[Array, Array], self.network.apply(self.variables, y))
         return mu, bounded(alpha, LOG_SCALE_LIMIT)
 

@@ -1,4 +1,4 @@
-"""The base class of invertible maps, and what they share."""
+"""The base class of invertible maps, and their shared functions."""
 
 import abc
 from collections.abc import Callable
@@ -58,13 +58,13 @@ class Flow(Pytree, abc.ABC):
 
 @struct.dataclass
 class Reverse(Flow):
-    """Reverses the order of the components."""
+    """The reversal of the order of the components."""
 
     @override
     def forward_and_log_det(
         self, x: Float[Array, "*draws d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        return x[..., ::-1], jnp.zeros(x.shape[:-1], x.dtype)  # a permutation keeps volumes
+        return x[..., ::-1], jnp.zeros(x.shape[:-1], x.dtype)  # a permutation preserves volumes
 
     @override
     def inverse_and_log_det(
@@ -79,6 +79,9 @@ def detach(network: nn.Module, *example: Float[Array, "..."]) -> tuple[nn.Module
     Args:
         network: a bound network.
         example: the arguments with which its parameters are initialized.
+
+    Returns:
+        The unbound network, and its variables.
     """
     if network.is_initializing():
         network(*example)  # pyright: ignore[reportCallIssue]
@@ -91,7 +94,7 @@ def bounded(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
 
 
 def direction(v: Float[Array, "..."], otherwise: Float[Array, "*event"]) -> Float[Array, "..."]:
-    """v / |v|, also if |v|² is outside the range of float32.
+    """v / |v|, even if |v|² is outside the range of float32.
 
     Args:
         v: vectors, or matrices with their Frobenius norm, `[*batch, *event]`.

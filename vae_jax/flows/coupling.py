@@ -1,4 +1,4 @@
-"""Coupling layers: some components move the others."""
+"""Coupling layers: some components transform the others."""
 
 from typing import cast
 
@@ -27,7 +27,7 @@ class CouplingNetwork(Part):
     def __call__(
         self, x: Float[Array, "*draws d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws d"]]:
-        """Two numbers for each component."""
+        """Two numbers for each component of x."""
         h = x
         for width in self.features:
             h = jax.nn.elu(ExactDense(width, kernel_init=nn.initializers.glorot_uniform())(h))

@@ -33,7 +33,7 @@ class Householder(Flow):
     def forward_and_log_det(
         self, x: Float[Array, "... d"]
     ) -> tuple[Float[Array, "*draws d"], Float[Array, "*draws"]]:
-        """Reflections keep volumes: ln |det| = 0."""
+        """Reflections preserve volumes: ln |det| = 0."""
         v, s = self._product()
         return self._reflected(x, v, s.mT)
 

@@ -33,7 +33,7 @@ def solve(
     times: tuple[float, float],
     tolerance: float,
 ) -> State:
-    """The state at the second time of the path that is at `start` at the first time.
+    """The state at the second time of the path through `start` at the first time.
 
     Args:
         velocity: the derivative of the state, a function of it and of the time `[]`.
@@ -82,6 +82,9 @@ def solve_with_log_det(
         z: one z.
         times: as in `solve`.
         tolerance: as in `solve`.
+
+    Returns:
+        The end `[*event]`, and ln |det| `[]`.
     """
     exact = z.size <= EXACT_UP_TO
     signs = jax.random.rademacher(random.purpose(random.key(0), "divergence"), z.shape, z.dtype)

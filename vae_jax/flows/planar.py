@@ -21,7 +21,7 @@ class Planar(Flow):
 
     Attributes:
         u: the direction in which points move, unconstrained.
-        w: the normal of the hyperplanes whose points all move alike.
+        w: the normal of the hyperplanes whose points all move by the same vector.
         b: the offset along w.
     """
 

@@ -27,7 +27,7 @@ ROW, COLUMN = 2, 1  # the axes of `[N, h, w, F]` along which rows and columns ru
 
 
 class AxialAttention(Part):
-    """Transformer blocks in which the positions of a row see one another.
+    """Transformer blocks in which the positions of a row attend to one another.
 
     Attributes:
         num_layers: the number of blocks.
@@ -81,7 +81,7 @@ class _Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, grid: Shape) -> Array:
-        """`[N, h or 1, w or 1, F]` to `[N, h, w, width]`."""
+        """Inputs `[N, h or 1, w or 1, F]` to `[N, h, w, width]`, with (h, w) = `grid`."""
         num_rows, num_columns = grid
         rows = self.param("rows", SMALL, (num_rows, 1, self.width))
         columns = self.param("columns", SMALL, (num_columns, self.width))
@@ -89,12 +89,12 @@ class _Embedding(nn.Module):
 
 
 def _along(axis: int, layers: nn.Module, x: Array) -> Array:
-    """Apply layers that mix along axis 2 along another axis instead."""
+    """Layers that mix along axis 2, applied along another axis of x."""
     return layers(x.swapaxes(axis, 2)).swapaxes(axis, 2)
 
 
 class _Encoder(Part):
-    """Processes each row or column of patches by itself; columns are pooled."""
+    """An encoder of each row or column of patches separately; columns are pooled."""
 
     layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
     width: Count = 64
@@ -119,7 +119,7 @@ class _Encoder(Part):
 
 
 class HorizontalEncoder(_Encoder):
-    """Processes each row of patches by itself: the features of a position depend on its row alone.
+    """An encoder of each row of patches separately: features of a position depend on its row alone.
 
     From images `[N, H, W, C]` to the map `[N, h, w, width]`.
 
@@ -134,7 +134,7 @@ class HorizontalEncoder(_Encoder):
 
 
 class VerticalEncoder(_Encoder):
-    """Processes each column of patches by itself and pools it: the image as a set of vectors.
+    """An encoder that pools each column of patches separately: the image as a set of vectors.
 
     From images `[N, H, W, C]` to a vector for each column, its mean, `[N, w, width]`.
 
@@ -173,12 +173,12 @@ class AxialEncoder(Part):
     vertical: VerticalEncoder
 
     def __call__(self, x: Array) -> Array:
-        """Images `[N, H, W, C]` to `[N, w, width]`."""
+        """Images x `[N, H, W, C]` to `[N, w, width]`."""
         return self.vertical(self.horizontal(x))
 
 
 class _Decoder(Part):
-    """Decodes each row or column of patches by itself, from its own latents to its pixels."""
+    """A decoder of each row or column of patches separately, from its latents to its pixels."""
 
     layers: Annotated[nn.Module, "layers, such as AxialAttention()"]
     features: Count = 16
@@ -255,7 +255,7 @@ class AxialDecoder(Part):
     horizontal: HorizontalDecoder
 
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents, as the vertical decoder takes them, to `[N, H, W, features]`."""
+        """Latents z, as for the vertical decoder, and the image shape to `[N, H, W, features]`."""
         grid = grid_of(image_shape, self.horizontal.patch_size)
         return self.horizontal(self.vertical(z, grid), image_shape)
 

@@ -22,7 +22,7 @@ FASTEST = 100.0  # radians per unit of time, the fastest that networks can still
 
 
 def embedded(time: Array, width: int) -> Array:
-    """Times `[N]` in [0, 1] as cosines and sines of geometric frequencies, `[N, width]`."""
+    """Times `[N]` in [0, 1] as `width` cosines and sines of geometric frequencies, `[N, width]`."""
     half = -(-width // 2)
     angles = time[:, None] * jnp.exp(jnp.linspace(0.0, math.log(FASTEST), half))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)[:, :width]
@@ -36,7 +36,7 @@ def modulations(condition: Array, count: int, x: Array) -> list[Array]:
     Args:
         condition: `[N, E]`.
         count: the number of arrays.
-        x: what they modulate, `[N, ..., F]`.
+        x: the features to modulate, `[N, ..., F]`.
     """
     dense = nn.Dense(count * x.shape[-1], kernel_init=ZEROS, name="modulations")
     found = jnp.split(dense(jax.nn.silu(condition)), count, -1)

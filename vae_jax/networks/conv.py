@@ -82,8 +82,8 @@ class ConvDecoder(Part):
         residual_blocks: the number of residual blocks on the coarsest map.
         activation: the elementwise function after every layer.
         affine_last: whether to leave out the activation after the last layer, for example if that
-            layer has a feature for each parameter of a pixel, so that the likelihood's own affine
-            map adds nothing.
+            layer has a feature for each parameter of a pixel, so that the likelihood's affine map
+            adds nothing.
         kernel_init: the initializer of every kernel; biases start at zero.
 
     References:
@@ -102,6 +102,10 @@ class ConvDecoder(Part):
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
         """Latents `[N, ...]`, flattened, or maps `[N, h, w, D]`, to `[N, H, W, features[-1]]`.
+
+        Args:
+            z: the latents.
+            image_shape: (H, W, C).
 
         Raises:
             VaeJaxError: `dense` is None and the latents are not a map of the coarsest size.

@@ -1,8 +1,8 @@
 """Critics: the networks that an adversarial objective plays against.
 
 A model owns its critic, `VAE(..., critic=LatentCritic(MLP((64, 64))))`; its parameters are the
-group `critic`, to which `vae_jax.optimizers.by_group` can give an optimizer of its own. An
-example's logit depends on that example alone, never on the batch.
+group `critic`, to which `vae_jax.optimizers.by_group` can give a separate optimizer. An example's
+logit depends on that example alone, never on the batch.
 """
 
 from typing import TypeVar
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen(module: M) -> M:
-    """A bound module with its parameters held fixed: gradients flow to its inputs alone.
+    """A bound `module` with its parameters held fixed: gradients flow to its inputs alone.
 
     `frozen(model).decode(z)` trains the module that produced z and not the decoder. During
     initialization the result is the module itself, so that the first call creates its parameters.
@@ -36,7 +36,7 @@ def critic_of(model: Model) -> nn.Module:
     """The critic of a model; for an objective that requires one, it is checked before training.
 
     Raises:
-        VaeJaxError: the model has none.
+        VaeJaxError: the model has no critic.
     """
     if model.critic is None:
         raise VaeJaxError(
@@ -77,7 +77,7 @@ class LatentCritic(Part):
 
 
 class ImageCritic(Part):
-    """Tells real images from generated ones, and provides features to compare.
+    """Distinguishes real images from generated ones, and provides features to compare.
 
     Attributes:
         body: the network from images to Dis_l(x), the features of the layer l at which images are
@@ -109,7 +109,7 @@ class ImageCritic(Part):
 
 
 class PatchCritic(Part):
-    """Tells overlapping patches of real images from those of generated ones.
+    """Distinguishes overlapping patches of real images from those of generated ones.
 
     4x4 convolutions of stride 2 (the last has stride 1), then one more to the logit of each patch.
     The paper normalizes over pixels and images; here each pixel's features are normalized, as in

@@ -42,7 +42,7 @@ class DiT(Part):
 
     @nn.compact
     def __call__(self, z: Array, condition: Array) -> Array:
-        """Latents `[N, h, w, c]` or `[N, n, d]` and conditions `[N, E]`, to the latents' shape."""
+        """Latents `[N, h, w, c]` or `[N, n, d]` and a condition `[N, E]` to the latents' shape."""
         is_map = z.ndim == 4
         tokens = to_tokens(to_patches(z, self.patch_size)) if is_map else to_tokens(z)
         positions = self.param("positions", SMALL, (tokens.shape[1], self.width))

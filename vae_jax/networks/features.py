@@ -1,4 +1,4 @@
-"""A small network, and its training, whose features tell the images of one data set apart."""
+"""A small network whose features distinguish the images of one data set, and its training."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ from vae_jax.networks.mlp import MLP
 
 WIDTH, HIDDEN = 64, 256
 MAPS = (32, 64, 64)
-SIDE = 32  # pixels; the least shorter side to which larger images are reduced
+SIDE = 32  # pixels; the least length of the shorter side to which larger images are reduced
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 64, 1e-3
 
 
@@ -36,13 +36,13 @@ class FeatureNetwork(nn.Module):
 
     @classmethod
     def of(cls, train: Split) -> "FeatureNetwork":
-        """A classifier if the images have labels of two or more classes, else an autoencoder."""
+        """A classifier if `train` has labels of two or more classes, else an autoencoder."""
         shape = jax.eval_shape(shrunk, train.images[:1]).shape[1:]
         classes = 1 if train.labels is None else len(np.unique(train.labels))
         return cls(shape, classes if classes > 1 else None)
 
     def setup(self):
-        """Classes are read out of the features by one layer, images by two."""
+        """The layers: one from the features to classes, or two to images."""
         self.encoder = ConvEncoder(MAPS, dense=None)
         self.project = nn.Dense(WIDTH)
         if self.num_classes is None:
@@ -57,7 +57,7 @@ class FeatureNetwork(nn.Module):
         return self.project(h.reshape(len(h), -1))
 
     def loss(self, images: Array, labels: Array) -> Array:
-        """Cross-entropy, or the mean squared error over pixels, `[N]`."""
+        """The cross-entropy of labels, or the mean squared error over pixels of images, `[N]`."""
         features = self(images)
         if self.num_classes is None:
             drawn = self.pixels(self.decoder(features))
@@ -66,7 +66,7 @@ class FeatureNetwork(nn.Module):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     def initial(self, train: Split, seed: int) -> VariableDict:
-        """Untrained variables."""
+        """Untrained variables for the images of `train`, a function of `seed`."""
 
         @parallel.jit
         def initial(images: Array, targets: Array) -> Any:
@@ -76,7 +76,13 @@ class FeatureNetwork(nn.Module):
         return initial(train.images[:1], _targets(train)[:1])
 
     def trained(self, train: Split, num_steps: int, seed: int) -> VariableDict:
-        """Variables trained by Adam with a cosine schedule, in batches of 64."""
+        """Variables trained by Adam with a cosine schedule, in batches of 64.
+
+        Args:
+            train: the training split.
+            num_steps: the number of steps.
+            seed: the seed of the initial variables and the batches.
+        """
         optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
         @parallel.jit
@@ -99,7 +105,7 @@ class FeatureNetwork(nn.Module):
 
 
 def _targets(train: Split) -> np.ndarray:
-    """The class of each image, those that occur numbered from 0; zeros without labels."""
+    """The class of each image, numbered from 0 among those that occur; zeros without labels."""
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
     return np.unique(labels, return_inverse=True)[1]
 
@@ -114,11 +120,14 @@ def shrunk(images: Array) -> Array:
 
 
 def maps(params: VariableDict, images: Array) -> list[Array]:
-    """The three maps of a `FeatureNetwork`, `[N, h, w, F]` each, the finest first.
+    """The three maps of a `FeatureNetwork`.
 
     Args:
         params: the network's variables.
         images: pixels 0 to 255, `[N, H, W, C]`.
+
+    Returns:
+        Maps `[N, h, w, F]`, the finest first.
     """
     x, encoder = shrunk(images), {"params": params["params"]["encoder"]}
     return [

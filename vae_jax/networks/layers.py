@@ -42,7 +42,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
     Args:
         x: `[N, H, W, I]`.
-        kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of the features by itself.
+        kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each feature separately.
         stride: the stride along both axes.
 
     Returns:
@@ -180,7 +180,7 @@ class ConvTranspose(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """A 3x3 convolution of each feature by itself, then a 1x1 convolution (Chollet 2017).
+    """A 3x3 convolution of each feature separately, then a 1x1 convolution (Chollet 2017).
 
     Attributes:
         features: the number of output features.
@@ -202,7 +202,7 @@ class GroupNorm(nn.Module):
     """Normalizes each group of features of an example to mean 0, variance 1; then an affine map.
 
     The moments of each feature are summed over all positions, then one affine map is applied, so
-    that x is passed over as rarely as possible. The parameters are those of Flax's GroupNorm.
+    that x is read as rarely as possible. The parameters are those of Flax's GroupNorm.
 
     Attributes:
         group_size: the number of features of a group, a divisor of the number of features.
@@ -318,7 +318,7 @@ class SelfAttention(nn.Module):
 
 
 def as_output(x: Array, output: Output) -> Array:
-    """A map `[N, h, w, F]` in the form that `output` names; a vector is its mean over positions."""
+    """A map x `[N, h, w, F]` in the form `output`; a vector is its mean over positions."""
     if output == "vector":
         return x.mean((1, 2))
     return x.reshape(len(x), -1, x.shape[-1]) if output == "tokens" else x

@@ -1,7 +1,7 @@
-"""Transformers over the patches of an image: ViT, in which all patches see one another, and GPT.
+"""Transformers over the patches of an image: ViT, with attention between all patches, and GPT.
 
-GPT is causal: a patch sees only those before it in raster order. With patches of one pixel it is a
-transformer over the sequence of pixels.
+GPT is causal: a patch attends only to those before it in raster order. With patches of one pixel it
+is a transformer over the sequence of pixels.
 """
 
 from typing import ClassVar
@@ -20,7 +20,7 @@ from vae_jax.networks.transformer import Transformer, check_heads
 
 
 class _Encoder(Part):
-    """From an image to the features of the position that sees all of it, or of every patch."""
+    """Image to the features of one global position, or of all patches."""
 
     patch_size: Count = 4
     width: Count = 64
@@ -51,7 +51,7 @@ class _Encoder(Part):
 
 
 class _Decoder(Part):
-    """From latents as tokens, followed by a position for each patch, to the patches' pixels."""
+    """Latents as tokens, followed by a position for each patch, to the patches' pixels."""
 
     features: Count = 16
     patch_size: Count = 4
@@ -69,7 +69,7 @@ class _Decoder(Part):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, d]`, `[N, n, d]` or `[N, h, w, d]` to `[N, H, W, features]`."""
+        """z `[N, d]`, `[N, n, d]` or `[N, h, w, d]` and (H, W, C) to `[N, H, W, features]`."""
         latents = to_tokens(z)
         height, width = grid_of(image_shape, self.patch_size)
         tokens = jnp.pad(latents, ((0, 0), (0, height * width), (0, 0)))
@@ -87,8 +87,8 @@ class _Decoder(Part):
 class ViTEncoder(_Encoder):
     """The vision transformer.
 
-    The paper's class token, from which a vector is read, is here a position before the patches with
-    zero input. Images may have any size; patches that cross their edges are padded with zeros.
+    The paper's class token, whose features are the vector, is here a position before the patches
+    with zero input. Images may have any size; patches that cross their edges are padded with zeros.
 
     Attributes:
         patch_size: the side of the square patches, in pixels.
@@ -123,8 +123,9 @@ class ViTEncoder(_Encoder):
 class GPTEncoder(_Encoder):
     """GPT-2's causal transformer over patches in raster order.
 
-    The features of a patch depend on the patches up to it, so those of the last patch depend on the
-    whole image. Images may have any size; patches that cross their edges are padded with zeros.
+    The features of a patch depend on the patches up to it, so that those of the last patch depend
+    on the whole image. Images may have any size; patches that cross their edges are padded with
+    zeros.
 
     Attributes:
         patch_size: the side of the square patches, in pixels.
@@ -155,7 +156,7 @@ class ViTDecoder(_Decoder):
     """The vision transformer over the latents' tokens and a position for each patch of the image.
 
     A latent vector is one token, a set of vectors is one token each, and a map is one token for
-    each of its positions. The patches have no input but their positions; all see one another.
+    each of its positions. The patches have no input but their positions; all attend to all.
 
     Attributes:
         features: the number of features of each pixel.
@@ -180,8 +181,8 @@ class ViTDecoder(_Decoder):
 class GPTDecoder(_Decoder):
     """GPT-2's causal transformer over the latents' tokens, then a position for each patch.
 
-    The tokens are those of `ViTDecoder`. A patch sees the latents and the positions of the patches
-    before it, but no pixels; for a likelihood that sees pixels, take `AutoregressivePixels`.
+    The tokens are those of `ViTDecoder`. A patch attends to the latents and the positions of the
+    patches before it, but to no pixels; for a likelihood given pixels, take `AutoregressivePixels`.
 
     Attributes:
         features: the number of features of each pixel.

@@ -7,12 +7,15 @@ from vae_jax.distributions import Shape
 
 
 def grid_of(size: Shape, patch_size: int) -> Shape:
-    """The numbers (h, w) of patches that cover an image (H, W, ...); the last may cross an edge."""
+    """The numbers (h, w) of patches of side `patch_size` that cover an image of `size` (H, W, ...).
+
+    The last patches may cross an edge.
+    """
     return tuple(-(-length // patch_size) for length in size[:2])
 
 
 def to_patches(x: Array, patch_size: int) -> Array:
-    """Images `[N, H, W, C]` to `[N, h, w, p * p * C]`, zero beyond the image's edges."""
+    """Images `[N, H, W, C]` to patches of side p, `[N, h, w, p * p * C]`, zero beyond the edges."""
     (h, w), p = grid_of(x.shape[1:], patch_size), patch_size
     below, right = h * p - x.shape[1], w * p - x.shape[2]
     x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))

@@ -43,7 +43,7 @@ def convolution(features: int, x: Array, name: str) -> nn.Module:
 
     Args:
         features: the number of output features.
-        x: a map of the size that it is for, `[N, h, w, F]`.
+        x: a map of the size of the inputs, `[N, h, w, F]`.
         name: the name of the module.
 
     Returns:
@@ -57,7 +57,7 @@ def convolution(features: int, x: Array, name: str) -> nn.Module:
 def activated(layer: nn.Module, activation: Callable[[Array], Array], x: Array) -> Array:
     """`layer(activation(x))`, of which the backward pass keeps x alone.
 
-    The blocks of a level are a loop, which writes what it keeps to memory and reads it again.
+    The blocks of a level are a loop, which writes all that is kept to memory and reads it again.
 
     Args:
         layer: from maps `[N, h, w, F]` to `[N, h, w, features]`.

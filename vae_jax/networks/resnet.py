@@ -143,7 +143,7 @@ class ResNetDecoder(Part):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, width]`."""
+        """Latents z `[N, ...]`, mapped by `coarsest_map`, and (H, W, C) to `[N, H, W, width]`."""
         widths = _widths(self)
         steps = len(self.blocks) - 1
         coarsest, *sizes = halvings(image_shape, steps + 2 * self.large_stem)

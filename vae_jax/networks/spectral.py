@@ -15,10 +15,10 @@ Variables = TypeVar("Variables")
 
 
 def spectral_norm(kernel: Array) -> Array:
-    """The largest singular value of `[..., outputs]` as a matrix `[inputs, outputs]`.
+    """The largest singular value of a kernel `[..., outputs]` as a matrix `[inputs, outputs]`.
 
     It is exact, from the eigenvalues of the smaller of the two Gram matrices; power iteration would
-    need a running vector beside the parameters.
+    need a running vector besides the parameters.
     """
     w = kernel.reshape(-1, kernel.shape[-1])
     gram = w.T @ w if w.shape[0] > w.shape[1] else w @ w.T
@@ -33,7 +33,7 @@ class SpectralNorm(Part):
     affine map, which follows a decoder, is not normalized.
 
     Attributes:
-        network: the encoder or decoder to be normalized.
+        network: the encoder or decoder to normalize.
 
     References:
         Miyato et al. (2018), "Spectral normalization for generative adversarial networks".
@@ -46,7 +46,7 @@ class SpectralNorm(Part):
 
     @nn.compact
     def __call__(self, *arguments: Array | Shape) -> Array:
-        """The network's features, from the network's arguments."""
+        """The network's features, from its `arguments`."""
 
         def normalized(variables: Variables) -> Variables:
             def normalize(leaf: Array) -> Array:

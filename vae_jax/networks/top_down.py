@@ -2,7 +2,7 @@
 
 The state h runs down from a learned start. In each block z_l is drawn from q(z_l | h, a) or
 p(z_l | h), where a is the activation of the bottom-up path, and its projection is added to h.
-Levels count the halvings of the image: level 0 is the image's own resolution.
+Levels count the halvings of the image: level 0 is the image's resolution.
 """
 
 import math
@@ -28,9 +28,9 @@ from vae_jax.networks.residual import Bottleneck, Residual, scaled
 Own = TypeVar("Own")
 Out = TypeVar("Out")
 Draw = Callable[[Distribution, Distribution | None], Array]
-"""How a block gets z_l: a function of p(z_l | h) and of q(z_l | h, a), which is None without a."""
+"""The rule by which a block obtains z_l from p(z_l | h) and q(z_l | h, a), None without a."""
 Choose = Callable[[Distribution, Distribution | None, Own], Array]
-"""How z_l is obtained: a function of p(z_l | h), q(z_l | h, a) and the layer's own input."""
+"""The rule by which a block obtains z_l from p(z_l | h), q(z_l | h, a) and the layer's input."""
 Blocks = Annotated[
     Sequence[Index], Bounds(least=1), "the number of blocks of each level, such as (2, 2, 0, 1)"
 ]
@@ -45,7 +45,7 @@ PerLevel = Annotated[
 # Child (2021): finer maps have no learned start, only the state from the level above.
 LARGEST_START = 64
 SMOOTHING = math.log(2)
-LEAST_SMOOTHED = -40.0  # where the scale is 2^-40
+LEAST_SMOOTHED = -40.0  # the scale is 2^-40 there
 
 
 @struct.dataclass
@@ -64,15 +64,20 @@ class Layer:
 
 
 def leading_zeros(blocks: Sequence[int]) -> int:
-    """The number of levels before the first with blocks; the last level always counts as one."""
+    """The number of levels before the first with `blocks`; the last level always counts as one."""
     return next((level for level, count in enumerate(blocks[:-1]) if count), len(blocks) - 1)
 
 
 def check_levels(part: Part, blocks: Sequence[int], *values: PerLevel) -> None:
     """Check that each of the values has a number for each level.
 
+    Args:
+        part: the network, for messages.
+        blocks: the number of blocks at each level.
+        values: the values to check, each one number or a sequence.
+
     Raises:
-        VaeJaxError: one has more or fewer.
+        VaeJaxError: a value has more or fewer numbers than levels.
     """
     for each in values:
         if isinstance(each, Sequence) and len(each) != len(blocks):
@@ -83,12 +88,12 @@ def check_levels(part: Part, blocks: Sequence[int], *values: PerLevel) -> None:
 
 
 def at(values: PerLevel, level: int) -> int:
-    """The value at a level."""
+    """The value at a level: `values[level]`, or `values` if it is one number."""
     return values if isinstance(values, int) else values[level]
 
 
 def scale_of(s: Float[Array, "*shape"], smooth: bool) -> Float[Array, "*shape"]:
-    """A scale from any real number, one at zero: exp(s) or softplus(beta s) / beta, beta = ln 2.
+    """A scale from any real s, one at zero: exp(s) or, if `smooth`, softplus(s ln 2) / ln 2.
 
     The softplus smooths the gradient, which never exceeds one (Hazami et al. 2022, section 4.2).
     Neither is ever zero or infinite: s is `limited`.
@@ -134,7 +139,16 @@ class TopDownBlock(Part):
     def __call__(
         self, h: Float[Array, "N h w F"], a: Float[Array, "N h w A"] | None, draw: Draw
     ) -> tuple[Float[Array, "N h w F"], Layer]:
-        """The state after the block, and its layer; densities are float32 whatever dtype h has."""
+        """Pass through the block.
+
+        Args:
+            h: the state, `[N, h, w, F]`.
+            a: the activation of the bottom-up path, or None.
+            draw: the rule by which the block obtains z.
+
+        Returns:
+            The state after the block, and its layer; densities are float32 for any type of h.
+        """
         c, features = self.latents, self.features
         of_q = None
         if a is not None:
@@ -162,7 +176,7 @@ class TopDownBlock(Part):
 
 
 class BottomUp(Part):
-    """Residual networks on the way up; each level ends with one more, and a mean over 2x2 pixels.
+    """The bottom-up path: residual networks; each level ends with a mean over 2x2 pixels.
 
     Attributes:
         blocks: the number of residual networks at each level, the image's first. A level with 0
@@ -191,7 +205,7 @@ class BottomUp(Part):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> tuple[Float[Array, "N h w F"], ...]:
-        """Images to the activations of each level, level 0 first."""
+        """Images x `[N, H, W, C]` to the activations of each level, level 0 first."""
         ends = sum(count > 0 for count in self.blocks[:-1])
         last = (sum(self.blocks) + ends) ** -0.5
         conv = partial(Conv, use_bias=True, kernel_init=scaled(1.0))
@@ -223,7 +237,7 @@ class BottomUp(Part):
 
 
 class TopDown(Part):
-    """Blocks on the way down; those of one level have equal shapes and are scanned.
+    """The top-down path: blocks, of which those of one level have equal shapes and are scanned.
 
     Compile time thus grows with the number of levels that have blocks, and the parameters of a
     level's n blocks are stacked, `[n, ...]`. Each level starts from a learned map plus the state of
@@ -291,8 +305,8 @@ class TopDown(Part):
             number: the number of images N.
             image_shape: (H, W, C).
             activations: the activations of `BottomUp`; None to draw from the prior.
-            choose: how the latents are obtained.
-            inputs: the layers' own inputs, trees of arrays, the top layer first.
+            choose: the rule by which a block obtains its latents.
+            inputs: the layers' inputs, trees of arrays, the top layer first.
             condition: vectors whose affine map is added to the start of each level.
         """
         last = sum(self.blocks) ** -0.5
@@ -349,5 +363,5 @@ class TopDown(Part):
 def scanned(
     step: Callable[..., tuple[Array, Out]], length: int
 ) -> Callable[..., tuple[Array, Out]]:
-    """A step of a module and a state, repeated `length` times, each with its own parameters."""
+    """A `step` of a module and a state, repeated `length` times, each with separate parameters."""
     return nn.scan(step, {"params": 0}, split_rngs={"params": True}, length=length)

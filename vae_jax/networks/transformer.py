@@ -19,8 +19,13 @@ SMALL = nn.initializers.normal(0.02)
 def check_heads(part: nn.Module, width: int, num_heads: int) -> None:
     """Check that the width of a transformer is a multiple of its number of heads.
 
+    Args:
+        part: the transformer, for messages.
+        width: its width.
+        num_heads: its number of heads.
+
     Raises:
-        VaeJaxError: it is not.
+        VaeJaxError: the width is not a multiple of `num_heads`.
     """
     if width % num_heads:
         raise VaeJaxError(
@@ -34,7 +39,7 @@ class Block(nn.Module):
 
     Attributes:
         num_heads: the number of attention heads, a divisor of the width.
-        causal: whether a position sees only itself and those before it.
+        causal: whether a position attends only to itself and those before it.
         kernel_init: the initializer of all layers; biases start at zero.
     """
 
@@ -94,7 +99,7 @@ class Transformer(nn.Module):
         width: the width of the residual stream, a multiple of num_heads.
         num_layers: the number of blocks.
         num_heads: the number of attention heads of each block.
-        causal: whether a position sees only itself and those before it; otherwise it sees all.
+        causal: whether a position attends only to itself and those before it, else to all.
         kernel_init: the initializer of all layers but the last, which starts near zero.
     """
 
@@ -107,7 +112,7 @@ class Transformer(nn.Module):
     kernel_init: Initializer = nn.initializers.glorot_uniform()
 
     def empty_cache(self, batch: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """The cache of `batch` sequences before their first position."""
+        """The cache of `batch` sequences before their first position, in the type `dtype`."""
         shape = (batch, self.length, self.num_heads, self.width // self.num_heads)
         return ((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)),) * self.num_layers
 

@@ -25,12 +25,12 @@ from vae_jax.networks.transformer import check_heads
 class UNet(Part):
     """Stages of residual blocks down to a coarse map, with attention there, and up again.
 
-    Each stage but the first halves the map. A block on the way up also gets the features of its
-    counterpart on the way down.
+    Each stage but the first halves the map. An upsampling block also takes the features of its
+    downsampling counterpart.
 
     Attributes:
         widths: the number of features of each stage, the finest first.
-        blocks: the number of blocks of each stage, both on the way down and on the way up.
+        blocks: the number of blocks of each stage, both downsampling and upsampling.
         num_heads: the number of attention heads on the coarsest map, a divisor of its features.
 
     Raises:
@@ -57,7 +57,7 @@ class UNet(Part):
 
     @nn.compact
     def __call__(self, z: Array, condition: Array) -> Array:
-        """Latents `[N, h, w, c]` and conditions `[N, E]`, to `[N, h, w, c]`."""
+        """Latents z `[N, h, w, c]` and a condition `[N, E]` to `[N, h, w, c]`."""
         _, *finer = halvings(z.shape[1:], len(self.widths) - 1)
         h = Conv(self.widths[0], use_bias=True)(z)
         skips = [h]

@@ -83,12 +83,12 @@ class VGGDecoder(Part):
     """`VGGEncoder` in reverse, with nearest-neighbour upsampling in place of its pools.
 
     A convolution from f to f' features there is one from f' to f here; the last convolution keeps
-    its number of features, since the likelihood's own affine map makes the image's channels.
+    its number of features, since the likelihood's affine map makes the image's channels.
 
     Attributes:
         stages: the stages of the encoder.
         dense: the widths of the encoder's dense layers, which precede the coarsest map in reverse
-            order; () where `coarsest_map` maps the latents directly.
+            order; () if `coarsest_map` maps the latents directly.
         normalize: whether to apply GroupNorm after each convolution.
 
     References:
@@ -107,7 +107,7 @@ class VGGDecoder(Part):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, F]`."""
+        """Latents z `[N, ...]`, mapped by `coarsest_map`, and (H, W, C) to `[N, H, W, F]`."""
         for width in reversed(self.dense):
             z = jax.nn.relu(Dense(width, kernel_init=HE)(z.reshape(len(z), -1)))
         coarsest, *sizes = halvings(image_shape, len(self.stages))

@@ -79,7 +79,7 @@ class VQGANDecoder(Part):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, widths[0]]`."""
+        """Latents `[N, ...]`, mapped by `coarsest_map`, and (H, W, C) to `[N, H, W, widths[0]]`."""
         coarsest, *sizes = halvings(image_shape, len(self.widths) - 1)
         x = _middle(coarsest_map(z, coarsest, self.widths[-1]))
         for features, size in zip(reversed(self.widths), [*sizes, None], strict=True):

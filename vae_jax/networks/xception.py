@@ -119,7 +119,7 @@ class XceptionDecoder(Part):
 
     @nn.compact
     def __call__(self, z: Array, image_shape: Shape) -> Array:
-        """Latents `[N, ...]`, mapped by `coarsest_map`, to `[N, H, W, stem[0]]`."""
+        """Latents z `[N, ...]`, mapped by `coarsest_map`, and (H, W, C) to `[N, H, W, stem[0]]`."""
         coarsest, *sizes = halvings(image_shape, len(self.entry) + 2)
         *up, last = sizes
         x = jax.nn.relu(coarsest_map(z, coarsest, self.exit[2]))

@@ -17,7 +17,7 @@ from vae_jax.interfaces import Posterior
 def _logits(
     features: Float[Array, "B ..."], num: int, classes: int, kernel_init: Initializer
 ) -> Float[Array, "B n C"]:
-    """An affine map of the flattened features; to be called in a compact method."""
+    """An affine map of the flattened features; call it in a compact method."""
     h = features.reshape(features.shape[0], -1)
     logits = nn.Dense(num * classes, kernel_init=kernel_init, name="logits")(h)
     return logits.reshape(-1, num, classes)
@@ -56,8 +56,8 @@ class Categorical(Posterior):
 class GumbelSoftmax(Posterior):
     """q(z|x) of n independent Concrete variables, relaxed one-hot vectors, with affine logits.
 
-    z holds the logarithms of probability vectors; networks see their exponentials. Both q(z|x) and
-    the prior `UniformConcrete` are densities on the simplex, so the ELBO is a valid bound.
+    z holds the logarithms of probability vectors; networks receive their exponentials. Both q(z|x)
+    and the prior `UniformConcrete` are densities on the simplex, so the ELBO is a valid bound.
 
     Attributes:
         num: the number of variables n.

@@ -1,7 +1,7 @@
-"""What quantized posteriors share.
+"""The common base of quantized posteriors.
 
-Features `[N, h, w, F]` give a code vector at each position; vectors `[N, F]` are taken as maps with
-a single position.
+Features `[N, h, w, F]` give a code vector at each position; vectors `[N, F]` count as maps with a
+single position.
 """
 
 from jax import Array

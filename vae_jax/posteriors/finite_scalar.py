@@ -57,7 +57,7 @@ class FiniteScalarQuantized(Posterior):
 
     @property
     def codebook(self) -> ProductCodebook:
-        """For L levels, the L integers from -floor(L/2) on, divided by floor(L/2)."""
+        """The codebook: for L levels, the L integers from -floor(L/2) on, divided by floor(L/2)."""
         return ProductCodebook(
             tuple(tuple((j - L // 2) / (L // 2) for j in range(L)) for L in self.levels)
         )

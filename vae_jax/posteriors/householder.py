@@ -1,4 +1,4 @@
-"""A diagonal Gaussian, turned by Householder reflections."""
+"""A diagonal Gaussian, rotated by Householder reflections."""
 
 import flax.linen as nn
 from jax import Array
@@ -18,9 +18,9 @@ NORMAL = nn.initializers.normal(1.0)
 class HouseholderFlow(Posterior):
     """Reflections whose vectors come from the features.
 
-    q(z|x) is thus a Gaussian with a full covariance matrix, whose eigenvectors are learned apart
-    from its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here all v_t are affine maps
-    of the features.
+    q(z|x) is thus a Gaussian with a full covariance matrix, whose eigenvectors are learned
+    separately from its eigenvalues. In the paper v_t is an affine map of v_{t-1}; here all v_t are
+    affine maps of the features.
 
     Attributes:
         dim: the number of latent dimensions d.

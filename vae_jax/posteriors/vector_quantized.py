@@ -56,13 +56,13 @@ class Vectors(nn.Module):
     def update(self, x: Float[Array, "*batch d"], indices: Int[Array, "*batch"], decay: float):
         """One step of the averages (van den Oord et al. 2017, appendix A.1), then restarts.
 
-        A dead code moves to an input from the whole batch, the same one on every device, and gets
-        the fair share as its count. No two codes move to the same input: the inputs are spread over
-        the batch by the golden ratio, and if there are more dead codes than inputs, the rest wait.
+        A dead code moves to an input from the whole batch, the same one on every device, with the
+        fair share as its count. No two codes move to the same input: the inputs are spread over the
+        batch by the golden ratio, and if there are more dead codes than inputs, the rest wait.
 
         Args:
             x: the inputs of this device.
-            indices: the indices of the vectors to which they are assigned.
+            indices: the indices of their vectors.
             decay: the decay of the running averages.
         """
         x, indices = gather_batch(x).reshape(-1, self.dim), gather_batch(indices).reshape(-1)
@@ -80,7 +80,7 @@ class Vectors(nn.Module):
         self.sums.value = jnp.where(restarted[:, None], fair * chosen, sums)
 
     def assign(self, x: Float[Array, "*batch d"]) -> Int[Array, "*batch"]:
-        """The indices of the vectors nearest to the inputs.
+        """The indices of the vectors nearest to the inputs x.
 
         In training, when the collection "codebook" is mutable, the running averages are updated.
         """
@@ -157,8 +157,8 @@ class VectorQuantized(Posterior):
 class ResidualVectorQuantized(Posterior):
     """A sequence of codebooks, each for the residual of those before.
 
-    z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder gets only
-    the last one.
+    z holds the partial sums, from coarse to fine (`VectorCodebook`); the paper's decoder receives
+    only the last one.
 
     Attributes:
         num_codes: the number of codes C of each level.

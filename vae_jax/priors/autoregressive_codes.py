@@ -52,7 +52,7 @@ class AutoregressiveCodes(CodePrior):
     Attributes:
         shape: the height and width (h, w) of the map of codes; (n,) for one-hot latents.
         width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
-        guidance, temperature, top_k, top_p: settings of draws, as in `CodePrior`.
+        guidance, temperature, top_k, top_p: settings of sampling, as in `CodePrior`.
 
     References:
         van den Oord et al. (2017), "Neural discrete representation learning", section 3.3, with a

@@ -1,4 +1,4 @@
-"""Priors over codes: the uniform one, and what those with a transformer share."""
+"""Priors over codes: the uniform one, and the base of those with a transformer."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class OfCodes(Protocol):
 
     @property
     def codebook(self) -> Codebook:
-        """The codebook that its `Quantized` has."""
+        """The codebook of its `Quantized`."""
         ...
 
 
@@ -42,7 +42,7 @@ def codebook_of(posterior: Posterior) -> Codebook:
     """The codebook of a posterior over codes.
 
     Raises:
-        VaeJaxError: a user's own posterior has none.
+        VaeJaxError: a user's own posterior has no codebook.
     """
     if not isinstance(posterior, OfCodes):
         raise _lacks(posterior, "codebook", "the Codebook that its Quantized has")
@@ -85,7 +85,8 @@ class CodePrior(TokenPrior):
     Attributes:
         shape, width, num_layers, num_heads: as in `TokenPrior`.
         num_classes, drop_labels, guidance: as in `TokenPrior`.
-        temperature: a code is drawn from p^(1/temperature), normalized; 0 takes the likeliest.
+        temperature: the temperature of p^(1/temperature), from which a code is drawn; 0 takes the
+            likeliest.
         top_k: the number of likeliest codes from which one is drawn; None keeps all.
         top_p: the probability of the smallest set of likeliest codes from which one is drawn;
             None keeps all. It applies after temperature and top_k.
@@ -101,7 +102,11 @@ class CodePrior(TokenPrior):
     draws_by = frozenset({"guidance", "temperature", "top_k", "top_p"})
 
     def codes_of(self, model: Model) -> tuple[int, int]:
-        """The number n of codes in a map, and the number C of values of each."""
+        """The number n of codes in a map of `model`, and the number C of values of each.
+
+        Raises:
+            VaeJaxError: a user's own posterior has neither a codebook nor classes.
+        """
         posterior, positions = model.posteriors[-1], math.prod(latent_shape(self.shape))
         if posterior.space == "onehot":
             if not isinstance(posterior, OfOneHot):
@@ -141,7 +146,7 @@ class CodeTokens(Tokens):
 def likeliest(
     logits: Float[Array, "*batch C"], temperature: float, top_k: int | None, top_p: float | None
 ) -> Bool[Array, "*batch C"]:
-    """Which categories are among the likeliest; ties go to the first.
+    """A mask of the likeliest categories; ties go to the first.
 
     Args:
         logits: the logits of the categories.

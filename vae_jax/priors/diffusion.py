@@ -32,7 +32,7 @@ class NoiseSchedule(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "N"]) -> Float[Array, "N"]:
-        """The fraction of the way from the first gamma to the last at times t in [0, 1]."""
+        """The fraction of the range from the first gamma to the last at times t in [0, 1]."""
         shape = (self.width,)
         weights = jax.nn.softplus(self.param("weights", nn.initializers.constant(-6.0), shape))
         slopes = jax.nn.softplus(self.param("slopes", nn.initializers.constant(10.0), shape))
@@ -60,17 +60,17 @@ class Diffusion(TransportPrior):
 
     where p(z|z_0) = N(z_0 / alpha, sigma² / alpha²) at t = 0. The network's output v estimates
     alpha e - sigma z, and e(z_t) = sigma z_t + alpha v. At initialization v is zero, with which
-    p(z) is N(0, I) and the bound is tight and known in closed form. What v changes in the third
-    term is estimated from one t and one e, without bias. Its mean does not depend on the schedule
-    between the ends, so the schedule is trained to lower the variance of the estimate (appendix
-    I.2).
+    p(z) is N(0, I) and the bound is tight and known in closed form. The difference that v makes in
+    the third term is estimated from one t and one e, without bias. Its mean does not depend on the
+    schedule between the ends, so the schedule is trained to lower the variance of the estimate
+    (appendix I.2).
 
     Latents should have a scale near one, as `fit-prior` gives them, and q(z|x) should be much wider
     than the noise at t = 0, 0.7 percent.
 
-    In the ELBO this bound takes the place of ln p(z), so the result bounds ln p(x) of the model
-    that samples step by step ("ancestral"). Evaluation uses the exact density of the ODE up to 64
-    dimensions, and this bound above.
+    In the ELBO this bound replaces ln p(z), so the result bounds ln p(x) of the model that samples
+    step by step ("ancestral"). Evaluation uses the exact density of the ODE up to 64 dimensions,
+    and this bound above.
 
     Attributes:
         shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.
@@ -95,7 +95,7 @@ class Diffusion(TransportPrior):
     samplers: ClassVar[tuple[Sampler, ...]] = ("ode", "ancestral")
 
     def setup(self):
-        """Add the schedule to the network and the embeddings."""
+        """The schedule, besides the network and the embeddings."""
         super().setup()
         self.schedule = NoiseSchedule()
 

@@ -27,9 +27,9 @@ class FlowMatching(TransportPrior):
 
         ln p(z) >= E ln p(z|z_t) at t = 0.001 - 1/2 E_t,e[gamma'(t) (1 - t)² |e - z - v|²],
 
-    with gamma = 2 ln(t / (1 - t)). It bounds ln p(z) of the diffusion that has these paths. Only
-    its difference from the bound of N(0, I), which is known, is estimated. Evaluation uses the
-    exact density of the ODE up to 64 dimensions, and this bound above.
+    with gamma = 2 ln(t / (1 - t)). It bounds ln p(z) of the diffusion with these paths. Only its
+    difference from the known bound of N(0, I) is estimated. Evaluation uses the exact density of
+    the ODE up to 64 dimensions, and this bound above.
 
     Attributes:
         shape, network, num_classes, drop_labels, guidance, sampler: as in `TransportPrior`.

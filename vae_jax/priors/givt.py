@@ -18,7 +18,7 @@ from vae_jax.given import Count
 from vae_jax.interfaces import Model, latent_shape
 from vae_jax.priors.tokens import Autoregressive, TokenPrior
 
-CANDIDATES = 64  # the draws from which guidance chooses one
+CANDIDATES = 64  # the number of draws from which guidance chooses one
 
 
 @struct.dataclass
@@ -38,7 +38,7 @@ class AutoregressiveMixture(Autoregressive):
         return latent_shape(self.prior.shape)[-1]
 
     def mixture(self, outputs: Float[Array, "*batch _"]) -> tuple[Float[Array, "*batch K"], Normal]:
-        """The log-weights `[*batch, K]` and the Gaussians, batch `[*batch, K]`."""
+        """The log-weights `[*batch, K]` and the Gaussians, batch `[*batch, K]`, from `outputs`."""
         count, size = self.prior.num_components, self.token_size
         logits, rest = outputs[..., :count], outputs[..., count:]
         loc, log_scale = jnp.split(rest.reshape(*rest.shape[:-1], count, 2 * size), 2, -1)
@@ -95,9 +95,9 @@ class GIVT(TokenPrior):
     Attributes:
         shape: the shape of z: (h, w, c) or (n, d); for a vector, d, the prior is a single mixture.
         width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
-        guidance: the guidance of draws, as in `TokenPrior`; each vector is chosen from 64 draws of
-            p(z_i|y) by importance resampling.
-        temperature: the factor of the standard deviations s in draws.
+        guidance: the guidance of sampling, as in `TokenPrior`; each vector is chosen from 64 draws
+            from p(z_i|y) by importance resampling.
+        temperature: the factor of the standard deviations s in sampling.
         num_components: the number K of Gaussians.
 
     References:

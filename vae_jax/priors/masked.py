@@ -26,7 +26,7 @@ Noise = Callable[[Int[Array, ""]], tuple[Float[Array, "N n C"], Float[Array, "N 
 class MaskedCategorical(CodeTokens):
     """One-hot codes `[n, C]`, each given any subset of the others, by a bidirectional transformer.
 
-    Its inputs are the codes, zero where they are hidden, and an indicator of the hidden ones.
+    Its inputs are the codes, with zeros for hidden ones, and an indicator of the hidden ones.
     """
 
     prior: "MaskedCodes" = struct.field(pytree_node=False)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -34,7 +34,13 @@ class MaskedCategorical(CodeTokens):
     def logits(
         self, one_hot: Float[Array, "N n C"], hidden: Bool[Array, "N n"], y: Int[Array, "N"] | None
     ) -> Float[Array, "N n C"]:
-        """ln p(z_i | the codes that are seen, y) up to a constant, at every position."""
+        """ln p(z_i | the seen codes, y) up to a constant, at every position.
+
+        Args:
+            one_hot: the codes; the values of hidden ones do not matter.
+            hidden: a mask of the hidden codes.
+            y: classes, or None.
+        """
         seen = jnp.where(hidden[..., None], 0.0, one_hot)
         inputs = jnp.concatenate([seen, hidden[..., None].astype(seen.dtype)], -1)
         return self.outputs(inputs, y)[0]
@@ -53,7 +59,7 @@ class MaskedCategorical(CodeTokens):
     def elbo(
         self, value: Float[Array, "*batch n C"], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """n times the mean of ln p(z_i | seen codes) over the hidden codes of one random set.
+        """n times the mean of ln p(z_i | seen codes) over one random set of hidden codes.
 
         The number of hidden codes is uniform on 1, ..., n, and all sets of that size are equally
         likely.
@@ -107,12 +113,15 @@ class MaskedCategorical(CodeTokens):
     def complete(
         self, one_hot: Float[Array, "N n C"], hidden: Bool[Array, "N n"], keys: Key[Array, "N"]
     ) -> Float[Array, "N n C"]:
-        """Draw the hidden codes given those that are seen.
+        """Draw the hidden codes given the seen ones.
 
         Args:
             one_hot: the codes; the values of hidden ones do not matter.
-            hidden: which codes are to be drawn.
+            hidden: a mask of the codes to draw.
             keys: typed keys, one for each draw.
+
+        Returns:
+            The codes, seen and drawn, one-hot.
         """
         return self._completed(one_hot, hidden, self._noise(keys, (), one_hot.shape))
 
@@ -179,15 +188,15 @@ class MaskedCodes(CodePrior):
         ln p(z) >= E_order sum_t ln p(z_t | those before) = n E_hidden mean_i ln p(z_i | seen).
 
     The resulting bound on ln p(x) is for that model, not for draws in a few steps by confidence,
-    with guidance or at a temperature. p(z) itself is a mean over n! orders, so evaluation uses the
-    bound too.
+    with guidance or at a temperature. p(z) itself is a mean over n! orders, so evaluation also uses
+    the bound.
 
     Attributes:
         shape: the height and width (h, w) of the map of codes.
         width, num_layers, num_heads, num_classes, drop_labels: as in `TokenPrior`.
-        guidance, temperature, top_k, top_p: settings of draws, as in `CodePrior`.
+        guidance, temperature, top_k, top_p: settings of sampling, as in `CodePrior`.
         num_steps: the number T of steps of a draw.
-        choice_temperature: the factor of the Gumbel noise that is added to the confidence, the
+        choice_temperature: the factor of the Gumbel noise added to the confidence, the
             log-probability of a drawn code; the noise falls to 0 by the last step. 4.5 is the value
             in the paper's code.
 
@@ -215,7 +224,7 @@ class MaskedCodes(CodePrior):
     @property
     @override
     def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """False: training knows only a bound."""
+        """False: training has only a bound."""
         return False
 
     @nn.compact

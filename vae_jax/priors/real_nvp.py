@@ -13,7 +13,7 @@ from vae_jax.interfaces import Model, Prior
 
 
 class RealNVP(Prior):
-    """Affine coupling layers that move even and odd components in turn.
+    """Affine coupling layers that transform even and odd components in turn.
 
     Unlike the paper, it has no batch normalization.
 

@@ -90,7 +90,7 @@ class SecondStageVAE(Prior):
     exact = False
 
     def setup(self):
-        """A VAE that takes latents for images of d x 1 pixels."""
+        """The VAE, with latents as images of d x 1 pixels."""
         self.vae = VAE(
             encoder=MLP(self.hidden, jax.nn.relu),
             posterior=DiagonalGaussian(self.dim),

@@ -94,7 +94,7 @@ class Standardized(Prior):
     @property
     @override
     def bound_alone(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether that prior has only a bound."""
+        """Whether the wrapped prior has only a bound."""
         return self.prior.bound_alone
 
     @property

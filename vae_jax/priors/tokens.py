@@ -31,11 +31,11 @@ class TokenPrior(Prior):
         num_layers: the number of transformer blocks.
         num_heads: the number of attention heads of each block.
         num_classes: the number of classes y of p(z|y) in a conditional model; None is p(z).
-        drop_labels: the probability with which y is withheld in training, so that the network
-            learns p(z) too.
+        drop_labels: the probability with which y is withheld in training, so that the network also
+            learns p(z).
         guidance: the weight w of classifier-free guidance: each position is drawn from a density
             proportional to p(z_i|y) (p(z_i|y) / p(z_i))^w. ln p(z|y) is computed without it.
-        temperature: the temperature of draws; 1 draws from the model. ln p(z) does not depend on
+        temperature: the temperature of sampling; 1 draws from the model. ln p(z) does not depend on
             it.
 
     Raises:
@@ -75,13 +75,13 @@ class TokenPrior(Prior):
     def transformer(
         self, length: int, inputs: int, outputs: int, causal: bool = True
     ) -> Transformer:
-        """The network; call this in a compact method.
+        """The network; call it in a compact method.
 
         Args:
             length: the number of tokens.
             inputs: the number of inputs of each token, not counting those of the class.
             outputs: the number of outputs of each token.
-            causal: whether a token sees only those before it.
+            causal: whether a token attends only to those before it.
         """
         network = Transformer(
             length,
@@ -100,13 +100,13 @@ class TokenPrior(Prior):
 
 @struct.dataclass
 class Tokens(Bounded):
-    """A density of sequences of tokens, `[n, F]` as networks see them.
+    """A density of sequences of tokens, `[n, F]` for the network.
 
     Attributes:
         variables: the variables of the network.
         y: classes `[B]` of the densities of a batch; None for one density.
         network: the transformer, from tokens and classes to outputs.
-        prior: the prior, which says how draws are made.
+        prior: the prior, with the settings of sampling.
     """
 
     variables: Variables
@@ -131,12 +131,12 @@ class Tokens(Bounded):
     def flat(
         self, value: Float[Array, "..."]
     ) -> tuple[Float[Array, "N n F"], Int[Array, "N"] | None]:
-        """Sequences `[N, n, F]` and their classes `[N]`."""
+        """The sequences of `value`, `[N, n, F]`, and their classes `[N]`."""
         flat = value.reshape(-1, self.network.length, self.token_size)
         return flat, None if self.y is None else jnp.tile(self.y, len(flat) // len(self.y))
 
     def told(self, keys: Key[Array, "*batch"], y: Int[Array, "N"] | None) -> Int[Array, "N"] | None:
-        """The classes given to the network in training, some of them withheld."""
+        """The classes y for the network in training, some of them withheld at random by `keys`."""
         none, probability = self.prior.num_classes, self.prior.drop_labels
         if y is None or none is None or probability == 0:
             return y
@@ -149,7 +149,17 @@ class Tokens(Bounded):
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "N S _"], Cache]:
-        """The network's outputs at positions start, ..., start + S - 1, and the updated cache."""
+        """The network's outputs at positions start, ..., start + S - 1.
+
+        Args:
+            inputs: the inputs at these positions.
+            y: classes `[N]`, or None.
+            cache: the cache of the positions before; None if these are all positions.
+            start: the first position.
+
+        Returns:
+            The outputs, and the updated cache.
+        """
         if y is not None and self.prior.num_classes is not None:
             classes = jax.nn.one_hot(y, self.prior.num_classes + 1)[:, None]
             beside = jnp.broadcast_to(classes, (*inputs.shape[:2], classes.shape[-1]))
@@ -158,7 +168,7 @@ class Tokens(Bounded):
         return cast(tuple[Array, Cache], found)
 
     def both(self, y: Int[Array, "N"] | None) -> tuple[Int[Array, "_"] | None, int]:
-        """The classes of draws, and the number of copies: two with guidance, one without class."""
+        """The classes of draws with, for guidance, a copy without class; the number of copies."""
         none = self.prior.num_classes
         if y is None or none is None or self.prior.guidance == 0:
             return y, 1
@@ -176,7 +186,7 @@ class Autoregressive(Tokens):
     def log_density(
         self, outputs: Float[Array, "N n _"], tokens: Float[Array, "N n F"]
     ) -> Float[Array, "N n"]:
-        """ln p(z_i | z_1, ..., z_i-1) in nats, from the outputs at each position."""
+        """ln p(z_i | z_1, ..., z_i-1) in nats of `tokens`, from the `outputs` at each position."""
 
     @abc.abstractmethod
     def choose(
@@ -215,7 +225,7 @@ class Autoregressive(Tokens):
 
     @abc.abstractmethod
     def noise(self, key: Key[Array, "..."], sample_shape: Shape) -> list[Float[Array, "..."]]:
-        """The noise of draws: an array `[*sample_shape, *batch, n, ...]` for each kind."""
+        """The noise of draws by `key`: an array `[*sample_shape, *batch, n, ...]` of each kind."""
 
     @property
     @override

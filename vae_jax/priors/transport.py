@@ -1,6 +1,6 @@
 """Priors that carry noise to latents along the paths of a learned velocity.
 
-Data and noise are joined by z_s = alpha_s z + sigma_s e, with e from N(0, I). A network knows the
+Data and noise are joined by z_s = alpha_s z + sigma_s e, with e from N(0, I). A network learns the
 mean velocity v(z_s, s) of these paths, and dz/ds = v carries N(0, I) at the end of noise to a
 density at the end of data: its probability-flow ODE (Song et al. 2021, "Score-based generative
 modeling", section 4.3). Up to 64 dimensions this density is exact, although it needs an ODE solver;
@@ -105,7 +105,7 @@ class Transported(Bounded):
         return found.reshape(value.shape[: value.ndim - self.event_ndims])
 
     def sample(self, key: Key[Array, "..."], sample_shape: Shape = ()) -> Float[Array, "..."]:
-        """Noise, carried to data by the prior's sampler; reparameterized by the ODE."""
+        """Noise carried to data by the prior's sampler; reparameterized by the ODE."""
         key_start, key_steps = random.purposes(key, "start", "steps")
         noise = random.draw(jax.random.normal, key_start, sample_shape, self.shape)
         if self.prior.sampler == "ode":
@@ -131,21 +131,31 @@ class Transported(Bounded):
     def velocity(
         self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "N"] | None
     ) -> Float[Array, "N *event"]:
-        """The network's velocity, of the class y."""
+        """The network's velocity.
+
+        Args:
+            z: latents `[N, *event]`.
+            s: the position on the paths, `[N]`.
+            y: classes `[N]`, or None.
+        """
         v = self.prior.apply(self.variables, z, s, y, method="predict")
         return cast(Array, v)
 
     def guided(
         self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "N"] | None
     ) -> Float[Array, "N *event"]:
-        """`velocity`, pushed away from the velocity without a class by the prior's guidance."""
+        """`velocity`, pushed away from the velocity without a class by the prior's guidance.
+
+        Args:
+            z, s, y: as in `velocity`.
+        """
         v, weight, none = self.velocity(z, s, y), self.prior.guidance, self.prior.num_classes
         if weight > 0 and y is not None and none is not None:
             v += weight * (v - self.velocity(z, s, jnp.full_like(y, none)))
         return v
 
     def _of_one(self, y: Int[Array, ""] | None) -> Velocity:
-        """The derivative of one z `[*event]` by s `[]`."""
+        """The derivative of one z `[*event]` with respect to s `[]`, given the class y."""
 
         def velocity(z: Array, s: Array) -> Array:
             v = self.guided(z[None], s[None], None if y is None else y[None])[0]
@@ -166,7 +176,7 @@ class Transported(Bounded):
     def flat(
         self, value: Float[Array, "..."]
     ) -> tuple[Float[Array, "N *event"], Int[Array, "N"] | None]:
-        """Values `[N, *event]` and their classes `[N]`."""
+        """The latents in `value`, `[N, *event]`, and their classes `[N]`."""
         flat = value.reshape(-1, *self.event_shape)
         if self.y is None:
             return flat, None
@@ -175,7 +185,7 @@ class Transported(Bounded):
     def _over_flat(
         self, function: OfNoise, value: Float[Array, "..."], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """Evaluate a function of noise and uniform numbers over a batch of any shape."""
+        """A function of noise and uniform numbers, evaluated over a batch of any shape."""
         flat, y = self.flat(value)
         keys_flat = keys.reshape(-1)
         key_time, key_noise = random.purposes(keys_flat, "time", "noise")
@@ -195,10 +205,10 @@ class TransportPrior(Prior):
         network: a network from latents `[N, *event]` and conditions `[N, 128]` to `[N, *event]`;
             None takes `AdaptiveMLP()` for vectors, `DiT()` for sets and `UNet()` for maps.
         num_classes: the number of classes y of p(z|y) in a conditional model; None is p(z).
-        drop_labels: the probability with which y is withheld in training, so that the network
-            learns p(z) too.
-        guidance: the weight w of classifier-free guidance in draws, v(z, y) + w (v(z, y) - v(z));
-            0 draws from p(z|y).
+        drop_labels: the probability with which y is withheld in training, so that the network also
+            learns p(z).
+        guidance: the weight w of classifier-free guidance in sampling, v(z, y) + w (v(z, y) -
+            v(z)); 0 draws from p(z|y).
         sampler: "ode", the probability-flow ODE; or "ancestral", step by step with new noise, if
             the prior has such a sampler.
 
@@ -264,7 +274,16 @@ class TransportPrior(Prior):
     def predict(
         self, z: Float[Array, "N *event"], s: Float[Array, "N"], y: Int[Array, "_"] | None
     ) -> Float[Array, "N *event"]:
-        """The mean velocity of the paths through z at s, given the class y."""
+        """The mean velocity of the paths through z at s, given the class y.
+
+        Args:
+            z: latents `[N, *event]`.
+            s: the position on the paths, `[N]`.
+            y: classes `[N]`, or None.
+
+        Raises:
+            VaeJaxError: the output of a user's own network has another shape than z.
+        """
         first, second = self.of_time
         time = (s - self.ends[0]) / (self.ends[1] - self.ends[0])
         condition = second(jax.nn.silu(first(embedded(time, CONDITION))))
@@ -290,11 +309,11 @@ class TransportPrior(Prior):
     def alpha_sigma(
         self, s: Float[ArrayLike, "*shape"]
     ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-        """alpha_s and sigma_s."""
+        """alpha_s and sigma_s at s."""
         raise NotImplementedError
 
     def speed(self, s: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The factor by which the network's velocity is multiplied to give dz/ds."""
+        """The factor from the network's velocity to dz/ds, at s."""
         raise NotImplementedError
 
     def bound(
@@ -305,7 +324,15 @@ class TransportPrior(Prior):
         uniform: Float[Array, "N"],
         y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
-        """An estimate of the bound on ln p(z) from noise `[N, *event]` and numbers in [0, 1]."""
+        """An estimate of the bound on ln p(z) in nats, `[N]`.
+
+        Args:
+            p: the density, which has the network's variables.
+            z: latents `[N, *event]`.
+            noise: standard normal noise `[N, *event]`.
+            uniform: numbers in [0, 1], `[N]`.
+            y: classes `[N]`, or None.
+        """
         raise NotImplementedError
 
     def to_fit(
@@ -316,7 +343,11 @@ class TransportPrior(Prior):
         uniform: Float[Array, "N"],
         y: Int[Array, "N"] | None,
     ) -> Float[Array, "N"]:
-        """The quantity maximized when the prior is fitted to given latents."""
+        """The quantity to maximize when the prior is fitted to given latents, `[N]`.
+
+        Args:
+            p, z, noise, uniform, y: as in `bound`.
+        """
         return self.bound(p, z, noise, uniform, y)
 
     def ancestral(
@@ -326,7 +357,14 @@ class TransportPrior(Prior):
         key: Key[Array, "..."],
         sample_shape: Shape,
     ) -> Float[Array, "*draws_and_event"]:
-        """Draws by a sampler with noise of its own in each step."""
+        """Draws by a sampler with new noise in each step.
+
+        Args:
+            p: the density, which has the network's variables.
+            noise: the noise to carry, `[*sample_shape, *batch, *event]`.
+            key: one typed key, or one for each example of the batch.
+            sample_shape: the leading axes of independent draws.
+        """
         raise NotImplementedError
 
 
@@ -334,7 +372,7 @@ def standard_normal_bound(prior: TransportPrior, z: Float[Array, "N *event"]) ->
     """The bound on ln p(z) of a prior whose velocity is that of N(0, I), in closed form.
 
     With a = alpha² / (alpha² + sigma²) at the data end, it is ln N(z; 0, I / a) - d (1 - a) / 2.
-    Only the difference that a network makes has to be estimated, and none if there is none.
+    Only the difference that a network makes remains to be estimated.
 
     Args:
         prior: the prior, which has the ends of its paths.

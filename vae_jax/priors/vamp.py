@@ -38,7 +38,7 @@ class VampPrior(Prior):
     References:
         Tomczak & Welling (2018), "VAE with a VampPrior", equation 9.
         Norouzi et al. (2020), "Exemplar VAE: linking generative models, nearest neighbor retrieval,
-            and data augmentation", whose prior also leaves out the image that is being encoded.
+            and data augmentation", whose prior also excludes the image being encoded.
 
     Example:
         Exemplars, drawn from the training images:
