@@ -1,4 +1,4 @@
-"""What models with several stochastic layers share; they return the same Terms as `VAE`."""
+"""The common base of models with several stochastic layers, which return the Terms of `VAE`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Hierarchy(Model, kw_only=True):
     Attributes:
         encoders: L networks; see the subclass.
         posteriors: L posteriors, on the features of the encoders.
-        prior: p(z_L); one that is made of q(z|x), such as the VampPrior, only in a `SkipVAE`.
+        prior: p(z_L); one that depends on q(z|x), such as the VampPrior, only in a `SkipVAE`.
         decoders: L networks: decoders[0] maps z_1 to the features of the likelihood p(x|z_1), and
             decoders[i] maps z_{i+1} to those of conditionals[i - 1], which is p(z_i|z_{i+1}).
         conditionals: the L - 1 densities p(z_1|z_2), p(z_2|z_3), and so on.
@@ -111,7 +111,7 @@ class Hierarchy(Model, kw_only=True):
     def _inferred(
         self, x: Float[Array, "B H W C"], zs: Layers, y: Int[Array, "_"] | None
     ) -> Sequence[Distribution]:
-        """q(z_l | x, ...) of every layer, each given the latents that are inferred before it."""
+        """q(z_l | x, ...) of every layer, each given the latents inferred before it."""
         raise NotImplementedError
 
     def _terms(
@@ -177,7 +177,7 @@ class Hierarchy(Model, kw_only=True):
 def exact_kls(
     qs: Sequence[Distribution], ps: Sequence[Distribution], size: int
 ) -> Float[Array, "L B"] | None:
-    """The exact KL of each layer, averaged over samples; None where one has no closed form.
+    """The exact KL of each layer, averaged over samples; None if one has no closed form.
 
     Args:
         qs: q(z_l|x, ...) of each layer, batch `[B]` or `[K, B]`.
@@ -199,7 +199,7 @@ def _log_probs(
 def _log_priors(
     ps: Sequence[Distribution], zs: Sequence[Float[Array, "K B ..."]], keys: Key[Array, "B"]
 ) -> Float[Array, "L K B"]:
-    """The same under priors; for one that is `Bounded`, an estimate of its bound."""
+    """Log-densities under the priors; for one that is `Bounded`, an estimate of its bound."""
     return jnp.stack([log_prob_or_bound(p, z, keys) for p, z in zip(ps, zs, strict=True)])
 
 
@@ -209,8 +209,8 @@ def sample_layer(
     """Latents of one layer.
 
     Args:
-        q: the layer's posterior, batch `[B]` for the layer that is inferred first, `[K, B]` for the
-            others, given the layers before.
+        q: the layer's posterior, batch `[B]` for the layer inferred first, `[K, B]` for the others,
+            given the layers before.
         keys: the keys of the examples.
         position: the layer's position in the order of inference, from 0.
         num_samples: the number of samples K.

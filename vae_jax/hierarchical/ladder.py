@@ -16,13 +16,13 @@ from vae_jax.vae import Terms
 class LadderVAE(Hierarchy, kw_only=True):
     """Inference top-down: q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2).
 
-    On the deterministic way up, `h_1 = encoders[0](x)`, `h_2 = encoders[1](h_1)`, ..., each layer
-    gets a Gaussian, posteriors[l], on its features. On the way down this is merged with
+    In the deterministic bottom-up pass, `h_1 = encoders[0](x)`, `h_2 = encoders[1](h_1)`, ..., each
+    layer has a Gaussian, posteriors[l], on its features. In the top-down pass this is merged with
     p(z_l|z_{l+1}); at the top it stands alone. Posteriors and conditionals below the top must have
     independent Gaussian components.
 
     `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
-    samples; it is None where the top layer has no closed form.
+    samples; it is None if the top layer has no closed form.
 
     References:
         Sønderby et al. (2016), "Ladder variational autoencoders", section 2.2.
@@ -50,7 +50,7 @@ class LadderVAE(Hierarchy, kw_only=True):
         return self._terms(x, y, keys, zs, qs, ps, exact_kls(qs, ps, len(x)))
 
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
-        """q(z_1|x, z_2, ...), batch `[B]`, with the layers above at their means."""
+        """q(z_1|x, y, z_2, ...), batch `[B]`, with the layers above at their means."""
         return self.infer(x, y)[0]
 
     @override

@@ -1,4 +1,4 @@
-"""A hierarchy in which every layer reaches the image."""
+"""A hierarchy in which every layer is connected to the image."""
 
 import math
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from vae_jax.vae import Terms, with_batch
 
 
 class SkipVAE(Hierarchy, kw_only=True):
-    """p(x|z_1, ..., z_L): every layer reaches the image, past those below it.
+    """p(x|z_1, ..., z_L): every layer is connected to the image, past those below it.
 
     Inference is top-down, q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2). With L = 2 this is
     the HVAE of Tomczak & Welling (2018). Images and latents are concatenated into one vector:
     encoders[L-1] is a network on images, the others on [x, z_{l+1}], and decoders[0] on [z_1, ...,
-    z_L]. The prior of z_L may be made of q(z_L|x), as a VampPrior is.
+    z_L]. The prior of z_L may depend on q(z_L|x), as a VampPrior does.
 
     `Terms.kl` has for each layer the exact KL given the latents above, averaged over their K
-    samples; it is None where one has no closed form.
+    samples; it is None if one has no closed form.
 
     References:
         Tomczak & Welling (2018), "VAE with a VampPrior", section 4.
@@ -52,7 +52,7 @@ class SkipVAE(Hierarchy, kw_only=True):
 
     @override
     def encode(self, x: Float[Array, "B H W C"], y: Int[Array, "_"] | None = None) -> Distribution:
-        """q(z_L|x), batch `[B]`: that of the layer that is inferred first."""
+        """q(z_L|x, y), batch `[B]`, of the layer inferred first."""
         return self.posteriors[-1](self.encoders[-1](self._for_encoder(x, y)))
 
     @override

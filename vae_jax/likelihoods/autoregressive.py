@@ -1,4 +1,4 @@
-"""Pixels one after the other, each given z and the pixels before it."""
+"""Pixels in raster order, each given z and the pixels before it."""
 
 import math
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class AutoregressivePixelsDistribution(Distribution):
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws H W C"]:
-        """Pixel by pixel, caching the attention of earlier ones; not reparameterized."""
+        """Drawn pixel by pixel, with cached attention of earlier ones; not reparameterized."""
         keys = random.draw_keys(key, sample_shape, self.batch_shape).reshape(-1)
 
         def choose(px: Distribution, position: Array) -> Array:
@@ -101,7 +101,7 @@ class AutoregressivePixelsDistribution(Distribution):
 
     @property
     def _dtype(self) -> DTypeLike:
-        """The type of the network's parameters, in which it computes."""
+        """The type of the network's parameters and computations."""
         return jax.tree.leaves(self.variables.value["network"])[0].dtype
 
     def _pixels(self, hidden: Float[Array, "N h w width"]) -> Distribution:
@@ -139,11 +139,11 @@ class AutoregressivePixelsDistribution(Distribution):
 class AutoregressivePixels(Likelihood):
     """p(x|z) = prod_t p(x_t | x_1, ..., x_t-1, z), over pixels in raster order.
 
-    The PixelVAE with a transformer instead of a PixelCNN. The decoder, which
-    may be any network, gives the transformer features of z, and a likelihood of independent pixels
-    turns the transformer's features into p(x_t | x_1, ..., x_t-1, z). A draw takes as many steps as
-    an image has pixels. The mean has no closed form, so pictures are draws. A p(x|z) as flexible as
-    this can ignore z: if the KL goes to zero, take a smaller network or the objective `FreeBits`.
+    The PixelVAE with a transformer instead of a PixelCNN. The decoder, which may be any network,
+    gives the transformer features of z, and a likelihood of independent pixels maps the
+    transformer's features to p(x_t | x_1, ..., x_t-1, z). A draw takes as many steps as an image
+    has pixels. The mean has no closed form, so pictures are draws. Such a flexible p(x|z) can
+    ignore z: if the KL goes to zero, take a smaller network or the objective `FreeBits`.
 
     Attributes:
         pixel: the likelihood of a pixel given its features, such as `Bernoulli` or
@@ -185,12 +185,12 @@ class AutoregressivePixels(Likelihood):
     def supports(  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
     ) -> frozenset[Support]:
-        """The values of the pixel."""
+        """The values that the pixel's likelihood supports."""
         return self.pixel.supports
 
     @property
     def measure(self) -> Measure:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The measure of the pixel."""
+        """The measure of the pixel's likelihood."""
         return self.pixel.measure
 
     @nn.compact

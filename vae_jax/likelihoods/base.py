@@ -1,4 +1,4 @@
-"""What several likelihoods share."""
+"""The common base of likelihoods on levels, and the limits of scales."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ Levels = Literal[256, 32]
 
 
 class _Supports:
-    """The support with the likelihood's number of levels; on the class, with the default number."""
+    """The support for the likelihood's number of levels; on the class, for the default number."""
 
     def __get__(self, part: "OfLevels | None", owner: type["OfLevels"]) -> frozenset[Support]:
         levels = owner.levels if part is None else part.levels

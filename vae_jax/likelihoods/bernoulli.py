@@ -50,8 +50,8 @@ class Bernoulli(Likelihood):
 
     Attributes:
         kernel_init: the initializer of the kernel of the affine map to logits.
-        bias_init: the initializer of its bias; it may give the logits of the training mean, as
-            Burda et al. (2015) do.
+        bias_init: the initializer of its bias; it may give the logits of the training mean, as in
+            Burda et al. (2015).
 
     References:
         Kingma & Welling (2013), "Auto-encoding variational Bayes", appendix C.1.

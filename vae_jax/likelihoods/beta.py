@@ -25,7 +25,7 @@ SMALLEST_MODE = 1e-30
 
 
 def _log_factorial_beyond(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """ln t! - (t ln t - t) for t >= 0; by Stirling's series at a large t, where the two cancel."""
+    """ln t! - (t ln t - t) for t >= 0; by Stirling's series at a large t, where these cancel."""
     far = t > 8
     large, small = jnp.where(far, t, 8.0), jnp.clip(t, jnp.finfo(t.dtype).tiny, 8.0)
     square = large**-2
@@ -35,7 +35,7 @@ def _log_factorial_beyond(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def _divergence(m: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """m ln(m / x) - m + x >= 0, accurate also for m near x, where the terms cancel."""
+    """m ln(m / x) - m + x >= 0, accurate even for m near x, where the terms cancel."""
     shift = (m - x) / x
     near = jnp.abs(shift) < 0.5
     log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, shift, 0)), jnp.log(m) - jnp.log(x))
@@ -46,7 +46,7 @@ def _divergence(m: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, 
 class BetaDistribution(Elementwise):
     """Beta(1 + k m, 1 + k (1 - m)) with the modes m in `loc`.
 
-    Both parameters are at least one, so the density is bounded at the edges too; with k = 0 it is
+    Both parameters are at least one, so the density is bounded even at the edges; with k = 0 it is
     uniform.
 
     Attributes:

@@ -59,7 +59,7 @@ class CategoricalPixelsDistribution(Distribution):
 class CategoricalPixels(OfLevels):
     """p(x|z) = prod softmax(logits_i)_{x_i}: free probabilities.
 
-    The distribution of a pixel can take any form and ignores the order of the levels; the decoder
+    The distribution of a pixel can have any form and ignores the order of the levels; the decoder
     needs an output for each level of each pixel and channel.
 
     Attributes:

@@ -67,7 +67,7 @@ class Charbonnier(Likelihood):
 
     Attributes:
         scale: s, in units of the data; -ln p(x|z) is the distortion divided by s, plus a constant.
-        epsilon: eps, in units of the data, the error at which L2 changes into L1.
+        epsilon: eps, in units of the data, the error at which L2 changes to L1.
         squash: the map from the affine output to m; the sigmoid keeps it within [0, 1].
         kernel_init: the initializer of the affine map.
 

@@ -15,7 +15,9 @@ from vae_jax.interfaces import Likelihood
 
 
 def log_integral(logit: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """ln of the integral of e^(l x) over [0, 1], ln[(e^l - 1) / l], with finite derivatives.
+    """ln of the integral of e^(l x) over [0, 1] for a logit l: ln[(e^l - 1) / l].
+
+    Its derivatives are finite.
 
     Near l = 0, where numerator and denominator vanish, it is computed as l/2 plus the series of
     ln[sinh(h) / h] at h = l/2. The two branches agree to float32 precision where they meet.
@@ -64,7 +66,7 @@ class ContinuousBernoulli(Likelihood):
     """p(x|z) = prod CB(x_i; logit_i), for grey levels.
 
     A Bernoulli likelihood of grey levels is this density without its normalizer, which depends on
-    the logits and so cannot be left out.
+    the logits and thus cannot be left out.
 
     Attributes:
         kernel_init: the initializer of the affine map to logits.

@@ -19,7 +19,7 @@ class Gaussian(Likelihood):
     """p(x|z) = prod N(x_i; m_i, scale²), one scale for all pixels.
 
     With the fixed scale 0.5**0.5 this is least squares: -ln p(x|z) is the squared error plus a
-    constant. In general the squared error has the weight 1 / (2 scale²) beside the KL.
+    constant. In general the squared error has the weight 1 / (2 scale²) relative to the KL.
 
     Attributes:
         scale: the fixed standard deviation in units of the data; None learns it as one parameter,

@@ -1,4 +1,4 @@
-"""Gaussian pixels, each with a scale of its own."""
+"""Gaussian pixels, each with a separate scale."""
 
 from collections.abc import Callable
 

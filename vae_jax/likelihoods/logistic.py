@@ -25,6 +25,12 @@ def log_bin_mass(
     With w = upper - lower > 0 its mass is sigmoid(upper) sigmoid(-lower) (1 - e^-w), and the
     logarithms of these factors do not cancel. Values outside [0, 1] have no mass. The arguments are
     broadcast against each other.
+
+    Args:
+        value: the values.
+        loc: the locations, in units of [0, 1].
+        scale: the scales, in units of [0, 1].
+        levels: the number of levels.
     """
     centred, last = value - loc, levels - 1
     upper = (centred + 0.5 / last) / scale
@@ -38,12 +44,12 @@ def log_bin_mass(
 
 
 def nearest_level(value: Float[Array, "*shape"], levels: int) -> Float[Array, "*shape"]:
-    """The level k/(levels - 1), k = 0, ..., levels - 1, in whose bin a real value lies."""
+    """The level k/(levels - 1), k = 0, ..., levels - 1, whose bin contains a real value."""
     return jnp.round(jnp.clip(value, 0.0, 1.0) * (levels - 1)) / (levels - 1)
 
 
 def bin_scale(log_scale: Float[Array, "*shape"], initial_scale: float) -> Float[Array, "*shape"]:
-    """The scale of a logistic from an affine output; an output of 0 gives `initial_scale`."""
+    """The scale of a logistic from the output `log_scale`, of which 0 gives `initial_scale`."""
     # At 1e-4 of the range, a 40th of a step of 256 levels, one bin already holds all the mass.
     return jnp.maximum(initial_scale * jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE)), 1e-4)
 
@@ -85,7 +91,7 @@ class DiscretizedLogistic(OfLevels):
     Attributes:
         levels: the number of levels, 256 or 32.
         kernel_init: the initializer of the affine maps to the location and to the log-scale.
-        initial_scale: the scale where the affine map gives 0, in units of [0, 1].
+        initial_scale: the scale for an affine output of 0, in units of [0, 1].
 
     References:
         Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow".

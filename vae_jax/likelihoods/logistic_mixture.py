@@ -38,7 +38,7 @@ def settled(
     coefficients: Float[Array, "*shape C C"],
     settle: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]],
 ) -> Float[Array, "*shape C"]:
-    """Settle one channel after the other, each at a location shifted by the channels before.
+    """Fix one channel after the other, each at a location shifted by the channels before.
 
     Args:
         loc: the locations m.
@@ -100,7 +100,7 @@ class MixtureOfLogisticsDistribution(Distribution):
             each = jnp.broadcast_to(parameter, sample_shape + parameter.shape)
             return jnp.take_along_axis(each, index, axis).squeeze(axis)
 
-        # By index: of a sum over one-hot components jaxlib 0.10 makes a program that mixes up
+        # By index: jaxlib 0.10 compiles a sum over one-hot components to a program that mixes up
         # channels once there are thousands of pixels.
         loc, scale = chosen(self.loc, -2), chosen(self.scale, -2)
         coefficients = chosen(self.coefficients, -3)
@@ -126,7 +126,7 @@ class MixtureOfLogistics(OfLevels):
     Attributes:
         num_components: the number of components M.
         kernel_init: the initializer of the affine maps.
-        initial_scale: the scale where the affine map gives 0, in units of [0, 1].
+        initial_scale: the scale for an affine output of 0, in units of [0, 1].
         levels: the number of levels, 256 or 32.
 
     References:

@@ -1,4 +1,4 @@
-"""Gaussian pixels with the scale that fits best."""
+"""Gaussian pixels with the best-fitting scale."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ class OptimalGaussian(Likelihood):
         """In training, p(x|z) with the scale that best fits the images of the whole batch.
 
         Args:
-            px: the distribution that `__call__` made, batch `[K, B]`.
+            px: the distribution that `__call__` returned, batch `[K, B]`.
             x: this device's share of the batch.
             remember: whether the running mean is updated.
         """

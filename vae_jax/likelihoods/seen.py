@@ -1,4 +1,4 @@
-"""The likelihood of the pixels that are seen, where others are missing."""
+"""The likelihood of seen pixels if others are missing."""
 
 from typing import Annotated
 
@@ -13,12 +13,12 @@ from vae_jax.distributions import Distribution, Elementwise, Shape, sum_event
 from vae_jax.errors import VaeJaxError
 from vae_jax.interfaces import Likelihood, Measure, Support
 
-ANY_PIXEL = 0.5  # put in place of a missing pixel, whose density does not count
+ANY_PIXEL = 0.5  # the value for a missing pixel, whose density does not count
 
 
 @struct.dataclass
 class SeenPixelsDistribution(Distribution):
-    """p(x_s|z) of images whose last channel is 1 where a pixel is seen and 0 where it is missing.
+    """p(x_s|z) of images whose last channel is 1 for seen pixels and 0 for missing ones.
 
     Attributes:
         base: the distribution of complete images, without that channel.
@@ -40,13 +40,13 @@ class SeenPixelsDistribution(Distribution):
 
     @property
     def mean(self) -> Float[Array, "*batch H W c"]:
-        """The mean of complete images, all of whose pixels are seen."""
+        """The mean of complete images, with all pixels seen."""
         return _complete(self.base.mean)
 
     def sample(
         self, key: Key[Array, "..."], sample_shape: Shape = ()
     ) -> Float[Array, "*draws H W c"]:
-        """Complete images, all of whose pixels are seen."""
+        """Complete images, with all pixels seen."""
         return _complete(self.base.sample(key, sample_shape))
 
     def log_prob(self, value: Num[Array, "*draws H W c"]) -> Float[Array, "..."]:
@@ -63,10 +63,10 @@ def _complete(x: Float[Array, "*draws H W C"]) -> Float[Array, "*draws H W c"]:
 class SeenPixels(Likelihood):
     """p(x_s|z) for data with missing pixels, which are integrated out.
 
-    `Data.with_missing` makes such data: their last channel says which pixels are seen, and the
-    encoder is given it too. With the objective `IWAE(k)` this is MIWAE, whose bound on ln p(x_s) is
-    valid if pixels are missing at random. Pictures drawn from the model are complete: their last
-    channel is one.
+    `Data.with_missing` makes such data: their last channel marks the seen pixels, and the encoder
+    also takes it. With the objective `IWAE(k)` this is MIWAE, whose bound on ln p(x_s) is valid if
+    pixels are missing at random. Pictures drawn from the model are complete: their last channel is
+    one.
 
     Attributes:
         likelihood: p(x|z) of complete images, with independent components; it determines support

@@ -1,4 +1,4 @@
-"""How good images are: distances between sets of features, and errors image by image."""
+"""The quality of images: distances between sets of features, and errors image by image."""
 
 from vae_jax.metrics.custom import load_features
 from vae_jax.metrics.distances import (

@@ -1,4 +1,4 @@
-"""A feature space of the user's own, from a file."""
+"""A user's feature space, from a file."""
 
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ def load_features(reference: str) -> dict[str, Features]:
             function maps uint8 images `[n, H, W, C]` to `[n, F]`.
 
     Returns:
-        `inception`, or the function under its own name; it is called with a few images at a time.
+        `inception`, or the function under its name; it is called with a few images at a time.
 
     Raises:
         VaeJaxError: the file cannot be read or run, or lacks the arrays or the function; later, a

@@ -24,8 +24,8 @@ class Estimate:
 
     Attributes:
         value: the estimate, corrected for its bias.
-        low: lower end of the 95 % confidence interval; nan where there is none.
-        high: upper end; nan where there is none.
+        low: the lower end of the 95 % confidence interval; nan if there is none.
+        high: the upper end; nan if there is none.
         plain: the quantity of this sample, biased, as its paper defines it.
     """
 
@@ -38,7 +38,7 @@ class Estimate:
     def jackknife(cls, plain: float, without: np.ndarray, unbiased: bool = False) -> "Estimate":
         """T - b, b = (G - 1)(mean_g T_g - T), se^2 = (G - 1)/G sum_g (T_g - mean T_g)^2.
 
-        What remains of a bias c/N is of order 1/N^2. Where the estimator does not move to first
+        The remainder of a bias c/N is of order 1/N^2. If the estimator does not vary to first
         order, as at a distance of zero, the interval is too wide, never too narrow on average.
 
         Args:
@@ -69,7 +69,7 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Estimate":
-        """The mean of independent values `[N]`, N > 1; without an interval where it is infinite."""
+        """The mean of independent values `[N]`, N > 1; without an interval if it is infinite."""
         mean = float(values.mean())
         if not math.isfinite(mean):
             return cls(mean, math.nan, math.nan, mean)
@@ -80,9 +80,9 @@ class Estimate:
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> Estimate:
     """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), of means and covariances.
 
-    The squared 2-Wasserstein distance between two Gaussians. With N images it is too large by about
-    c/N: `plain` includes this bias, and the jackknife removes it from `value`. Where N < 2 F it
-    removes only a part, so there is no interval: at N = F/2 none would hold the truth.
+    It is the squared 2-Wasserstein distance between two Gaussians. With N images it is too large by
+    about c/N: `plain` includes this bias, and the jackknife removes it from `value`. If N < 2 F it
+    removes only a part, so there is no interval: at N = F/2 none would contain the truth.
 
     Args:
         x: features `[N, F]`, N >= 40.
@@ -126,9 +126,9 @@ def _factor(x: np.ndarray) -> np.ndarray:
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> Estimate:
     """E k(x, x') + E k(y, y') - 2 E k(x, y), k(a, b) = (a.b / F + 1)^3, without bias.
 
-    The squared maximum mean discrepancy, each expectation over pairs of different images; negative
-    about half the time where the two distributions are equal. A set compared with itself, where the
-    last term includes each image paired with itself, has
+    It is the squared maximum mean discrepancy, each expectation over pairs of different images;
+    negative about half the time if the two distributions are equal. A set compared with itself,
+    when the last term includes each image paired with itself, has
     -2/N (mean_i k(x_i, x_i) - mean_i<j k(x_i, x_j)).
 
     Args:
@@ -179,7 +179,7 @@ def precision_recall(
 
     The manifold of a set is the union of balls around its features, each with the distance to the
     k-th nearest other feature as its radius. The intervals are those of a proportion, with the
-    manifold taken as given.
+    manifold considered as given.
 
     Args:
         real: features `[N, F]`, N >= 40.
@@ -200,7 +200,7 @@ def precision_recall(
     most = min(len(real), len(generated)) - 1
     if not 1 <= neighbours <= most:
         raise VaeJaxError(f"neighbours is {neighbours}: give 1 to {most}, the other images.")
-    centre = real.mean(0)  # squares of what is near zero lose the least to rounding
+    centre = real.mean(0)  # squares of values near zero lose the least to rounding
     real, generated = real - centre, generated - centre
     return (
         Estimate.proportion(_on_manifold(generated, real, neighbours)),

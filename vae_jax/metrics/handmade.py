@@ -1,4 +1,4 @@
-"""Handmade features: which colours an image has, and how strong its stripes of each kind are."""
+"""Handmade features: an image's colours, and the strengths of its stripes of each kind."""
 
 import math
 
@@ -19,7 +19,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
 def colour(images: np.ndarray) -> np.ndarray:
-    """Joint histogram of the channels, then mean, standard deviation and skewness of each.
+    """The joint histogram of the channels, and the mean, standard deviation and skewness of each.
 
     A pixel counts towards the two levels next to its value in each channel, the nearer one more
     (trilinear weights), so that shifts smaller than a level show. The skewness is the cube root of
@@ -59,7 +59,7 @@ def _colour(images: Array) -> Array:
 
 
 def texture(images: np.ndarray) -> np.ndarray:
-    """Mean magnitudes of 12 Gabor bands of the luminance, and the roots of their covariances.
+    """The mean magnitudes of 12 Gabor bands of the luminance, and the roots of their covariances.
 
     A band multiplies the Fourier transform of the image, mirrored at its edges and without its
     mean, by 2 exp(-|f - f_0|^2 / (2 s^2)), s = |f_0| / 3; the magnitude of the result is the local

@@ -62,8 +62,8 @@ class NormalizedConv(nn.Module):
 class InceptionV3(nn.Module):
     """Inception-v3 up to the spatial means of its last map, the 2,048 features called pool3.
 
-    This is the TensorFlow network of 2015, with which FID was defined: average pools leave padding
-    out, and the last block has a max pool instead of an average pool.
+    This is the TensorFlow network of 2015, with which FID was defined: average pools exclude
+    padding, and the last block has a max pool instead of an average pool.
 
     References:
         Szegedy et al. (2016), "Rethinking the Inception architecture for computer vision".
@@ -135,7 +135,7 @@ _average = partial(nn.avg_pool, padding="SAME", count_include_pad=False)
 def _mixed(
     block: str, x: Array, branches: Branches, pool: Callable[..., Array] = _average
 ) -> Array:
-    """Concatenate the branches' maps; `branch_pool` sees the pooled input."""
+    """Concatenate the branches' maps; `branch_pool` takes the pooled input."""
     maps = [
         _chain(f"{block}.{name}", pool(x, (3, 3)) if name == "branch_pool" else x, convs)
         for name, convs in branches.items()
@@ -173,7 +173,7 @@ def inception_features(file: str | Path) -> Features:
 
     Args:
         file: an `.npz` of the network's arrays under PyTorch's names, such as
-            `Mixed_5b.branch1x1.conv.weight`; other arrays, as the classifier's, are ignored.
+            `Mixed_5b.branch1x1.conv.weight`; other arrays, such as the classifier's, are ignored.
 
     Returns:
         A function of uint8 images `[N, H, W, C]`, C = 1 or 3, to `[N, 2048]`.

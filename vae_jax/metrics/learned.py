@@ -23,8 +23,8 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
     """Features from all layers of a `FeatureNetwork`, trained once and kept in the run folder.
 
     They are the spatial means of its three maps and its last layer, each layer scaled to a mean
-    variance of 1 on training images. The last layer knows where things are but forgets what does
-    not matter to its task, such as slight noise, which the maps see.
+    variance of 1 on training images. The last layer retains positions but discards details that do
+    not matter to its task, such as slight noise, which the maps retain.
 
     It is a classifier if the training images have labels of two or more classes, else an
     autoencoder, trained by Adam with a cosine schedule, batches of 64 and seed 0, so that the
@@ -32,7 +32,7 @@ def learned_features(folder: RunFolder, train: Split, num_steps: int = NUM_STEPS
 
     Args:
         folder: the run folder.
-        train: the training images; no others are seen.
+        train: the training images, the only ones used.
         num_steps: the number of optimizer steps.
 
     Returns:

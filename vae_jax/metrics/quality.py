@@ -26,7 +26,7 @@ SAMPLING_SEED = 0
 
 @dataclass(frozen=True)
 class Score:
-    """One distance or share in one feature space, beside the value that training images get.
+    """One distance or share in one feature space, beside the value for training images.
 
     Attributes:
         space: the name of the feature space.
@@ -63,16 +63,19 @@ def measure_quality(
 ) -> Quality:
     """Score samples and reconstructions of the first seed, as `Run` makes pictures of both.
 
-    Distances, precision and recall compare `num_images` samples, or training images, with as many
-    images of the split, in three feature spaces: colour, texture, and features learned on the
-    training split; and in those that the user gives. A conditional model's samples have the labels
-    of those images, and so their shares of the classes.
+    Distances, precision and recall compare `num_images` samples, or training images, with equally
+    many images of the split, in three feature spaces: colour, texture, and features learned on the
+    training split; and in the user's own. A conditional model's samples have the labels of those
+    images, and thus their shares of the classes.
 
     Args:
         run: the trained model; its folder keeps the network of the learned features.
         split: the reference, its images as stored.
         num_images: the number of images, evenly spaced over the splits.
-        features: the user's own spaces, taken as they are: not standardized.
+        features: the user's own spaces, which are not standardized.
+
+    Returns:
+        The scores.
 
     Raises:
         VaeJaxError: `num_images` is below 40 or above what the splits have, the split is the

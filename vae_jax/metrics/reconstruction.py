@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its original, image by image."""
+"""The distance of a reconstruction from its original, image by image."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ C_1, C_2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio, 10 log10(255^2 / MSE), decibels; infinite for equal images.
+    """The peak signal-to-noise ratio, 10 log10(255^2 / MSE), in dB; infinite for equal images.
 
     Args:
         images: uint8 `[N, H, W, C]`.
@@ -29,12 +29,12 @@ def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Structural similarity: the mean over pixels and channels of
+    """The structural similarity: the mean over pixels and channels of
 
     (2 m_x m_y + C_1)(2 s_xy + C_2) / ((m_x^2 + m_y^2 + C_1)(s_x^2 + s_y^2 + C_2)),
 
-    with means, variances and covariance under a Gaussian window of 11x11 pixels that lies within
-    the image; smaller images get a window of the largest odd side that fits.
+    with means, variances and covariance under a Gaussian window of 11x11 pixels inside the image;
+    smaller images have a window of the largest odd side that fits.
 
     Args:
         images: uint8 `[N, H, W, C]`.
@@ -72,7 +72,7 @@ def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def nearest_pictures(images: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Which candidate is nearest to each image in squared error, `[N]`; of equal ones the first.
+    """The index of each image's nearest candidate in squared error, `[N]`; ties go to the first.
 
     Args:
         images: uint8 `[N, H, W, C]`.

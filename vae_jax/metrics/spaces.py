@@ -19,9 +19,17 @@ def in_chunks(
     images: np.ndarray,
     at_once: int = IMAGES_AT_ONCE,
 ) -> np.ndarray:
-    """Apply a function to chunks of images `[n, H, W, C]`, n <= `at_once`: float64 `[N, F]`.
+    """Apply a function to chunks of images.
 
     The last chunk repeats images up to the size of the others, so that one program serves all.
+
+    Args:
+        function: a function of uint8 images `[n, H, W, C]`.
+        images: uint8 `[N, H, W, C]`.
+        at_once: the largest number n of images in a chunk.
+
+    Returns:
+        Float64 `[N, F]`.
     """
     size = min(len(images), at_once, max(1, PIXELS_AT_ONCE // images[0].size))
     found = []
@@ -35,7 +43,8 @@ def standardized(space: Features, images: np.ndarray) -> Features:
     """A space shifted and scaled as a whole: mean 0 and mean variance 1 on these images.
 
     One number divides all features, so that they keep their relative sizes. A polynomial kernel
-    then sees more than means, and F is the images' total variance: the unit of Fréchet distances.
+    then depends on more than means, and F is the images' total variance: the unit of Fréchet
+    distances.
 
     Args:
         space: the features.
@@ -50,7 +59,7 @@ def check_images(images: np.ndarray) -> np.ndarray:
     """Return the images if they are uint8 `[N, H, W, C]`, C = 1 or 3, N > 0.
 
     Raises:
-        VaeJaxError: they are not.
+        VaeJaxError: the images have another type or shape, or there are none.
     """
     found = given.pictures(images)
     if found.dtype != np.uint8:

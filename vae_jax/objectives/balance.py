@@ -20,7 +20,7 @@ FLOOR = 0.01  # nats, so that a layer without rate keeps a weight
 
 
 def shares_of(zs: Layers) -> Float[np.ndarray, "L"]:
-    """alpha_l: the number of positions in a layer's map / the number of layers of that size."""
+    """alpha_l of latents zs: the positions in a layer's map / the number of layers of that size."""
     maps = [z.shape[2:-1] for z in zs]
     count = Counter(maps)
     return np.array([np.prod(shape, initial=1) / count[shape] for shape in maps])

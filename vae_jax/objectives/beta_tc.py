@@ -1,6 +1,6 @@
 """The beta-TCVAE: the KL in three parts, estimated from a minibatch.
 
-The estimates are over the whole batch: every device sees the parameters of q(z|x) of all images.
+The estimates are over the whole batch: every device has the parameters of q(z|x) of all images.
 """
 
 import math
@@ -34,7 +34,7 @@ def log_weights(
     is a lower bound in expectation.
 
     Args:
-        own: the positions in the batch of the images that z came from.
+        own: the positions in the batch of the images of z.
         batch_size: the size B of the whole batch.
         dataset_size: the number N of training images.
         sampling: the scheme.
@@ -60,6 +60,9 @@ def log_aggregated(
         terms: the Terms of this device's b examples.
         dataset_size: the number N of training images.
         sampling: the scheme of `log_weights`.
+
+    Returns:
+        ln q(z) and sum_j ln q(z_j), `[K, b]` each.
     """
     q, z = promised(_over_batch(terms.q[0]), Elementwise, "factors"), terms.z[0]
     own = batch_offset(z.shape[1]) + jnp.arange(z.shape[1])

@@ -60,6 +60,6 @@ class CIWAE(Objective):
             elbo = self.beta / len(w)
             weight = elbo + (1 - self.beta) * w
             path = elbo + (1 - self.beta) * w**2
-            return path / jnp.where(weight > 0, weight, 1.0)  # at weight 0 nothing passes anyway
+            return path / jnp.where(weight > 0, weight, 1.0)  # at weight 0 no gradient passes
 
         return importance_loss(terms, bound, factor if self.doubly_reparameterized else None, model)

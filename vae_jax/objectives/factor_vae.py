@@ -33,9 +33,9 @@ class FactorVAE(Objective):
     """The ELBO - gamma TC(z), TC(z) = KL(q(z) || prod_j q(z_j)).
 
     TC is estimated by the mean of the critic's logit, whose optimum is ln[q(z) / prod_j q(z_j)].
-    The paper draws two minibatches at each step, one to be scored and one to be permuted. Here
-    these are the halves of one batch, whichever devices hold them, while the bound and TC use both
-    halves: the paper's minibatches of 64 become a batch of 128.
+    The paper draws two minibatches at each step, one to score and one to permute. Here these are
+    the halves of one batch, whichever devices hold them, while the bound and TC use both halves:
+    the paper's minibatches of 64 become a batch of 128.
 
     Attributes:
         gamma: the weight of TC.

@@ -41,10 +41,10 @@ class GECO(Objective):
     multiplier lambda plays against it. As in algorithm 1, each step multiplies lambda by
     exp(learning rate * C), so the gradient of ln lambda is -C.
 
-    The multiplier should have an optimizer of its own, which also keeps the algorithm's moving
-    average of C, a moving average of this gradient. One plain Adam for all parameters moves
-    ln lambda by its learning rate in each step, whatever C is, and training says so. The learning
-    rate of the example is per nat: at C = 100 it multiplies lambda by e^0.1 in each step.
+    The multiplier should have a separate optimizer, which also keeps the algorithm's moving average
+    of C, a moving average of this gradient. One plain Adam for all parameters moves ln lambda by
+    its learning rate in each step, whatever C is, and training warns of that. The learning rate of
+    the example is per nat: at C = 100 it multiplies lambda by e^0.1 in each step.
 
     Attributes:
         tolerance: the tolerated distortion -E_q[ln p(x|z)] in nats per image.

@@ -3,7 +3,7 @@
 Plain gradients differentiate a bound directly. The gradient with respect to the inference
 parameters then contains score terms v_k d ln q(z_k|x), with v_k the derivative of the bound with
 respect to ln w_k. In expectation these equal (dv_k / d ln w_k) d ln w_k along z_k alone (Tucker et
-al. 2019). So the parameters of q can be held fixed in ln q if the gradient through z_k has the
+al. 2019). Thus the parameters of q can be held fixed in ln q if the gradient through z_k has the
 weight
 
     v_k - dv_k / d ln w_k
@@ -15,7 +15,7 @@ parameters keep v_k.
 With several layers, z_k stands for all of them together, one draw from q(z_1, ..., z_L|x). ln q
 keeps the gradient along the layers that a density is conditioned on, which Bauer & Mnih (2021,
 section 4) call indirect score functions. Each draw's gradient is weighted once, where it leaves the
-densities, and not again at the layers on its way.
+densities, and not at the layers that it then passes.
 """
 
 import math
@@ -33,22 +33,22 @@ OfWeights = Callable[[Float[Array, "K B"]], Float[Array, "..."]]
 
 
 def importance_bound(log_w: Float[Array, "K B"]) -> Float[Array, "B"]:
-    """ln 1/K sum_k w_k (Burda et al. 2015, equation 8)."""
+    """ln 1/K sum_k w_k in nats, from ln w (Burda et al. 2015, equation 8)."""
     return jax.nn.logsumexp(log_w, axis=0) - math.log(log_w.shape[0])
 
 
 def normalized_weights(log_w: Float[Array, "K B"]) -> Float[Array, "K B"]:
-    """w~_k = w_k / sum_j w_j."""
+    """w~_k = w_k / sum_j w_j, from ln w."""
     return jax.nn.softmax(log_w, axis=0)
 
 
 def in_groups(function: OfWeights, m: int) -> OfWeights:
-    """Apply the function to each of M groups of samples: `[M * K, B]` to `[M, ...]`."""
+    """The function, applied to each of m groups of samples: `[m * K, B]` to `[m, ...]`."""
     return lambda log_w: jax.vmap(function)(log_w.reshape(m, -1, *log_w.shape[1:]))
 
 
 def requirements(doubly_reparameterized: bool) -> Requirements:
-    """Exact densities; q's is differentiable along z if the gradient through z is weighted."""
+    """Exact densities, and if `doubly_reparameterized`, a q that is differentiable along z."""
     if doubly_reparameterized:
         return Requirements(posterior=frozenset({"density", "path"}), exact_prior=True)
     return Requirements(posterior=frozenset({"density"}), exact_prior=True)
@@ -64,6 +64,10 @@ def importance_loss(
         bound: the bound of each example, `[B]` or `[M, B]`.
         path_factor: the weight of the gradient through z_k in units of v_k, one number for each
             ln w; None leaves the plain gradient.
+        model: the model, bound to its parameters.
+
+    Returns:
+        The loss, and metrics.
     """
     metrics = {"neg_elbo": -terms.log_w.mean()} | terms.rate_and_distortion()
     if path_factor is None:

@@ -1,4 +1,4 @@
-"""The InfoVAE: q(z) matched to p(z) by maximum mean discrepancy, beside a weighted KL."""
+"""The InfoVAE: q(z) matched to p(z) by maximum mean discrepancy, besides a weighted KL."""
 
 from dataclasses import dataclass
 from typing import Annotated

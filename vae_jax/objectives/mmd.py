@@ -22,7 +22,7 @@ VECTOR_SPACES: frozenset[Space] = frozenset({"real", "sphere"})
 
 
 def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|x_i - y_j|²."""
+    """|x_i - y_j|² for points x `[n, d]` and y `[m, d]`."""
     return ((x[:, None] - y[None]) ** 2).sum(-1)
 
 
@@ -35,7 +35,7 @@ class IMQ(Checked):
 
     Attributes:
         variance: the variance sigma² of each coordinate of the prior; None stands for 1, and in an
-            objective for 1/d where z are unit vectors.
+            objective for 1/d if z are unit vectors.
         scales: the scales s, as in the paper's code.
 
     References:
@@ -73,7 +73,13 @@ class RBF(Checked):
 
 
 def fitting(kernel: Kernel, space: Space, dim: int) -> Kernel:
-    """The kernel, with a width that suits the space if it has none of its own."""
+    """The kernel with, if its variance is None, one that suits the space.
+
+    Args:
+        kernel: the kernel.
+        space: the space of z.
+        dim: the number of components of z.
+    """
     if space == "sphere" and isinstance(kernel, IMQ | RBF) and kernel.variance is None:
         return dataclasses.replace(kernel, variance=1 / dim)
     return kernel
@@ -82,8 +88,8 @@ def fitting(kernel: Kernel, space: Space, dim: int) -> Kernel:
 def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float[Array, ""]:
     """The unbiased estimate of MMD² (Gretton et al. 2012, lemma 6).
 
-    The mean of the kernel over pairs of different draws within x, plus the mean within y, minus
-    twice the mean over pairs of a draw from each. If x and y have the same distribution its
+    It is the mean of the kernel over pairs of different draws within x, plus the mean within y,
+    minus twice the mean over pairs of a draw from each. If x and y have the same distribution its
     expectation is zero, so it may be negative.
 
     Args:
@@ -100,10 +106,15 @@ def mmd(x: Float[Array, "n d"], y: Float[Array, "n d"], kernel: Kernel) -> Float
 
 
 def aggregated_mmd(terms: Terms, kernel: Kernel, model: Model) -> Float[Array, ""]:
-    """MMD² of q(z) and p(z), from the whole batch and as many draws from the prior.
+    """MMD² of q(z) and p(z), from the whole batch and an equal number of draws from the prior.
 
     It is averaged over the K samples: two z of one image are not independent draws from q(z), so
     they must not form a pair. Draws from the prior pass no gradient to its parameters.
+
+    Args:
+        terms: the Terms of this device's examples.
+        kernel: the kernel.
+        model: the model, bound to its parameters.
     """
     (p,), (z,) = terms.p, terms.z
     kernel = fitting(kernel, model.posteriors[0].space, z.shape[-1])

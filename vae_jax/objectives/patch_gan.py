@@ -66,7 +66,7 @@ def adaptive_weight(
 
 @dataclass(frozen=True)
 class PatchGAN(Objective):
-    """An objective whose reconstructions also have to fool a critic of patches.
+    """An objective whose reconstructions must also fool a critic of patches.
 
     The autoencoders of latent diffusion (Rombach et al. 2022) are `PatchGAN(ELBO(beta=1e-6))`, and
     VQGAN (Esser et al. 2021) is `PatchGAN(VQVAE())`, both without the papers' perceptual loss,
@@ -86,7 +86,7 @@ class PatchGAN(Objective):
         first_step: the first step of the game; before it neither player moves.
 
     Raises:
-        VaeJaxError: the objective has a critic of its own.
+        VaeJaxError: the objective already has a critic.
 
     References:
         Esser et al. (2021), "Taming transformers for high-resolution image synthesis", equations 6
@@ -126,13 +126,13 @@ class PatchGAN(Objective):
             critic=(PatchCritic,),
             mean_is_picture=True,
             one_layer=True,
-            whole_batch=True,  # lambda is of the whole batch
+            whole_batch=True,  # lambda depends on the whole batch
         )
 
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The sum of both players' losses, in nats per image where they are the objective's."""
+        """The sum of both players' losses, of which the objective's is in nats per image."""
         loss, metrics = self.objective(terms, step, model)
         fake = terms.reconstruction[0]
         logit_real, logit_fake = (critic_of(model)(x) for x in (terms.x, lax.stop_gradient(fake)))

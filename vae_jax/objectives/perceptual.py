@@ -22,7 +22,7 @@ from vae_jax.interfaces import Metrics, Model, Objective, Requirements
 from vae_jax.networks.features import NUM_STEPS, FeatureNetwork, maps
 from vae_jax.vae import Terms
 
-# Evaluation's learned features have seed 0. This network is another one, so that no model is
+# Evaluation's learned features have seed 0. This network has another seed, so that no model is
 # measured in the features that it was trained on.
 SEED = 1
 # The least squared length of a position's features, as in the authors' code of LPIPS.
@@ -34,7 +34,7 @@ def perceptual_distance(
 ) -> Float[Array, "N"]:
     """sum_l mean_hw |a_l(h, w) / |a_l(h, w)| - b_l(h, w) / |b_l(h, w)||² (Zhang et al. 2018).
 
-    Equation 1 of the paper with weights of one, which it calls the cosine distance.
+    This is equation 1 of the paper with weights of one, there called the cosine distance.
 
     Args:
         features: maps of one set of images, layer by layer.
@@ -56,8 +56,8 @@ class LearnedPerceptual(Checked):
     """Feature maps of a network trained on the data set's own training images.
 
     No outside weights are used. The network is a classifier of the labels, or an autoencoder if
-    there are none (`FeatureNetwork`). It is trained when training begins or resumes, from a seed of
-    its own. An `Experiment` gives it its data.
+    there are none (`FeatureNetwork`). It is trained when training begins or resumes, from a fixed
+    seed. An `Experiment` gives it its data.
 
     Attributes:
         num_steps: the number of training steps of the network.
@@ -66,7 +66,7 @@ class LearnedPerceptual(Checked):
     num_steps: Count = NUM_STEPS
 
     def of(self, train: Split) -> "LearnedPerceptual":
-        """A copy that learns from these images."""
+        """A copy that learns from the images of the split `train`."""
         copied = copy.copy(self)
         vars(copied).pop("params", None)
         vars(copied)["train"] = train
@@ -74,19 +74,23 @@ class LearnedPerceptual(Checked):
 
     @cached_property
     def params(self) -> VariableDict:
-        """The trained variables."""
+        """The trained variables.
+
+        Raises:
+            VaeJaxError: no `Experiment` has given it images to learn from.
+        """
         train = vars(self).get("train")
         if train is None:
             raise VaeJaxError(
                 "LearnedPerceptual has no images to learn from: give the objective to an "
                 "Experiment, or take LearnedPerceptual().of(data.train)."
             )
-        with jax.ensure_compile_time_eval():  # once, whatever is being compiled
+        with jax.ensure_compile_time_eval():  # once, even during compilation
             params = FeatureNetwork.of(train).trained(train, self.num_steps, SEED)
             return jax.tree.map(np.asarray, params)
 
     def __call__(self, images: Float[Array, "N H W C"]) -> list[Float[Array, "N ..."]]:
-        """Three maps of images in [0, 1]."""
+        """Three maps of images `[N, H, W, C]` in [0, 1]."""
         return maps(self.params, 255 * images)
 
 
@@ -94,9 +98,10 @@ class LearnedPerceptual(Checked):
 class Perceptual(Objective):
     """An objective plus a perceptual distance between images and the means of p(x|z).
 
-    The loss of the objective + weight d(x, E[x|z]), with d the `perceptual_distance`. VQGAN and
-    latent diffusion give d a weight of one beside a mean absolute error; with `Laplace(scale=1.0)`
-    this corresponds to a weight of H W C here, where -ln p(x|z) is a sum over pixels.
+    The loss is that of the objective + weight d(x, E[x|z]), with d the `perceptual_distance`. VQGAN
+    and latent diffusion give d a weight of one relative to a mean absolute error; with
+    `Laplace(scale=1.0)` this corresponds to a weight of H W C here, where -ln p(x|z) is a sum over
+    pixels.
 
     Attributes:
         objective: the objective without the distance.
@@ -133,7 +138,7 @@ class Perceptual(Objective):
         return dataclasses.replace(self.objective.requires, mean_is_picture=True)
 
     def distance(self, x: Float[Array, "B H W C"], drawn: Float[Array, "..."]) -> Float[Array, ""]:
-        """The weighted mean distance between images and their reconstructions."""
+        """The weighted mean distance between images x and their reconstructions `drawn`."""
         pictures = drawn.reshape(-1, *x.shape)
         seen = self.features(x)
 
@@ -147,14 +152,14 @@ class Perceptual(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image; `perceptual` is the weighted distance in it."""
         loss, metrics = self.objective(terms, step, model)
-        if model.is_initializing():  # the features have no parameters of the model
+        if model.is_initializing():  # the features do not depend on the model's parameters
             return loss, metrics
         distance = self.distance(terms.x, terms.reconstruction)
         return loss + distance, metrics | {"perceptual": distance}
 
 
 def learning_from(objective: Objective, train: Split) -> Objective:
-    """The objective, with its `LearnedPerceptual`, if any, learning from these images."""
+    """The objective, with its `LearnedPerceptual`, if any, learning from the split `train`."""
     if not dataclasses.is_dataclass(objective):
         return objective
     changes: dict[str, object] = {}

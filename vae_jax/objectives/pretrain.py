@@ -31,7 +31,7 @@ class Pretrain(Objective):
 
     Attributes:
         num_steps: the number of steps of the autoencoder.
-        then: the objective of the steps after them.
+        then: the objective of the following steps.
     """
 
     num_steps: Index
@@ -53,7 +53,7 @@ class Pretrain(Objective):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss -ln p(x|E_q[z]), or that of the objective, in nats per image.
 
-        If the mean of q has no closed form, the first sample is taken instead.
+        If the mean of q has no closed form, the first sample replaces it.
         """
         loss, metrics = self.then(terms, step, model)
         q = terms.q[0]

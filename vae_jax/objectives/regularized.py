@@ -28,8 +28,8 @@ def gradient_penalty(
 
     Args:
         model: the model, bound to its parameters.
-        z: latents.
-        keys: the keys of the signs.
+        z: latents `[B, *event]`.
+        keys: the keys of the signs, `[B]`.
         y: the labels of a conditional model.
     """
     unbound, variables = model.unbind()  # a bound module cannot be differentiated
@@ -44,7 +44,7 @@ def gradient_penalty(
 
 
 def squared_weights(model: Model) -> Float[Array, ""]:
-    """The squared norm of all weights, without biases, of decoder and likelihood."""
+    """The squared norm of all weights, without biases, of a model's decoder and likelihood."""
     groups = [model.variables["params"].get(group, {}) for group in ("decoder", "likelihood")]
     weights = [leaf for leaf in jax.tree.leaves(groups) if leaf.ndim > 1]
     return sum(((weight**2).sum() for weight in weights), jnp.zeros(()))

@@ -18,7 +18,7 @@ from vae_jax.vae import Terms
 
 
 def renyi_bound(log_w: Float[Array, "K B"], alpha: float) -> Float[Array, "B"]:
-    """1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha) (Li & Turner 2016).
+    """1/(1 - alpha) ln 1/K sum_k w_k^(1 - alpha) in nats, from ln w (Li & Turner 2016).
 
     At alpha = 1 it is the limit, the mean of ln w. Near alpha = 1, where the argument of the
     logarithm is close to one, it is computed as that mean plus ln(1 + mean of (e^y - 1)) /
@@ -48,7 +48,7 @@ def _from_the_greatest(
 
 
 def _finite(log_w: Float[Array, "B"]) -> Float[Array, "B"]:
-    """ln w, with zeros in place of values that are not finite, as where all weights are zero."""
+    """ln w, with zeros in place of values that are not finite, as when all weights are zero."""
     return jnp.where(jnp.isfinite(log_w), log_w, 0.0)
 
 

@@ -1,12 +1,12 @@
 """Arrays to figures: learning curves, image grids, latent spaces.
 
-Functions take NumPy arrays; each figure has an Agg canvas of its own, so there is no global state
+Functions take NumPy arrays; each figure has a separate Agg canvas, so that there is no global state
 to close, and shows itself as the value of a notebook's cell. The lines, fonts and sizes of a
 Matplotlib style sheet prevail: `with matplotlib.style.context("paper.mplstyle")`.
 
-Images are floats in [0, 1], the channel last, C being 1 (grey) or 3 (RGB), or one more where the
-last channel says which pixels are seen; others raise a `VaeJaxError`: logits and bytes must never
-be shown as pictures.
+Images are floats in [0, 1], the channel last, C being 1 (grey) or 3 (RGB), or one more if the last
+channel marks seen pixels; others raise a `VaeJaxError`: logits and bytes must never be shown as
+pictures.
 """
 
 from vae_jax.plots.curves import (

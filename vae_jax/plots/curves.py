@@ -19,8 +19,8 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.plots.figure import DPI, Figure, check_shape, house, plain
 
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
-FEW = 20  # points of a curve, up to which each is marked and none is outside of the limits
-SQUASHED = 4  # how many times their own height curves may be pressed by their first steps
+FEW = 20  # points of a curve, up to which each is marked and inside the limits
+SQUASHED = 4  # the largest factor by which their first steps may squash curves
 # Distinct under colour blindness: Okabe and Ito (2008), with the wine and a grey of Tol (2021).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
 PALETTE += ["#56B4E9", "#F0E442", "#882255", "#999999", "#000000"]
@@ -37,12 +37,12 @@ SPLIT_STYLE: dict[str, dict[str, Any]] = {
 def learning_curves(
     curves: Curves, *, ylabel: str = "nats per image", title: str | None = None
 ) -> Figure:
-    """Plot curves over the steps of training, the mean ±1 sd where there are several seeds.
+    """Plot curves over the steps of training, the mean ±1 sd of several seeds.
 
-    A name that contains the word train, valid, test or optimum gets a style of its own (thin,
-    thick, dashed, dotted), and names that differ in that word only share a colour. A seed that is
-    not finite leaves a gap. Where the first fifth of the x-axis (a tenth of a logarithmic one)
-    would squash the rest of many points, the y-limits ignore it.
+    A name that contains the word train, valid, test or optimum has a separate style (thin, thick,
+    dashed, dotted), and names that differ only in that word share a colour. A seed that is not
+    finite leaves a gap. If the first fifth of the x-axis (a tenth of a logarithmic one) would
+    squash the rest of many points, the y-limits ignore it.
 
     Args:
         curves: by name, steps `[T]` and values `[T]`, or `[T, S]` for S seeds.
@@ -56,9 +56,9 @@ def learning_curves(
 
 
 def learning_panels(panels: Mapping[str, Curves], *, ylabel: str = "nats per image") -> Figure:
-    """Plot `learning_curves` in panels, each with limits of its own.
+    """Plot `learning_curves` in panels, each with separate limits.
 
-    Then even a rate that is a thousandth of the distortion can be read.
+    Thus even a rate that is a thousandth of the distortion can be read.
 
     Args:
         panels: by title, curves as in `learning_curves`.
@@ -100,8 +100,8 @@ def scaling(
 ) -> Figure:
     """Plot curves over a logarithmic x-axis, three panels a row.
 
-    A power law is a straight line where the y-axis is logarithmic too. Every point is marked, every
-    x is labelled if there are at most twelve, and every panel has a legend of its own.
+    A power law is a straight line if the y-axis is also logarithmic. Every point is marked, every x
+    is labelled if there are at most twelve, and every panel has a separate legend.
 
     Args:
         panels: by title and name, x `[T]` and y `[T]`.
@@ -120,7 +120,7 @@ def scaling(
         if len(positions) <= 12:
             axes.set_xticks(positions, labels=[f"{each:g}" for each in positions])
             axes.xaxis.minorticks_off()
-        # Legends are above the charts and of one height, so that the charts are too.
+        # Legends are above the charts and of one height, so that charts have equal height.
         missing = lines - len(curves)
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
         axes.legend(
@@ -144,7 +144,7 @@ def latent_scatter(
 
     Args:
         z: latents `[N, 2]`.
-        labels: integer classes `[N]`, which colour the points; beyond ten the marker changes too.
+        labels: integer classes `[N]`, which colour the points; beyond ten the marker also changes.
         class_names: the names of the classes in the legend, by label; None shows the labels.
 
     Raises:
@@ -234,7 +234,7 @@ def _curve_figure(
 
 
 def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Line style by name: a colour for each run and a style for each split."""
+    """The line styles by name: a colour for each run and a style for each split."""
     palette = _palette()
     runs: dict[str, str] = {}
     looks: dict[str, dict[str, Any]] = {}
@@ -246,7 +246,7 @@ def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _plot_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]) -> None:
-    """Plot lines and bands, and set the y-limits as `learning_curves` says."""
+    """Plot lines and bands, and set the y-limits described in `learning_curves`."""
     log = axes.get_xscale() == "log"
     drawn = []
     for name, (steps, values) in curves.items():
@@ -254,10 +254,10 @@ def _plot_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]
         x = np.where(x > 0, x, np.nan) if log else x
         y = np.where(np.isfinite(y), y, np.nan).reshape(len(x), -1)
         mean, sd = y.mean(1), y.std(1, ddof=1) if y.shape[1] > 1 else np.zeros(len(x))
-        # Few points are evaluations: a marker says where they are, and makes a lone one visible.
+        # Few points are evaluations: a marker shows their positions, and makes a lone one visible.
         axes.plot(x, mean, label=name, marker="o" if len(x) <= FEW else "", ms=3, **looks[name])
         if y.shape[1] > 1:
-            # A band over a lone point has no area: its edge is what shows.
+            # A band over a lone point has no area: only its edge is visible.
             band = {"color": looks[name]["color"], "alpha": 0.18, "lw": 6 if len(x) == 1 else 0}
             axes.fill_between(x, mean - sd, mean + sd, **band)
         drawn.append((np.log(x) if log else x, mean - sd, mean + sd))

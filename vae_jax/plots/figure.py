@@ -1,4 +1,4 @@
-"""Figures, their style, and the files that they are saved to."""
+"""Figures, their style, and their files."""
 
 import contextlib
 import io
@@ -38,13 +38,16 @@ def save(
     file_quality: int | None = None,
     dpi: float | None = None,
 ) -> Path:
-    """Write a figure as the suffix says, to .pdf or .svg with its text as text.
+    """Write a figure in the format of the suffix, in .pdf or .svg with its text as text.
 
     Args:
         figure: the figure.
         path: its file; one without a suffix gets that of Matplotlib's `savefig.format`, .png.
         file_quality: as in `save_images`.
         dpi: dots per inch (None: 150, or those of a style sheet).
+
+    Returns:
+        The path of the file.
 
     Raises:
         VaeJaxError: as in `save_images`.
@@ -70,7 +73,7 @@ def save(
 
 
 def png(figure: AnyFigure) -> bytes:
-    """The file that `save` would write to a .png."""
+    """The bytes of the .png file that `save` would write of a figure."""
     made = io.BytesIO()
     with of_any_script():
         figure.savefig(made, format="png", dpi=DPI)
@@ -104,15 +107,18 @@ def use_style(
 
 
 def options_for(path: Path, file_quality: int | None, of_figure: bool = False) -> dict[str, Any]:
-    """The options with which PIL writes a picture to that path, or Matplotlib a figure.
+    """The options with which PIL writes a picture to a path, or Matplotlib a figure.
 
     Args:
         path: the file.
         file_quality: as in `save_images`.
-        of_figure: whether it is a figure, which may be written to .pdf and .svg too.
+        of_figure: whether it is a figure, for which .pdf and .svg are allowed.
+
+    Returns:
+        The options by name.
 
     Raises:
-        VaeJaxError: the suffix is another, or the quality does not suit it.
+        VaeJaxError: the suffix is unknown, or the quality does not suit it.
     """
     suffix, known = path.suffix.lower(), OPTIONS | VECTOR if of_figure else OPTIONS
     if suffix not in known:
@@ -132,12 +138,12 @@ def options_for(path: Path, file_quality: int | None, of_figure: bool = False) -
 
 
 def plain(name: str) -> str:
-    """A user's name, escaped so that figures show it as it is, and in every legend."""
+    """The `name`, escaped so that figures show it as it is, even in legends."""
     return legible(f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def house(setting: Setting, own: T) -> T:
-    """This module's own setting, unless a style sheet has changed Matplotlib's default."""
+    """The value `own` of a `setting`, unless a style sheet changes Matplotlib's default."""
     said = mpl.rcParams[setting]
     return own if said == mpl.rcParamsDefault[setting] else said
 
@@ -151,7 +157,7 @@ def of_any_script() -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` make a file, whole or not at all."""
+    """Let `write` make the file at `path`, whole or not at all; returns the path."""
     with storage.writing(path), storage.whole_file(path) as partial:
         write(partial)
     return path
@@ -160,8 +166,13 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
 def check_shape(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Check a shape.
 
+    Args:
+        what: the name of the array, for messages.
+        shape: its shape.
+        expected: the expected shape.
+
     Raises:
-        VaeJaxError: it differs from the expected one.
+        VaeJaxError: the shape differs from the expected one.
     """
     if shape != expected:
         raise VaeJaxError(f"The {what} have shape {shape} where {expected} is needed.")

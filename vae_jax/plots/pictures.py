@@ -26,8 +26,8 @@ Names = Iterable[tuple[float, str]]
 MAX_WIDTH = 1260  # dots of pictures side by side: text stays legible at the width of a README
 MAX_ZOOM = 4  # dots per pixel, a whole number unless the picture has to shrink
 GAP = 2  # white pixels between pictures
-MISSING_GREY = 0.5  # the value that missing pixels are shown with
-TOLERANCE = 1e-3  # rounding that a value in [0, 1] may have suffered
+MISSING_GREY = 0.5  # the value of missing pixels in pictures
+TOLERANCE = 1e-3  # the largest rounding error of a value in [0, 1]
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, title: str | None = None) -> Figure:
@@ -68,7 +68,7 @@ def reconstructions(
 
 
 def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
-    """Plot what a plane of latents decodes to.
+    """Plot the decodings of a plane of latents.
 
     In the paper the values are the inverse normal CDF of equally spaced probabilities, so that area
     is prior probability.
@@ -92,7 +92,7 @@ def manifold(images: np.ndarray, values: np.ndarray) -> Figure:
 
 
 def interpolations(images: np.ndarray) -> Figure:
-    """Plot one path a row, with a coloured frame around both end points.
+    """Plot one path in each row, with a coloured frame around both end points.
 
     Args:
         images: pictures `[R, T, H, W, C]` of R paths.
@@ -110,7 +110,7 @@ def interpolations(images: np.ndarray) -> Figure:
 
 
 def traversals(images: np.ndarray, values: np.ndarray, latents: Iterable[int]) -> Figure:
-    """Plot rows, each of which moves one latent.
+    """Plot rows, in each of which one latent moves.
 
     Args:
         images: pictures `[D, T, H, W, C]`.
@@ -145,11 +145,11 @@ def named_rows(images: np.ndarray, names: Sequence[str], title: str | None = Non
 def restyled(
     originals: np.ndarray, images: np.ndarray, source: str, targets: Sequence[str]
 ) -> Figure:
-    """Plot images of one class, and below them what they become in others.
+    """Plot images of one class, and below them their decodings in others.
 
     Args:
         originals: the data `[N, H, W, C]`.
-        images: what they become, `[N, R, H, W, C]`.
+        images: their decodings, `[N, R, H, W, C]`.
         source: the class of the data.
         targets: the R other classes.
 
@@ -190,12 +190,15 @@ def save_images(
 
     Args:
         images: pictures `[N, H, W, C]`.
-        path: the file, whose suffix decides: .png and .webp keep every byte, .jpg and .jpeg do not.
+        path: the file; .png and .webp keep every byte, .jpg and .jpeg do not.
         columns: the number of columns; None makes a nearly square grid.
         file_quality: 1 to 100, for .jpg, .jpeg (None: 95) and .webp.
 
+    Returns:
+        The path of the file.
+
     Raises:
-        VaeJaxError: the images are not pictures in [0, 1], the path cannot be written or ends in
+        VaeJaxError: the images are not pictures in [0, 1], the path cannot be written or has
             another suffix, or the quality does not suit it.
     """
     path = Path(path)
@@ -207,13 +210,16 @@ def save_images(
 
 
 def save_each(images: np.ndarray, path: str | Path, file_quality: int | None = None) -> list[Path]:
-    """Write each image to a file of its own.
+    """Write each image to a separate file.
 
     Args:
         images: pictures `[N, H, W, C]`.
         path: the files; {} in the name becomes 0, 1, ..., N - 1, with leading zeros, so that names
             sort.
         file_quality: as in `save_images`.
+
+    Returns:
+        The paths of the files.
 
     Raises:
         VaeJaxError: as in `save_images`.
@@ -225,7 +231,7 @@ def save_each(images: np.ndarray, path: str | Path, file_quality: int | None = N
 
 def _pixels(images: np.ndarray, axes: str) -> np.ndarray:
     """RGB bytes `[..., H, W, 3]` of floats in [0, 1] whose axes are those named."""
-    if np.ndim(images) and np.shape(images)[-1] in (2, 4):  # the last says which pixels are seen
+    if np.ndim(images) and np.shape(images)[-1] in (2, 4):  # the last channel marks seen pixels
         seen = images[..., -1:]
         images = seen * images[..., :-1] + (1 - seen) * MISSING_GREY
     images = given.pictures(images, "An array of images", axes)
@@ -239,7 +245,7 @@ def _pixels(images: np.ndarray, axes: str) -> np.ndarray:
 
 
 def _tiles(pixels: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images `[N, H, W, 3]` in reading order, `[R, T, H, W, 3]`, white where none is left."""
+    """Images `[N, H, W, 3]` in reading order, `[R, T, H, W, 3]`, white after the last one."""
     columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
     blank = np.full((-len(pixels) % columns, *pixels.shape[1:]), 255, np.uint8)
     return np.concatenate([pixels, blank]).reshape(-1, columns, *pixels.shape[1:])

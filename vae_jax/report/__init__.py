@@ -1,4 +1,4 @@
-"""What is known about runs, for people to read: tables on the terminal, a page for the browser."""
+"""Reports of runs for people to read: tables on the terminal, a page for the browser."""
 
 from vae_jax.report.comparison import compared
 from vae_jax.report.page import Report, report_on

@@ -1,4 +1,4 @@
-"""What differs between runs, and their numbers, side by side."""
+"""The differences between runs, and their numbers, side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def _numbers(folder: RunFolder) -> Column:
 
 
 def _mean(value: object) -> str:
-    """A number, or the mean over those of the seeds."""
+    """The number, or the mean over those of the seeds."""
     numbers = value if isinstance(value, list) else [value]
     finite = [float(each) for each in numbers if isinstance(each, int | float)]
     return f"{sum(finite) / len(finite):.2f}" if finite else "not finite"

@@ -1,4 +1,4 @@
-"""What was run, in words: from experiment.json, metrics.jsonl and summary.json, running no code."""
+"""A run in words: from experiment.json, metrics.jsonl and summary.json, without its code."""
 
 import datetime
 import re
@@ -14,13 +14,13 @@ CHAIN = {"chain", "named_chain", "with_extra_args_support", "partition", "masked
 
 
 def facts(folder: RunFolder) -> dict[str, str]:
-    """What is known about a run, each fact under its name.
+    """The facts about a run, each under its name.
 
     Args:
         folder: the run folder.
 
     Raises:
-        VaeJaxError: it is no run folder.
+        VaeJaxError: the folder is no run folder.
     """
     record = folder.read_record()
     found = {"folder": str(folder.path), "command": command_of(record, folder)}
@@ -45,7 +45,7 @@ def facts(folder: RunFolder) -> dict[str, str]:
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """The ends of paths, just long enough to tell them apart."""
+    """The ends of paths, just long enough to distinguish them."""
     parts = [path.resolve().parts for path in runs]
     for length in range(1, max(map(len, parts))):
         names = ["/".join(each[-length:]) for each in parts]
@@ -55,7 +55,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
 
 
 def command_of(record: Record, folder: RunFolder) -> str:
-    """The command that trains such a run; the Python call where it was trained from Python."""
+    """The command that trains a run of this `record` in `folder`, or the call from Python."""
     about = record["experiment"]
     if record["file"] is None or about is None:
         return "from Python: train(experiment, folder)"
@@ -68,7 +68,7 @@ def command_of(record: Record, folder: RunFolder) -> str:
 
 
 def training_words(record: Record) -> list[str]:
-    """The words of the command that trains such a run of a file, up to the experiment's flags."""
+    """The words of the command that trains a run of this `record`, up to the experiment's flags."""
     words = ["vae-jax", "train", record["file"]]
     for name, value in record["experiment"]["arguments"].items():
         flag = name.replace("_", "-")
@@ -81,7 +81,7 @@ def training_words(record: Record) -> list[str]:
 
 
 def in_words(value: object) -> str:
-    """An object as `vae_jax.identity.describe` puts it, as one would write it in Python."""
+    """A `value` of `vae_jax.identity.describe` as Python code."""
     match value:
         case {"is": "dict", "of": dict(content)}:
             return f"{{{', '.join(f'{name}: {in_words(of)}' for name, of in content.items())}}}"
@@ -105,7 +105,7 @@ def in_words(value: object) -> str:
 
 
 def _arguments(fields: Mapping[str, object]) -> list[str]:
-    """Fields that say what a part is: no initializers, and none that are None."""
+    """The arguments of a part from its fields: no initializers, and none that are None."""
     return [
         f"{name}={in_words(value)}"
         for name, value in fields.items()
@@ -164,7 +164,7 @@ def _count(number: object, one: str, many: str) -> str:
 
 
 def _progress(record: Record, folder: RunFolder) -> dict[str, str]:
-    """How far a run is, when it was, and how long it took."""
+    """The progress of a run, its date, and its duration."""
     lines, summary = folder.read_metrics(), folder.read_summary()
     step = max((line["step"] for line in lines), default=0)
     steps = record.get("num_steps")

@@ -24,11 +24,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of memory, by what takes them.
+    """Memory use in bytes, by purpose.
 
     Attributes:
-        device: those on each device.
-        host: those on the host that writes checkpoints, besides the programs themselves.
+        device: bytes on each device.
+        host: bytes on the host that writes checkpoints, besides the programs themselves.
         available: the memory of a device.
     """
 
@@ -46,13 +46,13 @@ class Needs:
 
 
 def state_of(experiment: Experiment, num_seeds: int = 1) -> TrainState:
-    """The shapes of a training state, `[S, ...]`; nothing is computed."""
+    """The shapes of an experiment's training state, `[S, ...]`, without computing it."""
     seeds = seeds_from(0, num_seeds)
     return jax.eval_shape(jax.vmap(partial(init_state, experiment)), seeds)
 
 
 def bytes_on_device(tree: object) -> int:
-    """The bytes of placed arrays, or of their shapes, on each device."""
+    """The bytes of a tree of placed arrays, or of their shapes, on each device."""
 
     def of_one(leaf: Array | jax.ShapeDtypeStruct) -> int:
         own = leaf.shape[1:] if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
@@ -62,7 +62,7 @@ def bytes_on_device(tree: object) -> int:
 
 
 def state_bytes(state: TrainState, layout: parallel.Layout) -> dict[str, int]:
-    """The bytes of the parts of a state on each device, from its shapes alone."""
+    """The bytes of the parts of a state on each device of a layout, from its shapes alone."""
     placed = layout.shapes(state)
     return {name: bytes_on_device(getattr(placed, of)) for of, name in NAMES.items()}
 
@@ -74,19 +74,17 @@ def needs(
     streamed: bool | None = None,
     shard: parallel.Shard | None = None,
 ) -> Needs:
-    """What training needs on each device and on the host; its program is compiled but not run.
+    """The memory for training on each device and on the host; the program is compiled but not run.
 
         device = state + training images + batches of a chunk + gradients + activations
 
-    where gradients are as large as the parameters, and activations are what the compiler plans for
-    a chunk of steps besides its arguments and gradients. The host holds the training images, and
-    a state while a checkpoint is written, with half a state more at the most.
+    where gradients are as large as the parameters, and activations are all that the compiler plans
+    for a chunk of steps besides its arguments and gradients. The host holds the training images,
+    and a state while a checkpoint is written, with at most half a state more.
 
     Args:
-        experiment: what would be trained.
-        num_seeds: as in `train`.
-        streamed: as in `train`.
-        shard: as in `train`.
+        experiment: the experiment.
+        num_seeds, streamed, shard: as in `train`.
 
     Raises:
         VaeJaxError: the devices do not divide the batch.

@@ -42,23 +42,23 @@ PICTURES = {
     "manifold": ("Manifold", "What the model makes of latents over the whole plane."),
 }
 ALWAYS = ("samples", "reconstructions")
-"""The pictures that every model has: where one is missing, all missing ones are drawn."""
+"""The pictures that every model has: if one is missing, all missing ones are drawn."""
 REDRAWN = ("learning_curves", "rate_and_distortion")
 """Figures that a page draws for all its runs together."""
 
 
 @dataclass(frozen=True)
 class Reported:
-    """What a page says of one run.
+    """The content of a page about one run.
 
     Attributes:
         name: its name on the page.
         folder: its folder.
-        facts: what was run, each fact under its name.
+        facts: the facts about it, each under its name.
         evaluations: its evaluations, the oldest first.
         curves: the metrics in `LOGGED`, steps `[T]` and values `[T, S]`.
         figures: PNG files by name.
-        notes: sentences on what could not be read or drawn.
+        notes: sentences on failures to read or draw.
     """
 
     name: str
@@ -100,22 +100,21 @@ def report_on(
     """Write one page about runs, side by side.
 
     Without `out` the standard figures of a run are drawn into its folder first. With it the figures
-    in a run's folder are taken as they are; where one that every model has is missing, all missing
-    ones are drawn, for the page alone.
+    in a run's folder are used as they are; if one that every model has is missing, all missing ones
+    are drawn, for the page alone.
 
     Args:
         runs: a run or several, each as `train` and `load_run` return it, or its folder.
         out: an .html file; for a single run, None takes figures/report.html in its folder.
-        evaluation: for a single run, what `evaluate` returned; what the command `vae-jax evaluate`
-            found is on the page anyway.
-        trust: whether to run the code in a run folder, to draw, even where another account wrote
-            it.
+        evaluation: for a single run, the result of `evaluate`; results of the command `vae-jax
+            evaluate` are always on the page.
+        trust: whether to run the code in a run folder, to draw, even if another account wrote it.
 
     Returns:
         The page.
 
     Raises:
-        VaeJaxError: one is no run, or the page cannot be written there.
+        VaeJaxError: a folder is no run folder, or the page cannot be written.
 
     Example:
         >>> run = vj.train(experiment, "runs/first")
@@ -189,13 +188,13 @@ def _is_png(content: bytes) -> bool:
 
 
 def _drawn(run: Run, there: Set[str]) -> dict[str, bytes]:
-    """The standard figures that are not there."""
+    """The standard figures of a run that are missing."""
     wanted = standard_figures(run).items()
     return {name: plots.png(draw()) for name, draw in wanted if name not in there | {*REDRAWN}}
 
 
 def page(runs: Sequence[Reported]) -> str:
-    """The page's HTML."""
+    """The HTML of a page about `runs`."""
     sections = {
         "What was run": _what_was_run(runs),
         "Evaluation": _evaluation(runs),
@@ -219,7 +218,7 @@ def page(runs: Sequence[Reported]) -> str:
 
 
 def _text(text: object) -> str:
-    """Text as a browser shows it, whatever is in it."""
+    """The text, escaped for a browser."""
     lines = str(text).expandtabs(4).splitlines()
     return html.escape("\n".join(map(legible, lines)))
 
@@ -229,7 +228,7 @@ def _table(
 ) -> str:
     """A table with a column for each run; a row is a label, its meaning and its cells, all escaped.
 
-    Cells of a row that are all the same are merged, except in a table with a `kind`.
+    Cells of a row are merged if all are the same, except in a table with a `kind`.
     """
     body: list[str] = []
     for label, meaning, cells in rows:
@@ -254,7 +253,7 @@ def _what_was_run(runs: Sequence[Reported]) -> str:
         if name == "command":
             cells = [f"<code>{cell}</code>" for cell in cells]
         rows.append((_text(name.removeprefix(OF_MODEL)), "", cells))
-    rows.sort(key=lambda row: len(runs) > 1 and len({*row[2]}) == 1)  # what differs first
+    rows.sort(key=lambda row: len(runs) > 1 and len({*row[2]}) == 1)  # differences first
     notes = "".join(f"<p>{_text(note)}</p>" for run in runs for note in run.notes)
     return notes + _table([_text(run.name) for run in runs], rows)
 

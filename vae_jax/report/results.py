@@ -1,4 +1,4 @@
-"""Rows of a document of results: what a run folder recorded, beside what was published."""
+"""Rows of a document of results: the records of a run folder beside published numbers."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ GAPS = "approximation_gap", "amortization_gap"
 
 
 def per_seed(values: float | list[float], digits: int = 2) -> str:
-    """The value of one seed, or mean ± sd over the seeds."""
+    """The values as text with `digits` decimals: that of one seed, or mean ± sd over the seeds."""
     if not isinstance(values, list):
         return f"{values:.{digits}f}"
     mean, sd = np.mean(values), np.std(values, ddof=1)
@@ -39,7 +39,7 @@ def row_of(path: Path, trust: bool = False) -> str:
         trust: whether to run its experiment file, as in `evaluation.table.read`.
 
     Raises:
-        VaeJaxError: it was not evaluated, was trained from Python, or its records are damaged.
+        VaeJaxError: the run was not evaluated, was trained from Python, or has damaged records.
     """
     folder = RunFolder(path)
     record = folder.read_record()
@@ -83,7 +83,7 @@ def _nll(evaluation: Record) -> str:
 
 
 def _neg_elbo(means: Record) -> str:
-    """The negative ELBO, its two parts and, where they were asked for, the two gaps below it."""
+    """The negative ELBO, its two parts and, if they were measured, the two gaps below it."""
 
     def both(one: str, other: str) -> str:
         return f"{np.mean(means[one]):.2f} + {np.mean(means[other]):.2f}"
@@ -98,7 +98,7 @@ def _neg_elbo(means: Record) -> str:
 
 
 def _epochs(evaluation: Record, record: Record) -> str:
-    """The passes over the training images up to the state that was evaluated, and its steps."""
+    """The passes over the training images up to the evaluated state, and its steps."""
     images = re.search(r"([\d,]+) training", evaluation.get("data", ""))
     step = re.search(r"step (\d+)", evaluation["checkpoint"])
     if images is None or step is None:
@@ -108,7 +108,7 @@ def _epochs(evaluation: Record, record: Record) -> str:
 
 
 def _training(folder: RunFolder, record: Record, evaluation: Record) -> str:
-    """How far the run is, its time where it was finished in one go, its date and hardware."""
+    """The progress of the run, its time if it ran without a break, its date and hardware."""
     hardware = f"{record['devices']['devices']} x {evaluation['devices']['kind']}"
     when = f"{_epochs(evaluation, record)}{record['started'][:10]}, {hardware}"
     summary = folder.read_summary() or {}
@@ -133,8 +133,11 @@ def write_rows(document: Path, file: str, title: str, rows: Sequence[str]) -> Pa
         title: the heading of a new section.
         rows: lines of the table.
 
+    Returns:
+        The path of the document.
+
     Raises:
-        VaeJaxError: it cannot be read or written.
+        VaeJaxError: the document cannot be read or written.
     """
     text = document.read_text(encoding="utf-8") if document.exists() else "# Results\n"
     begin = f"<!-- vae-jax table {file} -->"
@@ -155,7 +158,19 @@ def write_rows(document: Path, file: str, title: str, rows: Sequence[str]) -> Pa
 
 
 def write_runs(document: Path, runs: Sequence[Path], trust: bool = False) -> list[Path]:
-    """Put a row for each run folder into the table of its experiment file, as `write_rows` does."""
+    """Put a row for each run folder into the table of its experiment file, as `write_rows` does.
+
+    Args:
+        document: a Markdown file.
+        runs: the run folders.
+        trust: as in `row_of`.
+
+    Returns:
+        The document, in a list.
+
+    Raises:
+        VaeJaxError: as in `row_of` and `write_rows`.
+    """
     by_file: dict[str, list[str]] = {}
     for path in runs:
         by_file.setdefault(str(RunFolder(path).read_record()["file"]), []).append(

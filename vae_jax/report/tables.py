@@ -1,4 +1,4 @@
-"""Tables for the terminal, the record of what they showed, and what each number means."""
+"""Tables for the terminal, the record of their numbers, and the meaning of each."""
 
 import dataclasses
 import datetime
@@ -55,7 +55,7 @@ MEANINGS = {
     "psnr": "How close reconstructions are, pixel by pixel; larger is better.",
     "ssim": "How alike reconstructions look in light, contrast and structure; 1 is the same.",
 }
-"""What each quantity of an evaluation means, in a sentence."""
+"""The meaning of each quantity of an evaluation, in a sentence."""
 
 QUALITIES = {
     "frechet": "Fréchet distance",
@@ -74,8 +74,8 @@ class Row(NamedTuple):
     Attributes:
         label: its name.
         value: its value, with its error.
-        unit: its unit; empty where it has none.
-        meaning: what it is, in a sentence.
+        unit: its unit; empty if it has none.
+        meaning: its meaning, in a sentence.
     """
 
     label: str
@@ -141,7 +141,7 @@ def _units(units: np.ndarray) -> str:
 
 
 def show(run: Run, evaluation: Evaluation) -> None:
-    """Print an evaluation as a table."""
+    """Print an evaluation of a run as a table."""
     title = Text(legible(f"{run.folder.path}: {evaluation.checkpoint}"))
     table = Table(title=title, title_justify="left")
     for column in ("", "mean over images", ""):
@@ -205,7 +205,13 @@ def quality_rows(quality: Quality) -> list[Row]:
 
 
 def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
-    """Add the numbers to evaluation.json, with the command that printed them."""
+    """Add the numbers to evaluation.json, with the command that printed them.
+
+    Args:
+        run: the run.
+        evaluation: the results.
+        seconds: the duration of the evaluation.
+    """
     run.folder.append_evaluation(
         {
             "command": shlex.join(["vae-jax", *sys.argv[1:]]),
@@ -232,7 +238,7 @@ def record(run: Run, evaluation: Evaluation, seconds: float) -> None:
 
 
 def recorded(folder: RunFolder) -> list[Evaluation]:
-    """What `record` added to evaluation.json, the oldest first.
+    """The evaluations that `record` added to evaluation.json of a folder, the oldest first.
 
     Raises:
         VaeJaxError: the file is damaged.
@@ -248,7 +254,7 @@ def recorded(folder: RunFolder) -> list[Evaluation]:
 
 
 def _evaluation_of(entry: Record) -> Evaluation:
-    """The evaluation in an entry of `record`, null being nan."""
+    """The evaluation in an entry of `record`, with nan for null."""
 
     def arrays(values: Record) -> dict[str, np.ndarray]:
         return {name: np.atleast_1d(np.array(value, float)) for name, value in values.items()}
@@ -290,7 +296,7 @@ def _quality_of(entry: Record) -> Quality:
 
 
 def show_numbers(numbers: Numbers) -> None:
-    """Print a table of several runs."""
+    """Print the table `numbers` of several runs."""
     table = Table(caption=numbers.caption, caption_justify="left")
     for column, cells in zip(numbers.header, zip(*numbers.rows, strict=True), strict=True):
         numeric = not any(isinstance(cell, str) and cell for cell in cells)

@@ -37,12 +37,12 @@ def fit_prior(
     learning_rate: Positive = 1e-3,
     seed: Seed = 0,
 ) -> Run:
-    """Fit a prior to q(z|x) of the training images, or go on fitting it, in a run folder.
+    """Fit a prior to q(z|x) of the training images, or resume the fit, in a run folder.
 
-    It is a run like any other, of the model with this prior in place of its own: it is resumed,
-    sampled from and evaluated by its folder, without that of the first stage. Everything but the
-    prior is that of the first seed of `run`, and held fixed. Real latents are standardized by their
-    mean and standard deviation over the training images.
+    It is a run like any other, of the model with the new prior: it is resumed, sampled from and
+    evaluated by its folder, without that of the first stage. Everything but the prior comes from
+    the first seed of `run` and is held fixed. Real latents are standardized by their mean and
+    standard deviation over the training images.
 
     Args:
         run: the trained model, the first stage.
@@ -51,7 +51,7 @@ def fit_prior(
         num_steps: the number of Adam's steps, with a warm-up and then a cosine decay.
         batch_size: the number of images in a batch, each with one draw from its q(z|x).
         learning_rate: the largest learning rate; gradients are clipped to a norm of one.
-        seed: the seed of the initial parameters, of the order of images and of all noise.
+        seed: the seed of the initial parameters, the order of images and all noise.
 
     Returns:
         The finished run.
@@ -110,7 +110,7 @@ def _check_folder(folder: RunFolder, run: Run, fitted_to: str) -> None:
     """Check that a folder is new, or the second stage of this run.
 
     Raises:
-        VaeJaxError: it is that of another run.
+        VaeJaxError: the folder is that of another run.
     """
     if not folder.record.exists() and not folder.record_copy.exists():
         return
