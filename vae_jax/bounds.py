@@ -46,13 +46,13 @@ def per_image(
         - `neg_elbo`: -L_1, averaged over the K samples;
         - `distortion`: -E_q ln p(x|z);
         - `kl_sampled`: E_q[ln q(z|x) - ln p(z)];
-        - `kl`: the exact KL, where there is one;
+        - `kl`: the exact KL, if there is one;
         - `rate_z1`, `rate_z2`, ...: the rate of each of several layers, exact where `kl` is;
 
         and `posterior_mean_z1`, `posterior_mean_z2`, ...: E_q[z_l] of each layer, `[B, *event_l]`,
-        the mean of the samples where no closed form exists or where q(z_l) depends on the sampled
-        latents of other layers; with `mean_variance_z1`, ...: an unbiased estimate of the variance
-        of that mean over the samples, 0 where the mean is exact and nan from a single sample.
+        the mean of the samples if no closed form exists or if q(z_l) depends on the sampled latents
+        of other layers; with `mean_variance_z1`, ...: an unbiased estimate of the variance of that
+        mean over the samples, 0 if the mean is exact and nan from a single sample.
     """
     chunk = min(num_samples, SAMPLES_AT_ONCE)
     num_chunks = -(-num_samples // chunk)

@@ -149,7 +149,7 @@ class Checkpoints:
             active_processes={process},
             barrier_sync_key_prefix=f"process{process}",
         )
-        # Compression saves little of floats, and holds the compressed ones in memory too.
+        # Compression saves little of floats, and also holds the compressed ones in memory.
         handler = ocp.PyTreeCheckpointHandler(
             use_compression=False,
             multiprocessing_options=alone,

@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 NETWORKS = ("encoder", "decoder")
 Saveable = Callable[..., bool]
-"""A policy, which says whether the result of an operation is kept."""
+"""A policy, which decides whether the result of an operation is kept."""
 
 
 def as_floats(tree: Tree, dtype: DTypeLike) -> Tree:
@@ -102,7 +102,7 @@ def rematerialized(
 
     A block is a module that a network calls directly, such as a residual block. Gradients are the
     same; memory falls from the outputs of all layers to the inputs of all blocks and the layers of
-    one, at the cost of computing each block once more.
+    one, at the cost of computing each block twice.
 
     Args:
         policy: which results of a block are also kept, one of `jax.checkpoint_policies`; None keeps
@@ -111,7 +111,7 @@ def rematerialized(
     References:
         Chen et al. (2016), "Training deep nets with sublinear memory cost".
     """
-    within: list[nn.Module] = []  # the block that is being computed, which calls itself once more
+    within: list[nn.Module] = []  # the block being computed, which calls itself again
 
     def interceptor(
         function: Callable[..., object],

@@ -110,7 +110,7 @@ def dropped(
 def check_guidance(
     part: nn.Module, num_classes: int | None, drop_labels: float, guidance: float
 ) -> None:
-    """Check that a prior with guidance has classes to be guided to, and learns p(z) too.
+    """Check that a prior with guidance has classes to be guided to, and also learns p(z).
 
     Args:
         part: the prior, for messages.

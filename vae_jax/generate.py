@@ -244,7 +244,7 @@ def encode_pictures(
 
     Returns:
         `z` and `std`, or `z_1`, `std_1`, ... of several layers; the values of `Run.bounds`; and
-        `names` where they are not from an array.
+        `names` if they are not from an array.
 
     Raises:
         VaeJaxError: there are no pictures, or they or their labels do not fit the model.

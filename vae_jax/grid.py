@@ -4,7 +4,7 @@
     runs/rd/beta=0.3/
 
 Values that are only numbers to the training step, such as beta or a learning rate, are an axis of
-its program beside the seeds; those that change shapes or code make programs of their own, which are
+its program beside the seeds; those that change shapes or code make separate programs, which are
 trained one after the other. Neither kind is declared: `identity.programs` compares the steps.
 """
 
@@ -58,7 +58,7 @@ def train_grid(
 ) -> dict[str, Run]:
     """Train the experiment of a file with several sets of arguments, or resume it.
 
-    Each cell is the run that would be made alone, in a run folder of its own. A cell that fails,
+    Each cell is the run that would be made alone, in a separate run folder. A cell that fails,
     because its loss is not finite, stops no other.
 
     Args:
@@ -138,11 +138,10 @@ def unfinished_programs(
     """The names of the unfinished cells, grouped by shared program.
 
     Args:
-        file: as in `train_grid`.
-        folder: as in `train_grid`.
-        cells: as in `train_grid`.
-        seed: as in `train_grid`.
-        num_seeds: as in `train_grid`.
+        file, folder, cells, seed, num_seeds: as in `train_grid`.
+
+    Returns:
+        The names of each program's cells.
 
     Raises:
         VaeJaxError: as in `train_grid`.
@@ -219,7 +218,7 @@ def _arguments(run: Training, layout: parallel.Layout) -> tuple[object, ...]:
 def _initial_states(
     experiments: Sequence[Experiment], seeds: np.ndarray
 ) -> list[Callable[[np.ndarray], TrainState]]:
-    """The initial states as functions of the seeds, shared by experiments where they are equal."""
+    """The initial states as functions of the seeds; experiments with equal ones share them."""
     functions = [jax.vmap(partial(init_state, experiment)) for experiment in experiments]
     found = [parallel.jit(function) for function in functions]
     for program in programs(functions, seeds):
@@ -291,11 +290,11 @@ def names_of(cells: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def cells_of_flags(function: Callable[..., object], flags: Sequence[str]) -> list[list[str]]:
-    """The flags of each cell, where a flag of a function has several values or is repeated.
+    """The flags of each cell, if a flag of a function has several values or is repeated.
 
     Args:
         function: a function with type hints; a flag of a tuple takes all values that follow it, and
-            has several where it is repeated.
+            has several if it is repeated.
         flags: the user's words on the command line.
 
     Returns:

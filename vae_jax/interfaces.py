@@ -38,7 +38,7 @@ Layers = tuple[Float[Array, "..."], ...]
 """The latents of every layer, the bottom layer first."""
 
 Space = Literal["real", "sphere", "onehot", "simplex", "codes"]
-"""Where latents live: R^d, unit vectors, one-hot vectors `[n, C]`, logarithms of probability
+"""The space of latents: R^d, unit vectors, one-hot vectors `[n, C]`, logarithms of probability
 vectors `[n, C]`, or maps `[h, w, D]` of the vectors of a finite codebook."""
 
 Trait = Literal["density", "path", "factors", "amortized", "noise", "codebook"]
@@ -57,7 +57,7 @@ Support = Literal["binary", "uint8", "uint5", "unit", "real"]
 """The values of pixels: {0, 1}; {0, 1/255, ..., 1}; {0, 1/31, ..., 1}; (0, 1); any real number."""
 
 Measure = Literal["mass", "density", "pseudo"]
-"""The kind of a likelihood's `log_prob`; `"pseudo"` where it is not normalized."""
+"""The kind of a likelihood's `log_prob`; `"pseudo"` if it is not normalized."""
 
 SPACES: frozenset[Space] = frozenset({"real", "sphere", "onehot", "simplex", "codes"})
 _EVENT_NDIMS: dict[Space, int] = {"real": 1, "sphere": 1, "onehot": 2, "simplex": 2, "codes": 3}
@@ -79,7 +79,7 @@ class Requirements:
         factorized_prior: whether p(z) must have independent components.
         fixed_prior: whether p(z) must have no parameters, because the objective trains none.
         exact_prior: whether ln p(z) must be known exactly, as inside the logarithm of a mean.
-        critic: the classes of critics of which the model must have one; empty where none is needed.
+        critic: the classes of critics of which the model must have one; empty if none is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
         one_layer: whether hierarchical models are excluded.
         whole_batch: whether the loss is more than a mean of losses per example.
@@ -100,7 +100,7 @@ class Requirements:
 
 
 class Part(nn.Module):
-    """A Linen module whose constructor refuses what the annotations of its fields do not allow.
+    """A Linen module whose constructor refuses values that its fields' annotations exclude.
 
     Example:
         `Noisy(0)`, `Noisy(2.5)` and `Noisy(dim="2")` are refused with a sentence::
@@ -224,7 +224,7 @@ class Prior(Part):
         needs: the traits that the posterior must have.
         factors: whether the components are independent, as those of an `Elementwise` are.
         exact: whether training can compute ln p(z), rather than a noisy estimate of a bound on it.
-        bound_alone: whether only that bound is available, so that evaluation takes it too.
+        bound_alone: whether only that bound is available, so that evaluation also takes it.
         draws_by: its fields among "guidance", "temperature", "top_k", "top_p" of `Run.sample`.
         whole_batch: whether it looks at the batch as a whole.
 
@@ -251,7 +251,7 @@ class Prior(Part):
 
     @property
     def label_classes(self) -> int | None:
-        """The number of classes y where this is p(z|y), else None."""
+        """The number of classes y if this is p(z|y), else None."""
         return None
 
     def __call__(self, model: "Model", y: Int[Array, "B"] | None = None) -> "Distribution":
@@ -351,7 +351,7 @@ class Likelihood(Part):
 class Labels(Part):
     """The classes y of a model in which only the prior depends on them: p(z|y), but q(z|x), p(x|z).
 
-    With these a second stage has classes where the first has none.
+    With these a second stage has classes even if the first has none.
 
     Attributes:
         num_classes: the number of classes; labels are 0 to `num_classes` - 1.
@@ -590,7 +590,7 @@ class Objective(given.Checked, abc.ABC):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in nats per image, and metrics, both means over the examples.
 
-        The metrics include those of `Terms.rate_and_distortion` and, where the model has a bound,
+        The metrics include those of `Terms.rate_and_distortion` and, if the model has a bound,
         `neg_elbo`, the bound at beta = 1: a run's figures show them.
 
         Args:

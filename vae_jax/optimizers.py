@@ -141,7 +141,7 @@ def lagging_inference(
     when the mutual information of x and z no longer grows.
 
     Args:
-        optimizer: the optimizer of both sides, each with a state of its own.
+        optimizer: the optimizer of both sides, each with a separate state.
         encoder_steps: the number of steps of encoder and posterior for each step of the others.
         num_steps: the number of updates in this phase, counting both sides.
 
@@ -261,6 +261,6 @@ def _as_matrices(kernel: Array) -> Array:
 
 
 def _unit(vector: Array, otherwise: ArrayLike) -> Array:
-    """The vectors along the last axis scaled to length one; `otherwise` where they are zero."""
+    """The vectors along the last axis scaled to length one; `otherwise` for zero vectors."""
     length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
     return jnp.where(length > 0, vector / jnp.where(length > 0, length, 1.0), otherwise)

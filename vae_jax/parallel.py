@@ -313,7 +313,7 @@ class Layout(ABC):
     def of(
         num_seeds: int, batch_size: int, accumulate: int = 1, shard: Shard | None = None
     ) -> "Layout":
-        """The layout for these replicas: apart where the devices of one process divide them.
+        """The layout for these replicas: apart if the devices of one process divide them.
 
         Args:
             num_seeds: the number of replicas S.

@@ -44,7 +44,7 @@ def begin_command() -> None:
 
 
 def say(sentence: object) -> None:
-    """Print a sentence as a line on standard error; ignored where that is closed."""
+    """Print a `sentence` as a line on standard error; ignored if that is closed."""
     global _silent_since
     if _silent_since is not None:
         _silent_since = time.perf_counter()

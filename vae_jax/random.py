@@ -80,7 +80,7 @@ def image_keys(
     Args:
         split: the name of the images' split; different splits have different noise.
         rows: the positions of the images in that split.
-        seed: `DATA_SEED` where the noise is part of the data.
+        seed: `DATA_SEED` if the noise is part of the data.
     """
     return indexed(purpose(key(seed), split), rows)
 

@@ -150,7 +150,7 @@ def save_pictures(
         figure: the figure of them, or None for a plain grid.
         columns: the number of columns of the grid (None: any).
         out: the file; {} in its name numbers files of one picture each.
-        quality: the quality of a .jpg or .webp, or None.
+        file_quality: the quality of a .jpg or .webp, or None.
 
     Returns:
         The paths of the files.

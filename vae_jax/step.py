@@ -53,7 +53,7 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """The variables to evaluate the model with: the running average where one is kept."""
+        """The variables to evaluate the model with: the running average if one is kept."""
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, **self.model_state}
 
@@ -64,7 +64,7 @@ class Batch:
 
     Attributes:
         rows: the positions of its images in the training split.
-        images: the images, or None where the whole split is on the device.
+        images: the images, or None if the whole split is on the device.
         y: the labels of a conditional model, else None.
     """
 
@@ -247,7 +247,7 @@ def apply_gradients(
     model_state: Variables,
     gradients: Variables,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step, skipped where a number is not finite or the gradient's norm too large."""
+    """One optimizer step, skipped if a number is not finite or the gradient's norm too large."""
     gradient_norm = norm(gradients)
     good = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     if experiment.skip_above is not None:
@@ -322,7 +322,7 @@ def scanned_steps(
     Args:
         one_step: `train_step` of an experiment, or of several that differ in numbers alone.
         state: the state before the first step.
-        images: the training split; None where the batches bring their images.
+        images: the training split; None if the batches bring their images.
         batches: the batches of the steps, `[steps, b, ...]`.
         seed: the seed of the run.
         numbers: the numbers of one of several experiments.

@@ -42,7 +42,7 @@ _NOT_OFFERED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.E
 
 
 class DamagedError(VaeJaxError):
-    """The content of a file is not what was written to it."""
+    """The content of a file differs from the content written to it."""
 
 
 @contextlib.contextmanager
@@ -445,7 +445,7 @@ def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False
     Args:
         folder: the folder of the files.
         manifest: the result of `manifest_of`.
-        wholly: whether all are hashed whatever the stamp says.
+        wholly: whether all are hashed, regardless of the stamp.
     """
     if not wholly and _is_stamped(folder, manifest):
         return None

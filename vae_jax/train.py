@@ -54,7 +54,7 @@ def chunks_of_batches(
 ) -> Iterator[Batch]:
     """The batches of successive chunks of steps, starting at `step`, on the devices.
 
-    They are a function of seed and step alone. A chunk of streamed images has fewer steps where it
+    They are a function of seed and step alone. A chunk of streamed images has fewer steps if it
     would be larger than `STREAMED_BYTES`.
 
     Args:
@@ -112,7 +112,7 @@ def advance(
         shared: the step that several experiments share.
 
     Yields:
-        The step, the state of each run and, where a line of metrics is due, the metrics since the
+        The step, the state of each run and, if a line of metrics is due, the metrics since the
         last one; once for each chunk. The states are donated when the next item is requested.
 
     Raises:

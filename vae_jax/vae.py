@@ -49,7 +49,7 @@ class Terms:
         log_px: ln p(x|z).
         log_pz: ln p(z) of each layer; for a prior that is `Bounded`, an estimate of its bound.
         log_qz: ln q(z|x) of each layer.
-        kl: the exact KL(q(z|x) || p(z)) of each layer; None where there is no closed form. For a
+        kl: the exact KL(q(z|x) || p(z)) of each layer; None if there is no closed form. For a
             layer that depends on sampled ones (`LadderVAE`), the mean over K of its exact KLs.
         q: the posterior of each layer.
         p: the prior of each layer.
@@ -81,7 +81,7 @@ class Terms:
 
     @property
     def rate(self) -> Float[Array, "L B"]:
-        """KL(q(z|x) || p(z)), exact where there is a closed form, else the sampled estimate."""
+        """KL(q(z|x) || p(z)), exact if there is a closed form, else the sampled estimate."""
         return self.kl_sampled if self.kl is None else self.kl
 
     @property

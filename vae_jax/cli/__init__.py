@@ -2,8 +2,8 @@
 
 The flags of a command are the arguments of a function: for `train FILE`, `table FILE` and `figures
 FILE` one in the file, for the commands that make pictures one in `vae_jax.generate`, for all others
-one in `vae_jax.cli.commands`. What needs JAX is imported where it is used, so that `vae-jax --help`
-answers at once.
+one in `vae_jax.cli.commands`. Modules that need JAX are imported inside functions, so that `vae-jax
+--help` answers at once.
 """
 
 from __future__ import annotations

@@ -295,8 +295,8 @@ def evaluate(
         information: also divide the rate into I(x; z) and KL(q(z) || p(z)).
         gaps: also divide the ELBO's distance from ln p(x) into the approximation and the
             amortization gap, with the best q(z|x) for each image. Slow: take few images.
-        quality_images: also compare this number of samples with as many images of the split, and
-            training images with these: Fréchet and kernel distances, precision and recall; and
+        quality_images: also compare this number of samples with images of the split, and training
+            images with these: Fréchet and kernel distances, precision and recall; and
             reconstructions with their originals: PSNR and SSIM.
         features: a further space for --quality-images: WEIGHTS.npz of Inception-v3
             (docs/quality.md), or FILE.py:FUNCTION, from uint8 images [n, H, W, C] to features
@@ -468,7 +468,7 @@ def report(
     out: Path = Path("report.html"),
     trust: bool = False,
 ) -> None:
-    """One page of what was run, its numbers, curves and pictures; several runs side by side.
+    """One page about a run, with its numbers, curves and pictures; several runs side by side.
 
     Args:
         runs: the run folders, or those of grids, each cell of which is a run.

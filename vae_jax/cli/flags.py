@@ -39,13 +39,13 @@ class TrainOptions:
     dry_run: bool = False
     """Print the memory that training needs, on each device and on the host, and do not train."""
     deterministic: bool = False
-    """Compute the same bytes in each run, on GPUs of one kind too, but more slowly."""
+    """Compute the same bytes in each run, even on GPUs of one kind, but more slowly."""
     cells: tuple[str, ...] = ()
     """The cells of a grid to train, by the names of their folders; others are left as they are."""
     launch: Literal["local", "slurm"] | None = None
     """Train the programs of a grid in separate processes: here, or as jobs of Slurm."""
     jobs: int | None = None
-    """The programs that run at once (None: as many as GPUs, or one; under Slurm as it allows)."""
+    """The number of programs at once (None: one per GPU, or one; under Slurm as it allows)."""
     slurm: tuple[str, ...] = ()
     """Parameters of submitit's SlurmExecutor, such as time=240 (minutes) gpus_per_node=1."""
     tensorboard: bool = False
@@ -135,7 +135,7 @@ class StyleOptions:
     """Options for the look of figures."""
 
     style_sheet: str | None = None
-    """A style sheet for Matplotlib: an .mplstyle file, or the name of one of its own."""
+    """A style sheet for Matplotlib: an .mplstyle file, or the name of a built-in one."""
     dpi: float | None = None
     """Dots per inch of a figure (None: 150, or the style sheet's)."""
 

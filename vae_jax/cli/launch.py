@@ -124,13 +124,16 @@ def commands(name: str, flags: Sequence[str], programs: Sequence[Sequence[str]])
         name: the experiment's file, or its name.
         flags: the user's words after it.
         programs: the names of the cells of each program.
+
+    Returns:
+        The words of each command.
     """
     train = [sys.executable, "-m", "vae_jax.cli", "train", name, *flags, "--launch", "None"]
     return [[*train, "--cells", *cells] for cells in programs]
 
 
 def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: int | None) -> None:
-    """Run commands, as many at once as there are GPUs, or one without them.
+    """Run commands, by default one at a time per GPU, or one at a time without GPUs.
 
     Args:
         programs: the commands.
@@ -139,7 +142,7 @@ def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: i
 
     Raises:
         VaeJaxError: one of them failed; the others ran to their end.
-        SystemExit: a signal told this process, and so each of them, to stop.
+        SystemExit: a signal told this process, and thus each of them, to stop.
     """
     from vae_jax.processes import stop_signals, visible_gpus
 

@@ -48,7 +48,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
 
     Args:
         x: `[N, H, W, I]`.
-        kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of I > 1 features by itself.
+        kernel: `[h, w, I, O]`, or `[h, w, 1, I]` to convolve each of I > 1 features separately.
         stride: the stride along both axes.
 
     Returns:
@@ -67,7 +67,7 @@ class Geometry:
         size: (H, W) of the images.
         window: (h, w) of the kernel.
         stride: the stride along both axes.
-        depthwise: whether each feature is convolved by itself.
+        depthwise: whether each feature is convolved separately.
     """
 
     size: Shape
@@ -92,7 +92,13 @@ class Geometry:
         return [padding(size, width, self.stride)[0] for size, width in each]
 
     def shape(self, of: Of, a: Shape, b: Shape) -> Shape:
-        """The shape of one of the three (`of`), from the shapes a and b of the others."""
+        """The shape of one of the three, from those of the operands.
+
+        Args:
+            of: "output", "image" or "kernel".
+            a: the shape of its first operand, by `OPERANDS`.
+            b: the shape of its second operand.
+        """
         match of:
             case "output":
                 return a[0], *self.small, b[3]
@@ -157,7 +163,7 @@ def _kernel(x: Array, y: Array, geometry: Geometry) -> Array:
     x, y = lax.optimization_barrier((x, y))  # otherwise computed within their transposed copies
     sizes = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
     edges = [(low, width - 1 + span - size - low) for size, span, width, low in sizes]
-    # Pixels that no output sees, where a kernel is smaller than its stride, are cut off.
+    # Pixels outside every window, if a kernel is smaller than its stride, are cut off.
     seen = [size + min(high, 0) for size, (_, high) in zip(geometry.size, edges, strict=True)]
     x = x[:, : seen[0], : seen[1]].transpose(3, 1, 2, 0)
     found = lax.conv_general_dilated(
@@ -246,8 +252,14 @@ MANY = 96  # features on both sides, from which on tiles save more than they cos
 
 
 def computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:
-    """The third of (image, kernel, output), by the library or by a method for the output whose
-    transposes give the gradients."""
+    """One of the three, by the library or by a method for the output, of which it is a transpose.
+
+    Args:
+        a: its first operand, by `OPERANDS`.
+        b: its second operand.
+        of: "output", "image" or "kernel".
+        geometry: the parameters of the convolution.
+    """
     shapes: dict[Of, Shape] = dict(zip(OPERANDS[of], (a.shape, b.shape), strict=True))
     shapes[of] = geometry.shape(of, a.shape, b.shape)
     if geometry.depthwise:

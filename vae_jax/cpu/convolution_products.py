@@ -33,7 +33,7 @@ def _counts(x: Array, kernel: Array, stride: int) -> tuple[list[int], list[int]]
 def _to_blocks(x: Array, kernel: Array, stride: int, blocks: Sequence[int]) -> Array:
     """Pad images to blocks of s x s pixels, s the stride: `[N, blocks[0], s, blocks[1], s, I]`.
 
-    Pixels that no output sees, where a kernel is smaller than its stride, are cut off.
+    Pixels outside every window, if a kernel is smaller than its stride, are cut off.
     """
     lows = [padding(n, k, stride)[0] for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
     edges = [

@@ -1,8 +1,8 @@
-"""Cores, each busy with one replica: replicas on devices of their own, or one after the other.
+"""Cores, each busy with one replica: replicas on separate devices, or one after the other.
 
 Thus cores need not share each product, and products of several replicas are not many small ones at
-once. Two seeds of the MLP at batch 128 train 1.24 times as fast on devices of their own, and five
-1.20 times as fast one after the other within a step as by `jax.vmap`.
+once. Two seeds of the MLP at batch 128 train 1.24 times as fast on separate devices, and five 1.20
+times as fast one after the other within a step as by `jax.vmap`.
 """
 
 import math
@@ -19,8 +19,8 @@ Result = TypeVar("Result")
 def give_replicas_cores(num_replicas: int) -> None:
     """Split the CPU into the largest number of devices that divides its cores and the replicas.
 
-    Call it before JAX starts. It has no effect where there are accelerators, or where XLA_FLAGS
-    sets the number of CPU devices.
+    Call it before JAX starts. It has no effect if there are accelerators, or if XLA_FLAGS sets the
+    number of CPU devices.
     """
     cores = os.cpu_count() or 1
     devices, flags = math.gcd(num_replicas, cores), os.environ.get("XLA_FLAGS", "")

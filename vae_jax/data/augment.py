@@ -57,7 +57,11 @@ class RandomShift(Checked):
     pixels: Index
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """Change one image, uint8 `[H, W, C]`."""
+        """Change one image, uint8 `[H, W, C]`, with one typed key.
+
+        Raises:
+            VaeJaxError: the shift is not below the image's height and width.
+        """
         if self.pixels >= min(image.shape[:2]):
             raise VaeJaxError(
                 f"RandomShift by {self.pixels} pixels does not fit images of shape {image.shape}: "

@@ -146,7 +146,7 @@ class FreyFaces(tfds.core.GeneratorBasedBuilder):
         try:
             frames = loadmat(path)["ff"].T if path.suffix == ".mat" else np.load(path)["image"]
             images = frames.astype(np.uint8).reshape(1965, 28, 20, 1)
-        except Exception as error:  # a damaged file fails in as many ways as it has parsers
+        except Exception as error:  # parsers raise many kinds of errors
             raise VaeJaxError(
                 f"{path} is not the Frey Faces file ({type(error).__name__} on reading it): "
                 "fetch it again."
@@ -247,7 +247,7 @@ class Cifar10First4000(tfds.core.GeneratorBasedBuilder):
             with np.load(path) as arrays:
                 images = arrays["image"].astype(np.uint8).reshape(4000, 32, 32, 3)
                 labels = arrays["label"].reshape(4000)
-        except Exception as error:  # a damaged file fails in as many ways as it has parsers
+        except Exception as error:  # parsers raise many kinds of errors
             raise VaeJaxError(
                 f"{path} is not the CIFAR-10 file ({type(error).__name__} on reading it): make it "
                 "of arrays image, uint8 [4000, 32, 32, 3], and label [4000]."
@@ -295,7 +295,7 @@ class Cifar10Jpeg(tfds.core.GeneratorBasedBuilder):
                         at = int(Path(name).stem), classes.index(label)
                         with Image.open(file) as image:
                             images[at], found[at] = np.asarray(image.convert("RGB")), True
-        except Exception as error:  # a damaged file fails in as many ways as it has parsers
+        except Exception as error:  # parsers raise many kinds of errors
             raise VaeJaxError(
                 f"{path} is not the archive of CIFAR-10's JPEG files ({type(error).__name__} on "
                 "reading it): fetch it again."
@@ -358,7 +358,7 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
             subjects = [pictures[name] for name in sorted(pictures)]
             images = np.array([[of[style] for style in self.STYLES] for of in subjects])
             images = images.reshape(self.COUNT, len(self.STYLES), 64, 64, 3)
-        except Exception as error:  # a damaged file fails in as many ways as it has parsers
+        except Exception as error:  # parsers raise many kinds of errors
             raise VaeJaxError(
                 f"{path} is not the archive of {self.COUNT:,} emoji in three styles "
                 f"({type(error).__name__} on reading it): fetch it again."

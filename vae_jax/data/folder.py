@@ -69,7 +69,13 @@ class Listing:
         return cls(digest.hexdigest(), count, own_splits)
 
     def key_of(self, height: int, width: int, channels: int) -> str:
-        """The name under which these files are cached at a height, a width and channels."""
+        """The name under which these files are cached at an image shape.
+
+        Args:
+            height: the height of the images.
+            width: their width.
+            channels: their channels.
+        """
         what = f"{self.key} {height} {width} {channels} {_FORMAT}"
         return hashlib.sha256(what.encode()).hexdigest()[:16]
 

@@ -48,6 +48,10 @@ def decode(path: Path, height: int, width: int, channels: int) -> np.ndarray:
 def decode_file(file: Path | IO[bytes], height: int, width: int, channels: int) -> np.ndarray:
     """As `decode`, for an open file.
 
+    Args:
+        file: the file.
+        height, width, channels: as in `decode`.
+
     Raises:
         UnusableError: as in `decode`.
     """

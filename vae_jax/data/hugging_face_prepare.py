@@ -47,7 +47,7 @@ def open_splits(folder: Path) -> Splits:
     Raises:
         VaeJaxError: there is no training split.
     """
-    datasets.disable_caching()  # or files of its own would appear in the folder
+    datasets.disable_caching()  # or its cache files would appear in the folder
     found = datasets.load_from_disk(str(folder))
     every = found if isinstance(found, datasets.DatasetDict) else {"train": found}
     splits: dict[SplitName, datasets.Dataset]

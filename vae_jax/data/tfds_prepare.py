@@ -1,7 +1,7 @@
 """Prepare one data set: `python -m vae_jax.data.tfds_prepare NAME DATA_DIR [MANUAL_FOLDER]`.
 
 `vae_jax.data.prepare` starts it (`preparation.run`). TensorFlow is imported here and in
-`tfds_name_prepare` alone. TFDS generates in this one process; several decode what it has generated.
+`tfds_name_prepare` alone. TFDS generates in this one process; several decode the results.
 """
 
 import functools
@@ -46,7 +46,7 @@ def build(name: str, data_dir: Path, manual_folder: Path | None) -> tfds.core.Da
     builder = tfds.builder(name, data_dir=data_dir)
     if not builder.is_prepared():
         importlib.import_module("tensorflow")  # else TFDS fails halfway through
-        # TFDS names what it extracts by file name alone: in its usual shared folder it takes
+        # TFDS names extracted files by file name alone: in its usual shared folder it takes
         # MNIST's images for Fashion-MNIST's, whose files are named alike.
         storage.make_folder(data_dir / builder.name)
         with tempfile.TemporaryDirectory(dir=data_dir / builder.name) as extract_dir:
@@ -73,7 +73,14 @@ class Records(NamedTuple):
 def stretch_of(
     builder: tfds.core.DatasetBuilder, split: str, start: int, stop: int
 ) -> list[dict[str, Any]]:
-    """Examples `start` to `stop` of a split of a `builder`, as TFDS has written it."""
+    """Examples of a split as TFDS has written it.
+
+    Args:
+        builder: the builder of the data set.
+        split: the split.
+        start: the first example.
+        stop: the end of the examples.
+    """
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
         return builder.as_data_source(split).__getitems__(range(start, stop))  # pyright: ignore[reportCallIssue]
     # Prepared earlier by the user, in TFDS's default format.

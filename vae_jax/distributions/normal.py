@@ -168,7 +168,7 @@ class MultivariateNormal(Distribution):
     def log_prob(self, value: Float[Array, "*draws d"]) -> Float[Array, "..."]:
         """-1/2 sum [eps² + ln 2 pi] - ln det L with eps = L⁻¹ (x - loc)."""
         log_prob = self._log_prob_of_eps(self.standardized(value))
-        # Where eps is too large for a float, substitution meets inf - inf.
+        # If eps is too large for a float, substitution meets inf - inf.
         known = jnp.isfinite(value - self.loc).all(-1) & jnp.isfinite(self.scale_tril).all((-2, -1))
         return jnp.where(jnp.isnan(log_prob) & known, -jnp.inf, log_prob)
 

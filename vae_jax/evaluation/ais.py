@@ -366,13 +366,13 @@ def bracket(
     settings: AIS,
     y: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Stochastic bounds of ln p(x) from below and above, `[B]` each, in nats.
+    """Stochastic bounds on ln p(x) from below and above, `[B]` each, in nats.
 
     Args:
         model: the generative model.
         variables: its variables.
         x: images `[B, H, W, C]`.
-        zs: a draw from p(z|x) for each image, as `simulate` makes.
+        zs: a draw from p(z|x) for each image, such as `simulate` makes.
         keys: typed keys `[B]`.
         settings: T, M and L.
         y: labels `[B]` of a conditional model.
@@ -401,7 +401,7 @@ def make_ais_evaluator(
 
     Returns:
         An evaluator of `nll_ais`, an upper bound on -ln p(x) in nats; `simulated_nll_upper` and
-        `simulated_nll_lower`, bounds on it for as many images simulated from the model, in nats;
+        `simulated_nll_lower`, bounds on it for N images simulated from the model, in nats;
         and `ais_acceptance`, the mean acceptance probability of a move; `[S, N]` each.
 
     Raises:

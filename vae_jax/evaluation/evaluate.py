@@ -149,7 +149,7 @@ def evaluate(
         split: the split of its data.
         num_samples: the number of samples K of the importance-weighted bound.
         num_images: the number of images N, evenly spaced over the split; None takes all.
-        ais: settings of annealing for these images and for as many simulated ones, or None
+        ais: settings of annealing for these images and for N simulated ones, or None
             (`make_ais_evaluator`).
         information: whether to divide the rate in two (`make_information_evaluator`).
         gaps: whether to divide the ELBO's distance from ln p(x) in two (`make_gaps_evaluator`).

@@ -38,7 +38,7 @@ def _error(gram: Float[Array, "*batch M M"]) -> Float[Array, "*batch 1 1"]:
 
 @jax.custom_jvp
 def _polar(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
-    """Q of the polar form a = QP, where a has singular values of at most 1."""
+    """Q of the polar form a = QP, for a with singular values of at most 1."""
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
     root = jnp.finfo(a.dtype).eps ** 0.5  # an error e becomes 3/4 e²: below it, one step is enough
 
@@ -52,7 +52,7 @@ def _polar(a: Float[Array, "*batch d M"]) -> Float[Array, "*batch d M"]:
         step, _, rough = state
         return (step < 40) & rough.any()
 
-    rough = jnp.ones((*a.shape[:-2], 1, 1), bool)  # each matrix ends by itself
+    rough = jnp.ones((*a.shape[:-2], 1, 1), bool)  # each matrix ends separately
     return lax.while_loop(goes_on, iterate, (jnp.int32(0), a, rough))[1]
 
 

@@ -268,7 +268,10 @@ class Door(Protocol):
         args: Sequence[object],
         kwargs: Mapping[str, object],
     ) -> None:
-        """Refuse arguments that do not fit; see `Model.admit`."""
+        """Refuse arguments that do not fit.
+
+        Args: as in `Model.admit`.
+        """
 
 
 def admitted(function: Callable[P, Result]) -> Callable[P, Result]:

@@ -70,7 +70,7 @@ class Bounds:
             elif isinstance(value, Sized):
                 number = len(value)
             else:
-                return True  # None, where a hint allows it
+                return True  # None, if a hint allows it
         except OverflowError:  # a whole number that no float holds
             return False
         if abs(number) < _LEAST:
@@ -274,7 +274,7 @@ def _members(hint: object) -> list[type]:
 def _hints(owner: Callable[..., object]) -> dict[str, object]:
     try:
         return get_type_hints(owner, include_extras=True)
-    except (NameError, TypeError):  # a user's own, which names what only type checkers import
+    except (NameError, TypeError):  # a user's own, with names that only type checkers import
         return {}
 
 

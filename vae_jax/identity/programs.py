@@ -1,9 +1,9 @@
 """Functions that differ in numbers alone, as one function of these numbers.
 
-A function is traced to its jaxpr, where a hyperparameter is a literal or a constant, whichever
+A function is traced to its jaxpr, in which a hyperparameter is a literal or a constant, whichever
 field, closure or schedule it came from. Functions whose jaxprs are equal but for such numbers are
 one program, with the numbers as its inputs. What Python decides by a value, such as a branch, a
-shape or an exponent, makes the jaxprs unequal, and the functions programs of their own.
+shape or an exponent, makes the jaxprs unequal, and the functions separate programs.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

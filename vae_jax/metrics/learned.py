@@ -15,7 +15,7 @@ from vae_jax.metrics.spaces import LEAST_SCALE, Features, in_chunks
 from vae_jax.networks.features import MAPS, NUM_STEPS, WIDTH, FeatureNetwork, maps, shrunk
 from vae_jax.run import RunFolder
 
-SCALED_BY = 1000  # training images, or up to twice as many, set the scales
+SCALED_BY = 1000  # training images, or up to twice this number, set the scales
 SEED = 0
 
 

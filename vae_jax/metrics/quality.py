@@ -78,7 +78,7 @@ def measure_quality(
         The scores.
 
     Raises:
-        VaeJaxError: `num_images` is below 40 or above what the splits have, the split is the
+        VaeJaxError: `num_images` is below 40 or above the size of a split, the split is the
             training one, or images have other than 1 or 3 channels.
     """
     data = run.experiment.data

@@ -54,7 +54,11 @@ class DIPVAE(Objective):
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in nats per image; the metric `covariance_penalty` is its second term."""
+        """The loss in nats per image; the metric `covariance_penalty` is its second term.
+
+        Raises:
+            VaeJaxError: the covariance is of z, and a user's own q(z|x) has no `std`.
+        """
         del step, model
         q = terms.q[0]
         ndims = len(q.event_shape)

@@ -18,15 +18,18 @@ def cyclical_schedule(
     num_cycles: Count = 4,
     ratio: Annotated[float, Bounds(above=0, most=1)] = 0.5,
 ) -> Callable[[Num[Array, ""]], Float[Array, ""]]:
-    """A weight of the KL that rises from 0 to 1, stays there, and starts again.
+    """A weight of the KL that rises from 0 to 1, stays at 1, and starts again, in cycles.
 
     Args:
         num_steps: the number of steps T of the whole training.
         num_cycles: the number of cycles M.
         ratio: the proportion R of a cycle in which the weight rises, linearly.
 
+    Returns:
+        A function of the step.
+
     Raises:
-        VaeJaxError: a number does not fit, or there are more cycles than steps.
+        VaeJaxError: a number is out of range, or there are more cycles than steps.
 
     References:
         Fu et al. (2019), "Cyclical annealing schedule: a simple approach to mitigating KL

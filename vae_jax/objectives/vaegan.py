@@ -18,11 +18,11 @@ from vae_jax.vae import Terms
 
 @dataclass(frozen=True)
 class VAEGAN(Objective):
-    """The VAE/GAN: images are compared in the features of the critic that they have to fool.
+    """The VAE/GAN: images are compared in the features of the critic that they must fool.
 
     With L_prior the KL, L_llike = -ln N(Dis_l(x); Dis_l(x~), I) up to its constant, and
     L_GAN = -ln D(x) - ln(1 - D(x~)) - ln(1 - D(x_p)), where x~ and x_p are the means of p(x|z) at z
-    from q(z|x) and from the prior, each group has a loss of its own:
+    from q(z|x) and from the prior, each group has a separate loss:
 
         encoder, posterior, prior   L_prior + L_llike
         decoder, likelihood         gamma L_llike - L_GAN

@@ -17,7 +17,7 @@ from vae_jax.vae import Terms
 
 
 def perplexity(q: Quantized) -> Float[Array, ""]:
-    """exp H, H the entropy of the code frequencies in the whole batch; averaged over levels."""
+    """exp H, H the entropy of q's code frequencies in the whole batch; averaged over levels."""
     one_hot = jax.nn.one_hot(q.indices, q.codebook.num_codes)  # [B, h, w, depth, C]
     return jnp.exp(entr(batch_mean(one_hot.mean((0, 1, 2)))).sum(-1)).mean()
 
@@ -26,9 +26,9 @@ def perplexity(q: Quantized) -> Float[Array, ""]:
 class VQVAE(Objective):
     """-ln p(x|z) - ln p(z) plus the posterior's penalties.
 
-    The penalties are sums over the code vectors, as -ln p(x|z) is a sum over pixels; if the
-    codebook is learned by gradient, its penalty has the weight one, as have penalties of other
-    names. Distortion and penalties train the encoder, the rate -ln p(z) trains the prior.
+    The penalties are sums over the code vectors, as -ln p(x|z) is a sum over pixels. The penalty of
+    a codebook that is learned by gradient has the weight one, and so do penalties of other names.
+    Distortion and penalties train the encoder, the rate -ln p(z) trains the prior.
 
     Attributes:
         commitment: the weight of |h - sg[z]|², beta in the paper.

@@ -19,8 +19,8 @@ class WakeSleep(Objective):
 
     The wake phase, -E_q(z|x)[ln p(x, z)] with z held fixed, trains decoder, likelihood and prior.
     The sleep phase, -E_p(x, z)[ln q(z|x)] with one dream for each image, trains encoder and
-    posterior. No single quantity decreases in both. If the prior is made from the encoder, as the
-    VampPrior is, the encoder learns in the wake phase too.
+    posterior. No single quantity decreases in both. If the prior depends on the encoder, as the
+    VampPrior does, the encoder also learns in the wake phase.
 
     Attributes:
         num_samples: the number of samples K in the wake phase.

@@ -74,7 +74,7 @@ class SecondStage(Bounded):
 
 
 class SecondStageVAE(Prior):
-    """A VAE over latents z, whose own latents u have as many dimensions.
+    """A VAE over latents z, whose latents u have the same number of dimensions.
 
     Attributes:
         dim: the number of dimensions d of z and of u.

@@ -245,7 +245,7 @@ class TransportPrior(Prior):
     @property
     @override
     def bound_alone(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether there are more than 64 dimensions, where the ODE's density is an estimate."""
+        """Whether there are more than 64 dimensions, for which the ODE's density is an estimate."""
         return math.prod(latent_shape(self.shape)) > EXACT_UP_TO
 
     def setup(self):

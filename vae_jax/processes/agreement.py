@@ -44,7 +44,7 @@ def objection(number: int, theirs: Json, ours: Json) -> str:
 def agree(content: dict[str, Json]) -> None:
     """Check that all processes run the same; they wait here for each other.
 
-    They meet in the store of JAX's coordination service, not on devices, where programs that differ
+    They meet in the store of JAX's coordination service, not on devices, on which unequal programs
     would wait for each other forever.
 
     Args:

@@ -85,7 +85,7 @@ class InBatches(Generic[Result]):
     ) -> tuple[Result, object]:
         """The results for all examples and their summary, as host arrays.
 
-        Args: as in `__call__`.
+        Args, Returns: as in `__call__`, and the summary of all examples.
         """
         share = -(-count // parallel.num_devices())
         share = 1 << (share - 1).bit_length() if rounded else share

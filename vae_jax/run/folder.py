@@ -164,7 +164,7 @@ class RunFolder:
             )
         until = content["patience"]
         found = list(differences(compared(record, until), compared(content, until)))
-        if _python(record) != platform.python_version_tuple()[:2]:  # with bytecode of its own
+        if _python(record) != platform.python_version_tuple()[:2]:  # with different bytecode
             found = [each for each in found if not each.of_code]
         rest = {each.name.partition(".")[0] for each in found if each.name not in LENGTH}
         longer = is_longer(record, content) and rest <= {"optimizer", "objective"}
@@ -462,7 +462,7 @@ class RunFolder:
 
         Args:
             step: the last of these steps.
-            chunks: the metrics, to which the process that resumes adds those of its own steps.
+            chunks: the metrics, to which the process that resumes adds those of its steps.
         """
         if chunks and parallel.is_main_process():
             arrays = {
@@ -476,7 +476,7 @@ class RunFolder:
         if parallel.is_main_process():
             with (
                 contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-                self.unlogged.open("rb") as file,  # which NumPy leaves open where it is damaged
+                self.unlogged.open("rb") as file,  # which NumPy leaves open if it is damaged
                 np.load(file) as arrays,
             ):
                 if arrays[UP_TO] == step:

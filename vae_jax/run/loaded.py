@@ -174,7 +174,7 @@ class Loaded(Shown):
         """A user's images `[n, H, W, C]` as the model sees them.
 
         Args:
-            images: bytes, which go through the data's protocol with noise of their own, or floats,
+            images: bytes, which go through the data's protocol with separate noise, or floats,
                 which are taken as its output.
 
         Raises:

@@ -23,7 +23,7 @@ def save_programs(run: Run, folder: Path) -> list[Path]:
     """Write a run's encoder, decoder and sampler with the parameters of its first seed.
 
     Each is StableHLO in the container of `jax.export`, for CPUs, CUDA and TPUs, and for any number
-    n of examples. In a conditional model each takes the classes int32 `[n]` too, at the end.
+    n of examples. In a conditional model each also takes the classes int32 `[n]`, at the end.
 
     - `encoder.jax`: images float32 `[n, H, W, C]` in the form of the data's protocol, to the means
       and the standard deviations of q(z|x), each a tuple with an entry for each layer.

@@ -71,7 +71,7 @@ class Training:
 
     Attributes:
         experiment: the experiment.
-        folder: its run folder, where no other process trains.
+        folder: its run folder, in which no other process trains.
         checkpoints: its checkpoints.
         seeds: the seeds of the replicas, `[S]`.
         state: the latest state on the host, `[S, ...]`; its shapes alone while devices have it.
