@@ -146,8 +146,7 @@ class Transported(Bounded):
     ) -> Float[Array, "N *event"]:
         """`velocity`, pushed away from the velocity without a class by the prior's guidance.
 
-        Args:
-            z, s, y: as in `velocity`.
+        Args: as in `velocity`.
         """
         v, weight, none = self.velocity(z, s, y), self.prior.guidance, self.prior.num_classes
         if weight > 0 and y is not None and none is not None:
@@ -345,8 +344,7 @@ class TransportPrior(Prior):
     ) -> Float[Array, "N"]:
         """The quantity to maximize when the prior is fitted to given latents, `[N]`.
 
-        Args:
-            p, z, noise, uniform, y: as in `bound`.
+        Args: as in `bound`.
         """
         return self.bound(p, z, noise, uniform, y)
 
