@@ -170,7 +170,7 @@ def test_within_a_loop_every_convolution_has_the_librarys_order() -> None:
 def test_images_smaller_than_a_kernel_have_their_edges_before(
     size: tuple[int, int], width: int
 ) -> None:
-    """XLA's library takes no other; XLA's loops are many times slower (`time_convolutions.py`)."""
+    """XLA's library takes no other; XLA's loops are many times slower (`time_operations.py`)."""
     x, kernel, y = normal((3, *size, 8), (width, width, 8, 8), (3, *size, 8))
     functions = (
         lambda x, kernel, y: conv(x, kernel, 1),

@@ -1,28 +1,29 @@
 """Times a convolution and its two gradients in a loop, by each method in `vae_jax/cpu`.
 
-    python scripts/time_convolutions.py
-    python scripts/time_convolutions.py --work resnet
+    python scripts/time_operations.py
+    python scripts/time_operations.py --work resnet
 
 Prints the milliseconds of each, by the clock and, in brackets, for all cores together: the smallest
 over four loops of six calls. "XLA" is `jax.lax.conv_general_dilated` and its transposes unchanged,
 in the first column outside loops; `vae_jax/cpu/convolution.py` chooses among the other methods by
 these numbers.
 
-With a workload of the benchmark it instead times every convolution of one training step, gradients
-included, by the method that is chosen and by PyTorch, each alone: how much of the difference
-between two steps is that between two libraries.
+With a workload of the benchmark it instead times every convolution and every product of matrices of
+one training step, gradients included, by the method that is chosen and by PyTorch, each alone: how
+much of the difference between two steps is that between two libraries.
 """
 
 import json
 import resource
+import string
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,18 +103,27 @@ def normal(shape: Shape) -> Array:
 
 # --- Of a workload, beside PyTorch --------------------------------------------------------------
 
-Form = tuple[Of, Geometry, tuple[Shape, Shape]]
+Shapes = tuple[Shape, Shape]
+Convolution = tuple[Of, Geometry, Shapes]
+Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+Product = tuple[Dimensions, Shapes]
+"""The axes that are summed over and those of the batch, of both operands; their shapes."""
+Operation = Convolution | Product
+OF_MATRICES: Dimensions = (((1,), (0,)), ((), ()))
 
 
-def forms_in(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[Form, int]]:
-    """The convolutions and gradients in a traced function, and how often each is computed."""
+def operations_in(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[Operation, int]]:
+    """The convolutions and products in a traced function, and how often each is computed."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "convolution_form":
+        name, parameters = equation.primitive.name, equation.params
+        if name in ("convolution_form", "dot_general", "product_of_rows"):
             a, b = (cast(ShapedArray, variable.aval).shape for variable in equation.invars)
-            yield (equation.params["of"], equation.params["geometry"], (a, b)), times
-        inner = times * equation.params.get("length", 1)
+            if name == "convolution_form":
+                yield (parameters["of"], parameters["geometry"], (a, b)), times
+            else:
+                yield (parameters.get("dimension_numbers", OF_MATRICES), (a, b)), times
         for each in functions_in(equation):
-            yield from forms_in(each, inner)
+            yield from operations_in(each, times * parameters.get("length", 1))
 
 
 def functions_in(equation: JaxprEqn) -> Iterator[Jaxpr]:
@@ -125,8 +135,8 @@ def functions_in(equation: JaxprEqn) -> Iterator[Jaxpr]:
             yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
 
 
-def forms_of(work: Work, batch_size: int) -> Counter[Form]:
-    """The convolutions of a training step, gradients included."""
+def operations_of(work: Work, batch_size: int) -> Counter[Operation]:
+    """The convolutions and products of a training step, gradients included."""
     this = experiment(work=work, batch_size=batch_size)
     state = jax.eval_shape(partial(init_state, this), 0)
     images, batch = empty_batch(this, batch_size)
@@ -134,55 +144,68 @@ def forms_of(work: Work, batch_size: int) -> Counter[Form]:
     def step(state: TrainState) -> object:
         return loss_and_gradients(this, state, images, batch, jnp.uint32(0), None)
 
-    traced = jax.make_jaxpr(step)(state)
-    found: Counter[Form] = Counter()
-    for form, times in forms_in(traced.jaxpr):
-        found[form] += times
+    found: Counter[Operation] = Counter()
+    for operation, times in operations_in(jax.make_jaxpr(step)(state).jaxpr):
+        found[operation] += times
     return found
 
 
-def operands(form: Form) -> tuple[Array, Array]:
-    """Arrays of a convolution's shapes."""
-    a, b = form[2]
-    return normal(a), normal(b)
+def equation_of(product: Product) -> str:
+    """A product as Einstein's summation."""
+    ((summed, summed_b), (batch, batch_b)), (a, b) = product
+    letters = iter(string.ascii_letters)
+    of_a = [next(letters) for _ in a]
+    of_b = ["" for _ in b]
+    for own, other in zip((*summed, *batch), (*summed_b, *batch_b), strict=True):
+        of_b[other] = of_a[own]
+    of_b = [letter or next(letters) for letter in of_b]
+    free = [of_a[i] for i in range(len(a)) if i not in (*summed, *batch)]
+    free += [of_b[i] for i in range(len(b)) if i not in (*summed_b, *batch_b)]
+    return f"{''.join(of_a)},{''.join(of_b)}->{''.join([*(of_a[i] for i in batch), *free])}"
 
 
-def of_pytorch(form: Form) -> tuple[str, int, Shape, int, int, Shape, int, int]:
-    """What torch_convolutions.py is told of a convolution."""
-    of, geometry, (a, b) = form
+def for_pytorch(operation: Operation) -> list[Any]:
+    """What torch_operations.py is told of an operation."""
+    if len(operation) == 2:
+        return [equation_of(operation), *operation[1]]
+    of, geometry, (a, b) = operation
     shapes = dict(zip(OPERANDS[of], (a, b), strict=True)) | {of: geometry.shape(of, a, b)}
     images, inputs, features = shapes["image"][0], shapes["image"][3], shapes["output"][3]
     groups = inputs if geometry.depthwise else 1
-    return of, images, geometry.size, inputs, features, geometry.window, geometry.stride, groups
+    return [of, images, geometry.size, inputs, features, geometry.window, geometry.stride, groups]
+
+
+def ours(operation: Operation, a: Array, b: Array) -> Array:
+    """The operation; a convolution by the method that is chosen for its shapes."""
+    if len(operation) == 2:
+        return lax.dot_general(a, b, operation[0])
+    of, geometry, _ = operation
+    return computed(a, b, of=of, geometry=geometry)
 
 
 def beside_pytorch(work: Work, batch_size: int, peers: Path) -> None:
-    """Print the milliseconds of each convolution of a step, and their sums."""
-    forms = forms_of(work, batch_size)
-    told = [of_pytorch(form) for form in forms]
-    ours, theirs = [], []
+    """Print the milliseconds of each convolution and product of a step, and their sums."""
+    operations = operations_of(work, batch_size)
+    told = json.dumps([for_pytorch(each) for each in operations])
+    rounds: list[list[list[float]]] = []
     for _ in range(2):  # in turns, since a machine's speed changes
-        command = [peers / "bin" / "python", ROOT / "scripts/contenders/torch_convolutions.py"]
-        theirs.append(
-            json.loads(subprocess.check_output(command, input=json.dumps(told), text=True))
-        )
-        ours.append([timed(partial(_form, form), *operands(form))[0] for form in forms])
-    each = list(zip(forms.items(), np.min(ours, 0), np.min(theirs, 0), strict=True))
-    table = Table("of", "N, H, W, I, O, kernel, stride", "times a step", "ours, ms", "PyTorch, ms")
-    for (form, times), our, their in sorted(each, key=lambda one: -one[0][1] * one[1]):
-        of, images, size, inputs, features, window, stride, _ = of_pytorch(form)
-        shape = f"{images}, {size}, {inputs}, {features}, {window}, {stride}"
-        table.add_row(of, shape, str(times), f"{our:.2f}", f"{their:.2f}")
-    times = np.array(list(forms.values()))
-    sums = [f"{times @ np.min(one, 0):.0f}" for one in (ours, theirs)]
-    table.add_row("all of a step", "", str(times.sum()), *sums)
-    Console(width=120).print(table)
-
-
-def _form(form: Form, a: Array, b: Array) -> Array:
-    """The convolution or gradient, by the method that is chosen for its shapes."""
-    of, geometry, _ = form
-    return computed(a, b, of=of, geometry=geometry)
+        command = [peers / "bin" / "python", ROOT / "scripts/contenders/torch_operations.py"]
+        theirs = json.loads(subprocess.check_output(command, input=told, text=True))
+        own = [
+            timed(partial(ours, each), normal(each[-1][0]), normal(each[-1][1]))[0]
+            for each in operations
+        ]
+        rounds.append([own, theirs])
+    each = list(zip(operations.items(), np.min(rounds, 0).T, strict=True))
+    table = Table("operation", "shapes", "times a step", "ours, ms", "PyTorch, ms")
+    for (operation, times), both in sorted(each, key=lambda one: -one[0][1] * one[1][0]):
+        name, *rest = for_pytorch(operation)
+        table.add_row(name, ", ".join(map(str, rest)), str(times), *(f"{ms:.2f}" for ms in both))
+    for kind, length in (("convolutions", 3), ("products", 2)):
+        some = [(times, both) for (one, times), both in each if len(one) == length]
+        sums = [f"{sum(times * both[n] for times, both in some):.0f}" for n in (0, 1)]
+        table.add_row(f"all {kind}", "", str(sum(times for times, _ in some)), *sums)
+    Console(width=140).print(table)
 
 
 # --- Of some shapes, by every method ------------------------------------------------------------
@@ -198,7 +221,7 @@ def main(
 
     Args:
         slow: whether to time XLA's own gradients in a loop too, which take seconds.
-        work: the workload whose convolutions are timed, instead of some shapes.
+        work: the workload whose operations are timed, instead of convolutions of some shapes.
         batch_size: the number of images of its step.
         peers: an environment with torch.
     """

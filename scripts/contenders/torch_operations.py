@@ -1,7 +1,8 @@
-"""Times convolutions and their gradients by PyTorch, channels last, without anything around them.
+"""Times convolutions, channels last, their gradients, and products of matrices by PyTorch, alone.
 
-Reads a list of `[of, images, size, inputs, features, window, stride, groups]` in JSON from standard
-input, with `of` one of output, image and kernel; prints the milliseconds of each in JSON.
+Reads a list in JSON from standard input: `[of, images, size, inputs, features, window, stride,
+groups]` with `of` one of output, image and kernel, or Einstein's summation and two shapes, such as
+`["ab,bc->ac", [2, 3], [3, 4]]`. Prints the milliseconds of each in JSON.
 """
 
 import json
@@ -25,8 +26,8 @@ def padded(x, size, window, stride):
     return functional.pad(x, edges), (0, 0)
 
 
-def milliseconds(of, images, size, inputs, features, window, stride, groups):
-    """The fastest call of one convolution or gradient."""
+def of_convolution(of, images, size, inputs, features, window, stride, groups):
+    """A call of one convolution or gradient."""
     last = {"memory_format": torch.channels_last}
     x, edges = padded(torch.randn(images, inputs, *size), size, window, stride)
     x = x.contiguous(**last)
@@ -42,6 +43,18 @@ def milliseconds(of, images, size, inputs, features, window, stride, groups):
                 y, x, kernel, None, [stride] * 2, edges, [1, 1], False, [0, 0], groups, mask
             )
 
+    return call
+
+
+def of_product(equation, a, b):
+    """A call of one product."""
+    operands = torch.randn(a), torch.randn(b)
+    return lambda: torch.einsum(equation, *operands)
+
+
+def milliseconds(name, *shapes):
+    """The fastest call of one operation."""
+    call = (of_product if "->" in name else of_convolution)(name, *shapes)
     each, end = [], time.perf_counter() + SECONDS
     while len(each) < 4 or time.perf_counter() < end:
         began = time.perf_counter()
