@@ -22,8 +22,8 @@ the optimum, and the largest angle between the two subspaces, by the third comma
 sigma² is between 0.01 % and 0.1 % too large. 2026-11-29, two CPU cores, training time not recorded,
 seed 0.
 
-With sigma² held fixed and q = 20, after 4,000 steps: active units out of 20 with each of three seeds,
-and -L_500 of the 500 test images in nats, mean over seeds, with an sd of at most 0.03, by
+With sigma² held fixed and q = 20, after 4,000 steps: active units out of 20 with each of three
+seeds, and -L_500 of the 500 test images in nats, mean over seeds, with an sd of at most 0.03, by
 
     vae-jax table experiments/linear_vae.py --seeds 3 --num-samples 500
 
