@@ -2,9 +2,11 @@
 
 from vae_jax.run import trackers
 from vae_jax.run.arrays import load_variables
-from vae_jax.run.folder import Record, RunFolder, jsonable, versions, what_processes_share
+from vae_jax.run.folder import RunFolder, jsonable
 from vae_jax.run.programs import save_programs
+from vae_jax.run.record import versions, what_processes_share
 from vae_jax.run.run import Run, load_run, load_together
+from vae_jax.run.same import Record
 
 __all__ = [
     "Record",

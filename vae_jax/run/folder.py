@@ -17,21 +17,16 @@ descriptions are, whether they come from Python or from a file.
 """
 
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
 import platform
-import re
 import stat
-import subprocess
 import zipfile
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from vae_jax import parallel, storage
@@ -46,37 +41,21 @@ from vae_jax.experiment import (
     load_again,
     load_module,
 )
-from vae_jax.identity import ABSENT, Json, NotImportableError, differences
+from vae_jax.identity import ABSENT, NotImportableError, differences
 from vae_jax.interfaces import Metrics
 from vae_jax.progress import say
 from vae_jax.run.arrays import check_suffix, flattened, save_arrays
+from vae_jax.run.record import (
+    circumstances,
+    file_of,
+    python_of,
+    read_record_file,
+    versions,
+    what_is_run,
+)
 from vae_jax.run.same import LENGTH, Record, compared, compute_the_same, is_longer
 
 UP_TO = "up to step"  # the name of the step, beside metrics that wait for their line
-# Settings that change numbers; those of XLA for speed alone do not.
-FLAGS = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_random_seed_offset",
-    "jax_numpy_dtype_promotion",
-    "jax_disable_jit",
-)
-OF_NUMBERS = re.compile("fast_math|precision|tf32|bf16|determini|autotune|approx|denormal")
-PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-PACKAGES += ("tensorflow-datasets", "numpy")
-
-
-def git_commit() -> str | None:
-    """The commit of the working folder, with "+changes" if files differ; None outside git."""
-    command = ["git", "-c", "core.fsmonitor=false", "describe"]  # it would run a program
-    command += ["--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 @dataclass(frozen=True)
@@ -155,7 +134,7 @@ class RunFolder:
         storage.check_kinds([self.checkpoints, self.figures], [self.metrics, self.summary])
         content = what_is_run(experiment, seed, num_seeds, origin)
         if not self.record.exists() and not self.record_copy.exists():
-            self._create(content | _circumstances(origin))
+            self._create(content | circumstances(origin))
         record = self.read_record()
         if "model" not in record:
             raise VaeJaxError(
@@ -164,12 +143,12 @@ class RunFolder:
             )
         until = content["patience"]
         found = list(differences(compared(record, until), compared(content, until)))
-        if _python(record) != platform.python_version_tuple()[:2]:  # with different bytecode
+        if python_of(record) != platform.python_version_tuple()[:2]:  # with different bytecode
             found = [each for each in found if not each.of_code]
         rest = {each.name.partition(".")[0] for each in found if each.name not in LENGTH}
         longer = is_longer(record, content) and rest <= {"optimizer", "objective"}
         if longer and self._steps_are_those_of(experiment, record, rest):
-            self._prolong(record | content | _file(origin))
+            self._prolong(record | content | file_of(origin))
         elif found:
             one, other = ({"experiment": each["experiment"]} for each in (record, content))
             files = record["experiment"] and content["experiment"]  # whose arguments say it best
@@ -355,11 +334,11 @@ class RunFolder:
         """Restore experiment.json or its copy from the other, if one is lost or damaged."""
         for path, other in ((self.record, self.record_copy), (self.record_copy, self.record)):
             try:
-                _read_record(path)
+                read_record_file(path)
             except storage.DamagedError:
                 if path.exists():
                     path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
-                storage.write_json(path, _read_record(other))
+                storage.write_json(path, read_record_file(other))
 
     def restore(self, like: State | None, checkpoint: Checkpoint) -> State:
         """The state of a `checkpoint`, with the structure of `like`; see `Checkpoints.restore`.
@@ -430,10 +409,10 @@ class RunFolder:
         if not self.record.exists() and not self.record_copy.exists():
             raise VaeJaxError(f"{self.path} is no run folder: it has no experiment.json.")
         try:
-            return _read_record(self.record)
+            return read_record_file(self.record)
         except storage.DamagedError as error:
             try:
-                record = _read_record(self.record_copy)
+                record = read_record_file(self.record_copy)
             except storage.DamagedError:
                 raise VaeJaxError(
                     f"{error} Put a good copy back, or choose another --workdir."
@@ -494,92 +473,6 @@ class RunFolder:
     def append_evaluation(self, entry: Record) -> None:
         """Add an `entry` to evaluation.json; those of several processes are all kept."""
         storage.append_entry(self.evaluation, entry)
-
-
-def what_is_run(experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None) -> Record:
-    """A run as described in experiment.json: arguments, objects, seeds and settings.
-
-    Args: as in `RunFolder.claim`.
-    """
-    content: Record = {"experiment": None if origin is None else {"arguments": origin.arguments}}
-    content |= experiment.description | {"seed": seed, "num_seeds": num_seeds}
-    return json.loads(json.dumps(content | {"flags": _flags()}))  # lists, as in the file
-
-
-def what_processes_share(
-    experiment: Experiment, seed: int, num_seeds: int, origin: Origin | None
-) -> dict[str, Json]:
-    """The record that must be equal in all processes of a run, its most familiar entries first.
-
-    Args: as in `RunFolder.claim`.
-    """
-    content = what_is_run(experiment, seed, num_seeds, origin)
-    arguments = (content.pop("experiment") or {}).get("arguments")
-    data = {name: part for name, part in content.pop("data").items() if name != "source"}
-    simple = {name: part for name, part in content.items() if not isinstance(part, dict | list)}
-    first: Record = {"arguments": arguments, "versions": versions(), "data": data}
-    last: Record = {"devices": parallel.own_devices()}
-    return first | simple | content | last
-
-
-def _flags() -> dict[str, Json]:
-    """The settings of JAX and XLA that change numbers."""
-    values: dict[str, Json] = {name: str(getattr(jax.config, name, None)) for name in FLAGS}
-    xla = os.environ.get("XLA_FLAGS", "").split()
-    values["XLA_FLAGS"] = " ".join(sorted(flag for flag in xla if OF_NUMBERS.search(flag)))
-    return values | {"NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE")}
-
-
-def versions() -> dict[str, str]:
-    """The versions of packages and of Python."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return versions | {"python": platform.python_version()}
-
-
-def _python(record: Record) -> tuple[str, ...]:
-    """The version of Python in a record, as far as it changes compiled code."""
-    match record:
-        case {"versions": {"python": str(version)}}:
-            return tuple(version.split(".")[:2])
-    return ()
-
-
-def _file(origin: Origin | None) -> Record:
-    """The file that a run can be remade from."""
-    return {
-        "file": None if origin is None else origin.file,
-        "source": None if origin is None else origin.source,
-    }
-
-
-def _circumstances(origin: Origin | None) -> Record:
-    """The circumstances of a run in experiment.json, which are not part of its identity."""
-    return {
-        **_file(origin),
-        "git_commit": git_commit(),
-        "devices": parallel.describe_devices(),
-        "versions": versions(),
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _read_record(path: Path) -> Record:
-    """The content of an experiment.json, with the entries needed to open a run.
-
-    Raises:
-        DamagedError: the file cannot be read, or an entry is missing or of another type.
-    """
-    match record := storage.read_json(path):
-        case {
-            "experiment": {"arguments": dict()} | None,
-            "data": {"fingerprint": str()},
-            "file": str() | None,
-            "source": str() | None,
-            "num_seeds": int(),
-        }:
-            return record
-    raise storage.DamagedError(f"{path} is damaged (an entry is missing or of another type).")
 
 
 def _is_of_metrics(line: Record) -> bool:

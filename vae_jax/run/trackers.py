@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from vae_jax.errors import VaeJaxError
-from vae_jax.run.folder import Record, RunFolder
+from vae_jax.run.folder import RunFolder
+from vae_jax.run.same import Record
 
 Values = Mapping[str, float | Path]
 """Metrics, floats by name, or figures, the paths of PNG files by name."""
