@@ -197,7 +197,7 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
     if quick:
         few = {"data": "mnist_5k", "stages": 4}
         first = [{"k": 1, "objective": "vae"}, {"k": 50, "objective": "iwae"}]
-        then = [{"k": 50, "objective": "iwae", "start": "k=1,objective=vae"}]
+        then = [{"k": 50, "objective": "iwae", "start": {**few, **first[0]}}]
         return [{**few, **cell} for cell in first + then]
     cells: list[dict[str, object]] = [
         {"k": k, "objective": objective, "layers": layers, "data": data}
@@ -206,10 +206,9 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
     ]
     one: dict[str, object] = {"layers": 1, "data": "mnist"}
     cells += [{"k": k, "objective": "dreg", **one} for k in DREG]
-    firsts = {"iwae": "k=1,objective=vae", "vae": "k=50,objective=iwae"}
+    firsts = {"iwae": {"k": 1, "objective": "vae"}, "vae": {"k": 50, "objective": "iwae"}}
     return cells + [
-        {"k": k, "objective": name, **one, "start": f"{firsts[name]},layers=1,data=mnist"}
-        for name, k in TABLE_2
+        {"k": k, "objective": name, **one, "start": {**firsts[name], **one}} for name, k in TABLE_2
     ]
 
 

@@ -6,8 +6,9 @@
     vae-jax evaluate runs/miwae/miwae --num-samples 5000
 
 Published: test NLL in nats on MNIST, estimated by L_5000, all with 64 samples (read in a secondary
-source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE 84.57 ± 0.09. For DReG with 64
-samples (Tucker et al. 2019) there is no number; `experiments/iwae.py` has those of a re-run.
+source): MIWAE(8, 8) 84.97 ± 0.10, PIWAE(8, 8) 84.46 ± 0.06, CIWAE with beta = 0.05 84.57 ± 0.09.
+For DReG with 64 samples (Tucker et al. 2019) there is no number; `experiments/iwae.py` has those of
+a re-run.
 
 A tighter bound can be detrimental to q(z|x), because it lowers the signal-to-noise ratio of the
 encoder's gradient (their abstract); `scripts/signal_to_noise.py` measures that ratio.
@@ -109,11 +110,15 @@ def table(*, quick: bool = False) -> list[dict[str, object]]:
         few = {"data": "mnist_5k", "epochs": 50}
         return [{**few, "objective": name, "m": 1, "k": 50} for name in ("elbo", "iwae")]
     dreg = {"objective": "iwae", "doubly_reparameterized": True}
-    return [*({"objective": name} for name in ("elbo", "iwae", *PUBLISHED)), dreg]
+    ciwae = {"objective": "ciwae", "beta": 0.05}
+    others: list[dict[str, object]] = [
+        {"objective": name} for name in ("elbo", "iwae", "miwae", "piwae")
+    ]
+    return [*others, ciwae, dreg]
 
 
-def published(*, objective: str, m: int, k: int, data: str, **_: object) -> str:
+def published(*, objective: str, m: int, k: int, beta: float, data: str, **_: object) -> str:
     """The published NLL of an experiment with these arguments."""
-    if (m, k, data) != (8, 8, "mnist"):
+    if (m, k, data) != (8, 8, "mnist") or (objective == "ciwae" and beta != 0.05):
         raise LookupError(objective)
     return f"{PUBLISHED[objective]} nats, read in a secondary source"

@@ -110,9 +110,17 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     check_counts(**counts)
     budget = Budget.of(options.budget)
     data.use()
-    every = [parsed(cell)[-1] for cell in module.table(quick=options.quick)]
-    given = [{name: value for name, value in cell.items() if value is not None} for cell in every]
-    cells = list({repr(cell): cell for cell in given}.values())  # which a flag may have made equal
+
+    def arguments(cell: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a cell after the flags; `start` may hold those of another cell."""
+        start = cell.get("start")
+        others = {"start": arguments(start)} if isinstance(start, Mapping) else {}
+        made = parsed({name: value for name, value in cell.items() if name not in others})[-1]
+        return {name: value for name, value in made.items() if value is not None} | others
+
+    every = [arguments(cell) for cell in module.table(quick=options.quick)]
+    different = {repr(cell): cell for cell in every}  # a flag may have made some equal
+    cells = with_starts(list(different.values()))
     asked = Asked(100 if options.quick else 5000)
     if hasattr(module, "evaluation"):
         asked = replace(asked, **module.evaluation(quick=options.quick))
@@ -122,6 +130,30 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
         num_images=options.num_images or asked.num_images,
     )
     write_table(str(file), module.__doc__ or "", cells, asked, options, budget)
+
+
+def with_starts(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Cells that begin with another cell's run, given by its arguments, get the name of its folder.
+
+    Raises:
+        VaeJaxError: the other cell is not among `cells`.
+    """
+    from vae_jax.grid import names_of
+
+    names = names_of(cells)
+
+    def with_start(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+        start = cell.get("start")
+        if not isinstance(start, Mapping):
+            return cell
+        if start not in cells:
+            raise VaeJaxError(
+                f"A cell begins with {dict(start)}, which the flags leave out of the table: leave "
+                "out a flag."
+            )
+        return {**cell, "start": names[cells.index(start)]}
+
+    return [with_start(cell) for cell in cells]
 
 
 def write_table(
