@@ -90,6 +90,26 @@ def test_rows_replace_those_of_the_same_run_and_nothing_else(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("first", ["a.py", "a.py --quick"])
+def test_a_paper_has_one_section(first: str, tmp_path: Path) -> None:
+    """The full form above the quick one, whichever was written first, and the text below each."""
+    document = tmp_path / "results.md"
+    write_rows(document, first, "One paper", [row(first, "1")])
+    write_rows(document, "b.py", "Another", [row("b 1", "3")])
+    text = document.read_text().replace("\n\n## Another", "\n\nA miss.\n\n## Another")
+    document.write_text(text)
+    (second,) = {"a.py", "a.py --quick"} - {first}
+    write_rows(document, second, "One paper", [row(second, "2")])
+    lines = [line for line in document.read_text().splitlines() if line[:1] not in ("", "<", "|")]
+    miss = lines.index("A miss.")
+    expected = ["# Results", "## One paper", "### Quick form", "## Another"]
+    expected.insert(miss, "A miss.")
+    assert lines == expected
+    assert miss == (2 if first == "a.py" else 3)
+    rows = [line for line in document.read_text().splitlines() if line.startswith("| `")]
+    assert [line.split("`")[1] for line in rows] == ["a.py", "a.py --quick", "b 1"]
+
+
 def test_a_table_without_an_end_is_left_as_it_is(tmp_path: Path) -> None:
     document = tmp_path / "results.md"
     write_rows(document, "a.py", "One paper", [row("a 1", "1")])
@@ -105,6 +125,8 @@ def test_the_results_have_a_table_for_each_file_named() -> None:
     text = (ROOT / "docs" / "results.md").read_text()
     parts = text.split("<!-- vae-jax table ")[1:]
     assert len(parts) >= 4
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len({*headings}) == len(headings)
     for part in parts:
         words, rest = part.split(" -->", 1)
         file, *quick = words.split()
@@ -224,7 +246,7 @@ def test_a_cell_waits_for_the_one_with_which_it_begins(
     ]
     assert [(entry["num_samples"], entry["num_images"]) for (entry,) in entries] == [(4, 5)] * 2
     text = document.read_text()
-    assert "## Bars that go on, quick form\n" in text
+    assert "## Bars that go on\n\n### Quick form\n\n" in text
     assert f"<!-- vae-jax table {file} --quick -->" in text
     first, second = (line for line in text.splitlines() if line.startswith("| `"))
     assert "--start" not in first

@@ -202,9 +202,7 @@ def write_table(
         print(made.write(options.out))
     if options.results is not None:
         title = about.partition("\n")[0].rstrip(".")
-        command = file
-        if options.quick:
-            title, command = f"{title}, quick form", f"{file} --quick"
+        command = f"{file} --quick" if options.quick else file
         print(write_rows(options.results, command, title, [row_of(folder) for folder in there]))
 
 

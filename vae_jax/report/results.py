@@ -55,7 +55,7 @@ def row_of(path: Path, trust: bool = False) -> str:
         cells = [
             _command(record),
             published(folder, trust) or "no number",
-            _nll(evaluation),
+            _nll(evaluation, record),
             _neg_elbo(evaluation["mean"]),
             " + ".join(per_seed(units, 0) for units in evaluation["active_units"]),
             _training(folder, record, evaluation),
@@ -76,10 +76,14 @@ def _command(record: Record) -> str:
     return f"`{shlex.join([*training_words(record), *seeds])}`"
 
 
-def _nll(evaluation: Record) -> str:
+def _nll(evaluation: Record, record: Record) -> str:
+    """The NLL, in bits/dim too for images of several levels."""
     nll, error = evaluation["mean"]["nll"], evaluation["standard_error"]["nll"]
     shown = per_seed(nll) if isinstance(nll, list) else f"{nll:.2f} ± {error:.2f}"
-    return f"{shown} nats (K = {evaluation['num_samples']:,}, {evaluation['num_images']:,})"
+    shown += " nats"
+    if record["data"]["protocol"]["support"] != "binary" and evaluation["bits_per_dim"] is not None:
+        shown += f", {per_seed(evaluation['bits_per_dim'], 3)} bits/dim"
+    return f"{shown} (K = {evaluation['num_samples']:,}, {evaluation['num_images']:,})"
 
 
 def _neg_elbo(means: Record) -> str:
@@ -125,12 +129,13 @@ def write_rows(document: Path, file: str, title: str, rows: Sequence[str]) -> Pa
     """Put rows into the table of an experiment file in a document of results.
 
     Rows of the same training command are replaced; others, and the text around tables, stay. A
-    document without that table gets a section with it at its end.
+    document without that table gets it in the section of the title: the quick form at its end, the
+    full form at its beginning.
 
     Args:
         document: a Markdown file.
-        file: the experiment file, which names the table.
-        title: the heading of a new section.
+        file: the experiment file, which names the table; with "--quick" after it, the quick form's.
+        title: the heading of the section, which may be new.
         rows: lines of the table.
 
     Returns:
@@ -142,7 +147,12 @@ def write_rows(document: Path, file: str, title: str, rows: Sequence[str]) -> Pa
     text = document.read_text(encoding="utf-8") if document.exists() else "# Results\n"
     begin = f"<!-- vae-jax table {file} -->"
     if begin not in text:
-        text += f"\n## {title}\n\n{begin}\n{HEADER}\n{END}\n"
+        heading, new = f"\n## {title}\n", f"\n{begin}\n{HEADER}\n{END}\n"
+        before, _, rest = (text if heading in text else text + heading).partition(heading)
+        section, following, others = rest.partition("\n## ")
+        quick = f"{section}\n### Quick form\n{new}"
+        section = quick if file.endswith(" --quick") else new + section
+        text = before + heading + section + following + others
     before, _, rest = text.partition(begin)
     table, end, after = rest.partition(END)
     if not end:
