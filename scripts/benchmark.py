@@ -37,6 +37,7 @@ from rich.console import Console
 from works import (
     CONTENDERS,
     LEAST_OF_EARLIER,
+    OF_CPUS,
     SQUARE,
     Asked,
     Contender,
@@ -150,11 +151,12 @@ class Program:
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def facts(self) -> dict[str, Any]:
-        """What it reports besides its steps, the number of operations per image among it."""
+        """What it reports besides its steps: the operations per image, and its device."""
+        found: dict[str, Any] = {}
         for line in self.output.read_text().splitlines():
-            if line.startswith('{"flops"'):
-                return json.loads(line)
-        return {}
+            if line.startswith(('{"flops"', '{"device"')):
+                found |= json.loads(line)
+        return found
 
     def end(self) -> None:
         """Kills it."""
@@ -200,6 +202,17 @@ def end_by_exception(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def check_devices(facts: dict[str, dict[str, Any]]) -> None:
+    """End if a program runs on another device than `SQUARE`, as a peer's build for CPUs does."""
+    device = facts[SQUARE]["device"]
+    for name, its in facts.items():
+        if its.get("device", device) != device:
+            raise SystemExit(
+                f"{name} runs on {its['device']}, the others on {device}: install its build for "
+                "that device, or leave it out by --without."
+            )
+
+
 def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[Measured], int]:
     """Run a workload's contenders, and count disturbed windows."""
     programs: list[Program] = []
@@ -207,6 +220,7 @@ def measure(work: Work, peers: Path, rounds: int, seconds: float) -> tuple[list[
         try:
             for number, contender in enumerate(work.contenders):
                 programs.append(Program(contender, peers, Path(root) / str(number)))
+            check_devices({each.contender.name: each.facts() for each in programs})
             rates, disturbed = np.zeros((len(programs), rounds)), 0
             for this_round in range(rounds):
                 for turn in range(len(programs)):
@@ -374,6 +388,12 @@ def files_of(revision: str, tree: Path) -> None:
         files.extractall(tree, filter="data")
 
 
+def on_device(work: Work, device: str) -> Work:
+    """The work without contenders that are for CPUs, if the device is an accelerator."""
+    kept = [one for one in work.contenders if device == "cpu" or one.environment not in OF_CPUS]
+    return replace(work, contenders=kept)
+
+
 def main(
     peers: Path = ROOT / ".venv-peers",
     only: tuple[str, ...] = (),
@@ -400,6 +420,8 @@ def main(
     titles = [work.title for work in works]
     works += of_accelerators() if only else []
     every = [work.title for work in works]
+    asking = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
+    device = subprocess.run(asking, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     for unknown in set(only) - set(every):
         raise SystemExit(f"There is no workload {unknown!r}; the titles are {every}.")
     with tempfile.TemporaryDirectory() as tree:
@@ -408,6 +430,7 @@ def main(
         for work in works:
             if only and work.title not in only:
                 continue
+            work = on_device(work, device)
             if beside:
                 work = beside_earlier(work, beside, Path(tree))
             contenders = [one for one in work.contenders if one.name not in without]

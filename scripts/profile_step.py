@@ -7,8 +7,9 @@ first chunk that compiles. Prints the milliseconds per step of each kind of oper
 operation with `--one-by-one`, from its start to its end; the fraction of the chunk's time in which
 no operation ran, which is time spent in the host or waiting for it; and the process's peak memory
 before and after it compiles the chunk, and after the first chunk. Operations that do not depend on
-each other run at the same time, so the sum can exceed a step. On a GPU, where a step is one CUDA
-graph, the trace has only the graphs.
+each other run at the same time, so the sum can exceed a step. On a GPU the operations are what ran
+on its streams: kernels and copies, and CUDA graphs as a whole unless XLA_FLAGS has
+`--xla_gpu_enable_command_buffer=`, which forbids them.
 """
 
 import gzip
@@ -51,11 +52,26 @@ def operations(folder: str) -> list[Operation]:
     """The operations of a trace, but for loops, which consist of others.
 
     The CPU's threads share the work of an operation after its own event has ended; an event named
-    "end: " and its name is its end.
+    "end: " and its name is its end. Of a GPU they are all events of its streams.
     """
     (file,) = Path(folder).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    streams = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event.get("name") == "thread_name" and event["args"]["name"].startswith("Stream #")
+    }
     events = [event for event in events if event.get("ph") == "X"]
+    if streams:
+        return [
+            Operation(
+                event.get("args", {}).get("hlo_op", event["name"]),
+                event["ts"],
+                event["ts"] + event["dur"],
+            )
+            for event in events
+            if (event["pid"], event["tid"]) in streams
+        ]
     ends: dict[str, list[float]] = {}
     for event in events:
         if event["name"].startswith("end: "):

@@ -19,6 +19,7 @@ DEVICE_A_CORE = {
 }
 # The system clears large memory again for each chunk; in pages of 2 MiB it is faster than in 4 KiB.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+OF_CPUS = DEVICE_A_CORE, HUGE_PAGES  # they mean nothing on an accelerator
 LEAST_OF_PLAIN = 0.97  # of the rate of `PLAIN`
 LEAST_OF_EARLIER = 0.97  # of the rate at another revision
 

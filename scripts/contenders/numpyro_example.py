@@ -1,7 +1,7 @@
 """NumPyro's VAE, structured as in its example: SVI in a fori_loop on the device.
 
 The example's layers with the benchmark's sizes: 784-500-20-500-784, batches of 128, binarized at
-every presentation.
+every presentation. Prints its device.
 """
 
 import json
@@ -61,6 +61,7 @@ def guide(x):
 
 def main() -> None:
     """Train until it is killed."""
+    print(json.dumps({"device": jax.devices()[0].device_kind}), flush=True)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (50_000, 784), np.uint8).astype(np.float32) / 255
     images = jnp.asarray(images)

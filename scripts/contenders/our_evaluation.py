@@ -26,6 +26,8 @@ def plain(
 ) -> Callable[[Any], dict[str, Array]]:
     """The same bound by a jitted function of some samples of some images, called in a loop.
 
+    Its matrix products are float32, as the evaluator's are.
+
     Prints the operations of an image's bound as XLA counts them.
     """
     protocol, images = this.data.protocol, jnp.asarray(this.data.test.images)
@@ -41,7 +43,8 @@ def plain(
     calls = num_samples // SAMPLES
     flops = operations(log_sum_w, variables, 0, 0) * calls / IMAGES
     print(json.dumps({"flops": flops}), flush=True)
-    compiled: Any = jax.jit(log_sum_w).lower(variables, 0, 0).compile()
+    with jax.default_matmul_precision("float32"):
+        compiled: Any = jax.jit(log_sum_w).lower(variables, 0, 0).compile()
 
     def evaluate(variables: Any) -> dict[str, Array]:
         parts = [

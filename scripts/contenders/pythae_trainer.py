@@ -1,4 +1,7 @@
-"""Pythae's VAE and trainer on 784-500-20-500-784, batches of 128, one fixed binarization."""
+"""Pythae's VAE and trainer on 784-500-20-500-784, batches of 128, one fixed binarization.
+
+It runs on a GPU if there is one, and prints its device.
+"""
 
 import json
 import tempfile
@@ -62,6 +65,8 @@ class Lines(TrainingCallback):
 
 def main() -> None:
     """Train until it is killed."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    print(json.dumps({"device": device}), flush=True)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 2, (50_000, 784)).astype(np.float32)
     config = VAEConfig(input_dim=(784,), latent_dim=20, reconstruction_loss="bce")
@@ -71,7 +76,6 @@ def main() -> None:
             num_epochs=10**6,
             per_device_train_batch_size=128,
             learning_rate=1e-3,
-            no_cuda=True,
         )
         model = VAE(config, encoder=Encoder(), decoder=Decoder())
         data = BaseDataset(torch.from_numpy(images), torch.zeros(len(images)))
