@@ -4,7 +4,7 @@
 
 Of each case of `tests/test_float64.py` whose program multiplies matrices, and of a network, prints
 the largest error of values and of gradients, relative to the largest number of an array in float64,
-with `jax.default_matmul_precision` at "float32" and at "tensorfloat32".
+with `jax.default_matmul_precision` at "float32" and at "default", the precision of training.
 The densities' products say their own precision, which this default does not change, so the columns
 are equal; those of a network say none and differ, on a GPU. A CPU has no TF32: there all are equal.
 """
@@ -30,7 +30,7 @@ from test_float64 import (  # pyright: ignore[reportMissingImports]
 )
 
 UNSAID = "MLP 784-200-200, a network"
-PRECISIONS = "float32", "tensorfloat32"
+PRECISIONS = "float32", "default"
 
 
 def multiplies(case: Case) -> bool:
@@ -71,7 +71,7 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     if jax.default_backend() == "cpu":
         print("A CPU has no TF32: both precisions are float32's, and the columns are the same.")
-    print("\n| | value, float32 | gradient, float32 | value, TF32 | gradient, TF32 |")
+    print("\n| | value, float32 | gradient, float32 | value, default | gradient, default |")
     print("|---|---|---|---|---|")
     module, x = MLP((200, 200)), normal(20, 784)
     unsaid: Case = (module.apply, (module.init(jax.random.key(0), x), x))
