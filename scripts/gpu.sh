@@ -2,7 +2,7 @@
 # What there is to measure on a GPU, in steps of under ten minutes each:
 #
 #     scripts/gpu.sh bench "MLP, batch 20"    a work of the benchmark
-#     scripts/gpu.sh bfloat16 VGG             a network's share of bfloat16's rate, at three batch sizes
+#     scripts/gpu.sh bfloat16 VGG 256         a network's share of bfloat16's rate: batch 64, 256, 1024
 #     scripts/gpu.sh variants                 a step of IWAE at batch 20 without its guard, metrics etc.
 #     scripts/gpu.sh seeds                    seeds of a convolutional VAE by vmap, lax.map, processes
 #     scripts/gpu.sh tf32                     errors of densities and their gradients in TF32
@@ -30,8 +30,8 @@ export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_command_buffer_scheduling_mode=CONCUR
 
 # Nvidia's MPS, where there is one, lets the kernels of several processes run side by side.
 share_the_device() {
-    if command -v nvidia-cuda-mps-control >/dev/null; then
-        nvidia-cuda-mps-control -d
+    # It fails where it runs already, and is then left running.
+    if command -v nvidia-cuda-mps-control >/dev/null && nvidia-cuda-mps-control -d; then
         trap 'echo quit | nvidia-cuda-mps-control' EXIT
     fi
 }
@@ -41,7 +41,7 @@ bench)
     "${benchmark[@]}" --only "${@:2}"
     ;;
 bfloat16)
-    "${benchmark[@]}" --rounds 3 --only "$2, 32x32 colours, batch "{64,256,1024}", bfloat16"
+    "${benchmark[@]}" --rounds 3 --only "$2, 32x32 colours, batch $3, bfloat16"
     ;;
 variants)
     timeout 590 "$python" scripts/time_variants.py "${@:2}"
@@ -54,6 +54,7 @@ tf32)
     timeout 590 "$python" scripts/tensorfloat32.py
     ;;
 profile)
+    export XLA_FLAGS="$XLA_FLAGS --xla_gpu_enable_command_buffer="  # no CUDA graphs: each kernel
     for batch in 20 128; do
         "$python" scripts/profile_step.py --work mlp --batch-size "$batch" --steps 200
         "$python" scripts/profile_step.py --work iwae --batch-size "$batch" --steps 200
