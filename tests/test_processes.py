@@ -304,13 +304,15 @@ def test_two_processes_train_stop_together_and_go_on(
     assert_same_run(load_run(workdir), expected)
 
 
-# Counts the bytes that processes send each other, in a run and where it is opened again.
+# Counts the bytes that processes send each other, in a run, where it is resumed, and where it is
+# opened to be evaluated.
 COUNTED = """
 import json, sys
 import jax, numpy as np, tiny
 from jax.experimental import multihost_utils
 from vae_jax import parallel, train
 from vae_jax.processes import together
+from vae_jax.run import load_together
 
 counts = {"broadcast_one_to_all": [], "process_allgather": []}
 
@@ -330,12 +332,17 @@ with together({}, start_timeout=100):
         found = parallel.from_main_process(array if parallel.is_main_process() else like)
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         assert found.tobytes() == array.tobytes(), (found, array)
-    for _ in range(2):
+    for opened in ("begun", "resumed", "evaluated"):
         for sent in counts.values():
             sent.clear()
-        state = train(tiny.experiment(num_steps=20, hidden=64), sys.argv[1]).state
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        most = max(counts["process_allgather"])
+        if opened == "evaluated":
+            run = load_together(sys.argv[2])
+            step = run.state.step, run.state.skipped, run.state.skipped_in_a_row
+            needed = run.variables, step
+        else:
+            needed = train(tiny.experiment(num_steps=20, hidden=64), sys.argv[1]).state
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(needed))
+        most = max(counts["process_allgather"], default=0)
         print(json.dumps([size, sum(counts["broadcast_one_to_all"]), most]), flush=True)
 """
 
@@ -346,12 +353,14 @@ def test_a_state_is_sent_once_when_it_is_begun_or_read_and_never_to_be_saved(
 ) -> None:
     """To the bit, also -0.0, to which a sum with other processes' zeros would give another sign.
 
-    Process 1 reads no checkpoint: its folder has none.
+    Process 1 reads no checkpoint: its folder has none. Evaluation gets the variables alone, of a
+    state that has Adam's moments and a running average.
     """
     begun = [
         start(
             ("-c", COUNTED),
             folder / "run",
+            folders[0] / "run",
             devices=2,
             pythonpath=f"{ROOT}:{ROOT / 'tests'}",
             **variables,
@@ -364,7 +373,8 @@ def test_a_state_is_sent_once_when_it_is_begun_or_read_and_never_to_be_saved(
         for size, sent, gathered in lines:
             assert sent == size > 10_000
             assert gathered < 1_000  # numbers of steps, and two for each image of a validation
-        assert len(lines) == 2
+        trained, resumed, evaluated = (size for size, *_ in lines)
+        assert trained == resumed > 3.9 * evaluated
     assert not [path for path in folders[1].rglob("*") if path.is_file()]
 
 

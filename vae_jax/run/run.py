@@ -11,6 +11,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.typing import VariableDict
 from jax import Array
 
@@ -467,13 +468,16 @@ def load_together(
     Args, Raises: as in `load_run`.
 
     Returns:
-        The run, with the same state in every process.
+        The run, with the same state in every process: all that evaluation needs, without the
+        optimizer's state, and with the running average, if one is kept, as its parameters.
     """
     with Waiting(f"Opening {folder}"):
         run = _without_state(folder, checkpoint, None, trust)
         state = run.state
         if parallel.is_main_process():
             state = run.folder.restore(state, checkpoint)
+        params = state.variables["params"]
+        state = state.replace(params=params, ema_params=None, opt_state=optax.EmptyState())
         return dataclasses.replace(run, state=parallel.from_main_process(state))
 
 
