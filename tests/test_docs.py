@@ -260,15 +260,29 @@ def devices_asked_for(launcher: str) -> int:
 def test_batches_divide_over_the_devices_that_commands_ask_for(monkeypatch: pytest.MonkeyPatch):
     """And the flags of these commands are those of today's program."""
     launched = [each for path in DOCUMENTS for each in launched_in(path.read_text())]
-    assert [devices for devices, _ in launched] == [16, 16, 16, 16, 1, 2, 16]
+    assert [devices for devices, _ in launched] == [16, 16, 16, 16, 1, 2, 64, 16]
     for devices, (_, _, file, *flags) in launched:
-        made_by = module_of(file).experiment
+        module = module_of(file)
+        made_by = module.experiment
         options = options_of.TrainOptions(workdir=Path("runs")), options_of.ProcessOptions()
         (cell,) = cells_of_flags(made_by, flags)
         _, processes, arguments = options_of.parse(made_by, "train", cell, *options)
         assert processes.distributed
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-        assert parallel.share_of(arguments["batch_size"]) * devices == arguments["batch_size"]
+        batch_size = arguments.get("batch_size") or module.OF_VDVAE[arguments["data"]][0]
+        assert parallel.share_of(batch_size) * devices == batch_size
+
+
+def test_the_timeouts_of_processes_are_those_of_the_program():
+    """And the time for all to connect is JAX's own."""
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    said = dict(re.findall(r"^\| `--(\w+-timeout)` \| (\d+)", text, re.MULTILINE))
+    options = options_of.ProcessOptions()
+    assert len(said) == 3
+    for flag, seconds in said.items():
+        assert float(seconds) == getattr(options, flag.replace("-", "_"))
+    connecting = inspect.signature(jax.distributed.initialize).parameters["initialization_timeout"]
+    assert options.start_timeout == connecting.default
 
 
 def test_a_batch_that_does_not_divide_is_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -94,7 +94,7 @@ class ProcessOptions:
 
     distributed: bool = False
     """Work together with other processes, which are given the same command."""
-    start_timeout: float = 45
+    start_timeout: float = 300
     """Seconds to wait for all processes."""
     heartbeat_timeout: int = 100
     """Seconds without a sign of life after which a process is taken for dead."""

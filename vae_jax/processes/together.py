@@ -28,7 +28,7 @@ _ALIVE: dict[str, Json] = {"alive": True}
 def together(
     versions: dict[str, str],
     *,
-    start_timeout: float = 45,
+    start_timeout: float = 300,
     heartbeat_timeout: int = 100,
     shutdown_timeout: int = 300,
 ) -> Iterator[None]:
