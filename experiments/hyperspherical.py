@@ -9,7 +9,15 @@ Published: test NLL on MNIST with d = 10 and a von Mises-Fisher posterior, 93.16
 (Davidson et al. 2018, read in a secondary source); in few dimensions the sphere is better (their
 abstract).
 
-Ours: not yet run.
+Ours: negative ELBO on the 10,000 validation images of dynamically binarized MNIST after five
+epochs, by the second command: 114.24 nats on the sphere with d = 10, 112.75 with the Gaussian, so
+the sphere is 1.5 nats worse. 2026-11-30, two CPU cores that did other work too, 39 s and 27 s of
+training, seed 0.
+
+At d = 2, by `vae-jax table experiments/hyperspherical.py --quick --seeds 3`: -L_500 of the 500 test
+images of mnist_5k is 145.68 ± 1.15 nats on the sphere and 148.24 ± 0.72 with the Gaussian (sd over
+seeds 0 to 2; the sphere is better with each seed). 2026-11-30, two CPU cores that did other work
+too, 105 s and 85 s of training. The full table: not yet run.
 
 The recipe: 256-128 ReLU units and back, a von Mises-Fisher posterior and a uniform prior on the
 sphere S^d, which lies in R^(d+1), Adam at 1e-3, batches of 64. `--latents gaussian` is the paper's
