@@ -150,15 +150,17 @@ def parse(command: str) -> None:
         SystemExit: they do not suit it.
     """
     match shlex.split(command, comments=True):
-        case ["vae-jax", "train" | "figures", str(file), *_] if (
-            "experiments/" not in file and file not in shipped()
+        case ["vae-jax", "train" | "figures" as name, str(file), *_] if (
+            "experiments/" not in file
+            and file not in shipped()
+            and (name == "train" or file.endswith(".py"))
         ):
             pass  # the reader's own
         case ["vae-jax", "train", str(file), *flags]:
             options = options_of.TrainOptions(workdir=Path("runs")), options_of.DataOptions()
             for cell in cells_of_flags(module_of(file).experiment, flags):
                 options_of.parse(module_of(file).experiment, "train", cell, *options)
-        case ["vae-jax", "figures", str(file), *flags]:
+        case ["vae-jax", "figures", str(file), *flags] if commands.is_of_a_paper(file):
             options = options_of.DataOptions(), options_of.FigureOptions()
             options_of.parse(module_of(file).figures, "figures", flags, *options)
         case ["vae-jax", "table", str(file), *flags] if commands.is_of_a_paper(file):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array, lax
+from matplotlib.figure import Figure
 from running import (
     TINY,
     checkpoint_steps,
@@ -27,11 +28,12 @@ from running import (
     summary,
 )
 
-from vae_jax import VaeJaxError, grid, train_file, train_grid
+from vae_jax import VaeJaxError, grid, standard_figures, train_file, train_grid
 from vae_jax.cli import main
 from vae_jax.errors import Interrupted
 from vae_jax.grid import cells_of_flags, names_of, runs_of
 from vae_jax.identity.programs import programs
+from vae_jax.run import Run
 
 # Functions that differ in numbers alone
 
@@ -387,6 +389,36 @@ def test_commands_take_the_grid_or_a_cell(
     main(["sample", str(runs_of(folder)[0]), "--out", str(tmp_path / "one.png"), "--num", "4"])
     drawn = sorted(path.name for path in tmp_path.glob("*.png"))
     assert drawn == ["one.png", *(f"samples-{path.name}.png" for path in runs_of(folder))]
+
+
+def test_figures_of_a_grid_are_drawn_in_each_run(
+    straight: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or in one cell alone; for a folder without runs there is a way out."""
+    every = standard_figures.standard_figures
+
+    def one(run: Run) -> dict[str, Callable[[], Figure]]:
+        return {"learning_curves": every(run)["learning_curves"]}  # the others take longer
+
+    monkeypatch.setattr(standard_figures, "standard_figures", one)
+    folder = tmp_path / "grid"
+    cells = [shutil.copytree(straight / name, folder / name) for name in names_of(CELLS)[:2]]
+    for asked, drawn in ((folder, runs_of(folder)), (cells[0], cells[:1])):
+        for cell in cells:
+            shutil.rmtree(cell / "figures", ignore_errors=True)
+        main(["figures", str(asked)])
+        paths = [Path(line) for line in capfd.readouterr().out.splitlines()]
+        assert paths == [cell / "figures" / "learning_curves.png" for cell in drawn]
+        assert {*paths} == {*folder.glob("*/figures/*")}
+    for nothing in (tmp_path / "nothing", cells[0] / "checkpoints", "no_such_experiment"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["figures", str(nothing)])
+        assert stopped.value.code == 2
+        said = capfd.readouterr().err
+        assert f"{nothing} is neither a run folder nor that of a grid: give one that" in said
 
 
 @pytest.mark.slow

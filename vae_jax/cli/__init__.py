@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae_jax.cli import commands
+from vae_jax.cli import commands, paper
 from vae_jax.cli.flags import said_in_flags
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import begin_command, open_streams, say
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         match arguments:
             case ["train", file, *flags] if not file.startswith("-"):
                 commands.train_file_with_flags(file, flags)
-            case ["figures", file, *flags] if not file.startswith("-"):
-                commands.figures_of_file_with_flags(file, flags)
+            case ["figures", file, *flags] if commands.is_of_a_paper(file):
+                paper.figures_of_file_with_flags(file, flags)
             case ["table", file, *flags] if commands.is_of_a_paper(file):
-                commands.table_of_file_with_flags(file, flags)
+                paper.table_of_file_with_flags(file, flags)
             case ["experiments"]:
                 commands.experiments_list()
             case ["--version"]:

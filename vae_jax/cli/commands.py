@@ -16,7 +16,6 @@ from tyro.extras import SubcommandApp
 from vae_jax.cli.flags import (
     Checkpoint,
     DataOptions,
-    FigureOptions,
     Folder,
     PictureOptions,
     ProcessOptions,
@@ -137,39 +136,13 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
 
 
-def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
-    """Run `vae-jax figures FILE ...`, with the `flags` of the function `figures` in `name`.
-
-    Raises:
-        VaeJaxError: the file defines no `figures`, or as in that function.
-    """
-    from vae_jax.experiment import find_file, read_module
-
-    file = find_file(name)
-    _, module = read_module(file)
-    if not hasattr(module, "figures"):
-        raise VaeJaxError(f"{file} has no function `figures(*, ...) -> list[Path]` to draw with.")
-    options = DataOptions(), FigureOptions()
-    data, look, arguments = parse(module.figures, f"figures {name}", flags, *options)
-    data.use()
-    look.use()
-    print_paths(module.figures(**arguments))
-
-
 def is_of_a_paper(name: str) -> bool:
-    """Whether `name` in `vae-jax table` is an experiment, a file or a name, not a run folder."""
+    """Whether `name` in `table` or `figures` is an experiment, a file or a name, no run folder."""
     if name.startswith("-"):
         return False
     from vae_jax.experiment import shipped
 
     return name.endswith(".py") or (name in shipped() and not Path(name).exists())
-
-
-def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
-    """Run `vae-jax table FILE ...` for the experiment `name` with `flags`."""
-    from vae_jax.cli import paper
-
-    paper.table_of_file_with_flags(name, flags)
 
 
 def pictures_with_flags(command: str, flags: Sequence[str]) -> None:
@@ -510,9 +483,39 @@ def list_runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> N
 
 
 @app.command
-def figures(file: File) -> None:
-    """Draw a paper's figures (a file, or a name); `figures FILE --help`: its flags."""
-    figures_of_file_with_flags(file, [])
+def figures(
+    runs: Annotated[list[Path], tyro.conf.Positional],
+    *,
+    checkpoint: Checkpoint = "latest",
+    look: Annotated[StyleOptions, tyro.conf.arg(name="")] = StyleOptions(),
+    trust: bool = False,
+) -> None:
+    """The figures that training draws at its end, in the runs' figures/ folders; or a paper's.
+
+    Given an experiment (a file, or a name), draw its figures, training what is missing: `figures
+    FILE --help`.
+
+    Args:
+        runs: the run folders, or those of grids, each cell of which is a run.
+        checkpoint: the latest checkpoint, or the best by validation.
+        look: the look of the figures.
+        trust: run the code in the run folders even if another account wrote it.
+
+    Raises:
+        VaeJaxError: a folder is neither that of a run nor that of a grid, or cannot be opened.
+    """
+    from vae_jax.grid import is_run, runs_of
+    from vae_jax.run import load_run
+    from vae_jax.standard_figures import plot_standard_figures
+
+    look.use()
+    for folder in runs_of(*runs):
+        if not is_run(folder):
+            raise VaeJaxError(
+                f"{folder} is neither a run folder nor that of a grid: give one that `vae-jax "
+                "list` shows, or an experiment, by its file or by a name of `vae-jax experiments`."
+            )
+        print_paths(plot_standard_figures(load_run(folder, checkpoint, trust=trust)))
 
 
 def _in_overview() -> None:

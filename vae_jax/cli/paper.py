@@ -1,4 +1,4 @@
-"""A paper's table by one command, which trains and evaluates the missing cells."""
+"""A paper's figures, and its table by one command, which trains and evaluates missing cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vae_jax.cli.flags import DataOptions, check_counts, parse
+from vae_jax.cli.commands import print_paths
+from vae_jax.cli.flags import DataOptions, FigureOptions, check_counts, parse
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import say
 
@@ -82,6 +83,25 @@ class Budget:
     def is_spent(self, epochs: float) -> bool:
         """Whether a run that has trained for `epochs` has used its budget."""
         return epochs >= self.epochs or time.monotonic() >= self.until
+
+
+def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
+    """Run `vae-jax figures FILE ...`, with the `flags` of the function `figures` in `name`.
+
+    Raises:
+        VaeJaxError: the file defines no `figures`, or as in that function.
+    """
+    from vae_jax.experiment import find_file, read_module
+
+    file = find_file(name)
+    _, module = read_module(file)
+    if not hasattr(module, "figures"):
+        raise VaeJaxError(f"{file} has no function `figures(*, ...) -> list[Path]` to draw with.")
+    options = DataOptions(), FigureOptions()
+    data, look, arguments = parse(module.figures, f"figures {name}", flags, *options)
+    data.use()
+    look.use()
+    print_paths(module.figures(**arguments))
 
 
 def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
