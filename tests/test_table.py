@@ -87,11 +87,22 @@ def test_a_row_for_each_run_with_the_flags_that_differ(runs: list[Path]):
 
 def test_two_flags_cross(runs: list[Path]):
     table = crossed(pooled(map(read, runs)), "k", "objective", "neg_elbo")
-    assert table.header == ["--k", "--objective iwae", "--objective vae"]
+    iwae, vae = "--objective iwae", "--objective vae"  # for which nothing was published
+    assert table.header == ["--k", iwae, f"{iwae} published", vae]
     assert [[str(cell) for cell in row] for row in table.rows] == [
-        ["1", "90.50 ± 0.50", "90.50 ± 0.50"],
-        ["5", "90.33 ± 1.53", "90.25 ± 0.50"],
+        ["1", "90.50 ± 0.50", "86.76", "90.50 ± 0.50"],
+        ["5", "90.33 ± 1.53", "85.54", "90.25 ± 0.50"],
     ]
+    assert "Published numbers are of the quantity that the paper reports." in table.caption
+    table = crossed(pooled(map(read, runs)), "objective", "k")
+    assert table.header == ["--objective", "--k 1", "--k 1 published", "--k 5", "--k 5 published"]
+    assert [[str(cell) for cell in row] for row in table.rows] == [
+        ["iwae", "86.50 ± 0.25", "86.76", "86.33 ± 1.53", "85.54"],
+        ["vae", "86.50 ± 0.25", "", "86.25 ± 0.25", ""],
+    ]
+    table = crossed(pooled(map(read, runs[1::3])), "k", "objective")  # VAEs alone
+    assert table.header == ["--k", vae]
+    assert "ublished" not in table.caption
     with pytest.raises(VaeJaxError, match=r"No run has a flag --kk: choose one of .*--k"):
         crossed(pooled(map(read, runs)), "kk", "objective")
     with pytest.raises(VaeJaxError, match="differ in --objective too"):
@@ -104,16 +115,18 @@ def test_each_format_is_read_back(runs: list[Path], tmp_path: Path, capsys: Any)
         main(["table", *map(str, runs), "--rows", "k", "--columns", "objective", "--out", str(out)])
         assert capsys.readouterr().out.splitlines()[-1] == str(out)
     markdown = (tmp_path / "out.md").read_text().splitlines()
-    assert markdown[0] == "| --k | --objective iwae | --objective vae |"
-    assert markdown[3] == "| 5 | 86.33 ± 1.53 | 86.25 ± 0.25 |"
+    header = "| --k | --objective iwae | --objective iwae published | --objective vae |"
+    assert markdown[0] == header
+    assert markdown[3] == "| 5 | 86.33 ± 1.53 | 85.54 | 86.25 ± 0.25 |"
     latex = (tmp_path / "out.tex").read_text()
-    assert r"\begin{tabular}{lrr}" in latex
-    assert r"5 & 86.33 $\pm$ 1.53 & 86.25 $\pm$ 0.25 \\" in latex
+    assert r"\begin{tabular}{lrlr}" in latex
+    assert r"5 & 86.33 $\pm$ 1.53 & 85.54 & 86.25 $\pm$ 0.25 \\" in latex
     (first, second) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
     assert float(first["--objective iwae"]) == 86.5
     assert float(second["--objective iwae"]) == pytest.approx(np.mean([85, 86, 88]))
     assert float(second["--objective iwae error"]) == pytest.approx(np.std([85, 86, 88], ddof=1))
     assert second["--objective iwae seeds"] == "3"
+    assert [line["--objective iwae published"] for line in (first, second)] == ["86.76", "85.54"]
 
 
 def test_latex_and_markdown_take_any_flag(tmp_path: Path):

@@ -271,7 +271,7 @@ def of_runs(runs: Sequence[Evaluated]) -> Table:
 
 
 def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = "nll") -> Table:
-    """One quantity by two flags.
+    """One quantity by two flags, with a second column for published numbers where there are any.
 
     Args:
         runs: pooled runs, which differ in flags.
@@ -297,13 +297,22 @@ def crossed(runs: Sequence[Evaluated], rows: str, columns: str, quantity: str = 
     cells = {(str(run.flags.get(rows)), str(run.flags.get(columns))): run for run in runs}
     down = list(dict.fromkeys(row for row, _ in cells))
     across = list(dict.fromkeys(column for _, column in cells))
-    body: list[list[Cell]] = [
-        [row, *(_cell(cells.get((row, column)), quantity) for column in across)] for row in down
-    ]
-    header = [_flag(rows), *(f"{_flag(columns)} {value}" for value in across)]
+    header, body = [_flag(rows)], [list[Cell]([row]) for row in down]
+    for column in across:
+        those = [cells.get((row, column)) for row in down]
+        header.append(f"{_flag(columns)} {column}")
+        for line, run in zip(body, those, strict=True):
+            line.append("" if run is None else run.numbers.get(quantity, ""))
+        if any(run is not None and run.published for run in those):
+            header.append(f"{header[-1]} published")
+            for line, run in zip(body, those, strict=True):
+                line.append("" if run is None else run.published)
     unit = {"bits_per_dim": "", "active_units": ""}.get(quantity, ", nats per image")
     settings = list(dict.fromkeys(run.setting for run in runs))
-    return Table(header, body, _caption(runs, f"{QUANTITIES[quantity]}{unit}", settings))
+    caption = _caption(runs, f"{QUANTITIES[quantity]}{unit}", settings)
+    if any(run.published for run in runs):
+        caption += " Published numbers are of the quantity that the paper reports."
+    return Table(header, body, caption)
 
 
 def of_folders(
@@ -357,10 +366,6 @@ def runs_in(folder: Path) -> Table:
     return Table(
         ["run", "experiment", "seeds", "training", "NLL"], rows, "NLL: the last evaluation."
     )
-
-
-def _cell(run: Evaluated | None, quantity: str) -> Cell:
-    return "" if run is None else run.numbers.get(quantity, "")
 
 
 def _flag(name: str) -> str:
