@@ -5,6 +5,7 @@ Under Slurm they are submitit's; its local executor stands for Slurm, and interr
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -236,12 +237,26 @@ def test_a_launched_grid_is_the_grid(
     main([*command, *settings])
     for job in jobs:
         job.result()
-    for name in names_of(CELLS):
-        own, expected = (summary(tmp_path / each / name) for each in ("grid", "straight"))
-        assert own["valid_nll"] == pytest.approx(expected["valid_nll"], rel=1e-4)
-        assert checkpoint_steps(tmp_path / "grid" / name) == [5, 10]
+
+    def assert_is_the_grid() -> None:
+        for name in names_of(CELLS):
+            own, expected = (summary(tmp_path / each / name) for each in ("grid", "straight"))
+            assert own["valid_nll"] == pytest.approx(expected["valid_nll"], rel=1e-4)
+            assert checkpoint_steps(tmp_path / "grid" / name) == [5, 10]
+
+    assert_is_the_grid()
     assert "2 programs have to be run for the 4 cells" in capfd.readouterr().err
     main([*command, *settings])
     assert "0 programs have to be run for the 4 cells" in capfd.readouterr().err
-    record = json.loads((tmp_path / "grid" / names_of(CELLS)[0] / "experiment.json").read_text())
+    cells = [tmp_path / "grid" / name for name in names_of(CELLS)]
+    lost = cells.pop(1)
+    before = {file: file.stat().st_mtime_ns for cell in cells for file in cell.rglob("*")}
+    shutil.rmtree(lost)
+    main([*command, *settings])
+    for job in jobs:
+        job.result()
+    assert "1 program has to be run for the 4 cells" in capfd.readouterr().err
+    assert_is_the_grid()
+    assert {file: file.stat().st_mtime_ns for cell in cells for file in cell.rglob("*")} == before
+    record = json.loads((cells[0] / "experiment.json").read_text())
     assert record["num_steps"] == 10

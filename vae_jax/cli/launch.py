@@ -103,7 +103,8 @@ def launch_with_flags(
     parallel.leave_to_others()  # that is, to the programs
     workdir, seeds = options.workdir, (options.seed, options.seeds)
     programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
-    say(f"{len(programs)} programs have to be run for the {len(cells)} cells of {workdir}.")
+    to_run = "1 program has" if len(programs) == 1 else f"{len(programs)} programs have"
+    say(f"{to_run} to be run for the {len(cells)} cells of {workdir}.")
     if not programs:
         return
     started = commands(name, flags, programs)
