@@ -7,7 +7,7 @@
 #     scripts/gpu.sh seeds                    seeds of a convolutional VAE by vmap, lax.map, processes
 #     scripts/gpu.sh tf32                     errors of densities and their gradients in TF32
 #     scripts/gpu.sh profile                  where a step's time goes at batch 20 and 128
-#     scripts/gpu.sh iwae                     Burda et al.'s full schedule, 3,280 epochs: k = 1, 5 and 50
+#     scripts/gpu.sh iwae                     three cells of `table iwae` at once: k = 1, 5 and 50
 #     scripts/gpu.sh evaluate                 L_5000 of what `iwae` has finished
 #     scripts/gpu.sh table vampprior          a paper's table, in runs/gpu/vampprior; flags may follow
 #     scripts/gpu.sh next                     what is left of which table, and the command for it
@@ -27,6 +27,8 @@ benchmark=(timeout 590 "$python" scripts/benchmark.py --peers "${PEERS:-.venv-pe
 # small operations runs side by side.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
+
+of_table=objective=iwae,layers=1,data=mnist  # the cells of `table iwae` that `iwae` trains
 
 # Nvidia's MPS, where there is one, lets the kernels of several processes run side by side.
 share_the_device() {
@@ -66,7 +68,7 @@ iwae)
     for k in ${KS:-1 5 50}; do
         # At SIGTERM a run saves its state and ends.
         timeout --signal TERM "$((60 * ${MINUTES:-9}))" "${vae_jax[@]}" train experiments/iwae.py \
-            --k "$k" --stages "${STAGES:-8}" --workdir "runs/gpu/iwae-$k" &
+            --k "$k" --workdir "runs/gpu/iwae/k=$k,$of_table" &
         runs+=($!)
     done
     unfinished=
@@ -76,7 +78,7 @@ iwae)
     [[ $unfinished ]] || echo "All runs are finished."
     ;;
 evaluate)
-    for run in runs/gpu/iwae-*; do
+    for run in runs/gpu/iwae/k=*,"$of_table"; do
         timeout 590 "${vae_jax[@]}" evaluate "$run" --num-samples 5000
     done
     ;;

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -435,3 +436,62 @@ def test_quick_forms_have_the_published_order(name: str, tmp_path: Path) -> None
             arguments = RunFolder(cell).read_record()["experiment"]["arguments"]
             exact = int(published(name)(**arguments).split()[0])
             assert exact <= active <= exact + 1
+
+
+# The table on a GPU
+
+
+def copied_script(folder: Path) -> Path:
+    """The script and its one table, in a folder that receives its runs."""
+    (folder / "experiments").mkdir()
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / "experiments" / "iwae.py", folder / "experiments")
+    return Path(shutil.copy(ROOT / "scripts" / "gpu.sh", folder / "scripts"))
+
+
+def test_a_gpu_trains_into_the_cells_of_the_table(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And evaluates these; a Python that notes its arguments stands for the real one."""
+    file = copied_script(tmp_path)
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(f'#!/bin/sh\nshift 2\necho "$@" >>{notes}\n')
+    python.chmod(0o700)
+    for tool in ("dirname", "timeout"):  # but no MPS
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    command, env = [shutil.which("bash") or "", str(file)], {"PATH": str(tmp_path)}
+    subprocess.run([*command, "iwae"], check=True, env=env | {"PYTHON": str(python)})
+    trained = {line.split()[-1]: line.split()[:-2] for line in notes.read_text().splitlines()}
+    assert {int(words[-1]) for words in trained.values()} == {1, 5, 50}
+    assert all(f"/k={words[-1]}," in folder for folder, words in trained.items())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["table", "experiments/iwae.py", "--workdir", "runs/gpu/iwae", "--no-train"])
+    said = capfd.readouterr().err
+    for folder in trained:
+        assert f"{folder} is missing: it has not begun." in said
+        Path(folder).mkdir(parents=True)
+    notes.unlink()
+    subprocess.run([*command, "evaluate"], check=True, env=env | {"PYTHON": str(python)})
+    assert {line.split()[1] for line in notes.read_text().splitlines()} == set(trained)
+
+
+@pytest.mark.slow
+def test_a_cell_that_a_gpu_finished_is_not_left(tmp_path: Path) -> None:
+    script = copied_script(tmp_path)
+
+    def left() -> int:
+        env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        command = ["bash", str(script), "next"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+        count, _, rest = said.partition(" ")
+        assert rest == "cells of experiments/iwae.py are left: scripts/gpu.sh table iwae\n"
+        return int(count)
+
+    every = left()
+    run = tmp_path / "runs" / "gpu" / "iwae" / "k=5,objective=iwae,layers=1,data=mnist"
+    with on_devices(1):
+        train_file(ROOT / "tests" / "tiny.py", run, {"num_steps": 5})
+    assert left() == every  # it is not evaluated
+    main(["evaluate", str(run), "--num-samples", "2"])
+    assert left() == every - 1
