@@ -3,6 +3,7 @@
 Under Slurm they are submitit's; its local executor stands for Slurm, and interrupts as that does.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,12 +17,14 @@ from typing import Any
 
 import pytest
 import submitit
+import tiny
 from running import TINY, checkpoint_steps, on_devices, summary
 from submitit.core.utils import FailedJobError
 
 from vae_jax import VaeJaxError, processes, train_grid
 from vae_jax.cli import launch, main
-from vae_jax.grid import names_of, unfinished_programs
+from vae_jax.cli.flags import TrainOptions, parse
+from vae_jax.grid import cells_of_flags, names_of, unfinished_programs
 
 # A program that notes when it begins and ends, saves when it is told to stop, and then goes on.
 STEPS = """
@@ -185,11 +188,21 @@ def test_the_programs_of_a_grid_are_those_that_differ_in_more_than_numbers(tmp_p
             train_grid(TINY, tmp_path, CELLS, only=["beta=7"])
 
 
-def test_commands_are_the_same_for_some_cells_alone() -> None:
-    (command,) = launch.commands("iwae", ["--k", "1", "5", "--launch=local"], [["k=1", "k=5"]])
-    assert command[:4] == [sys.executable, "-m", "vae_jax.cli", "train"]
-    typed = ["iwae", "--k", "1", "5", "--launch=local", "--launch", "None", "--cells", "k=1", "k=5"]
-    assert command[4:] == typed
+@pytest.mark.parametrize(
+    "typed", ["--launch=local", "--launch local --jobs 2", "--jobs=1 --launch slurm --slurm time=3"]
+)
+def test_commands_are_the_same_for_some_cells_alone(typed: str) -> None:
+    """And start no others, with flags that fit."""
+    flags = ["--num-steps", "5", "7", *typed.split()]
+    (command,) = launch.commands(str(TINY), flags, [["num_steps=5", "num_steps=7"]])
+    assert command[:5] == [sys.executable, "-m", "vae_jax.cli", "train", str(TINY)]
+    cells = cells_of_flags(tiny.experiment, command[5:])
+    defaults = TrainOptions(workdir=Path("runs"))
+    parsed = [parse(tiny.experiment, "train", cell, defaults) for cell in cells]
+    assert [arguments["num_steps"] for _, arguments in parsed] == [5, 7]
+    options = parsed[0][0]
+    assert options == dataclasses.replace(defaults, cells=("num_steps=5", "num_steps=7"))
+    options.check(len(cells), distributed=False)
 
 
 UNFIT = [

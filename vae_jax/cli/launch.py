@@ -129,8 +129,9 @@ def commands(name: str, flags: Sequence[str], programs: Sequence[Sequence[str]])
     Returns:
         The words of each command.
     """
-    train = [sys.executable, "-m", "vae_jax.cli", "train", name, *flags, "--launch", "None"]
-    return [[*train, "--cells", *cells] for cells in programs]
+    train = [sys.executable, "-m", "vae_jax.cli", "train", name, *flags]
+    alone = ["--launch", "None", "--jobs", "None", "--slurm"]  # the last of equal flags holds
+    return [[*train, *alone, "--cells", *cells] for cells in programs]
 
 
 def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: int | None) -> None:
