@@ -6,6 +6,8 @@ the compiler's own options, and to rounding with those of the tests, which optim
 
 import json
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,16 +24,18 @@ from running import (
     checkpoint_steps,
     finish,
     interrupted_after,
+    last_step,
     on_devices,
     rows,
     start,
     summary,
+    wait_until,
 )
 
-from vae_jax import VaeJaxError, grid, standard_figures, train_file, train_grid
+from vae_jax import VaeJaxError, evaluate, grid, load_run, standard_figures, train_file, train_grid
 from vae_jax.cli import main
 from vae_jax.errors import Interrupted
-from vae_jax.grid import cells_of_flags, names_of, runs_of
+from vae_jax.grid import cells_of_flags, names_of, runs_of, unfinished_programs
 from vae_jax.identity.programs import programs
 from vae_jax.run import Run
 
@@ -296,6 +300,108 @@ def test_a_cell_has_the_bytes_of_the_run_that_would_be_made_alone(tmp_path: Path
         patch.setenv("XLA_FLAGS", "")
         done = finish(start(("-c", program), TINY, tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+AXES = """
+import dataclasses, optax, tiny
+from vae_jax import ELBO, Experiment, FreeBits, Gaussian, GumbelSoftmax, UniformConcrete
+
+def experiment(*, floor=None, warm_up=None, b1=0.9, b2=0.999, scale=None, temperature=None):
+    data, model, objective = tiny.data(), tiny.model(), ELBO()
+    if floor is not None:
+        objective = FreeBits(floor)
+    if warm_up is not None:
+        objective = ELBO(beta=optax.linear_schedule(0.0, 1.0, warm_up))
+    if scale is not None:
+        data, model = tiny.data("grey"), dataclasses.replace(model, likelihood=Gaussian(scale))
+    if temperature is not None:
+        q, p = GumbelSoftmax(2, 3, temperature), UniformConcrete(2, 3, temperature)
+        model = dataclasses.replace(model, posterior=q, prior=p)
+    return Experiment(
+        data=data,
+        model=model,
+        objective=objective,
+        optimizer=optax.adam(1e-2, b1, b2),
+        num_steps=40,
+        batch_size=16,
+        log_every=10,
+        checkpoint_every=40,
+    )
+"""
+ROUNDING = 1e-6
+"""The bound on differences of parameters in the README."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cells", "bound"),
+    [
+        ([{"b1": 0.5, "b2": 0.9}, {"b1": 0.9, "b2": 0.99}], 0),
+        ([{"floor": 0.05}, {"floor": 0.5}], 0),
+        ([{"warm_up": 7}, {"warm_up": 30}], ROUNDING),
+        ([{"scale": 0.3}, {"scale": 1.0}], ROUNDING),
+        ([{"temperature": 0.4}, {"temperature": 1.0}], ROUNDING),
+    ],
+    ids=["decay_rates", "free_bits", "warm_up", "scale", "temperature"],
+)
+def test_a_cell_along_another_axis_is_the_run_made_alone(
+    cells: list[dict[str, object]], bound: float, tmp_path: Path
+) -> None:
+    """To the bit or, if the compiler folds the number, to rounding; and so is its evaluation."""
+    file = tmp_path / "axes.py"
+    file.write_text(AXES)
+    names = names_of(cells)
+    assert unfinished_programs(file, tmp_path / "grid", cells) == [names]
+    program = (
+        "import sys, json; from vae_jax import train_file, train_grid\n"
+        "file, folder, cells = *sys.argv[1:3], json.loads(sys.argv[3])\n"
+        "for name, cell in zip(train_grid(file, f'{folder}/grid', cells), cells):\n"
+        "    train_file(file, f'{folder}/alone/{name}', cell)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")
+        path = str(TINY.parent)
+        done = finish(start(("-c", program), file, tmp_path, json.dumps(cells), pythonpath=path))
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        cell, alone = (load_run(tmp_path / each / name) for each in ("grid", "alone"))
+        exact = [summary(run.folder.path)["params_sha256"] for run in (cell, alone)]
+        assert bound or exact[0] == exact[1]
+        close = partial(np.testing.assert_allclose, rtol=0, atol=bound)
+        jax.tree.map(close, cell.state.params, alone.state.params)
+        means = [evaluate(run, num_samples=3).mean for run in (cell, alone)]
+        for quantity, value in means[1].items():
+            np.testing.assert_allclose(means[0][quantity], value, rtol=10 * bound, err_msg=quantity)
+
+
+@pytest.mark.slow
+def test_a_killed_grid_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints, the same command again, against a grid never killed."""
+    cells = [{"num_steps": 4000, "checkpoint_every": 200, "beta": beta} for beta in (0.5, 1.0, 2.0)]
+    program = (
+        "import sys, json; from vae_jax import train_grid\n"
+        "train_grid(*sys.argv[1:3], json.loads(sys.argv[3]))\n"
+    )
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")
+
+        def train(folder: Path) -> subprocess.Popen[str]:
+            return start(("-c", program), TINY, folder, json.dumps(cells))
+
+        process = train(killed)
+        wait_until(lambda: last_step(killed / names_of(cells)[0]) > 1000, process)
+        process.kill()
+        assert finish(process).returncode == -signal.SIGKILL
+        assert not [*killed.glob("*/summary.json")]
+        for folder in (killed, whole):
+            done = finish(train(folder))
+            assert done.returncode == 0, done.stderr
+            assert ("Going on from step" in done.stderr) == (folder == killed)
+    for name in names_of(cells):
+        own, expected = summary(killed / name), summary(whole / name)
+        assert own["params_sha256"] == expected["params_sha256"]
+        assert_close(killed / name, whole / name)
 
 
 def test_an_interrupted_grid_goes_on(straight: Path, tmp_path: Path) -> None:
