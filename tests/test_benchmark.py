@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax import Array, lax
 from jax._src.interpreters.pxla import xb
-from running import ROOT, script
+from running import ROOT, finish, script, start
 
 CONTENDERS = ROOT / "scripts" / "contenders"
 
@@ -91,3 +92,69 @@ def test_a_gpu_works_while_a_stream_does(tmp_path: Path) -> None:
     found = profile.operations(str(tmp_path))
     assert [each.name for each in found] == ["dot.3", "MemcpyD2D", "CudaGraphExecution"]
     assert profile.busy(found) == (17 - 10) + 2
+
+
+def printed(name: str, *flags: Any) -> str:
+    """The output of a script on one device of the CPU."""
+    done = finish(start((str(ROOT / "scripts" / name),), *flags))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(table: str) -> list[list[str]]:
+    """The rows of a table that Rich has drawn."""
+    rows = [line for line in table.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("contenders")
+def test_variants_of_a_step_take_the_same_steps() -> None:
+    """To the accuracy that their table prints."""
+    flags = "--work", "mlp", "--batch-size", 4, "--steps", 4, "--rounds", 1
+    first, *rows = cells(printed("time_variants.py", *flags))
+    assert (first[0], first[-1]) == ("as it ships", "the same bytes")
+    assert [name for name, *_ in rows] == list(script("time_variants").VARIANTS)
+    for name, *_, parameters in rows:
+        within = re.fullmatch(r"within (\S+) of the largest", parameters)
+        assert parameters == "the same bytes" or (within and float(within[1]) < 1e-4), name
+
+
+@pytest.mark.slow
+def test_seeds_are_timed_in_all_four_ways() -> None:
+    flags = "--work", "mlp", "--batch-size", 4, "--seeds", 2, "--steps", 2, "--rounds", 1
+    assert [name for name, *_ in cells(printed("time_seeds.py", *flags))] == [
+        "one after the other",
+        "vmap",
+        "lax.map",
+        "separate processes",
+    ]
+
+
+@pytest.mark.slow
+def test_on_a_cpu_products_have_the_same_errors_at_both_precisions() -> None:
+    """Those of float32, in the densities' products and in a network's."""
+    rows = re.findall(
+        r"^\| (.+?) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$",
+        printed("tensorfloat32.py"),
+        re.MULTILINE,
+    )
+    assert rows[-1][0] == "MLP 784-200-200, a network"
+    assert len(rows) > 5
+    for _, value, gradient, *at_default in rows:
+        assert at_default == [value, gradient]
+        assert float(value) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_work_of_accelerators_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, with the operations of our plain loop; without PyTorch, which is not there."""
+    # Many steps are taken, so that fast programs are worth compiling.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    work = "IWAE network, batch 20, k = 50, bfloat16"
+    flags = "--rounds", 1, "--seconds", 0.1, "--peers", "none", "--only", work
+    table = printed("benchmark.py", *flags)
+    assert f"### {work}" in table
+    for contender in (r"\*\*vae_jax\*\*, `vae-jax train`", "plain jitted loop of the same model"):
+        assert re.search(rf"^\| {contender} \| [\d,]+ / .* \| \d+% \|", table, re.MULTILINE)
+    assert re.search(r"An image costs [\d.]+ MFLOP, as XLA counts", table)
