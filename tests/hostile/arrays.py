@@ -393,8 +393,8 @@ def _number_rows() -> dict[str, tuple[Act, str]]:
     for function, names in {
         generate.sample: ("num",),
         generate.reconstruct: ("num",),
-        generate.interpolate: ("pairs", "steps"),
-        generate.traverse: ("steps", "latents"),
+        generate.interpolate: ("pairs", "points"),
+        generate.traverse: ("points", "num_latents"),
         generate.manifold: ("n",),
         vj.evaluate: ("num_samples",),
     }.items():

@@ -415,7 +415,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
         },
     ),
     vj.PatchCritic: ({"features": (3,)}, {"features": SOME_WIDTHS}),
-    vj.Multiplier: ({}, {"start": POSITIVE}),
+    vj.Multiplier: ({}, {"initial": POSITIVE}),
     vj.Bottleneck: (
         {"features": 2, "width": 2},
         {
@@ -565,7 +565,7 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
         {
             "objective": (*OBJECTIVE, Said(vj.FactorVAE(1.0), "plays against a critic of its own")),
             "weight": WEIGHT,
-            "start": INDEX,
+            "first_step": INDEX,
         },
     ),
     vj.Pretrain: ({"num_steps": 1, "then": vj.ELBO()}, {"num_steps": INDEX, "then": OBJECTIVE}),
@@ -650,12 +650,12 @@ FUNCTIONS: dict[Callable[..., object], tuple[dict[str, Any], Field]] = {
         {"default": OPTIMIZER, "critic": OPTIMIZER},
     ),
     optimizers.switched: (
-        {"steps": 1, "first": optax.adam(1e-3), "then": optax.adam(1e-3)},
-        {"steps": INDEX, "first": OPTIMIZER, "then": OPTIMIZER},
+        {"num_steps": 1, "first": optax.adam(1e-3), "then": optax.adam(1e-3)},
+        {"num_steps": INDEX, "first": OPTIMIZER, "then": OPTIMIZER},
     ),
     optimizers.lagging_inference: (
-        {"optimizer": optax.adam(1e-3), "encoder_steps": 2, "steps": 6},
-        {"optimizer": OPTIMIZER, "encoder_steps": COUNT, "steps": COUNT},
+        {"optimizer": optax.adam(1e-3), "encoder_steps": 2, "num_steps": 6},
+        {"optimizer": OPTIMIZER, "encoder_steps": COUNT, "num_steps": COUNT},
     ),
     optimizers.spectral_regularization: (
         {"weight": 0.1},
