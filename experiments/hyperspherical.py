@@ -19,9 +19,13 @@ images of mnist_5k is 145.68 ± 1.15 nats on the sphere and 148.24 ± 0.72 with 
 seeds 0 to 2; the sphere is better with each seed). 2026-11-30, two CPU cores that did other work
 too, 105 s and 85 s of training.
 
-By `vae-jax table experiments/hyperspherical.py --latent-dim 2 --epochs 10 --seeds 3 --num-images
-1000` and the same for 10: -L_500 of 1,000 test images of MNIST, mean ± sd over seeds 0 to 2, and
-seconds of training; 2026-11-30, two CPU cores that did other work too.
+-L_500 of 1,000 test images of MNIST, mean ± sd over seeds 0 to 2, and seconds of training;
+2026-11-30, two CPU cores that did other work too, by
+
+    vae-jax table experiments/hyperspherical.py --latent-dim 2 --epochs 10 --seeds 3 \
+        --num-images 1000
+
+and by the same with `--latent-dim 10`.
 
                  d = 2                     d = 10
     sphere       142.18 ± 0.77    153 s    102.60 ± 0.20    171 s
