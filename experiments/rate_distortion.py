@@ -21,7 +21,7 @@ the sum, by
     R + D  126.95 ± 0.33    114.22 ± 0.46    110.64 ± 0.55    128.65 ± 2.01    165.99 ± 0.83
 
 The order is the published one, with each seed. 2026-11-30, two CPU cores that did other work too,
-39 minutes for all cells in one program, of which it stood still for about 16. After 50 epochs the
+2,349 s for all cells in one program, which was stopped for a part of them. After 50 epochs the
 sum is still smallest at beta = 0.3 (131.57, against 136.18 at beta = 1), because models with a
 larger weight on R have hardly begun to use their latents (2026-11-29, seed 0, by the first three
 commands with `--epochs 50`, 3 minutes).
