@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,36 @@ def test_a_users_own_program_is_right():
     np.testing.assert_allclose(of_floats, reflected(x, v), atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
+@pytest.mark.parametrize("seed", range(4))
+def test_products_of_arrays_are_right(seed, dtype, tolerance):
+    """Of any axes, which YNNPACK computes: ten of up to eight axes and a million numbers."""
+    generator = np.random.default_rng(seed)
+    for _ in range(10):
+        counts = generator.integers((0, 1, 0, 0), 3)  # of shared, summed, left and right axes
+        shared, summed, left, right = np.split(np.array(list("abcdefgh")), np.cumsum(counts))[:4]
+        axes = dict.fromkeys("abcdefgh"[: sum(counts)], 1)
+        while (np.prod([*axes.values()]) < 2**20) and max(axes.values()) < 200:
+            axes[generator.choice([*axes])] += int(generator.integers(1, 40))
+        terms = [
+            generator.permutation(np.concatenate(kinds))
+            for kinds in ((shared, summed, left), (shared, summed, right), (shared, left, right))
+        ]
+        x, y = (generator.normal(size=[axes[axis] for axis in term]) for term in terms[:2])
+        x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+        subscripts = "{},{}->{}".format(*map("".join, terms))
+        found = jax.jit(partial(jnp.einsum, subscripts))(x, y)
+        exact = partial(np.einsum, subscripts, optimize=True)
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        error = np.abs(np.asarray(found, float) - exact(x, y)) / np.sqrt(exact(x**2, y**2))
+        assert error.max() < tolerance, (subscripts, axes)
+
+
 @pytest.mark.parametrize(
     ("jaxlib", "flags", "expected"),
     [
-        ("0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type="),
-        ("0.12.0.1", "--xla_a=1", "--xla_a=1 --xla_cpu_experimental_ynn_fusion_type="),
+        ("0.10.2", None, f"--{compiler.YNNPACK}={compiler.PRODUCTS}"),
+        ("0.12.0.1", "--xla_a=1", f"--xla_a=1 --{compiler.YNNPACK}={compiler.PRODUCTS}"),
         ("0.10.1", None, None),  # where every version knows the flag, these are right
         ("0.13.0", "--xla_a=1", "--xla_a=1"),  # an unknown flag would end the process
         ("0.10.2", f"--{compiler.YNNPACK}=dot", f"--{compiler.YNNPACK}=dot"),
@@ -63,7 +89,7 @@ def test_fusions_that_are_compiled_wrongly_are_left_out(monkeypatch, jaxlib, fla
     monkeypatch.delenv("XLA_FLAGS")
     if flags is not None:
         monkeypatch.setenv("XLA_FLAGS", flags)
-    compiler.leave_out_ynnpack()
+    compiler.restrict_ynnpack()
     assert os.environ.get("XLA_FLAGS") == expected
 
 

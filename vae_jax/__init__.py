@@ -10,7 +10,7 @@ import lazy_loader
 
 from vae_jax.cpu import compiler
 
-compiler.leave_out_ynnpack()  # before JAX computes, so that users' own programs are right too
+compiler.restrict_ynnpack()  # before JAX computes, so that users' own programs are right too
 
 _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
