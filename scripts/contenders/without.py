@@ -28,7 +28,6 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "softplus": (bernoulli, "softplus", jax.nn.softplus),
     "barriers": (compiler, "KEEP_BARRIERS", {}),
     "sums": (choices, "adds_one_by_one", lambda: False),
-    "products": (choices, "reads_across_rows", lambda: False),
     "branches": (choices, "branches_in_place", lambda: False),
     "convolution": (lax, "platform_dependent", platform_dependent),
     "winograd": (convolution, "MANY", float("inf")),

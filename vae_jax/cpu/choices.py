@@ -27,11 +27,6 @@ def adds_one_by_one() -> bool:
     return _is_here()
 
 
-def reads_across_rows() -> bool:
-    """Whether a product with a transposed matrix reads it across its rows, which is slow."""
-    return _is_here()
-
-
 def shows_its_memory() -> bool:
     """Whether `np.asarray` of a device's array shows its memory, instead of copying it."""
     return _is_here()

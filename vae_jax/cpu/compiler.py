@@ -19,10 +19,10 @@ Options = dict[str, str | bool]
 # computed again.
 KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# The kinds of operations that XLA gives to YNNPACK, and the kind that is right. Of sums, and fusions
-# of products with them, jaxlib 0.10.2 computes some of 32,768 elements and more wrongly (jax-ml/jax
-# issue 39103), up to 0.11 some crash (39257), and up to 0.12, the last that was tried, a dilated
-# window loses its holes (openxla/xla issue 48714).
+# The kinds of operations that XLA gives to YNNPACK, and the kind that is right. Of sums and fusions
+# with products, jaxlib 0.10.2 computes some of 32,768 elements and more wrongly (jax-ml/jax issue
+# 39103), up to 0.11 some crash (39257), and up to 0.12, the last that was tried, a dilated window
+# loses its holes (openxla/xla issue 48714).
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)

@@ -14,7 +14,6 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 
 from vae_jax.cpu import convolution
-from vae_jax.cpu.products import product
 from vae_jax.cpu.sums import add_bias, repeated_rows, sum_of_rows
 from vae_jax.distributions import Shape
 
@@ -155,7 +154,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # As rows: for the kernel's gradient, XLA's CPU backend copies operands of more axes.
         rows = x.reshape(-1, x.shape[-1])
-        return add_bias(product(rows, kernel), bias).reshape(*x.shape[:-1], self.features)
+        return add_bias(rows @ kernel, bias).reshape(*x.shape[:-1], self.features)
 
 
 class ConvTranspose(nn.Module):
