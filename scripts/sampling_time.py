@@ -56,7 +56,7 @@ def model(prior: Prior) -> vj.VAE:
 def seconds(prior: Prior) -> float:
     """The median time of a call."""
     made = model(prior)
-    x, keys = np.zeros((1, 32, 32, 3), np.float32), jax.random.split(random.key(0), NUM)
+    x, keys = np.zeros((1, 32, 32, 3), np.float32), random.indexed(random.key(0), np.arange(NUM))
     variables = jax.jit(lambda: made.init(random.key(0), x, keys[:1]))()
 
     @parallel.jit

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import MLP
+from vae_jax import MLP, random
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_float64 import (  # pyright: ignore[reportMissingImports]
@@ -74,7 +74,7 @@ def main() -> None:
     print("\n| | value, float32 | gradient, float32 | value, default | gradient, default |")
     print("|---|---|---|---|---|")
     module, x = MLP((200, 200)), normal(20, 784)
-    unsaid: Case = (module.apply, (module.init(jax.random.key(0), x), x))
+    unsaid: Case = (module.apply, (module.init(random.key(0), x), x))
     for name, case in (CASES | {UNSAID: unsaid}).items():
         if not multiplies(case):
             continue

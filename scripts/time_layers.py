@@ -25,6 +25,7 @@ from jax import Array, lax
 from rich.console import Console
 from rich.table import Table
 
+from vae_jax import random
 from vae_jax.cpu.compiler import KEEP_BARRIERS
 from vae_jax.networks import layers
 
@@ -121,7 +122,7 @@ def main(batch_size: int = 32) -> None:
     for name, layer, side, features in LAYERS:
         shape = batch_size, side, side, features
         x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-        params = layer.init(jax.random.key(0), x)
+        params = layer.init(random.key(0), x)
         y = jax.eval_shape(layer.apply, params, x)
         cotangent = jnp.asarray(np.random.default_rng(1).normal(size=y.shape), jnp.float32)
         taken = seconds(

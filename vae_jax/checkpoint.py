@@ -318,15 +318,14 @@ class Checkpoints:
         if manifest is None:
             self._set_aside(step)
         elif storage.strangers(folder, manifest["files"]):
-            folder.rename(storage.free_name(self.folder / f"{step}.kept"))
+            storage.set_aside(folder, self.folder / f"{step}.kept")
         else:
             storage.delete_folder(folder)
 
     def _set_aside(self, step: int) -> None:
         """Rename a damaged checkpoint."""
-        target = self.folder.with_name(f"damaged_{self.folder.name}") / str(step)
-        storage.make_folder(target.parent)
-        (self.folder / str(step)).rename(storage.free_name(target))
+        damaged = self.folder.with_name(f"damaged_{self.folder.name}")
+        storage.set_aside(self.folder / str(step), damaged / str(step))
 
     def _manifest(self, step: int) -> dict[str, Any] | None:
         """The manifest of a checkpoint; None if it is damaged."""

@@ -18,6 +18,7 @@ from jax import dtypes
 from jax.typing import DTypeLike
 from typing_extensions import override
 
+from vae_jax import storage
 from vae_jax.compatibility import check, check_accumulation, check_batch, check_moved
 from vae_jax.data import Data
 from vae_jax.data.augment import Augmentation, check_augmentations
@@ -341,8 +342,8 @@ def copy_file(name: str, folder: Path) -> Path:
     copied = folder / source.name
     if copied.exists():
         raise VaeJaxError(f"{copied} is there already: copy into another folder, or rename it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    copied.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    with storage.writing(copied), storage.whole_file(copied) as partial:
+        partial.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     return copied
 
 

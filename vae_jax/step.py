@@ -73,62 +73,77 @@ class Batch:
     y: Int[Array, "b"] | None
 
 
-def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W C"], Batch]:
-    """Images and a batch of `size` rows of an `experiment`, for their shapes and types alone."""
-    split = experiment.data.train
-    labels = None if experiment.model.labels is None else split.labels
-    y = None if labels is None else jnp.zeros(size, labels.dtype)
-    images = jnp.zeros((size, *split.images.shape[1:]), split.images.dtype)
-    return images, Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)
-
-
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """A function of the state, images, a batch, a seed and the numbers in which experiments that share
 the step differ."""
 
 
-def loss_at_terms(
-    model: Model,
-    objective: Objective,
-    x: Float[Array, "b H W C"],
-    keys: Key[Array, "b"],
-    y: Int[Array, "b"] | None,
-    step: Int[Array, ""],
-) -> tuple[Float[Array, ""], Metrics]:
-    """The objective at the model's Terms, in the model's scope, so that it can call its parts.
+def train_step(
+    experiment: Experiment,
+    state: TrainState,
+    images: UInt8[Array, "b H W C"],
+    batch: Batch,
+    seed: Integer[Array, ""],
+    axis: str | None,
+) -> tuple[TrainState, Metrics]:
+    """One training step, a function of (seed, data, step).
 
     Args:
-        model: the model, within `nn.apply` or `nn.init`.
-        objective: the objective.
-        x: images in the form of the data's protocol.
-        keys: typed keys, one for each image.
-        y: the labels of a conditional model, else None.
-        step: the step of training.
+        experiment: the experiment to train.
+        state: the state before the step.
+        images: the batch's images, as stored.
+        batch: their rows and labels.
+        seed: the seed of the run.
+        axis: the name of the axis of devices over which to average; None on a single device.
 
     Returns:
-        The loss in nats per image, and metrics.
+        The state after the step, and metrics.
     """
-    return objective(model(x, keys, objective.num_samples, y), step, model)
+    found = loss_and_gradients(experiment, state, images, batch, seed, axis)
+    return apply_gradients(experiment, state, *found)
 
 
-def init_state(experiment: Experiment, seed: int | Integer[Array, ""]) -> TrainState:
-    """The state of an `experiment` before its first step, a function of `seed` alone."""
-    key = random.purpose(random.key(seed), "init")
-    x = jnp.zeros((1, *experiment.data.image_shape))
-    step = jnp.zeros((), jnp.int32)
-    init = nn.init(loss_at_terms, experiment.model)  # which also calls a critic
-    y = None if experiment.model.labels is None else jnp.zeros(1, jnp.int32)
-    variables = dict(init(key, experiment.objective, x, key[None], y, step))
-    params = variables.pop("params")
-    return TrainState(
-        step=step,
-        params=params,
-        model_state=variables,
-        ema_params=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
-        opt_state=experiment.optimizer.init(params),
-        skipped=jnp.zeros((), jnp.int32),
-        skipped_in_a_row=jnp.zeros((), jnp.int32),
-    )
+def inputs(
+    experiment: Experiment,
+    step: Int[Array, ""],
+    images: UInt8[Array, "b H W C"],
+    batch: Batch,
+    seed: Integer[Array, ""],
+    axis: str | None,
+) -> tuple[Float[Array, "b H W C"], Key[Array, "b"]]:
+    """A batch's images in the form of the data's protocol, and a key for each.
+
+    An example's noise depends on the seed, the step and its position in the global batch.
+    """
+    position = jnp.arange(len(batch.rows))
+    if axis is not None:
+        position += lax.axis_index(axis) * len(batch.rows)
+    step_key = random.indexed(random.purpose(random.key(seed), "step"), step)
+    keys = random.indexed(step_key, position)
+    if experiment.augment:
+        images = augmented(experiment.augment, images, random.purpose(keys, "augment"))
+    protocol = experiment.data.protocol
+    image_keys = keys if protocol.resampled else random.image_keys("train", batch.rows)
+    return protocol.apply(images, random.purpose(image_keys, "protocol")), keys
+
+
+def loss_and_gradients(
+    experiment: Experiment,
+    state: TrainState,
+    images: UInt8[Array, "b H W C"],
+    batch: Batch,
+    seed: Integer[Array, ""],
+    axis: str | None,
+) -> tuple[Float[Array, ""], Metrics, Variables, Variables]:
+    """Loss, metrics, model state and gradients of one batch, the same on every device."""
+    x, keys = inputs(experiment, state.step, images, batch, seed, axis)
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    gradient = partial(gradient, state.params, experiment, state)
+    if experiment.accumulate > 1:
+        gradient = in_parts(gradient, experiment.accumulate)
+    (loss, (metrics, model_state)), gradients = gradient(x, keys, batch.y)
+    found = loss, metrics, model_state, gradients
+    return found if axis is None else lax.pmean(found, axis)
 
 
 def loss_of(
@@ -161,82 +176,28 @@ def loss_of(
     return loss, (metrics, {**state.model_state, **changed})
 
 
-def loss_and_gradients(
-    experiment: Experiment,
-    state: TrainState,
-    images: UInt8[Array, "b H W C"],
-    batch: Batch,
-    seed: Integer[Array, ""],
-    axis: str | None,
-) -> tuple[Float[Array, ""], Metrics, Variables, Variables]:
-    """Loss, metrics, model state and gradients of one batch, the same on every device.
-
-    An example's noise depends on the seed, the step and its position in the global batch.
+def loss_at_terms(
+    model: Model,
+    objective: Objective,
+    x: Float[Array, "b H W C"],
+    keys: Key[Array, "b"],
+    y: Int[Array, "b"] | None,
+    step: Int[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
+    """The objective at the model's Terms, in the model's scope, so that it can call its parts.
 
     Args:
-        experiment: the experiment to train.
-        state: the state before the step.
-        images: the batch's images, as stored.
-        batch: their rows and labels.
-        seed: the seed of the run.
-        axis: the name of the axis of devices over which to average; None on a single device.
+        model: the model, within `nn.apply` or `nn.init`.
+        objective: the objective.
+        x: images in the form of the data's protocol.
+        keys: typed keys, one for each image.
+        y: the labels of a conditional model, else None.
+        step: the step of training.
 
     Returns:
-        The loss in nats per image, metrics, model state and gradients.
+        The loss in nats per image, and metrics.
     """
-    position = jnp.arange(len(batch.rows))
-    if axis is not None:
-        position += lax.axis_index(axis) * len(batch.rows)
-    step_key = random.indexed(random.purpose(random.key(seed), "step"), state.step)
-    keys = random.indexed(step_key, position)
-    protocol = experiment.data.protocol
-    if experiment.augment:
-        images = augmented(experiment.augment, images, random.purpose(keys, "augment"))
-    image_keys = keys if protocol.resampled else random.image_keys("train", batch.rows)
-    x = protocol.apply(images, random.purpose(image_keys, "protocol"))
-
-    def differentiated(
-        x: Array, keys: Array, y: Array | None
-    ) -> tuple[Array, Metrics, Variables, Variables]:
-        grad = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, aux), gradients = grad(state.params, experiment, state, x, keys, y)
-        return loss, *aux, gradients
-
-    if experiment.accumulate > 1:
-        differentiated = in_parts(differentiated, experiment.accumulate)
-    result = differentiated(x, keys, batch.y)
-    return result if axis is None else lax.pmean(result, axis)
-
-
-def averaged(ema: Variables, params: Variables, decay: float) -> Variables:
-    """The running average of parameters after one more step.
-
-    An average that equals its parameter does not drift.
-
-    Args:
-        ema: the average before the step.
-        params: the parameters after the step.
-        decay: the weight of the old average.
-    """
-    moved = optax.incremental_update(params, ema, 1 - decay)
-
-    def unless_equal(old: Array, new: Array, moved: Array) -> Array:
-        return jnp.where(old == new, old, moved)
-
-    return cast(Variables, jax.tree.map(unless_equal, ema, params, moved))
-
-
-def train_step(
-    experiment: Experiment,
-    state: TrainState,
-    images: UInt8[Array, "b H W C"],
-    batch: Batch,
-    seed: Integer[Array, ""],
-    axis: str | None,
-) -> tuple[TrainState, Metrics]:
-    """One training step, a function of (seed, data, step)."""
-    found = loss_and_gradients(experiment, state, images, batch, seed, axis)
-    return apply_gradients(experiment, state, *found)
+    return objective(model(x, keys, objective.num_samples, y), step, model)
 
 
 def apply_gradients(
@@ -270,6 +231,24 @@ def apply_gradients(
     )
     counters = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
+
+
+def averaged(ema: Variables, params: Variables, decay: float) -> Variables:
+    """The running average of parameters after one more step.
+
+    An average that equals its parameter does not drift.
+
+    Args:
+        ema: the average before the step.
+        params: the parameters after the step.
+        decay: the weight of the old average.
+    """
+    moved = optax.incremental_update(params, ema, 1 - decay)
+
+    def unless_equal(old: Array, new: Array, moved: Array) -> Array:
+        return jnp.where(old == new, old, moved)
+
+    return cast(Variables, jax.tree.map(unless_equal, ema, params, moved))
 
 
 def in_parts(function: Callable[..., Tree], parts: int) -> Callable[..., Tree]:
@@ -374,3 +353,32 @@ def make_train_chunk(
         one_step = sharded_step(experiment, layout)
     one_step = one_step or partial(train_step, experiment, axis=layout.axis)
     return layout.over_seeds(partial(scanned_steps, one_step))
+
+
+def init_state(experiment: Experiment, seed: int | Integer[Array, ""]) -> TrainState:
+    """The state of an `experiment` before its first step, a function of `seed` alone."""
+    key = random.purpose(random.key(seed), "init")
+    x = jnp.zeros((1, *experiment.data.image_shape))
+    step = jnp.zeros((), jnp.int32)
+    init = nn.init(loss_at_terms, experiment.model)  # which also calls a critic
+    y = None if experiment.model.labels is None else jnp.zeros(1, jnp.int32)
+    variables = dict(init(key, experiment.objective, x, key[None], y, step))
+    params = variables.pop("params")
+    return TrainState(
+        step=step,
+        params=params,
+        model_state=variables,
+        ema_params=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
+        opt_state=experiment.optimizer.init(params),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def empty_batch(experiment: Experiment, size: int) -> tuple[UInt8[Array, "b H W C"], Batch]:
+    """Images and a batch of `size` rows of an `experiment`, for their shapes and types alone."""
+    split = experiment.data.train
+    labels = None if experiment.model.labels is None else split.labels
+    y = None if labels is None else jnp.zeros(size, labels.dtype)
+    images = jnp.zeros((size, *split.images.shape[1:]), split.images.dtype)
+    return images, Batch(rows=jnp.zeros(size, jnp.int32), images=None, y=y)

@@ -110,6 +110,14 @@ def publish(folder: Path, target: Path) -> None:
     _flush(target.parent)
 
 
+def set_aside(path: Path, target: Path) -> None:
+    """Rename a file or folder to `target`, or to a free name like it, on the disk too."""
+    make_folder(target.parent)
+    path.rename(free_name(target))
+    for folder in {path.parent, target.parent}:
+        _flush(folder)
+
+
 def make_folder(path: Path) -> None:
     """Make the folder at `path` and its parents, and flush them to the disk."""
     check_local(path)

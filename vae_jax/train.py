@@ -35,7 +35,7 @@ from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_ch
 
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
-# The most bytes of a chunk of streamed images in a process, which prepares the next one meanwhile.
+# The largest chunk of streamed images of a process, in bytes; the next is prepared meanwhile.
 STREAMED_BYTES = 2**26
 
 
@@ -99,7 +99,8 @@ def advance(
     unlogged: list[Metrics],
     received: Sequence[int],
     shared: SharedStep | None = None,
-) -> Iterator[tuple[int, list[Held], Logged | None]]:
+    until: Callable[[int], bool] | None = None,
+) -> Iterator[tuple[int, list[Held], Logged | None, int]]:
     """Train on all devices.
 
     Args:
@@ -110,10 +111,12 @@ def advance(
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
         received: the signals that have arrived, which end a chunk that would take too long.
         shared: the step that several experiments share.
+        until: as in `train_together`.
 
     Yields:
-        The step, the state of each run and, if a line of metrics is due, the metrics since the
-        last one; once for each chunk. The states are donated when the next item is requested.
+        The step, the state of each run, if a line of metrics is due the metrics since the last one,
+        and the signal by which a process was told to stop, or 0; once for each chunk. The states
+        are donated when the next item is requested.
 
     Raises:
         Left: a process was told to stop during a chunk that would have taken too long.
@@ -148,7 +151,9 @@ def advance(
                 if step % experiment.log_every == 0 or step == experiment.num_steps:
                     row = summarize_steps(unlogged)
                     unlogged.clear()
-                yield step, held_states(layout, device_state, runs), row
+                alarm = signal.SIGALRM if until is not None and until(step) else 0
+                stopped_by = parallel.max_over_processes(max(received, default=alarm))
+                yield step, held_states(layout, device_state, runs), row, stopped_by
                 slowest = parallel.max_over_processes(int(1000 * seconds)) / 1000
                 if slowest <= 2 * SECONDS_TO_HEAR:
                     quick.add(steps)
@@ -189,13 +194,13 @@ def train_together(
         Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
         stop_signals() as received,
     ):
-        chunks = advance(runs, layout, streamed, later.run, unlogged, received, shared)
+        chunks = advance(runs, layout, streamed, later.run, unlogged, received, shared, until)
         try:
             for run in runs:
                 run.make_up(validate_every, layout, received)
             going = [run.goes_on for run in runs]
             unfinished = any(going) and step < experiment.num_steps
-            for step, states, row in chunks if unfinished else ():
+            for step, states, row, stopped_by in chunks if unfinished else ():
                 if row is not None:
                     later(progress.update, step, float(row["loss"].mean()))
                     for run, own in compress(zip(runs, apart(row, len(runs)), strict=True), going):
@@ -204,8 +209,6 @@ def train_together(
                             later.run()
                             run.give_up(step, own)
                 going = [run.goes_on for run in runs]
-                alarm = signal.SIGALRM if until is not None and until(step) else 0
-                stopped_by = parallel.max_over_processes(max(received, default=alarm))
                 is_last = step == experiment.num_steps
                 due = is_last or stopped_by or step % experiment.checkpoint_every == 0
                 validated = is_last or step % validate_every == 0
@@ -291,7 +294,7 @@ def train(
             long or in every step.
         Interrupted: SIGTERM or SIGINT came; the state was saved.
     """
-    seed, num_seeds = int(seed), int(num_seeds)  # JSON takes no integers of NumPy's
+    seed, num_seeds = int(seed), int(num_seeds)  # JSON cannot encode NumPy's integers
     seeds, run_folder = seeds_from(seed, num_seeds), RunFolder(Path(folder))
     parallel.check_devices()
     if parallel.num_processes() > 1:

@@ -96,7 +96,7 @@ def launch_with_flags(
     Raises:
         VaeJaxError: as in `launch_here`, `slurm_executor` and `submit`.
     """
-    from vae_jax import parallel
+    from vae_jax import parallel, storage
     from vae_jax.experiment import find_file
     from vae_jax.grid import unfinished_programs
 
@@ -109,7 +109,8 @@ def launch_with_flags(
         return
     started = commands(name, flags, programs)
     logs = workdir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    with storage.writing(logs):
+        storage.make_folder(logs)
     if options.launch == "local":
         files = [logs / f"{program[0]}.log" for program in programs]
         launch_here(started, files, options.jobs)

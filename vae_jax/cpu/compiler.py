@@ -1,7 +1,7 @@
 """XLA's CPU compiler: its options, and the memory that it leaves behind.
 
 With barriers training is 1.13 times as fast with IWAE at k = 50, but 0.96 times with the MLP at
-batch 20. YNNPACK computes products only, because its sums and fusions are wrong.
+batch 20. YNNPACK is left single products alone, because its sums and fusions are wrong.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ Options = dict[str, str | bool]
 # computed again.
 KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# The kinds of operations that XLA gives to YNNPACK, and the kind that is right. Of sums and fusions
-# with products, jaxlib 0.10.2 computes some of 32,768 elements and more wrongly (jax-ml/jax issue
-# 39103), up to 0.11 some crash (39257), and up to 0.12, the last that was tried, a dilated window
-# loses its holes (openxla/xla issue 48714).
+# The kinds of operations that XLA gives to YNNPACK, and the kind that is right. jaxlib 0.10.2
+# computes some sums and fused products of 32,768 and more elements wrongly (jax-ml/jax issue 39103);
+# up to 0.11 some crash (39257), and up to 0.12, the last that was tried, a dilated window loses its
+# holes (openxla/xla issue 48714).
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)
@@ -66,7 +66,7 @@ def _began() -> bool:
 def give_back_memory() -> None:
     """Return memory that the compiler has freed to the system, if the C library can.
 
-    Otherwise a program's own memory, which is taken in large pieces, would be added to it.
+    Otherwise the memory of a program, which is taken in large pieces, would come on top.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

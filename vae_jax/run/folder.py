@@ -337,7 +337,7 @@ class RunFolder:
                 read_record_file(path)
             except storage.DamagedError:
                 if path.exists():
-                    path.rename(storage.free_name(path.with_name("experiment.damaged.json")))
+                    storage.set_aside(path, path.with_name("experiment.damaged.json"))
                 storage.write_json(path, read_record_file(other))
 
     def restore(self, like: State | None, checkpoint: Checkpoint) -> State:
