@@ -20,9 +20,9 @@ Options = dict[str, str | bool]
 KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 # The kinds of operations that XLA gives to YNNPACK, and the kind that is right. jaxlib 0.10.2
-# computes some sums and fused products of 32,768 and more elements wrongly (jax-ml/jax issue 39103);
-# up to 0.11 some crash (39257), and up to 0.12, the last that was tried, a dilated window loses its
-# holes (openxla/xla issue 48714).
+# computes some sums and fused products of 32,768 and more elements wrongly (jax-ml/jax issue
+# 39103); up to 0.11 some crash (39257), and up to 0.12, the last that was tried, a dilated window
+# loses its holes (openxla/xla issue 48714).
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 WRONG_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 13)
