@@ -49,7 +49,7 @@ def experiment(
     *,
     data: str = "fashion_mnist",
     latent_dim: int = 32,
-    width: int = 400,
+    hidden: int = 400,
     num_steps: int = 20_000,
     learning_rate: float = 1e-3,
 ) -> Experiment:
@@ -58,7 +58,7 @@ def experiment(
     Args:
         data: the data set, by name or path, in grey levels.
         latent_dim: the dimensions of z.
-        width: the width of both hidden layers of encoder and decoder.
+        hidden: the units of both hidden layers of encoder and decoder.
         num_steps: the number of optimizer steps, of 128 images each.
         learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """
@@ -66,10 +66,10 @@ def experiment(
     return Experiment(
         data=loaded,
         model=VAE(
-            encoder=MLP((width, width)),
+            encoder=MLP((hidden, hidden)),
             posterior=DiagonalGaussian(latent_dim),
             prior=StandardNormal(latent_dim),
-            decoder=MLP((width, width)),
+            decoder=MLP((hidden, hidden)),
             likelihood=DiscretizedLogistic(),
         ),
         objective=ELBO(beta=optax.linear_schedule(0.0, 1.0, num_steps // 4)),
@@ -96,7 +96,7 @@ def figures(
         quick: small networks and a few thousand steps, under five minutes on two CPU cores.
     """
     name = Path(data).stem + ("-quick" if quick else "")
-    small = {"latent_dim": 16, "width": 200, "num_steps": 2000}
+    small = {"latent_dim": 16, "hidden": 200, "num_steps": 2000}
     first = train_file(__file__, workdir / name, {"data": data} | (small if quick else {}))
     classes = first.experiment.data.class_names or ()
     (dim,) = first.experiment.model.latent_shapes(first.seed_variables)[0]

@@ -213,7 +213,7 @@ def figures(
     recipe: Recipe = "vdvae",
     size: Size = "tiny",
     data: str = "mnist",
-    depths: tuple[int, ...] = (3, 6, 12),
+    layers: tuple[int, ...] = (3, 6, 12),
     minutes: int = 60,
     num_steps: int = 0,
 ) -> list[Path]:
@@ -224,7 +224,7 @@ def figures(
         recipe: the model and its training, as in `experiment`.
         size: the paper's size or a smaller one, as in `experiment`.
         data: the data set, by name or path.
-        depths: the numbers of layers.
+        layers: the numbers of layers, one for each run.
         minutes: the time for each run, as in `experiment`.
         num_steps: the number of steps of each run, as in `experiment`.
     """
@@ -241,7 +241,7 @@ def figures(
             workdir / f"{recipe}-{size}-{Path(data).stem}-{depth}",
             fixed | {"layers": depth},
         )
-        for depth in depths
+        for depth in layers
     }
     found = {depth: evaluate(run, num_samples=16) for depth, run in runs.items()}
     rates = {
@@ -252,8 +252,8 @@ def figures(
         for depth, each in found.items()
     }
     bounds = [each.mean["neg_elbo"].mean() for each in found.values()]
-    deepest = runs[depths[-1]]
-    tops = sorted({1, depths[-1] // 3, 2 * depths[-1] // 3, depths[-1]} - {0})
+    deepest = runs[layers[-1]]
+    tops = sorted({1, layers[-1] // 3, 2 * layers[-1] // 3, layers[-1]} - {0})
     x = generate.reconstruct(deepest, "test", 10)[0]
     said = {f"top {n}": generate.reconstruct(deepest, "test", 10, top=n)[1] for n in tops}
     samples = {

@@ -87,7 +87,7 @@ def stacked(*seeds):
 def small_pieces(monkeypatch):
     """Three samples and one image for each device at a time."""
     monkeypatch.setattr(bounds, "SAMPLES_AT_ONCE", 3)
-    monkeypatch.setattr("vae_jax.cpu.choices.CACHED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr("vae_jax.cpu.platform.CACHED_FLOATS", 3 * math.prod(SHAPE))
 
 
 # --- K samples of one batch ---------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_an_images_noise_does_not_depend_on_how_many_are_evaluated(noisy, monkey
     experiment, seeds = noisy
     variables = stacked(seeds[0])
     everything = make_bounds_evaluator(experiment, "test", 100)(variables)
-    monkeypatch.setattr("vae_jax.cpu.choices.CACHED_FLOATS", math.prod(SHAPE) * 64)
+    monkeypatch.setattr("vae_jax.cpu.platform.CACHED_FLOATS", math.prod(SHAPE) * 64)
     some = make_bounds_evaluator(experiment, "test", 100, num_images=4)(variables)
     for name in ("nll", "neg_elbo", "distortion", "kl"):
         expected = everything[name][:, [0, 3, 6, 9]]

@@ -39,7 +39,7 @@ from vae_jax import (
     train,
 )
 from vae_jax.cli import main
-from vae_jax.data import kept as kept_data
+from vae_jax.data import saved_arrays
 from vae_jax.experiment import Experiment, Origin
 from vae_jax.run import RunFolder
 from vae_jax.train import load_run
@@ -465,7 +465,7 @@ def test_what_cannot_be_imported_is_one_sentence(situation: str, tmp_path: Path)
 def test_large_arrays_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kept_data, "KEPT_BYTES", 100)
+    monkeypatch.setattr(saved_arrays, "KEPT_BYTES", 100)
     claim(tmp_path, RUN)
     folder = RunFolder(tmp_path)
     folder.keep_data(RUN, None)

@@ -443,10 +443,10 @@ import json, sys
 import numpy as np, tiny
 from vae_jax import parallel, train
 from vae_jax.checkpoint import fingerprint
-from vae_jax.cpu import choices
+from vae_jax.cpu import platform
 from vae_jax.processes import together
 
-choices.floats_at_once = lambda most: most  # as an accelerator's memory allows
+platform.floats_at_once = lambda most: most  # as an accelerator's memory allows
 training = sys.modules["vae_jax.train"]
 chunks, streamed = training.chunks_of_batches, []
 def noted(experiment, layout, seeds, step, is_streamed, longest):

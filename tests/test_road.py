@@ -35,7 +35,7 @@ PARTS = {
     "priors/simple.py",
 }
 # The platform's room, behind its seams.
-ROAD_ON_CPU = {"cpu/choices.py", "cpu/softplus.py", "cpu/sums.py", "cpu/threefry.py"}
+ROAD_ON_CPU = {"cpu/platform.py", "cpu/softplus.py", "cpu/sums.py", "cpu/threefry.py"}
 
 # The house from the ground up: a room imports only from floors below its own.
 FLOORS = (

@@ -67,10 +67,10 @@ def test_its_folder_alone_is_sampled_from_and_knows_classes(first: Run, second: 
     """Guidance at zero weight is the conditional model to the bit; the first stage has none."""
     loaded = vj.load_run(second.folder.path)
     assert loaded.experiment.objective == FitPrior(fingerprint(first.seed_variables))
-    pictures = loaded.sample(4, label=[3])
-    np.testing.assert_array_equal(pictures, second.sample(4, label=[3]))
-    np.testing.assert_array_equal(pictures, loaded.sample(4, label=[3], guidance=0.0))
-    assert (pictures != loaded.sample(4, label=[3], guidance=3.0)).any()
+    pictures = loaded.sample(4, labels=[3])
+    np.testing.assert_array_equal(pictures, second.sample(4, labels=[3]))
+    np.testing.assert_array_equal(pictures, loaded.sample(4, labels=[3], guidance=0.0))
+    assert (pictures != loaded.sample(4, labels=[3], guidance=3.0)).any()
     with pytest.raises(vj.VaeJaxError, match="StandardNormal without such classes"):
         first.sample(4, guidance=1.0)
 

@@ -9,13 +9,13 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from vae_jax.cpu import choices
+from vae_jax.cpu import platform
 from vae_jax.cpu.sums import add_bias, norm, repeated_rows, sum_of_last_axes, sum_of_rows
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["cpu", "elsewhere"])
 def test_the_norm_of_a_tree(there: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(choices, "adds_one_by_one", lambda: there)
+    monkeypatch.setattr(platform, "adds_one_by_one", lambda: there)
     rng = np.random.default_rng(0)
     shapes = (), (0, 3), (1,), (3, 3, 5, 7), (2**15 - 1,), (2**15,), (2**15 + 1,), (784, 500)
     tree = {str(shape): rng.normal(size=shape).astype(np.float32) for shape in shapes}

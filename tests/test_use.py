@@ -127,7 +127,7 @@ def test_devices_and_batches_change_nothing_and_one_program_does(
         np.testing.assert_allclose(run.encode(grey(N)[:count]).mean, whole.mean[:count], 1e-4)
     (program,) = run._programs.values()
     assert len(program.on_devices.programs) == 1
-    monkeypatch.setattr("vae_jax.cpu.choices.CACHED_FLOATS", 3 * math.prod(SHAPE))
+    monkeypatch.setattr("vae_jax.cpu.platform.CACHED_FLOATS", 3 * math.prod(SHAPE))
     run = dataclasses.replace(run)
     with on_devices(2):
         pieces = run.encode(grey(N))
@@ -313,7 +313,7 @@ def test_classes_by_name_or_number_one_or_one_for_each() -> None:
     pictures = run.decode(z, [0, 1, 2, 3])
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-6)
     np.testing.assert_allclose(pictures[0, 1], run.decode(z, "1")[0, 0], atol=1e-6)
-    np.testing.assert_array_equal(run.sample(4, label=5), run.sample(4, label=["5"]))
+    np.testing.assert_array_equal(run.sample(4, labels=5), run.sample(4, labels=["5"]))
 
 
 X, Z = tiny.images(4, 0), np.zeros((3, 2), np.float32)
@@ -337,7 +337,7 @@ REFUSED: dict[str, tuple[str, Callable[[Run], Any], str]] = {
     "labels of a plain model": ("plain", lambda run: run.encode(X, 3), "takes no labels"),
     "a label of a plain model": (
         "plain",
-        lambda run: run.sample(2, label=3),
+        lambda run: run.sample(2, labels=3),
         "trained without labels",
     ),
     "no labels": ("classes", lambda run: run.encode(X), "give the classes too"),

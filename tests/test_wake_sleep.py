@@ -43,7 +43,7 @@ from vae_jax import (
 )
 from vae_jax.compatibility import check_objective, check_prior
 from vae_jax.interfaces import Layers, Prior
-from vae_jax.priors.second_stage import SecondStageVAE
+from vae_jax.priors.second_stage_vae import SecondStageVAE
 from vae_jax.priors.standardized import Standardized
 from vae_jax.step import loss_at_terms
 

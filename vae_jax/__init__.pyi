@@ -38,7 +38,7 @@ from .likelihoods.laplace import Laplace as Laplace
 from .likelihoods.logistic import DiscretizedLogistic as DiscretizedLogistic
 from .likelihoods.logistic_mixture import MixtureOfLogistics as MixtureOfLogistics
 from .likelihoods.optimal_gaussian import OptimalGaussian as OptimalGaussian
-from .likelihoods.seen import SeenPixels as SeenPixels
+from .likelihoods.seen_pixels import SeenPixels as SeenPixels
 from .networks import MLP as MLP
 from .networks import AdaptiveMLP as AdaptiveMLP
 from .networks import AxialAttention as AxialAttention

@@ -40,7 +40,7 @@ from vae_jax.priors.gaussian_mixture import GaussianMixture
 from vae_jax.priors.givt import GIVT
 from vae_jax.priors.masked import MaskedCodes
 from vae_jax.priors.real_nvp import RealNVP
-from vae_jax.priors.second_stage import SecondStageVAE
+from vae_jax.priors.second_stage_vae import SecondStageVAE
 from vae_jax.priors.standardized import Standardized
 from vae_jax.run import Run
 from vae_jax.vae import Terms
@@ -105,7 +105,7 @@ def check_replaced(run: Run, prior: Prior) -> None:
     check_prior(model.posteriors[-1], prior)
 
 
-def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def location_and_scale(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean and the standard deviation of latents z `[M, *event]`, with 1 in place of 0."""
     loc, scale = z.mean(0, dtype=np.float64), z.std(0, dtype=np.float64)
     return loc.astype(z.dtype), np.where(scale > 0, scale, 1).astype(z.dtype)
@@ -141,7 +141,7 @@ def fit(run: Run, prior: Prior, *, num_steps: Count = NUM_STEPS, seed: int = 0) 
     z, root = latents_of(run, seed), random.purpose(random.key(seed), "fit")
     loc, scale = np.zeros(z.shape[1:], z.dtype), np.ones(z.shape[1:], z.dtype)
     if standardize:
-        loc, scale = moments(z)
+        loc, scale = location_and_scale(z)
     u = (z - loc) / scale
     variables = run.seed_variables
     frozen = {name: group for name, group in variables["params"].items() if name != "prior"}

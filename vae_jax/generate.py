@@ -64,7 +64,7 @@ def sample(
     """
     own = run if prior is None else fitted(run, prior)
     how = {"temperature": temperature, "guidance": guidance, "top_k": top_k, "top_p": top_p}
-    return own.sample(num, label=labels, seed=seed, **how)
+    return own.sample(num, labels=labels, seed=seed, **how)
 
 
 def reconstruct_rows(

@@ -23,7 +23,7 @@ from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 from typing_extensions import override
 
-from vae_jax.cpu import choices, compiler
+from vae_jax.cpu import compiler, platform
 from vae_jax.cpu.cores import over_replicas
 from vae_jax.errors import VaeJaxError
 
@@ -163,7 +163,7 @@ def batch_sum(share: Tree) -> Tree:
 
 def updated_if(good: Array, update: Callable[[], Tree], old: Tree) -> Tree:
     """`update()` where the scalar `good` is true, else `old`, a tree of the same shapes."""
-    if choices.branches_in_place():
+    if platform.branches_in_place():
         return lax.cond(good, update, lambda: old)
     return jax.tree.map(partial(jnp.where, good), update(), old)
 
@@ -196,7 +196,7 @@ class OnDevices(Generic[Result]):
         leaves, structure = jax.tree.flatten(arguments)
         kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if kind not in self.programs:
-            options = choices.options() if num_processes() == 1 else compiler.RIGHT
+            options = platform.options() if num_processes() == 1 else compiler.RIGHT
             self.programs[kind] = self.mapped.lower(*arguments).compile(options or None)
             compiler.give_back_memory()
         return self.programs[kind]
@@ -278,7 +278,7 @@ def split(batch: np.ndarray, axis: int) -> Array:
 
 def to_host(arrays: Tree) -> Tree:
     """Host arrays of a tree of device arrays, copied once and thus safe from donation."""
-    if choices.shows_its_memory():
+    if platform.shows_its_memory():
         return jax.tree.map(np.array, arrays)
     for leaf in jax.tree.leaves(arrays):
         leaf.copy_to_host_async()
@@ -588,7 +588,7 @@ def _cut(whole: np.ndarray | Array, sharding: NamedSharding) -> Array:
 def device_memory() -> int:
     """The bytes of memory of each device; devices that share the host's memory divide it."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return choices.memory() // jax.local_device_count() if limit is None else limit
+    return platform.memory() // jax.local_device_count() if limit is None else limit
 
 
 def temporary_bytes(on_devices: OnDevices[Result], *arguments: object) -> int:

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from vae_jax import parallel
 from vae_jax.cli import main
-from vae_jax.cpu import choices, compiler, convolution, cores, threefry
+from vae_jax.cpu import compiler, convolution, cores, platform, threefry
 from vae_jax.likelihoods import bernoulli
 
 
@@ -27,8 +27,8 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "threefry": (threefry, "key", jax.random.key),
     "softplus": (bernoulli, "softplus", jax.nn.softplus),
     "barriers": (compiler, "KEEP_BARRIERS", {}),
-    "sums": (choices, "adds_one_by_one", lambda: False),
-    "branches": (choices, "branches_in_place", lambda: False),
+    "sums": (platform, "adds_one_by_one", lambda: False),
+    "branches": (platform, "branches_in_place", lambda: False),
     "convolution": (lax, "platform_dependent", platform_dependent),
     "winograd": (convolution, "MANY", float("inf")),
     "patches": (convolution, "FEW", 0),

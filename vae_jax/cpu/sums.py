@@ -20,7 +20,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from vae_jax.cpu import choices
+from vae_jax.cpu import platform
 
 NUM_PARTS = 16
 LARGE = 2**15  # numbers; small arrays gain nothing and compile faster
@@ -28,7 +28,7 @@ LARGE = 2**15  # numbers; small arrays gain nothing and compile faster
 
 def norm(tree: optax.Params) -> Array:
     """The square root of the sum of squares of all numbers in a tree of floats."""
-    if not choices.adds_one_by_one():
+    if not platform.adds_one_by_one():
         return jnp.asarray(optax.tree.norm(tree))
     squares = [_sum_of_squares(leaf) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.zeros(())))
@@ -45,21 +45,21 @@ def _sum_of_squares(x: Array) -> Array:
 
 def sum_of_rows(x: Array) -> Array:
     """The sum of x over the last axis but one, `[..., P, F]` to `[..., F]`."""
-    if not choices.adds_one_by_one():
+    if not platform.adds_one_by_one():
         return x.sum(-2)
     return _sum_p.bind(x)
 
 
 def sum_of_last_axes(x: Array, axes: int) -> Array:
     """The sum of x over its last `axes` axes, `[..., *event]` to `[...]`."""
-    if not choices.adds_one_by_one() or x.size < LARGE:
+    if not platform.adds_one_by_one() or x.size < LARGE:
         return x.sum(tuple(range(x.ndim - axes, x.ndim)))
     return sum_of_rows(x.reshape(*x.shape[: x.ndim - axes], -1, 1))[..., 0]
 
 
 def repeated_rows(row: Array, num: int) -> Array:
     """`num` copies of a row, `[..., F]` to `[..., num, F]`; the gradient is a `sum_of_rows`."""
-    if not choices.adds_one_by_one():
+    if not platform.adds_one_by_one():
         return _repeated(row, num=num)
     return _repeated_p.bind(row, num=num)
 

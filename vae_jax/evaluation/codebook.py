@@ -51,12 +51,12 @@ def codebook_use(
     return {
         "codebook_use": np.array([np.mean([(c > 0).mean() for c in seed]) for seed in counts]),
         "codebook_perplexity": np.array(
-            [np.mean([perplexity(c) for c in seed]) for seed in counts]
+            [np.mean([perplexity_of(c) for c in seed]) for seed in counts]
         ),
     }
 
 
-def perplexity(counts: np.ndarray) -> float:
+def perplexity_of(counts: np.ndarray) -> float:
     """The perplexity exp H of frequencies proportional to `counts`, with entropy H in nats."""
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

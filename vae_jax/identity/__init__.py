@@ -14,6 +14,6 @@ numbers alone are found by their jaxprs (`programs.py`).
 
 from vae_jax.identity.description import Json, describe
 from vae_jax.identity.difference import ABSENT, differences
-from vae_jax.identity.remaking import NotImportableError, made_from
+from vae_jax.identity.from_description import NotImportableError, made_from
 
 __all__ = ["ABSENT", "Json", "NotImportableError", "describe", "differences", "made_from"]

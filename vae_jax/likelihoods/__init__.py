@@ -15,7 +15,7 @@ from vae_jax.likelihoods.laplace import Laplace
 from vae_jax.likelihoods.logistic import DiscretizedLogistic
 from vae_jax.likelihoods.logistic_mixture import MixtureOfLogistics
 from vae_jax.likelihoods.optimal_gaussian import OptimalGaussian
-from vae_jax.likelihoods.seen import SeenPixels
+from vae_jax.likelihoods.seen_pixels import SeenPixels
 
 __all__ = [
     "AutoregressivePixels",

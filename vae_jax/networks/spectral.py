@@ -11,7 +11,7 @@ from vae_jax.distributions import Shape
 from vae_jax.given import Network
 from vae_jax.interfaces import Part
 
-Variables = TypeVar("Variables")
+Collections = TypeVar("Collections")
 
 
 def spectral_norm(kernel: Array) -> Array:
@@ -48,7 +48,7 @@ class SpectralNorm(Part):
     def __call__(self, *arguments: Array | Shape) -> Array:
         """The network's features, from its `arguments`."""
 
-        def normalized(variables: Variables) -> Variables:
+        def normalized(variables: Collections) -> Collections:
             def normalize(leaf: Array) -> Array:
                 return leaf / spectral_norm(leaf) if leaf.ndim > 1 else leaf
 

@@ -2,7 +2,7 @@
 
 from vae_jax.processes.agreement import DisagreementError, agree
 from vae_jax.processes.launch import Launch, launch, visible_gpus
-from vae_jax.processes.meeting import meet
+from vae_jax.processes.rendezvous import meet
 from vae_jax.processes.signals import stop_signals
 from vae_jax.processes.together import together
 

@@ -17,7 +17,7 @@ from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.identity import Json
 from vae_jax.processes.agreement import DisagreementError
 from vae_jax.processes.launch import launch
-from vae_jax.processes.meeting import meet, read, send
+from vae_jax.processes.rendezvous import meet, read, send
 from vae_jax.progress import say
 
 _FAREWELL: dict[str, Json] = {"farewell": True}

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vae_jax import parallel
-from vae_jax.cpu import choices
+from vae_jax.cpu import platform
 
 # The fraction of a device's memory that the computation for one batch may take.
 MEMORY_FRACTION = 0.25
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def floats_at_once() -> int:
     """The limit on the floats in one array of decoded images (examples x samples) or densities."""
     most = int(MEMORY_FRACTION * parallel.device_memory()) // (4 * ARRAYS_AT_ONCE)
-    return choices.floats_at_once(most)
+    return platform.floats_at_once(most)
 
 
 class InBatches(Generic[Result]):

@@ -32,7 +32,7 @@ import numpy as np
 from vae_jax import parallel, storage
 from vae_jax.checkpoint import Checkpoint, Checkpoints, State
 from vae_jax.data import Data
-from vae_jax.data.kept import keep, kept
+from vae_jax.data.saved_arrays import keep, kept
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import (
     Experiment,
@@ -53,7 +53,7 @@ from vae_jax.run.record import (
     versions,
     what_is_run,
 )
-from vae_jax.run.same import LENGTH, Record, compared, compute_the_same, is_longer
+from vae_jax.run.same import LENGTH, Record, compute_the_same, identifying, is_longer
 
 UP_TO = "up to step"  # the name of the step, beside metrics that wait for their line
 
@@ -142,7 +142,7 @@ class RunFolder:
                 "is: choose another --workdir."
             )
         until = content["patience"]
-        found = list(differences(compared(record, until), compared(content, until)))
+        found = list(differences(identifying(record, until), identifying(content, until)))
         if python_of(record) != platform.python_version_tuple()[:2]:  # with different bytecode
             found = [each for each in found if not each.of_code]
         rest = {each.name.partition(".")[0] for each in found if each.name not in LENGTH}

@@ -152,7 +152,7 @@ class Run(Loaded):
         self,
         num: Count = 64,
         *,
-        label: str | int | Sequence[str | int] | None = None,
+        labels: str | int | Sequence[str | int] | None = None,
         temperature: float | Sequence[float] | None = None,
         guidance: Weight | None = None,
         top_k: Count | None = None,
@@ -163,7 +163,7 @@ class Run(Loaded):
 
         Args:
             num: the number of pictures.
-            label: a class of a conditional model, by name or number, or several, one after the
+            labels: a class of a conditional model, by name or number, or several, one after the
                 other with equal shares of the pictures; None takes all classes.
             temperature: the factor of the scales of a `DeepVAE`'s priors: one number, or one for
                 each layer, the bottom layer first; or the temperature of a prior over codes or of
@@ -188,12 +188,12 @@ class Run(Loaded):
             "top_p": top_p,
         }
         model = self.drawn_by(**settings)
-        if label is None and model.labels is not None:
-            label = self.class_names
+        if labels is None and model.labels is not None:
+            labels = self.class_names
         y = None
-        if label is not None:
-            several = isinstance(label, Sequence) and not isinstance(label, str)
-            names = cast("Sequence[str | int]", label if several else [label])
+        if labels is not None:
+            several = isinstance(labels, Sequence) and not isinstance(labels, str)
+            names = cast("Sequence[str | int]", labels if several else [labels])
             classes = np.array([self.find_label(name) for name in names], np.int32)
             y = classes[np.arange(num) * len(classes) // num]
 

@@ -25,7 +25,7 @@ LENGTH = ("num_steps", "patience")
 """The fields that only set when training ends."""
 
 
-def compared(content: Record, until: int | None) -> dict[str, Json]:
+def identifying(content: Record, until: int | None) -> dict[str, Json]:
     """The part of an experiment.json that two runs have in common if they are the same.
 
     Args:

@@ -11,7 +11,7 @@ import optax
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
-from vae_jax.fitted_priors import check_replaced, latents_of, moments
+from vae_jax.fitted_priors import check_replaced, latents_of, location_and_scale
 from vae_jax.given import Count, Positive, Seed, checked
 from vae_jax.interfaces import Labels, Prior
 from vae_jax.optimizers import by_group
@@ -97,7 +97,7 @@ def fit_prior(
         params["prior"] = state.params.get("prior", {})
         if is_real:
             with Waiting(f"Encoding the training images by {run.folder.path}"):
-                loc, scale = moments(latents_of(run, seed))
+                loc, scale = location_and_scale(latents_of(run, seed))
             params["prior"] = {**params["prior"], "loc": loc[None], "scale": scale[None]}
         collections = {name: stage.get(name, tree) for name, tree in state.model_state.items()}
         ema = jax.tree.map(jnp.copy, params)
