@@ -66,6 +66,15 @@ def test_purposes_meet_neither_indices_nor_what_jax_splits_off():
     assert len(np.unique(found, axis=0)) == count + len(purposes())
 
 
+def test_the_noise_of_every_two_purposes_is_uncorrelated():
+    """And with that of the keys themselves, and of their first index."""
+    keys = random.indexed(random.key(0), np.arange(20_000))
+    every = [keys, random.indexed(keys, 0), *(random.purpose(keys, name) for name in purposes())]
+    noise = jax.vmap(jax.vmap(jax.random.normal))(jnp.stack(every))
+    correlation = np.corrcoef(noise)
+    assert np.abs(correlation - np.eye(len(every))).max() < 0.05
+
+
 def test_purposes_are_their_names_and_nothing_else():
     key = random.key(0)
     first, second = random.purposes(key, "a", "b")
