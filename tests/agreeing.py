@@ -65,7 +65,7 @@ def with_package(name: str, version: str) -> dict[str, Any]:
 
 
 def with_devices(count: int) -> dict[str, Any]:
-    """As if the process had so many devices."""
+    """As if the process had `count` devices."""
     with mock.patch.object(jax, "local_device_count", return_value=count):
         return from_file()
 

@@ -144,7 +144,7 @@ def test_one_pass_is_the_sum_of_the_conditionals_step_by_step(pixel):
 
 @every_pixel
 def test_pixels_in_turn_with_a_cache_are_those_without_one(pixel):
-    """The whole network anew for each pixel, which is its mean, so that nothing is random."""
+    """The whole network runs again for each pixel, which is its mean, so nothing is random."""
     shape = (2, 3, 1 if pixel is Bernoulli else 3)
     p = conditional(pixel, shape, spatial=False)
     x = np.zeros((N, *shape), np.float32)
@@ -156,7 +156,7 @@ def test_pixels_in_turn_with_a_cache_are_those_without_one(pixel):
 
 @every_pixel
 def test_drawn_pixels_have_their_conditional_distribution(pixel):
-    """As pixels have that are drawn anew given those before, by the network in one pass.
+    """The distribution of pixels redrawn given those before, by the network in one pass.
 
     Means of ln p(x_t | x_<t, z), of x_t and of x_t x_t-1, within 5 standard errors of 3000 images.
     """
@@ -171,8 +171,8 @@ def test_drawn_pixels_have_their_conditional_distribution(pixel):
             log_p = log_prob_of_pixel(p, features, pixel)
             return np.column_stack([log_p, pixel, pixel * before]).astype(np.float64)
 
-        anew = np.asarray(sample(one_pixel(p, features), jax.random.key(10 + place)))[:, 0, 0]
-        difference = statistics(pixels[:, place]) - statistics(anew)
+        redrawn = np.asarray(sample(one_pixel(p, features), jax.random.key(10 + place)))[:, 0, 0]
+        difference = statistics(pixels[:, place]) - statistics(redrawn)
         error = difference.std(0) / np.sqrt(len(x))
         assert (np.abs(difference.mean(0)) <= 5 * error).all()
 

@@ -418,7 +418,7 @@ def log_mean_exp(x: Array) -> Array:
     return jnp.log(jnp.exp(x).mean())
 
 
-# Each bound of ln w `[4]`, written anew; PIWAE's is that of its inference part.
+# Each bound of ln w `[4]`, written independently; PIWAE's is that of its inference part.
 BOUNDS: dict[str, Bound] = {
     "elbo": jnp.mean,
     "iwae": log_mean_exp,

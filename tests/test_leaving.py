@@ -132,7 +132,7 @@ def test_a_validation_that_is_left_is_made_up(
     call: int, step: int, whole: Run, tmp_path: Path
 ) -> None:
     """The first; the last, after which nothing but the summary is missing."""
-    folder, told = tmp_path / "run", f"after step {step}, which is saved"
+    folder, told = tmp_path / "run", f"after step {step}; its state is saved"
     with on_devices(1):
         with pytest.raises(Interrupted, match=told), told_in("make_validation", call):
             train(experiment(), folder)
@@ -152,7 +152,7 @@ def test_a_chunk_that_is_left_is_made_again(
 ) -> None:
     """One that took long before; the first, before which there is nothing to save."""
     monkeypatch.setattr("vae_jax.train.SECONDS_TO_HEAR", 0.0)  # so that each takes long
-    folder, told = tmp_path / "run", f"after step {step}, which" if step else "before the first"
+    folder, told = tmp_path / "run", f"after step {step}; its" if step else "before the first"
     with on_devices(1):
         with pytest.raises(Interrupted, match=told), told_in("make_train_chunk", call):
             train(experiment(), folder)
@@ -233,7 +233,7 @@ def test_a_real_signal_in_a_validation(count: int, tmp_path: Path) -> None:
     told(left[-1], signal.SIGUSR1)
     done = [finish(process) for process in left]
     assert [each.returncode for each in done] == [128 + signal.SIGUSR1] * count, done
-    assert "Stopped by SIGUSR1 after step 20, which is saved" in done[0].stderr
+    assert "Stopped by SIGUSR1 after step 20; its state is saved" in done[0].stderr
     assert not [each for each in done if "Traceback" in each.stderr]
     assert checkpoint_steps(folders["left"] / "run") == [20]
     assert "loss" in rows(folders["left"] / "run")[-1]
@@ -254,7 +254,8 @@ def test_a_real_signal_in_the_first_chunk(tmp_path: Path) -> None:
     told(process, signal.SIGTERM)
     done = finish(process)
     assert done.returncode == 128 + signal.SIGTERM, done
-    assert "Stopped by SIGTERM before the first step; the same command begins again." in done.stderr
+    said = "Stopped by SIGTERM before the first step. Run the same command to begin again."
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -157,7 +157,8 @@ def test_a_table_trains_what_is_missing_as_far_as_the_budget_goes(
     # 90 images in batches of 16: three epochs are over after 16.9 steps, so at the line of step 20.
     main([*command, "--budget", "3epochs"])
     said = capfd.readouterr().err
-    assert "The budget is spent for beta=1.0, beta=2.0. The same command goes on." in said
+    spent = "The budget is spent for beta=1.0, beta=2.0. Run the same command to continue."
+    assert spent in said
     assert f"{runs}/beta=1.0 is not finished: step 20 of 40." in said
     assert not (runs / "beta=1.0" / "summary.json").exists()
     main([*command, "--budget", "3epochs"])

@@ -156,7 +156,7 @@ def test_training_learns_them_and_opening_the_run_does_not(
     with on_devices(1):
         whole = train(learned(num_steps=20), tmp_path / "whole")
         assert np.isfinite(whole.metric("perceptual")[1]).all()
-        with pytest.raises(Interrupted, match="after step 10,"), interrupted_after(5):
+        with pytest.raises(Interrupted, match="after step 10;"), interrupted_after(5):
             train(learned(num_steps=20), tmp_path / "run")
         resumed = train(learned(num_steps=20), tmp_path / "run")
         assert fingerprint(resumed.state) == fingerprint(whole.state)

@@ -103,7 +103,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def killed_at(step: int, folder: Path) -> None:
     """Starts the run, which saves itself at the step: one chunk after the signal."""
-    with pytest.raises(Interrupted, match=f"after step {step},"), interrupted_after(step - 5):
+    with pytest.raises(Interrupted, match=f"after step {step};"), interrupted_after(step - 5):
         train(experiment(), folder)
 
 

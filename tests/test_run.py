@@ -141,7 +141,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     step = checkpoint_steps(folder)[-1]
     assert 100 < step < 1000
     assert done.stderr.splitlines()[-1] == (
-        f"Stopped by SIGTERM after step {step}, which is saved; the same command goes on."
+        f"Stopped by SIGTERM after step {step}; its state is saved. Run the same command to resume."
     )
     assert not (folder / "summary.json").exists()
     return folder

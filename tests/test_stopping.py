@@ -142,4 +142,4 @@ def test_a_signal_is_heard_whatever_log_every_is(name: str, tmp_path: Path) -> N
     assert done.returncode == 128 + number, done
     (step,) = checkpoint_steps(tmp_path / "run")
     assert 0 < step < 10**6
-    assert f"Stopped by {name} after step {step}, which is saved" in done.stderr
+    assert f"Stopped by {name} after step {step}; its state is saved" in done.stderr

@@ -339,7 +339,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 ) -> None:
     with (
         interrupted_after(step),
-        pytest.raises(Interrupted, match=f"SIGTERM after step {stopped_at}, which is saved"),
+        pytest.raises(Interrupted, match=f"SIGTERM after step {stopped_at}; its state is saved"),
     ):
         train(TINY, tmp_path / "run")
     assert load_run(tmp_path / "run", experiment=TINY).state.step == [stopped_at]

@@ -30,7 +30,7 @@ _ATTEMPTS = 10  # to read while another process replaces checkpoints
 _LOOKS = 3  # further looks for a checkpoint if there seems to be none
 _LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
-_SMALL = 2**16  # bytes of files that are hashed, even if their arrays are
+_SMALL = 2**16  # files up to this many bytes are hashed even if their arrays are
 
 
 def fingerprint(tree: object) -> str:
@@ -245,7 +245,7 @@ class Checkpoints:
         try:
             if self._writing is not None:
                 self._writing.result()
-        except Exception as error:  # Orbax raises many kinds for a full disk
+        except Exception as error:  # Orbax raises several exceptions here
             raise VaeJaxError(
                 f"A checkpoint could not be written to {self.folder} ({_first_line(error)}): free "
                 "some space, then give the same command again to go on from the last good one."
@@ -257,7 +257,7 @@ class Checkpoints:
             try:
                 self._orbax.save(partial, args=ocp.args.PyTreeSave(state), force=True)
             except Exception:
-                for _ in range(20):  # a second, in which Orbax's other threads write on
+                for _ in range(20):  # for a second, Orbax's other threads may still write
                     storage.delete_partial(partial)
                     time.sleep(0.05)
                 raise
@@ -387,7 +387,7 @@ class Checkpoints:
                 )
             else:
                 if not skipped and attempt < _LOOKS:
-                    continue  # a list made while one replaced another may have neither
+                    continue  # a listing taken during a replacement may show neither
                 if not skipped:
                     return None
                 raise VaeJaxError(
@@ -416,7 +416,7 @@ class Checkpoints:
         if manifest is None:
             return None
         # Files are read once: the content of large ones is checked when they have become arrays.
-        digest = manifest.get("digest")  # which shares of several processes lack
+        digest = manifest.get("digest")  # None if several processes wrote shares
         if storage.damage(folder, manifest["files"], math.inf if digest is None else _SMALL):
             return None
         there = manifest["arrays"]
@@ -431,7 +431,7 @@ class Checkpoints:
         abstract = like and jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         try:
             state: Any = self._orbax.restore(folder, args=ocp.args.PyTreeRestore(abstract))
-        except Exception as error:  # of many kinds
+        except Exception as error:  # Orbax raises several exceptions here
             if not self._is_whole(step):
                 return None
             raise VaeJaxError(

@@ -361,7 +361,7 @@ def check_shapes(model: Model, objective: Objective | None = None) -> None:
                 _initial_loss(model, objective)
     except VaeJaxError:
         raise
-    except Exception as error:  # Flax and JAX have many, and a user's network its own
+    except Exception as error:  # Flax, JAX and a user's network may raise anything
         failure = error
     for q, p in _layers(model):
         if q in shapes and p in shapes and shapes[q] != shapes[p]:

@@ -142,7 +142,7 @@ def rematerialized(
     return nn.intercept_methods(interceptor)
 
 
-# No operation of undetermined order of summation, and no choice of kernels by their speed.
+# Rules out sums in an unspecified order, and kernels chosen by timing.
 DETERMINISTIC = (
     "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true "
     "--xla_gpu_autotune_level=0"

@@ -42,14 +42,16 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
 
     Attributes:
         signal_number: the number of the signal.
-        computing: whether a thread still computes in vain; the exit should not wait for it.
+        computing: whether a thread keeps running, unused, until the process ends, which should not
+            wait for it.
     """
 
     def __init__(self, signal_number: int, step: int, computing: bool = False):
         self.signal_number, self.computing = signal_number, computing
         name = signal.Signals(signal_number).name
         super().__init__(
-            f"Stopped by {name} after step {step}, which is saved; the same command goes on."
+            f"Stopped by {name} after step {step}; its state is saved. "
+            "Run the same command to resume."
             if step
-            else f"Stopped by {name} before the first step; the same command begins again."
+            else f"Stopped by {name} before the first step. Run the same command to begin again."
         )

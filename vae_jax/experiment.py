@@ -156,10 +156,10 @@ class Experiment(Checked):
     @property
     def description(self) -> dict[str, Json]:
         """The identity of the experiment in JSON, described from its objects."""
-        names = self.data.class_names
+        class_names = self.data.class_names
         data: dict[str, Json] = {
             "name": self.data.name,
-            "class_names": None if names is None else list(names),
+            "class_names": None if class_names is None else list(class_names),
             "description": self.data.description,
             "fingerprint": self.data.fingerprint,
             "protocol": describe(self.data.protocol),

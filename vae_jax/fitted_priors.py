@@ -49,7 +49,7 @@ Tree = TypeVar("Tree")
 Quick = Literal["mixture", "flow", "vae", "autoregressive"]
 Family = Quick | Literal["masked", "givt", "diffusion", "flow_matching"]
 
-LATENTS = 50_000  # the number drawn from the aggregated posterior, at least
+LATENTS = 50_000  # at least this many draws from the aggregated posterior
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 256, 3e-3
 IMAGES_AT_ONCE = 1000
 

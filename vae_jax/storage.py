@@ -298,7 +298,7 @@ def append_line(path: Path, content: object) -> None:
         _lock_file(file.fileno(), wait=True)
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):  # a line that a crash cut off stays one of its own
+        if file.read(1) not in (b"", b"\n"):  # keep a truncated line from merging with the next
             line = b"\n" + line
         try:
             while line:
@@ -445,10 +445,10 @@ def damage(folder: Path, manifest: Mapping[str, Any], hashed: float = math.inf) 
 
 
 def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False) -> str | None:
-    """As `damage`, but hashing only the files that were touched since all were hashed.
+    """Like `damage`, but hashes the files only if one has changed since the last full check.
 
     A stamp beside them records for which manifest all were hashed, and the size and time of each
-    then. Of several processes that come at once, one hashes, and the others wait for its stamp.
+    then. If several processes come at once, one hashes, and the others wait for its stamp.
 
     Args:
         folder: the folder of the files.
@@ -462,7 +462,7 @@ def damage_since(folder: Path, manifest: Mapping[str, Any], wholly: bool = False
             stack.enter_context(lock(folder / f"{STAMP}.lock"))
         if not wholly and _is_stamped(folder, manifest):
             return None
-        stamp = _stamp_of(folder, manifest)  # from before they are read
+        stamp = _stamp_of(folder, manifest)  # taken before reading, so that later changes show
         found = damage(folder, manifest)
         if found is None and stamp is not None:
             with contextlib.suppress(VaeJaxError):

@@ -32,7 +32,7 @@ def use_compilation_cache(wanted: bool) -> None:
     """Let JAX keep compiled programs if `wanted`, before it is imported; its variables prevail."""
     if not wanted:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    with contextlib.suppress(RuntimeError):  # this account has no home: then nothing is kept
+    with contextlib.suppress(RuntimeError):  # without a home folder nothing is kept
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "vae_jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except VaeJaxError as error:
         say(f"vae-jax: {error}")
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

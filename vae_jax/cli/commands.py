@@ -33,7 +33,7 @@ PICTURES = {
     "reconstruct": "Images of a split beside their reconstructions.",
     "restyle": "Images of one class, encoded with it and decoded with others.",
     "interpolate": "Decoded lines between the posterior means of pairs of images.",
-    "traverse": "One latent at a time moved from -3 to 3, the most used first.",
+    "traverse": "One latent at a time moved from -3 to 3, the most active first.",
 }
 """The commands that make pictures, with their descriptions in `vae-jax --help`."""
 

@@ -100,7 +100,7 @@ def launch_with_flags(
     from vae_jax.experiment import find_file
     from vae_jax.grid import unfinished_programs
 
-    parallel.leave_to_others()  # that is, to the programs
+    parallel.leave_to_others()  # the launched programs take the accelerators
     workdir, seeds = options.workdir, (options.seed, options.seeds)
     programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
     to_run = "1 program has" if len(programs) == 1 else f"{len(programs)} programs have"
@@ -131,7 +131,8 @@ def commands(name: str, flags: Sequence[str], programs: Sequence[Sequence[str]])
         The words of each command.
     """
     train = [sys.executable, "-m", "vae_jax.cli", "train", name, *flags]
-    alone = ["--launch", "None", "--jobs", "None", "--slurm"]  # the last of equal flags holds
+    # Of a repeated flag the last value counts.
+    alone = ["--launch", "None", "--jobs", "None", "--slurm"]
     return [[*train, *alone, "--cells", *cells] for cells in programs]
 
 
@@ -175,7 +176,7 @@ def launch_here(programs: Sequence[Sequence[str]], logs: Sequence[Path], jobs: i
         for program in running if received else ():
             program.stop()
     if received:
-        say("Stopped; what was begun is saved, and the same command goes on.")
+        say("Stopped; what was begun is saved. Run the same command to continue.")
         sys.exit(128 + received[0])
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in errors:

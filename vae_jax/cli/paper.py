@@ -272,7 +272,7 @@ def train_cells(
         except Interrupted as error:
             if error.signal_number != signal.SIGALRM:
                 raise
-            say(f"The budget is spent for {', '.join(names)}. The same command goes on.")
+            say(f"The budget is spent for {', '.join(names)}. Run the same command to continue.")
 
 
 def last_step(folder: Path) -> int:

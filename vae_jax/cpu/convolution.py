@@ -119,8 +119,8 @@ def _correlated(x: Array, kernel: Array, stride: int, edges: list[tuple[int, int
     The images get edges of (low, high) zeros; negative ones cut.
     """
     if any(n < width for n, width in zip(x.shape[1:3], kernel.shape[:2], strict=True)):
-        # The library takes no image that is smaller than a kernel. With its edges it is not, if XLA
-        # does not make them the convolution's own again.
+        # The library rejects images smaller than the kernel; padded they are large enough, unless
+        # XLA folds the padding back in.
         inner = [(low, high, 0) for low, high in edges]
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
         x = lax.optimization_barrier(x)
@@ -140,13 +140,13 @@ def _image(y: Array, kernel: Array, geometry: Geometry) -> Array:
     XLA's method, with zeros between the pixels of y, takes stride^2 times as many products.
     """
     stride, (height, width) = geometry.stride, geometry.size
-    blocks = [-(-n // stride) for n in geometry.window]  # that a kernel spans
+    blocks = [-(-n // stride) for n in geometry.window]  # blocks spanned by a kernel
     missing = [(0, n * stride - k) for n, k in zip(blocks, geometry.window, strict=True)]
     down, across = blocks
     turned = jnp.pad(kernel, [*missing, (0, 0), (0, 0)])
     turned = turned.reshape(down, stride, across, stride, *kernel.shape[2:])[::-1, :, ::-1]
     turned = turned.transpose(0, 2, 5, 1, 3, 4).reshape(down, across, kernel.shape[3], -1)
-    # Of all blocks that y's windows cover, those with a pixel of the image.
+    # Only the blocks that contain a pixel of the image.
     first = [low // stride for low in geometry.lows]
     sides = zip(blocks, geometry.small, first, geometry.lows, geometry.size, strict=True)
     edges = [(n - 1 - f, -(-(low + size) // stride) - small) for n, small, f, low, size in sides]
@@ -216,7 +216,7 @@ def _depthwise_output(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _depthwise_image(y: Array, kernel: Array, geometry: Geometry) -> Array:
-    """A convolution of y, zeros between its pixels, with the flipped kernel."""
+    """The convolution of y, dilated by the stride, with the flipped kernel."""
     sides = zip(geometry.size, geometry.spans, geometry.window, geometry.lows, strict=True)
     between = geometry.stride - 1
     edges = [(k - 1 - low, size + low - span, between) for size, span, k, low in sides]
@@ -248,7 +248,7 @@ DEPTHWISE = {"output": _depthwise_output, "image": _depthwise_image, "kernel": _
 # --- The choice ---------------------------------------------------------------------------------
 
 FEW = 1  # feature: an image's grey levels
-MANY = 96  # features on both sides, from which on tiles save more than they cost
+MANY = 96  # from this many features on both sides, tiles pay off
 
 
 def computed(a: Array, b: Array, *, of: Of, geometry: Geometry) -> Array:

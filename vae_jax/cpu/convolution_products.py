@@ -110,7 +110,7 @@ def _minimal_filter(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np
 def tile_size(x: Array, kernel: Array) -> int:
     """The side of the tiles of outputs with the fewest multiplications for images x and a kernel.
 
-    Those of the transforms count twice, since these wait for memory.
+    Multiplications in the transforms count twice: memory limits them.
     """
     (rows, columns), taps = x.shape[1:3], len(kernel)
     in_features, features = kernel.shape[2:]

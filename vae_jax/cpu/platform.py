@@ -23,7 +23,7 @@ def branches_in_place() -> bool:
 
 
 def adds_one_by_one() -> bool:
-    """Whether the sum of a whole array adds its numbers one after the other."""
+    """Whether XLA sums a whole array sequentially."""
     return _is_here()
 
 

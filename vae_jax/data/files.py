@@ -108,7 +108,7 @@ def _of_arrays(path: Path, protocol: str | None) -> Data:
     for split, array in labels.items():
         labels[split] = array[:, 0] if array.shape[1:] == (1,) else array  # as MedMNIST has them
     names = None
-    if any(array.dtype.kind not in "iu" for array in labels.values()):  # they are words
+    if any(array.dtype.kind not in "iu" for array in labels.values()):  # labels are strings
         names = np.unique(np.concatenate([*labels.values()]))
         for split, array in labels.items():
             labels[split] = np.searchsorted(names, array)

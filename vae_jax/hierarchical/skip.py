@@ -15,7 +15,7 @@ from vae_jax.vae import Terms, with_batch
 
 
 class SkipVAE(Hierarchy, kw_only=True):
-    """p(x|z_1, ..., z_L): every layer is connected to the image, past those below it.
+    """p(x|z_1, ..., z_L): every layer has a skip connection to the image.
 
     Inference is top-down, q(z|x) = q(z_L|x) q(z_{L-1}|x, z_L) ... q(z_1|x, z_2). With L = 2 this is
     the HVAE of Tomczak & Welling (2018). Images and latents are concatenated into one vector:

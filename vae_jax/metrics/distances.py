@@ -11,7 +11,7 @@ from vae_jax.errors import VaeJaxError
 
 GROUPS = 20  # the jackknife leaves them out one at a time
 MIN_IMAGES = 2 * GROUPS
-IMAGES_PER_FEATURE = 2  # at least, for a Fréchet distance to have an interval
+IMAGES_PER_FEATURE = 2  # with fewer images a Fréchet distance has no interval
 T_QUANTILE = 2.093024  # 97.5 % of Student's t with GROUPS - 1 degrees of freedom
 NORMAL_QUANTILE = 1.959964
 NEIGHBOURS = 3

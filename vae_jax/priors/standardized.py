@@ -50,7 +50,7 @@ class Rescaled(Distribution):
         return self.loc + self.scale * self.base.sample(key, sample_shape)
 
     def log_prob(self, value: Float[Array, "*draws_and_event"]) -> Float[Array, "*draws"]:
-        """The base's log-density of (value - loc) / scale, less sum ln scale."""
+        """The base's log-density of (value - loc) / scale, minus the sum of ln scale."""
         log_density = self.base.log_prob((value - self.loc) / self.scale)
         return log_density - jnp.log(self.scale).sum()
 
@@ -62,7 +62,7 @@ class BoundedRescaled(Rescaled, Bounded):
     def elbo(
         self, value: Float[Array, "*batch_and_event"], keys: Key[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """The base's bound at (value - loc) / scale, less sum ln scale."""
+        """The base's bound at (value - loc) / scale, minus the sum of ln scale."""
         assert isinstance(self.base, Bounded)
         return self.base.elbo((value - self.loc) / self.scale, keys) - jnp.log(self.scale).sum()
 

@@ -70,7 +70,7 @@ def together(
             own.number,
             own.local_devices,
             cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=2 * heartbeat_timeout,  # for the sentence to come before
+            heartbeat_timeout_seconds=2 * heartbeat_timeout,  # so that our sentence comes first
             shutdown_timeout_seconds=shutdown_timeout,
         )
         parallel.check_devices()
@@ -80,10 +80,10 @@ def together(
         together_to_the_end = True
     except (Interrupted, DisagreementError) as error:  # which the others raise too
         together_to_the_end = True
-        if isinstance(error, Interrupted) and error.computing:  # with others, who have left
+        if isinstance(error, Interrupted) and error.computing:  # it waits for processes that left
             atexit.register(_exit_now, 128 + error.signal_number)
         raise
-    except BaseException as error:  # JAX would wait at the exit for the others, who end now
+    except BaseException as error:  # at exit JAX would wait for processes that are ending
         if isinstance(error, JaxRuntimeError):  # perhaps because another process has died
             for watch in watches:
                 watch.join(1)

@@ -26,20 +26,20 @@ NOTHING = "none"
 TEMPLATE = Path(__file__).with_name("page.html")
 CURVES = {
     "Loss": "Without weights on its parts, in training and on validation images.",
-    "Rate": "What the latents of a training image carry, from samples.",
-    "Distortion": "What a training image still costs once its latents are known.",
+    "Rate": "The rate of training images, estimated from samples.",
+    "Distortion": "The cost of a training image given its latents.",
 }
 LOGGED = ("neg_elbo", "distortion", "kl_sampled", "valid_neg_elbo", "valid_distortion")
 CHART_WIDTH = 5.0  # inches, so that letters can be read on a phone
 NAME_IN_CHART = 14  # letters
 PICTURES = {
-    "samples": ("Samples", "What the model makes of latents from the prior."),
-    "reconstructions": ("Reconstructions", "Images of the data, and what comes back of each."),
-    "traversals": ("Traversals", "One latent at a time moved from -3 to 3, the most used first."),
+    "samples": ("Samples", "Decoded draws from the prior."),
+    "reconstructions": ("Reconstructions", "Images and their reconstructions."),
+    "traversals": ("Traversals", "One latent at a time moved from -3 to 3, the most active first."),
     "interpolations": ("Interpolations", "The way from one image to another through the latents."),
     "restyled": ("Restyled", "Images of one class, encoded with it and decoded with others."),
     "latents": ("Latents", "The posterior means of images."),
-    "manifold": ("Manifold", "What the model makes of latents over the whole plane."),
+    "manifold": ("Manifold", "Decoded latents over the whole plane."),
 }
 ALWAYS = ("samples", "reconstructions")
 """The pictures that every model has: if one is missing, all missing ones are drawn."""

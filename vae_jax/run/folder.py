@@ -151,9 +151,9 @@ class RunFolder:
             self._prolong(record | content | file_of(origin))
         elif found:
             one, other = ({"experiment": each["experiment"]} for each in (record, content))
-            files = record["experiment"] and content["experiment"]  # whose arguments say it best
+            files = record["experiment"] and content["experiment"]  # their arguments say it best
             arguments = [*differences(one, other)] if files else []
-            if is_longer(record, content) and not longer:  # which alone would be no difference
+            if is_longer(record, content) and not longer:  # length alone does not make another run
                 found = [each for each in found if each.name not in LENGTH]
                 arguments = [each for each in arguments if not each.name.endswith(LENGTH)]
             clear = [each for each in found if ABSENT not in each]
@@ -182,7 +182,8 @@ class RunFolder:
         """A sentence if the run began with other versions than the present ones, else None."""
         began, now = self.read_record().get("versions"), versions()
         every = differences(began, json.loads(json.dumps(now)))
-        found = [str(each) for each in every if each.there != ABSENT]  # not noted then
+        # Absent: the record predates the entry.
+        found = [str(each) for each in every if each.there != ABSENT]
         if found:
             return (
                 f"{self.path} began with other versions ({', '.join(found)}): its numbers are not "

@@ -48,7 +48,7 @@ def apart(tree: Tree, count: int) -> list[Tree]:
 
 
 def held_states(layout: parallel.Layout, state: TrainState, runs: Sequence[Training]) -> list[Held]:
-    """The states of runs that are one state on the devices, which is copied at most once.
+    """The state of each run, cut from their joint state, which is copied to the host at most once.
 
     The previous copy is written first, so that there is only one at a time.
 
