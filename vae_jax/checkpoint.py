@@ -181,7 +181,7 @@ class Checkpoints:
         self._orbax.close()
         sys.unraisablehook = self._hook
 
-    def save(self, step: int, state: Any, validation: float | None, finite: bool = True) -> None:
+    def save(self, step: int, state: object, validation: float | None, finite: bool = True) -> None:
         """Start writing a state of host arrays, which must not change afterwards.
 
         Args:
@@ -251,7 +251,7 @@ class Checkpoints:
                 "some space, then give the same command again to go on from the last good one."
             ) from error
 
-    def _write(self, step: int, state: Any, validation: float | None, finite: bool) -> None:
+    def _write(self, step: int, state: object, validation: float | None, finite: bool) -> None:
         target = self._place_for(step)
         with storage.whole_folder(target) as partial:
             try:

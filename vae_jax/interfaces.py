@@ -61,6 +61,7 @@ Measure = Literal["mass", "density", "pseudo"]
 
 SPACES: frozenset[Space] = frozenset({"real", "sphere", "onehot", "simplex", "codes"})
 _EVENT_NDIMS: dict[Space, int] = {"real": 1, "sphere": 1, "onehot": 2, "simplex": 2, "codes": 3}
+_NO_CALL = "{} has no __call__: define it, as in the example of its base class."
 
 
 def latent_shape(shape: int | Sequence[int]) -> Shape:
@@ -172,7 +173,7 @@ class Posterior(Part):
         Raises:
             VaeJaxError: the features do not fit the shape of z.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+        raise NotImplementedError(_NO_CALL.format(type(self).__name__))
 
     def seen(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """The form of latents z that networks receive; by default z itself."""
@@ -261,7 +262,7 @@ class Prior(Part):
             model: the model, bound to its parameters.
             y: the labels of a conditional model.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+        raise NotImplementedError(_NO_CALL.format(type(self).__name__))
 
 
 class Likelihood(Part):
@@ -297,7 +298,7 @@ class Likelihood(Part):
         Raises:
             VaeJaxError: the features have a different height or width than the image.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+        raise NotImplementedError(_NO_CALL.format(type(self).__name__))
 
     def observe(
         self, px: "Distribution", x: Float[Array, "B H W C"], remember: bool = True
@@ -437,11 +438,7 @@ class Model(Part, kw_only=True):
 
     @nn.nowrap
     def admit(
-        self,
-        variables: object,
-        method: str,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
+        self, variables: object, method: str, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> None:
         """Check images x, latents zs and labels y before a method of the model gets them.
 

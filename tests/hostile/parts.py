@@ -288,7 +288,7 @@ SITUATIONS: dict[str, tuple[Any, str]] = {
     ),
     "a prior of the user's with nothing in it": (
         lambda: model(prior=EmptyPrior()),
-        FITS + "prior, an EmptyPrior, cannot take its inputs (EmptyPrior has no __call__)",
+        FITS + "prior, an EmptyPrior, cannot take its inputs (EmptyPrior has no __call__: define",
     ),
     # Labels
     "a prior for classes without labels": (

@@ -131,7 +131,7 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     budget = Budget.of(options.budget)
     data.use()
 
-    def arguments(cell: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(cell: Mapping[str, object]) -> Mapping[str, object]:
         """The arguments of a cell after the flags; `start` may hold those of another cell."""
         start = cell.get("start")
         others = {"start": arguments(start)} if isinstance(start, Mapping) else {}
@@ -152,7 +152,7 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     write_table(str(file), module.__doc__ or "", cells, asked, options, budget)
 
 
-def with_starts(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def with_starts(cells: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
     """Cells that begin with another cell's run, given by its arguments, get the name of its folder.
 
     Raises:
@@ -162,7 +162,7 @@ def with_starts(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
     names = names_of(cells)
 
-    def with_start(cell: Mapping[str, Any]) -> Mapping[str, Any]:
+    def with_start(cell: Mapping[str, object]) -> Mapping[str, object]:
         start = cell.get("start")
         if not isinstance(start, Mapping):
             return cell

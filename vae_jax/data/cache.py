@@ -25,7 +25,7 @@ def folder(data_dir: Path, name: str) -> Path:
     return data_dir / name / "vae_jax"
 
 
-def make(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
+def make(arrays: Path, target: Path, about: Mapping[str, object]) -> None:
     """Turn a folder of {name}.npy files into a cache, in one rename.
 
     Args:
@@ -36,9 +36,9 @@ def make(arrays: Path, target: Path, about: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full or the folder not writable.
     """
-    manifest = {**about, "files": storage.manifest_of(arrays)}
-    storage.write_stamp(arrays, manifest["files"])
-    (arrays / storage.MANIFEST).write_text(json.dumps(manifest, indent=2))
+    files = storage.manifest_of(arrays)
+    storage.write_stamp(arrays, files)
+    (arrays / storage.MANIFEST).write_text(json.dumps({**about, "files": files}, indent=2))
     storage.publish(arrays, target)
 
 
@@ -83,7 +83,7 @@ def read(
 
 
 def remembered(
-    source: Path, files: Mapping[str, Any], what: str, compute: Callable[[], str]
+    source: Path, files: Mapping[str, object], what: str, compute: Callable[[], str]
 ) -> str:
     """The result of a computation on cached arrays, made once by one process and kept with them.
 

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def working_folder(target: Path) -> Generator[Path | None]:
 
 def decode_parts(
     work: Path,
-    plan: Mapping[str, Any],
+    plan: Mapping[str, object],
     jobs: Sequence[Job],
     decode: Callable[[Job], Piece],
     processes: int,
@@ -163,7 +163,7 @@ def decode_parts(
     return files
 
 
-def _read_plan(work: Path) -> dict[str, Any] | None:
+def _read_plan(work: Path) -> dict[str, object] | None:
     try:
         return storage.read_json(work / "plan.json")
     except storage.DamagedError:

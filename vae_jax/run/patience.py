@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def score_of(validation: Mapping[str, Any]) -> float | None:
+def score_of(validation: Mapping[str, object]) -> float | None:
     """The number by which states are compared: the NLL, else the negative ELBO or the distortion.
 
     Args:
