@@ -229,7 +229,7 @@ def test_training_ends_when_validations_no_longer_improve(
     assert int(run.state.step[0]) == last == checkpoint_steps(folder)[-1]
     assert int(load_run(folder, "best").state.step[0]) == best
     assert runs_in(tmp_path).rows[0][3] == "finished"
-    # The same state as without patience, after so many steps.
+    # The same state as without patience, after as many steps.
     train(experiment(last, **WORSE), tmp_path / "plain")
     assert found["params_sha256"] == summary(tmp_path / "plain")["params_sha256"]
 

@@ -54,7 +54,7 @@ def test_a_notebook_has_one_bar_that_moves(
     def display(shown: object, display_id: bool) -> Any:
         assert display_id
         bars.append(shown)
-        return SimpleNamespace(update=lambda anew: bars.append(anew))
+        return SimpleNamespace(update=lambda values: bars.append(values))
 
     shell = SimpleNamespace(kernel=object())
     ipython = SimpleNamespace(get_ipython=lambda: shell, display=SimpleNamespace(display=display))

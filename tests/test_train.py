@@ -525,7 +525,7 @@ def centered() -> Experiment:
 
 
 def running_mean(experiment: Experiment, num_steps: int) -> np.ndarray:
-    """What `Centered` has after so many steps, by hand."""
+    """What `Centered` has after these steps, by hand."""
     x = (experiment.data.train.images > 127).reshape(90, -1).astype(np.float32)
     mean = np.zeros(16)
     for batch in batch_indices(0, 0, num_steps, 90, experiment.batch_size):

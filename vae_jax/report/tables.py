@@ -38,7 +38,7 @@ MEANINGS = {
     "kl_sampled": "The same, estimated from samples of q(z|x).",
     "mutual_information": "The part of the rate that tells images apart.",
     "marginal_kl": "The rest: how far the latents of all images together are from the prior.",
-    "distortion": "What an image still costs once its latents are known.",
+    "distortion": "The cost of an image given its latents.",
     "approximation_gap": "What the ELBO loses because the family of q(z|x) is too small.",
     "amortization_gap": "What it loses because the encoder misses the best q(z|x) of an image.",
     "rates": "The rate of each layer of latents.",
