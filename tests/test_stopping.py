@@ -75,7 +75,7 @@ def test_a_paused_process_does_not_compile_anew() -> None:
 
 @contextlib.contextmanager
 def in_chunks_of(steps: int, *, told_at: int | None = None) -> Iterator[None]:
-    """Chunks of this many steps, however quick they are; SIGUSR1 while the one after a step runs."""
+    """Chunks of that many steps, however quick; SIGUSR1 while the one after a step runs."""
 
     def changes(self: Pace, steps: int, seconds: float, step: int) -> bool:
         if step == told_at:
