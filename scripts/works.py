@@ -331,8 +331,8 @@ def cpu_tricks() -> list[Work]:
     return [
         without("MLP, batch 20", ours("mlp", 500, 20), *everywhere),
         without("IWAE network, batch 20, k = 50", ours("iwae", 50, 20, k=50), *everywhere),
-        without("convolutional VAE", ours("conv", 20, 128), "convolution", "patches"),
-        without("64x64 colours", ours("stream", 40, 128), "sums"),
+        without("convolutional VAE", ours("conv", 20, 128), "convolution", "patches", "ynnpack"),
+        without("64x64 colours", ours("stream", 40, 128), "sums", "ynnpack"),
         without("residual network", ours("residual", 8, 64), "winograd"),
         without("ResNet with norms", ours("resnet", 8, 32), "sums"),
         without("flow matching by a DiT", ours("dit", 8, 64), "sums"),

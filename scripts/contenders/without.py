@@ -27,6 +27,7 @@ TRICKS: dict[str, tuple[Any, str, Any]] = {
     "threefry": (threefry, "key", jax.random.key),
     "softplus": (bernoulli, "softplus", jax.nn.softplus),
     "barriers": (compiler, "KEEP_BARRIERS", {}),
+    "ynnpack": (compiler, "RIGHT", {compiler.YNNPACK: ""}),
     "sums": (platform, "adds_one_by_one", lambda: False),
     "branches": (platform, "branches_in_place", lambda: False),
     "convolution": (lax, "platform_dependent", platform_dependent),
