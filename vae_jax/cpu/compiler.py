@@ -1,7 +1,8 @@
 """XLA's CPU compiler: its options, and the memory that it leaves behind.
 
 With barriers training is 1.13 times as fast with IWAE at k = 50, but 0.96 times with the MLP at
-batch 20. YNNPACK is left single products alone, because its sums and fusions are wrong.
+batch 20. With YNNPACK's single products it is 1.08 times as fast with a convolutional VAE on grey
+images, and 1.06 times with an MLP on 64x64 colours; YNNPACK's sums and fusions are wrong.
 """
 
 import contextlib
