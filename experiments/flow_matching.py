@@ -58,7 +58,7 @@ def experiment(
     Args:
         data: the data set, by name or path, in grey levels.
         latent_dim: the dimensions of z.
-        hidden: the units of both hidden layers of encoder and decoder.
+        hidden: the units of each hidden layer of encoder and decoder.
         num_steps: the number of optimizer steps, of 128 images each.
         learning_rate: Adam's initial learning rate, which decays to zero along a cosine.
     """

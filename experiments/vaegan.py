@@ -24,8 +24,8 @@ by the commands above.
     -ELBO        78.2 nats              -480.1 nats             -517.1 nats
     training     68 s                   75 s                    24 s
 
-2026-11-30, two CPU cores, seed 0. As published, samples of the VAE/GAN are nearer to the data; the
-likelihood of pixels pays for it, as nothing in its decoder's loss asks for it.
+2026-11-30, two CPU cores, seed 0. As published, samples of the VAE/GAN are nearer to the data. The
+likelihood of pixels is worse, since its decoder's loss does not contain it.
 """
 
 from pathlib import Path

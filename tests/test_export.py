@@ -214,8 +214,8 @@ def test_programs_run_where_this_package_is_not(name: str, tmp_path: Path) -> No
         np.testing.assert_allclose(found["mean"], mean, atol=1e-4)
         np.testing.assert_allclose(found["std"], std, rtol=1e-3)
     np.testing.assert_allclose(found["decoded"], run.decode(zs, y.get("y")), atol=1e-4)
-    label = None if not y else [0, 1, 2, 3, 4]
-    np.testing.assert_allclose(found["drawn"], run.sample(5, labels=label, seed=3), atol=1e-3)
+    labels = None if not y else [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(found["drawn"], run.sample(5, labels=labels, seed=3), atol=1e-3)
 
 
 def test_a_folder_that_is_there_is_not_written_over(run: Run, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ SHAPES: list[int | Shape] = [6, (6,), (3, 2), (1, 3, 2)]
 
 
 class Places(nn.Module):
-    """Features of as many positions, each an affine map of the whole image."""
+    """Features at `places` positions, each an affine map of the whole image."""
 
     places: Shape
 

@@ -213,7 +213,7 @@ def test_distances_grow_with_blur_noise_and_a_shift_of_colour(
     name, function = space
     function = metrics.standardized(function, pictures(300, 0)[0])
     # Four images for each of 224 learned features. Half a pixel of blur is less than two sets of
-    # so many differ by.
+    # that many differ by.
     count = 450 if name in ("colour", "texture") else 900
     distances_grow(name, function, pictures(count, 1)[0], pictures(count, 2)[0], (1, 2, 3))
 

@@ -67,7 +67,7 @@ def test_purposes_meet_neither_indices_nor_what_jax_splits_off():
 
 
 def test_the_noise_of_every_two_purposes_is_uncorrelated():
-    """And with that of the keys themselves, and of their first index."""
+    """Also with the noise of the keys themselves and of their first index."""
     keys = random.indexed(random.key(0), np.arange(20_000))
     every = [keys, random.indexed(keys, 0), *(random.purpose(keys, name) for name in purposes())]
     noise = jax.vmap(jax.vmap(jax.random.normal))(jnp.stack(every))

@@ -64,7 +64,7 @@ def test_chunks_are_as_long_as_a_signal_may_wait() -> None:
     assert paces(100, 0.06) == [100] * 30  # six seconds are not worth a compilation
 
 
-def test_a_paused_process_does_not_compile_anew() -> None:
+def test_a_paused_process_does_not_compile_again() -> None:
     """One chunk that took a minute does not change chunks of a second; two in a row do."""
     pace = Pace(40)
     seconds = [3.0, 60.0, 1.0, 60.0, 1.0, 60.0, 60.0]

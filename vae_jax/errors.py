@@ -42,8 +42,7 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
 
     Attributes:
         signal_number: the number of the signal.
-        computing: whether a thread keeps running, unused, until the process ends, which should not
-            wait for it.
+        computing: whether an abandoned thread still runs; the exit should not wait for it.
     """
 
     def __init__(self, signal_number: int, step: int, computing: bool = False):

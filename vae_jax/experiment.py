@@ -336,7 +336,8 @@ def copy_file(name: str, folder: Path) -> Path:
         The path of the copy.
 
     Raises:
-        VaeJaxError: there is no such experiment, or the folder has a file of its name.
+        VaeJaxError: there is no such experiment, the folder has a file of its name, or it cannot be
+            written.
     """
     source = find_file(name)
     copied = folder / source.name

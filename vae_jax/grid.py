@@ -84,7 +84,7 @@ def train_grid(
     Example:
         >>> train_grid("beta_vae.py", "runs/beta", [{"beta": beta} for beta in (0.1, 1.0, 10.0)])
     """
-    seed, num_seeds = int(seed), int(num_seeds)  # JSON cannot encode NumPy integers
+    seed, num_seeds = int(seed), int(num_seeds)  # JSON cannot encode NumPy's integers
     seeds, path = seeds_from(seed, num_seeds), Path(folder)
     parallel.check_devices()
     if is_run(path):

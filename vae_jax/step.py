@@ -113,7 +113,10 @@ def inputs(
 ) -> tuple[Float[Array, "b H W C"], Key[Array, "b"]]:
     """A batch's images in the form of the data's protocol, and a key for each.
 
-    An example's noise depends on the seed, the step and its position in the global batch.
+    An example's noise depends on the seed, the step and its position in the global batch; that of a
+    protocol that is not resampled depends on its row alone.
+
+    Args: as in `train_step`.
     """
     position = jnp.arange(len(batch.rows))
     if axis is not None:
@@ -135,10 +138,12 @@ def loss_and_gradients(
     seed: Integer[Array, ""],
     axis: str | None,
 ) -> tuple[Float[Array, ""], Metrics, Variables, Variables]:
-    """Loss, metrics, model state and gradients of one batch, the same on every device."""
+    """Loss, metrics, model state and gradients of one batch, the same on every device.
+
+    Args: as in `train_step`.
+    """
     x, keys = inputs(experiment, state.step, images, batch, seed, axis)
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
-    gradient = partial(gradient, state.params, experiment, state)
+    gradient = partial(jax.value_and_grad(loss_of, has_aux=True), state.params, experiment, state)
     if experiment.accumulate > 1:
         gradient = in_parts(gradient, experiment.accumulate)
     (loss, (metrics, model_state)), gradients = gradient(x, keys, batch.y)
@@ -217,32 +222,29 @@ def apply_gradients(
     def updated() -> tuple[Variables, Variables, Variables | None, optax.OptState]:
         updates, opt_state = experiment.optimizer.update(gradients, state.opt_state, state.params)
         params = cast(Variables, optax.apply_updates(state.params, updates))
-        ema = state.ema_params
-        if ema is not None and experiment.ema_decay is not None:
-            ema = averaged(ema, params, experiment.ema_decay)
+        ema = averaged(state.ema_params, params, experiment.ema_decay)
         return params, model_state, ema, opt_state
 
     old = (state.params, state.model_state, state.ema_params, state.opt_state)
-    state = TrainState(
-        state.step + 1,
-        *parallel.updated_if(good, updated, old),
-        skipped=state.skipped + ~good,
-        skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
-    )
+    new = parallel.updated_if(good, updated, old)
+    in_a_row = jnp.where(good, 0, state.skipped_in_a_row + 1)
+    state = TrainState(state.step + 1, *new, state.skipped + ~good, in_a_row)
     counters = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
     return state, metrics | counters | {"loss": loss, "gradient_norm": gradient_norm}
 
 
-def averaged(ema: Variables, params: Variables, decay: float) -> Variables:
-    """The running average of parameters after one more step.
+def averaged(ema: Variables | None, params: Variables, decay: float | None) -> Variables | None:
+    """The running average of parameters after one more step, if one is kept.
 
     An average that equals its parameter does not drift.
 
     Args:
-        ema: the average before the step.
+        ema: the average before the step, or None.
         params: the parameters after the step.
-        decay: the weight of the old average.
+        decay: the weight of the old average, or None.
     """
+    if ema is None or decay is None:
+        return None
     moved = optax.incremental_update(params, ema, 1 - decay)
 
     def unless_equal(old: Array, new: Array, moved: Array) -> Array:

@@ -111,7 +111,7 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def set_aside(path: Path, target: Path) -> None:
-    """Rename a file or folder to `target`, or to a free name like it, on the disk too."""
+    """Rename a file or folder to `target`, or a free name like it, and flush the renaming."""
     make_folder(target.parent)
     path.rename(free_name(target))
     for folder in {path.parent, target.parent}:

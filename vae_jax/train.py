@@ -109,14 +109,14 @@ def advance(
         streamed: whether the batches bring their images; None asks `is_streamed`.
         meanwhile: a function to call while the devices are busy; returns the seconds it took.
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
-        received: the signals that have arrived, which end a chunk that would take too long.
+        received: the signals that have arrived; one ends a chunk that would take too long.
         shared: the step that several experiments share.
         until: as in `train_together`.
 
     Yields:
-        The step, the state of each run, if a line of metrics is due the metrics since the last one,
-        and the signal by which a process was told to stop, or 0; once for each chunk. The states
-        are donated when the next item is requested.
+        The step; the state of each run; the metrics since the last line if one is due, else None;
+        and the signal to stop by (SIGALRM if `until` says so), or 0. One item for each chunk. The
+        states are donated when the next item is requested.
 
     Raises:
         Left: a process was told to stop during a chunk that would have taken too long.

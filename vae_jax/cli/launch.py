@@ -94,7 +94,8 @@ def launch_with_flags(
         cells: the arguments of each cell.
 
     Raises:
-        VaeJaxError: as in `launch_here`, `slurm_executor` and `submit`.
+        VaeJaxError: the logs cannot be written, or as in `launch_here`, `slurm_executor` and
+            `submit`.
     """
     from vae_jax import parallel, storage
     from vae_jax.experiment import find_file

@@ -23,8 +23,8 @@ KEEP_BARRIERS: Options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 # The kinds of operations that XLA gives to YNNPACK. jaxlib 0.10.2 computes some sums and fused
 # products of 32,768 and more elements wrongly (jax-ml/jax issue 39103); up to 0.11 some crash
 # (39257), and up to 0.12, the last that was tried, a dilated window loses its holes (openxla/xla
-# issue 48714). Single products are right in 0.10; in 0.12 those in bfloat16 lose digits, even if
-# YNNPACK does not compute them.
+# issue 48714). Single products are right in 0.10. In 0.12 products in bfloat16 lose digits once
+# YNNPACK may have them, even those that it then does not compute; 0.11 is treated alike, untried.
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 WRONG_SINCE, IMPRECISE_SINCE, RIGHT_SINCE = (0, 10, 2), (0, 11), (0, 13)
@@ -69,7 +69,7 @@ def _began() -> bool:
 def give_back_memory() -> None:
     """Return memory that the compiler has freed to the system, if the C library can.
 
-    Otherwise the memory of a program, which is taken in large pieces, would come on top.
+    Otherwise the memory of a program, which is taken in large pieces, would add to it.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

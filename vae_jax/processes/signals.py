@@ -40,7 +40,7 @@ def unless_stopped(work: Callable[[], Result], received: Sequence[int]) -> Resul
 
     It runs in a thread, since Python handles signals only between its own instructions. Once a
     process is told to stop, the work has some seconds to end; then all processes abandon it, or
-    none does. Abandoned work keeps running, unused, until its process ends.
+    none does. Abandoned work runs until its process ends; its result is not used.
 
     Args:
         work: a function without side effects, the same in all processes.

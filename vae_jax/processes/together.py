@@ -80,7 +80,7 @@ def together(
         together_to_the_end = True
     except (Interrupted, DisagreementError) as error:  # which the others raise too
         together_to_the_end = True
-        if isinstance(error, Interrupted) and error.computing:  # it waits for processes that left
+        if isinstance(error, Interrupted) and error.computing:  # a thread waits for those that left
             atexit.register(_exit_now, 128 + error.signal_number)
         raise
     except BaseException as error:  # at exit JAX would wait for processes that are ending
