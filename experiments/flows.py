@@ -39,8 +39,7 @@ planar 1770.5 ± 1.1, Gaussian 1778.3 ± 1.1, Householder 1779.0 ± 3.7, the thr
 
 The second table: negative ELBO in nats on the 10,000 validation images of dynamically binarized
 MNIST after five epochs, by the second command; 2026-11-30, two CPU cores, seed 0. Fixed
-binarization, the paper's: not yet run; at the rates of the first table its 20 epochs need two
-minutes (Gaussian) to 23 minutes (Householder Sylvester).
+binarization, the paper's: not yet run.
 """
 
 from itertools import product

@@ -31,8 +31,7 @@ and by the same with `--latent-dim 5` (without other work) and 10.
     sphere       142.18 ± 0.77    153 s    116.71 ± 0.03    69 s    102.60 ± 0.20    171 s
     Gaussian     144.43 ± 0.31    140 s    117.11 ± 0.46    60 s    101.40 ± 0.21    111 s
 
-At d = 10 the sphere is worse, a miss after so few epochs. The rest of the table: not yet run. Its
-1,000 epochs need two hours for three seeds at the rate of the sphere at d = 5.
+At d = 10 the sphere is worse, a miss after so few epochs. The rest of the table: not yet run.
 
 The recipe: 256-128 ReLU units and back, a von Mises-Fisher posterior and a uniform prior on the
 sphere S^d, which lies in R^(d+1), Adam at 1e-3, batches of 64. `--latents gaussian` is the paper's

@@ -20,8 +20,7 @@ Ours: 50 test images of mnist_5k, L_1000, nats per image ± s.e., by the second 
 2026-11-29, two CPU cores that did other work too, 138 s of CPU time, seed 0. The order is the
 published one: amortization costs more than the family, and more so with the weaker encoder. With
 the affine encoder L_1000 is no longer tight, so that the approximation gap comes out below zero.
-The full form, the first command: not yet run. At the rates of the quick one a cell trains for five
-to nine minutes.
+The full form, the first command: not yet run.
 
 Encoder and decoder have two layers of 200 tanh units, as in Burda et al. (2015); ln p(x) is
 estimated by L_K. The paper's richer families are flows; here the richer family is the Gaussian with

@@ -22,10 +22,9 @@ Ours: the same L_5000 of all 10,000 test images, ± its standard error, for IWAE
 
 Seed 0. H200: 2026-11-26, stopped in the last of the eight stages, when the device was no longer
 available; training time not recorded. CPU: 2026-11-22, the times are of training. A cell of all
-eight stages sees 197 million images: at the rates in docs/performance.md, "On a GPU", it needs 2.7
-hours (k = 1) to 30 hours (k = 50) on two CPU cores, 20 to 34 minutes on an H200. Two layers, and
-Tables 2 and 3: not yet run. docs/results.md has the ELBO with k = 5 beside IWAE, with three seeds
-each, and the recipe of the paper's code.
+eight stages is 3,280 epochs of 60,000 images; docs/performance.md, "On a GPU", has the rates of a
+CPU and of an H200. Two layers, and Tables 2 and 3: not yet run. docs/results.md has the ELBO with
+k = 5 beside IWAE, with three seeds each, and the recipe of the paper's code.
 
 There are two recipes. `paper`: 60,000 shuffled training images, Adam with beta_1 = 0.9 on the
 batch's mean gradient. `official_code` (github.com/yburda/iwae): 59,600 images in stored order,

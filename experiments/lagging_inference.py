@@ -18,7 +18,7 @@ q(z|x), nats ± s.e.
 As published, the rate does not collapse with additional steps. The likelihood is not better yet, a
 miss; after 300 steps of the rest it was, 48.04 ± 0.46 against 48.24 ± 0.48 (L_10, `--num-steps 300`
 and 1800 with `--encoder-steps 5 --first-phase 1`). 2026-11-30, two CPU cores, 30 s and 177 s of
-training, seed 0. The full form: not yet run; at these rates a cell needs four hours.
+training, seed 0. The full form: not yet run.
 
 The paper uses Omniglot, a residual encoder and a PixelCNN; here the images are digits, with an MLP
 and a causal transformer over the pixels. The paper chooses the number of inference steps by their

@@ -23,8 +23,7 @@ s.e.
 As published, the tighter bound leaves q(z|x) further from the posterior, by 11.9 nats instead of
 3.6. Its likelihood is worse too, which Burda et al. (2015) find to be better after long training.
 2026-11-30, two CPU cores beside other programs, 176 s and 141 s of training, seed 0. The full form:
-not yet run; a cell needs about an hour at these rates. Its optimizer, batch size and number of
-epochs are ours.
+not yet run; its optimizer, batch size and number of epochs are ours.
 """
 
 from typing import Literal

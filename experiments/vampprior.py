@@ -35,8 +35,7 @@ was still falling.
     N(0, I), two layers          119.20 ± 0.52            1823.05 ± 2.87
     VampPrior, two layers        115.65 ± 0.24            1795.54 ± 0.93
 
-All 2,000 epochs (without `--epochs`): not yet run. At these rates three seeds on MNIST need 7 hours
-with N(0, I) and 18 with the VampPrior.
+All 2,000 epochs (without `--epochs`): not yet run.
 
 The recipe is that of the paper's code: gated dense layers 300-300, 40 latents, log-variances
 clipped to [-6, 2], each tensor's gradient normalized before Adam at 5e-4, batches of 100, 50,000
