@@ -39,14 +39,16 @@ from vae_jax import (
     DiagonalGaussian,
     Experiment,
     FullCovarianceGaussian,
+    PlanarFlow,
     StandardNormal,
+    SylvesterFlow,
     load,
 )
 
 
 def experiment(
     *,
-    posterior: Literal["diagonal", "full_covariance"] = "diagonal",
+    posterior: Literal["diagonal", "full_covariance", "planar", "sylvester"] = "diagonal",
     encoder_layers: int = 2,
     latent_dim: int = 50,
     epochs: int = 100,
@@ -55,7 +57,7 @@ def experiment(
     """One model.
 
     Args:
-        posterior: the covariance of q(z|x).
+        posterior: the family of q(z|x), a Gaussian or one that is transformed by flows.
         encoder_layers: the number of hidden layers of the encoder.
         latent_dim: the dimensions of z.
         epochs: the number of passes over the training images.
@@ -63,12 +65,17 @@ def experiment(
     """
     loaded = load(data)
     num_steps = epochs * len(loaded.train) // 100
-    family = DiagonalGaussian if posterior == "diagonal" else FullCovarianceGaussian
+    families = {
+        "diagonal": DiagonalGaussian(latent_dim),
+        "full_covariance": FullCovarianceGaussian(latent_dim),
+        "planar": PlanarFlow(latent_dim),
+        "sylvester": SylvesterFlow(latent_dim, num_ortho=min(16, latent_dim)),
+    }
     return Experiment(
         data=loaded,
         model=VAE(
             encoder=MLP((200,) * encoder_layers),
-            posterior=family(latent_dim),
+            posterior=families[posterior],
             prior=StandardNormal(latent_dim),
             decoder=MLP((200, 200)),
             likelihood=Bernoulli(),
@@ -82,9 +89,11 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """Both families, and the affine encoder; the quick form has few digits and latents."""
+    """The families, and the affine encoder; the quick form has few digits, latents and families."""
     few = {"data": "mnist_5k", "latent_dim": 10, "epochs": 100} if quick else {}
     cells = [("diagonal", 2), ("full_covariance", 2), ("diagonal", 0)]
+    if not quick:
+        cells += [("planar", 2), ("sylvester", 2)]
     return [{**few, "posterior": name, "encoder_layers": layers} for name, layers in cells]
 
 

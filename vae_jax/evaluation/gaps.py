@@ -7,6 +7,7 @@ References:
     Cremer et al. (2018), "Inference suboptimality in variational autoencoders".
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import cast
 
@@ -21,10 +22,26 @@ from vae_jax import random
 from vae_jax.bounds import SAMPLES_AT_ONCE
 from vae_jax.compatibility import check_prior_density
 from vae_jax.data import SplitName
-from vae_jax.distributions import Distribution, MultivariateNormal, Normal, exact_kl
+from vae_jax.distributions import (
+    Distribution,
+    MultivariateNormal,
+    Normal,
+    Transformed,
+    VonMisesFisherDistribution,
+    exact_kl,
+)
 from vae_jax.errors import VaeJaxError
 from vae_jax.evaluation.over_split import Evaluator, PerImage, over_split
 from vae_jax.experiment import Experiment
+from vae_jax.flows import (
+    Flow,
+    Householder,
+    Planar,
+    Reverse,
+    Sylvester,
+    direction,
+    orthogonalize,
+)
 from vae_jax.interfaces import Model
 from vae_jax.vae import VAE, has_bound
 
@@ -32,8 +49,10 @@ from vae_jax.vae import VAE, has_bound
 # the highest so far, and it ends when the rate falls below LAST_RATE.
 SAMPLES, BLOCK, MAX_BLOCKS = 16, 100, 100
 FIRST_RATE, LAST_RATE = 3e-2, 5e-4
-Parameters = tuple[Array, Array]
-"""The location and scale of a Gaussian as any real numbers."""
+OF_ONE_IMAGE = Householder, Planar, Reverse, Sylvester
+"""The flows whose parameters are all `[B, ...]`, each image's own."""
+Parameters = tuple[Array, ...]
+"""The parameters of a density as any real numbers, `[B, ...]` each."""
 Ascent = tuple[Parameters, optax.OptState, Array]
 """Parameters, Adam's state and each image's rate `[B]`."""
 Search = tuple[Array | int, Parameters, optax.OptState, Array, Array]
@@ -41,16 +60,16 @@ Search = tuple[Array | int, Parameters, optax.OptState, Array, Array]
 
 
 def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], Distribution]]:
-    """The parameters of a Gaussian q as any real numbers, and the map back to the density.
+    """The parameters of q as any real numbers, and the map back to the density.
 
     Raises:
-        VaeJaxError: q is not a Gaussian of a known family.
+        VaeJaxError: the parameters of q are not known, or all images share some of them.
     """
     match q:
         case Normal(loc, scale, event_ndims=ndims):
             log_scale = jnp.broadcast_to(jnp.log(scale), loc.shape)
 
-            def make_normal(theta: Parameters) -> Normal:
+            def make_normal(theta: Parameters) -> Distribution:
                 return Normal(theta[0], jnp.exp(theta[1]), event_ndims=ndims)
 
             return (loc, log_scale), make_normal
@@ -58,16 +77,41 @@ def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], D
             diagonal = jnp.eye(loc.shape[-1], dtype=bool)
             theta = loc, jnp.where(diagonal, jnp.log(scale_tril), scale_tril)
 
-            def make(theta: Parameters) -> MultivariateNormal:
+            def make_with_covariance(theta: Parameters) -> Distribution:
                 loc, free = theta
                 scale_tril = jnp.where(diagonal, jnp.exp(free), jnp.tril(free))
                 return MultivariateNormal(loc, scale_tril)
 
-            return theta, make
+            return theta, make_with_covariance
+        case VonMisesFisherDistribution(loc, kappa):
+            first = jnp.eye(1, loc.shape[-1], dtype=loc.dtype)[0]
+
+            def make_on_sphere(theta: Parameters) -> Distribution:
+                return VonMisesFisherDistribution(direction(theta[0], first), jnp.exp(theta[1]))
+
+            return (loc, jnp.log(kappa)), make_on_sphere
+        case Transformed(base, flows) if all(isinstance(flow, OF_ONE_IMAGE) for flow in flows):
+            of_base, make_base = unconstrained(base)
+            of_flows, structure = jax.tree.flatten(flows)
+
+            def make_transformed(theta: Parameters) -> Distribution:
+                base = make_base(theta[: len(of_base)])
+                flows = jax.tree.unflatten(structure, theta[len(of_base) :])
+                return Transformed(base, tuple(map(in_its_family, flows)))
+
+            return (*of_base, *of_flows), make_transformed
     raise VaeJaxError(
         "The amortization gap needs the best q(z|x) of a family for each image, which is found for "
-        f"Gaussian posteriors, not for {type(q).__name__}: leave the gaps out for this run."
+        "Gaussians, densities on the sphere, and flows whose parameters are each image's own; this "
+        "posterior is none of them: leave the gaps out for this run."
     )
+
+
+def in_its_family(flow: Flow) -> Flow:
+    """The flow with the parameters that a step of ascent has moved, invertible again."""
+    if isinstance(flow, Sylvester) and isinstance(flow.q, jax.Array):
+        return dataclasses.replace(flow, q=orthogonalize(flow.q))
+    return flow
 
 
 def bound(
@@ -91,11 +135,13 @@ def bound(
         y: labels `[B]` of a conditional model.
     """
     p = cast(Distribution, model.apply(variables, method=lambda model: model.prior(model, y)))
-    z = q.sample(keys, (num_samples,))
-    px = cast(Distribution, model.apply(variables, (z,), y, method="decode"))
     kl = exact_kl(q, p)
     if kl is None:
-        kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
+        z, log_qz = q.sample_and_log_prob(keys, (num_samples,))
+        kl = (log_qz - p.log_prob(z)).mean(0)
+    else:
+        z = q.sample(keys, (num_samples,))
+    px = cast(Distribution, model.apply(variables, (z,), y, method="decode"))
     return px.log_prob(x).mean(0) - kl
 
 
@@ -108,6 +154,8 @@ def best(
     y: Array | None = None,
 ) -> Distribution:
     """The best density q* for each image in the family of q, by gradient ascent from q.
+
+    With a flow the bound has other maxima than the highest, so that q* may be one of those.
 
     Args:
         model: a VAE.
