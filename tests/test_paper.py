@@ -210,7 +210,7 @@ def test_flags_hold_for_all_cells(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 CONTINUED = """
 'Bars that go on.'
-import dataclasses, tiny
+import dataclasses, tiny, vae_jax
 
 def experiment(*, beta: float = 1.0, steps: int = 5, start: str | None = None):
     made = tiny.experiment(beta=beta, num_steps=steps)
@@ -221,7 +221,8 @@ def table(*, quick: bool = False):
     return [first, {"beta": 1.0, "steps": 7}, {"beta": 2.0, "steps": 6, "start": first}]
 
 def evaluation(*, quick: bool = False):
-    return {"num_samples": 4 if quick else 3, "num_images": 5}
+    annealing = vae_jax.AIS(2, 2, 1)
+    return {"num_samples": 4 if quick else 3, "num_images": 5, "ais": annealing, "gaps": True}
 """
 
 
@@ -254,8 +255,21 @@ def test_a_cell_waits_for_the_one_with_which_it_begins(
     assert "--start" not in first
     assert "--beta 2.0 --steps 5 --start beta=1.0 --seed 0" in second
     rate, distortion = (np.mean(entries[0][0]["mean"][name]) for name in ("kl", "distortion"))
-    assert f" = {rate:.2f} + {distortion:.2f} |" in first
+    assert f" = {rate:.2f} + {distortion:.2f}; gaps: " in first
     assert "0.888889 epochs (5 steps)" in first  # 5 batches of 16 of 90 images
+    both = [
+        (mean["nll_ais"], *(mean[f"{name}_gap"] for name in ("approximation", "amortization")))
+        for mean in (entry[0]["mean"] for entry in entries)
+    ]
+    for line, (annealed, approximation, amortization) in zip((first, second), both, strict=True):
+        assert f"; annealed {annealed:.2f} ± " in line
+        assert (
+            f"; gaps: approximation {approximation:.2f}, amortization {amortization:.2f} |" in line
+        )
+    with pytest.raises(SystemExit):
+        main([*command, "--start", "None", "--no-train", "--workdir", str(tmp_path / "alone")])
+    said = capfd.readouterr().err
+    assert [f"alone/beta={beta} is missing" in said for beta in (1.0, 2.0)] == [True, True]
 
 
 # Papers

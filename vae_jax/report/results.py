@@ -77,27 +77,32 @@ def _command(record: Record) -> str:
 
 
 def _nll(evaluation: Record, record: Record) -> str:
-    """The NLL, in bits/dim too for images of several levels."""
-    nll, error = evaluation["mean"]["nll"], evaluation["standard_error"]["nll"]
-    shown = per_seed(nll) if isinstance(nll, list) else f"{nll:.2f} ± {error:.2f}"
-    shown += " nats"
+    """The NLL, in bits/dim too for images of several levels, and its bound by annealing."""
+
+    def value(name: str) -> str:
+        nll, error = evaluation["mean"][name], evaluation["standard_error"][name]
+        return f"{per_seed(nll) if isinstance(nll, list) else f'{nll:.2f} ± {error:.2f}'} nats"
+
+    shown = value("nll")
     if record["data"]["protocol"]["support"] != "binary" and evaluation["bits_per_dim"] is not None:
         shown += f", {per_seed(evaluation['bits_per_dim'], 3)} bits/dim"
-    return f"{shown} (K = {evaluation['num_samples']:,}, {evaluation['num_images']:,})"
+    shown += f" (K = {evaluation['num_samples']:,}, {evaluation['num_images']:,})"
+    if "nll_ais" in evaluation["mean"]:
+        annealed = evaluation["ais"]
+        shown += f"; annealed {value('nll_ais')} (T = {annealed['num_temperatures']:,})"
+    return shown
 
 
 def _neg_elbo(means: Record) -> str:
     """The negative ELBO, its two parts and, if they were measured, the two gaps below it."""
-
-    def both(one: str, other: str) -> str:
-        return f"{np.mean(means[one]):.2f} + {np.mean(means[other]):.2f}"
-
     shown = per_seed(means["neg_elbo"])
     rate = "kl" if "kl" in means else "kl_sampled"
     if rate in means:
-        shown += f" = {both(rate, 'distortion')}"
+        shown += " = " + " + ".join(f"{np.mean(means[n]):.2f}" for n in (rate, "distortion"))
     if GAPS[0] in means:
-        shown += f"; gaps, approximation + amortization: {both(*GAPS)}"
+        shown += "; gaps: " + ", ".join(
+            f"{name.partition('_')[0]} {per_seed(means[name])}" for name in GAPS
+        )
     return shown
 
 
