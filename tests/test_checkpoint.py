@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -25,7 +26,7 @@ from running import (
     summary,
 )
 
-from vae_jax import VaeJaxError, load_run, parallel, train
+from vae_jax import VaeJaxError, checkpoint, load_run, parallel, train
 from vae_jax.checkpoint import Checkpoints, fingerprint
 from vae_jax.errors import Interrupted
 from vae_jax.run import Run
@@ -333,19 +334,25 @@ def flip_one(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("digest", ["as it is", None], ids=["digest", "hashes of files alone"])
+@pytest.mark.parametrize("digest", ["of arrays", "of sums", None])
 @pytest.mark.parametrize("damage", [truncate, flip, flip_one])
 def test_damage_to_a_large_file_is_found_when_it_has_been_read(
     damage: Callable[[Path], Any], digest: str | None, folder: Path
 ) -> None:
-    """By the arrays' digest; shares of several processes, and older checkpoints, have none."""
+    """By the arrays' digest, of sums for shares; older checkpoints have hashes of files alone."""
     with Checkpoints(folder, keep=2) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, large_state(step), None)
+            if digest == "of sums":
+                shares = jax.tree.map(jnp.asarray, large_state(step))
+                checkpoints.save_shares(step, shares, None, finite=True)
+            else:
+                checkpoints.save(step, large_state(step), None)
         checkpoints.wait()
         path = folder / "2" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        assert manifest["digest"].startswith("sums ") == (digest == "of sums")
         if digest is None:
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": None}))
+            path.write_text(json.dumps(manifest | {"digest": None}))
         for like in (large_state(0), None):
             found, warnings = checkpoints.restore(like) or pytest.fail("nothing restored")
             assert fingerprint(found) == fingerprint(large_state(2))
@@ -355,6 +362,22 @@ def test_damage_to_a_large_file_is_found_when_it_has_been_read(
             found, (warning,) = checkpoints.restore(like) or pytest.fail("nothing restored")
             assert fingerprint(found) == fingerprint(large_state(1))
             assert f"The checkpoint of step 2 in {folder} is damaged" in warning
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32", "uint32"])
+@pytest.mark.parametrize("shape", [(), (7,), (0, 3), (3, 2, 5)])
+def test_sums_of_words_are_those_of_whole_numbers(
+    dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_WORDS_AT_ONCE", 4)
+    random = np.random.default_rng(0)
+    array = np.asarray(random.integers(0, 900, shape) / 7).astype(jnp.dtype(dtype))
+    data, size = array.tobytes(), array.dtype.itemsize
+    words = [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
+    exact = sum(words) % 2**32, sum(word * n for n, word in enumerate(words, 1)) % 2**32
+    np.testing.assert_array_equal(checkpoint.sums_on_host(array), exact)
+    for sums in (checkpoint.sums, jax.jit(checkpoint.sums)):
+        np.testing.assert_array_equal(sums(jnp.asarray(array)), exact)
 
 
 def empty(folder: Path) -> None:

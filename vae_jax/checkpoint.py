@@ -1,7 +1,8 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint is one training state, written in the background as a whole folder with a manifest of
-its files and a hash of its arrays, both of which are checked when it is read.
+its files and a hash of its arrays, both of which are checked when it is read. Of arrays that are
+sharded over processes, the hash is of sums over their words, which no process needs whole.
 """
 
 import hashlib
@@ -9,15 +10,19 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from jax import Array, lax
+from jax.stages import Wrapped
 from orbax.checkpoint import type_handlers
 
 from vae_jax import parallel, storage
@@ -30,6 +35,7 @@ _ATTEMPTS = 10  # to read while another process replaces checkpoints
 _LOOKS = 3  # further looks for a checkpoint if there seems to be none
 _LONGEST = 86_400  # seconds for which processes wait for each other's shares
 _AT_ONCE = 2**26  # bytes of arrays that are written or read together
+_WORDS_AT_ONCE = 2**20
 _SMALL = 2**16  # files up to this many bytes are hashed even if their arrays are
 
 
@@ -56,6 +62,42 @@ def _digest(tree: object) -> str:
     return hashlib.sha256("".join(each).encode()).hexdigest()
 
 
+def sums(array: Array) -> Array:
+    """Two sums over the words of an array mod 2^32, `[2]`, computed where its shares are.
+
+    The words alone, and each times the number of its place, so that a changed word changes the
+    first, and words that change places the second.
+
+    References:
+        Fletcher (1982), "An arithmetic checksum for serial transmissions".
+    """
+    of_size = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    word = (
+        array.astype(of_size) if array.dtype == bool else lax.bitcast_convert_type(array, of_size)
+    )
+    word, place = word.astype(jnp.uint32), jnp.uint32(0)
+    for axis, length in enumerate(word.shape):
+        place = place * length + lax.broadcasted_iota(jnp.uint32, word.shape, axis)
+    return jnp.stack([word.sum(), (word * (place + 1)).sum()])
+
+
+def sums_on_host(array: np.ndarray) -> np.ndarray:
+    """The `sums` of a whole array on the host."""
+    of_size = {1: np.uint8, 2: np.uint16}.get(array.dtype.itemsize, np.uint32)
+    words, both = np.ascontiguousarray(array).reshape(-1).view(of_size), np.zeros(2, np.uint32)
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        word = words[start : start + _WORDS_AT_ONCE].astype(np.uint32)
+        place = np.arange(start + 1, start + 1 + len(word)).astype(np.uint32)
+        both += np.stack([word.sum(dtype=np.uint32), (word * place).sum(dtype=np.uint32)])
+    return both
+
+
+def _digest_of_sums(arrays: Iterable[str], sums: Iterable[np.ndarray]) -> str:
+    """A hash of the types, shapes and `sums` of arrays, whatever their names and order."""
+    each = sorted(f"{about} {both.tolist()}" for about, both in zip(arrays, sums, strict=True))
+    return f"sums {hashlib.sha256(''.join(each).encode()).hexdigest()}"
+
+
 def _finite(number: float | None) -> float | None:
     """The number if it is finite, so that JSON can hold and sort it; else None."""
     return number if number is not None and math.isfinite(number) else None
@@ -66,7 +108,7 @@ def _describe(
     arrays: dict[str, str],
     validation: float | None,
     finite: bool,
-    digest: str | None = None,
+    digest: str,
 ) -> None:
     """Write the manifest of a complete checkpoint."""
     manifest = {
@@ -233,8 +275,13 @@ class Checkpoints:
             )
         partial = storage.shared_partial(self.folder / str(step))
         self._shared.save(partial, args=ocp.args.PyTreeSave(state), force=True)
-        about = _arrays(state), validation, finite
-        self._writing = self._writer.submit(self._write_shares, step, partial, about)
+        summed, about = self._sums_of(state), (_arrays(state), validation, finite)
+        self._writing = self._writer.submit(self._write_shares, step, partial, about, summed)
+
+    @cached_property
+    def _sums_of(self) -> Wrapped:
+        """A function of sharded arrays that gives every process the `sums` of each."""
+        return parallel.whole_everywhere(lambda state: jax.tree.map(sums, state))
 
     def wait(self) -> None:
         """Return when everything is on disk.
@@ -265,12 +312,17 @@ class Checkpoints:
         self._delete_old()
 
     def _write_shares(
-        self, step: int, partial: Path, about: tuple[dict[str, str], float | None, bool]
+        self,
+        step: int,
+        partial: Path,
+        about: tuple[dict[str, str], float | None, bool],
+        summed: object,
     ) -> None:
         assert self._shared is not None
         self._shared.wait_until_finished()  # in all processes
         if parallel.is_main_process():
-            _describe(partial, *about)
+            each = map(np.asarray, jax.tree.leaves(summed))
+            _describe(partial, *about, _digest_of_sums(about[0].values(), each))
             storage.publish(partial, self._place_for(step))
             storage.delete_partial(partial)
             self._delete_old()
@@ -416,7 +468,7 @@ class Checkpoints:
         if manifest is None:
             return None
         # Files are read once: the content of large ones is checked when they have become arrays.
-        digest = manifest.get("digest")  # None if several processes wrote shares
+        digest = manifest.get("digest")  # None in older checkpoints
         if storage.damage(folder, manifest["files"], math.inf if digest is None else _SMALL):
             return None
         there = manifest["arrays"]
@@ -439,7 +491,12 @@ class Checkpoints:
                 f"({_first_line(error)}): see that this is the version of Orbax that wrote it."
             ) from error
         state = jax.tree.map(np.asarray, state)
-        return state if digest in (None, _digest(state)) else None
+        if str(digest).startswith("sums "):
+            each = map(sums_on_host, jax.tree.leaves(state))
+            found = _digest_of_sums(_arrays(state).values(), each)
+        else:
+            found = _digest(state)
+        return state if digest in (None, found) else None
 
     def clean_up(self, step: int) -> None:
         """Clean up to resume from `step`, in the one process that writes.

@@ -213,6 +213,11 @@ def jit(function: Callable[..., object]) -> Wrapped:
     return jax.jit(function, compiler_options=compiler.RIGHT or None)
 
 
+def whole_everywhere(function: Callable[..., object]) -> Wrapped:
+    """`jax.jit` of a function of global arrays, whose results are whole on every device."""
+    return jax.jit(function, out_shardings=NamedSharding(global_mesh(), PartitionSpec()))
+
+
 def on_every_device(
     function: Callable[..., Result], donate_argnums: tuple[int, ...] = (), axis: str | None = AXIS
 ) -> OnDevices[Result]:
@@ -533,9 +538,7 @@ class Sharded(Layout):
 
     @cached_property
     def _whole(self) -> Wrapped:
-        """A function that replicates a tree of sharded arrays on each device."""
-        sharding = NamedSharding(global_mesh(), PartitionSpec())
-        return jax.jit(lambda tree: tree, out_shardings=sharding)
+        return whole_everywhere(lambda tree: tree)
 
 
 def _dealt(array: np.ndarray) -> np.ndarray:
