@@ -19,6 +19,7 @@ from pathlib import Path
 
 from vae_jax.cli import commands, paper
 from vae_jax.cli.flags import said_in_flags
+from vae_jax.cpu import huge_pages
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import begin_command, open_streams, say
 
@@ -26,6 +27,8 @@ DESCRIPTION = (
     "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
     "takes --no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
 )
+COMPUTE = {"train", "evaluate", "table", "figures", "fit-prior"}
+"""The commands that compute for long."""
 
 
 def use_compilation_cache(wanted: bool) -> None:
@@ -44,9 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     It exits with 2 after bad input, and with 128 + the signal's number after a signal.
     """
     open_streams()
+    given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:
         begin_command()
-    given = sys.argv[1:] if arguments is None else arguments
+        if COMPUTE & set(given[:1]):
+            huge_pages.restart()
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
     use_compilation_cache(arguments == list(given))
     try:
