@@ -4,9 +4,9 @@
     python scripts/time_operations.py --work resnet
 
 Prints the milliseconds of each, by the clock and, in brackets, for all cores together: the smallest
-over four loops of six calls. "XLA" is `jax.lax.conv_general_dilated` and its transposes unchanged,
-in the first column outside loops; `vae_jax/cpu/convolution.py` chooses among the other methods by
-these numbers.
+over loops of six calls, four of them and 0.3 seconds at least. "XLA" is
+`jax.lax.conv_general_dilated` and its transposes unchanged, in the first column outside loops;
+`vae_jax/cpu/convolution.py` chooses among the other methods by these numbers.
 
 With a workload of the benchmark it instead times every convolution and every product of matrices of
 one training step, gradients included, by the method that is chosen and by PyTorch, each alone: how
@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent / "contenders"))
 from ours import Work, experiment  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).parents[1]
-STEPS = 6
+STEPS, LOOPS, SECONDS = 6, 4, 0.3  # as in contenders/torch_operations.py
 Function = Callable[[Array, Array], Array]
 # Images, their side, features in and out, the kernel's side, and the stride.
 SHAPES = [
@@ -85,8 +85,8 @@ def timed(function: Function, a: Array, b: Array, looped: bool = True) -> tuple[
 
     compiled = jax.jit(loop if looped else function, compiler_options=dict(KEEP_BARRIERS))
     jax.block_until_ready(compiled(a, b))
-    each = []
-    for _ in range(4):
+    each, end = [], time.perf_counter() + SECONDS
+    while len(each) < LOOPS or time.perf_counter() < end:
         used, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         for _ in range(1 if looped else STEPS):
             jax.block_until_ready(compiled(a, b))

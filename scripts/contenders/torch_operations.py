@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn import functional
 
-SECONDS = 0.3  # for each, and at least four calls
+CALLS, LOOPS, SECONDS = 6, 4, 0.3  # of each operation; loops go on for the seconds at least
 
 
 def padded(x, size, window, stride):
@@ -53,14 +53,16 @@ def of_product(equation, a, b):
 
 
 def milliseconds(name, *shapes):
-    """The fastest call of one operation."""
+    """A call of one operation, on average over the fastest loop."""
     call = (of_product if "->" in name else of_convolution)(name, *shapes)
+    call()
     each, end = [], time.perf_counter() + SECONDS
-    while len(each) < 4 or time.perf_counter() < end:
+    while len(each) < LOOPS or time.perf_counter() < end:
         began = time.perf_counter()
-        call()
+        for _ in range(CALLS):
+            call()
         each.append(time.perf_counter() - began)
-    return 1e3 * min(each)
+    return 1e3 * min(each) / CALLS
 
 
 if __name__ == "__main__":
