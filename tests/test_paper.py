@@ -152,7 +152,7 @@ def test_a_table_trains_what_is_missing_as_far_as_the_budget_goes(
     with pytest.raises(SystemExit):
         main([*command, "--no-train"])
     said = capfd.readouterr().err
-    assert "beta=1.0 is missing: it has not begun." in said
+    assert "beta=1.0 is missing: it has not begun. It needs 40 steps of 16 images, 7.11" in said
     assert "No cell of" in said
     # 90 images in batches of 16: three epochs are over after 16.9 steps, so at the line of step 20.
     main([*command, "--budget", "3epochs"])

@@ -27,7 +27,7 @@ class PaperOptions:
     budget: str | None = None
     """The limit of training for now: 40epochs of each cell, or 1.5h in all (None: no limit)."""
     train: bool = True
-    """Train and evaluate missing cells (--no-train: show the others, and list those missing)."""
+    """Train and evaluate missing cells (--no-train: show the others, and what the missing need)."""
     seed: int = 0
     """The seed of the first replica of each cell."""
     seeds: int = 1
@@ -212,9 +212,9 @@ def write_table(
         for folder in folders:
             evaluate_cell(folder, asked)
     there = [folder for folder in folders if RunFolder(folder).evaluation.exists()]
-    for folder in folders:
+    for folder, cell in zip(folders, cells, strict=True):
         if sentence := missing(folder):
-            say(sentence)
+            say(sentence if RunFolder(folder).record.exists() else f"{sentence} {need(file, cell)}")
     if not there:
         raise VaeJaxError(
             f"No cell of {file} in {options.workdir} is evaluated: leave --no-train out."
@@ -227,6 +227,17 @@ def write_table(
         title = about.partition("\n")[0].rstrip(".")
         command = f"{file} --quick" if options.quick else file
         print(write_rows(options.results, command, title, [row_of(folder) for folder in there]))
+
+
+def need(file: str, cell: Mapping[str, object]) -> str:
+    """What the training of a cell takes, in a sentence."""
+    from vae_jax.experiment import Origin, read_module
+
+    source, _ = read_module(Path(file))
+    experiment = Origin(file, source, dict(cell)).make()
+    steps, size = experiment.num_steps, experiment.batch_size
+    epochs = steps * size / len(experiment.data.train)
+    return f"It needs {steps:,} steps of {size} images, {epochs:,.6g} epochs."
 
 
 def train_cells(
