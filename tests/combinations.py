@@ -127,6 +127,7 @@ OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "Pretrain": (vj.Pretrain(2, vj.ELBO()), "d", "", {"real"}, None),
     "RAE": (vj.RAE(0.1, 0.1, 0.1), "L", "nc", {"real"}, None),
     "WakeSleep": (vj.WakeSleep(), "d", "", ANY, None),
+    "MonteCarloEM": (vj.MonteCarloEM(2, 2), "E", "", {"real"}, None),
     "VQVAE": (vj.VQVAE(), "c", "", ANY, None),
 }
 Triple = tuple[str, str, str]  # posterior, prior, objective

@@ -28,18 +28,15 @@ from vae_jax.evaluation.ais import (
     ACCEPTANCE,
     FIRST_STEP_SIZE,
     PILOTS,
-    Point,
     anneal,
     bracket,
     forward,
-    hmc,
-    leapfrog,
     log_mean_exp,
     make_ais_evaluator,
-    make_point_at,
     reverse,
     simulate,
 )
+from vae_jax.hmc import Point, hmc, leapfrog, make_point_at
 from vae_jax.report import rows_of
 from vae_jax.step import init_state
 

@@ -404,6 +404,7 @@ HIERARCHY: dict[str, Any] = {
 IMAGE_CRITIC = vj.ImageCritic(MLP((4,)), MLP((4,)))
 GAMES: dict[str, tuple[Any, Any]] = {
     "WakeSleep": (CONDITIONAL, vj.WakeSleep()),
+    "MonteCarloEM": (CONDITIONAL, vj.MonteCarloEM(2, 2)),
     "PIWAE": (CONDITIONAL, vj.PIWAE(2, 2)),
     "VAEGAN": (CONDITIONAL.clone(critic=IMAGE_CRITIC), vj.VAEGAN(0.1)),
     "VAEGAN, p(z|y)": (

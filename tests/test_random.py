@@ -185,6 +185,7 @@ DRAWS = {
     "VAEGAN": {"prior"},
     "RAE": {"projection"},
     "WakeSleep": {"dream"},
+    "MonteCarloEM": {"chains", "transitions"},
 }
 
 

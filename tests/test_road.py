@@ -43,7 +43,7 @@ FLOORS = (
     ("given", "progress", "random"),
     ("identity", "interfaces", "optimizers", "parallel", "storage"),
     ("compute", "processes"),
-    ("flows", "checkpoint", "plots"),
+    ("flows", "hmc", "checkpoint", "plots"),
     ("distributions", "data"),
     ("vae", "conditional", "networks", "posteriors"),
     ("bounds", "hierarchical", "likelihoods", "objectives"),

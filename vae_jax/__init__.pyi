@@ -91,6 +91,7 @@ from .objectives.iwae import IWAE as IWAE
 from .objectives.miwae import MIWAE as MIWAE
 from .objectives.mmd import IMQ as IMQ
 from .objectives.mmd import RBF as RBF
+from .objectives.monte_carlo_em import MonteCarloEM as MonteCarloEM
 from .objectives.patch_gan import PatchGAN as PatchGAN
 from .objectives.perceptual import LearnedPerceptual as LearnedPerceptual
 from .objectives.perceptual import Perceptual as Perceptual

@@ -513,6 +513,10 @@ CONSTRUCTORS: dict[type, tuple[dict[str, Any], Field]] = {
         {"num_samples": COUNT, "alpha": NUMBER, "doubly_reparameterized": SWITCH},
     ),
     vj.WakeSleep: ({}, {"num_samples": COUNT}),
+    vj.MonteCarloEM: (
+        {},
+        {"num_transitions": COUNT, "num_leapfrog": COUNT, "acceptance": (0.0, 1.0, NAN, "0.5")},
+    ),
     vj.Capacity: (
         {"gamma": 1.0, "capacity": 1.0},
         {"gamma": WEIGHT, "capacity": WEIGHT, "num_samples": COUNT},
