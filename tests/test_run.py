@@ -1,5 +1,6 @@
 """Run folders: killed, stopped and full runs go on to the bytes of the run never interrupted."""
 
+import dataclasses
 import json
 import random
 import re
@@ -31,9 +32,10 @@ from running import (
     wait_until,
 )
 
-from vae_jax import VaeJaxError, train
+from vae_jax import VaeJaxError, standard_figures, train
 from vae_jax.cli import main
 from vae_jax.errors import Interrupted
+from vae_jax.interfaces import Objective
 from vae_jax.run import RunFolder
 from vae_jax.train import load_run, train_file
 
@@ -522,3 +524,19 @@ def test_xla_knows_what_makes_it_deterministic(tmp_path: Path) -> None:
     assert done.returncode == 0, done
     record = json.loads((tmp_path / "run" / "experiment.json").read_text())
     assert "--xla_gpu_deterministic_ops=true" in record["flags"]["XLA_FLAGS"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quiet(Objective):
+    """A loss alone."""
+
+    def __call__(self, terms: Any, step: Any, model: Any) -> Any:
+        return -terms.log_px.mean(), {}
+
+
+def test_figures_of_an_objective_that_reports_its_loss_alone(tmp_path: Path) -> None:
+    run = train(dataclasses.replace(tiny.experiment(num_steps=10), objective=Quiet()), tmp_path)
+    figures = standard_figures.standard_figures(run)
+    assert {"learning_curves", "samples"} <= figures.keys()
+    assert "rate_and_distortion" not in figures
+    assert figures["learning_curves"]().axes[0].get_ylabel() == "loss [nats per image]"

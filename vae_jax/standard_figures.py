@@ -84,16 +84,19 @@ def standard_figures(run: Run) -> dict[str, Callable[[], Figure]]:
     split = "valid" if len(data.valid) else "train"
     name = plots.plain(f"{data.name}, {split} split")
     quantity = "negative ELBO" if has_bound(run.experiment.model) else "distortion"
+    curves = bound_curves(run)
+    if not curves:  # an objective may report nothing but its loss
+        quantity, curves = "loss", metric_curves(run, {"train": "loss"})
     parts = {"distortion": "distortion", "rate": "kl_sampled"}
+    panels = {part: metric_curves(run, {"train": name}) for part, name in parts.items()}
     figures: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: plots.learning_curves(
-            bound_curves(run), ylabel=f"{quantity} [nats per image]"
-        ),
-        "rate_and_distortion": lambda: plots.learning_panels(
-            {part: metric_curves(run, {"train": name}) for part, name in parts.items()}
-        ),
-        "samples": lambda: samples(run),
+            curves, ylabel=f"{quantity} [nats per image]"
+        )
     }
+    if all(panels.values()):
+        figures["rate_and_distortion"] = lambda: plots.learning_panels(panels)
+    figures["samples"] = lambda: samples(run)
     if not len(data[split]):  # the run is open without its data
         return figures
     figures["reconstructions"] = lambda: plots.reconstructions(

@@ -53,7 +53,7 @@ class MonteCarloEM(Objective):
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in nats per image; metrics are its two parts and the acceptance of moves."""
+        """The loss in nats per image; metrics are its bound by q and the acceptance of moves."""
         del step
         x, y = terms.x, terms.y
         zs, _ = model.sample(random.purpose(terms.keys, "chains"), y)
@@ -75,5 +75,5 @@ class MonteCarloEM(Objective):
         (point, _), accepted = lax.scan(transition, first, jnp.arange(self.num_transitions))
         zs = jax.tree.map(lambda leaf: leaf[0], unflatten(lax.stop_gradient(point.z)))
         log_px, log_pz = model.log_densities(x, zs, y)
-        metrics = {"distortion": -log_px.mean(), "acceptance": accepted.mean()}
+        metrics = terms.bound_metrics() | {"acceptance": accepted.mean()}
         return -(log_px + log_pz).mean(), metrics
