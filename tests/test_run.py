@@ -539,4 +539,4 @@ def test_figures_of_an_objective_that_reports_its_loss_alone(tmp_path: Path) -> 
     figures = standard_figures.standard_figures(run)
     assert {"learning_curves", "samples"} <= figures.keys()
     assert "rate_and_distortion" not in figures
-    assert figures["learning_curves"]().axes[0].get_ylabel() == "loss [nats per image]"
+    assert figures["learning_curves"]().get_supylabel() == "loss [nats per image]"
