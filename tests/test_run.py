@@ -534,9 +534,16 @@ class Quiet(Objective):
         return -terms.log_px.mean(), {}
 
 
-def test_figures_of_an_objective_that_reports_its_loss_alone(tmp_path: Path) -> None:
-    run = train(dataclasses.replace(tiny.experiment(num_steps=10), objective=Quiet()), tmp_path)
-    figures = standard_figures.standard_figures(run)
+@pytest.mark.parametrize(("validates", "shown"), [(True, "negative ELBO"), (False, "loss")])
+def test_figures_of_an_objective_that_reports_its_loss_alone(
+    validates: bool, shown: str, tmp_path: Path
+) -> None:
+    experiment = dataclasses.replace(tiny.experiment(num_steps=10), objective=Quiet())
+    if not validates:
+        data = experiment.data
+        none = dataclasses.replace(data.valid, images=data.valid.images[:0])
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(data, valid=none))
+    figures = standard_figures.standard_figures(train(experiment, tmp_path))
     assert {"learning_curves", "samples"} <= figures.keys()
     assert "rate_and_distortion" not in figures
-    assert figures["learning_curves"]().get_supylabel() == "loss [nats per image]"
+    assert figures["learning_curves"]().get_supylabel() == f"{shown} [nats per image]"
