@@ -24,16 +24,15 @@ class MonteCarloEM(Objective):
     """-ln p(x, z) at a draw of z from p(z|x), held fixed, so that its gradient is that of ln p(x).
 
     By Fisher's identity the gradient of ln p(x) is the mean of that of ln p(x, z) over p(z|x). For
-    each image and step a chain of Hamiltonian Monte Carlo begins at a draw from the prior, and its
-    step size moves towards the acceptance that is asked for. The chain still remembers where it
-    began, as a transition halves what its start lacks in ln p(x, z), so the gradient is biased, the
-    less the more transitions there are. There is no q(z|x): encoder and posterior do not learn,
-    unless the prior depends on them.
+    each image and step a chain of Hamiltonian Monte Carlo begins at a draw from the prior. It still
+    remembers where it began, as a transition halves what its start lacks in ln p(x, z), so the
+    gradient is biased, the less the more transitions there are. There is no q(z|x): encoder and
+    posterior do not learn, unless the prior depends on them.
 
     Attributes:
         num_transitions: the number of transitions of a chain T.
         num_leapfrog: the number of steps of Hamiltonian dynamics L in each transition.
-        acceptance: the probability, in (0, 1), with which a move shall be accepted.
+        acceptance: the probability, in (0, 1), of accepting a move, which sets the step size.
 
     References:
         Wei & Tanner (1990), "A Monte Carlo implementation of the EM algorithm".
