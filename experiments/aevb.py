@@ -95,7 +95,7 @@ def experiment(
     learning_rate: float | None = None,
     init_stddev: float | None = None,
 ) -> Experiment:
-    """One curve of Figure 2.
+    """One curve of Figure 2, or one point of Figure 3.
 
     Args:
         objective: AEVB, the wake-sleep algorithm, or Monte Carlo EM.
@@ -213,8 +213,8 @@ def marginal_likelihoods(workdir: Path, num_train: int, num_images_seen: int) ->
     how = {"num_train": num_train, "hidden": 100, "latent_dim": 3}
     found: Curves = {}
     for objective, name in OF_FIGURE_3.items():
-        exact = objective == "monte_carlo_em"
-        seen = [num_images_seen // part for part in (100, 30, 10, 3, 1)][: 3 if exact else 5]
+        annealed = objective == "monte_carlo_em"
+        seen = [num_images_seen // part for part in (100, 30, 10, 3, 1)][: 3 if annealed else 5]
         cells = [{**how, "objective": objective, "num_images_seen": number} for number in seen]
         folder = workdir / f"figure3-{num_train}-{objective}"
         runs = train_grid(__file__, folder, cells).values()
@@ -225,8 +225,8 @@ def marginal_likelihoods(workdir: Path, num_train: int, num_images_seen: int) ->
                     split=split,
                     num_samples=1000,
                     num_images=200,
-                    ais=ANNEALING if exact else None,
-                ).mean["nll_ais" if exact else "nll"][0]
+                    ais=ANNEALING if annealed else None,
+                ).mean["nll_ais" if annealed else "nll"][0]
                 for run in runs
             ]
             found[f"{split}, {name}"] = np.array(seen), -np.array(numbers)

@@ -149,7 +149,7 @@ def experiment(
         data: the data set, by name or path: MNIST, binarized at every presentation (Table 1) or
             once and for all (Table 3).
         start: the folder of a finished run beside this one's, from which training continues for
-            another last stage (Table 2).
+            another last stage (Table 2, which `--start None` leaves out of the table).
     """
     if data == "mnist":
         loaded = load(data, "dynamic", valid=0 if recipe == "paper" else 400)

@@ -4,7 +4,7 @@
     python scripts/time_operations.py --work resnet
 
 Prints the milliseconds of each, by the clock and, in brackets, for all cores together: the smallest
-over loops of six calls, four of them and 0.3 seconds at least. "XLA" is
+over loops of six calls, which go on for 0.3 seconds and four times at least. "XLA" is
 `jax.lax.conv_general_dilated` and its transposes unchanged, in the first column outside loops;
 `vae_jax/cpu/convolution.py` chooses among the other methods by these numbers.
 

@@ -156,7 +156,7 @@ def small_mlp() -> Work:
 
 
 def variants(this: Work) -> list[Contender]:
-    """Ours with each batch divided among the cores, or small pages, and PyTorch with huge ones."""
+    """Ours with a device for each core, ours in small pages, and PyTorch in huge ones."""
     ours, _, torch, *_ = this.contenders
     return [
         replace(ours, name="the same, each core a device", environment=DEVICE_A_CORE),

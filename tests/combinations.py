@@ -99,7 +99,7 @@ def halves(images: Any) -> Any:
 
 # Objective: how to make it, what it needs of q, what q must not be, the spaces, and its critic;
 # "F" is a prior that factorizes, "L" that a learned prior would never learn, "E" that ln p(z) has
-# to be exact.
+# to be exact, "I" that p(x|z) is of one image.
 OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "ELBO": (vj.ELBO(2, beta=0.5), "d", "", ANY, None),
     "ELBO, sticking the landing": (vj.ELBO(sticking_the_landing=True), "dp", "", ANY, None),
@@ -127,7 +127,7 @@ OBJECTIVES: dict[str, tuple[Any, str, str, set[str], Any]] = {
     "Pretrain": (vj.Pretrain(2, vj.ELBO()), "d", "", {"real"}, None),
     "RAE": (vj.RAE(0.1, 0.1, 0.1), "L", "nc", {"real"}, None),
     "WakeSleep": (vj.WakeSleep(), "d", "", ANY, None),
-    "MonteCarloEM": (vj.MonteCarloEM(2, 2), "E", "", {"real"}, None),
+    "MonteCarloEM": (vj.MonteCarloEM(2, 2), "EI", "", {"real"}, None),
     "VQVAE": (vj.VQVAE(), "c", "", ANY, None),
 }
 Triple = tuple[str, str, str]  # posterior, prior, objective
@@ -152,6 +152,10 @@ def objective_fits(posterior: str, prior: str, objective: str) -> bool:
         and ("L" not in needs or "l" not in p_is)
         and ("E" not in needs or "b" not in p_is)
     )
+
+
+def likelihood_fits(likelihood: str, objective: str) -> bool:
+    return "I" not in OBJECTIVES[objective][1] or likelihood != "OptimalGaussian"
 
 
 @cache

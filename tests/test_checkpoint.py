@@ -364,20 +364,38 @@ def test_damage_to_a_large_file_is_found_when_it_has_been_read(
             assert f"The checkpoint of step 2 in {folder} is damaged" in warning
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32", "uint32"])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32", "uint32", "complex64"])
 @pytest.mark.parametrize("shape", [(), (7,), (0, 3), (3, 2, 5)])
-def test_sums_of_words_are_those_of_whole_numbers(
+def test_sums_of_words_are_the_same_everywhere(
     dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On devices, compiled or not, and on the host in pieces; the first by whole numbers."""
     monkeypatch.setattr(checkpoint, "_WORDS_AT_ONCE", 4)
     random = np.random.default_rng(0)
     array = np.asarray(random.integers(0, 900, shape) / 7).astype(jnp.dtype(dtype))
-    data, size = array.tobytes(), array.dtype.itemsize
+    data, size = array.tobytes(), min(array.dtype.itemsize, 4)
     words = [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
-    exact = sum(words) % 2**32, sum(word * n for n, word in enumerate(words, 1)) % 2**32
-    np.testing.assert_array_equal(checkpoint.sums_on_host(array), exact)
+    expected = checkpoint.sums_on_host(array)
+    assert expected[0] == sum(words) % 2**32
     for sums in (checkpoint.sums, jax.jit(checkpoint.sums)):
-        np.testing.assert_array_equal(sums(jnp.asarray(array)), exact)
+        np.testing.assert_array_equal(sums(jnp.asarray(array)), expected)
+
+
+def test_sums_change_with_any_word_and_with_positions() -> None:
+    """Signs, shares and single words, at distances that are powers of two."""
+    array = np.random.default_rng(0).normal(size=2**11).astype(np.float32)
+    array[:2], array[512:514] = (1, 1), (0, 0)
+    begun = checkpoint.sums_on_host(array)
+    for distance in (1, 2, 512, 2**10):
+        one, other = array.copy(), array.copy()
+        one[0], one[distance] = array[distance], array[0]
+        other[[0, distance]] *= -1
+        halves = np.roll(array.reshape(-1, distance), 1, axis=0)
+        for changed in (one, other, halves):
+            if not np.array_equal(changed.reshape(-1), array):
+                assert checkpoint.sums_on_host(changed).tolist() != begun.tolist()
+    array[5] += 1
+    assert checkpoint.sums_on_host(array)[0] != begun[0]
 
 
 def empty(folder: Path) -> None:

@@ -12,6 +12,7 @@ import tiny
 from test_evaluate import make_run
 
 from vae_jax import (
+    DiagonalGaussian,
     HouseholderFlow,
     HouseholderSylvesterFlow,
     InverseAutoregressiveFlow,
@@ -22,8 +23,9 @@ from vae_jax import (
     VonMisesFisher,
     evaluate,
 )
-from vae_jax.distributions import MultivariateNormal, Normal
+from vae_jax.distributions import MultivariateNormal, Normal, Transformed
 from vae_jax.evaluation.gaps import best, elbos, inference_gaps, make_gaps_evaluator, unconstrained
+from vae_jax.flows import Planar
 from vae_jax.step import init_state
 
 SHAPE, D, N = (2, 4, 1), 2, 12
@@ -172,9 +174,10 @@ def test_the_tighter_bound_on_the_likelihood_counts():
 
 
 @pytest.mark.slow
-def test_evaluation(tmp_path):
+@pytest.mark.parametrize("posterior", [DiagonalGaussian(2), PlanarFlow(2), SylvesterFlow(2, 2)])
+def test_evaluation(posterior, tmp_path):
     """In the evaluation both gaps add up to what the ELBO loses against the best bound."""
-    experiment = tiny.experiment()
+    experiment = tiny.experiment().with_model(tiny.model().clone(posterior=posterior))
     variables = jax.jit(partial(init_state, experiment))(0).variables
     run = make_run(experiment, tmp_path, jax.tree.map(lambda leaf: leaf[None], variables))
     mean = evaluate(run, num_samples=64, num_images=5, gaps=True).mean
@@ -225,11 +228,22 @@ def test_parameters_of_a_flow_and_of_the_sphere_make_the_density_they_came_from(
         q, _ = family.init_with_output(jax.random.key(1), features)
         theta, make = unconstrained(q)
         assert all(len(leaf) == 3 for leaf in theta)
-        same, key = make(theta), jax.random.key(2)
+        first, *others = theta
+        same, key = (
+            make((3 * first, *others) if q.event_shape == (3,) else theta),
+            jax.random.key(2),
+        )
         for made, given in zip(
             same.sample_and_log_prob(key, (4,)), q.sample_and_log_prob(key, (4,)), strict=True
         ):
             np.testing.assert_allclose(made, given, rtol=1e-4, atol=1e-4)
+
+
+def test_a_flow_that_all_images_share_is_refused():
+    shared = Planar(jnp.ones(D), jnp.ones(D), jnp.zeros(()))
+    q = Transformed(Normal(jnp.zeros((3, D)), jnp.ones((3, D))), (shared,))
+    with pytest.raises(VaeJaxError, match="flows whose parameters are each image's own"):
+        unconstrained(q)
 
 
 def test_families_whose_images_share_parameters_are_refused():

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vae_jax.cli import main
+from vae_jax.cpu import huge_pages
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import os, sys
@@ -60,6 +63,31 @@ def test_a_process_goes_on_where_nothing_would_change(begun) -> None:
         assert begun(enabled)[1:] == ["None text"]
     assert begun(ASKED, GLIBC_TUNABLES="glibc.malloc.check=0")[1:] == ["glibc.malloc.check=0 text"]
     assert begun(ASKED, ("-",), PROGRAM)[1:] == ["None "]
+
+
+def test_a_process_that_was_given_other_arguments_goes_on(begun) -> None:
+    """As a notebook, in which a command runs."""
+    program = PROGRAM.replace(
+        "huge_pages.restart()", "sys.argv[1:] = ['train']; huge_pages.restart()"
+    )
+    assert begun(ASKED, ("-c", program))[1:] == ["None text"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-compilation-cache"]])
+def test_a_command_that_computes_asks_for_huge_pages(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only if it is the process's own."""
+    asked = []
+    monkeypatch.setattr(huge_pages, "restart", lambda: asked.append("restart"))
+    for command, times in (("train", 1), ("list", 1), ("table", 2)):
+        monkeypatch.setattr(sys, "argv", ["vae-jax", *flags, command, "--help"])
+        with pytest.raises(SystemExit):
+            main()
+        assert len(asked) == times, command
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert len(asked) == 2
 
 
 def test_a_system_without_the_setting(begun, tmp_path: Path) -> None:

@@ -11,7 +11,24 @@ import optax
 import pytest
 import tiny
 
-from vae_jax import MonteCarloEM, StandardNormal, VampPrior
+from vae_jax import (
+    MLP,
+    Bernoulli,
+    BottomUp,
+    DeepVAE,
+    DiagonalGaussian,
+    HierarchicalVAE,
+    LadderVAE,
+    MonteCarloEM,
+    OptimalGaussian,
+    SkipVAE,
+    StandardNormal,
+    TopDown,
+    VaeJaxError,
+    VampPrior,
+)
+from vae_jax.compatibility import check_objective
+from vae_jax.evaluation.ais import log_mean_exp, prior_draws
 from vae_jax.step import loss_at_terms
 
 SHAPE, D, STEP = (2, 4, 1), 2, jnp.int32(0)
@@ -112,3 +129,62 @@ def test_the_encoder_learns_only_where_the_prior_depends_on_it(prior: Any, learn
     gradient, _ = gradients()
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["decoder"]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"])) == learns
+
+
+def of_three_layers(kind: Any) -> Any:
+    return kind(
+        encoders=[MLP((4,)) for _ in range(3)],
+        posteriors=[DiagonalGaussian(2) for _ in range(3)],
+        prior=StandardNormal(2),
+        decoders=[MLP((4,)) for _ in range(3)],
+        conditionals=[DiagonalGaussian(2) for _ in range(2)],
+        likelihood=Bernoulli(),
+        image_shape=tiny.IMAGE_SHAPE,
+    )
+
+
+HIERARCHIES = {
+    "hierarchical": of_three_layers(HierarchicalVAE),
+    "ladder": of_three_layers(LadderVAE),
+    "skip": of_three_layers(SkipVAE),
+    "deep": DeepVAE(
+        encoder=BottomUp((1, 1), 8),
+        decoder=TopDown((2, 1), 8, 2),
+        likelihood=Bernoulli(),
+        image_shape=tiny.IMAGE_SHAPE,
+    ),
+}
+
+
+@pytest.mark.others_slow
+@pytest.mark.parametrize("model", HIERARCHIES.values(), ids=HIERARCHIES)
+def test_a_hierarchy_learns_from_draws_of_all_its_layers(model: Any) -> None:
+    """After sixty steps ln p(x), here the mean of p(x|z) over the prior, is higher."""
+    x, objective = jnp.asarray(tiny.images(5, 0), jnp.float32) / 255, MonteCarloEM(5, 5)
+    keys = jax.random.split(jax.random.key(1), 5)
+
+    def log_likelihood(params: Any) -> jax.Array:
+        zs = prior_draws(model, {"params": params}, keys, 1000)
+        log_px, _ = model.apply({"params": params}, x, zs, method="log_densities")
+        return log_mean_exp(log_px).mean()
+
+    @jax.jit
+    def trained() -> Any:
+        def step(params: Any, key: jax.Array) -> tuple[Any, None]:
+            of_step = partial(loss, model, objective, x=x, keys=jax.random.split(key, len(x)))
+            gradient, _ = jax.grad(of_step, has_aux=True)(params)
+            return jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient), None
+
+        begun = nn.init(loss_at_terms, model)(jax.random.key(0), objective, x, keys, None, STEP)
+        every = jax.random.split(jax.random.key(2), 60)
+        after = jax.lax.scan(step, begun["params"], every)[0]
+        return log_likelihood(begun["params"]), log_likelihood(after)
+
+    before, after = trained()
+    assert after > before + 1
+
+
+def test_pixels_that_depend_on_the_batch_are_refused() -> None:
+    model = tiny.model().clone(likelihood=OptimalGaussian())
+    with pytest.raises(VaeJaxError, match="needs p\\(x\\|z\\) of each image by itself"):
+        check_objective(MonteCarloEM(), model)

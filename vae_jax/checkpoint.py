@@ -2,7 +2,7 @@
 
 A checkpoint is one training state, written in the background as a whole folder with a manifest of
 its files and a hash of its arrays, both of which are checked when it is read. Of arrays that are
-sharded over processes, the hash is of sums over their words, which no process needs whole.
+sharded over processes, the hash is of sums over their words, so that no process needs them whole.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from vae_jax.errors import VaeJaxError
 from vae_jax.processes.agreement import told_by_main
 
 State = TypeVar("State")
+Words = TypeVar("Words", Array, np.ndarray)
 Checkpoint = Literal["latest", "best"]
 _ATTEMPTS = 10  # to read while another process replaces checkpoints
 _LOOKS = 3  # further looks for a checkpoint if there seems to be none
@@ -65,20 +66,19 @@ def _digest(tree: object) -> str:
 def sums(array: Array) -> Array:
     """Two sums over the words of an array mod 2^32, `[2]`, computed where its shares are.
 
-    The words alone, and each times the number of its place, so that a changed word changes the
-    first, and words that change places the second.
-
-    References:
-        Fletcher (1982), "An arithmetic checksum for serial transmissions".
+    The first is of the words alone, so that it changes with any one of them. The second is of
+    hashes of a word and its position, so that it changes when words or shares change positions.
     """
+    if jnp.iscomplexobj(array):
+        array = jnp.stack([array.real, array.imag], -1)  # as they lie in memory
     of_size = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
     word = (
         array.astype(of_size) if array.dtype == bool else lax.bitcast_convert_type(array, of_size)
     )
-    word, place = word.astype(jnp.uint32), jnp.uint32(0)
+    word, position = word.astype(jnp.uint32), jnp.uint32(0)
     for axis, length in enumerate(word.shape):
-        place = place * length + lax.broadcasted_iota(jnp.uint32, word.shape, axis)
-    return jnp.stack([word.sum(), (word * (place + 1)).sum()])
+        position = position * length + lax.broadcasted_iota(jnp.uint32, word.shape, axis)
+    return jnp.stack([word.sum(), _mixed(word, position).sum()])
 
 
 def sums_on_host(array: np.ndarray) -> np.ndarray:
@@ -87,14 +87,23 @@ def sums_on_host(array: np.ndarray) -> np.ndarray:
     words, both = np.ascontiguousarray(array).reshape(-1).view(of_size), np.zeros(2, np.uint32)
     for start in range(0, len(words), _WORDS_AT_ONCE):
         word = words[start : start + _WORDS_AT_ONCE].astype(np.uint32)
-        place = np.arange(start + 1, start + 1 + len(word)).astype(np.uint32)
-        both += np.stack([word.sum(dtype=np.uint32), (word * place).sum(dtype=np.uint32)])
+        position = np.arange(start, start + len(word)).astype(np.uint32)
+        each = word, _mixed(word, position)
+        both += np.stack([values.sum(dtype=np.uint32) for values in each])
     return both
 
 
-def _digest_of_sums(arrays: Iterable[str], sums: Iterable[np.ndarray]) -> str:
+def _mixed(word: Words, position: Words) -> Words:
+    """Hashes of words and their positions, by the last steps of Appleby's MurmurHash3."""
+    mixed = word ^ (position * np.uint32(0x9E3779B9))
+    mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return mixed ^ (mixed >> np.uint32(16))
+
+
+def _digest_of_sums(arrays: Iterable[str], pairs: Iterable[np.ndarray]) -> str:
     """A hash of the types, shapes and `sums` of arrays, whatever their names and order."""
-    each = sorted(f"{about} {both.tolist()}" for about, both in zip(arrays, sums, strict=True))
+    each = sorted(f"{about} {both.tolist()}" for about, both in zip(arrays, pairs, strict=True))
     return f"sums {hashlib.sha256(''.join(each).encode()).hexdigest()}"
 
 

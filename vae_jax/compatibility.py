@@ -263,10 +263,16 @@ def check_objective(objective: Objective, model: Model) -> None:
         )
     if requires.exact_prior and not model.prior.exact:
         raise VaeJaxError(
-            f"{name} takes the logarithm of a mean of densities, and training has only a noisy "
-            f"bound on that of {type(model.prior).__name__}: take the objective ELBO(), or fit the "
+            f"{name} needs ln p(z) itself, and training has only a noisy bound on that of "
+            f"{type(model.prior).__name__}: take the objective ELBO(), or fit the "
             "prior afterwards, by `vae-jax fit-prior`; of priors, "
             f"{_fitting(PRIORS, lambda p: p.exact and fits_prior(top, p))}."
+        )
+    if requires.image_by_image and model.likelihood.whole_batch:
+        raise VaeJaxError(
+            f"{name} needs p(x|z) of each image by itself, and that of "
+            f"{type(model.likelihood).__name__} depends on the batch; "
+            f"{_fitting(LIKELIHOODS, lambda p: not p.whole_batch)}."
         )
     critic = type(model.critic).__name__
     if requires.critic and not isinstance(model.critic, requires.critic):

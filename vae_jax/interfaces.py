@@ -83,6 +83,7 @@ class Requirements:
         critic: the classes of critics of which the model must have one; empty if none is needed.
         mean_is_picture: whether the mean of p(x|z) must be a picture, because a critic sees it.
         one_layer: whether hierarchical models are excluded.
+        image_by_image: whether p(x|z) must not depend on the other images of a batch.
         whole_batch: whether the loss is more than a mean of losses per example.
         least_batch: the least number of images in a batch; with fewer, the loss is undefined.
     """
@@ -96,6 +97,7 @@ class Requirements:
     critic: tuple[type[nn.Module], ...] = ()
     mean_is_picture: bool = False
     one_layer: bool = False
+    image_by_image: bool = False
     whole_batch: bool = False
     least_batch: int = 1
 

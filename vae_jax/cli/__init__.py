@@ -47,12 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     It exits with 2 after bad input, and with 128 + the signal's number after a signal.
     """
     open_streams()
+    is_own_process = arguments is None
     given = sys.argv[1:] if arguments is None else arguments
-    if arguments is None:
-        begin_command()
-        if COMPUTE & set(given[:1]):
-            huge_pages.restart()
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
+    if is_own_process:
+        begin_command()
+        if COMPUTE & set(arguments[:1]):
+            huge_pages.restart()
     use_compilation_cache(arguments == list(given))
     try:
         match arguments:

@@ -27,7 +27,7 @@ class PaperOptions:
     budget: str | None = None
     """The limit of training for now: 40epochs of each cell, or 1.5h in all (None: no limit)."""
     train: bool = True
-    """Train and evaluate missing cells (--no-train: show the others, and what the missing need)."""
+    """Train and evaluate missing cells (--no-train: show the others, and say what these need)."""
     seed: int = 0
     """The seed of the first replica of each cell."""
     seeds: int = 1
@@ -214,7 +214,8 @@ def write_table(
     there = [folder for folder in folders if RunFolder(folder).evaluation.exists()]
     for folder, cell in zip(folders, cells, strict=True):
         if sentence := missing(folder):
-            say(sentence if RunFolder(folder).record.exists() else f"{sentence} {need(file, cell)}")
+            begun = RunFolder(folder).record.exists()
+            say(sentence if begun else f"{sentence} {need(file, cell)}".rstrip())
     if not there:
         raise VaeJaxError(
             f"No cell of {file} in {options.workdir} is evaluated: leave --no-train out."
@@ -230,11 +231,14 @@ def write_table(
 
 
 def need(file: str, cell: Mapping[str, object]) -> str:
-    """What the training of a cell takes, in a sentence."""
+    """What the training of a cell takes, in a sentence; empty without the cell's data."""
     from vae_jax.experiment import Origin, read_module
 
     source, _ = read_module(Path(file))
-    experiment = Origin(file, source, dict(cell)).make()
+    try:
+        experiment = Origin(file, source, dict(cell)).make()
+    except VaeJaxError:
+        return ""
     steps, size = experiment.num_steps, experiment.batch_size
     epochs = steps * size / len(experiment.data.train)
     return f"It needs {steps:,} steps of {size} images, {epochs:,.6g} epochs."

@@ -17,15 +17,21 @@ SINCE = 2, 35  # of glibc
 def restart() -> None:
     """Begin this process again with huge pages, if the system has them for those who ask.
 
-    A user's own settings of malloc stay as they are. Call it before anything else has been done. A
-    program that is read from standard input goes on: it could not be read again.
+    A user's own settings of malloc stay as they are. Call it before anything else has been done.
+    Only a process that began with these arguments begins again, so no notebook, and no program that
+    is read from standard input, which could not be read again.
     """
-    if SETTINGS not in os.environ and sys.argv[0] != "-" and _can_ask():
+    own = sys.argv[1:]
+    began_so = sys.argv[0] != "-" and sys.orig_argv[len(sys.orig_argv) - len(own) :] == own
+    if SETTINGS not in os.environ and sys.executable and began_so and _can_ask():
         os.environ[SETTINGS] = "glibc.malloc.hugetlb=1"
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _can_ask() -> bool:
+    """Whether the system gives huge pages to those who ask, and malloc knows how to."""
     try:
         libc, enabled = os.confstr("CS_GNU_LIBC_VERSION") or "", ENABLED.read_text()
     except (OSError, ValueError):  # another system

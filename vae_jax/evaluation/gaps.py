@@ -26,6 +26,7 @@ from vae_jax.distributions import (
     Distribution,
     MultivariateNormal,
     Normal,
+    Shape,
     Transformed,
     VonMisesFisherDistribution,
     exact_kl,
@@ -50,7 +51,7 @@ from vae_jax.vae import VAE, has_bound
 SAMPLES, BLOCK, MAX_BLOCKS = 16, 100, 100
 FIRST_RATE, LAST_RATE = 3e-2, 5e-4
 OF_ONE_IMAGE = Householder, Planar, Reverse, Sylvester
-"""The flows whose parameters are all `[B, ...]`, each image's own."""
+"""The flows that a posterior can give each image for itself."""
 Parameters = tuple[Array, ...]
 """The parameters of a density as any real numbers, `[B, ...]` each."""
 Ascent = tuple[Parameters, optax.OptState, Array]
@@ -61,6 +62,8 @@ Search = tuple[Array | int, Parameters, optax.OptState, Array, Array]
 
 def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], Distribution]]:
     """The parameters of q as any real numbers, and the map back to the density.
+
+    The family is that of all densities of q's kind, whatever range the encoder leaves them.
 
     Raises:
         VaeJaxError: the parameters of q are not known, or all images share some of them.
@@ -89,8 +92,8 @@ def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], D
             def make_on_sphere(theta: Parameters) -> Distribution:
                 return VonMisesFisherDistribution(direction(theta[0], first), jnp.exp(theta[1]))
 
-            return (loc, jnp.log(kappa)), make_on_sphere
-        case Transformed(base, flows) if all(isinstance(flow, OF_ONE_IMAGE) for flow in flows):
+            return (loc, jnp.log(jnp.broadcast_to(kappa, loc.shape[:-1]))), make_on_sphere
+        case Transformed(base, flows) if _are_of_each_image(flows, q.batch_shape):
             of_base, make_base = unconstrained(base)
             of_flows, structure = jax.tree.flatten(flows)
 
@@ -104,6 +107,13 @@ def unconstrained(q: Distribution) -> tuple[Parameters, Callable[[Parameters], D
         "The amortization gap needs the best q(z|x) of a family for each image, which is found for "
         "Gaussians, densities on the sphere, and flows whose parameters are each image's own; this "
         "posterior is none of them: leave the gaps out for this run."
+    )
+
+
+def _are_of_each_image(flows: tuple[Flow, ...], batch: Shape) -> bool:
+    """Whether all parameters of `flows` are each image's own, `[*batch, ...]`."""
+    return all(isinstance(flow, OF_ONE_IMAGE) for flow in flows) and all(
+        leaf.shape[: len(batch)] == batch for leaf in jax.tree.leaves(flows)
     )
 
 
@@ -155,7 +165,7 @@ def best(
 ) -> Distribution:
     """The best density q* for each image in the family of q, by gradient ascent from q.
 
-    With a flow the bound has other maxima than the highest, so that q* may be one of those.
+    With a flow the bound has several local maxima, and q* may be at one of the lower ones.
 
     Args:
         model: a VAE.
@@ -180,12 +190,12 @@ def best(
             return bounds.sum(), bounds
 
         gradient, bounds_here = jax.grad(bounds, has_aux=True)(theta)
-        direction, state = adam.update(gradient, state)
+        update, state = adam.update(gradient, state)
 
-        def move(theta: Array, direction: Array) -> Array:
-            return theta + rate.reshape(-1, *[1] * (theta.ndim - 1)) * direction
+        def move(theta: Array, update: Array) -> Array:
+            return theta + rate.reshape(-1, *[1] * (theta.ndim - 1)) * update
 
-        return (jax.tree.map(move, theta, direction), state, rate), bounds_here
+        return (jax.tree.map(move, theta, update), state, rate), bounds_here
 
     def block(carry: Search) -> Search:
         number, theta, state, rate, highest = carry

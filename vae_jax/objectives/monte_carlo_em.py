@@ -14,20 +14,20 @@ from vae_jax import random
 from vae_jax.given import Bounds, Count
 from vae_jax.hmc import Point, flatten, hmc, make_point_at
 from vae_jax.interfaces import Metrics, Model, Objective, Requirements
-from vae_jax.vae import Terms
+from vae_jax.vae import Terms, has_bound
 
 FIRST_STEP_SIZE, STEP_SIZE_RATE = 0.1, 1.0
 
 
 @dataclass(frozen=True)
 class MonteCarloEM(Objective):
-    """-ln p(x, z) at a draw of z from p(z|x), held fixed, so that its gradient is that of ln p(x).
+    """-ln p(x, z) at a draw of z from p(z|x), held fixed, whose gradient is that of -ln p(x).
 
     By Fisher's identity the gradient of ln p(x) is the mean of that of ln p(x, z) over p(z|x). For
-    each image and step a chain of Hamiltonian Monte Carlo begins at a draw from the prior. It still
-    remembers where it began, as a transition halves what its start lacks in ln p(x, z), so the
-    gradient is biased, the less the more transitions there are. There is no q(z|x): encoder and
-    posterior do not learn, unless the prior depends on them.
+    each image and step a chain of Hamiltonian Monte Carlo begins at a draw from the prior. The
+    gradient is biased, since the chain remembers where it began and tunes its step size by its own
+    moves; more transitions reduce the bias. There is no q(z|x): encoder and posterior do not learn,
+    unless the prior depends on them.
 
     Attributes:
         num_transitions: the number of transitions of a chain T.
@@ -47,12 +47,12 @@ class MonteCarloEM(Objective):
     @property
     @override
     def requires(self) -> Requirements:
-        return Requirements(spaces=frozenset({"real"}), exact_prior=True)
+        return Requirements(spaces=frozenset({"real"}), exact_prior=True, image_by_image=True)
 
     def __call__(
         self, terms: Terms, step: Int[Array, ""], model: Model
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in nats per image; metrics are its bound by q and the acceptance of moves."""
+        """The loss in nats per image; metrics are the bound by q, if any, and the acceptance."""
         del step
         x, y = terms.x, terms.y
         zs, _ = model.sample(random.purpose(terms.keys, "chains"), y)
@@ -74,5 +74,5 @@ class MonteCarloEM(Objective):
         (point, _), accepted = lax.scan(transition, first, jnp.arange(self.num_transitions))
         zs = jax.tree.map(lambda leaf: leaf[0], unflatten(lax.stop_gradient(point.z)))
         log_px, log_pz = model.log_densities(x, zs, y)
-        metrics = terms.bound_metrics() | {"acceptance": accepted.mean()}
-        return -(log_px + log_pz).mean(), metrics
+        metrics = terms.bound_metrics() if has_bound(model) else terms.rate_and_distortion()
+        return -(log_px + log_pz).mean(), metrics | {"acceptance": accepted.mean()}
