@@ -215,8 +215,7 @@ def jit(function: Callable[..., object]) -> Wrapped:
 
 def whole_everywhere(function: Callable[..., object]) -> Wrapped:
     """`jax.jit` of a function of global arrays, whose results are whole on every device."""
-    whole = NamedSharding(global_mesh(), PartitionSpec())
-    return jax.jit(function, out_shardings=whole, compiler_options=compiler.RIGHT or None)
+    return jax.jit(function, out_shardings=NamedSharding(global_mesh(), PartitionSpec()))
 
 
 def on_every_device(
