@@ -18,13 +18,14 @@ Ours: the same L_5000 of all 10,000 test images, ± its standard error, for IWAE
     k     published    ours, one NVIDIA H200             ours, two CPU cores, --stages 5
     1     86.76        86.52 ± 0.23 (2,605 epochs)       89.92 ± 0.24 (121 epochs, 573 s)
     5     85.54        85.46 ± 0.22 (2,521 epochs)       88.66 ± 0.23 (121 epochs, 1,191 s)
-    50    84.78        not yet run                       not yet run
+    50    84.78        not yet run                       88.07 ± 0.75 (121 epochs, 6,167 s)
 
-Seed 0. H200: 2026-11-26, stopped in the last of the eight stages, when the device was no longer
-available; training time not recorded. CPU: 2026-11-22, the times are of training. A cell of all
-eight stages is 3,280 epochs of 60,000 images; docs/performance.md, "On a GPU", has the rates of a
-CPU and of an H200. Two layers, and Tables 2 and 3: not yet run. docs/results.md has the ELBO with
-k = 5 beside IWAE, with three seeds each, and the recipe of the paper's code.
+Seed 0; of k = 50 so far L_1000 of 1,000 test images (2026-11-30, trained beside another run). H200:
+2026-11-26, stopped in the last of the eight stages, when the device was no longer available;
+training time not recorded. CPU with k = 1 and 5: 2026-11-22; the times are of training. A cell of
+all eight stages is 3,280 epochs of 60,000 images; docs/performance.md, "On a GPU", has the rates of
+a CPU and of an H200. Two layers, and Tables 2 and 3: not yet run. docs/results.md has the ELBO with
+k = 5 and 50 beside IWAE, three seeds of k = 1 and 5, and the recipe of the paper's code.
 
 There are two recipes. `paper`: 60,000 shuffled training images, Adam with beta_1 = 0.9 on the
 batch's mean gradient. `official_code` (github.com/yburda/iwae): 59,600 images in stored order,
