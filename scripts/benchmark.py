@@ -36,7 +36,6 @@ import tyro
 from rich.console import Console
 from works import (
     CONTENDERS,
-    HUGE_PAGES,
     LEAST_OF_EARLIER,
     OF_CPUS,
     SQUARE,
@@ -64,19 +63,16 @@ class Program:
         self.output, self.errors = folder.with_suffix(".output"), folder.with_suffix(".errors")
         python = str(peers / "bin" / "python") if contender.peer else sys.executable
         program, *arguments = contender.command
-        pages: dict[str, str] = {}
         if program == "vae-jax":
             command = [python, "-P", "-c", "from vae_jax.cli import main; main()", *arguments]
         else:
             command = [python, str(CONTENDERS / program), *arguments]
-            pages = {} if contender.peer else HUGE_PAGES  # as `vae-jax` asks for itself
         self.folder = folder if "train" in arguments else None
         if self.folder is not None:
             command += ["--workdir", str(folder)]
         environment = os.environ | {
             "JAX_LOG_COMPILES": "1",
             "JAX_COMPILATION_CACHE_DIR": str(folder.with_suffix(".cache")),
-            **pages,
             **contender.environment,
         }
         self.started = time.time()

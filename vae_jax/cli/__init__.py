@@ -19,7 +19,6 @@ from pathlib import Path
 
 from vae_jax.cli import commands, paper
 from vae_jax.cli.flags import said_in_flags
-from vae_jax.cpu import huge_pages
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.progress import begin_command, open_streams, say
 
@@ -27,8 +26,6 @@ DESCRIPTION = (
     "Variational autoencoders for images: train, evaluate, sample; resume exactly. Every command "
     "takes --no-compilation-cache, which neither uses nor keeps compiled programs on the disk."
 )
-COMPUTE = {"train", "evaluate", "table", "figures", "fit-prior"}
-"""The commands that compute for long."""
 
 
 def use_compilation_cache(wanted: bool) -> None:
@@ -47,13 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     It exits with 2 after bad input, and with 128 + the signal's number after a signal.
     """
     open_streams()
-    is_own_process = arguments is None
+    if arguments is None:
+        begin_command()
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--no-compilation-cache"]
-    if is_own_process:
-        begin_command()
-        if COMPUTE & set(arguments[:1]):
-            huge_pages.restart()
     use_compilation_cache(arguments == list(given))
     try:
         match arguments:
