@@ -142,6 +142,8 @@ def experiment(
     width: int = 0,
     minutes: int = 60,
     num_steps: int = 0,
+    validate_every: int | None = None,
+    validate_images: int | None = None,
 ) -> Experiment:
     """A deep hierarchy.
 
@@ -155,6 +157,8 @@ def experiment(
         width: the width of the paper's VDVAE; 0 takes its own.
         minutes: the training time of `tiny` on two cores, in minutes.
         num_steps: the number of steps; 0 takes the recipe's number.
+        validate_every: the steps between validations; None validates at each checkpoint.
+        validate_images: the number of validation images; None takes all.
     """
     images = load(IMAGENET.get(data, data))
     likelihood = MixtureOfLogistics() if images.image_shape[-1] == 3 else Bernoulli()
@@ -199,6 +203,8 @@ def experiment(
         skip_above=dimensions * (800.0 if recipe == "efficient_vdvae" else skip),
         log_every=log_every,
         checkpoint_every=log_every * max(1, min(50, steps // log_every)),
+        validate_every=validate_every,
+        validate_images=validate_images,
     )
 
 

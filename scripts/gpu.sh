@@ -13,7 +13,8 @@
 #     scripts/gpu.sh next                     what is left of which table, and the command for it
 #
 # `table` trains for seven minutes and evaluates what there is then; `iwae` stops after nine. Both go
-# on where they were when they are called again, until they say that all runs are finished.
+# on where they were when they are called again, until they say that all runs are finished. Their
+# folder is runs/gpu: where machines come and go, copy it out after a call and back before the next.
 # KS="1 5" runs some of `iwae`; flags may follow `variants` and `seeds`. PYTHON names the interpreter,
 # of an environment with the extra `cuda`; PEERS an environment with PyTorch, without which `bench`
 # and `bfloat16` leave it out.
@@ -58,8 +59,10 @@ tf32)
 profile)
     export XLA_FLAGS="$XLA_FLAGS --xla_gpu_enable_command_buffer="  # no CUDA graphs: each kernel
     for batch in 20 128; do
-        "$python" scripts/profile_step.py --work mlp --batch-size "$batch" --steps 200
-        "$python" scripts/profile_step.py --work iwae --batch-size "$batch" --steps 200
+        for work in mlp iwae; do
+            timeout 145 "$python" scripts/profile_step.py \
+                --work "$work" --batch-size "$batch" --steps 200
+        done
     done
     ;;
 iwae)
@@ -79,7 +82,7 @@ iwae)
     ;;
 evaluate)
     for run in runs/gpu/iwae/k=*,"$of_table"; do
-        timeout 590 "${vae_jax[@]}" evaluate "$run" --num-samples 5000
+        timeout 195 "${vae_jax[@]}" evaluate "$run" --num-samples 5000  # of three
     done
     ;;
 table)
@@ -89,9 +92,15 @@ table)
 next)
     for file in $(grep -l '^def table' experiments/*.py); do
         name=$(basename "$file" .py)
-        sentences=$("${vae_jax[@]}" table "$file" --workdir "runs/gpu/$name" --no-train 2>&1 || true)
+        failed=
+        sentences=$(timeout 35 "${vae_jax[@]}" table "$file" --workdir "runs/gpu/$name" \
+            --no-train 2>&1) || failed=yes
         left=$(grep -cE ' is (missing:|not finished:|not evaluated)' <<<"$sentences" || true)
-        ((left == 0)) || echo "$left cells of $file are left: scripts/gpu.sh table $name"
+        if ((left)); then
+            echo "$left cells of $file are left: scripts/gpu.sh table $name"
+        elif [[ $failed ]]; then
+            echo "What is left of $file could not be found: ${sentences##*$'\n'}"
+        fi
     done
     ;;
 *)

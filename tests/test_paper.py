@@ -393,7 +393,10 @@ def test_the_exact_number_of_active_units_is_that_of_the_covariance() -> None:
 AT_K_50 = "k=50,objective=iwae"
 QUICK: dict[str, list[list[tuple[str, str]]]] = {
     "aevb": [[("objective=elbo", "neg_elbo"), ("objective=wake_sleep", "neg_elbo")]],
-    "flows": [[("posterior=iaf", "neg_elbo"), ("posterior=gaussian", "neg_elbo")]],
+    "flows": [
+        [(f"posterior={name}", "neg_elbo"), ("posterior=gaussian", "neg_elbo")]
+        for name in ("iaf", "triangular_sylvester")
+    ],
     "hyperspherical": [[("latents=sphere", "nll"), ("latents=gaussian", "nll")]],
     "inference_gaps": [
         [
@@ -414,7 +417,7 @@ QUICK: dict[str, list[list[tuple[str, str]]]] = {
         [("encoder_steps=0,num_steps=200", "kl"), ("encoder_steps=5,num_steps=1200", "kl")]
     ],
     "linear_vae": [[(f"variance={variance}", "kl") for variance in (6.0, 2.0, 0.3)]],
-    "miwae": [[("objective=elbo", "neg_elbo"), ("objective=iwae", "neg_elbo")]],
+    "miwae": [[(f"objective={cell}", "neg_elbo") for cell in ("elbo", "miwae", "iwae")]],
     "rate_distortion": [
         [(f"beta={beta}", "distortion") for beta in (0.3, 1.0, 3.0)],
         [(f"beta={beta}", "kl") for beta in (3.0, 1.0, 0.3)],

@@ -70,6 +70,12 @@ def launched(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> La
             | {"JAX_COORDINATOR_ADDRESS": "a:1"},
             Launch("a", 1, 4, 3),
         ),
+        # mpirun in a job of Slurm's: all ranks of a machine have the variables of one task.
+        (
+            SLURM | OPEN_MPI,
+            Launch("10.96.0.1", 61440 + 1531576320 // 4096 % 4096, 4, 3),
+        ),
+        (SLURM | OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a:1"}, Launch("a", 1, 4, 3)),
     ],
 )
 def test_a_launch_by_hand_by_slurm_and_by_open_mpi(
@@ -126,6 +132,16 @@ def test_a_launch_that_cannot_be(
         ),
         (SLURM | {"SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=8"}, 8, None),
         (SLURM | {"JAX_LOCAL_DEVICE_IDS": "5"}, 8, None),  # which JAX reads
+        # Two GPUs bound to each task, by --gpu-bind or a script: its own, though two tasks see two.
+        (
+            SLURM
+            | {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}
+            | {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "2,3"},
+            8,
+            None,
+        ),
+        (SLURM | {"SLURM_GPUS_ON_NODE": "8"}, 8, [3]),
+        (SLURM | OPEN_MPI, 8, [4, 5, 6, 7]),
         (OPEN_MPI, 2, [1]),
         (OPEN_MPI, 8, [4, 5, 6, 7]),
         (OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "1"}, 8, None),

@@ -1,6 +1,7 @@
 """A sharded optimizer (ZeRO, stage 1) and what a run needs of memory, by formula and as it is."""
 
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,32 @@ def test_a_dry_run_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert name in said.out
     assert "loss" not in said.err
     assert not workdir.exists()
+
+
+def test_a_dry_run_counts_all_cells_of_a_program(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two rates share a program, which has the state of both; another width is another program."""
+    flags = "--latent-dim", "4", "8", "--learning-rate", "1e-3", "1e-2"
+    quickstart = str(ROOT / "experiments/quickstart.py")
+    images = np.random.default_rng(0).integers(0, 2, (200, 28, 28, 1)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", 255 * images)
+    data = "--data", str(tmp_path / "images.npy")
+
+    def parameters(*flags: str) -> list[float]:
+        where = "--workdir", str(tmp_path / "grid")
+        with on_devices(1):
+            main(["train", quickstart, "--dry-run", *where, *data, *flags])
+        printed = re.findall(r"^  parameters +(.+)$", capsys.readouterr().out, re.MULTILINE)
+        return [float(number) for number in printed]
+
+    alone = [*parameters("--latent-dim", "4"), *parameters("--latent-dim", "8")]
+    assert parameters(*flags) == pytest.approx(2 * np.array(alone), abs=0.11)
+
+
+@pytest.mark.parametrize("flags", [["--distributed"], ["--launch", "local"]])
+def test_a_dry_run_is_in_one_process(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", str(TINY), "--dry-run", "--learning-rate", "1e-3", "1e-2", *flags])
+    said = capsys.readouterr().err
+    assert f"--dry-run computes the memory in one process: leave out {flags[0]}" in said

@@ -92,12 +92,12 @@ def max_over_processes(value: int) -> int:
 
 
 def from_main_process(tree: Tree) -> Tree:
-    """The main process's `tree` of host arrays, to the bit; processes wait here for each other."""
+    """The main process's `tree` of host arrays, to the bit, without a copy there; all wait here."""
 
     def of_one(leaf: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray:
         own = np.asarray(leaf) if is_main_process() else np.zeros(leaf.shape, leaf.dtype)
         bits = multihost_utils.broadcast_one_to_all(own.ravel().view(np.uint8))  # -0.0 + 0 is 0
-        return np.asarray(bits).view(own.dtype).reshape(own.shape)  # of one array at a time
+        return own if is_main_process() else np.asarray(bits).view(own.dtype).reshape(own.shape)
 
     return jax.tree.map(of_one, tree)
 

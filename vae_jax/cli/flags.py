@@ -77,6 +77,12 @@ class TrainOptions:
                 "--launch starts processes that each train alone: leave out --distributed, or "
                 "--launch."
             )
+        if self.dry_run and (self.launch or distributed):
+            what = "--distributed" if distributed else "--launch"
+            raise VaeJaxError(
+                f"--dry-run computes the memory in one process: leave out {what}, and for several "
+                "devices set XLA_FLAGS=--xla_force_host_platform_device_count=N."
+            )
         if self.slurm and self.launch != "slurm":
             raise VaeJaxError("--slurm is for jobs of Slurm: add --launch slurm, or leave it out.")
         if self.jobs is not None:

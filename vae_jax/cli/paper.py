@@ -111,6 +111,7 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     Raises:
         VaeJaxError: the file has no function `table`, a flag is invalid, or as in `train_grid`.
     """
+    from vae_jax.cpu import cores
     from vae_jax.experiment import find_file, read_module
 
     file = find_file(name)
@@ -131,6 +132,7 @@ def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     check_counts(**counts)
     budget = Budget.of(options.budget)
     data.use()
+    cores.give_replicas_cores(options.seeds)
 
     def arguments(cell: Mapping[str, object]) -> Mapping[str, object]:
         """The arguments of a cell after the flags; `start` may hold those of another cell."""

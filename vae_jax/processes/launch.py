@@ -14,9 +14,10 @@ WAYS = (
     "start under Slurm (srun), Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS (host:port "
     "of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
 )
-# Slurm's and Open MPI's are read if JAX's address is set but these variables of JAX are not.
-COUNTS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+# Open MPI's and Slurm's are read if JAX's address is set but these variables of JAX are not; Open
+# MPI's first, since all that mpirun starts in a Slurm job has the variables of one task of Slurm's.
+COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+NUMBERS = ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ def _detected() -> tuple[str | None, int | None, int | None]:
 
 def neighbours(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """The number of processes on this machine, and the number of this one, from an environment."""
+    if {"OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"} <= environment.keys():
+        size, rank = (environment[f"OMPI_COMM_WORLD_LOCAL_{what}"] for what in ("SIZE", "RANK"))
+        return int(size), int(rank)
     if {"SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"} <= environment.keys():
         counts: list[int] = []
         for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):  # such as 8(x2),4
@@ -112,9 +116,6 @@ def neighbours(environment: Mapping[str, str]) -> tuple[int, int] | None:
             counts += [int(tasks)] * int(times or 1)
         node = int(environment.get("SLURM_NODEID", 0))
         return counts[min(node, len(counts) - 1)], int(environment["SLURM_LOCALID"])
-    if {"OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"} <= environment.keys():
-        size, rank = (environment[f"OMPI_COMM_WORLD_LOCAL_{what}"] for what in ("SIZE", "RANK"))
-        return int(size), int(rank)
     return None
 
 
@@ -144,8 +145,11 @@ def own_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> li
     if "JAX_LOCAL_DEVICE_IDS" in environment:  # which JAX reads
         return None
     here, visible = neighbours(environment), visible_gpus(environment, devices)
-    requests = environment.get("SLURM_GPUS_PER_TASK"), environment.get("SLURM_TRES_PER_TASK", "")
-    bound = requests[0] is not None or "gpu" in str(requests[1])
+    bound = (
+        "SLURM_GPUS_PER_TASK" in environment
+        or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")
+        or visible < int(environment.get("SLURM_GPUS_ON_NODE") or 0)  # as --gpu-bind does
+    )
     if here is None or bound or visible < here[0]:  # it sees no other's
         return None
     count, number = here
