@@ -417,7 +417,13 @@ QUICK: dict[str, list[list[tuple[str, str]]]] = {
         [("encoder_steps=0,num_steps=200", "kl"), ("encoder_steps=5,num_steps=1200", "kl")]
     ],
     "linear_vae": [[(f"variance={variance}", "kl") for variance in (6.0, 2.0, 0.3)]],
-    "miwae": [[(f"objective={cell}", "neg_elbo") for cell in ("elbo", "miwae", "iwae")]],
+    "miwae": [
+        [
+            ("objective=elbo,m=1,k=50", "neg_elbo"),
+            ("objective=miwae,m=5,k=10", "neg_elbo"),
+            ("objective=iwae,m=1,k=50", "neg_elbo"),
+        ]
+    ],
     "rate_distortion": [
         [(f"beta={beta}", "distortion") for beta in (0.3, 1.0, 3.0)],
         [(f"beta={beta}", "kl") for beta in (3.0, 1.0, 0.3)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
@@ -104,6 +104,8 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
         )
     how = {"num_seeds": options.seeds, "streamed": options.streamed}
     if options.dry_run:
+        from vae_jax.cli.dry_run import print_needs
+
         return print_needs(file, options, cells)
     how["seed"] = options.seed
     wanted = {TensorBoard: options.tensorboard, WandB: options.wandb, MLflow: options.mlflow}
@@ -129,33 +131,6 @@ def train_file_with_flags(name: str, flags: Sequence[str]) -> None:
     if missing := (len(options.cells) or len(cells)) - len(runs):
         where = f"{missing} of the {len(cells)} cells of {options.workdir}"
         raise VaeJaxError(f"{where} ended too early, for the reasons above; others are finished.")
-
-
-def print_needs(file: Path, options: TrainOptions, cells: Sequence[Mapping[str, object]]) -> None:
-    """Print the memory that each program of `cells` needs, if it is not finished.
-
-    Raises:
-        VaeJaxError: as in `needs` and `unfinished_programs`.
-    """
-    from vae_jax.experiment import Origin, read_module
-    from vae_jax.grid import chosen, unfinished_programs
-    from vae_jax.report.memory import needs
-
-    source, _ = read_module(file)
-    by_name, programs = {"": cells[0]}, [[""]]
-    if len(cells) > 1:
-        how = options.workdir, cells, options.seed, options.seeds
-        by_name, programs = chosen(cells, ()), unfinished_programs(file, *how)
-    for names in programs:
-        experiment = Origin(str(file), source, dict(by_name[names[0]])).make()
-        with Waiting("Compiling a chunk of steps"):
-            needed = needs(
-                experiment,
-                num_seeds=options.seeds * len(names),
-                streamed=options.streamed,
-                shard=options.shard,
-            )
-        print(", ".join(names), needed, sep="\n" if len(cells) > 1 else "")
 
 
 def is_of_a_paper(name: str) -> bool:
