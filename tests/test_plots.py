@@ -305,6 +305,16 @@ def test_curve_panels_share_one_legend_and_a_logarithmic_axis():
     rendered(figure)
 
 
+def test_a_label_of_one_row_of_panels_ends_below_the_legend():
+    curves = {f"curve {number}": ([1, 10], [1, 2]) for number in range(6)}
+    panels = {"MNIST": curves, "Frey Faces": curves}
+    figure = plots.curve_panels(panels, ylabel="marginal log-likelihood [nats]")
+    rendered(figure)
+    label = figure.axes[0].yaxis.label.get_window_extent()
+    assert label.y0 >= 0
+    assert label.y1 <= figure.legends[0].get_window_extent().y0
+
+
 def test_the_charts_of_scaling_have_one_height():
     """However many lines their legends have, and however many points their curves."""
     x = np.arange(1, 49)

@@ -224,12 +224,18 @@ def _curve_figure(
         axes.set_xscale(xscale)
         _plot_curves(axes, curves, looks)
     figure.supxlabel(xlabel, fontsize="medium")
-    figure.supylabel(ylabel, fontsize="medium")
+    if len(panels) <= 3:  # beside a single row a label of the whole figure may reach its legend
+        charts[0].set_ylabel(ylabel)
+    else:
+        figure.supylabel(ylabel, fontsize="medium")
     handles: list[Any] = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     if any(axes.collections for axes in charts):
         handles.append(Patch(color="#333333", alpha=0.18, label="±1 sd over seeds"))
     columns = 1 + min(len(panels), 3)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+    if len(panels) > 1:  # the legend takes no height from the charts
+        lines = math.ceil(len(handles) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.25 * (lines - 1))
     return figure
 
 
