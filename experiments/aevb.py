@@ -2,7 +2,7 @@
 
     vae-jax figures experiments/aevb.py
     vae-jax table experiments/aevb.py --quick
-    vae-jax evaluate runs/aevb/mnist-20 --num-samples 1000 --num-images 200
+    vae-jax table experiments/aevb.py --num-samples 1000 --num-images 200
     vae-jax train experiments/aevb.py --latent-dim 20 --workdir runs/aevb/mnist-20   # one curve
 
 Published: curves, without numbers. Figure 2 shows the lower bound per image against the number of
@@ -14,25 +14,27 @@ N_z = 3, and Monte Carlo EM too. The paper estimates it from draws of p(z|x), we
 annealed importance sampling for Monte Carlo EM, which has no q(z|x). Figure 4 shows 2-D manifolds,
 Figure 5 samples for N_z = 2, 5, 10, 20.
 
-Ours: AEVB after 10^6 images, the ELBO and L_1000 of 200 test images, in nats, by the first and the
-third command.
+Ours: after 10^6 images, the ELBO and L_1000 of 200 test images, in nats, by the third command.
 
-    MNIST        N_z = 2       3       5      10      20     200
-    ELBO         -165.86 -149.99 -134.71 -119.19 -112.82 -183.15
-    L_1000       -164.18 -148.56 -132.74 -115.01 -107.28 -163.03
+    MNIST               N_z = 2       3       5      10      20     200
+    AEVB, ELBO          -170.29 -154.92 -137.66 -123.35 -116.67 -144.59
+    AEVB, L_1000        -169.34 -153.12 -135.31 -119.99 -111.27 -127.35
+    wake-sleep, ELBO    -170.17 -150.72 -134.21 -123.56 -118.76 -157.45
 
-    Frey Faces   N_z = 2       5      10      20
-    ELBO          790.89  936.70 1084.34 1126.35
-    L_1000        795.29  949.55 1101.97 1151.43
+    Frey Faces          N_z = 2       5      10      20
+    AEVB, ELBO           792.55  958.28 1082.71 1125.64
+    AEVB, L_1000         797.76  970.77 1103.22 1152.49
+    wake-sleep, ELBO     577.79  577.67  577.61  577.52
 
-2026-11-22, two CPU cores, 12 to 49 s of training for each curve, seed 0. The curve for N_z = 200 is
-far below the paper's axis; docs/results.md gives the likely cause, and the standard errors.
+2026-12-01, one CPU core, 25 to 131 s of training for each curve, seed 0. Wake-sleep ends above AEVB
+with N_z = 3 and 5, a miss; docs/results.md gives the likely cause, the choice of learning rates,
+and the standard errors.
 
-Ours, quick form: after 10^5 images of mnist_5k, N_z = 10, the bound on 500 test images is -165.94
-with AEVB and -185.73 with wake-sleep, 4 s of training each, by the second command. With
-`--num-images-seen 400000` it was -142.53 and -141.47, a miss (2026-11-30, two CPU cores, seed 0).
+Ours, quick form: after 10^5 images of mnist_5k, N_z = 10, the bound on 500 test images is -149.94
+with AEVB and -185.73 with wake-sleep, by the second command. With `--num-images-seen 400000` it is
+-135.70 and -141.41 (2026-12-01, one CPU core, 10 s of training for 10^5 images, seed 0).
 
-Wake-sleep: the curves are not yet run to the end. It starts with weights from N(0, 0.01²) and
+Wake-sleep starts with weights from N(0, 0.01²) and
 Adagrad's sums of squares at 0.1. If these start at 0, the first steps move each weight by the whole
 learning rate and make q(z|x) of images far too wide, so that the wake phase never sees the z of
 dreams: at N_z = 10 the validation ELBO on mnist_5k was -3,430 after 10^5 images, while with 0.1 it
