@@ -26,19 +26,19 @@ Ours: after 10^6 images, the ELBO and L_1000 of 200 test images, in nats, by the
     AEVB, L_1000         797.76  970.77 1103.22 1152.49
     wake-sleep, ELBO     577.79  577.67  577.61  577.52
 
-2026-12-01, one CPU core, 25 to 131 s of training for each curve, seed 0. Wake-sleep ends above AEVB
-with N_z = 3 and 5, a miss; docs/results.md gives the likely cause, the choice of learning rates,
-and the standard errors.
+2026-12-01, one of two CPU cores, 25 to 131 s of training for each curve, seed 0. Wake-sleep ends
+above AEVB with N_z = 3 and 5, a miss; docs/results.md gives the likely cause, the choice of
+learning rates, and the standard errors.
 
 Ours, quick form: after 10^5 images of mnist_5k, N_z = 10, the bound on 500 test images is -149.94
 with AEVB and -185.73 with wake-sleep, by the second command. With `--num-images-seen 400000` it is
--135.70 and -141.41 (2026-12-01, one CPU core, 10 s of training for 10^5 images, seed 0).
+-135.70 and -141.41 (2026-12-01, one of two CPU cores, 10 s of training for 10^5 images, seed 0).
 
-Wake-sleep starts with weights from N(0, 0.01²) and
-Adagrad's sums of squares at 0.1. If these start at 0, the first steps move each weight by the whole
-learning rate and make q(z|x) of images far too wide, so that the wake phase never sees the z of
-dreams: at N_z = 10 the validation ELBO on mnist_5k was -3,430 after 10^5 images, while with 0.1 it
-is -195.4 after 40,000 images (2026-11-29, two CPU cores, seed 0).
+Wake-sleep starts with weights from N(0, 0.01²) and Adagrad's sums of squares at 0.1. If these start
+at 0, the first steps move each weight by the whole learning rate and make q(z|x) of images far too
+wide, so that the wake phase never sees the z of dreams: at N_z = 10 the validation ELBO on mnist_5k
+was -3,430 after 10^5 images, while with 0.1 it is -195.4 after 40,000 images (2026-11-29, two CPU
+cores, seed 0).
 
 Monte Carlo EM: the paper updates weights five times with a sample from one transition of ten steps;
 ours begins each chain at a draw from the prior, makes ten such transitions, and updates once.

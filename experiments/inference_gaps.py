@@ -22,10 +22,10 @@ Ours: 50 test images of MNIST after ten epochs, nats per image, mean ± sd over 
     full covariance      2 layers     0.30 ± 0.07          3.47 ± 0.18
     diagonal             affine       2.19 ± 0.01          4.44 ± 0.22
 
-2026-12-01, one CPU core, 49 to 666 s of training for three seeds, about 800 s of evaluation for
-each row. The order is the published one: amortization costs more than the family, and more so with
-the weaker encoder. That a richer family makes amortization no easier is a miss, probably because
-ten epochs are few. The full form, 100 epochs and images: not yet run.
+2026-12-01, one of two CPU cores, 49 to 666 s of training for three seeds, about 800 s of evaluation
+for each row. The order is the published one: amortization costs more than the family, and more so
+with the weaker encoder. That a richer family makes amortization no easier is a miss, probably
+because ten epochs are few. The full form, 100 epochs and images: not yet run.
 
 Ours, quick form: 50 test images of mnist_5k, L_1000, ± s.e., by the second command.
 
@@ -33,8 +33,8 @@ Ours, quick form: 50 test images of mnist_5k, L_1000, ± s.e., by the second com
     full covariance      2 layers    -0.09 ± 0.09          3.31 ± 0.29
     diagonal             affine      -0.63 ± 0.40          5.17 ± 0.54
 
-2026-12-01, one CPU core, 10 to 17 s of training each, seed 0. With the affine encoder L_1000 is not
-tight, so that the approximation gap comes out below zero.
+2026-12-01, one of two CPU cores, 10 to 17 s of training each, seed 0. With the affine encoder
+L_1000 is not tight, so that the approximation gap comes out below zero.
 
 Encoder and decoder have two layers of 200 tanh units, as in Burda et al. (2015); ln p(x) is
 the tighter of L_K and annealed importance sampling, in the quick form by L_K alone. The richer

@@ -546,4 +546,4 @@ def test_figures_of_an_objective_that_reports_its_loss_alone(
     figures = standard_figures.standard_figures(train(experiment, tmp_path))
     assert {"learning_curves", "samples"} <= figures.keys()
     assert "rate_and_distortion" not in figures
-    assert figures["learning_curves"]().get_supylabel() == f"{shown} [nats per image]"
+    assert figures["learning_curves"]().axes[0].get_ylabel() == f"{shown} [nats per image]"
