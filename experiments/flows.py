@@ -145,7 +145,7 @@ def experiment(
 
 
 def table(*, quick: bool = False) -> list[dict[str, object]]:
-    """Three data sets and every posterior; the quick form has few digits and the cheapest flow."""
+    """Three data sets and every posterior; the quick form has few digits and two flows."""
     if quick:
         few = {"data": "mnist_5k", "epochs": 60}
         names = "gaussian", "iaf", "triangular_sylvester"

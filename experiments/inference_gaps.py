@@ -22,8 +22,8 @@ Ours: 50 test images of MNIST after ten epochs, nats per image, mean ± sd over 
     full covariance      2 layers     0.30 ± 0.07          3.47 ± 0.18
     diagonal             affine       2.19 ± 0.01          4.44 ± 0.22
 
-2026-12-01, one of two CPU cores, 49 to 666 s of training for three seeds, about 800 s of evaluation
-for each row. The order is the published one: amortization costs more than the family, and more so
+2026-12-01, one of two CPU cores, 49 to 666 s of training for three seeds, 756 to 987 s of
+evaluation. The order is the published one: amortization costs more than the family, and more so
 with the weaker encoder. That a richer family makes amortization no easier is a miss, probably
 because ten epochs are few. The full form, 100 epochs and images: not yet run.
 

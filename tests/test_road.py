@@ -255,6 +255,14 @@ def files_with(name: Callable[[str], object], found: Callable[[ast.AST], set[str
     return {path.as_posix() for path, tree in TREES.items() if any(map(name, found(tree)))}
 
 
+def test_every_program_is_compiled_with_the_options_that_make_it_right() -> None:
+    """They are needed if JAX computed before vae_jax was imported; `cpu` has parts of programs."""
+    compiled = [file for file in PACKAGE.rglob("*.py") if "jax.jit(" in file.read_text()]
+    assert {file.parent.name for file in compiled} == {"vae_jax", "cpu"}
+    [parallel] = [file for file in compiled if file.parent == PACKAGE]
+    assert parallel.read_text().count("jax.jit(") == 1  # in `parallel.jit`
+
+
 def test_no_module_is_longer_than_600_lines() -> None:
     for file in PACKAGE.rglob("*.py"):
         assert len(file.read_text().splitlines()) <= 600, file

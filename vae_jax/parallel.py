@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Generic, Literal, TypeVar, final
+from typing import Any, Generic, Literal, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -208,14 +208,14 @@ class OnDevices(Generic[Result]):
         return self.compiled(*arguments)(*arguments)
 
 
-def jit(function: Callable[..., object]) -> Wrapped:
-    """`jax.jit` of a function for one device, with options that XLA needs to compile it rightly."""
-    return jax.jit(function, compiler_options=compiler.RIGHT or None)
+def jit(function: Callable[..., object], **how: Any) -> Wrapped:
+    """`jax.jit`, for one device by default, with options that XLA needs to compile rightly."""
+    return jax.jit(function, compiler_options=compiler.RIGHT or None, **how)
 
 
 def whole_everywhere(function: Callable[..., object]) -> Wrapped:
     """`jax.jit` of a function of global arrays, whose results are whole on every device."""
-    return jax.jit(function, out_shardings=NamedSharding(global_mesh(), PartitionSpec()))
+    return jit(function, out_shardings=NamedSharding(global_mesh(), PartitionSpec()))
 
 
 def on_every_device(
@@ -522,7 +522,7 @@ class Sharded(Layout):
 
             return self.constrained(every_seed(state, images, jax.tree.map(joined, batches), *each))
 
-        return OnDevices(jax.jit(of_shares, donate_argnums=0))
+        return OnDevices(jit(of_shares, donate_argnums=0))
 
     def constrained(self, tree: Tree) -> Tree:
         """The traced tree, constrained to the sharding of `place`."""
