@@ -24,7 +24,7 @@ s.e.
 As published, the tighter the bound the further it leaves q(z|x) from the posterior: by 3.5, 7.3 and
 14.8 nats. MIWAE's likelihood is the best; IWAE's is the worst, which Burda et al. (2015) find to be
 better after long training. 2026-12-01, one of two CPU cores beside other programs, 161 to 220 s of
-training each, seed 0; the whole command takes 228 s on two cores that do nothing else. The full
+training each, seed 0; by `time` the whole command takes 228 s on two idle cores. The full
 form: not yet run; its optimizer, batch size and number of epochs are ours.
 """
 
