@@ -229,5 +229,6 @@ def marginal_likelihoods(workdir: Path, num_train: int, num_images_seen: int) ->
                 ).mean["nll_ais" if annealed else "nll"][0]
                 for run in runs
             ]
-            found[f"{split}, {name}"] = np.array(seen), -np.array(numbers)
+            steps = np.array([run.state.step[0] for run in runs])
+            found[f"{split}, {name}"] = steps * BATCH_SIZE, -np.array(numbers)
     return found

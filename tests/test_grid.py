@@ -377,7 +377,12 @@ def test_a_cell_along_another_axis_is_the_run_made_alone(
 @pytest.mark.slow
 def test_a_killed_grid_ends_in_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL between two checkpoints, the same command again, against a grid never killed."""
-    cells = [{"num_steps": 4000, "checkpoint_every": 200, "beta": beta} for beta in (0.5, 1.0, 2.0)]
+    numbers = (0.5, 1.0, 2.0, 4.0)
+    cells = [
+        {"num_steps": 4000, "checkpoint_every": 200, "beta": beta, "learning_rate": rate * 1e-3}
+        for beta in numbers
+        for rate in numbers
+    ]
     program = (
         "import sys, json; from vae_jax import train_grid\n"
         "train_grid(*sys.argv[1:3], json.loads(sys.argv[3]))\n"

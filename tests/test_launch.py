@@ -181,6 +181,7 @@ def test_the_programs_of_a_grid_are_those_that_differ_in_more_than_numbers(tmp_p
         train_grid(TINY, tmp_path, CELLS, only=names[1:3])
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:3])
         assert unfinished_programs(TINY, tmp_path, CELLS) == [names[:1], names[3:]]
+        assert unfinished_programs(TINY, tmp_path, CELLS, only=names[1:]) == [names[3:]]
         more = [cell | {"learning_rate": 1.0} for cell in CELLS]
         with pytest.raises(VaeJaxError, match="another experiment"):
             unfinished_programs(TINY, tmp_path, more)

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import CLI, ROOT, on_devices, summary
+from running import CLI, ROOT, TINY, on_devices, summary
 
-from vae_jax import VaeJaxError, load, train_file
+from vae_jax import GaussianMixture, VaeJaxError, fit_prior, load, load_run, train_file
+from vae_jax.budget import Budget, within
+from vae_jax.checkpoint import fingerprint
 from vae_jax.cli import main
-from vae_jax.cli.paper import Asked, Budget, with_starts
+from vae_jax.cli.paper import Asked, with_starts
 from vae_jax.experiment import read_module
 from vae_jax.grid import names_of
 from vae_jax.report.results import END, HEADER, write_rows
@@ -28,7 +30,7 @@ FILE = '''
 
 More text.
 """
-import dataclasses, optax, tiny
+import dataclasses, pathlib, optax, tiny
 
 def experiment(*, hidden: int = 8, beta: float = 1.0, num_steps: int = 40):
     made = tiny.experiment(hidden=hidden, beta=beta, num_steps=num_steps)
@@ -40,6 +42,18 @@ def table(*, quick: bool = False):
 def published(*, beta, **_):
     return {1.0: "12.5 nats"}[beta]
 '''
+
+
+DRAWN = """
+def figures(*, workdir: pathlib.Path = pathlib.Path("runs")):
+    import json
+    from vae_jax import train_file, train_grid
+    runs = {"alone": train_file(__file__, workdir / "alone")}
+    runs |= train_grid(__file__, workdir / "grid", table())
+    steps = {name: int(run.state.step[0]) for name, run in runs.items()}
+    (workdir / "steps.json").write_text(json.dumps(steps))
+    return [workdir / "steps.json"]
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,8 +171,8 @@ def test_a_table_trains_what_is_missing_as_far_as_the_budget_goes(
     # 90 images in batches of 16: three epochs are over after 16.9 steps, so at the line of step 20.
     main([*command, "--budget", "3epochs"])
     said = capfd.readouterr().err
-    spent = "The budget is spent for beta=1.0, beta=2.0. Run the same command to continue."
-    assert spent in said
+    both = f"{runs}/beta=1.0, {runs}/beta=2.0"
+    assert f"The budget is spent for {both}. Run the same command to continue." in said
     assert f"{runs}/beta=1.0 is not finished: step 20 of 40." in said
     assert not (runs / "beta=1.0" / "summary.json").exists()
     main([*command, "--budget", "3epochs"])
@@ -206,6 +220,48 @@ def test_flags_hold_for_all_cells(tmp_path: Path, capfd: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(command)
     assert "has no function `table(*, quick=False)`" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_figures_are_drawn_from_runs_as_far_as_the_budget_goes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of single runs and of grids; the same command, without a budget, trains them to their end."""
+    file, runs = tmp_path / "bars.py", tmp_path / "runs"
+    file.write_text(FILE + DRAWN)
+    command = ["figures", str(file), "--workdir", str(runs)]
+
+    def drawn(*flags: str) -> tuple[dict[str, int], str]:
+        main([*command, *flags])
+        said = capfd.readouterr()
+        assert said.out.split() == [str(runs / "steps.json")]
+        return json.loads((runs / "steps.json").read_text()), said.err
+
+    steps, said = drawn("--budget", "3epochs")
+    assert steps == {"alone": 20, "beta=1.0": 20, "beta=2.0": 20}
+    assert f"The budget is spent for {runs}/alone. Run the same command to continue." in said
+    state = load_run(runs / "alone").state
+    again, _ = drawn("--budget", "3 epochs")  # nothing more is trained, even after the hours
+    assert again == steps
+    assert drawn("--budget", "0h")[0] == steps
+    assert fingerprint(load_run(runs / "alone").state.params) == fingerprint(state.params)
+    assert drawn()[0] == dict.fromkeys(steps, 40)
+    assert drawn("--budget", "0h")[0] == dict.fromkeys(steps, 40)
+    whole = train_file(file, tmp_path / "whole", {"num_steps": 40}).state
+    assert fingerprint(load_run(runs / "alone").state.params) == fingerprint(whole.params)
+    for budget, message in (("0h", f"spent before {tmp_path}/b/alone began"), ("1", "40epochs or")):
+        with pytest.raises(SystemExit):
+            main([*command[:-1], str(tmp_path / "b"), "--budget", budget])
+        assert message in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_prior_is_not_fitted_to_a_run_that_a_budget_has_ended(tmp_path: Path) -> None:
+    with within(Budget(epochs=1)):
+        first = train_file(TINY, tmp_path / "first")
+        with pytest.raises(VaeJaxError, match="second fits a prior, is not finished"):
+            fit_prior(first, GaussianMixture(2, 3), tmp_path / "second", num_steps=3)
+    assert int(first.state.step[0]) < first.experiment.num_steps
 
 
 CONTINUED = """

@@ -40,7 +40,7 @@ ROAD_ON_CPU = {"cpu/platform.py", "cpu/softplus.py", "cpu/sums.py", "cpu/threefr
 # The house from the ground up: a room imports only from floors below its own.
 FLOORS = (
     ("errors", "cpu"),
-    ("given", "progress", "random"),
+    ("budget", "given", "progress", "random"),
     ("identity", "interfaces", "optimizers", "parallel", "storage"),
     ("compute", "processes"),
     ("flows", "hmc", "checkpoint", "plots"),

@@ -261,7 +261,10 @@ def test_a_dry_run_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path: 
 def test_a_dry_run_counts_all_cells_of_a_program(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Two rates share a program, which has the state of both; another width is another program."""
+    """Two rates share a program, which has the state of both; another width is another program.
+
+    With `--cells` it counts these alone.
+    """
     flags = "--latent-dim", "4", "8", "--learning-rate", "1e-3", "1e-2"
     quickstart = str(ROOT / "experiments/quickstart.py")
     images = np.random.default_rng(0).integers(0, 2, (200, 28, 28, 1)).astype(np.uint8)
@@ -277,6 +280,8 @@ def test_a_dry_run_counts_all_cells_of_a_program(
 
     alone = [*parameters("--latent-dim", "4"), *parameters("--latent-dim", "8")]
     assert parameters(*flags) == pytest.approx(2 * np.array(alone), abs=0.11)
+    cell = "latent_dim=8,learning_rate=0.01"
+    assert parameters(*flags, "--cells", cell) == [pytest.approx(alone[1], abs=0.11)]
 
 
 @pytest.mark.parametrize("flags", [["--distributed"], ["--launch", "local"]])

@@ -53,7 +53,6 @@ def train_grid(
     num_seeds: int = 1,
     streamed: bool | None = None,
     only: Collection[str] = (),
-    until: Callable[[int], bool] | None = None,
     callbacks: Callable[[Path], Callback] | None = None,
 ) -> dict[str, Run]:
     """Train the experiment of a file with several sets of arguments, or resume it.
@@ -69,12 +68,11 @@ def train_grid(
         num_seeds: the number of replicas of each cell, as in `train`.
         streamed: whether training images are read batch by batch, as in `train`.
         only: the names of the cells' folders to train; empty trains all.
-        until: a function that tells at a step whether a program stops for now, as at a signal.
         callbacks: a function from a run folder to the run's callback, as in `train`.
 
     Returns:
-        The finished runs, by the names of their folders; a cell that failed is left out, with a
-        sentence on standard error.
+        The runs, by the names of their folders, finished unless a budget (`vae_jax.budget`) is
+        spent; a cell that failed is left out, with a sentence on standard error.
 
     Raises:
         VaeJaxError: the file defines no experiment, its function does not take a cell's arguments,
@@ -121,7 +119,7 @@ def train_grid(
         for alike, shared in sharing(unfinished):
             for run in alike:
                 run.begin()
-            train_together(alike, streamed, shared, until)
+            train_together(alike, streamed, shared)
             for run in alike:
                 if run.failure is not None:
                     say(f"{run.folder.path} has ended too early. {run.failure}")
@@ -134,11 +132,12 @@ def unfinished_programs(
     cells: Sequence[Mapping[str, object]],
     seed: int = 0,
     num_seeds: int = 1,
+    only: Collection[str] = (),
 ) -> list[list[str]]:
     """The names of the unfinished cells, grouped by shared program.
 
     Args:
-        file, folder, cells, seed, num_seeds: as in `train_grid`.
+        file, folder, cells, seed, num_seeds, only: as in `train_grid`.
 
     Returns:
         The names of each program's cells.
@@ -148,7 +147,7 @@ def unfinished_programs(
     """
     source, path = read_module(Path(file))[0], Path(folder)
     experiments: dict[str, Experiment] = {}
-    for name, arguments in chosen(cells, ()).items():
+    for name, arguments in chosen(cells, only).items():
         origin, run_folder = Origin(str(file), source, dict(arguments)), RunFolder(path / name)
         experiment = origin.make()
         if run_folder.record.exists():

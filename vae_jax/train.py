@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from vae_jax import parallel, storage
+from vae_jax.budget import current_budget
 from vae_jax.data import Data, batch_indices, prefetched
 from vae_jax.errors import Interrupted, VaeJaxError
 from vae_jax.evaluation.bounds import make_validation as make_validation
@@ -35,6 +36,8 @@ from vae_jax.step import Batch, TrainState, TrainStep, init_state, make_train_ch
 
 SharedStep = tuple[TrainStep, Sequence[np.ndarray]]
 """A step that several experiments share, and the numbers `[S, ...]` in which they differ."""
+# Ends training as a signal does, but without an error.
+SPENT = signal.SIGALRM
 # The largest chunk of streamed images of a process, in bytes; the next is prepared meanwhile.
 STREAMED_BYTES = 2**26
 
@@ -42,6 +45,11 @@ STREAMED_BYTES = 2**26
 def is_streamed(data: Data) -> bool:
     """Whether to stream training images of `data` from disk rather than keep them on devices."""
     return data.train.images.nbytes > parallel.device_memory() // 4
+
+
+def is_spent(experiment: Experiment, step: int) -> bool:
+    """Whether the budget for now is spent after a `step` of a run."""
+    return current_budget().is_spent(step * experiment.batch_size / len(experiment.data.train))
 
 
 def chunks_of_batches(
@@ -99,7 +107,6 @@ def advance(
     unlogged: list[Metrics],
     received: Sequence[int],
     shared: SharedStep | None = None,
-    until: Callable[[int], bool] | None = None,
 ) -> Iterator[tuple[int, list[Held], Logged | None, int]]:
     """Train on all devices.
 
@@ -111,11 +118,10 @@ def advance(
         unlogged: the metrics of the steps since the last line, to which those of a chunk are added.
         received: the signals that have arrived; one ends a chunk that would take too long.
         shared: the step that several experiments share.
-        until: as in `train_together`.
 
     Yields:
         The step; the state of each run; the metrics since the last line if one is due, else None;
-        and the signal to stop by (SIGALRM if `until` says so), or 0. One item for each chunk. The
+        and the signal to stop by (`SPENT` if the budget is), or 0. One item for each chunk. The
         states are donated when the next item is requested.
 
     Raises:
@@ -151,7 +157,7 @@ def advance(
                 if step % experiment.log_every == 0 or step == experiment.num_steps:
                     row = summarize_steps(unlogged)
                     unlogged.clear()
-                alarm = signal.SIGALRM if until is not None and until(step) else 0
+                alarm = SPENT if is_spent(experiment, step) else 0
                 stopped_by = parallel.max_over_processes(max(received, default=alarm))
                 yield step, held_states(layout, device_state, runs), row, stopped_by
                 slowest = parallel.max_over_processes(int(1000 * seconds)) / 1000
@@ -165,10 +171,9 @@ def train_together(
     runs: Sequence[Training],
     streamed: bool | None = None,
     shared: SharedStep | None = None,
-    until: Callable[[int], bool] | None = None,
     shard: parallel.Shard | None = None,
 ) -> None:
-    """Train runs that are at the same step to their end, in one program.
+    """Train runs that are at the same step to their end or up to the budget, in one program.
 
     If a run fails, its `failure` holds the error and the others continue.
 
@@ -176,25 +181,32 @@ def train_together(
         runs: runs of one experiment, or of several that share a step.
         streamed: as in `train`.
         shared: the step that several experiments share.
-        until: a function that tells at a step whether to stop for now, as SIGALRM does.
         shard: as in `train`.
 
     Raises:
-        VaeJaxError: the devices do not divide the batch, or a checkpoint cannot be written.
-        Interrupted: SIGTERM or SIGINT came, or `until` returned True; the states were saved.
+        VaeJaxError: the devices do not divide the batch, a checkpoint cannot be written, or the
+            budget was spent before the first step.
+        Interrupted: SIGTERM or SIGINT came; the states were saved.
     """
     experiment, num_seeds = runs[0].experiment, sum(len(run.seeds) for run in runs)
+    names = ", ".join(str(run.folder.path) for run in runs)
+    spent = f"The budget is spent for {names}. Run the same command to continue."
     layout = parallel.Layout.of(num_seeds, experiment.batch_size, experiment.accumulate, shard)
     validate_every = experiment.validate_every or experiment.checkpoint_every
     later, step, stopped_by, left_by = Later(), runs[0].step, 0, 0
     going = [run.goes_on for run in runs]
+    unfinished = any(going) and step < experiment.num_steps
+    if unfinished and parallel.max_over_processes(is_spent(experiment, step)):
+        if step == 0:
+            raise VaeJaxError(f"The budget is spent before {names} began: give another.")
+        return say(spent)
     waiting = [run.folder.read_unlogged(step) for run in runs]
     unlogged: list[Metrics] = list(map(joined, zip(*waiting, strict=False)))
     with (
         Progress(experiment.num_steps, experiment.batch_size * num_seeds) as progress,
         stop_signals() as received,
     ):
-        chunks = advance(runs, layout, streamed, later.run, unlogged, received, shared, until)
+        chunks = advance(runs, layout, streamed, later.run, unlogged, received, shared)
         try:
             for run in runs:
                 run.make_up(validate_every, layout, received)
@@ -217,6 +229,9 @@ def train_together(
                         validated &= left_by == 0
                         left_by |= run.keep(step, own, validated, bool(due), later, received)
                     going = [run.goes_on for run in runs]
+                if stopped_by == SPENT:
+                    for run, own in compress(zip(runs, states, strict=True), going):
+                        run.step, run.state = step, own.on_host()
                 if stopped_by or left_by or not any(going):
                     break
         except Left as left:
@@ -231,6 +246,8 @@ def train_together(
             waiting = zip(runs, apart(unlogged, len(runs)), strict=True)
             for run, metrics in compress(waiting, going):
                 run.folder.keep_unlogged(step, metrics)
+            if stopped_by == SPENT and not left_by:
+                return say(spent)
             raise Interrupted(left_by or stopped_by, step, computing=left_by > 0)
         for run in runs:
             if run.failure is None:
@@ -286,7 +303,7 @@ def train(
             experiment must identify what it takes from elsewhere, as `FitPrior` does.
 
     Returns:
-        The finished run.
+        The run, which is finished unless a budget (`vae_jax.budget`) is spent.
 
     Raises:
         VaeJaxError: the folder holds another experiment or cannot be written, the devices (or
@@ -351,7 +368,7 @@ def train_file(
         callback: a function called for each line of metrics, as in `train`.
 
     Returns:
-        The finished run.
+        The run, which is finished unless a budget (`vae_jax.budget`) is spent.
 
     Raises:
         VaeJaxError: the file defines no experiment, its function does not take the arguments, or

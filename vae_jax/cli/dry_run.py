@@ -19,7 +19,7 @@ def print_needs(file: Path, options: TrainOptions, cells: Sequence[Mapping[str, 
     source, _ = read_module(file)
     by_name, programs = {"": cells[0]}, [[""]]
     if len(cells) > 1:
-        how = options.workdir, cells, options.seed, options.seeds
+        how = options.workdir, cells, options.seed, options.seeds, options.cells
         by_name, programs = chosen(cells, ()), unfinished_programs(file, *how)
     for names in programs:
         experiment = Origin(str(file), source, dict(by_name[names[0]])).make()

@@ -154,10 +154,12 @@ class StyleOptions:
 
 @dataclass(frozen=True)
 class FigureOptions(StyleOptions):
-    """Options for the look and the files of a paper's figures."""
+    """Options for a paper's figures: their look, their files, and the training of missing runs."""
 
     format: Literal["png", "jpg", "webp", "pdf", "svg"] = "png"
     """The format of the files; in pdf and svg text stays text."""
+    budget: str | None = None
+    """The limit of training for now: 40epochs of each run, or 1.5h in all (None: no limit)."""
 
     def use(self) -> None:
         """Set this style and format in Matplotlib."""

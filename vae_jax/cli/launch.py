@@ -103,9 +103,9 @@ def launch_with_flags(
 
     parallel.leave_to_others()  # the launched programs take the accelerators
     workdir, seeds = options.workdir, (options.seed, options.seeds)
-    programs = unfinished_programs(find_file(name), workdir, cells, *seeds)
+    programs = unfinished_programs(find_file(name), workdir, cells, *seeds, options.cells)
     to_run = "1 program has" if len(programs) == 1 else f"{len(programs)} programs have"
-    say(f"{to_run} to be run for the {len(cells)} cells of {workdir}.")
+    say(f"{to_run} to be run for the {len(options.cells) or len(cells)} cells of {workdir}.")
     if not programs:
         return
     started = commands(name, flags, programs)

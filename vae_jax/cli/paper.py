@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vae_jax.budget import Budget, within
 from vae_jax.cli.commands import print_paths
 from vae_jax.cli.flags import DataOptions, FigureOptions, check_counts, parse
-from vae_jax.errors import Interrupted, VaeJaxError
+from vae_jax.errors import VaeJaxError
 from vae_jax.progress import say
 
 
@@ -52,40 +51,6 @@ class Asked:
     gaps: bool = False
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The limit of training for now.
-
-    Attributes:
-        epochs: the number of epochs of each run.
-        until: a time of `time.monotonic`, for all runs.
-    """
-
-    epochs: float = float("inf")
-    until: float = float("inf")
-
-    @classmethod
-    def of(cls, text: str | None) -> Budget:
-        """The budget in a text such as 40epochs or 1.5h.
-
-        Raises:
-            VaeJaxError: the text is no such budget.
-        """
-        if text is None:
-            return cls()
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(epochs?|h|hours?)", text)
-        if match is None:
-            raise VaeJaxError(f"--budget is {text}: give epochs or hours, as 40epochs or 1.5h.")
-        number = float(match[1])
-        if match[2].startswith("h"):
-            return cls(until=time.monotonic() + 3600 * number)
-        return cls(epochs=number)
-
-    def is_spent(self, epochs: float) -> bool:
-        """Whether a run that has trained for `epochs` has used its budget."""
-        return epochs >= self.epochs or time.monotonic() >= self.until
-
-
 def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
     """Run `vae-jax figures FILE ...`, with the `flags` of the function `figures` in `name`.
 
@@ -100,9 +65,11 @@ def figures_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
         raise VaeJaxError(f"{file} has no function `figures(*, ...) -> list[Path]` to draw with.")
     options = DataOptions(), FigureOptions()
     data, look, arguments = parse(module.figures, f"figures {name}", flags, *options)
+    budget = Budget.of(look.budget)
     data.use()
     look.use()
-    print_paths(module.figures(**arguments))
+    with within(budget):
+        print_paths(module.figures(**arguments))
 
 
 def table_of_file_with_flags(name: str, flags: Sequence[str]) -> None:
@@ -273,26 +240,9 @@ def train_cells(
         if first is not None and missing(first.path, evaluated=False):
             say(f"{', '.join(names)} begins with {first.path}, which is not finished.")
             continue
-        if budget.is_spent(epochs * min(steps)):
-            continue
-
-        def is_spent(step: int, epochs: float = epochs) -> bool:
-            return budget.is_spent(epochs * step)
-
-        try:
-            train_grid(
-                file,
-                where,
-                cells,
-                seed=seed,
-                num_seeds=num_seeds,
-                only=names,
-                until=is_spent,
-            )
-        except Interrupted as error:
-            if error.signal_number != signal.SIGALRM:
-                raise
-            say(f"The budget is spent for {', '.join(names)}. Run the same command to continue.")
+        if not budget.is_spent(epochs * min(steps)):
+            with within(budget):
+                train_grid(file, where, cells, seed=seed, num_seeds=num_seeds, only=names)
 
 
 def last_step(folder: Path) -> int:

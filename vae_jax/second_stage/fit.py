@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vae_jax.budget import current_budget
 from vae_jax.checkpoint import fingerprint
 from vae_jax.errors import VaeJaxError
 from vae_jax.experiment import Experiment
@@ -58,13 +59,18 @@ def fit_prior(
 
     Raises:
         VaeJaxError: the prior does not fit the latents or would replace a p(z|y), the folder is
-            that of another run, or as in `train`.
+            that of another run, a budget ended `run` early, or as in `train`.
 
     Example:
         >>> second = fit_prior(run, Diffusion((8, 8, 4)), "runs/diffusion")
         >>> pictures = second.sample(64)
     """
     check_replaced(run, prior)
+    if current_budget().is_limited and not run.folder.is_finished(run.folder.read_record()):
+        raise VaeJaxError(
+            f"{run.folder.path}, to which {folder} fits a prior, is not finished: give a larger "
+            "--budget, or the same again if it is in hours."
+        )
     first = run.experiment
     fitted_to = fingerprint(run.seed_variables)
     _check_folder(RunFolder(Path(folder)), run, fitted_to)
