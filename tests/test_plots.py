@@ -251,7 +251,7 @@ def test_first_steps_do_not_squash_the_rest_but_a_late_divergence_shows():
     assert plots.learning_curves({"train": (steps, values)}).axes[0].get_ylim()[1] > 700
 
 
-def test_curves_of_one_point_and_without_finite_values_are_drawn():
+def test_curves_of_no_or_one_point_and_without_finite_values_are_drawn():
     one = plots.learning_curves({"valid": ([100], [[98.0, 100.0]]), "train": ([100], [97.0])})
     low, high = one.axes[0].get_ylim()
     assert low < 97 < 99 + np.sqrt(2) < high
@@ -261,6 +261,8 @@ def test_curves_of_one_point_and_without_finite_values_are_drawn():
     gaps = plots.learning_curves({"valid": ([1, 2, 3], [[1.0, np.inf], [2.0, 2.0], [3.0, 3.0]])})
     np.testing.assert_array_equal(gaps.axes[0].lines[0].get_ydata(), [np.nan, 2, 3])
     rendered(gaps)
+    for none in ([], np.zeros((0, 0)), np.zeros((0, 3))):  # a run that was stopped before its first validation
+        rendered(plots.learning_curves({"valid": ([], none), "train": ([100], [97.0])}))
 
 
 def test_a_short_run_is_shown_whole():

@@ -257,8 +257,9 @@ def _plot_curves(axes: Axes, curves: Curves, looks: Mapping[str, dict[str, Any]]
     drawn = []
     for name, (steps, values) in curves.items():
         x, y = np.asarray(steps, float), np.asarray(values, float)
+        y = y.reshape(len(x), -1 if y.size else 1)  # none before the first validation
         x = np.where(x > 0, x, np.nan) if log else x
-        y = np.where(np.isfinite(y), y, np.nan).reshape(len(x), -1)
+        y = np.where(np.isfinite(y), y, np.nan)
         mean, sd = y.mean(1), y.std(1, ddof=1) if y.shape[1] > 1 else np.zeros(len(x))
         # Few points are evaluations: a marker shows their positions, and makes a lone one visible.
         axes.plot(x, mean, label=name, marker="o" if len(x) <= FEW else "", ms=3, **looks[name])
